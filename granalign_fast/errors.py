@@ -1,0 +1,17 @@
+"""The one error that a user can cause, and the one that a missing install causes."""
+
+from __future__ import annotations
+
+
+class GranAlignError(ValueError):
+    """Bad input: the message is one line that says what was got, what was expected and what to do."""
+
+
+class MissingExtraError(GranAlignError, ImportError):
+    """A feature needs packages of an optional extra that is not installed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(
+            f"{what} needs the extra [{extra}], which is not installed: "
+            f"run pip install 'granalign-fast[{extra}]'"
+        )

@@ -1,0 +1,33 @@
+"""Scores of moment retrieval and highlight detection, as the three benchmarks define them.
+
+`load_ground_truth` and `load_predictions` read and validate JSON Lines; a scorer of `DATASETS`
+turns the two lists into percentages. Everything is computed for all queries at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from granalign_fast.jsonl import Record
+
+from .records import MAX_OVERSHOOT_SECONDS, load_ground_truth, load_predictions
+from .scores import score_moments, score_qvhighlights
+
+__all__ = [
+    "DATASETS",
+    "MAX_OVERSHOOT_SECONDS",
+    "load_ground_truth",
+    "load_predictions",
+    "score_moments",
+    "score_qvhighlights",
+]
+
+Scorer = Callable[[Sequence[Record], Sequence[Record]], dict[str, Any]]
+
+DATASETS: Mapping[str, Scorer] = {
+    "qvhighlights": score_qvhighlights,
+    "charades": score_moments,
+    "activitynet": score_moments,
+}
+"""The scorer of each dataset: ``scorer(predictions, ground_truth)``."""

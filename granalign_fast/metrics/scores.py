@@ -1,0 +1,289 @@
+"""The metrics themselves, vectorised over queries.
+
+Axis names in shapes: Q queries, P ranked predictions, G ground-truth windows, T IoU thresholds,
+C clips, A annotators. Ragged lists are padded; a padded window is ``[0, 0]``, whose IoU with
+anything is 0, so that it never matches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import inf
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from granalign_fast.errors import GranAlignError
+from granalign_fast.jsonl import Record
+
+from .records import ANNOTATORS, check_ground_truth, check_predictions, clip_count
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.intp]
+BoolArray = npt.NDArray[np.bool_]
+
+# Written as decimals: 0.7 equals the IoU 14 / 20 exactly, a computed 0.5 + 4 * 0.05 may not.
+_AP_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+_MAX_WINDOWS = 10
+# Lengths of ground-truth windows in seconds, above the first and up to the second.
+_LENGTH_RANGES = {"full": (0, inf), "long": (30, 150), "middle": (10, 30), "short": (0, 10)}
+# The lowest saliency, 0 to 4, that makes a clip a highlight.
+_HIGHLIGHT_LEVELS = {"Fair": 2, "Good": 3, "VeryGood": 4}
+
+_RECALL_THRESHOLDS = (0.3, 0.5, 0.7)
+_RECALL_RANKS = (1, 5)
+
+
+def score_qvhighlights(
+    predictions: Sequence[Record], ground_truth: Sequence[Record]
+) -> dict[str, Any]:
+    """Moment retrieval and highlight detection on QVHighlights, in percent, two decimals.
+
+    The definition is that of Lei et al., "QVHighlights: Detecting Moments and Highlights in Videos
+    via Natural Language Queries", 2021 (arXiv 2107.09609), and of the evaluator
+    published with it:
+
+    * MR-mAP: of each query's first 10 windows, stably sorted by falling score, each takes the free
+      ground-truth window of highest IoU that reaches the threshold; AP is the area under the
+      interpolated precision-recall curve.
+    * MR-R1: the best IoU of the window listed first (whatever its score) reaches the threshold.
+    * Ranges: ground-truth windows of up to 10 s (short), 30 s (middle), 150 s (long), or all
+      (full); a query without a window in a range does not count there.
+    * HL-mAP: mean over queries and annotators of the AP of the clips, where clips of equal score
+      are one step, and each step that adds a highlight weighs the same; HL-Hit1: some annotator
+      marked the clip of highest score.
+
+    A clip without prediction scores 0. A query without predicted windows is a miss. Highlight
+    metrics are left out where predictions or ground truth have no saliency, moment retrieval where
+    predictions have no windows, and a range that no ground-truth window falls in likewise.
+
+    Args:
+        predictions: as from `load_predictions`, in any order.
+        ground_truth: as from `load_ground_truth`.
+
+    Returns:
+        The nested tables of the benchmark's evaluator, under its key names: ``brief``,
+        ``HL-min-*`` and the four ranges.
+
+    Raises:
+        GranAlignError: a record breaks a rule of `load_predictions` or `load_ground_truth`.
+    """
+    predictions, ground_truth = _checked(predictions, ground_truth)
+    ranges: dict[str, dict[str, dict[str, float]]] = {}
+    highlights: dict[str, dict[str, float]] = {}
+    if "pred_relevant_windows" in predictions[0]:
+        ranges = _moment_retrieval(predictions, ground_truth)
+    if "pred_saliency_scores" in predictions[0] and "saliency_scores" in ground_truth[0]:
+        highlights = _highlight_detection(predictions, ground_truth)
+
+    brief = {f"MR-{name}-mAP": table["MR-mAP"]["average"] for name, table in ranges.items()}
+    if ranges:
+        full = ranges["full"]
+        brief |= {f"MR-full-mAP@{iou}": full["MR-mAP"][iou] for iou in ("0.5", "0.75")}
+        brief |= {f"MR-full-R1@{iou}": full["MR-R1"][iou] for iou in ("0.5", "0.7")}
+    brief = dict(sorted(brief.items()))
+    for level, table in highlights.items():
+        brief |= {f"{level}-{key.removeprefix('HL-')}": value for key, value in table.items()}
+    return {"brief": brief, **highlights, **ranges}
+
+
+def score_moments(
+    predictions: Sequence[Record], ground_truth: Sequence[Record]
+) -> dict[str, float]:
+    """Recall at 1 and 5 and mean IoU on Charades-STA or ActivityNet-Captions, percent.
+
+    ``Rn@m`` is the share of queries where one of the n windows of highest score (equal scores keep
+    the file's order) has an IoU of at least m with the ground truth (Gao et al., "TALL", 2017,
+    arXiv 1705.02101); ``mIoU`` is the mean IoU of the window of highest score. With several
+    ground-truth windows the best IoU counts. A query without predicted windows is a miss.
+
+    Args:
+        predictions: as from `load_predictions`, in any order; ``pred_saliency_scores`` is not used.
+        ground_truth: as from `load_ground_truth`.
+
+    Returns:
+        ``R1@0.3``, ``R1@0.5``, ``R1@0.7``, ``R5@0.3``, ``R5@0.5``, ``R5@0.7`` and ``mIoU``, in
+        percent to two decimals.
+
+    Raises:
+        GranAlignError: a record breaks a rule of `load_predictions` or `load_ground_truth`, or the
+            predictions have no windows.
+    """
+    predictions, ground_truth = _checked(predictions, ground_truth)
+    if "pred_relevant_windows" not in predictions[0]:
+        raise GranAlignError(
+            "predictions: key 'pred_relevant_windows' is missing; expected ranked windows, "
+            "[start, end, score]: recall and mIoU are defined for windows alone"
+        )
+    ious, scores = _window_ious(predictions, ground_truth)
+    best = _by_score(ious.max(axis=2), scores)
+    recalls = {
+        f"R{rank}@{iou}": _percent(best[:, :rank].max(axis=1) >= iou)
+        for rank in _RECALL_RANKS
+        for iou in _RECALL_THRESHOLDS
+    }
+    return recalls | {"mIoU": _percent(best[:, 0])}
+
+
+def _checked(
+    predictions: Sequence[Record], ground_truth: Sequence[Record]
+) -> tuple[list[Record], list[Record]]:
+    truths = check_ground_truth(_placed("ground_truth", ground_truth))
+    return check_predictions(_placed("predictions", predictions), truths, "predictions"), truths
+
+
+def _placed(name: str, records: Sequence[Record]) -> Iterable[tuple[str, Record]]:
+    return ((f"{name}[{index}]", record) for index, record in enumerate(records))
+
+
+def _moment_retrieval(
+    predictions: Sequence[Record], ground_truth: Sequence[Record]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """MR-mAP and MR-R1 of every length range that has a ground-truth window."""
+    ious, scores = _window_ious(predictions, ground_truth)
+    ious, scores = ious[:, :_MAX_WINDOWS], scores[:, :_MAX_WINDOWS]
+    ranked = _by_score(ious, scores)
+    windows = _padded([record["relevant_windows"] for record in ground_truth], (2,))
+    lengths = windows[..., 1] - windows[..., 0]  # (Q, G), 0 where padded
+    tables = {}
+    for name, (above, up_to) in _LENGTH_RANGES.items():
+        inside = (above < lengths) & (lengths <= up_to)
+        rows, columns = inside.any(axis=1), inside.any(axis=0)
+        if not rows.any():
+            continue
+        inside = inside[rows][:, columns]
+        first = np.where(inside, ious[rows, 0][:, columns], 0).max(axis=1)
+        kept = np.where(inside[:, None], ranked[rows][:, :, columns], 0)
+        precision = _window_ap(kept, inside.sum(axis=1)).mean(axis=0)  # (T,)
+        average_precision = {
+            str(iou): _percent(value) for iou, value in zip(_AP_THRESHOLDS, precision, strict=True)
+        }
+        tables[name] = {
+            "MR-mAP": average_precision | {"average": _percent(precision)},
+            "MR-R1": {str(iou): _percent(first >= iou) for iou in _AP_THRESHOLDS},
+        }
+    return tables
+
+
+def _window_ious(
+    predictions: Sequence[Record], ground_truth: Sequence[Record]
+) -> tuple[FloatArray, FloatArray]:
+    """IoU of every predicted with every true window, (Q, P, G), and the scores, (Q, P)."""
+    lists = [record["pred_relevant_windows"] for record in predictions]
+    predicted = _padded(lists, (3,))
+    present = np.arange(predicted.shape[1]) < _lengths(lists)[:, None]
+    scores = np.where(present, predicted[..., 2], -inf)
+    starts, ends = predicted[..., :1], predicted[..., 1:2]  # (Q, P, 1)
+    true = _padded([record["relevant_windows"] for record in ground_truth], (2,))
+    true_starts, true_ends = true[:, None, :, 0], true[:, None, :, 1]  # (Q, 1, G)
+    overlap = np.minimum(ends, true_ends) - np.maximum(starts, true_starts)
+    np.maximum(overlap, 0, out=overlap)
+    union = (ends - starts) + (true_ends - true_starts) - overlap
+    return np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0), scores
+
+
+def _by_score(values: FloatArray, scores: FloatArray) -> FloatArray:
+    """`values`, (Q, P, ...), with P sorted by falling score, (Q, P); equal scores keep order."""
+    order = np.argsort(-scores, axis=1, kind="stable")
+    return np.take_along_axis(values, order.reshape(order.shape + (1,) * (values.ndim - 2)), axis=1)
+
+
+def _window_ap(ious: FloatArray, positives: IntArray) -> FloatArray:
+    """Average precision, (Q, T), of ranked windows with IoUs (Q, P, G) and true counts (Q,)."""
+    # Of two true windows with the same IoU the evaluator takes the later one; argmax the first.
+    ious = ious[..., ::-1]
+    queries, ranks, windows = ious.shape
+    thresholds = np.array(_AP_THRESHOLDS)
+    free = np.ones((queries, len(thresholds), windows), dtype=np.bool_)
+    hits = np.zeros((queries, len(thresholds), ranks), dtype=np.bool_)
+    for rank in range(ranks):
+        # A match depends on the ranks before: the one loop, over at most ten ranks.
+        iou = ious[:, None, rank]  # (Q, 1, G)
+        candidates = np.where(free & (iou >= thresholds[:, None]), iou, 0)  # (Q, T, G)
+        best = candidates.argmax(axis=2)[..., None]
+        hit = np.take_along_axis(candidates, best, axis=2) > 0
+        np.put_along_axis(free, best, np.take_along_axis(free, best, axis=2) & ~hit, axis=2)
+        hits[..., rank] = hit[..., 0]
+    precision = hits.cumsum(axis=2) / np.arange(1, ranks + 1)
+    area = (hits * _highest_from_here_on(precision)).sum(axis=2)
+    return np.asarray(area / positives[:, None], dtype=np.float64)
+
+
+def _highlight_detection(
+    predictions: Sequence[Record], ground_truth: Sequence[Record]
+) -> dict[str, dict[str, float]]:
+    """HL-mAP and HL-Hit1 at every saliency level."""
+    lists = [record["pred_saliency_scores"] for record in predictions]
+    predicted = _padded(lists, ())
+    clips = np.array([clip_count(record) for record in ground_truth])
+    width = max(predicted.shape[1], int(clips.max()))
+    predicted = np.pad(predicted, ((0, 0), (0, width - predicted.shape[1])))  # (Q, C)
+    clip = np.arange(width)
+    # A clip beyond the annotated ones cannot win a highlight, but may be the highest: a miss.
+    top = np.where(clip < _lengths(lists)[:, None], predicted, -inf).argmax(axis=1)
+    ranking = np.where(clip < clips[:, None], predicted, -inf)
+
+    saliency = np.zeros((len(clips), ANNOTATORS, width), dtype=np.int8)
+    rated = [record["relevant_clip_ids"] for record in ground_truth]
+    rows = np.repeat(np.arange(len(clips)), _lengths(rated))
+    columns = np.array([i for ids in rated for i in ids], dtype=np.intp)
+    ratings = [row for record in ground_truth for row in record["saliency_scores"]]
+    saliency[rows, :, columns] = np.array(ratings, dtype=np.int8).reshape(-1, ANNOTATORS)
+
+    levels = np.array(list(_HIGHLIGHT_LEVELS.values()))
+    highlight = saliency[:, None] >= levels[:, None, None]  # (Q, L, A, C), L levels
+    precision = _clip_ap(ranking, highlight.reshape(len(clips), -1, width))
+    precision = precision.reshape(len(clips), len(levels), ANNOTATORS)
+    hit = np.any(highlight[np.arange(len(clips)), :, :, top], axis=2)  # (Q, L)
+    return {
+        f"HL-min-{name}": {
+            "HL-mAP": _percent(precision[:, index]),
+            "HL-Hit1": _percent(hit[:, index]),
+        }
+        for index, name in enumerate(_HIGHLIGHT_LEVELS)
+    }
+
+
+def _clip_ap(scores: FloatArray, labels: BoolArray) -> FloatArray:
+    """Average precision, (Q, N), of clips with scores (Q, C) under N labellings (Q, N, C).
+
+    A labelling without a positive clip has the AP 0.
+    """
+    queries, clips = scores.shape
+    order = np.argsort(-scores, axis=1, kind="stable")
+    ranked = np.take_along_axis(scores, order, axis=1)
+    found = np.take_along_axis(labels, order[:, None], axis=2).cumsum(axis=2, dtype=np.int32)
+    # Clips of equal score are retrieved together: the curve has a point at the last of each.
+    last = np.ones((queries, clips), dtype=np.bool_)
+    last[:, :-1] = ranked[:, :-1] != ranked[:, 1:]
+    found = np.where(last[:, None], found, 0)  # 0 between the points
+    before = np.zeros_like(found)
+    before[..., 1:] = np.maximum.accumulate(found, axis=2)[..., :-1]
+    gains = found > before
+    precision = _highest_from_here_on(found / np.arange(1, clips + 1))
+    total = (gains * precision).sum(axis=2)
+    return np.asarray(total / np.maximum(gains.sum(axis=2), 1), dtype=np.float64)
+
+
+def _highest_from_here_on(precision: FloatArray) -> FloatArray:
+    """Interpolated precision: at each rank, the last axis, the highest of this and all later."""
+    return np.maximum.accumulate(precision[..., ::-1], axis=-1)[..., ::-1]
+
+
+def _padded(lists: Sequence[Sequence[Any]], item: tuple[int, ...]) -> FloatArray:
+    """Lists of items of shape `item` as one array (rows, longest, *item), 0 where there is none."""
+    lengths = _lengths(lists)
+    values = np.zeros((len(lists), max(int(lengths.max()), 1), *item))
+    flat = np.array([value for row in lists for value in row], dtype=np.float64)
+    values[np.arange(values.shape[1]) < lengths[:, None]] = flat.reshape(-1, *item)
+    return values
+
+
+def _lengths(lists: Sequence[Sequence[Any]]) -> IntArray:
+    return np.array([len(row) for row in lists], dtype=np.intp)
+
+
+def _percent(values: FloatArray | BoolArray) -> float:
+    """Mean in percent, to two decimals."""
+    return round(100 * float(np.mean(values)), 2)

@@ -1,0 +1,99 @@
+"""Pictures of results."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import numpy as np
+
+from .errors import MissingExtraError
+from .index import VideoIndex
+from .jsonl import replacing
+from .report import clock, peak_caption
+from .types import SearchResult
+
+_INK, _CURVE, _VARIANT, _MOMENT = "#22303c", "#1f6f8b", "#9db4c0", "#f2a65a"
+
+
+def draw_search(index: VideoIndex, result: SearchResult, path: str | os.PathLike[str]) -> None:
+    """The saliency curve over time, the moments below it, and what the best of them show.
+
+    Args:
+        index: the video that was searched.
+        result: what the search returned.
+        path: PNG, SVG or PDF, by its suffix.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        GranAlignError: the file cannot be written.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError("drawing", "plot") from None
+
+    # A Figure of its own and not pyplot: no global state, no window system.
+    figure = Figure(figsize=(11, 5.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    curve, lanes = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    _draw_curve(curve, index, result)
+    _draw_moments(lanes, index, result)
+    figure.suptitle(f"“{shorten(result.query, 90)}”", x=0.01, ha="left", color=_INK, fontsize=14)
+    with replacing(path) as sink:
+        figure.savefig(sink, format=Path(path).suffix.lower().removeprefix("."))
+
+
+def _draw_curve(axes: Any, index: VideoIndex, result: SearchResult) -> None:
+    edges = np.array([index.seconds(clip) for clip in range(len(result.saliency) + 1)])
+    for i, variant in enumerate(result.curves):
+        label = f"each of {len(result.curves)} query variants" if i == 0 else None
+        axes.stairs(variant, edges, color=_VARIANT, linewidth=0.7, alpha=0.7, label=label)
+    axes.stairs(result.saliency, edges, color=_CURVE, linewidth=2.2, label="saliency, their mean")
+    if result.moments:
+        best = result.moments[0]
+        axes.axvspan(best.start, best.end, color=_MOMENT, alpha=0.35, label="best moment")
+    axes.set(ylim=(0, 1.05), ylabel="similarity, rescaled", xlim=(0, edges[-1]))
+    axes.legend(loc="upper right", frameon=False, fontsize=9)
+    _plain(axes)
+
+
+def _draw_moments(axes: Any, index: VideoIndex, result: SearchResult) -> None:
+    end = index.seconds(len(result.saliency))
+    shown = result.moments[:5]
+    for rank, moment in enumerate(shown):
+        axes.barh(
+            rank,
+            moment.end - moment.start,
+            left=moment.start,
+            height=0.62,
+            color=_MOMENT,
+            alpha=1 - 0.16 * rank,
+        )
+        text = (
+            f"{clock(moment.start)} to {clock(moment.end)}  {moment.score:.2f}  "
+            f"{shorten(peak_caption(index, result, moment), 60, placeholder=' ...')}"
+        )
+        on_the_right = moment.end < 0.5 * end
+        axes.annotate(
+            text,
+            (moment.end if on_the_right else moment.start, rank),
+            xytext=(6 if on_the_right else -6, 0),
+            textcoords="offset points",
+            ha="left" if on_the_right else "right",
+            va="center",
+            fontsize=9,
+            color=_INK,
+        )
+    axes.set(ylim=(max(len(shown), 1) - 0.4, -0.6), xlabel="seconds", ylabel="rank")
+    axes.set_yticks(range(len(shown)), [str(rank + 1) for rank in range(len(shown))])
+    _plain(axes)
+
+
+def _plain(axes: Any) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(colors=_INK, labelsize=9)

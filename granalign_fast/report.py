@@ -1,0 +1,103 @@
+"""How results are shown: tables for people, records for ``--json``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from .evaluation import Evaluation
+from .index import VideoIndex
+from .types import Moment, SearchResult
+
+DEMO_QUERY = "The lady in yellow feeds the gulls"
+
+_HEADLINE = ("MR-full-mAP", "MR-full-R1@0.5", "MR-full-R1@0.7")
+
+
+def clock(seconds: float) -> str:
+    """``1:02.0`` for 62 seconds."""
+    minutes, rest = divmod(seconds, 60)
+    return f"{int(minutes)}:{rest:04.1f}"
+
+
+def peak_caption(index: VideoIndex, result: SearchResult, moment: Moment) -> str:
+    """The caption of the moment's clip that fits the query best."""
+    clips = np.arange(len(result.saliency)) * index.video.clip_seconds
+    inside = (clips >= moment.start) & (clips < moment.end)
+    best = int(np.where(inside, result.saliency, -1).argmax())
+    return index.video.captions[best]
+
+
+def search_record(index: VideoIndex, result: SearchResult) -> dict[str, Any]:
+    """A search as JSON: moments in seconds and the saliency of every clip."""
+    return {
+        "vid": result.vid,
+        "query": result.query,
+        "clip_seconds": index.video.clip_seconds,
+        "moments": [
+            {
+                "start": moment.start,
+                "end": moment.end,
+                "score": round(moment.score, 6),
+                "caption": peak_caption(index, result, moment),
+            }
+            for moment in result.moments
+        ],
+        "saliency": [round(value, 4) for value in result.saliency.tolist()],
+    }
+
+
+def print_moments(index: VideoIndex, result: SearchResult) -> None:
+    """A table of moments, best first."""
+    table = Table(title=f"{result.query}  ({result.vid})", title_justify="left")
+    for name in ("start", "end", "score"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("its best clip", overflow="ellipsis", no_wrap=True)
+    for moment in result.moments:
+        table.add_row(
+            clock(moment.start),
+            clock(moment.end),
+            f"{moment.score:.3f}",
+            peak_caption(index, result, moment),
+        )
+    Console(highlight=False).print(table)
+
+
+def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
+    """An evaluation as JSON: the benchmark's brief keys on top, all tables, seconds, counts."""
+    return {
+        **evaluation.metrics["brief"],
+        "tables": {name: table for name, table in evaluation.metrics.items() if name != "brief"},
+        "seconds": {stage: round(value, 4) for stage, value in evaluation.seconds.items()},
+        **evaluation.counts,
+    }
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    """The metrics, and where the time went."""
+    print_metrics(evaluation.metrics)
+    table = Table(title="Seconds", title_justify="left")
+    table.add_column("stage")
+    table.add_column("s", justify="right")
+    table.add_column("ms a query", justify="right")
+    queries = evaluation.counts["queries"]
+    for stage, value in evaluation.seconds.items():
+        table.add_row(stage, f"{value:.3f}", f"{1000 * value / queries:.4f}")
+    Console(highlight=False).print(table)
+    counts = ", ".join(f"{value:,} {name}" for name, value in evaluation.counts.items())
+    Console(highlight=False).print(counts)
+
+
+def print_metrics(metrics: dict[str, Any]) -> None:
+    """The brief table of QVHighlights, or the flat one of the other data sets; percent."""
+    brief = metrics.get("brief", metrics)
+    table = Table(title="Percent", title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name in sorted(brief, key=lambda name: name not in _HEADLINE):
+        style = "bold" if name in _HEADLINE else None
+        table.add_row(name, f"{brief[name]:.2f}", style=style)
+    Console(highlight=False).print(table)

@@ -1,0 +1,89 @@
+"""What goes in and comes out: checked, frozen records without behaviour of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import GranAlignError
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A stretch of the video, in seconds, and how well it fits the query (higher is better)."""
+
+    start: float
+    end: float
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrites:
+    """A query and its rewrites at two granularities.
+
+    `simplified` ones keep the core entity and action in common words and meet the query-agnostic
+    captions; `detailed` ones keep every detail and meet the query-aware captions. Plain rephrasings
+    count as simplified.
+
+    Raises:
+        GranAlignError: a text is not a string, or the query or a rewrite is empty.
+    """
+
+    query: str
+    simplified: tuple[str, ...] = ()
+    detailed: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, texts in (
+            ("query", (self.query,)),
+            ("simplified rewrite", self.simplified),
+            ("detailed rewrite", self.detailed),
+        ):
+            for text in texts:
+                if not isinstance(text, str) or not text.strip():
+                    raise GranAlignError(f"{name}: got {text!r}, expected a text that is not empty")
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], place: str) -> Rewrites:
+        """From a JSON record: `query`, and either `rewrites` or `simplified` and `detailed`.
+
+        Raises:
+            GranAlignError: a field is of the wrong kind; the message begins with `place`.
+        """
+        lists = {key: record.get(key, []) for key in ("rewrites", "simplified", "detailed")}
+        for key, texts in lists.items():
+            if not isinstance(texts, list):
+                raise GranAlignError(f"{place}: {key}: got {texts!r}, expected a list of texts")
+        simplified = (*lists["simplified"], *lists["rewrites"])
+        try:
+            return cls(record["query"], simplified, tuple(lists["detailed"]))
+        except GranAlignError as error:
+            raise GranAlignError(f"{place}: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """What the video shows of a query: moments, best first, and a score for every clip."""
+
+    vid: str
+    query: str
+    moments: tuple[Moment, ...]
+    saliency: npt.NDArray[np.float32]
+    """`(clips,)`, the method's S_f: 0 for what fits the query least in this video, up to 1."""
+    curves: npt.NDArray[np.float32] = field(repr=False)
+    """`(variants, clips)`: the curve of each query variant, whose mean is the saliency."""
+
+    def to_record(self) -> dict[str, Any]:
+        """The line of a QVHighlights submission, without the `qid`, which is the caller's."""
+        return {
+            "query": self.query,
+            "vid": self.vid,
+            "pred_relevant_windows": [
+                [round(m.start, 3), round(m.end, 3), round(m.score, 6)] for m in self.moments
+            ],
+            "pred_saliency_scores": [round(s, 4) for s in self.saliency.tolist()],
+        }

@@ -1,0 +1,24 @@
+"""Batched kernels: from embeddings to ranked moments, on NumPy or, with CuPy arrays, on a GPU.
+
+Each family is a ``name.py`` with the public function and its NumPy twin, and a ``name.cu``. They
+chain without a copy or a wait: `context` once for a video, then `similarity`, `proposals`, `nms`.
+"""
+
+from __future__ import annotations
+
+from .context import ContextRules, context
+from .nms import Ranked, nms
+from .proposals import ProposalRules, Proposals, proposals
+from .similarity import Curves, similarity
+
+__all__ = [
+    "ContextRules",
+    "Curves",
+    "ProposalRules",
+    "Proposals",
+    "Ranked",
+    "context",
+    "nms",
+    "proposals",
+    "similarity",
+]

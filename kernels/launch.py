@@ -1,0 +1,150 @@
+"""How a kernel gets onto a device: array kinds, argument checks, compilation, launch."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Array = Any
+"""A `numpy.ndarray` or a `cupy.ndarray`; CuPy is not imported until one shows up."""
+
+Offsets = npt.NDArray[np.int64]
+"""`(n + 1,)` int64 on the host: item *i* of a ragged batch is ``flat[offsets[i]:offsets[i + 1]]``."""
+
+SOURCES = Path(__file__).parent
+
+SERIAL_PRODUCT = 1 << 18
+"""Multiplications up to which OpenBLAS computes a matrix product on the calling thread.
+
+Ours are small: waking its threads costs more than they bring, and where other work keeps the cores
+busy it costs a hundred times more. So the host code cuts its products to this size."""
+
+
+class Launcher(Protocol):
+    """A device as the kernels see it: memory, and a way to run a function of a ``.cu`` file."""
+
+    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+        """Uninitialised device memory."""
+
+    def upload(self, host: npt.NDArray[Any]) -> Array:
+        """A device copy of a host array, made without waiting for the device."""
+
+    def launch(
+        self,
+        family: str,
+        kernel: str,
+        *arguments: Any,
+        blocks: int,
+        threads: int,
+        options: tuple[str, ...] = (),
+    ) -> None:
+        """Run `kernel` of ``family.cu`` compiled with `options`; ``None`` passes a null pointer."""
+
+
+class CupyLauncher:
+    """CuPy's current device and stream. Nothing here waits for the device."""
+
+    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+        """Uninitialised device memory."""
+        import cupy
+
+        return cupy.empty(shape, dtype)
+
+    def upload(self, host: npt.NDArray[Any]) -> Array:
+        """A device copy of a host array, made without waiting for the device."""
+        import cupy
+
+        return cupy.asarray(host)
+
+    def launch(
+        self,
+        family: str,
+        kernel: str,
+        *arguments: Any,
+        blocks: int,
+        threads: int,
+        options: tuple[str, ...] = (),
+    ) -> None:
+        """Run `kernel` of ``family.cu`` compiled with `options`; ``None`` passes a null pointer."""
+        import cupy
+
+        function = _compiled(family, options, cupy.cuda.Device().id).get_function(kernel)
+        null = np.uint64(0)
+        function((blocks,), (threads,), tuple(null if a is None else a for a in arguments))
+
+
+@functools.cache
+def _compiled(family: str, options: tuple[str, ...], device: int) -> Any:
+    """One module a source, set of options and device; CuPy keeps the binary on disk besides."""
+    import cupy
+
+    return cupy.RawModule(code=source(family), options=("--std=c++17", *options))
+
+
+def source(family: str) -> str:
+    """``family.cu`` with our own headers pasted in: CuPy's cache sees one text and all its changes."""
+    text = (SOURCES / f"{family}.cu").read_text(encoding="utf-8")
+    return re.sub(
+        r'#include "(.+)"', lambda m: (SOURCES / m[1]).read_text(encoding="utf-8"), text
+    ).replace("#pragma once\n", "")
+
+
+def launcher_for(**arrays: Array) -> Launcher | None:
+    """`None` where all arrays are NumPy's, a `CupyLauncher` where all are CuPy's.
+
+    Raises:
+        TypeError: something else, or a mixture. Arrays that are `None` are passed over.
+    """
+    kinds = {name: type(array).__module__.partition(".")[0] for name, array in arrays.items()}
+    kinds = {name: kind for name, kind in kinds.items() if arrays[name] is not None}
+    if set(kinds.values()) == {"numpy"}:
+        return None
+    if set(kinds.values()) == {"cupy"}:
+        return CupyLauncher()
+    raise TypeError(
+        f"got {', '.join(f'{name} from {kind}' for name, kind in kinds.items())}; expected all "
+        "arrays from NumPy or all from CuPy: move them to one side with cupy.asarray or cupy.asnumpy"
+    )
+
+
+def check_array(name: str, array: Array, shape: tuple[int | None, ...], *dtypes: str) -> None:
+    """Refuse an array of the wrong shape (`None` matches any length), dtype or memory order.
+
+    Raises:
+        ValueError: says what was got, what was expected and what to do.
+    """
+    fits = len(array.shape) == len(shape) and all(
+        want is None or want == got for want, got in zip(shape, array.shape, strict=True)
+    )
+    if not fits:
+        want_text = ", ".join("any" if want is None else str(want) for want in shape)
+        raise ValueError(f"{name}: got shape {tuple(array.shape)}, expected ({want_text})")
+    if array.dtype.name not in dtypes:
+        raise ValueError(
+            f"{name}: got dtype {array.dtype.name}, expected {' or '.join(dtypes)}: "
+            f"convert it with {name}.astype({dtypes[0]!r})"
+        )
+    if not array.flags.c_contiguous:
+        raise ValueError(f"{name}: not C-contiguous; pass it through ascontiguousarray")
+
+
+def check_offsets(name: str, offsets: Any, total: int) -> Offsets:
+    """`offsets` as int64 on the host, after checking that they cut `total` items into ragged parts.
+
+    Raises:
+        ValueError: they do not start at 0, go backwards, or do not end at `total`.
+    """
+    array = np.ascontiguousarray(offsets, dtype=np.int64)
+    if array.ndim != 1 or len(array) == 0 or array[0] != 0 or array[-1] != total:
+        ends = f"from {array.flat[0]} to {array.flat[-1]}" if array.size else "empty"
+        raise ValueError(
+            f"{name}: got {array.ndim}-d, {ends}; expected 1-d from 0 to {total}, one more than items"
+        )
+    if (np.diff(array) < 0).any():
+        raise ValueError(f"{name}: goes backwards at {int(np.argmax(np.diff(array) < 0))}")
+    return array

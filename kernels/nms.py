@@ -1,0 +1,140 @@
+"""Greedy temporal non-maximum suppression over a ragged batch of candidate moments."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from .launch import Array, Launcher, Offsets, check_array, check_offsets, launcher_for
+
+_THREADS = 128  # WARPS * WARP of nms.cu
+
+
+class Ranked(NamedTuple):
+    """The moments of each pair, best first; row *p* holds ``counts[p]`` and is padded after them."""
+
+    starts: Array
+    """`(pairs, top)` int32: first clip."""
+    ends: Array
+    """`(pairs, top)` int32: one past the last clip."""
+    scores: Array
+    """`(pairs, top)` float64; -inf in the padding."""
+    counts: Array
+    """`(pairs,)` int32."""
+
+
+def nms(
+    starts: Array,
+    ends: Array,
+    scores: Array,
+    offsets: npt.ArrayLike,
+    *,
+    threshold: float,
+    top: int,
+) -> Ranked:
+    """Keep the best candidates of each pair that do not overlap a better one.
+
+    A candidate goes when its IoU with one that was kept is `threshold` or more. Of equal scores the
+    earlier start is better, then the earlier end; so the result does not depend on the order of the
+    candidates.
+
+    Args:
+        starts: `(candidates,)` int32, first clip.
+        ends: `(candidates,)` int32, one past the last clip, greater than the start.
+        scores: `(candidates,)` float64; -inf marks an empty slot.
+        offsets: `(pairs + 1,)`: pair *p* owns the candidates ``offsets[p]:offsets[p + 1]``.
+        threshold: IoU in (0, 1]; 1 removes only repeated intervals.
+        top: how many to keep of each pair, at least 1.
+
+    Raises:
+        ValueError: a shape, dtype or value does not fit.
+        TypeError: NumPy and CuPy arrays are mixed.
+    """
+    launcher = launcher_for(starts=starts, ends=ends, scores=scores)
+    check_array("starts", starts, (None,), "int32")
+    check_array("ends", ends, starts.shape, "int32")
+    check_array("scores", scores, starts.shape, "float64")
+    checked = check_offsets("offsets", offsets, starts.shape[0])
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold: got {threshold}, expected an IoU above 0 and at most 1")
+    if top < 1:
+        raise ValueError(f"top: got {top}, expected at least 1")
+    if launcher is None:
+        return _on_host(starts, ends, scores, checked, threshold, top)
+    return on_device(launcher, starts, ends, scores, checked, threshold, top)
+
+
+def _on_host(
+    starts: npt.NDArray[np.int32],
+    ends: npt.NDArray[np.int32],
+    scores: npt.NDArray[np.float64],
+    offsets: Offsets,
+    threshold: float,
+    top: int,
+) -> Ranked:
+    pairs = len(offsets) - 1
+    kept = Ranked(
+        np.zeros((pairs, top), np.int32),
+        np.zeros((pairs, top), np.int32),
+        np.full((pairs, top), -np.inf),
+        np.zeros(pairs, np.int32),
+    )
+    owner = np.repeat(np.arange(pairs), np.diff(offsets))
+    order = np.lexsort((ends, starts, -scores, owner))
+    order = order[scores[order] > -np.inf]
+    owner, starts, ends, scores = owner[order], starts[order], ends[order], scores[order]
+    for rank in range(top):
+        if not len(owner):
+            break
+        # The first of each pair is its best; every round keeps it and drops what overlaps it.
+        first = np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]])
+        best = owner[first]
+        kept.starts[best, rank] = starts[first]
+        kept.ends[best, rank] = ends[first]
+        kept.scores[best, rank] = scores[first]
+        kept.counts[best] = rank + 1
+        lengths = np.diff(np.r_[first, len(owner)])
+        best_start, best_end = np.repeat(starts[first], lengths), np.repeat(ends[first], lengths)
+        inter = np.minimum(ends, best_end) - np.maximum(starts, best_start)
+        union = (ends - starts) + (best_end - best_start) - inter
+        left = (inter <= 0) | (inter < threshold * union)
+        owner, starts, ends, scores = owner[left], starts[left], ends[left], scores[left]
+    return kept
+
+
+def on_device(
+    launcher: Launcher,
+    starts: Array,
+    ends: Array,
+    scores: Array,
+    offsets: Offsets,
+    threshold: float,
+    top: int,
+) -> Ranked:
+    """The same on a device: one launch, a block a pair, nothing waits."""
+    pairs = len(offsets) - 1
+    kept: list[Any] = [
+        launcher.empty((pairs, top), np.int32),
+        launcher.empty((pairs, top), np.int32),
+        launcher.empty((pairs, top), np.float64),
+        launcher.empty((pairs,), np.int32),
+    ]
+    if pairs:
+        launcher.launch(
+            "nms",
+            "nms",
+            starts,
+            ends,
+            scores.copy(),  # the kernel empties slots as it goes
+            launcher.upload(offsets),
+            np.float64(threshold),
+            np.int32(top),
+            *kept,
+            blocks=pairs,
+            threads=_THREADS,
+            # As NumPy rounds: a fused multiply-add could put a candidate on the other side.
+            options=("--fmad=false",),
+        )
+    return Ranked(*kept)

@@ -1,0 +1,95 @@
+"""Runs the kernels' own ``.cu`` text on the CPU: a `Launcher` over NumPy arrays (see cuda_on_cpu.h)."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from granalign_fast.kernels.launch import source
+
+HEADER = Path(__file__).with_name("cuda_on_cpu.h")
+GUARD = 64  # items on either side of an output, to see writes outside it
+RUBBISH = 0xA5
+
+
+class Emulator:
+    """Looks like a device. `backwards` runs the threads of a block in the opposite order."""
+
+    def __init__(self, *, backwards: bool = False) -> None:
+        self.backwards = backwards
+        self._guarded: list[npt.NDArray[np.uint8]] = []
+
+    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        memory = np.full(size + 2 * GUARD, RUBBISH, dtype=np.uint8)
+        self._guarded.append(memory)
+        return memory[GUARD : GUARD + size].view(dtype).reshape(shape)
+
+    def upload(self, host: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        device = self.empty(host.shape, host.dtype)
+        device[...] = host
+        return device
+
+    def launch(
+        self,
+        family: str,
+        kernel: str,
+        *arguments: Any,
+        blocks: int,
+        threads: int,
+        options: tuple[str, ...] = (),
+    ) -> None:
+        defines = tuple(option for option in options if option.startswith("-D"))
+        run = getattr(_library(family, defines), f"run_{kernel}")
+        run.restype = ctypes.c_bool
+        # As cuLaunchKernel wants them: the address of every argument, a pointer's or a number's.
+        values = [
+            ctypes.c_void_p(a.ctypes.data if isinstance(a, np.ndarray) else None)
+            if a is None or isinstance(a, np.ndarray)
+            else np.asarray(a).ctypes.data_as(ctypes.POINTER(ctypes.c_char))
+            for a in arguments
+        ]
+        addresses = (ctypes.c_void_p * len(values))(
+            *(
+                ctypes.cast(v, ctypes.c_void_p).value
+                if not isinstance(v, ctypes.c_void_p)
+                else ctypes.addressof(v)
+                for v in values
+            )
+        )
+        assert run(blocks, threads, addresses, self.backwards), f"{kernel}: threads wait apart"
+        for memory in self._guarded:
+            edges = np.concatenate([memory[:GUARD], memory[-GUARD:]])
+            assert (edges == RUBBISH).all(), f"{kernel} wrote outside an array"
+
+
+@functools.cache
+def _library(family: str, defines: tuple[str, ...]) -> ctypes.CDLL:
+    text = source(family)
+    code = f'#include "{HEADER}"\n' + text.replace("#include <cuda_fp16.h>", "")
+    for kernel in re.findall(
+        r'extern "C" __global__ void (?:__launch_bounds__\(.*?\) )?(\w+)\(', text
+    ):
+        code += (
+            f'\nextern "C" bool run_{kernel}(unsigned blocks, unsigned threads, void** a, bool back)'
+            f"\n{{ return emulator::run({kernel}, blocks, threads, a, back); }}\n"
+        )
+    folder = Path(tempfile.mkdtemp(prefix="granalign-emulator-"))
+    try:
+        (folder / "kernel.cpp").write_text(code, encoding="utf-8")
+        # No contraction: the kernels that must equal NumPy bit for bit are built without it too.
+        command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-ffp-contract=off", *defines]
+        command += ["-Wno-unknown-pragmas", "-o", "kernel.so", "kernel.cpp"]
+        subprocess.run(command, cwd=folder, check=True)
+        return ctypes.CDLL(str(folder / "kernel.so"))
+    finally:
+        shutil.rmtree(folder)

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import reference
+from devices import DEVICES, call
+
+from granalign_fast.kernels import ContextRules, context
+
+# float32 sums over up to 19 clips of up to 384 numbers; half precision rounds the result once more.
+TOLERANCE = {np.float32: 1e-5, np.float16: 1e-3}
+
+
+def rows(seed, clips, dim, dtype):
+    """Scenes: neighbours are alike."""
+    rng = np.random.default_rng(seed)
+    walk = rng.standard_normal((clips, dim)).cumsum(axis=0) + rng.standard_normal((clips, dim))
+    return (walk / np.linalg.norm(walk, axis=1, keepdims=True)).astype(dtype)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    ("lengths", "dim"), [([1], 1), ([19, 0, 1, 2], 33), ([75], 384), ([7, 300], 5)], ids=str
+)
+@pytest.mark.parametrize(
+    "rules", [ContextRules(), ContextRules(radius=9, power=0), ContextRules(radius=0)], ids=str
+)
+def test_equals_the_reference(device, dtype, lengths, dim, rules):
+    embeddings = rows(dim, sum(lengths), dim, dtype)
+    offsets = np.cumsum([0, *lengths])
+    got = call(context, device, embeddings, offsets, rules=rules)
+    assert got.dtype == dtype
+    for begin, end in zip(offsets[:-1], offsets[1:], strict=True):
+        want = reference.context(embeddings[begin:end], rules)
+        np.testing.assert_allclose(got[begin:end], want, atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_nan_is_not_hidden(device):
+    embeddings = rows(1, 60, 8, np.float32)
+    embeddings[30, 3] = np.nan
+    mixed = call(context, device, embeddings, [0, 60], rules=ContextRules())
+    assert np.isnan(mixed[30]).all()
+
+
+def test_no_videos():
+    assert context(np.zeros((0, 4), np.float32), [0], rules=ContextRules()).shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [({"radius": 65}, "radius: got 65"), ({"power": -1}, "power: got -1")]
+)
+def test_bad_rules_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        ContextRules(**change)
