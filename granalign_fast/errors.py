@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class GranAlignError(ValueError):
-    """Bad input: the message is one line that says what was got, what was expected and what to do."""
+    """Bad input; the message is one line: what was got, what was expected, what to do."""
 
 
 class MissingExtraError(GranAlignError, ImportError):

@@ -52,8 +52,8 @@ class CaptionedVideo:
         last = (len(self.captions) - 1) * self.clip_seconds
         if self.duration is not None and last >= self.duration:
             raise GranAlignError(
-                f"captions of {self.vid!r}: got {len(self.captions)} clips of {self.clip_seconds} s, "
-                f"but the video ends at {self.duration} s: drop the captions after it"
+                f"captions of {self.vid!r}: got {len(self.captions)} clips of "
+                f"{self.clip_seconds} s, but the video ends at {self.duration} s: drop those after"
             )
 
     @classmethod

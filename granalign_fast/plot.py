@@ -55,9 +55,13 @@ def _draw_curve(axes: Any, index: VideoIndex, result: SearchResult) -> None:
     axes.stairs(result.saliency, edges, color=_CURVE, linewidth=2.2, label="saliency, their mean")
     if result.moments:
         best = result.moments[0]
-        axes.axvspan(best.start, best.end, color=_MOMENT, alpha=0.35, label="best moment")
+        axes.axvspan(
+            best.start, best.end, color=_MOMENT, alpha=0.35, linewidth=0, zorder=0, label="best moment"
+        )
     axes.set(ylim=(0, 1.05), ylabel="similarity, rescaled", xlim=(0, edges[-1]))
-    axes.legend(loc="upper right", frameon=False, fontsize=9)
+    axes.legend(
+        loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, fontsize=9, borderpad=0
+    )
     _plain(axes)
 
 

@@ -55,7 +55,7 @@ def print_moments(index: VideoIndex, result: SearchResult) -> None:
     table = Table(title=f"{result.query}  ({result.vid})", title_justify="left")
     for name in ("start", "end", "score"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("its best clip", overflow="ellipsis", no_wrap=True)
+    table.add_column("its best clip")
     for moment in result.moments:
         table.add_row(
             clock(moment.start),

@@ -181,7 +181,7 @@ def _pack(
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Every video's embeddings once, where each begins, and the video of each request."""
     number: dict[int, int] = {}
-    indices = []
+    indices: list[VideoIndex] = []
     videos = np.empty(len(batch), np.int64)
     for i, request in enumerate(batch):
         index = request.index

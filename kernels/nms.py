@@ -81,25 +81,27 @@ def _on_host(
         np.full((pairs, top), -np.inf),
         np.zeros(pairs, np.int32),
     )
-    owner = np.repeat(np.arange(pairs), np.diff(offsets))
-    order = np.lexsort((ends, starts, -scores, owner))
-    order = order[scores[order] > -np.inf]
-    owner, starts, ends, scores = owner[order], starts[order], ends[order], scores[order]
+    left = np.flatnonzero(scores > -np.inf)
+    owner = np.repeat(np.arange(pairs), np.diff(offsets))[left]
+    starts, ends, scores = starts[left], ends[left], scores[left]
     for rank in range(top):
         if not len(owner):
             break
-        # The first of each pair is its best; every round keeps it and drops what overlaps it.
-        first = np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]])
-        best = owner[first]
-        kept.starts[best, rank] = starts[first]
-        kept.ends[best, rank] = ends[first]
-        kept.scores[best, rank] = scores[first]
-        kept.counts[best] = rank + 1
-        lengths = np.diff(np.r_[first, len(owner)])
-        best_start, best_end = np.repeat(starts[first], lengths), np.repeat(ends[first], lengths)
+        # Every round keeps the best candidate of each pair and drops what overlaps it.
+        first = np.flatnonzero(np.diff(owner, prepend=-1))
+        lengths = np.diff(first, append=len(owner))
+        tied = np.flatnonzero(scores == np.repeat(np.maximum.reduceat(scores, first), lengths))
+        tied = tied[np.lexsort((ends[tied], starts[tied], owner[tied]))]
+        best = tied[np.flatnonzero(np.diff(owner[tied], prepend=-1))]
+        row = owner[best]
+        kept.starts[row, rank] = starts[best]
+        kept.ends[row, rank] = ends[best]
+        kept.scores[row, rank] = scores[best]
+        kept.counts[row] = rank + 1
+        best_start, best_end = np.repeat(starts[best], lengths), np.repeat(ends[best], lengths)
         inter = np.minimum(ends, best_end) - np.maximum(starts, best_start)
         union = (ends - starts) + (best_end - best_start) - inter
-        left = (inter <= 0) | (inter < threshold * union)
+        left = np.flatnonzero((inter <= 0) | (inter < threshold * union))
         owner, starts, ends, scores = owner[left], starts[left], ends[left], scores[left]
     return kept
 

@@ -1,1 +1,1 @@
-"""The captioned video of ``granalign demo``: a written timeline of 75 clips, and rewrites of its queries."""
+"""The captioned video of ``granalign demo``: a written timeline of 75 clips, and rewrites."""
