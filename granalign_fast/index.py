@@ -82,7 +82,7 @@ class VideoIndex:
     """A captioned video and the embeddings of its captions.
 
     Raises:
-        GranAlignError: the embeddings are not `(clips, dim)` float32 or float16 with a row a caption.
+        GranAlignError: the embeddings are not float32 or float16 with a row for each caption.
     """
 
     video: CaptionedVideo

@@ -1,4 +1,4 @@
-"""JSON Lines, plain or gzip, in and out: errors name file and line, and nothing is ever half-written."""
+"""JSON Lines, plain or gzip: errors name file and line, and nothing is ever half-written."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read_jsonl(path: str | os.PathLike[str], *, required: Iterable[str] = ()) ->
 def iter_jsonl(
     path: str | os.PathLike[str], *, required: Iterable[str] = ()
 ) -> Iterator[tuple[str, Record]]:
-    """Like `read_jsonl`, one ``("file:line", record)`` at a time: the place is for error messages."""
+    """Like `read_jsonl`, one ``("file:line", record)`` at a time, for errors to name the place."""
     path, required = Path(path), tuple(required)
     empty = True
     number = 0
@@ -101,7 +101,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     try:
         with os.fdopen(handle, "wb") as sink:
             yield sink
-        os.chmod(temporary, 0o666 & ~_umask())
+        Path(temporary).chmod(0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):

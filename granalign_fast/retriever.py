@@ -27,6 +27,7 @@ class TextEncoder(Protocol):
         self, texts: Sequence[str], *, progress: Progress | None = None
     ) -> npt.NDArray[np.float32]:
         """`(texts, dim)`, rows of unit length."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,8 @@ def context(embeddings: Array, offsets: npt.ArrayLike, *, rules: ContextRules) -
 def _band(radius: int, rows: int, before: int, columns: int) -> npt.NDArray[np.float32]:
     """`(rows, columns)` of 1 within the radius and 0 outside, row 0 being column `before`."""
     distance = np.abs(np.arange(rows)[:, None] + before - np.arange(columns))
-    return (distance <= radius).astype(np.float32)
+    band: npt.NDArray[np.float32] = (distance <= radius).astype(np.float32)
+    return band
 
 
 def _on_host(embeddings: npt.NDArray[Any], offsets: Offsets, rules: ContextRules) -> Any:

@@ -49,9 +49,7 @@ __device__ __forceinline__ int prepare(const float* __restrict__ curve, const in
         atomicAdd(&histogram[min(value >> BIN_SHIFT, BINS - 1)], 1);
     }
     __syncwarp();
-    const int count = histogram[lane];
-    __syncwarp();  // the histogram is used again for the next curve
-    return count;
+    return histogram[lane];
 }
 
 // Otsu among the bins from `first` up to `last`: the edge that maximises the variance between the
@@ -83,7 +81,9 @@ __device__ __forceinline__ int otsu(const int counts, const long long sums, cons
     return edge;
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * WARP) proposals(
+// Four blocks a multiprocessor: without the second number the compiler saves registers for more and
+// spills.
+extern "C" __global__ void __launch_bounds__(WARPS * WARP, 4) proposals(
     const float* __restrict__ curves,            // (variants, total) in [0, 1]
     const float* __restrict__ fused,             // (total,)
     const long long* __restrict__ offsets,       // (pairs + 1,) into total
@@ -187,23 +187,24 @@ extern "C" __global__ void __launch_bounds__(WARPS * WARP) proposals(
             score = mean_weight * (own_share * own + fused_share * mean);
             score = factors[row % LEVELS] * (score + length_weight * share);
             if (to_drop) {
-                // Its rank by fused mean, then by place: slots stand in a fixed order.
+                // Its rank by fused mean, then by place: slots stand in a fixed order. Means are
+                // compared as fractions, without a division.
                 int rank = 0;
                 for (int other = 0; other < slots; ++other) {
                     const long long there = first_slot + other;
                     if (starts[there] < 0) continue;
-                    const double other_scale = (double)(ends[there] - starts[there]) * (double)ONE;
-                    const double other_mean = (double)sums[2 * there + 1] / other_scale;
-                    rank += other_mean < mean || (other_mean == mean && other < slot);
+                    const long long less = sums[2 * there + 1] * length;
+                    const long long more = sums[2 * at + 1] * (ends[there] - starts[there]);
+                    rank += less < more || (less == more && other < slot);
                 }
                 if (rank < to_drop) score = minus_infinity();
             }
         }
         scores[at] = score;
     }
-    __syncthreads();
 
-    // Flat curves, one-clip videos: nothing stands out, so the moment is the whole video.
+    // Flat curves, one-clip videos: nothing stands out, so the moment is the whole video. No barrier:
+    // thread 0 has itself written what stands here, and with nothing found nobody ranks.
     if (found == 0 && threadIdx.x == 0) {
         starts[first_slot] = 0;
         ends[first_slot] = clips;

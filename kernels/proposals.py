@@ -173,7 +173,8 @@ class _Chunk:
         """The curves in fixed point, smoothed and stretched, `(sources, total)`."""
         smooth = self.smooth((sources * np.float32(ONE) + np.float32(0.5)).astype(np.int32))
         if not self.rules.stretch:
-            return smooth // np.int32(TAPS_ONE)
+            smooth //= np.int32(TAPS_ONE)
+            return smooth
         filled = self.lengths > 0  # reduceat reads an empty part as its neighbour's first item
         begins, lengths = self.begins[filled], self.lengths[filled]
         low = np.minimum.reduceat(smooth, begins, axis=1)
@@ -181,14 +182,16 @@ class _Chunk:
         smooth -= np.repeat(low, lengths, axis=1)
         # Exact: of integers below 2^43 and 2^28 no quotient is a rounding away from an integer.
         scale = np.repeat(span.astype(np.float64), lengths, axis=1)
-        return (smooth * float(ONE) / scale).astype(np.int32)
+        stretched: npt.NDArray[np.int32] = (smooth * float(ONE) / scale).astype(np.int32)
+        return stretched
 
     def smooth(self, curves: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
         """Gaussian over each pair's clips, its edge clips repeated beyond its ends."""
         taps = _taps(self.rules.sigma)
         radius = len(taps) // 2
         if radius == 0:
-            return curves * taps[0]
+            curves *= taps[0]
+            return curves
         wide = self.lengths + np.where(self.lengths > 0, 2 * radius, 0)
         wide_begins = np.cumsum(wide) - wide
         wide_owner = np.repeat(np.arange(self.pairs), wide)
@@ -196,13 +199,15 @@ class _Chunk:
         clip = np.clip(clip, 0, self.lengths[wide_owner] - 1) + self.begins[wide_owner]
         padded = curves.take(clip, axis=1)
         width = padded.shape[1] - 2 * radius
-        out = padded[:, radius : radius + width] * taps[radius]
+        out: npt.NDArray[np.int32] = padded[:, radius : radius + width] * taps[radius]
         for step in range(1, radius + 1):
             both = padded[:, radius - step : radius - step + width]
             both = both + padded[:, radius + step : radius + step + width]
             both *= taps[radius + step]
             out += both
-        return out.take(np.arange(self.total) + (wide_begins - self.begins)[self.owner], axis=1)
+        inner = np.arange(self.total) + (wide_begins - self.begins)[self.owner]
+        smooth: npt.NDArray[np.int32] = out.take(inner, axis=1)
+        return smooth
 
     def edges(self) -> npt.NDArray[np.int32]:
         """`(LEVELS, sources, pairs)` bin edges; 0 where a level is not used or does not exist."""

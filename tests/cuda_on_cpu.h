@@ -1,9 +1,9 @@
 // Just enough of CUDA to compile the kernels as C++ and run them on a CPU, one block at a time.
 //
-// Every thread of a block is a fiber. It runs until it meets a barrier, a shuffle or its end, and
-// the scheduler moves on when all have met the same one; a block whose threads wait at different
-// places is reported, where a GPU would hang. Fibers run forwards or backwards: a kernel whose
-// result depends on that lacks a barrier. Shared memory is filled with rubbish
+// Every thread of a block is a fiber that runs until it meets a barrier, a shuffle or its end. Each
+// warp in turn runs as far ahead of the others as it can, the first one first or the last one first:
+// a kernel that lacks a barrier gives a wrong result in one order or the other. Threads that wait at
+// different places are reported, where a GPU would hang. Shared memory is filled with rubbish
 // before each block, because on a GPU it starts as whatever the last block left.
 #pragma once
 #include <ucontext.h>
@@ -81,20 +81,17 @@ T exchange(T value, unsigned source_lane) {
     return result;
 }
 
-// Let everybody go who has met all the others; false when nobody can go on.
-static bool release() {
-    const unsigned threads = fibers.size();
-    auto all = [](unsigned begin, unsigned end, Wait wait) {
-        for (unsigned t = begin; t < end; ++t)
-            if (fibers[t].wait != wait) return false;
-        for (unsigned t = begin; t < end; ++t) fibers[t].wait = Wait::nothing;
-        return true;
-    };
-    if (all(0, threads, Wait::block)) return true;
-    bool any = false;
-    for (unsigned first = 0; first < threads; first += kWarp)
-        any |= all(first, min(first + kWarp, threads), Wait::warp);
-    return any;
+// Whether all threads from `begin` up to `end` wait at the same place; if so, they may go on.
+static bool release(unsigned begin, unsigned end, Wait wait) {
+    for (unsigned t = begin; t < end; ++t)
+        if (fibers[t].wait != wait) return false;
+    for (unsigned t = begin; t < end; ++t) fibers[t].wait = Wait::nothing;
+    return true;
+}
+
+static void resume(unsigned thread) {
+    current = threadIdx.x = thread;
+    swapcontext(&scheduler, &fibers[thread].context);
 }
 
 static bool run_block(unsigned threads, bool backwards) {
@@ -108,19 +105,23 @@ static bool run_block(unsigned threads, bool backwards) {
         fiber.context.uc_link = nullptr;
         makecontext(&fiber.context, entry, 0);
     }
-    for (;;) {
-        bool ran = false, alive = false;
-        for (unsigned i = 0; i < threads; ++i) {
-            current = backwards ? threads - 1 - i : i;
-            alive |= fibers[current].wait != Wait::ended;
-            if (fibers[current].wait != Wait::nothing) continue;
-            threadIdx.x = current;
-            swapcontext(&scheduler, &fibers[current].context);
-            ran = true;
+    const unsigned warps = (threads + kWarp - 1) / kWarp;
+    do {
+        for (unsigned w = 0; w < warps; ++w) {
+            const unsigned begin = (backwards ? warps - 1 - w : w) * kWarp;
+            const unsigned end = min(begin + kWarp, threads);
+            // A warp runs ahead as far as it can, so that what it must not overtake shows.
+            do {
+                for (unsigned i = 0; i < end - begin; ++i) {
+                    const unsigned thread = backwards ? end - 1 - i : begin + i;
+                    if (fibers[thread].wait == Wait::nothing) resume(thread);
+                }
+            } while (release(begin, end, Wait::warp));
         }
-        if (!alive) return true;
-        if (!ran && !release()) return false;
-    }
+    } while (release(0, threads, Wait::block));
+    for (const auto& fiber : fibers)
+        if (fiber.wait != Wait::ended) return false;
+    return true;
 }
 
 template <class... Args, size_t... I>
