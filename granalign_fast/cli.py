@@ -120,9 +120,7 @@ def evaluate(
     if dataset != "qvhighlights":
         raise GranAlignError(f"dataset: got {dataset!r}, expected qvhighlights")
     if predictions is not None and not predictions.resolve().parent.is_dir():
-        raise GranAlignError(
-            f"--predictions {predictions}: its folder is not there; make it first"
-        )
+        raise GranAlignError(f"--predictions {predictions}: its folder is not there; make it first")
     retriever = _retriever(preset, encoder, precision, device, cache=cache)
     with _progress("embedding captions", quiet=as_json) as progress:
         evaluation = evaluate_qvhighlights(

@@ -56,7 +56,13 @@ def _draw_curve(axes: Any, index: VideoIndex, result: SearchResult) -> None:
     if result.moments:
         best = result.moments[0]
         axes.axvspan(
-            best.start, best.end, color=_MOMENT, alpha=0.35, linewidth=0, zorder=0, label="best moment"
+            best.start,
+            best.end,
+            color=_MOMENT,
+            alpha=0.35,
+            linewidth=0,
+            zorder=0,
+            label="best moment",
         )
     axes.set(ylim=(0, 1.05), ylabel="similarity, rescaled", xlim=(0, edges[-1]))
     axes.legend(

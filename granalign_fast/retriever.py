@@ -162,7 +162,7 @@ _Variants = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 def _variants(query: Rewrites, config: RetrieverConfig) -> _Variants:
-    """Simplified and detailed texts; the query itself where it is asked for or there are no others."""
+    """Simplified and detailed texts; the query too where it is asked for or is all there is."""
     own = (query.query,)
     if not query.simplified and not query.detailed:
         return own, ()
@@ -188,8 +188,8 @@ def _pack(
         index = request.index
         if index.embeddings.shape[1] != embedded.shape[1]:
             raise GranAlignError(
-                f"video {index.video.vid!r} is indexed with {index.embeddings.shape[1]}-dimensional "
-                f"embeddings, the encoder gives {embedded.shape[1]}: index it with this encoder"
+                f"video {index.video.vid!r}: embeddings of {index.embeddings.shape[1]} numbers, "
+                f"expected {embedded.shape[1]} as of the query: index it with this encoder"
             )
         if id(index) not in number:
             number[id(index)] = len(indices)
@@ -212,7 +212,7 @@ def _gather(
 def _aware(
     batch: Sequence[Request], embedded: npt.NDArray[np.float32], row: Mapping[str, int]
 ) -> tuple[npt.NDArray[np.float32] | None, npt.NDArray[np.int32] | None]:
-    """The embeddings that aware captions are found in, and each pair's row in them for each clip."""
+    """The embeddings of the aware captions, and for each clip of each pair its row in them."""
     if not any(request.aware for request in batch):
         return None, None
     rows = []

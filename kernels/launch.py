@@ -14,7 +14,7 @@ Array = Any
 """A `numpy.ndarray` or a `cupy.ndarray`; CuPy is not imported until one shows up."""
 
 Offsets = npt.NDArray[np.int64]
-"""`(n + 1,)` int64 on the host: item *i* of a ragged batch is ``flat[offsets[i]:offsets[i + 1]]``."""
+"""`(n + 1,)` int64 on the host: part *i* of a batch is ``flat[offsets[i]:offsets[i + 1]]``."""
 
 SOURCES = Path(__file__).parent
 
@@ -87,7 +87,7 @@ def _compiled(family: str, options: tuple[str, ...], device: int) -> Any:
 
 
 def source(family: str) -> str:
-    """``family.cu`` with our own headers pasted in: CuPy's cache sees one text and all its changes."""
+    """``family.cu`` with our own headers pasted in, so that CuPy's cache sees their changes."""
     text = (SOURCES / f"{family}.cu").read_text(encoding="utf-8")
     return re.sub(
         r'#include "(.+)"', lambda m: (SOURCES / m[1]).read_text(encoding="utf-8"), text
@@ -108,7 +108,7 @@ def launcher_for(**arrays: Array) -> Launcher | None:
         return CupyLauncher()
     raise TypeError(
         f"got {', '.join(f'{name} from {kind}' for name, kind in kinds.items())}; expected all "
-        "arrays from NumPy or all from CuPy: move them to one side with cupy.asarray or cupy.asnumpy"
+        "from NumPy or all from CuPy: move them to one side with cupy.asarray or cupy.asnumpy"
     )
 
 
@@ -142,9 +142,7 @@ def check_offsets(name: str, offsets: Any, total: int) -> Offsets:
     array = np.ascontiguousarray(offsets, dtype=np.int64)
     if array.ndim != 1 or len(array) == 0 or array[0] != 0 or array[-1] != total:
         ends = f"from {array.flat[0]} to {array.flat[-1]}" if array.size else "empty"
-        raise ValueError(
-            f"{name}: got {array.ndim}-d, {ends}; expected 1-d from 0 to {total}, one more than items"
-        )
+        raise ValueError(f"{name}: got {array.ndim}-d, {ends}; expected 1-d, from 0 to {total}")
     if (np.diff(array) < 0).any():
         raise ValueError(f"{name}: goes backwards at {int(np.argmax(np.diff(array) < 0))}")
     return array

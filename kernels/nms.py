@@ -13,7 +13,7 @@ _THREADS = 128  # WARPS * WARP of nms.cu
 
 
 class Ranked(NamedTuple):
-    """The moments of each pair, best first; row *p* holds ``counts[p]`` and is padded after them."""
+    """The moments of each pair, best first: row *p* has ``counts[p]``, then padding."""
 
     starts: Array
     """`(pairs, top)` int32: first clip."""

@@ -1,9 +1,9 @@
 """Candidate moments from similarity curves: smooth, threshold, merge runs, score.
 
-A candidate's score is the paper's, ``(1 - lambda) * mu + lambda * rho`` (GranAlign, arXiv 2601.00584,
-section 3), mu the mean similarity of the run, rho its share of all clips in the runs that one
-threshold gives. The paper does not say what makes a clip high-scoring: here Otsu's threshold does
-(Otsu 1979), chosen for each curve from a histogram.
+A candidate's score is the paper's, ``(1 - lambda) * mu + lambda * rho`` (GranAlign, arXiv
+2601.00584, section 3), mu the mean similarity of the run, rho its share of all clips in the runs
+that one threshold gives. The paper does not say what makes a clip high-scoring: here Otsu's
+threshold does (Otsu 1979), chosen for each curve from a histogram.
 
 Curves are held in fixed point, so that NumPy and CUDA agree to the bit and ties are real ties.
 """

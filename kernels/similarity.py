@@ -29,7 +29,7 @@ _THREADS = 256  # WARPS * WARP of similarity.cu
 
 
 class Curves(NamedTuple):
-    """The curves of a ragged batch of pairs: pair *p* owns columns ``offsets[p]:offsets[p + 1]``."""
+    """The curves of a ragged batch: pair *p* owns columns ``offsets[p]:offsets[p + 1]``."""
 
     variants: Array
     """`(variants, total clips)` float32 in [0, 1]: the simplified ones, then the detailed ones."""
@@ -153,12 +153,10 @@ def _on_host(
     power: float,
 ) -> Curves:
     _, count, dim = variants.shape
-    if aware_rows is not None and aware is not None and len(aware_rows):
-        if not (aware_rows.min() >= -1 and aware_rows.max() < len(aware)):
-            raise ValueError(
-                f"aware_rows: got {aware_rows.min()} to {aware_rows.max()}, "
-                f"expected -1 to {len(aware) - 1}"
-            )
+    if aware is not None and aware_rows is not None and len(aware_rows):
+        low, high = int(aware_rows.min()), int(aware_rows.max())
+        if low < -1 or high >= len(aware):
+            raise ValueError(f"aware_rows: got {low} to {high}, expected -1 to {len(aware) - 1}")
     # Half precision is a storage format here: NumPy has no fast half-precision product.
     variants = variants.astype(np.float32, copy=False)
     curves = np.empty((count, int(offsets[-1])), dtype=np.float32)

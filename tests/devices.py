@@ -1,4 +1,4 @@
-"""The places a kernel runs in the tests: NumPy, the emulated GPU, and a real one where there is one."""
+"""Where kernels run in the tests: NumPy, the emulated GPU, and a real one if there is one."""
 
 from __future__ import annotations
 

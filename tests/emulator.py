@@ -1,4 +1,4 @@
-"""Runs the kernels' own ``.cu`` text on the CPU: a `Launcher` over NumPy arrays (see cuda_on_cpu.h)."""
+"""Runs the kernels' own ``.cu`` text on the CPU, over NumPy arrays (see cuda_on_cpu.h)."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def _library(family: str, defines: tuple[str, ...]) -> ctypes.CDLL:
         r'extern "C" __global__ void (?:__launch_bounds__\(.*?\) )?(\w+)\(', text
     ):
         code += (
-            f'\nextern "C" bool run_{kernel}(unsigned blocks, unsigned threads, void** a, bool back)'
-            f"\n{{ return emulator::run({kernel}, blocks, threads, a, back); }}\n"
+            f'\nextern "C" bool run_{kernel}(unsigned blocks, unsigned threads, void** a, bool b)'
+            f"\n{{ return emulator::run({kernel}, blocks, threads, a, b); }}\n"
         )
     folder = Path(tempfile.mkdtemp(prefix="granalign-emulator-"))
     try:

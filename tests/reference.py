@@ -20,9 +20,10 @@ def cosine_curves(
 ) -> list[list[float]]:
     """Raw cosines of one pair; `aware` maps a clip to its aware caption's embedding."""
     curves = [[_dot(variant, clip) for clip in agnostic] for variant in simplified]
-    for variant in detailed:
-        curves.append([_dot(variant, aware.get(f, clip)) for f, clip in enumerate(agnostic)])
-    return curves
+    return curves + [
+        [_dot(variant, aware.get(f, clip)) for f, clip in enumerate(agnostic)]
+        for variant in detailed
+    ]
 
 
 def _dot(a: Any, b: Any) -> float:
@@ -112,7 +113,7 @@ def otsu(values: Sequence[int]) -> int:
 
 
 def levels(values: Sequence[int], rules: Any) -> list[tuple[int, float]]:
-    """Thresholds with the factor of each: the main one, then that of each class where it is used."""
+    """Thresholds with their factors: the main one, then that of each class where it is used."""
     main = otsu(values)
     high = otsu([v for v in values if v >= main]) if rules.high_factor else 0
     low = otsu([v for v in values if v < main]) if rules.low_factor else 0

@@ -37,7 +37,7 @@ PREDICTIONS = [
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """A folder with good files, which is the current one; the encoder is a fake, the cache is here."""
+    """The current folder, with good files and the cache in it; the encoder is a fake."""
     for name, records in {
         "captions": VIDEOS,
         "queries": QUERIES,
@@ -190,7 +190,10 @@ SPOILED = {
         lambda f: spoil(f, "queries", {"vid": "sea"}),
         "queries.jsonl:2: video 'sea' of qid 2 has no captions in captions.jsonl",
     ),
-    "empty query": (lambda f: spoil(f, "queries", {"query": " "}), "queries.jsonl:2: query: got ' '"),
+    "empty query": (
+        lambda f: spoil(f, "queries", {"query": " "}),
+        "queries.jsonl:2: query: got ' '",
+    ),
     "empty rewrite": (
         lambda f: spoil(f, "queries", {"rewrites": [""]}),
         "queries.jsonl:2: simplified rewrite: got ''",
@@ -262,7 +265,10 @@ def test_score_refuses(files, granalign, case):
         (("evaluate", "charades", *EVALUATE[2:]), "dataset: got 'charades'"),
         ((*EVALUATE, "--predictions=no/where.jsonl"), "no/where.jsonl: its folder is not there"),
         (("score", "tacos", *SCORE), "dataset: got 'tacos', expected one of: qvhighlights"),
-        (("search", "captions.jsonl", "dog"), "captions.jsonl: holds 2 videos; name one with --vid"),
+        (
+            ("search", "captions.jsonl", "dog"),
+            "captions.jsonl: holds 2 videos; name one with --vid",
+        ),
         (("search", "captions.jsonl", "dog", "--vid=sea"), "has no video 'sea'"),
         (("search", "captions.jsonl", "", "--vid=park"), "query: got ''"),
         (("search", "captions.jsonl", "dog", "--vid=park", "--plot=a.gif"), "--plot a.gif"),

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import reference
@@ -31,7 +33,7 @@ def test_equals_the_reference(device, dtype, lengths, dim, rules):
     offsets = np.cumsum([0, *lengths])
     got = call(context, device, embeddings, offsets, rules=rules)
     assert got.dtype == dtype
-    for begin, end in zip(offsets[:-1], offsets[1:], strict=True):
+    for begin, end in pairwise(offsets):
         want = reference.context(embeddings[begin:end], rules)
         np.testing.assert_allclose(got[begin:end], want, atol=TOLERANCE[dtype])
 

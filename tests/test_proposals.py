@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def lists(found: Proposals) -> list[list[tuple[int, int, float]]]:
 def expected(curves, fused, offsets, rules):
     return [
         sorted(reference.proposals(curves[:, a:b].tolist(), fused[a:b].tolist(), rules))
-        for a, b in zip(offsets[:-1], offsets[1:], strict=True)
+        for a, b in pairwise(offsets)
     ]
 
 
