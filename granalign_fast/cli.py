@@ -261,18 +261,19 @@ def _short(path: Path) -> str:
 
 
 @contextmanager
-def _progress(what: str, *, quiet: bool) -> Iterator[Callable[[int], None] | None]:
+def _progress(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
     """A bar on stderr, where somebody watches."""
     if quiet or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
 
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), Remaining())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
-        yield lambda more: bar.advance(task, more)
+        yield lambda more, total: bar.update(task, advance=more, total=total)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from .errors import GranAlignError
 from .index import CaptionedVideo
 from .jsonl import Record, iter_jsonl
 from .metrics import load_ground_truth, score_qvhighlights
-from .retriever import MomentRetriever, Progress, Request
+from .retriever import MomentRetriever, Request
 from .types import Rewrites
 
 PathLike = str | os.PathLike[str]
@@ -85,7 +86,7 @@ def evaluate_qvhighlights(
     queries: PathLike,
     captions: PathLike,
     ground_truth: PathLike,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Search every query in its video and score the result.
 
@@ -94,7 +95,7 @@ def evaluate_qvhighlights(
         queries: JSON Lines of `qid`, `query`, `vid`, and `rewrites` or `simplified` and `detailed`.
         captions: JSON Lines of `vid` and `captions`, one a clip of two seconds.
         ground_truth: the benchmark's annotation file.
-        progress: called with the number of captions embedded since the last call.
+        progress: called with the number of captions embedded since the last call, and of all.
 
     Raises:
         GranAlignError: bad input, found before any work begins.
@@ -110,7 +111,9 @@ def evaluate_qvhighlights(
     seconds["read"] = time.perf_counter() - start
 
     start = time.perf_counter()
-    indices = dict(zip(durations, retriever.index_many(needed, progress=progress), strict=True))
+    total = sum(len(video.captions) for video in needed)
+    tell = (lambda more: progress(more, total)) if progress else None
+    indices = dict(zip(durations, retriever.index_many(needed, progress=tell), strict=True))
     seconds["index"] = time.perf_counter() - start
 
     requests = [Request(indices[query.vid], query.rewrites) for query in asked]
@@ -123,9 +126,5 @@ def evaluate_qvhighlights(
     ]
     metrics = score_qvhighlights(predictions, truth)
     seconds["score"] = time.perf_counter() - start
-    counts = {
-        "queries": len(asked),
-        "videos": len(needed),
-        "captions": sum(len(video.captions) for video in needed),
-    }
+    counts = {"queries": len(asked), "videos": len(needed), "captions": total}
     return Evaluation(metrics, predictions, seconds, counts)
