@@ -46,9 +46,9 @@ PRESETS: Mapping[str, RetrieverConfig] = {
     # threshold on S_f, tau joins over one low clip, the lowest tenth goes; the best on QVHighlights
     # val of tau 0 to 3 and n 0 to 30%.
     "paper": RetrieverConfig(proposals=ProposalRules(stretch=False, gap=1, drop=0.1)),
-    # Chosen on QVHighlights val by coordinate ascent over coarse grids, and all of it shared by all
-    # queries; 5-fold cross-validation over videos loses 0.3 mAP against these constants. In the
-    # README stands what each part adds.
+    # Round values near the best on QVHighlights val, the same for every query. Chosen anew without
+    # a fifth of the videos, they score 0.5 mAP less on that fifth; bench/tuning.py shows this, and
+    # what each part adds.
     "tuned": RetrieverConfig(
         use_query=True,
         context=ContextRules(radius=5, power=3),

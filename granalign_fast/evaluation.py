@@ -46,18 +46,24 @@ def read_captions(path: PathLike) -> dict[str, CaptionedVideo]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Query:
+class Query:
+    """One line of a queries file."""
+
     qid: Any
     vid: str
     rewrites: Rewrites
 
 
-def _read_queries(
+def read_queries(
     path: PathLike, captions: PathLike, videos: dict[str, CaptionedVideo], truth: list[Record]
-) -> list[_Query]:
-    """Queries in file order, each with captions and a ground truth."""
+) -> list[Query]:
+    """Queries in file order, each with captions in `videos` and an answer in `truth`.
+
+    Raises:
+        GranAlignError: the file cannot be read, or a line is no such query; names file and line.
+    """
     known = {record["qid"]: record for record in truth}
-    queries: dict[Any, _Query] = {}
+    queries: dict[Any, Query] = {}
     for place, record in iter_jsonl(path, required=("qid", "query", "vid")):
         qid, vid = record["qid"], record["vid"]
         if not isinstance(qid, int | str) or qid not in known:
@@ -71,7 +77,7 @@ def _read_queries(
                 f"{place}: video {vid!r} of qid {qid!r} has no captions in {captions}; caption it "
                 "or leave the query out"
             )
-        queries[qid] = _Query(qid, vid, Rewrites.from_record(record, place))
+        queries[qid] = Query(qid, vid, Rewrites.from_record(record, place))
     if missing := [qid for qid in known if qid not in queries]:
         raise GranAlignError(
             f"{path}: {len(missing)} of {len(known)} qids of the ground truth have no query, the "
@@ -104,7 +110,7 @@ def evaluate_qvhighlights(
     start = time.perf_counter()
     truth = load_ground_truth(ground_truth)
     videos = read_captions(captions)
-    asked = _read_queries(queries, captions, videos, truth)
+    asked = read_queries(queries, captions, videos, truth)
     truth_of = {record["qid"]: record for record in truth}
     durations = {query.vid: truth_of[query.qid]["duration"] for query in asked}
     needed = [replace(videos[vid], duration=duration) for vid, duration in durations.items()]

@@ -140,7 +140,7 @@ class MomentRetriever:
             clock.lap("proposals")
             ranked = nms(*found, threshold=self.config.nms_threshold, top=self.config.top)
             clock.lap("nms")
-            for i, result in zip(members, _results(batch, curves, ranked), strict=True):
+            for i, result in zip(members, results_of(batch, curves, ranked), strict=True):
                 results[i] = result
         return [result for result in results if result is not None]
 
@@ -242,7 +242,8 @@ def _check_finite(batch: Sequence[Request], curves: Curves) -> None:
         )
 
 
-def _results(batch: Sequence[Request], curves: Curves, ranked: Ranked) -> Iterator[SearchResult]:
+def results_of(batch: Sequence[Request], curves: Curves, ranked: Ranked) -> Iterator[SearchResult]:
+    """What the kernels found of each request, in seconds."""
     for i, request in enumerate(batch):
         part = slice(curves.offsets[i], curves.offsets[i + 1])
         index = request.index

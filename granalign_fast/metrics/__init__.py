@@ -12,13 +12,14 @@ from typing import Any
 from granalign_fast.jsonl import Record
 
 from .records import MAX_OVERSHOOT_SECONDS, load_ground_truth, load_predictions
-from .scores import score_moments, score_qvhighlights
+from .scores import retrieval_of_each, score_moments, score_qvhighlights
 
 __all__ = [
     "DATASETS",
     "MAX_OVERSHOOT_SECONDS",
     "load_ground_truth",
     "load_predictions",
+    "retrieval_of_each",
     "score_moments",
     "score_qvhighlights",
 ]

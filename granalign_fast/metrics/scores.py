@@ -88,6 +88,30 @@ def score_qvhighlights(
     return {"brief": brief, **highlights, **ranges}
 
 
+def retrieval_of_each(
+    predictions: Sequence[Record], ground_truth: Sequence[Record]
+) -> dict[str, FloatArray]:
+    """Moment retrieval on QVHighlights query by query, for resampling and for subsets.
+
+    Returns:
+        ``MR-full-mAP``, ``MR-full-R1@0.5`` and ``MR-full-R1@0.7``, each (queries,) in percent, in
+        the order of `ground_truth`; their means are `score_qvhighlights`'s figures.
+
+    Raises:
+        GranAlignError: as `score_qvhighlights`.
+    """
+    predictions, ground_truth = _checked(predictions, ground_truth)
+    ious, scores = _window_ious(predictions, ground_truth)
+    ious, scores = ious[:, :_MAX_WINDOWS], scores[:, :_MAX_WINDOWS]
+    windows = _lengths([record["relevant_windows"] for record in ground_truth])
+    first = ious[:, 0].max(axis=1)
+    return {
+        "MR-full-mAP": 100 * _window_ap(_by_score(ious, scores), windows).mean(axis=1),
+        "MR-full-R1@0.5": 100.0 * (first >= 0.5),
+        "MR-full-R1@0.7": 100.0 * (first >= 0.7),
+    }
+
+
 def score_moments(
     predictions: Sequence[Record], ground_truth: Sequence[Record]
 ) -> dict[str, float]:
