@@ -36,7 +36,10 @@ Encoder = Annotated[
         "the hub. Default: all-MiniLM-L6-v2.",
     ),
 ]
-Precision = Annotated[str, typer.Option(help="Of the encoder: fp32, fp16 or int8.")]
+Precision = Annotated[
+    str | None,
+    typer.Option(help="fp32, fp16 or int8. Default: an exported folder's own, else fp32."),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 InputFile = Annotated[Path, typer.Option(metavar="FILE", help="JSON Lines, plain or .gz.")]
@@ -53,7 +56,7 @@ def search(
     top: Annotated[int, typer.Option(min=1, help="How many moments.")] = 5,
     preset: Preset = "tuned",
     encoder: Encoder = None,
-    precision: Precision = "fp32",
+    precision: Precision = None,
     device: Device = "cpu",
     plot: Annotated[
         Path | None, typer.Option(metavar="PNG", help="Draw the curve and the moments.")
@@ -102,7 +105,7 @@ def evaluate(
     ground_truth: InputFile,
     preset: Preset = "tuned",
     encoder: Encoder = None,
-    precision: Precision = "fp32",
+    precision: Precision = None,
     device: Device = "cpu",
     predictions: Annotated[
         Path | None, typer.Option(metavar="OUT", help="Write a submission: .jsonl or .jsonl.gz.")
@@ -182,7 +185,7 @@ def export_sentence_encoder(
         str, typer.Argument(help="A sentence-transformers folder, or org/name@revision on the hub.")
     ],
     out: Annotated[Path, typer.Argument(help="A folder to write; it must not exist.")],
-    precision: Precision = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
 ) -> None:
     """Write a sentence encoder with pooling and normalisation inside the graph."""
     from .export.sentence_encoder import export_sentence_encoder as run
@@ -214,7 +217,7 @@ def _fail(message: str) -> None:
 def _retriever(
     preset: str,
     encoder: str | None,
-    precision: str,
+    precision: str | None,
     device: str,
     *,
     top: int | None = None,

@@ -1,0 +1,1 @@
+"""Models to ONNX: facts as data, graphs, and the check of every export against its source."""

@@ -1,0 +1,213 @@
+"""BERT as an ONNX graph, written node by node from the weights: tokens in, embeddings out.
+
+The graph is shaped by what ONNX Runtime's CPU kernels do fast. Texts of equal length need no mask,
+which keeps `Attention` on its quickest path. Layer normalisation is spelled out in elementwise
+operators, because the fused kernels sum each row one value at a time and take a third of an int8
+model's time; a GPU's do not, so fp16 uses the operator. All but int8's matrix product is standard
+ONNX.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from .quantize import Range, quantise_columns
+from .reference import Array, Bert, Dense, Norm
+from .specs import EMBEDDINGS, FLOAT_CHANNELS, INPUT_IDS, IR_VERSION, OPSET, SMOOTHING
+
+_MICROSOFT = "com.microsoft"
+
+
+def build_bert(
+    model: Bert,
+    *,
+    pooling: str,
+    normalise: bool,
+    precision: str,
+    ranges: dict[str, Range] | None = None,
+) -> Any:
+    """The whole encoder as an `onnx.ModelProto`.
+
+    Args:
+        model: the weights.
+        pooling: ``"mean"`` or ``"cls"``.
+        normalise: whether rows get unit length.
+        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
+        ranges: for int8, what `measure_ranges` found.
+    """
+    if precision == "int8":
+        graph: _Graph = _Int8Graph(ranges or {})
+    else:
+        graph = _HalfGraph() if precision == "fp16" else _Graph()
+    x = graph.embed(model)
+    state = graph.norm(x, model.norm, model.epsilon)
+    for i, layer in enumerate(model.layers):
+        context = graph.attention(state, layer.query, layer.key, layer.value, model.heads, f"{i}.")
+        y = graph.product(context, layer.out, f"{i}.out")
+        state = graph.norm(graph.op("Add", y, state.x), layer.out_norm, model.epsilon)
+        (wide,) = graph.products(state, [layer.up], f"{i}.up")
+        y = graph.product(graph.op("Gelu", wide), layer.down, f"{i}.down")
+        state = graph.norm(graph.op("Add", y, state.x), layer.down_norm, model.epsilon)
+    graph.pool(state.x, pooling, normalise)
+    return graph.model(model.dim)
+
+
+class _Normed(NamedTuple):
+    """A layer normalisation's result, before and after its gamma and beta."""
+
+    plain: str
+    x: str
+    norm: Norm
+
+
+class _Graph:
+    """A float32 graph under construction: values are known by name, and every name is new."""
+
+    dtype: npt.DTypeLike = np.float32
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.constants: dict[str, Array] = {}
+
+    def op(self, kind: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
+        """Add a node of one output; the output's name."""
+        from onnx import helper
+
+        name = f"{kind}_{len(self.nodes)}"
+        self.nodes.append(
+            helper.make_node(kind, inputs, [name], name=name, domain=domain, **attributes)
+        )
+        return name
+
+    def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> str:
+        """Store an array, by default in the graph's precision; its name."""
+        name = f"constant_{len(self.constants)}"
+        self.constants[name] = np.array(value, dtype or self.dtype, order="C")
+        return name
+
+    def integers(self, *values: int) -> str:
+        return self.constant(values, np.int64)
+
+    def embed(self, model: Bert) -> str:
+        words = self.op("Gather", self.constant(model.words), INPUT_IDS)
+        length = self.op("Shape", INPUT_IDS, start=1, end=2)
+        zero = self.integers(0)
+        positions = self.op("Slice", self.constant(model.positions), zero, length, zero)
+        return self.op("Add", words, positions)
+
+    def norm(self, x: str, norm: Norm, epsilon: float) -> _Normed:
+        columns = self.integers(-1)
+        centred = self.op("Sub", x, self.op("ReduceMean", x, columns))
+        variance = self.op("ReduceMean", self.op("Mul", centred, centred), columns)
+        deviation = self.op("Sqrt", self.op("Add", variance, self.constant(epsilon)))
+        plain = self.op("Mul", centred, self.op("Reciprocal", deviation))
+        scaled = self.op("Mul", plain, self.constant(norm.gamma))
+        return _Normed(plain, self.op("Add", scaled, self.constant(norm.beta)), norm)
+
+    def attention(
+        self, state: _Normed, query: Dense, key: Dense, value: Dense, heads: int, layer: str
+    ) -> str:
+        parts = self.products(state, [query, key, value], f"{layer}qkv")
+        return self.op("Attention", *parts, q_num_heads=heads, kv_num_heads=heads)
+
+    def products(self, state: _Normed, denses: list[Dense], site: str) -> list[str]:
+        """Several products of one normalised activation."""
+        return [self.product(state.x, dense, site) for dense in denses]
+
+    def product(self, x: str, dense: Dense, site: str) -> str:
+        y = self.op("MatMul", x, self.constant(dense.weight))
+        return self.op("Add", y, self.constant(dense.bias))
+
+    def pool(self, x: str, pooling: str, normalise: bool) -> None:
+        """Leave (batch, dim) float32 under the output's name."""
+        if self.dtype != np.float32:
+            x = self.op("Cast", x, to=1)
+        if pooling == "mean":
+            pooled = self.op("ReduceMean", x, self.integers(1), keepdims=0)
+        else:
+            pooled = self.op("Gather", x, self.constant(0, np.int64), axis=1)
+        if normalise:
+            length = self.op("ReduceL2", pooled, self.integers(-1))
+            floor = self.constant(1e-12, np.float32)  # as in the source: 0 stays 0
+            pooled = self.op("Div", pooled, self.op("Max", length, floor))
+        self.nodes[-1].output[0] = EMBEDDINGS
+
+    def model(self, dim: int) -> Any:
+        from onnx import TensorProto, helper, numpy_helper
+
+        graph = helper.make_graph(
+            self.nodes,
+            "sentence-encoder",
+            [helper.make_tensor_value_info(INPUT_IDS, TensorProto.INT32, ["batch", "sequence"])],
+            [helper.make_tensor_value_info(EMBEDDINGS, TensorProto.FLOAT, ["batch", dim])],
+            [numpy_helper.from_array(value, name) for name, value in self.constants.items()],
+        )
+        domains = {"": OPSET} | {node.domain: 1 for node in self.nodes if node.domain}
+        return helper.make_model(
+            graph,
+            producer_name="granalign-fast",
+            ir_version=IR_VERSION,
+            opset_imports=[helper.make_opsetid(name, version) for name, version in domains.items()],
+        )
+
+
+class _HalfGraph(_Graph):
+    """float16 throughout, but for the sums of layer normalisation and everything after pooling."""
+
+    dtype = np.float16
+
+    def norm(self, x: str, norm: Norm, epsilon: float) -> _Normed:
+        gamma, beta = self.constant(norm.gamma), self.constant(norm.beta)
+        # stash_type 1: mean and variance in float32
+        y = self.op("LayerNormalization", x, gamma, beta, axis=-1, epsilon=epsilon, stash_type=1)
+        return _Normed(y, y, norm)
+
+
+class _Int8Graph(_Graph):
+    """Products in 8 bits with fixed scales, everything between them in float32."""
+
+    def __init__(self, ranges: dict[str, Range]) -> None:
+        super().__init__()
+        self.ranges = ranges
+
+    def products(self, state: _Normed, denses: list[Dense], site: str) -> list[str]:
+        # Gamma and beta move into weights and bias: what is left spreads evenly around 0.
+        gamma, beta = state.norm
+        folded = [Dense(gamma[:, None] * d.weight, beta @ d.weight + d.bias) for d in denses]
+        return self._products(state.plain, folded, site)
+
+    def product(self, x: str, dense: Dense, site: str) -> str:
+        return self._products(x, [dense], site)[0]
+
+    def _products(self, x: str, denses: list[Dense], site: str) -> list[str]:
+        measured, kind = self.ranges[site], site.partition(".")[2]
+        together = np.concatenate([dense.weight for dense in denses], axis=1)
+        strongest = measured.strongest(together, FLOAT_CHANNELS[kind])
+        kept = np.ones(len(together))
+        kept[strongest] = 0  # in 8 bits these count for nothing: range and weights are 0
+        measured = Range(measured.low * kept, measured.high * kept)
+        factors = measured.smoothing(together * kept[:, None], SMOOTHING[kind])
+        step, centre = measured.affine(factors)
+        scale, zero = self.constant(step), self.constant(centre, np.uint8)
+        scaled = self.op("Mul", x, self.constant(1 / factors))
+        # Microsoft's, because that of opset 23 is missing in ONNX Runtime 1.23.
+        eight = self.op("QuantizeLinear", scaled, scale, zero, domain=_MICROSOFT)
+        products = []
+        for dense in denses:
+            weight, columns = quantise_columns((kept * factors)[:, None] * dense.weight)
+            weight_name, columns_name = self.constant(weight, np.int8), self.constant(columns)
+            bias = self.constant(dense.bias)
+            product = self.op(
+                "MatMulIntegerToFloat",
+                *(eight, weight_name, scale, columns_name, zero, "", bias),
+                domain=_MICROSOFT,
+            )
+            if len(strongest):
+                few = self.op("Gather", x, self.constant(strongest, np.int64), axis=-1)
+                rest = self.op("MatMul", few, self.constant(dense.weight[strongest]))
+                product = self.op("Add", product, rest)
+            products.append(product)
+        return products

@@ -1,0 +1,299 @@
+"""A sentence-transformers folder in, a checked folder of ONNX out; all of it, or nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from granalign_fast.errors import GranAlignError, MissingExtraError
+from granalign_fast.models import (
+    PACKAGED_MODELS,
+    SentenceManifest,
+    one_line,
+    read_json,
+    resolve_model,
+    sha256_of,
+    weights_file,
+)
+
+from .reference import Bert
+from .sentences import CALIBRATION, VALIDATION
+from .specs import MODEL_TYPES, POOLINGS, PRECISIONS
+from .validate import Judge, check_precision, validate
+
+_TOOLS = ("granalign-fast", "numpy", "onnx", "onnxruntime", "tokenizers", "optimum-onnx", "torch")
+
+
+@dataclass(frozen=True)
+class SentenceModel:
+    """What a sentence-transformers folder says about itself.
+
+    `sha256` covers the weights and everything here that shapes an embedding.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    weights: Path
+    weights_sha256: str
+    tokenizer_json: str
+    max_tokens: int
+    pooling: str
+    normalise: bool
+    sha256: str
+
+    @classmethod
+    def read(cls, folder: Path) -> SentenceModel:
+        """Read a folder's settings and hash its weights.
+
+        Raises:
+            GranAlignError: it is not a sentence-transformers text encoder that can be exported.
+        """
+        config = _read_config(folder)
+        modules = _read_modules(folder, config)
+        weights = weights_file(folder)
+        weights_sha256 = sha256_of(weights)
+        pooling = _read_pooling(folder / modules["Pooling"])
+        settings = _read_object(folder / "sentence_bert_config.json")
+        max_tokens = _max_tokens(folder, config, settings)
+        lower = settings.get("do_lower_case") is True
+        tokenizer_json = _prepare_tokenizer(folder, max_tokens, lower=lower)
+        parts = json.dumps(
+            [weights_sha256, tokenizer_json, config, max_tokens, pooling, sorted(modules)],
+            sort_keys=True,
+        )
+        return cls(
+            folder=folder,
+            config=config,
+            weights=weights,
+            weights_sha256=weights_sha256,
+            tokenizer_json=tokenizer_json,
+            max_tokens=max_tokens,
+            pooling=pooling,
+            normalise="Normalize" in modules,
+            sha256=hashlib.sha256(parts.encode()).hexdigest(),
+        )
+
+    @property
+    def is_plain_bert(self) -> bool:
+        """Whether our own graph fits; other architectures are exported by optimum."""
+        return (
+            self.config.get("model_type") == "bert"
+            and self.config.get("hidden_act") == "gelu"
+            and self.config.get("position_embedding_type", "absolute") == "absolute"
+        )
+
+    def tokenise(self, texts: tuple[str, ...]) -> list[list[int]]:
+        """Token ids of each text, cut off at the model's length."""
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_str(self.tokenizer_json)
+        return [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+
+
+def export_sentence_encoder(
+    source: str | Path | None,
+    out: str | Path,
+    *,
+    precision: str = "fp32",
+    progress: Callable[[str], None] | None = None,
+) -> Path:
+    """Export a sentence encoder to `out`: ``model.onnx``, ``tokenizer.json``, ``manifest.json``.
+
+    Pooling and normalisation are inside the graph. The exported model is compared with the source
+    on fixed sentences before the folder gets its name; on failure nothing is left behind.
+
+    Args:
+        source: as for `resolve_model`.
+        out: a folder to write; it must not exist.
+        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
+        progress: called with the name of each step as it begins.
+
+    Raises:
+        GranAlignError: the source is of another kind, its weights are damaged, `out` exists, or
+            the exported model is too far from its source.
+    """
+    tell = progress or (lambda step: None)
+    check_precision(precision)
+    out = Path(out)
+    tell("reading")
+    folder = resolve_model(source)
+    model = SentenceModel.read(folder)
+    with _appearing(out) as draft:
+        (draft / "tokenizer.json").write_text(model.tokenizer_json, encoding="utf-8")
+        tell("writing the graph")
+        if model.is_plain_bert:
+            judge, dim = _write_bert(model, draft, precision)
+        else:
+            from .with_optimum import write_with_optimum
+
+            judge, dim = write_with_optimum(model, draft, precision)
+        manifest = SentenceManifest(
+            source=_name(source, folder),
+            weights_sha256=model.weights_sha256,
+            source_sha256=model.sha256,
+            files={name: sha256_of(draft / name) for name in ("model.onnx", "tokenizer.json")},
+            precision=precision,
+            dim=dim,
+            max_tokens=model.max_tokens,
+            pooling=model.pooling,
+            normalise=model.normalise,
+            tools=_tool_versions(),
+            validation={},
+        )
+        manifest.write(draft)
+        tell("comparing with the source")
+        measured = validate(draft, judge, PRECISIONS[precision].tolerance)
+        replace(manifest, validation=measured).write(draft)
+    return out
+
+
+def _write_bert(model: SentenceModel, draft: Path, precision: str) -> tuple[Judge, int]:
+    try:
+        import onnx
+    except ImportError:
+        raise MissingExtraError("exporting a sentence encoder", "cpu") from None
+    from .bert import build_bert
+    from .quantize import measure_ranges
+
+    bert = Bert.load(model.weights, model.config)
+    graph = build_bert(
+        bert,
+        pooling=model.pooling,
+        normalise=model.normalise,
+        precision=precision,
+        ranges=measure_ranges(bert, model.tokenise(CALIBRATION)) if precision == "int8" else None,
+    )
+    onnx.save(graph, draft / "model.onnx")
+
+    def judge() -> Any:
+        # Unit length for the comparison, even where the model leaves it to the caller.
+        return bert.embed(model.tokenise(VALIDATION), pooling=model.pooling, normalise=True)
+
+    return judge, bert.dim
+
+
+@contextmanager
+def _appearing(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that becomes `out` when the block ends well, and vanishes otherwise."""
+    if out.exists():
+        raise GranAlignError(f"{out}: already exists; name a folder that does not, or delete it")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise GranAlignError(f"{out}: cannot be written ({error.strerror or error})") from None
+    try:
+        yield draft
+        draft.chmod(0o755)  # mkdtemp makes it private
+        draft.rename(out)
+    except OSError as error:
+        raise GranAlignError(f"{out}: cannot be written ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not (folder / "config.json").is_file():
+        raise GranAlignError(
+            f"{folder}: no config.json; expected a sentence-transformers folder with config.json, "
+            f"modules.json and model.safetensors"
+        )
+    return _read_object(folder / "config.json")
+
+
+def _read_modules(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+    """The steps after tokenising, by class name, and the sub-folder of each."""
+    kind = config.get("model_type")
+    path = folder / "modules.json"
+    if not path.is_file() or kind not in MODEL_TYPES:
+        raise GranAlignError(
+            f"{folder}: got a {kind!r} model{'' if path.is_file() else ' without modules.json'}, "
+            f"expected a sentence-transformers text encoder of {sorted(MODEL_TYPES)}"
+        )
+    modules = read_json(path)
+    try:
+        steps = {module["type"].rpartition(".")[2]: str(module["path"]) for module in modules}
+    except (TypeError, KeyError, AttributeError):
+        raise GranAlignError(f"{path}: expected a list of modules with type and path") from None
+    if list(steps) not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        raise GranAlignError(
+            f"{path}: got the modules {list(steps)}, expected Transformer, Pooling and perhaps "
+            f"Normalize; choose a model without further layers"
+        )
+    return steps
+
+
+def _read_pooling(folder: Path) -> str:
+    flags = _read_object(folder / "config.json")
+    chosen = [key for key, value in flags.items() if key.startswith("pooling_mode") and value]
+    if len(chosen) != 1 or chosen[0] not in POOLINGS:
+        raise GranAlignError(
+            f"{folder}: got pooling {chosen}, expected one of {sorted(POOLINGS)}; choose a model "
+            f"that pools so"
+        )
+    return POOLINGS[chosen[0]]
+
+
+def _max_tokens(folder: Path, config: dict[str, Any], settings: dict[str, Any]) -> int:
+    positions = config.get("max_position_embeddings")
+    if isinstance(positions, int):
+        positions -= MODEL_TYPES[config["model_type"]]
+    known = [n for n in (settings.get("max_seq_length"), positions) if isinstance(n, int) and n > 2]
+    if not known:
+        raise GranAlignError(f"{folder}: no max_seq_length in sentence_bert_config.json")
+    return min(known)
+
+
+def _prepare_tokenizer(folder: Path, max_tokens: int, *, lower: bool) -> str:
+    """The tokenizer as JSON, with the model's length and case in it, and without padding."""
+    from tokenizers import Tokenizer, normalizers
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise GranAlignError(
+            f"{folder}: no tokenizer.json; save the model again with its fast tokenizer"
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise GranAlignError(
+            f"{path}: not a tokenizer ({one_line(error)}); copy it again"
+        ) from None
+    if lower:
+        steps = [normalizers.Lowercase(), tokenizer.normalizer]
+        tokenizer.normalizer = normalizers.Sequence([step for step in steps if step])
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_tokens)
+    text: str = tokenizer.to_str()
+    return text
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise GranAlignError(f"{path}: got a {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def _name(source: str | Path | None, folder: Path) -> str:
+    if source is None:
+        return next(iter(PACKAGED_MODELS))
+    return folder.name if Path(source).is_dir() else str(source)
+
+
+def _tool_versions() -> dict[str, str]:
+    found = {}
+    for tool in _TOOLS:
+        try:
+            found[tool] = version(tool)
+        except PackageNotFoundError:
+            continue
+    return found

