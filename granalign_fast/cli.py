@@ -179,6 +179,23 @@ def demo(
         search(video, DEMO_QUERY, rewrites=rewrites, plot=plot)
 
 
+@app.command()
+def doctor(device: Device = "cpu", as_json: Json = False) -> None:
+    """Say what is installed, what is missing, and the command that brings it."""
+    from dataclasses import asdict
+
+    from .doctor import examine
+    from .report import print_findings
+
+    findings = examine(device)
+    if as_json:
+        _print_json({"findings": [asdict(finding) for finding in findings]})
+    else:
+        print_findings(findings)
+    if not all(finding.ok for finding in findings if finding.needed):
+        raise typer.Exit(1)
+
+
 @export_app.command("sentence-encoder")
 def export_sentence_encoder(
     source: Annotated[

