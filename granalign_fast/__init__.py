@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .errors import GranAlignError
     from .index import CaptionedVideo, VideoIndex
     from .retriever import MomentRetriever, Request
+    from .rewrites import RuleRewriter, StoredRewriter
     from .types import Moment, Rewrites, SearchResult
 
 __version__ = "0.1.0"
@@ -22,8 +23,10 @@ _HOME = {
     "Request": "retriever",
     "RetrieverConfig": "config",
     "Rewrites": "types",
+    "RuleRewriter": "rewrites",
     "SearchResult": "types",
     "SentenceEncoder": "encoders",
+    "StoredRewriter": "rewrites",
     "VideoIndex": "index",
 }
 
@@ -35,8 +38,10 @@ __all__ = [
     "Request",
     "RetrieverConfig",
     "Rewrites",
+    "RuleRewriter",
     "SearchResult",
     "SentenceEncoder",
+    "StoredRewriter",
     "VideoIndex",
 ]
 

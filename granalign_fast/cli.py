@@ -51,7 +51,8 @@ def search(
     query: Annotated[str, typer.Argument(help="The sentence that describes the moment.")],
     vid: Annotated[str | None, typer.Option(help="Which video, if the file has several.")] = None,
     rewrites: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSON Lines of query and rewrites.")
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON Lines of query and rewrites. Default: by rules."),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many moments.")] = 5,
     preset: Preset = "tuned",
@@ -66,7 +67,7 @@ def search(
     """Rank the moments of a captioned video that fit a query."""
     from .evaluation import read_captions
     from .report import print_moments, search_record
-    from .types import Rewrites
+    from .rewrites import RuleRewriter, StoredRewriter
 
     videos = read_captions(captions)
     if vid is None and len(videos) > 1:
@@ -80,7 +81,8 @@ def search(
             f"{captions}: has no video {vid!r}; expected one of its {len(videos)}, such as "
             f"{next(iter(videos))!r}"
         )
-    asked = Rewrites(query) if rewrites is None else _find_rewrites(rewrites, query)
+    rewriter = RuleRewriter() if rewrites is None else StoredRewriter(rewrites)
+    (asked,) = rewriter.rewrite([query])
     _check_suffix(plot)
     retriever = _retriever(preset, encoder, precision, device, top=top)
     index = retriever.index(video)
@@ -107,6 +109,9 @@ def evaluate(
     encoder: Encoder = None,
     precision: Precision = None,
     device: Device = "cpu",
+    rewriter: Annotated[
+        str, typer.Option(help="given: the queries file's own rewrites; rules: made by rules.")
+    ] = "given",
     predictions: Annotated[
         Path | None, typer.Option(metavar="OUT", help="Write a submission: .jsonl or .jsonl.gz.")
     ] = None,
@@ -119,9 +124,12 @@ def evaluate(
     from .evaluation import evaluate_qvhighlights
     from .jsonl import write_jsonl
     from .report import evaluation_record, print_evaluation
+    from .rewrites import RuleRewriter
 
     if dataset != "qvhighlights":
         raise GranAlignError(f"dataset: got {dataset!r}, expected qvhighlights")
+    if rewriter not in ("given", "rules"):
+        raise GranAlignError(f"--rewriter: got {rewriter!r}, expected given or rules")
     if predictions is not None and not predictions.resolve().parent.is_dir():
         raise GranAlignError(f"--predictions {predictions}: its folder is not there; make it first")
     retriever = _retriever(preset, encoder, precision, device, cache=cache)
@@ -131,6 +139,7 @@ def evaluate(
             queries=queries,
             captions=captions,
             ground_truth=ground_truth,
+            rewriter=RuleRewriter() if rewriter == "rules" else None,
             progress=progress,
         )
     if predictions is not None:
@@ -252,17 +261,6 @@ def _retriever(
         config = replace(config, top=top)
     model = SentenceEncoder(encoder, precision=precision, device=device)
     return MomentRetriever(CachedEncoder(model, default_cache()) if cache else model, config)
-
-
-def _find_rewrites(path: Path, query: str) -> Any:
-    from .jsonl import iter_jsonl
-    from .types import Rewrites
-
-    Rewrites(query)  # an empty query is its own error, not one of the file
-    for place, record in iter_jsonl(path, required=("query",)):
-        if record["query"] == query:
-            return Rewrites.from_record(record, place)
-    raise GranAlignError(f"{path}: has no rewrites of {query!r}; expected a line with this query")
 
 
 def _check_suffix(plot: Path | None) -> None:

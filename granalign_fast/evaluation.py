@@ -13,6 +13,7 @@ from .index import CaptionedVideo
 from .jsonl import Record, iter_jsonl
 from .metrics import load_ground_truth, score_qvhighlights
 from .retriever import MomentRetriever, Request
+from .rewrites import Rewriter
 from .types import Rewrites
 
 PathLike = str | os.PathLike[str]
@@ -92,6 +93,7 @@ def evaluate_qvhighlights(
     queries: PathLike,
     captions: PathLike,
     ground_truth: PathLike,
+    rewriter: Rewriter | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Search every query in its video and score the result.
@@ -101,6 +103,7 @@ def evaluate_qvhighlights(
         queries: JSON Lines of `qid`, `query`, `vid`, and `rewrites` or `simplified` and `detailed`.
         captions: JSON Lines of `vid` and `captions`, one a clip of two seconds.
         ground_truth: the benchmark's annotation file.
+        rewriter: rewrites the queries anew; by default those of the file are taken.
         progress: called with the number of captions embedded since the last call, and of all.
 
     Raises:
@@ -122,7 +125,12 @@ def evaluate_qvhighlights(
     indices = dict(zip(durations, retriever.index_many(needed, progress=tell), strict=True))
     seconds["index"] = time.perf_counter() - start
 
-    requests = [Request(indices[query.vid], query.rewrites) for query in asked]
+    start = time.perf_counter()
+    rewrites = [query.rewrites for query in asked]
+    if rewriter is not None:
+        rewrites = rewriter.rewrite([given.query for given in rewrites])
+        seconds["rewrite"] = time.perf_counter() - start
+    requests = [Request(indices[q.vid], r) for q, r in zip(asked, rewrites, strict=True)]
     results = retriever.search_many(requests, seconds=seconds)
 
     start = time.perf_counter()

@@ -14,6 +14,7 @@ from .config import RetrieverConfig, preset
 from .errors import GranAlignError
 from .index import CaptionedVideo, VideoIndex
 from .kernels import Curves, Ranked, context, nms, proposals, similarity
+from .rewrites import Rewriter, RuleRewriter
 from .types import Moment, Rewrites, SearchResult
 
 Progress = Callable[[int], None]
@@ -51,15 +52,27 @@ class MomentRetriever:
     """
 
     def __init__(
-        self, encoder: TextEncoder | None = None, config: RetrieverConfig | str = "tuned"
+        self,
+        encoder: TextEncoder | None = None,
+        config: RetrieverConfig | str = "tuned",
+        *,
+        rewriter: Rewriter | None = None,
     ) -> None:
-        """An encoder of your own, or all-MiniLM-L6-v2 on the CPU; a preset's name or a config."""
+        """Put a retriever together.
+
+        Args:
+            encoder: by default all-MiniLM-L6-v2 on the CPU.
+            config: a preset's name or a configuration of your own.
+            rewriter: of queries that come as plain text, by default `RuleRewriter`. A query that
+                comes as `Rewrites` is taken as it is.
+        """
         if encoder is None:
             from .encoders import SentenceEncoder
 
             encoder = SentenceEncoder()
         self.encoder = encoder
         self.config = preset(config) if isinstance(config, str) else config
+        self.rewriter = RuleRewriter() if rewriter is None else rewriter
 
     def index(self, video: CaptionedVideo) -> VideoIndex:
         """Embed the captions of one video."""
@@ -86,7 +99,7 @@ class MomentRetriever:
             GranAlignError: the query is empty, an aware caption names no clip, or an embedding is
                 not a number.
         """
-        rewrites = Rewrites(query) if isinstance(query, str) else query
+        rewrites = self.rewriter.rewrite([query])[0] if isinstance(query, str) else query
         return self.search_many([Request(index, rewrites, aware or {})])[0]
 
     def search_many(
