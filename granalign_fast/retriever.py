@@ -110,7 +110,7 @@ class MomentRetriever:
         Args:
             requests: any mixture of videos and queries.
             seconds: receives the duration of each stage: ``embed``, ``context``, ``similarity``,
-                ``proposals``, ``nms``.
+                ``proposals``, ``nms``, ``results``.
 
         Raises:
             GranAlignError: as `search`; the message names the video.
@@ -155,6 +155,7 @@ class MomentRetriever:
             clock.lap("nms")
             for i, result in zip(members, results_of(batch, curves, ranked), strict=True):
                 results[i] = result
+            clock.lap("results")
         return [result for result in results if result is not None]
 
 

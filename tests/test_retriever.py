@@ -95,7 +95,7 @@ def test_detailed_rewrites_meet_aware_captions(retriever):
 def test_stages_are_timed(retriever):
     seconds: dict[str, float] = {}
     retriever.search_many([Request(retriever.index(STREET), Rewrites("a dog"))], seconds=seconds)
-    assert list(seconds) == ["embed", "context", "similarity", "proposals", "nms"]
+    assert list(seconds) == ["embed", "context", "similarity", "proposals", "nms", "results"]
 
 
 def test_top_bounds_the_moments():
