@@ -56,9 +56,21 @@ cubins:
 bench: .venv/.demo
 	$(BIN)/python -m granalign_fast.bench.kernels
 
-gpu: .venv/.gpu
-	GRANALIGN_FORBID_SKIPS=1 $(BIN)/pytest -m needs_cuda
-	$(BIN)/python -m granalign_fast.bench.kernels --device cuda
+# Where Python already has CuPy, its packages are used as they are, and nothing is installed: GPU
+# machines often cannot reach a registry. Otherwise .venv gets them.
+KERNEL_TESTS := $(foreach family,context nms proposals similarity,tests/test_$(family).py)
+gpu:
+	@if $(PYTHON) -c 'import cupy, hypothesis, pytest' 2>/dev/null; then python=$(PYTHON); \
+	  else $(MAKE) .venv/.gpu; python=$(BIN)/python; fi; \
+	mkdir -p out/path bench/results; ln -sfn ../../granalign_fast out/path/granalign_fast; \
+	export PYTHONPATH=out/path GRANALIGN_FORBID_SKIPS=1; \
+	test="$$python -P -m pytest -q -o filterwarnings=default -m needs_cuda"; set -x; \
+	$$test $(KERNEL_TESTS); \
+	for tool in memcheck racecheck; do \
+	  ! command -v compute-sanitizer || compute-sanitizer --tool $$tool --error-exitcode 1 \
+	    $$test -k "reference or ties" $(KERNEL_TESTS); \
+	done; \
+	$$python -P -m granalign_fast.bench.kernels --device cuda --json bench/results/kernels-cuda.json
 
 # The export of other architectures goes through optimum: its own environment, it brings torch.
 test-optimum: .venv-optimum/.ready
