@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,12 +36,20 @@ class Rewrites:
     query: str
     simplified: tuple[str, ...] = ()
     detailed: tuple[str, ...] = ()
+    entities: tuple[str, ...] = ()
+    """The people, animals and things that the query names; they guide query-aware captions."""
+    actions: tuple[str, ...] = ()
+    """What they do."""
+    fallbacks: int = 0
+    """How many rewrites are the query itself, because the rewriter gave nothing of use."""
 
     def __post_init__(self) -> None:
         for name, texts in (
             ("query", (self.query,)),
             ("simplified rewrite", self.simplified),
             ("detailed rewrite", self.detailed),
+            ("entity", self.entities),
+            ("action", self.actions),
         ):
             for text in texts:
                 if not isinstance(text, str) or not text.strip():
@@ -49,20 +57,31 @@ class Rewrites:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], place: str) -> Rewrites:
-        """From a JSON record: `query`, and either `rewrites` or `simplified` and `detailed`.
+        """From a JSON record: `query`, and either `rewrites` or the fields by their names.
 
         Raises:
             GranAlignError: a field is of the wrong kind; the message begins with `place`.
         """
-        lists = {key: record.get(key, []) for key in ("rewrites", "simplified", "detailed")}
+        keys = ("rewrites", "simplified", "detailed", "entities", "actions")
+        lists = {key: record.get(key, []) for key in keys}
         for key, texts in lists.items():
             if not isinstance(texts, list):
                 raise GranAlignError(f"{place}: {key}: got {texts!r}, expected a list of texts")
-        simplified = (*lists["simplified"], *lists["rewrites"])
         try:
-            return cls(record["query"], simplified, tuple(lists["detailed"]))
+            return cls(
+                query=record["query"],
+                simplified=(*lists["simplified"], *lists["rewrites"]),
+                detailed=tuple(lists["detailed"]),
+                entities=tuple(lists["entities"]),
+                actions=tuple(lists["actions"]),
+                fallbacks=record.get("fallbacks", 0),
+            )
         except GranAlignError as error:
             raise GranAlignError(f"{place}: {error}") from None
+
+    def to_record(self) -> dict[str, Any]:
+        """As JSON, for `from_record`."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
 
 @dataclass(frozen=True, slots=True)

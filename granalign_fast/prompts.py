@@ -1,0 +1,44 @@
+"""What a language model is asked, in words: data, so that a change shows as one.
+
+The system message is the same for every task, and its keys and values are computed once; a task is
+a sentence or two at the head of the user's message. Each granularity is asked for in three ways,
+the paper's m = 3 (GranAlign, arXiv 2601.00584, section 3), which does not publish its own words.
+"""
+
+from __future__ import annotations
+
+SYSTEM = """\
+You rewrite sentences that people type to find a moment in a video. A rewrite is compared with \
+captions of single frames, such as "a man in a blue shirt is driving a car". So name what can be \
+seen: people, animals, things, places, actions. Write plain English in the present tense. Never \
+add a fact that the sentence does not state or plainly imply, and never explain yourself. Answer \
+with the rewrite alone: one line, no quotation marks, no list.\
+"""
+
+SIMPLIFIED = (
+    "Rewrite this sentence with common words. Keep who or what it is about and what happens; leave "
+    "out incidental detail.",
+    "Say this in as few simple words as you can, as a caption of one frame would: the subject, the "
+    "action, the main object.",
+    "Rewrite this sentence more generally: replace names, brands and rare words by what they are.",
+)
+
+DETAILED = (
+    "Rewrite this sentence more precisely. Keep every detail and its own words for things, and "
+    "name the posture, the place and the objects that it implies.",
+    "Rewrite this sentence so that it tells what is seen just before, during and just after the "
+    "moment, as far as the sentence implies it.",
+    "Describe the moment of this sentence as a careful observer would: who, what exactly they do, "
+    "with what, where.",
+)
+
+ENTITIES = (
+    "List what this sentence is about, in two lines. First line: 'entities:' and the people, "
+    "animals and things, separated by commas. Second line: 'actions:' and the verbs, separated by "
+    "commas."
+)
+
+
+def user_message(task: str, query: str) -> str:
+    """The user's turn: what to do, then the sentence."""
+    return f"{task}\nSentence: {query}"

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from granalign_fast import GranAlignError, Rewrites, StoredRewriter
+from granalign_fast import prompts as words
+from granalign_fast.jsonl import write_jsonl
+from granalign_fast.llm_rewriter import LlmRewriter, clean
+
+TASKS = [*words.SIMPLIFIED, *words.DETAILED, words.ENTITIES]
+
+
+class Scripted:
+    """A language model whose token is a character and whose answers are given by task."""
+
+    def __init__(self, answers, *, query_first=False):
+        self.answers = answers
+        self.query_first = query_first
+        self.prefilled: list[str] = []
+        self.calls: list[tuple[int, bool]] = []
+
+    def chat(self, messages):
+        system, user = (message["content"] for message in messages)
+        text = f"{user}|{system}" if self.query_first else f"{system}|{user}"
+        return [ord(character) for character in text + ">"]
+
+    def decode(self, ids):
+        return "".join(map(chr, ids))
+
+    def prefill(self, token_ids):
+        self.prefilled.append(self.decode(token_ids))
+        return self.prefilled[-1]
+
+    def generate(self, prompts, *, prefix=None, max_new_tokens):
+        self.calls.append((len(prompts), prefix is not None))
+        return [self.answer((prefix or "") + self.decode(prompt)) for prompt in prompts]
+
+    def answer(self, text):
+        assert words.SYSTEM in text
+        (task,) = (i for i, task in enumerate(TASKS) if task in text)
+        query = text.partition("Sentence: ")[2].partition("|" if self.query_first else ">")[0]
+        return [ord(c) for c in self.answers[task].replace("QUERY", query)]
+
+
+GOOD = [f"rewrite {i} of QUERY" for i in range(6)] + ["Entities: a dog, Ball, a dog\nactions: run."]
+
+
+def test_every_task_is_asked_of_every_query():
+    model = Scripted(GOOD)
+    (rewrites,) = LlmRewriter(model).rewrite(["a dog runs"])
+    assert rewrites == Rewrites(
+        query="a dog runs",
+        simplified=tuple(f"rewrite {i} of a dog runs" for i in range(3)),
+        detailed=tuple(f"rewrite {i} of a dog runs" for i in range(3, 6)),
+        entities=("a dog", "ball"),
+        actions=("run",),
+    )
+
+
+def test_the_common_beginning_is_computed_once_and_holds_the_instructions():
+    model = Scripted(GOOD)
+    rewriter = LlmRewriter(model, rows=14)
+    queries = ["a dog", "a cat", "a cow"]
+    assert [r.query for r in rewriter.rewrite(queries)] == queries
+    rewriter.rewrite(["a pig"])
+    assert model.calls == [(14, True), (7, True), (7, True)]
+    (prefix,) = model.prefilled
+    assert words.SYSTEM in prefix
+
+
+def test_a_template_that_puts_the_query_first_works_without_a_prefix():
+    model = Scripted(GOOD, query_first=True)
+    (rewrites,) = LlmRewriter(model).rewrite(["a dog"])
+    assert rewrites.simplified[0] == "rewrite 0 of a dog"
+    assert model.calls == [(7, False)]
+
+
+def test_what_is_of_no_use_falls_back_to_the_query_and_is_counted():
+    bad = ["", "a a a a a a", "I'm sorry, I cannot help with that.", "word " * 80, "Sure:", "fine"]
+    (rewrites,) = LlmRewriter(Scripted([*bad, "no list at all"])).rewrite(["a dog"])
+    assert rewrites.simplified == ("a dog",) * 3
+    assert rewrites.detailed == ("a dog", "a dog", "fine")
+    assert rewrites.fallbacks == 5
+    assert rewrites.entities == rewrites.actions == ()
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ("A dog runs.", "A dog runs."),
+        ('  "A dog runs."\n\nI left out the colour.', "A dog runs."),
+        ("Sure, here is the simplified sentence: A dog runs.", "A dog runs."),
+        ("Sure! Here's a rewrite:\n\nA dog runs.", "A dog runs."),
+        ("1. A dog runs.\n2. A dog walks.", "A dog runs."),
+        ("- **A dog runs.**", "A dog runs."),
+        ("Rewritten sentence: A dog runs.", "A dog runs."),
+        ("\u201cA dog runs\u201d", "A dog runs"),
+        ("A man says: stop", "A man says: stop"),
+        ("Okay the dog runs", "Okay the dog runs"),
+        ("2 dogs run", "2 dogs run"),
+        ("", None),
+        ("...", None),
+        ("Here are the rewrites:", None),
+        ("run run run run", None),
+        ("the dog and the cat " * 6, None),
+    ],
+)
+def test_cleaning(answer, text):
+    assert clean(answer) == text
+
+
+def test_no_query_no_work():
+    model = Scripted(GOOD)
+    assert LlmRewriter(model).rewrite([]) == []
+    with pytest.raises(GranAlignError, match="query: got ''"):
+        LlmRewriter(model).rewrite(["a dog", ""])
+    assert model.calls == []
+
+
+def test_rewrites_are_stored_and_replayed(tmp_path):
+    rewrites = LlmRewriter(Scripted(GOOD)).rewrite(["a dog", "a cat"])
+    write_jsonl(tmp_path / "r.jsonl.gz", (r.to_record() for r in rewrites))
+    assert StoredRewriter(tmp_path / "r.jsonl.gz").rewrite(["a cat", "a dog"]) == rewrites[::-1]
+    assert json.loads(json.dumps(rewrites[0].to_record()))["entities"] == ["a dog", "ball"]
