@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.models import (
-    PACKAGED_MODELS,
     SentenceManifest,
-    one_line,
     read_json,
     resolve_model,
     sha256_of,
     weights_file,
 )
 
+from .folder import appearing, read_object, read_tokenizer, source_name, tool_versions
 from .reference import Bert
 from .sentences import CALIBRATION, VALIDATION
 from .specs import MODEL_TYPES, POOLINGS, PRECISIONS
 from .validate import Judge, check_precision, validate
-
-_TOOLS = ("granalign-fast", "numpy", "onnx", "onnxruntime", "tokenizers", "optimum-onnx", "torch")
 
 
 @dataclass(frozen=True)
@@ -61,7 +54,7 @@ class SentenceModel:
         weights = weights_file(folder)
         weights_sha256 = sha256_of(weights)
         pooling = _read_pooling(folder / modules["Pooling"])
-        settings = _read_object(folder / "sentence_bert_config.json")
+        settings = read_object(folder / "sentence_bert_config.json")
         max_tokens = _max_tokens(folder, config, settings)
         lower = settings.get("do_lower_case") is True
         tokenizer_json = _prepare_tokenizer(folder, max_tokens, lower=lower)
@@ -126,7 +119,7 @@ def export_sentence_encoder(
     tell("reading")
     folder = resolve_model(source)
     model = SentenceModel.read(folder)
-    with _appearing(out) as draft:
+    with appearing(out) as draft:
         (draft / "tokenizer.json").write_text(model.tokenizer_json, encoding="utf-8")
         tell("writing the graph")
         if model.is_plain_bert:
@@ -136,7 +129,7 @@ def export_sentence_encoder(
 
             judge, dim = write_with_optimum(model, draft, precision)
         manifest = SentenceManifest(
-            source=_name(source, folder),
+            source=source_name(source, folder),
             weights_sha256=model.weights_sha256,
             source_sha256=model.sha256,
             files={name: sha256_of(draft / name) for name in ("model.onnx", "tokenizer.json")},
@@ -145,7 +138,7 @@ def export_sentence_encoder(
             max_tokens=model.max_tokens,
             pooling=model.pooling,
             normalise=model.normalise,
-            tools=_tool_versions(),
+            tools=tool_versions(),
             validation={},
         )
         manifest.write(draft)
@@ -180,33 +173,13 @@ def _write_bert(model: SentenceModel, draft: Path, precision: str) -> tuple[Judg
     return judge, bert.dim
 
 
-@contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that becomes `out` when the block ends well, and vanishes otherwise."""
-    if out.exists():
-        raise GranAlignError(f"{out}: already exists; name a folder that does not, or delete it")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise GranAlignError(f"{out}: cannot be written ({error.strerror or error})") from None
-    try:
-        yield draft
-        draft.chmod(0o755)  # mkdtemp makes it private
-        draft.rename(out)
-    except OSError as error:
-        raise GranAlignError(f"{out}: cannot be written ({error.strerror or error})") from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
 def _read_config(folder: Path) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
         raise GranAlignError(
             f"{folder}: no config.json; expected a sentence-transformers folder with config.json, "
             f"modules.json and model.safetensors"
         )
-    return _read_object(folder / "config.json")
+    return read_object(folder / "config.json")
 
 
 def _read_modules(folder: Path, config: dict[str, Any]) -> dict[str, str]:
@@ -232,7 +205,7 @@ def _read_modules(folder: Path, config: dict[str, Any]) -> dict[str, str]:
 
 
 def _read_pooling(folder: Path) -> str:
-    flags = _read_object(folder / "config.json")
+    flags = read_object(folder / "config.json")
     chosen = [key for key, value in flags.items() if key.startswith("pooling_mode") and value]
     if len(chosen) != 1 or chosen[0] not in POOLINGS:
         raise GranAlignError(
@@ -254,19 +227,9 @@ def _max_tokens(folder: Path, config: dict[str, Any], settings: dict[str, Any]) 
 
 def _prepare_tokenizer(folder: Path, max_tokens: int, *, lower: bool) -> str:
     """The tokenizer as JSON, with the model's length and case in it, and without padding."""
-    from tokenizers import Tokenizer, normalizers
+    from tokenizers import normalizers
 
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise GranAlignError(
-            f"{folder}: no tokenizer.json; save the model again with its fast tokenizer"
-        )
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise GranAlignError(
-            f"{path}: not a tokenizer ({one_line(error)}); copy it again"
-        ) from None
+    tokenizer = read_tokenizer(folder)
     if lower:
         steps = [normalizers.Lowercase(), tokenizer.normalizer]
         tokenizer.normalizer = normalizers.Sequence([step for step in steps if step])
@@ -274,26 +237,3 @@ def _prepare_tokenizer(folder: Path, max_tokens: int, *, lower: bool) -> str:
     tokenizer.enable_truncation(max_tokens)
     text: str = tokenizer.to_str()
     return text
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise GranAlignError(f"{path}: got a {type(value).__name__}, expected a JSON object")
-    return value
-
-
-def _name(source: str | Path | None, folder: Path) -> str:
-    if source is None:
-        return next(iter(PACKAGED_MODELS))
-    return folder.name if Path(source).is_dir() else str(source)
-
-
-def _tool_versions() -> dict[str, str]:
-    found = {}
-    for tool in _TOOLS:
-        try:
-            found[tool] = version(tool)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -14,6 +14,8 @@ INPUT_IDS = "input_ids"
 attention runs on its fastest path, and a text's embedding cannot depend on its neighbours."""
 EMBEDDINGS = "embeddings"
 """float32 (batch, dim)."""
+PIXEL_VALUES = "pixel_values"
+"""float32 (batch, 3, height, width): what the model's own image processor makes of frames."""
 
 POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 """Flags of ``1_Pooling/config.json`` and what we call them."""
@@ -31,7 +33,31 @@ MODEL_TYPES = {
 """Text encoders that can be exported, and how many of their positions hold no token."""
 
 OPTIMUM_OPSET = 18
-"""What optimum is asked for: `ReduceMean` takes its axes as an input from here on."""
+"""What optimum, and torch's tracing exporter beneath it, are asked for: `ReduceMean` takes its axes
+as an input from here on."""
+
+
+@dataclass(frozen=True)
+class ClipFamily:
+    """What transformers calls a family's model, and how its text tower was trained."""
+
+    model: str
+    padded: bool
+    """Whether every text is padded to the model's length, and the last token pooled whatever it
+    is. Otherwise attention is causal and pools at the end-of-text token: padding changes nothing,
+    and so there is none."""
+
+
+CLIP_FAMILIES = {
+    "clip": ClipFamily("CLIPModel", padded=False),
+    "siglip": ClipFamily("SiglipModel", padded=True),
+}
+"""By ``model_type`` of ``config.json``."""
+
+CLIP_PROCESSORS = ("CLIPImageProcessor", "SiglipImageProcessor")
+"""Image processors that `clip.Preprocessing` equals to the bit."""
+
+CLIP_PRECISIONS = ("fp32", "fp16")
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ Precision = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+NewFolder = Annotated[Path, typer.Argument(help="A folder to write; it must not exist.")]
 InputFile = Annotated[Path, typer.Option(metavar="FILE", help="JSON Lines, plain or .gz.")]
 
 
@@ -210,11 +211,43 @@ def export_sentence_encoder(
     source: Annotated[
         str, typer.Argument(help="A sentence-transformers folder, or org/name@revision on the hub.")
     ],
-    out: Annotated[Path, typer.Argument(help="A folder to write; it must not exist.")],
+    out: NewFolder,
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
 ) -> None:
     """Write a sentence encoder with pooling and normalisation inside the graph."""
     from .export.sentence_encoder import export_sentence_encoder as run
+
+    with _status(f"exporting {source} in {precision}"):
+        run(source, out, precision=precision)
+    typer.echo(f"written and checked against the source: {out}")
+
+
+@export_app.command("clip")
+def export_clip(
+    source: Annotated[
+        str, typer.Argument(help="A CLIP or SigLIP folder, or org/name@revision on the hub.")
+    ],
+    out: NewFolder,
+    precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
+) -> None:
+    """Write the image and text towers of CLIP or SigLIP, normalisation inside the graphs."""
+    from .export.clip import export_clip as run
+
+    with _status(f"exporting {source} in {precision}"):
+        run(source, out, precision=precision)
+    typer.echo(f"written and checked against the source: {out}")
+
+
+@export_app.command("llm")
+def export_llm(
+    source: Annotated[
+        str, typer.Argument(help="A Llama, Qwen2 or Qwen3 folder, or org/name@revision on the hub.")
+    ],
+    out: NewFolder,
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or int4.")] = "fp32",
+) -> None:
+    """Write a language model with its cache in the graph; optimum's ORTModel opens it too."""
+    from .export.llm import export_llm as run
 
     with _status(f"exporting {source} in {precision}"):
         run(source, out, precision=precision)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .errors import GranAlignError, MissingExtraError
-from .models import SentenceManifest, fingerprint, one_line, resolve_model
+from .embedding import (
+    check_finite,
+    cpu_threads,
+    distinct,
+    equal_length_batches,
+    load_tokenizer,
+    tokenise,
+)
+from .errors import GranAlignError
+from .models import SentenceManifest, fingerprint, resolve_model
 from .session import Device, Session
 
 # Tokens in one run. On a CPU a batch's activations must stay in a core's cache: measured on all of
@@ -51,8 +57,7 @@ class SentenceEncoder:
         threads: int | None = None,
         cache_dir: str | Path | None = None,
     ) -> None:
-        if threads is not None and threads < 1:
-            raise GranAlignError(f"threads: got {threads}, expected at least 1, or None for all")
+        workers = cpu_threads(threads)
         wanted = Device.parse(device)
         folder = resolve_model(source)
         if not (folder / "manifest.json").is_file():
@@ -64,11 +69,11 @@ class SentenceEncoder:
                 f"export the model again in {precision!r}, or ask for what the folder holds"
             )
         _check_device(self.manifest.precision, wanted)
-        self._tokenizer = _load_tokenizer(folder)
+        self._tokenizer = load_tokenizer(folder)
         # One thread a run and several runs at once: the threads never wait for each other, which
         # is faster than sharing each product, and much faster when the machine has other work.
         on_cpu = wanted.kind == "cpu"
-        self._workers = (threads or _usable_cores()) if on_cpu else 1
+        self._workers = workers if on_cpu else 1
         self._batch_tokens = _BATCH_TOKENS.get(wanted.kind, _GPU_BATCH_TOKENS)
         self._session = Session(folder / "model.onnx", device=device, threads=1 if on_cpu else None)
 
@@ -96,7 +101,7 @@ class SentenceEncoder:
         Raises:
             GranAlignError: something is not a string, or an embedding is not finite.
         """
-        unique, row_of = _distinct(texts)
+        unique, row_of = distinct(texts)
         rows = np.empty((len(unique), self.dim), np.float32)
         copies = np.bincount(row_of, minlength=len(unique))
         for done in self._embed(unique, rows):
@@ -104,9 +109,7 @@ class SentenceEncoder:
                 progress(int(copies[done].sum()))
         if not self.manifest.normalise:
             rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-        if not np.isfinite(rows).all():
-            bad = unique[int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])]
-            raise GranAlignError(f"the embedding of {bad[:80]!r} is not finite; check the model")
+        check_finite(rows, lambda i: repr(unique[i][:80]))
         return rows if len(unique) == len(texts) else rows[row_of]
 
     def _embed(
@@ -121,8 +124,8 @@ class SentenceEncoder:
 
         with ThreadPoolExecutor(self._workers) as pool:
             for start in range(0, len(texts), _WINDOW):
-                tokens = self._tokenise(texts[start : start + _WINDOW])
-                batches = _equal_length_batches(tokens, self._batch_tokens)
+                tokens = tokenise(self._tokenizer, texts[start : start + _WINDOW])
+                batches = equal_length_batches(tokens, self._batch_tokens)
                 todo = [batch + start for batch in batches]
                 yield from pool.map(run, todo) if len(todo) > 1 else map(run, todo)
 
@@ -137,43 +140,6 @@ class SentenceEncoder:
             "token_type_ids": np.zeros_like(wide),
         }
         return self._session(**{name: arrays[name] for name in self._session.inputs})["embeddings"]
-
-    def _tokenise(self, texts: list[str]) -> list[list[int]]:
-        try:
-            return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]
-        except (UnicodeEncodeError, TypeError):
-            # Half of a surrogate pair: no UTF-8 for it, and the tokenizer does not say where.
-            bad = next((text for text in texts if _lacks_utf8(text)), texts[0])
-            raise GranAlignError(
-                f"text {bad[:80]!r} is not valid Unicode; decode the bytes it came from as UTF-8"
-            ) from None
-
-
-def _distinct(texts: Sequence[str]) -> tuple[list[str], npt.NDArray[np.int64]]:
-    """The distinct texts in order of appearance, and for each given text the index of its equal."""
-    if isinstance(texts, str):
-        raise GranAlignError(f"texts: got the string {texts[:80]!r}, expected a list of strings")
-    index: dict[str, int] = {}
-    row_of = np.empty(len(texts), np.int64)
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise GranAlignError(f"texts[{i}]: got {type(text).__name__}, expected str")
-        row_of[i] = index.setdefault(text, len(index))
-    return list(index), row_of
-
-
-def _equal_length_batches(tokens: list[list[int]], budget: int) -> list[npt.NDArray[np.int64]]:
-    """Indices of token lists, each batch of one length and, if it can be, within `budget` tokens.
-
-    The longest come first, so that the last batches to run are short.
-    """
-    lengths = np.array([len(ids) for ids in tokens])
-    order = np.argsort(-lengths, kind="stable")
-    batches: list[npt.NDArray[np.int64]] = []
-    for group in np.split(order, np.flatnonzero(np.diff(lengths[order])) + 1):
-        size = max(1, budget // max(1, int(lengths[group[0]])))
-        batches.extend(group[i : i + size] for i in range(0, len(group), size))
-    return batches
 
 
 def _exported(
@@ -204,27 +170,3 @@ def _check_device(precision: str, device: Device) -> None:
             f"precision {precision!r}: got device {device.kind!r}, expected one of {allowed}; "
             f"use fp16 on a GPU"
         )
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        raise MissingExtraError("embedding sentences", "cpu") from None
-    path = folder / "tokenizer.json"
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise GranAlignError(
-            f"{path}: not a tokenizer ({one_line(error)}); export the model again"
-        ) from None
-
-
-def _lacks_utf8(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

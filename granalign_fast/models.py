@@ -8,7 +8,7 @@ import re
 from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from .errors import GranAlignError, MissingExtraError
 from .jsonl import replacing
@@ -17,6 +17,7 @@ FORMAT_VERSION = 1
 """Of exported folders: rises whenever the same weights would give other embeddings."""
 
 SENTENCE_ENCODER = "sentence-encoder"
+CLIP = "clip"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ DEFAULT_SENTENCE_MODEL = PackagedModel(
 PACKAGED_MODELS = {model.name: model for model in (DEFAULT_SENTENCE_MODEL,)}
 
 # What a snapshot may bring: weights without code in them, and the texts that describe them.
-_HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt"]
+_HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
 _HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]*))?")
 _REVISION = re.compile(r"[0-9a-f]{40}")
 
@@ -156,24 +157,21 @@ def one_line(error: BaseException) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SentenceManifest:
-    """What ``manifest.json`` of an exported sentence encoder says.
+class Manifest:
+    """What ``manifest.json`` of an exported folder says, whatever its kind.
 
-    `source_sha256` covers the source's weights and the settings that shape its embeddings, so
-    that it names the embedding; `weights_sha256` is of the source's ``model.safetensors`` alone.
+    `source_sha256` covers the source's weights and the settings that shape its results, so that it
+    names them; `weights_sha256` is of the source's ``model.safetensors`` alone. `validation` is
+    what was measured against the source.
     """
 
     format_version: int = FORMAT_VERSION
-    kind: str = SENTENCE_ENCODER
+    kind: str = ""  # which one is each subclass's to say
     source: str
     weights_sha256: str
     source_sha256: str
     files: dict[str, str]
     precision: str
-    dim: int
-    max_tokens: int
-    pooling: str
-    normalise: bool
     tools: dict[str, str]
     validation: dict[str, float]
 
@@ -183,20 +181,21 @@ class SentenceManifest:
             file.write((json.dumps(asdict(self), indent=2) + "\n").encode())
 
     @classmethod
-    def read(cls, folder: Path) -> SentenceManifest:
+    def read(cls, folder: Path) -> Self:
         """Read the manifest and check every file that it lists.
 
         Raises:
-            GranAlignError: another kind or format version, keys missing, or a file altered.
+            GranAlignError: no manifest, another kind or format version, keys missing, or a file
+                altered.
         """
         path = folder / "manifest.json"
+        wanted = f"name a folder that `granalign export {cls.kind}` wrote"
+        if not path.is_file():
+            raise GranAlignError(f"{folder}: no manifest.json; {wanted}")
         record = read_json(path)
         kind = record.get("kind") if isinstance(record, dict) else None
-        if kind != SENTENCE_ENCODER:
-            raise GranAlignError(
-                f"{path}: got kind {kind!r}, expected {SENTENCE_ENCODER!r}; "
-                f"name a folder that export_sentence_encoder wrote"
-            )
+        if kind != cls.kind:
+            raise GranAlignError(f"{path}: got kind {kind!r}, expected {cls.kind!r}; {wanted}")
         if record.get("format_version") != FORMAT_VERSION:
             raise GranAlignError(
                 f"{path}: got format version {record.get('format_version')!r}, expected "
@@ -218,3 +217,24 @@ class SentenceManifest:
                     f"delete the folder and export the model again"
                 )
         return manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentenceManifest(Manifest):
+    """The manifest of an exported sentence encoder."""
+
+    kind: str = SENTENCE_ENCODER
+    dim: int
+    max_tokens: int
+    pooling: str
+    normalise: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipManifest(Manifest):
+    """The manifest of an exported CLIP or SigLIP; `preprocessing` is a `clip.Preprocessing`."""
+
+    kind: str = CLIP
+    dim: int
+    max_tokens: int
+    preprocessing: dict[str, Any]

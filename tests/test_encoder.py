@@ -13,6 +13,7 @@ import pytest
 from tiny_bert import edit_json, write_tiny_bert
 
 from granalign_fast import encoders
+from granalign_fast.embedding import equal_length_batches
 from granalign_fast.encoders import SentenceEncoder
 from granalign_fast.errors import GranAlignError, MissingExtraError
 
@@ -92,7 +93,7 @@ def test_bad_texts(encoder: SentenceEncoder, texts: list[str], message: str) -> 
 
 def test_batches_have_one_length_and_hold_everything_once() -> None:
     lengths = [3, 5, 3, 3, 700, 5, 1]
-    batches = encoders._equal_length_batches([[0] * n for n in lengths], budget=6)
+    batches = equal_length_batches([[0] * n for n in lengths], budget=6)
     assert [[lengths[i] for i in batch] for batch in batches] == [[700], [5], [5], [3, 3], [3], [1]]
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
 

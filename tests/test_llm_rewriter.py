@@ -3,9 +3,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from tiny_llm import LLAMA, write_unchecked
 
 from granalign_fast import GranAlignError, Rewrites, StoredRewriter
 from granalign_fast import prompts as words
+from granalign_fast.generation import CausalLM
 from granalign_fast.jsonl import write_jsonl
 from granalign_fast.llm_rewriter import LlmRewriter, clean
 
@@ -124,3 +126,23 @@ def test_rewrites_are_stored_and_replayed(tmp_path):
     write_jsonl(tmp_path / "r.jsonl.gz", (r.to_record() for r in rewrites))
     assert StoredRewriter(tmp_path / "r.jsonl.gz").rewrite(["a cat", "a dog"]) == rewrites[::-1]
     assert json.loads(json.dumps(rewrites[0].to_record()))["entities"] == ["a dog", "ball"]
+
+
+def test_an_exported_model_rewrites_alike_with_and_without_the_common_prefix(tmp_path):
+    """Random weights: what it says is noise, but the same noise whichever way it is asked."""
+    folder = write_unchecked(tmp_path, LLAMA | {"max_position_embeddings": 2048})
+    model = CausalLM(folder)
+    rewriter = LlmRewriter(model, max_new_tokens=12)
+    queries = ["a dog runs", "the sea"]
+    together = rewriter.rewrite(queries)
+    assert [r.query for r in together] == queries
+    assert together == [LlmRewriter(model, max_new_tokens=12).rewrite([q])[0] for q in queries]
+
+    start, prefix = rewriter._prefix
+    assert prefix.length == len(start) > len(words.SYSTEM)
+    whole = [rewriter._ask(task, "a dog runs") for task in TASKS]
+    assert all(ids[: len(start)] == start for ids in whole)
+    behind = [ids[len(start) :] for ids in whole]
+    assert model.generate(behind, prefix=prefix, max_new_tokens=12) == model.generate(
+        whole, max_new_tokens=12
+    )

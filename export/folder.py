@@ -1,0 +1,111 @@
+"""Model folders: what every export reads of its source, and how its own folder comes to be."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from granalign_fast.errors import GranAlignError
+from granalign_fast.models import PACKAGED_MODELS, one_line, read_json
+
+_TOOLS = (
+    "granalign-fast",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "optimum-onnx",
+    "pillow",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
+
+
+@contextmanager
+def appearing(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that becomes `out` when the block ends well, and vanishes otherwise."""
+    if out.exists():
+        raise GranAlignError(f"{out}: already exists; name a folder that does not, or delete it")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise GranAlignError(f"{out}: cannot be written ({error.strerror or error})") from None
+    try:
+        yield draft
+        draft.chmod(0o755)  # mkdtemp makes it private
+        draft.rename(out)
+    except OSError as error:
+        raise GranAlignError(f"{out}: cannot be written ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object that a file holds."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise GranAlignError(f"{path}: got a {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The `tokenizers.Tokenizer` of a source folder."""
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise GranAlignError(
+            f"{folder}: no tokenizer.json; save the model again with its fast tokenizer"
+        )
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise GranAlignError(
+            f"{path}: not a tokenizer ({one_line(error)}); copy it again"
+        ) from None
+
+
+def source_name(source: str | Path | None, folder: Path) -> str:
+    """What a manifest calls the source: no local path."""
+    if source is None:
+        return next(iter(PACKAGED_MODELS))
+    return folder.name if Path(source).is_dir() else str(source)
+
+
+def tool_versions() -> dict[str, str]:
+    """The versions of the packages that shape an export, as far as they are installed."""
+    found = {}
+    for tool in _TOOLS:
+        try:
+            found[tool] = version(tool)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the remarks and progress bars of torch and transformers; validation decides."""
+    try:
+        from transformers.utils import logging
+    except ImportError:  # whoever needs it says so
+        yield
+        return
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,106 @@
+"""A causal language model's folder in, a checked folder of ONNX out; all of it, or nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from granalign_fast.errors import GranAlignError, MissingExtraError
+from granalign_fast.generation import LlmManifest
+from granalign_fast.models import resolve_model, sha256_of
+
+from .decoder import DecoderGraph
+from .folder import appearing, source_name, tool_versions
+from .llm_source import LlmSource, tokenizer_files
+from .llm_specs import GRAPH, LLM_PRECISIONS, UNPADDED_GRAPH, WEIGHTS
+from .llm_validate import judge, validate_llm
+from .weights import TensorFile
+
+
+def export_llm(
+    source: str | Path,
+    out: str | Path,
+    *,
+    precision: str = "fp32",
+    progress: Callable[[str], None] | None = None,
+) -> Path:
+    """Export a Llama, Qwen2 or Qwen3 model to `out`, for `CausalLM` and `ORTModelForCausalLM`.
+
+    The folder holds two graphs over one file of weights, ``model.onnx`` for rows that may be padded
+    and ``unpadded.onnx``; see `llm_specs`. The exported model is compared with the source before
+    the folder gets its name; on failure nothing is left behind. Nothing is unpickled, and no code
+    of the source's runs.
+
+    For a Qwen3 whose ``head_dim`` is not ``hidden_size / num_attention_heads``, optimum-onnx 0.1.0
+    must be told: ``model.embed_size_per_head = model.config.head_dim``.
+
+    Args:
+        source: a transformers folder, or ``org/name@<revision>`` on the hub.
+        out: a folder to write; it must not exist.
+        precision: ``"fp32"``, ``"fp16"`` or ``"int4"``, as `LLM_PRECISIONS` says.
+        progress: called with the name of each step as it begins.
+
+    Raises:
+        GranAlignError: the source is of another architecture, has a setting that the graph does
+            not, is damaged, `out` exists, or the exported model is too far from its source.
+        MissingExtraError: transformers, which the export is compared with, is not installed.
+    """
+    tell = progress or (lambda step: None)
+    if precision not in LLM_PRECISIONS:
+        raise GranAlignError(f"precision {precision!r}: expected one of {sorted(LLM_PRECISIONS)}")
+    try:
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError:
+        raise MissingExtraError("exporting a language model", "optimum") from None
+    out = Path(out)
+    tell("reading")
+    folder = resolve_model(source)
+    model = LlmSource.read(folder)
+    with appearing(out) as draft:
+        # First, so that the source's weights have left memory when ours are loaded.
+        tell("running the source")
+        expected = judge(model, precision)
+        tell("writing the graphs")
+        manifest = write_llm(model, draft, precision=precision, name=source_name(source, folder))
+        tell("comparing with the source")
+        measured = validate_llm(draft, expected, LLM_PRECISIONS[precision])
+        replace(manifest, validation=measured).write(draft)
+    return out
+
+
+def write_llm(model: LlmSource, folder: Path, *, precision: str, name: str) -> LlmManifest:
+    """Write graphs, settings, tokenizer and manifest to a folder, unchecked."""
+    with (folder / WEIGHTS).open("wb") as file:
+        tensors = TensorFile(file, WEIGHTS)
+        for graph, masked in ((GRAPH, True), (UNPADDED_GRAPH, False)):
+            written = DecoderGraph(model, tensors, precision=precision, masked=masked).model()
+            (folder / graph).write_bytes(written.SerializeToString())
+    for path in tokenizer_files(model.folder):
+        shutil.copyfile(path, folder / path.name)
+    shutil.copyfile(model.folder / "config.json", folder / "config.json")
+    settings = {"eos_token_id": list(model.eos_ids)} | model.generation_config
+    text = json.dumps(settings, indent=2) + "\n"
+    (folder / "generation_config.json").write_text(text, encoding="utf-8")
+    shape = model.shape
+    manifest = LlmManifest(
+        source=name,
+        weights_sha256=model.weights_sha256,
+        source_sha256=model.sha256,
+        files={path.name: sha256_of(path) for path in sorted(folder.iterdir())},
+        precision=precision,
+        architecture=shape.architecture,
+        layers=shape.layers,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        vocabulary=shape.vocabulary,
+        context=shape.context,
+        eos_ids=list(model.eos_ids),
+        tools=tool_versions(),
+        validation={},
+    )
+    manifest.write(folder)
+    return manifest

@@ -1,0 +1,223 @@
+"""What a transformers folder of a causal language model says about itself, checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from granalign_fast.errors import GranAlignError
+from granalign_fast.models import sha256_of
+
+from .folder import read_object, read_tokenizer
+from .weights import Checkpoint, Float32
+
+ARCHITECTURES = {
+    "LlamaForCausalLM": "llama",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+}
+"""What can be exported, and the `model_type` that goes with it. They differ only in which biases
+and norms a checkpoint holds: Qwen2 has biases on query, key and value, Qwen3 norms on the heads."""
+
+_FIXED = {
+    "hidden_act": "silu",
+    "use_sliding_window": False,
+    "partial_rotary_factor": 1.0,
+    # transformers 5 writes this in the place of rope_theta; 4.57 would overlook it, and so judge
+    # the export by a model that is wrong likewise.
+    "rope_parameters": None,
+}
+"""Settings that the graph has only so."""
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+)
+"""Copied where they are there; ``tokenizer.json`` must be."""
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """The numbers of a decoder, and the frequencies of its rotary positions, (head_dim / 2,)."""
+
+    architecture: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    context: int
+    epsilon: float
+    tied: bool
+    frequencies: Float32
+
+    @classmethod
+    def read(cls, config: dict[str, Any], place: Path) -> DecoderShape:
+        """From a ``config.json``; `place` is named by errors.
+
+        Raises:
+            GranAlignError: another architecture, or a setting that the graph does not have.
+        """
+        named = config.get("architectures")
+        architecture = str(named[0]) if isinstance(named, list) and named else "none"
+        if (architecture, config.get("model_type")) not in ARCHITECTURES.items():
+            raise GranAlignError(
+                f"{place}: got architecture {architecture!r} of type {config.get('model_type')!r}, "
+                f"expected one of {sorted(ARCHITECTURES)}; choose a model of these families"
+            )
+        for key, wanted in _FIXED.items():
+            if config.get(key, wanted) != wanted:
+                raise GranAlignError(
+                    f"{place}: got {key} {config[key]!r}, expected {wanted!r}; "
+                    f"choose a model without it"
+                )
+        heads = _positive(config, "num_attention_heads", place)
+        hidden = _positive(config, "hidden_size", place)
+        kv_heads = _positive(config, "num_key_value_heads", place, default=heads)
+        head_dim = _positive(config, "head_dim", place, default=hidden // heads)
+        if heads % kv_heads or head_dim % 2:
+            raise GranAlignError(
+                f"{place}: got {heads} heads of {head_dim} on {kv_heads} key-value heads, expected "
+                f"an even size and a number of heads that the key-value heads divide"
+            )
+        return cls(
+            architecture=architecture,
+            layers=_positive(config, "num_hidden_layers", place),
+            hidden=hidden,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            vocabulary=_positive(config, "vocab_size", place),
+            context=_positive(config, "max_position_embeddings", place),
+            epsilon=_number(config, "rms_norm_eps", place, default=1e-6),
+            tied=bool(config.get("tie_word_embeddings", False)),
+            frequencies=_frequencies(config, head_dim, place),
+        )
+
+
+@dataclass(frozen=True)
+class LlmSource:
+    """A model folder: its settings, weights and end-of-sequence ids.
+
+    `sha256` covers weights, settings and tokenizer: all that shapes an answer.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    shape: DecoderShape
+    checkpoint: Checkpoint
+    generation_config: dict[str, Any]
+    eos_ids: tuple[int, ...]
+    weights_sha256: str
+    sha256: str
+
+    @classmethod
+    def read(cls, folder: Path) -> LlmSource:
+        """Read the settings, open the weights and hash both.
+
+        Raises:
+            GranAlignError: it is not a causal language model that can be exported, or a file of it
+                is missing or torn.
+        """
+        if not (folder / "config.json").is_file():
+            raise GranAlignError(
+                f"{folder}: no config.json; expected a transformers folder with config.json, "
+                f"tokenizer.json and safetensors"
+            )
+        config = read_object(folder / "config.json")
+        path = folder / "generation_config.json"
+        generation_config = read_object(path) if path.is_file() else {}
+        shape = DecoderShape.read(config, folder / "config.json")
+        read_tokenizer(folder)
+        checkpoint = Checkpoint(folder)
+        weights_sha256 = _combined([sha256_of(path) for path in checkpoint.files])
+        texts = [sha256_of(path) for path in tokenizer_files(folder)]
+        settings = json.dumps([config, generation_config], sort_keys=True)
+        return cls(
+            folder=folder,
+            config=config,
+            shape=shape,
+            checkpoint=checkpoint,
+            generation_config=generation_config,
+            eos_ids=_eos_ids(generation_config, config, folder),
+            weights_sha256=weights_sha256,
+            sha256=_combined([weights_sha256, *texts, settings]),
+        )
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Those of `TOKENIZER_FILES` that the folder has."""
+    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+
+
+def _positive(config: dict[str, Any], key: str, place: Path, default: int | None = None) -> int:
+    value = config.get(key)
+    value = default if value is None else value
+    if not isinstance(value, int) or value < 1:
+        raise GranAlignError(f"{place}: got {key} {value!r}, expected a positive integer")
+    return value
+
+
+def _number(config: dict[str, Any], key: str, place: Path, default: float) -> float:
+    value = config.get(key, default)
+    if not isinstance(value, int | float) or not value > 0:
+        raise GranAlignError(f"{place}: got {key} {value!r}, expected a positive number")
+    return float(value)
+
+
+def _combined(parts: list[str]) -> str:
+    """One SHA-256 of several; of a single one, itself."""
+    if len(parts) == 1:
+        return parts[0]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _eos_ids(
+    generation_config: dict[str, Any], config: dict[str, Any], folder: Path
+) -> tuple[int, ...]:
+    """Generation settings win: chat models add their end of a turn there."""
+    found = generation_config.get("eos_token_id")
+    found = config.get("eos_token_id") if found is None else found
+    found = [] if found is None else found if isinstance(found, list) else [found]
+    if not all(isinstance(value, int) for value in found):
+        raise GranAlignError(f"{folder}: got eos_token_id {found!r}, expected token ids")
+    return tuple(found)
+
+
+def _frequencies(config: dict[str, Any], head_dim: int, place: Path) -> Float32:
+    """Radians a token of each pair of a head's values, (head_dim / 2,)."""
+    base = _number(config, "rope_theta", place, default=10000.0)
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    plain: Float32 = (1 / np.float32(base) ** exponents).astype(np.float32)
+    scaling = config.get("rope_scaling") or {}
+    try:
+        kind = scaling.get("rope_type", scaling.get("type", "default"))
+        if kind == "default":
+            return plain
+        factor = float(scaling["factor"])
+        if kind == "linear":
+            return plain / np.float32(factor)
+        if kind == "llama3":
+            low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
+            turns = scaling["original_max_position_embeddings"] * plain / (2 * math.pi)
+            # Slow pairs are stretched by the factor, quick ones kept, those between blended.
+            kept = np.clip((turns - low) / (high - low), 0, 1)
+            return np.asarray((1 - kept) * plain / factor + kept * plain, np.float32)
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError):
+        raise GranAlignError(f"{place}: got rope_scaling {scaling!r}, which lacks values") from None
+    raise GranAlignError(
+        f"{place}: got rope_scaling of type {kind!r}, expected 'default', 'linear' or 'llama3'; "
+        f"choose a model with one of these"
+    )

@@ -1,0 +1,178 @@
+"""Is an exported language model still its source? Every mismatch is collected, then raised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from granalign_fast.errors import GranAlignError
+from granalign_fast.generation import CausalLM
+from granalign_fast.models import one_line
+from granalign_fast.session import Session
+
+from .folder import quiet
+from .llm_source import LlmSource
+from .llm_specs import (
+    BLOCK,
+    HEAD_BITS,
+    INPUT_IDS,
+    LINEAR_BITS,
+    LOGITS,
+    POSITION_IDS,
+    UNPADDED_GRAPH,
+    LlmTolerance,
+)
+from .quantize_blocks import rounded
+from .weights import Float32
+
+_LENGTHS = (2, 48, 17, 5, 31)
+"""Tokens of the prompts that are compared, as far as the context has room: ragged, one near empty.
+All begin with the same token, so that it can be their prefix."""
+
+
+def validation_ids(vocabulary: int, context: int) -> list[list[int]]:
+    """Token ids of the prompts, the same for every run."""
+    random = np.random.default_rng(0)
+    ids = random.integers(vocabulary, size=(len(_LENGTHS), max(_LENGTHS)))
+    ids[:, 0] = ids[0, 0]
+    rows = zip(ids.tolist(), _LENGTHS, strict=True)
+    return [row[: min(length, context - 1)] for row, length in rows]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What transformers gives in float32 after each prompt: (prompts, vocabulary).
+
+    `logits` are those of the weights as they are exported, `original` of the source's own.
+    """
+
+    logits: Float32
+    original: Float32
+
+
+def judge(source: LlmSource, precision: str) -> Judge:
+    """Run the source with transformers.
+
+    Raises:
+        GranAlignError: transformers cannot load the source, or turns positions otherwise.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with quiet(), torch.inference_mode():
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                source.folder,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                dtype=torch.float32,
+            ).eval()
+            original = logits = _logits(model, source)
+            if precision == "int4":
+                _round_weights(model)
+                logits = _logits(model, source)
+        except Exception as error:  # whatever stops a loader
+            raise GranAlignError(
+                f"{source.folder}: transformers cannot run it ({one_line(error)}); "
+                f"copy or download the model again"
+            ) from None
+        # Short prompts would hardly show wrong frequencies of the slow pairs: compare them too.
+        frequencies = model.model.rotary_emb.inv_freq.numpy()
+    if not np.allclose(frequencies, source.shape.frequencies, rtol=1e-5, atol=0):
+        raise GranAlignError(
+            f"{source.folder}: transformers has other rotary frequencies than the export; "
+            f"report this model"
+        )
+    return Judge(logits, original)
+
+
+def validate_llm(folder: Path, expected: Judge, tolerance: LlmTolerance) -> dict[str, float]:
+    """Compare an exported folder with its source: one padded batch, after a prefix, and unpadded.
+
+    Returns:
+        What was measured: ``max_abs_error`` and ``relative_error``, the worst of the three ways;
+        ``prefix_error``, max. absolute, against the padded batch; ``rounding_error``, relative;
+        ``logits_rms``.
+
+    Raises:
+        GranAlignError: out of tolerance; the message holds every way that is.
+    """
+    model = CausalLM(folder)
+    prompts = validation_ids(model.manifest.vocabulary, model.manifest.context)
+    padded = model.logits(prompts)
+    prefix = model.prefill(prompts[0][:1])
+    ways = {
+        "padded": padded,
+        "after a prefix": model.logits([ids[1:] for ids in prompts], prefix=prefix),
+        "unpadded": _unpadded_logits(folder, model, prompts),
+    }
+    rms = _rms(expected.logits)
+    worst = {"max_abs_error": 0.0, "relative_error": 0.0}
+    failures = []
+    for way, got in ways.items():
+        difference = got - expected.logits
+        error, relative = float(np.abs(difference).max()), _rms(difference) / rms
+        if not (error <= tolerance.max_error * max(1.0, rms) and relative <= tolerance.relative):
+            failures.append(f"{way}: max. error {error:.2g}, relative {relative:.2g}")
+        worst["max_abs_error"] = max(worst["max_abs_error"], error)
+        worst["relative_error"] = max(worst["relative_error"], relative)
+    rounding = _rms(expected.logits - expected.original) / rms
+    if not rounding <= tolerance.rounding:
+        failures.append(f"rounding the weights: relative {rounding:.2g}")
+    if failures:
+        raise GranAlignError(
+            f"the export differs from its source, expected {tolerance} of logits with a root mean "
+            f"square of {rms:.3g}: {'; '.join(failures)}; choose a higher precision, or report "
+            f"this model"
+        )
+    prefix_error = float(np.abs(ways["after a prefix"] - padded).max())
+    return worst | {
+        "prefix_error": prefix_error,
+        "rounding_error": rounding,
+        "logits_rms": rms,
+    }
+
+
+def _rms(values: Float32) -> float:
+    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
+
+
+def _logits(model: Any, source: LlmSource) -> Float32:
+    import torch
+
+    prompts = validation_ids(source.shape.vocabulary, source.shape.context)
+    rows = [model(input_ids=torch.tensor([ids]), logits_to_keep=1).logits[0, -1] for ids in prompts]
+    return np.stack([row.numpy() for row in rows])
+
+
+def _round_weights(model: Any) -> None:
+    """Round a transformers model's weights as an int4 export does."""
+    import torch
+
+    def round_linear(linear: Any, bits: int) -> None:
+        weight = rounded(linear.weight.numpy(), bits, BLOCK)
+        linear.weight = torch.nn.Parameter(torch.from_numpy(weight), requires_grad=False)
+
+    round_linear(model.lm_head, HEAD_BITS)  # gets a weight of its own, where it was tied
+    embedding = model.model.embed_tokens
+    half = embedding.weight.half().float()
+    embedding.weight = torch.nn.Parameter(half, requires_grad=False)
+    for module in model.model.layers.modules():
+        if isinstance(module, torch.nn.Linear):
+            round_linear(module, LINEAR_BITS)
+
+
+def _unpadded_logits(folder: Path, model: CausalLM, prompts: list[list[int]]) -> Float32:
+    session = Session(folder / UNPADDED_GRAPH)
+    shape = (1, model.manifest.kv_heads, 0, model.manifest.head_dim)
+    past = np.empty(shape, model.manifest.cache_dtype)
+    cache = {name: past for name in session.inputs if name not in (INPUT_IDS, POSITION_IDS)}
+    rows = []
+    for ids in prompts:
+        inputs = {INPUT_IDS: np.array([ids]), POSITION_IDS: np.arange(len(ids))[None]}
+        rows.append(session(**inputs, **cache)[LOGITS][0, 0])
+    return np.stack(rows)

@@ -1,0 +1,149 @@
+"""Safetensors in, ONNX external data out, a tensor at a time: memory holds one of them, not all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from granalign_fast.errors import GranAlignError
+from granalign_fast.models import read_json, weights_file
+
+Float32 = npt.NDArray[np.float32]
+
+# safetensors' own NumPy reader has no bfloat16, which is what most LLMs are published in.
+_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_INDEX = "model.safetensors.index.json"
+_ALIGNMENT = 4096
+"""Bytes: tensors begin on pages, so that ONNX Runtime can map them instead of reading them."""
+_INLINE = 1024
+"""Bytes: smaller tensors, shapes among them, stay inside the graph, which shape inference reads."""
+
+
+class Checkpoint:
+    """The tensors of a model folder: one ``model.safetensors``, or shards with their index.
+
+    Raises:
+        GranAlignError: there are no safetensors, or a file is torn.
+    """
+
+    files: list[Path]
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files = _files(folder)
+        self._where: dict[str, tuple[Path, str, tuple[int, ...], int]] = {}
+        for path in self.files:
+            self._where.update(_read_header(path))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._where
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, without reading it."""
+        return self._find(name)[2]
+
+    def read(self, name: str) -> Float32:
+        """A tensor as float32, whatever it is stored in."""
+        path, kind, shape, offset = self._find(name)
+        stored = np.memmap(path, _DTYPES[kind], mode="r", offset=offset, shape=shape)
+        if kind == "BF16":  # the upper half of a float32
+            return (stored.astype(np.uint32) << 16).view(np.float32)
+        return np.array(stored, np.float32)
+
+    def _find(self, name: str) -> tuple[Path, str, tuple[int, ...], int]:
+        if name not in self._where:
+            raise GranAlignError(
+                f"{self.folder}: no tensor {name!r}, expected it from config.json; "
+                f"copy or download the model again"
+            )
+        return self._where[name]
+
+
+def _files(folder: Path) -> list[Path]:
+    index = folder / _INDEX
+    if not index.is_file():
+        return [weights_file(folder)]
+    shards = read_json(index)
+    shards = shards.get("weight_map") if isinstance(shards, dict) else None
+    if not isinstance(shards, dict) or not all(isinstance(v, str) for v in shards.values()):
+        raise GranAlignError(f"{index}: no weight_map; copy or download the model again")
+    files = [folder / name for name in sorted(set(shards.values()))]
+    for file in files:
+        # A name with folders in it could lead out of the model's own.
+        if file.parent != folder or file.suffix != ".safetensors" or not file.is_file():
+            raise GranAlignError(
+                f"{index}: names {file.name!r}, expected a .safetensors file beside it; "
+                f"copy or download the model again"
+            )
+    return files
+
+
+def _read_header(path: Path) -> Iterator[tuple[str, tuple[Path, str, tuple[int, ...], int]]]:
+    """Name, and file, dtype, shape and byte offset, of every tensor of a file."""
+    torn = GranAlignError(
+        f"{path}: torn, or no safetensors of float32, float16 or bfloat16; "
+        f"copy or download the model again"
+    )
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > size:
+                raise torn
+            header = json.loads(file.read(length))
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            begin, end = entry["data_offsets"]
+            kind, shape = entry["dtype"], tuple(entry["shape"])
+            count = int(np.prod(shape, dtype=np.int64))
+            if not 0 <= begin <= end <= size - 8 - length:
+                raise torn
+            if end - begin != count * np.dtype(_DTYPES[kind]).itemsize:
+                raise torn
+            yield name, (path, kind, shape, 8 + length + begin)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise torn from None
+
+
+class TensorFile:
+    """External data of ONNX graphs: every tensor is written once, whichever graphs use it."""
+
+    def __init__(self, file: IO[bytes], location: str) -> None:
+        self._file = file
+        self._location = location
+        self.tensors: dict[str, Any] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def add(self, name: str, array: npt.NDArray[Any]) -> None:
+        """Write a tensor, or keep it for the graph itself if it is small."""
+        from onnx import StringStringEntryProto, TensorProto, helper, numpy_helper
+
+        array = np.asarray(array, order="C")  # ascontiguousarray would turn a scalar into a row
+        if array.nbytes < _INLINE:
+            self.tensors[name] = numpy_helper.from_array(array, name)
+            return
+        self._file.write(bytes(-self._file.tell() % _ALIGNMENT))
+        offset = self._file.tell()
+        self._file.write(array.data)
+        self.tensors[name] = TensorProto(
+            name=name,
+            dims=array.shape,
+            data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
+            data_location=TensorProto.EXTERNAL,
+            external_data=[
+                StringStringEntryProto(key=key, value=str(value))
+                for key, value in (
+                    ("location", self._location),
+                    ("offset", offset),
+                    ("length", array.nbytes),
+                )
+            ],
+        )
