@@ -217,9 +217,7 @@ def export_sentence_encoder(
     """Write a sentence encoder with pooling and normalisation inside the graph."""
     from .export.sentence_encoder import export_sentence_encoder as run
 
-    with _status(f"exporting {source} in {precision}"):
-        run(source, out, precision=precision)
-    typer.echo(f"written and checked against the source: {out}")
+    _export(run, source, out, precision)
 
 
 @export_app.command("clip")
@@ -233,9 +231,7 @@ def export_clip(
     """Write the image and text towers of CLIP or SigLIP, normalisation inside the graphs."""
     from .export.clip import export_clip as run
 
-    with _status(f"exporting {source} in {precision}"):
-        run(source, out, precision=precision)
-    typer.echo(f"written and checked against the source: {out}")
+    _export(run, source, out, precision)
 
 
 @export_app.command("llm")
@@ -249,9 +245,7 @@ def export_llm(
     """Write a language model with its cache in the graph; optimum's ORTModel opens it too."""
     from .export.llm import export_llm as run
 
-    with _status(f"exporting {source} in {precision}"):
-        run(source, out, precision=precision)
-    typer.echo(f"written and checked against the source: {out}")
+    _export(run, source, out, precision)
 
 
 def main() -> None:
@@ -266,6 +260,12 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         _fail(f"{error.filename or 'file system'}: {error.strerror or error}")
+
+
+def _export(run: Callable[..., Path], source: str, out: Path, precision: str) -> None:
+    with _status(f"exporting {source} in {precision}"):
+        run(source, out, precision=precision)
+    typer.echo(f"written and checked against the source: {out}")
 
 
 def _fail(message: str) -> None:
