@@ -1,6 +1,6 @@
 """A language model's steps side by side: ``python -m granalign_fast.bench.generation``.
 
-A Llama of about 110 million random weights is made on the spot, so no download is needed and every
+A Llama of 108 million random weights is made on the spot, so no download is needed and every
 runtime does the same arithmetic: ours in fp32 and int4, the stock export of optimum through
 `ORTModelForCausalLM`, and transformers. Rounds take turns, and tokens are compared: a fast wrong
 answer stops the run. Needs the extra [optimum]. On a CPU only ratios say something about another
