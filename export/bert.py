@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .graph import make_model
 from .quantize import Range, quantise_columns
 from .reference import Array, Bert, Dense, Norm
-from .specs import EMBEDDINGS, FLOAT_CHANNELS, INPUT_IDS, IR_VERSION, OPSET, SMOOTHING
+from .specs import EMBEDDINGS, FLOAT_CHANNELS, INPUT_IDS, SMOOTHING
 
 _MICROSOFT = "com.microsoft"
 
@@ -138,19 +139,13 @@ class _Graph:
     def model(self, dim: int) -> Any:
         from onnx import TensorProto, helper, numpy_helper
 
-        graph = helper.make_graph(
-            self.nodes,
+        integers, floats = TensorProto.INT32, TensorProto.FLOAT
+        return make_model(
             "sentence-encoder",
-            [helper.make_tensor_value_info(INPUT_IDS, TensorProto.INT32, ["batch", "sequence"])],
-            [helper.make_tensor_value_info(EMBEDDINGS, TensorProto.FLOAT, ["batch", dim])],
-            [numpy_helper.from_array(value, name) for name, value in self.constants.items()],
-        )
-        domains = {"": OPSET} | {node.domain: 1 for node in self.nodes if node.domain}
-        return helper.make_model(
-            graph,
-            producer_name="granalign-fast",
-            ir_version=IR_VERSION,
-            opset_imports=[helper.make_opsetid(name, version) for name, version in domains.items()],
+            nodes=self.nodes,
+            inputs=[helper.make_tensor_value_info(INPUT_IDS, integers, ["batch", "sequence"])],
+            outputs=[helper.make_tensor_value_info(EMBEDDINGS, floats, ["batch", dim])],
+            tensors=[numpy_helper.from_array(v, name) for name, v in self.constants.items()],
         )
 
 

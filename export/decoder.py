@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .graph import make_model
 from .llm_source import LlmSource
 from .llm_specs import (
     ATTENTION_MASK,
@@ -28,7 +29,6 @@ from .llm_specs import (
     present_names,
 )
 from .quantize_blocks import quantise_blocks
-from .specs import IR_VERSION, OPSET
 from .weights import TensorFile
 
 _MICROSOFT = "com.microsoft"
@@ -58,27 +58,18 @@ class DecoderGraph:
 
     def model(self) -> Any:
         """The `onnx.ModelProto`, whose large tensors lie in the `TensorFile`."""
-        from onnx import helper
-
         x = self._embed()
         self._rotation()
         mask = self._mask() if self.masked else ""
         for layer in range(self.shape.layers):
             x = self._layer(x, layer, mask)
         self._logits(self._norm(x, "model.norm.weight"))
-        graph = helper.make_graph(
-            self.nodes,
+        return make_model(
             "causal-lm",
-            self._inputs(),
-            self._outputs(),
-            [self.tensors.tensors[name] for name in self.used],
-        )
-        domains = {"": OPSET} | {node.domain: 1 for node in self.nodes if node.domain}
-        return helper.make_model(
-            graph,
-            producer_name="granalign-fast",
-            ir_version=IR_VERSION,
-            opset_imports=[helper.make_opsetid(name, version) for name, version in domains.items()],
+            nodes=self.nodes,
+            inputs=self._inputs(),
+            outputs=self._outputs(),
+            tensors=[self.tensors.tensors[name] for name in self.used],
         )
 
     def _embed(self) -> str:

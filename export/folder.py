@@ -11,8 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from granalign_fast.embedding import load_tokenizer
 from granalign_fast.errors import GranAlignError
-from granalign_fast.models import PACKAGED_MODELS, one_line, read_json
+from granalign_fast.models import PACKAGED_MODELS, read_json
 
 _TOOLS = (
     "granalign-fast",
@@ -57,19 +58,11 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def read_tokenizer(folder: Path) -> Any:
     """The `tokenizers.Tokenizer` of a source folder."""
-    from tokenizers import Tokenizer
-
-    path = folder / "tokenizer.json"
-    if not path.is_file():
+    if not (folder / "tokenizer.json").is_file():
         raise GranAlignError(
             f"{folder}: no tokenizer.json; save the model again with its fast tokenizer"
         )
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise GranAlignError(
-            f"{path}: not a tokenizer ({one_line(error)}); copy it again"
-        ) from None
+    return load_tokenizer(folder, "copy it again")
 
 
 def source_name(source: str | Path | None, folder: Path) -> str:

@@ -27,8 +27,8 @@ def distinct(texts: Sequence[str]) -> tuple[list[str], npt.NDArray[np.int64]]:
     return list(index), row_of
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The `tokenizers.Tokenizer` of an exported folder."""
+def load_tokenizer(folder: Path, remedy: str = "export the model again") -> Any:
+    """The `tokenizers.Tokenizer` of a folder; `remedy` is what to do about a torn one."""
     try:
         from tokenizers import Tokenizer
     except ImportError:
@@ -37,9 +37,7 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
-        raise GranAlignError(
-            f"{path}: not a tokenizer ({one_line(error)}); export the model again"
-        ) from None
+        raise GranAlignError(f"{path}: not a tokenizer ({one_line(error)}); {remedy}") from None
 
 
 def tokenise(tokenizer: Any, texts: list[str]) -> list[list[int]]:

@@ -104,7 +104,6 @@ def test_search_prints_one_json_object(files, granalign):
 
 
 def test_search_draws(files, granalign):
-    pytest.importorskip("matplotlib")
     for name in ("a.png", "b.svg"):
         arguments = ("captions.jsonl", "dog", "--vid=park", f"--plot={name}")
         assert granalign("search", *arguments)[0] == 0

@@ -26,8 +26,6 @@ from granalign_fast.clip import ClipEncoder, Preprocessing
 from granalign_fast.errors import GranAlignError
 from granalign_fast.models import FORMAT_VERSION
 
-pytest.importorskip("onnxruntime")
-
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:

@@ -28,8 +28,6 @@ from granalign_fast.export.clip import export_clip, validation_frames
 from granalign_fast.export.specs import PRECISIONS, Precision, Tolerance
 from granalign_fast.session import Session
 
-pytest.importorskip("onnxruntime")
-
 TEXTS = ["a dog", "The dog runs.", "", "naïve café 🐕", "x " * 100, "the the the"]
 
 

@@ -17,7 +17,6 @@ from granalign_fast.embedding import equal_length_batches
 from granalign_fast.encoders import SentenceEncoder
 from granalign_fast.errors import GranAlignError, MissingExtraError
 
-pytest.importorskip("onnxruntime")
 GOLDEN = Path(__file__).parent / "fixtures" / "minilm_golden.json"
 TEXTS = ["a b c", "d", "a b c", "", "hello world.", "e f", "x " * 40, "d", "z"]
 

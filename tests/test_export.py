@@ -22,7 +22,6 @@ from granalign_fast.export.sentences import CALIBRATION, VALIDATION
 from granalign_fast.export.specs import PRECISIONS, Precision, Tolerance
 from granalign_fast.models import FORMAT_VERSION, PACKAGED_MODELS, resolve_model
 
-pytest.importorskip("onnxruntime")
 GOLDEN = Path(__file__).parent / "fixtures" / "minilm_golden.json"
 
 

@@ -32,8 +32,6 @@ from granalign_fast.export.llm_specs import LLM_PRECISIONS
 from granalign_fast.generation import CausalLM
 from granalign_fast.models import FORMAT_VERSION
 
-pytest.importorskip("onnxruntime")
-
 Written = Callable[..., Path]
 USER = [{"role": "user", "content": "hi"}]
 

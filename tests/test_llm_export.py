@@ -36,8 +36,6 @@ from granalign_fast.export.llm_specs import LLM_PRECISIONS
 from granalign_fast.export.quantize_blocks import quantise_blocks, rounded
 from granalign_fast.generation import CausalLM, LlmManifest
 
-pytest.importorskip("onnxruntime")
-
 Exported = Callable[..., Path]
 
 

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
 from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.session import Device, Session
-
-onnxruntime = pytest.importorskip("onnxruntime")
 
 
 @pytest.fixture
