@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,8 +13,9 @@ from .embedding import load_tokenizer
 from .errors import GranAlignError
 from .models import one_line, read_json
 
-Message = dict[str, str]
-"""``{"role": "system" | "user" | "assistant", "content": ...}``."""
+Message = dict[str, Any]
+"""``{"role": "system" | "user" | "assistant", "content": ...}``. The content is a text or,
+for a model that sees, a list of ``{"type": "image"}`` and ``{"type": "text", "text": ...}``."""
 
 
 class ChatTokenizer:
@@ -65,6 +67,16 @@ class ChatTokenizer:
                 f"expected roles and contents as the model was trained with"
             ) from None
         return self.encode(text)
+
+
+def common_start(one: Sequence[int], other: Sequence[int]) -> list[int]:
+    """The tokens that both begin with: what can be computed once for prompts made alike.
+
+    >>> common_start([1, 2, 3], [1, 2, 4])
+    [1, 2]
+    """
+    pairs = zip(one, other, strict=False)
+    return [mine for mine, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
 
 def _settings(folder: Path) -> dict[str, Any]:

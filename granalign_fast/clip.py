@@ -23,6 +23,7 @@ from .embedding import (
     tokenise,
 )
 from .errors import GranAlignError
+from .images import Image, check_frames, resize
 from .models import ClipManifest, fingerprint
 from .session import Device, Session
 
@@ -32,8 +33,6 @@ _BATCH_FRAMES = {"cpu": 4}
 _GPU_BATCH_FRAMES = 64
 _BATCH_TOKENS = {"cpu": 512}
 _GPU_BATCH_TOKENS = 16384
-
-_FRAMES = "expected uint8 (height, width, 3) in RGB"
 
 
 @dataclass(frozen=True)
@@ -60,14 +59,12 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __call__(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def __call__(self, frame: Image) -> npt.NDArray[np.float32]:
         """Pixels (3, height, width) of a frame (any height, any width, 3)."""
-        from PIL import Image
-
         height, width = self._resized(*frame.shape[:2])
-        image = Image.fromarray(frame).resize((width, height), Image.Resampling(self.resample))
+        image = resize(frame, height, width, self.resample)
         top, left = (height - self.crop[0]) // 2, (width - self.crop[1]) // 2
-        kept = np.asarray(image)[top : top + self.crop[0], left : left + self.crop[1]]
+        kept = image[top : top + self.crop[0], left : left + self.crop[1]]
         return np.stack([self._levels[channel][kept[..., channel]] for channel in range(3)])
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
@@ -134,7 +131,7 @@ class ClipEncoder:
 
     def encode_frames(
         self,
-        frames: npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]],
+        frames: npt.NDArray[np.uint8] | Sequence[Image],
         *,
         progress: Callable[[int], None] | None = None,
     ) -> npt.NDArray[np.float32]:
@@ -151,7 +148,7 @@ class ClipEncoder:
             GranAlignError: there is no frame, a frame has another shape or type, or an embedding
                 is not finite.
         """
-        _check_frames(frames)
+        check_frames(frames)
         rows = np.empty((len(frames), self.dim), np.float32)
 
         def run(start: int) -> int:
@@ -206,24 +203,3 @@ def _preprocessing(manifest: ClipManifest, folder: Path) -> Preprocessing:
         raise GranAlignError(
             f"{folder / 'manifest.json'}: unusable preprocessing ({error}); export the model again"
         ) from None
-
-
-def _check_frames(frames: npt.NDArray[Any] | Sequence[npt.NDArray[Any]]) -> None:
-    """Raise for the first thing that is not a frame, before any work."""
-    if isinstance(frames, np.ndarray) and frames.ndim != 4:
-        raise GranAlignError(
-            f"frames: got shape {frames.shape}, expected (frames, height, width, 3); "
-            f"pass one frame as frame[None]"
-        )
-    if len(frames) == 0:
-        raise GranAlignError("frames: got none, expected at least one")
-    for i, frame in enumerate(frames):
-        if not isinstance(frame, np.ndarray):
-            raise GranAlignError(
-                f"frames[{i}]: got {type(frame).__name__}, {_FRAMES}; pass NumPy arrays"
-            )
-        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
-            raise GranAlignError(
-                f"frames[{i}]: got {frame.dtype} {frame.shape}, {_FRAMES}; "
-                f"convert the frame as its decoder gives it, before any scaling"
-            )

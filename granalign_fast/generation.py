@@ -48,21 +48,46 @@ class Prefix:
     """The keys and values of the tokens that prompts begin with: computed once, used many times.
 
     Attributes:
-        cache: read-only arrays (1, kv_heads, length, head_dim), keys and values in turn.
+        cache: read-only arrays (rows, kv_heads, length, head_dim), keys and values in turn. One row
+            serves any number of prompts; several rows serve a prompt each.
         model: the fingerprint of the model they belong to.
+        next_position: of the token that follows. Text counts its tokens; an image takes fewer
+            positions than it has tokens.
     """
 
     cache: Cache
     model: str
+    next_position: int
+
+    @property
+    def rows(self) -> int:
+        """How many beginnings it holds."""
+        return int(self.cache[0].shape[0])
 
     @property
     def length(self) -> int:
-        """How many tokens it stands for."""
+        """How many tokens each row stands for."""
         return int(self.cache[0].shape[2])
+
+    @classmethod
+    def stack(cls, arrays: Sequence[Any], model: str, next_position: int) -> Prefix:
+        """A prefix of several rows from what `unstack` gave, of one prefix or of many."""
+        layers = range(len(arrays[0]))
+        cache = tuple(np.stack([array[i] for array in arrays]) for i in layers)
+        return cls(cache, model, next_position)
+
+    def unstack(self) -> list[npt.NDArray[Any]]:
+        """Each row by itself: (2 * layers, kv_heads, length, head_dim), read-only."""
+        rows = []
+        for row in range(self.rows):
+            array = np.stack([cached[row] for cached in self.cache])
+            array.setflags(write=False)
+            rows.append(array)
+        return rows
 
     @property
     def nbytes(self) -> int:
-        """Memory held: 2 * layers * kv_heads * head_dim * length, 4 bytes each (fp16: 2)."""
+        """Memory held: 2 * layers * kv_heads * head_dim * length a row, 4 bytes each (fp16: 2)."""
         return sum(array.nbytes for array in self.cache)
 
 
@@ -79,6 +104,8 @@ class CausalLM:
         GranAlignError: the folder is no such model, was altered, or the device is not the CPU.
     """
 
+    manifest: LlmManifest
+
     def __init__(
         self, folder: str | Path, *, device: str = "cpu", threads: int | None = None
     ) -> None:
@@ -87,9 +114,13 @@ class CausalLM:
                 f"device {device!r}: got a GPU, expected 'cpu', where alone language models run yet"
             )
         folder = Path(folder)
-        self.manifest = LlmManifest.read(folder)
+        self._open(folder, device, threads)
         self.tokenizer = ChatTokenizer(folder)
-        self._graph = _Graph(folder, self.manifest, device, threads)
+
+    def _open(self, folder: Path, device: str, threads: int | None) -> None:
+        self.manifest = LlmManifest.read(folder)
+        session = Session(folder / "model.onnx", device=device, threads=threads)
+        self._decoder = Decoder(session, self.manifest)
 
     @property
     def fingerprint(self) -> str:
@@ -112,9 +143,12 @@ class CausalLM:
         """
         self._check([token_ids], None, 1, "token_ids")
         _, cache, _ = self._extend([token_ids], None)
+        return self._prefix(cache, len(token_ids))
+
+    def _prefix(self, cache: Cache, next_position: int) -> Prefix:
         for array in cache:
             array.setflags(write=False)
-        return Prefix(cache, self.fingerprint)
+        return Prefix(cache, self.fingerprint, next_position)
 
     def logits(
         self, prompts: Sequence[Sequence[int]], *, prefix: Prefix | None = None
@@ -142,7 +176,7 @@ class CausalLM:
 
         Args:
             prompts: token ids of each, what comes after the prefix.
-            prefix: what all of them begin with, from `prefill`.
+            prefix: what they begin with, from `prefill`: one row for all, or one for each.
             max_new_tokens: where to end rows that do not end by themselves.
             stop_ids: tokens that end a row; None for the model's own. ``()`` ends none.
 
@@ -150,8 +184,9 @@ class CausalLM:
             New token ids of each prompt, without the one that ended it.
 
         Raises:
-            GranAlignError: no prompt, an empty one, an unknown token, a prefix of another model,
-                or too many tokens for the model's context. Nothing has been computed then.
+            GranAlignError: no prompt, an empty one, an unknown token, a prefix of another model or
+                with rows for other prompts, or too many tokens for the model's context. Nothing has
+                been computed then.
         """
         if max_new_tokens < 1:
             raise GranAlignError(f"max_new_tokens: got {max_new_tokens}, expected at least 1")
@@ -171,21 +206,31 @@ class CausalLM:
             if left == 1 or not len(rows):
                 break
             batch = batch.append(tokens)
-            logits, cache = self._graph.step(batch, cache)
+            logits, cache = self._step(batch, cache)
         return answers
 
     def _extend(
         self, prompts: Sequence[Sequence[int]], prefix: Prefix | None
-    ) -> tuple[npt.NDArray[np.float32], Cache, _Batch]:
-        """Run the prompts after the prefix, which is repeated for each of them."""
+    ) -> tuple[npt.NDArray[np.float32], Cache, TokenBatch]:
+        """Run the prompts after the prefix, whose one row is repeated for each of them."""
         rows = len(prompts)
-        batch = _left_padded(prompts, prefix.length if prefix else 0)
         if prefix is None:
-            cache = self._graph.empty(rows)
+            batch, cache = _left_padded(prompts, 0, 0), self._decoder.empty(rows)
         else:
-            cache = tuple(np.repeat(array, rows, axis=0) for array in prefix.cache)
-        logits, cache = self._graph.step(batch, cache)
+            batch, cache = _left_padded(prompts, prefix.length, prefix.next_position), prefix.cache
+            if prefix.rows != rows:
+                cache = tuple(np.repeat(array, rows, axis=0) for array in cache)
+        logits, cache = self._step(batch, cache)
         return logits, cache, batch
+
+    def _step(self, batch: TokenBatch, cache: Cache) -> tuple[npt.NDArray[np.float32], Cache]:
+        """Logits (rows, vocabulary) of the last position, and the cache with the batch in it."""
+        return self._decoder.step(
+            cache,
+            input_ids=batch.ids,
+            position_ids=batch.positions,
+            attention_mask=batch.mask,
+        )
 
     def _check(
         self,
@@ -201,6 +246,11 @@ class CausalLM:
             raise GranAlignError(
                 f"prefix: got one of the model {prefix.model}, expected "
                 f"{self.fingerprint}; prefill it with this model"
+            )
+        if prefix is not None and prefix.rows not in (1, len(prompts)):
+            raise GranAlignError(
+                f"prefix: got {prefix.rows} rows for {len(prompts)} prompts, expected one row, or "
+                f"one for each prompt"
             )
         past, context = prefix.length if prefix else 0, self.manifest.context
         for i, prompt in enumerate(prompts):
@@ -220,19 +270,17 @@ class CausalLM:
                     )
 
 
-class _Graph:
-    """The exported graph, a step at a time: the one place that knows its names and arrays.
+class Decoder:
+    """The exported decoder, a step at a time: the one place that knows how its cache is named.
 
     A GPU's twin of this class would hold the cache in bound device arrays, run ``unpadded.onnx``
     for rows of equal length, and give token ids in the place of logits.
     """
 
-    def __init__(
-        self, folder: Path, manifest: LlmManifest, device: str, threads: int | None
-    ) -> None:
+    def __init__(self, session: Session, manifest: LlmManifest) -> None:
+        self._session = session
         self._manifest = manifest
-        self._session = Session(folder / "model.onnx", device=device, threads=threads)
-        self._past = [name for name in self._session.inputs if name.startswith("past_key_values.")]
+        self._past = [name for name in session.inputs if name.startswith("past_key_values.")]
         self._present = [name.replace("past_key_values", "present") for name in self._past]
 
     def empty(self, rows: int) -> Cache:
@@ -240,38 +288,35 @@ class _Graph:
         shape = (rows, self._manifest.kv_heads, 0, self._manifest.head_dim)
         return tuple(np.empty(shape, self._manifest.cache_dtype) for _ in self._past)
 
-    def step(self, batch: _Batch, cache: Cache) -> tuple[npt.NDArray[np.float32], Cache]:
-        """Logits (rows, vocabulary) of the last position, and the cache with the batch in it."""
-        outputs = self._session(
-            input_ids=batch.ids,
-            position_ids=batch.positions,
-            attention_mask=batch.mask,
-            **dict(zip(self._past, cache, strict=True)),
-        )
+    def step(
+        self, cache: Cache, **inputs: npt.NDArray[Any]
+    ) -> tuple[npt.NDArray[np.float32], Cache]:
+        """Logits (rows, vocabulary) of the last position, and the cache with the inputs in it."""
+        outputs = self._session(**inputs, **dict(zip(self._past, cache, strict=True)))
         return outputs["logits"][:, 0], tuple(outputs[name] for name in self._present)
 
 
 @dataclass(frozen=True)
-class _Batch:
+class TokenBatch:
     """Rows of token ids that end together; `mask` covers what the cache holds as well."""
 
     ids: Ids
     positions: Ids
     mask: Ids
 
-    def keep(self, rows: npt.NDArray[np.bool_]) -> _Batch:
+    def keep(self, rows: npt.NDArray[np.bool_]) -> TokenBatch:
         """The rows that go on."""
-        return _Batch(self.ids[rows], self.positions[rows], self.mask[rows])
+        return TokenBatch(self.ids[rows], self.positions[rows], self.mask[rows])
 
-    def append(self, tokens: Ids) -> _Batch:
+    def append(self, tokens: Ids) -> TokenBatch:
         """The next step: one token a row."""
         seen = np.ones((len(tokens), 1), np.int64)
         mask = np.concatenate([self.mask, seen], axis=1)
-        return _Batch(tokens[:, None], self.positions[:, -1:] + 1, mask)
+        return TokenBatch(tokens[:, None], self.positions[:, -1:] + 1, mask)
 
 
-def _left_padded(prompts: Sequence[Sequence[int]], past: int) -> _Batch:
-    """Prompts after `past` tokens, as one batch.
+def _left_padded(prompts: Sequence[Sequence[int]], past: int, position: int) -> TokenBatch:
+    """Prompts after `past` tokens, their first one at `position`, as one batch.
 
     Padded, and not in batches of equal length: the prompts of a rewriter differ by a few tokens,
     and a step reads every weight once for all rows. On a CPU the mask costs nothing measurable.
@@ -284,4 +329,4 @@ def _left_padded(prompts: Sequence[Sequence[int]], past: int) -> _Batch:
     places = np.arange(longest) - (longest - lengths)[:, None]
     seen = np.ones((len(prompts), past), np.int64)
     mask = np.concatenate([seen, (places >= 0).astype(np.int64)], axis=1)
-    return _Batch(ids, past + np.maximum(places, 0), mask)
+    return TokenBatch(ids, position + np.maximum(places, 0), mask)

@@ -9,13 +9,14 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 from . import prompts
+from .chat import Message, common_start
 from .types import Rewrites
 
 
 class ChatModel(Protocol):
     """What the rewriter asks of a language model; `CausalLM` is one."""
 
-    def chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+    def chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation, up to where the assistant is to speak."""
         ...
 
@@ -90,8 +91,7 @@ class LlmRewriter:
     def _prefix(self) -> tuple[list[int], Any]:
         """The tokens that all prompts begin with, and what the model makes of them."""
         one, other = self._ask("Rewrite this.", "a dog"), self._ask("List words.", "the sea")
-        same = [a == b for a, b in zip(one, other, strict=False)]
-        start = one[: same.index(False)]  # they differ: not all can be the same
+        start = common_start(one, other)
         return start, self.model.prefill(start) if start else None
 
 

@@ -1,4 +1,4 @@
-"""What a language model is asked, in words: data, so that a change shows as one.
+"""What the models are asked, in words: data, so that a change shows as one.
 
 The system message is the same for every task, and its keys and values are computed once; a task is
 a sentence or two at the head of the user's message. Each granularity is asked for in three ways,
@@ -6,6 +6,8 @@ the paper's m = 3 (GranAlign, arXiv 2601.00584, section 3), which does not publi
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 SYSTEM = """\
 You rewrite sentences that people type to find a moment in a video. A rewrite is compared with \
@@ -42,3 +44,31 @@ ENTITIES = (
 def user_message(task: str, query: str) -> str:
     """The user's turn: what to do, then the sentence."""
     return f"{task}\nSentence: {query}"
+
+
+# The vision-language model sees one frame. All three tasks begin with the same system message and
+# the frame, so that what the model makes of these is computed once and serves every query.
+
+VISION_SYSTEM = "You describe single frames of a video."
+
+AGNOSTIC_CAPTION = (
+    "Describe this frame in one sentence: who or what is in it, what happens, and where."
+)
+
+
+def aware_caption(focus: Sequence[str]) -> str:
+    """The request for a caption guided by what a query is about.
+
+    It asks for what is there alone: a caption that says "there is no dog" is near every query
+    about dogs.
+    """
+    listed = ", ".join(focus)
+    return (
+        "Describe this frame in one sentence, in detail where it shows any of these: "
+        f"{listed}. Mention only what is there."
+    )
+
+
+def recognition(query: str) -> str:
+    """The question whose answer's first token is "yes" or "no"."""
+    return f"Does this frame show the following? {query}\nAnswer yes or no."

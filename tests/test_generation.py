@@ -29,7 +29,7 @@ from tiny_llm import (
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.export.llm_specs import LLM_PRECISIONS
-from granalign_fast.generation import CausalLM
+from granalign_fast.generation import CausalLM, Prefix
 from granalign_fast.models import FORMAT_VERSION
 
 Written = Callable[..., Path]
@@ -186,6 +186,18 @@ def test_a_prefix_of_another_model(written: Written) -> None:
     prefix = CausalLM(written("llama-mha-tied")).prefill([1])
     with pytest.raises(GranAlignError, match="prefix: got one of the model"):
         CausalLM(written()).logits([[1]], prefix=prefix)
+
+
+def test_a_prefix_of_several_rows_serves_a_prompt_each(written: Written) -> None:
+    model = CausalLM(written())
+    starts, ends = prompts_of(9, 9, 9), prompts_of(4, 7, 2)
+    rows = [array for start in starts for array in model.prefill(start).unstack()]
+    prefix = Prefix.stack(rows, model.fingerprint, 9)
+    assert (prefix.rows, prefix.length) == (3, 9)
+    whole = [start + end for start, end in zip(starts, ends, strict=True)]
+    np.testing.assert_allclose(model.logits(ends, prefix=prefix), model.logits(whole), atol=1e-5)
+    with pytest.raises(GranAlignError, match="got 3 rows for 2 prompts"):
+        model.logits(ends[:2], prefix=prefix)
 
 
 def test_a_gpu_is_refused(written: Written) -> None:
