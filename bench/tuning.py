@@ -29,7 +29,8 @@ from granalign_fast.evaluation import PathLike, read_captions, read_queries
 from granalign_fast.jsonl import Record
 from granalign_fast.kernels import ContextRules, Curves, ProposalRules
 from granalign_fast.metrics import load_ground_truth, retrieval_of_each, score_qvhighlights
-from granalign_fast.retriever import MomentRetriever, Request, TextEncoder, results_of
+from granalign_fast.packing import Question
+from granalign_fast.retriever import MomentRetriever, TextEncoder, results_of
 
 SEED, SWEEPS, RESAMPLES = 0, 3, 1000
 COLUMNS = {
@@ -94,7 +95,7 @@ GRIDS: Mapping[str, tuple[Any, ...]] = {
 class Benchmark:
     """Queries, each with its ground truth, and captions, embedded once; and what came of them."""
 
-    requests: Sequence[Request]
+    requests: Sequence[Question]
     truth: Sequence[Record]
     texts: npt.NDArray[np.float32]
     """`(queries, variants, dim)`: the query, then its rewrites."""
@@ -165,7 +166,7 @@ def load(
     number = {vid: i for i, vid in enumerate(durations)}
     embedded = encoder.encode([text for own in texts for text in own], progress=_counter("texts"))
     return Benchmark(
-        requests=[Request(indices[number[query.vid]], query.rewrites) for query in asked],
+        requests=[Question(indices[number[query.vid]], query.rewrites, {}) for query in asked],
         truth=[truth_of[query.qid] for query in asked],
         texts=embedded.reshape(len(asked), len(texts[0]), -1),
         agnostic=np.concatenate([index.embeddings for index in indices]),

@@ -8,12 +8,13 @@ done for the last position alone: a prompt of 300 tokens costs one row of logits
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .graph import make_model
+from .graph import GraphBuilder
 from .llm_source import LlmSource
 from .llm_specs import (
     ATTENTION_MASK,
@@ -34,7 +35,7 @@ from .weights import TensorFile
 _MICROSOFT = "com.microsoft"
 
 
-class DecoderGraph:
+class DecoderGraph(GraphBuilder):
     """Builds the graph; weights go to a `TensorFile` that several graphs may share.
 
     Args:
@@ -47,30 +48,31 @@ class DecoderGraph:
     def __init__(
         self, source: LlmSource, tensors: TensorFile, *, precision: str, masked: bool
     ) -> None:
+        dtype = np.float16 if precision == "fp16" else np.float32
+        super().__init__(source.checkpoint, tensors, dtype)
         self.shape = source.shape
-        self.checkpoint = source.checkpoint
-        self.tensors = tensors
         self.quantised = precision == "int4"
-        self.dtype: type[np.generic] = np.float16 if precision == "fp16" else np.float32
         self.masked = masked
-        self.nodes: list[Any] = []
-        self.used: dict[str, None] = {}  # in order of use
 
     def model(self) -> Any:
         """The `onnx.ModelProto`, whose large tensors lie in the `TensorFile`."""
         x = self._embed()
         self._rotation()
-        mask = self._mask() if self.masked else ""
+        mask = self._mask(x) if self.masked else ""
         for layer in range(self.shape.layers):
             x = self._layer(x, layer, mask)
-        self._logits(self._norm(x, "model.norm.weight"))
-        return make_model(
-            "causal-lm",
-            nodes=self.nodes,
-            inputs=self._inputs(),
-            outputs=self._outputs(),
-            tensors=[self.tensors.tensors[name] for name in self.used],
-        )
+        self._logits(self._norm(x, "model.norm.weight", self.shape.epsilon))
+        inputs = self._inputs()
+        if self.masked:
+            inputs.append(self._value(ATTENTION_MASK, np.int64, "batch", "total"))
+        inputs += self._cache(past_names, "past")
+        logits = self._value(LOGITS, np.float32, "batch", 1, self.shape.vocabulary)
+        return self._model("causal-lm", inputs, [logits, *self._cache(present_names, "total")])
+
+    def _inputs(self) -> list[Any]:
+        """What a step is about; cache and mask are the same for every decoder."""
+        names = (INPUT_IDS, POSITION_IDS)
+        return [self._value(name, np.int64, "batch", "sequence") for name in names]
 
     def _embed(self) -> str:
         table = self._tensor("model.embed_tokens.weight", np.float16 if self.quantised else None)
@@ -79,17 +81,21 @@ class DecoderGraph:
 
     def _rotation(self) -> None:
         """Cosine and sine of every position, (batch, sequence, head_dim / 2), for all layers."""
-        positions = self._op("Unsqueeze", POSITION_IDS, self._constant("last_axis", [-1]))
         if "rotary.frequencies" not in self.tensors:
             self.tensors.add("rotary.frequencies", self.shape.frequencies)
         # In float32 even for fp16, which cannot count past 2048.
-        angles = self._op("Mul", self._cast(positions, np.float32), self._use("rotary.frequencies"))
+        positions = self._cast(self._positions(), np.float32)
+        angles = self._op("Mul", positions, self._use("rotary.frequencies"))
         self.cosine, self.sine = self._op("Cos", angles), self._op("Sin", angles)
         if self.dtype != np.float32:
             self.cosine = self._cast(self.cosine, self.dtype)
             self.sine = self._cast(self.sine, self.dtype)
 
-    def _mask(self) -> str:
+    def _positions(self) -> str:
+        """Positions (batch, sequence, 1), or one for each frequency."""
+        return self._op("Unsqueeze", POSITION_IDS, self._constant("last_axis", [-1]))
+
+    def _mask(self, x: str) -> str:
         """What padding adds to scores, (batch, 1, sequence, total); the operator adds causality.
 
         A finite number: a row that sees nothing but padding must not become NaN, as its values
@@ -99,26 +105,23 @@ class DecoderGraph:
         hidden = self._op("Sub", self._constant("one", 1, self.dtype), seen)
         added = self._op("Mul", hidden, self._constant("masked", MASKED, self.dtype))
         added = self._op("Unsqueeze", added, self._constant("head_and_row", [1, 2]))
-        rows = self._op("Shape", INPUT_IDS, start=1)
+        rows = self._op("Shape", x, start=1, end=2)
         ones = self._constant("ones", [1, 1])
         shape = self._op("Concat", ones, rows, self._constant("one_more", [1]), axis=0)
         # ONNX Runtime's kernel wants a row for every query, where the standard would broadcast.
         return self._op("Expand", added, shape)
 
     def _layer(self, x: str, layer: int, mask: str) -> str:
-        prefix = f"model.layers.{layer}"
-        normed = self._norm(x, f"{prefix}.input_layernorm.weight")
+        prefix, epsilon = f"model.layers.{layer}", self.shape.epsilon
+        normed = self._norm(x, f"{prefix}.input_layernorm.weight", epsilon)
         attended = self._attention(normed, f"{prefix}.self_attn", layer, mask)
         if layer == self.shape.layers - 1:
             last = self._constant("last", -1)
             x = self._op("Gather", x, last, axis=1)  # (batch, hidden) from here on
             attended = self._op("Gather", attended, last, axis=1)
         x = self._op("Add", x, self._linear(attended, f"{prefix}.self_attn.o_proj"))
-        normed = self._norm(x, f"{prefix}.post_attention_layernorm.weight")
-        gate = self._linear(normed, f"{prefix}.mlp.gate_proj")
-        gate = self._op("Mul", gate, self._op("Sigmoid", gate))
-        wide = self._op("Mul", gate, self._linear(normed, f"{prefix}.mlp.up_proj"))
-        return self._op("Add", x, self._linear(wide, f"{prefix}.mlp.down_proj"))
+        normed = self._norm(x, f"{prefix}.post_attention_layernorm.weight", epsilon)
+        return self._op("Add", x, self._gated(normed, f"{prefix}.mlp"))
 
     def _attention(self, x: str, prefix: str, layer: int, mask: str) -> str:
         shape = self.shape
@@ -140,32 +143,15 @@ class DecoderGraph:
         """Normalise each head, where the model does, and rotate it; (batch, sequence, width)."""
         if f"{norm}.weight" in self.checkpoint:
             split = self._constant("split", [0, 0, -1, self.shape.head_dim])
-            x = self._norm(self._op("Reshape", x, split), f"{norm}.weight")
+            x = self._op("Reshape", x, split)
+            x = self._norm(x, f"{norm}.weight", self.shape.epsilon)
             x = self._op("Reshape", x, self._constant("join", [0, 0, -1]))
         return self._op("RotaryEmbedding", x, self.cosine, self.sine, num_heads=heads)
 
-    def _norm(self, x: str, weight: str) -> str:
-        # stash_type 1: the mean square is taken in float32, as in the source
-        return self._op(
-            "RMSNormalization",
-            x,
-            self._tensor(weight),
-            axis=-1,
-            epsilon=self.shape.epsilon,
-            stash_type=1,
-        )
-
-    def _linear(self, x: str, name: str) -> str:
+    def _product(self, x: str, weight: str) -> str:
         if self.quantised:
-            y = self._quantised_product(x, f"{name}.weight", f"{name}.weight", LINEAR_BITS)
-        else:
-            transposed = f"{name}.weight.transposed"
-            if transposed not in self.tensors:
-                weight = self.checkpoint.read(f"{name}.weight")
-                self.tensors.add(transposed, weight.T.astype(self.dtype, copy=False))
-            y = self._op("MatMul", x, self._use(transposed))
-        bias = f"{name}.bias"
-        return self._op("Add", y, self._tensor(bias)) if bias in self.checkpoint else y
+            return self._quantised_product(x, weight, weight, LINEAR_BITS)
+        return super()._product(x, weight)
 
     def _quantised_product(self, x: str, name: str, weight: str, bits: int) -> str:
         parts = [f"{name}.{part}" for part in ("packed", "scales", "zeros")]
@@ -200,69 +186,7 @@ class DecoderGraph:
             y = self._cast(y, np.float32)
         self._add("Unsqueeze", [y, self._constant("sequence", [1])], [LOGITS])
 
-    def _inputs(self) -> list[Any]:
-        from onnx import TensorProto, helper
-
-        past: list[str | int] = ["batch", self.shape.kv_heads, "past", self.shape.head_dim]
-        integers = {INPUT_IDS: "sequence", POSITION_IDS: "sequence"}
-        if self.masked:
-            integers[ATTENTION_MASK] = "total"
-        return [
-            helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", length])
-            for name, length in integers.items()
-        ] + self._cache(past_names, past)
-
-    def _outputs(self) -> list[Any]:
-        from onnx import TensorProto, helper
-
-        logits = ["batch", 1, self.shape.vocabulary]
-        present: list[str | int] = ["batch", self.shape.kv_heads, "total", self.shape.head_dim]
-        return [
-            helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, logits),
-            *self._cache(present_names, present),
-        ]
-
-    def _cache(self, names: Any, shape: list[str | int]) -> list[Any]:
-        from onnx import helper
-
-        kind = helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype))
-        return [
-            helper.make_tensor_value_info(name, kind, shape)
-            for layer in range(self.shape.layers)
-            for name in names(layer)
-        ]
-
-    def _tensor(self, name: str, dtype: type[np.generic] | None = None) -> str:
-        """A tensor of the checkpoint, in the graph's dtype unless another is named."""
-        if name not in self.tensors:
-            self.tensors.add(
-                name, self.checkpoint.read(name).astype(dtype or self.dtype, copy=False)
-            )
-        return self._use(name)
-
-    def _constant(
-        self, name: str, value: float | list[int], dtype: type[np.generic] = np.int64
-    ) -> str:
-        name = f"constant.{name}"
-        if name not in self.tensors:
-            self.tensors.add(name, np.array(value, dtype))
-        return self._use(name)
-
-    def _use(self, name: str) -> str:
-        self.used[name] = None
-        return name
-
-    def _cast(self, x: str, dtype: type[np.generic]) -> str:
-        from onnx import helper
-
-        return self._op("Cast", x, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
-
-    def _op(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        output = f"{kind}.{len(self.nodes)}"
-        self._add(kind, list(inputs), [output], **attributes)
-        return output
-
-    def _add(self, kind: str, inputs: list[str], outputs: list[str], **attributes: Any) -> None:
-        from onnx import helper
-
-        self.nodes.append(helper.make_node(kind, inputs, outputs, name=outputs[0], **attributes))
+    def _cache(self, names: Callable[[int], tuple[str, str]], length: str) -> list[Any]:
+        shape = ("batch", self.shape.kv_heads, length, self.shape.head_dim)
+        layers = range(self.shape.layers)
+        return [self._value(name, self.dtype, *shape) for n in layers for name in names(n)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +11,7 @@ from typing import Any
 
 from granalign_fast.embedding import load_tokenizer
 from granalign_fast.errors import GranAlignError
+from granalign_fast.folders import appearing as appearing
 from granalign_fast.models import PACKAGED_MODELS, read_json
 
 _TOOLS = (
@@ -26,26 +25,6 @@ _TOOLS = (
     "torch",
     "transformers",
 )
-
-
-@contextmanager
-def appearing(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that becomes `out` when the block ends well, and vanishes otherwise."""
-    if out.exists():
-        raise GranAlignError(f"{out}: already exists; name a folder that does not, or delete it")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise GranAlignError(f"{out}: cannot be written ({error.strerror or error})") from None
-    try:
-        yield draft
-        draft.chmod(0o755)  # mkdtemp makes it private
-        draft.rename(out)
-    except OSError as error:
-        raise GranAlignError(f"{out}: cannot be written ({error.strerror or error})") from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -70,23 +70,26 @@ class DecoderShape:
         Raises:
             GranAlignError: another architecture, or a setting that the graph does not have.
         """
-        named = config.get("architectures")
-        architecture = str(named[0]) if isinstance(named, list) and named else "none"
-        if (architecture, config.get("model_type")) not in ARCHITECTURES.items():
-            raise GranAlignError(
-                f"{place}: got architecture {architecture!r} of type {config.get('model_type')!r}, "
-                f"expected one of {sorted(ARCHITECTURES)}; choose a model of these families"
-            )
+        architecture = check_architecture(config, ARCHITECTURES, place)
+        return cls.parse(config, architecture, place)
+
+    @classmethod
+    def parse(cls, config: dict[str, Any], architecture: str, place: Path) -> DecoderShape:
+        """From the settings of a decoder alone, whatever it is part of.
+
+        Raises:
+            GranAlignError: a setting that the graph does not have.
+        """
         for key, wanted in _FIXED.items():
             if config.get(key, wanted) != wanted:
                 raise GranAlignError(
                     f"{place}: got {key} {config[key]!r}, expected {wanted!r}; "
                     f"choose a model without it"
                 )
-        heads = _positive(config, "num_attention_heads", place)
-        hidden = _positive(config, "hidden_size", place)
-        kv_heads = _positive(config, "num_key_value_heads", place, default=heads)
-        head_dim = _positive(config, "head_dim", place, default=hidden // heads)
+        heads = positive(config, "num_attention_heads", place)
+        hidden = positive(config, "hidden_size", place)
+        kv_heads = positive(config, "num_key_value_heads", place, default=heads)
+        head_dim = positive(config, "head_dim", place, default=hidden // heads)
         if heads % kv_heads or head_dim % 2:
             raise GranAlignError(
                 f"{place}: got {heads} heads of {head_dim} on {kv_heads} key-value heads, expected "
@@ -94,14 +97,14 @@ class DecoderShape:
             )
         return cls(
             architecture=architecture,
-            layers=_positive(config, "num_hidden_layers", place),
+            layers=positive(config, "num_hidden_layers", place),
             hidden=hidden,
             heads=heads,
             kv_heads=kv_heads,
             head_dim=head_dim,
-            vocabulary=_positive(config, "vocab_size", place),
-            context=_positive(config, "max_position_embeddings", place),
-            epsilon=_number(config, "rms_norm_eps", place, default=1e-6),
+            vocabulary=positive(config, "vocab_size", place),
+            context=positive(config, "max_position_embeddings", place),
+            epsilon=number(config, "rms_norm_eps", place, default=1e-6),
             tied=bool(config.get("tie_word_embeddings", False)),
             frequencies=_frequencies(config, head_dim, place),
         )
@@ -137,12 +140,11 @@ class LlmSource:
                 f"tokenizer.json and safetensors"
             )
         config = read_object(folder / "config.json")
-        path = folder / "generation_config.json"
-        generation_config = read_object(path) if path.is_file() else {}
+        generation_config = read_generation_config(folder)
         shape = DecoderShape.read(config, folder / "config.json")
         read_tokenizer(folder)
         checkpoint = Checkpoint(folder)
-        weights_sha256 = _combined([sha256_of(path) for path in checkpoint.files])
+        weights_sha256 = combined([sha256_of(path) for path in checkpoint.files])
         texts = [sha256_of(path) for path in tokenizer_files(folder)]
         settings = json.dumps([config, generation_config], sort_keys=True)
         return cls(
@@ -151,9 +153,9 @@ class LlmSource:
             shape=shape,
             checkpoint=checkpoint,
             generation_config=generation_config,
-            eos_ids=_eos_ids(generation_config, config, folder),
+            eos_ids=eos_ids(generation_config, config, folder),
             weights_sha256=weights_sha256,
-            sha256=_combined([weights_sha256, *texts, settings]),
+            sha256=combined([weights_sha256, *texts, settings]),
         )
 
 
@@ -162,7 +164,30 @@ def tokenizer_files(folder: Path) -> list[Path]:
     return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
 
 
-def _positive(config: dict[str, Any], key: str, place: Path, default: int | None = None) -> int:
+def read_generation_config(folder: Path) -> dict[str, Any]:
+    """``generation_config.json``; empty where there is none."""
+    path = folder / "generation_config.json"
+    return read_object(path) if path.is_file() else {}
+
+
+def check_architecture(config: dict[str, Any], allowed: dict[str, str], place: Path) -> str:
+    """The architecture of a ``config.json``, if it is one of those, with the type of each.
+
+    Raises:
+        GranAlignError: it is another.
+    """
+    named = config.get("architectures")
+    architecture = str(named[0]) if isinstance(named, list) and named else "none"
+    if (architecture, config.get("model_type")) not in allowed.items():
+        raise GranAlignError(
+            f"{place}: got architecture {architecture!r} of type {config.get('model_type')!r}, "
+            f"expected one of {sorted(allowed)}; choose a model of these families"
+        )
+    return architecture
+
+
+def positive(config: dict[str, Any], key: str, place: Path, default: int | None = None) -> int:
+    """A setting that must be a positive integer; its default stands in for null, too."""
     value = config.get(key)
     value = default if value is None else value
     if not isinstance(value, int) or value < 1:
@@ -170,21 +195,22 @@ def _positive(config: dict[str, Any], key: str, place: Path, default: int | None
     return value
 
 
-def _number(config: dict[str, Any], key: str, place: Path, default: float) -> float:
+def number(config: dict[str, Any], key: str, place: Path, default: float) -> float:
+    """A setting that must be a positive number."""
     value = config.get(key, default)
     if not isinstance(value, int | float) or not value > 0:
         raise GranAlignError(f"{place}: got {key} {value!r}, expected a positive number")
     return float(value)
 
 
-def _combined(parts: list[str]) -> str:
+def combined(parts: list[str]) -> str:
     """One SHA-256 of several; of a single one, itself."""
     if len(parts) == 1:
         return parts[0]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _eos_ids(
+def eos_ids(
     generation_config: dict[str, Any], config: dict[str, Any], folder: Path
 ) -> tuple[int, ...]:
     """Generation settings win: chat models add their end of a turn there."""
@@ -198,7 +224,7 @@ def _eos_ids(
 
 def _frequencies(config: dict[str, Any], head_dim: int, place: Path) -> Float32:
     """Radians a token of each pair of a head's values, (head_dim / 2,)."""
-    base = _number(config, "rope_theta", place, default=10000.0)
+    base = number(config, "rope_theta", place, default=10000.0)
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     plain: Float32 = (1 / np.float32(base) ** exponents).astype(np.float32)
     scaling = config.get("rope_scaling") or {}

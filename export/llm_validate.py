@@ -73,7 +73,7 @@ def judge(source: LlmSource, precision: str) -> Judge:
             ).eval()
             original = logits = _logits(model, source)
             if precision == "int4":
-                _round_weights(model)
+                round_weights(model.lm_head, model.model)
                 logits = _logits(model, source)
         except Exception as error:  # whatever stops a loader
             raise GranAlignError(
@@ -82,11 +82,7 @@ def judge(source: LlmSource, precision: str) -> Judge:
             ) from None
         # Short prompts would hardly show wrong frequencies of the slow pairs: compare them too.
         frequencies = model.model.rotary_emb.inv_freq.numpy()
-    if not np.allclose(frequencies, source.shape.frequencies, rtol=1e-5, atol=0):
-        raise GranAlignError(
-            f"{source.folder}: transformers has other rotary frequencies than the export; "
-            f"report this model"
-        )
+    check_frequencies(frequencies, source)
     return Judge(logits, original)
 
 
@@ -110,31 +106,61 @@ def validate_llm(folder: Path, expected: Judge, tolerance: LlmTolerance) -> dict
         "after a prefix": model.logits([ids[1:] for ids in prompts], prefix=prefix),
         "unpadded": _unpadded_logits(folder, model, prompts),
     }
+    measured, failures = compare_logits(ways, expected, tolerance)
+    refuse(failures, tolerance)
+    return measured
+
+
+def compare_logits(
+    ways: dict[str, Float32], expected: Judge, tolerance: LlmTolerance
+) -> tuple[dict[str, float], list[str]]:
+    """What `validate_llm` measures of logits by way of computing them, and every mismatch.
+
+    Args:
+        ways: logits (prompts, vocabulary) by name; "padded" and "after a prefix" are among them.
+        expected: the source's.
+        tolerance: how far apart they may be.
+    """
+    measured, failures = compare_values(ways, expected.logits, tolerance)
     rms = _rms(expected.logits)
-    worst = {"max_abs_error": 0.0, "relative_error": 0.0}
-    failures = []
-    for way, got in ways.items():
-        difference = got - expected.logits
-        error, relative = float(np.abs(difference).max()), _rms(difference) / rms
-        if not (error <= tolerance.max_error * max(1.0, rms) and relative <= tolerance.relative):
-            failures.append(f"{way}: max. error {error:.2g}, relative {relative:.2g}")
-        worst["max_abs_error"] = max(worst["max_abs_error"], error)
-        worst["relative_error"] = max(worst["relative_error"], relative)
     rounding = _rms(expected.logits - expected.original) / rms
     if not rounding <= tolerance.rounding:
         failures.append(f"rounding the weights: relative {rounding:.2g}")
-    if failures:
-        raise GranAlignError(
-            f"the export differs from its source, expected {tolerance} of logits with a root mean "
-            f"square of {rms:.3g}: {'; '.join(failures)}; choose a higher precision, or report "
-            f"this model"
-        )
-    prefix_error = float(np.abs(ways["after a prefix"] - padded).max())
-    return worst | {
+    prefix_error = float(np.abs(ways["after a prefix"] - ways["padded"]).max())
+    return measured | {
         "prefix_error": prefix_error,
         "rounding_error": rounding,
         "logits_rms": rms,
-    }
+    }, failures
+
+
+def compare_values(
+    ways: dict[str, Float32], expected: Float32, tolerance: LlmTolerance
+) -> tuple[dict[str, float], list[str]]:
+    """The worst ``max_abs_error`` and ``relative_error`` of all ways, and every mismatch."""
+    rms = _rms(expected)
+    worst = {"max_abs_error": 0.0, "relative_error": 0.0}
+    failures = []
+    for way, got in ways.items():
+        difference = got.astype(np.float32) - expected
+        error, relative = float(np.abs(difference).max()), _rms(difference) / rms
+        if not (error <= tolerance.max_error * max(1.0, rms) and relative <= tolerance.relative):
+            failures.append(
+                f"{way}: max. error {error:.2g}, relative {relative:.2g}, of values with a root "
+                f"mean square of {rms:.3g}"
+            )
+        worst["max_abs_error"] = max(worst["max_abs_error"], error)
+        worst["relative_error"] = max(worst["relative_error"], relative)
+    return worst, failures
+
+
+def refuse(failures: list[str], tolerance: object) -> None:
+    """Raise if there are mismatches; the message holds them all."""
+    if failures:
+        raise GranAlignError(
+            f"the export differs from its source, expected {tolerance}: {'; '.join(failures)}; "
+            f"choose a higher precision, or report this model"
+        )
 
 
 def _rms(values: Float32) -> float:
@@ -149,7 +175,16 @@ def _logits(model: Any, source: LlmSource) -> Float32:
     return np.stack([row.numpy() for row in rows])
 
 
-def _round_weights(model: Any) -> None:
+def check_frequencies(frequencies: Float32, source: LlmSource) -> None:
+    """Raise unless transformers turns positions as the export does."""
+    if not np.allclose(frequencies, source.shape.frequencies, rtol=1e-5, atol=0):
+        raise GranAlignError(
+            f"{source.folder}: transformers has other rotary frequencies than the export; "
+            f"report this model"
+        )
+
+
+def round_weights(head: Any, decoder: Any) -> None:
     """Round a transformers model's weights as an int4 export does."""
     import torch
 
@@ -157,11 +192,11 @@ def _round_weights(model: Any) -> None:
         weight = rounded(linear.weight.numpy(), bits, BLOCK)
         linear.weight = torch.nn.Parameter(torch.from_numpy(weight), requires_grad=False)
 
-    round_linear(model.lm_head, HEAD_BITS)  # gets a weight of its own, where it was tied
-    embedding = model.model.embed_tokens
+    round_linear(head, HEAD_BITS)  # gets a weight of its own, where it was tied
+    embedding = decoder.embed_tokens
     half = embedding.weight.half().float()
     embedding.weight = torch.nn.Parameter(half, requires_grad=False)
-    for module in model.model.layers.modules():
+    for module in decoder.layers.modules():
         if isinstance(module, torch.nn.Linear):
             round_linear(module, LINEAR_BITS)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,18 +27,23 @@ _INLINE = 1024
 class Checkpoint:
     """The tensors of a model folder: one ``model.safetensors``, or shards with their index.
 
+    Args:
+        folder: the model's.
+        rename: from a name in the files to the one that `read` knows; None keeps them.
+
     Raises:
         GranAlignError: there are no safetensors, or a file is torn.
     """
 
     files: list[Path]
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, rename: Callable[[str], str] | None = None) -> None:
         self.folder = folder
         self.files = _files(folder)
         self._where: dict[str, tuple[Path, str, tuple[int, ...], int]] = {}
         for path in self.files:
-            self._where.update(_read_header(path))
+            for name, place in _read_header(path):
+                self._where[rename(name) if rename else name] = place
 
     def __contains__(self, name: str) -> bool:
         return name in self._where

@@ -17,6 +17,13 @@ class RetrieverConfig:
         GranAlignError: a value is out of its range.
     """
 
+    scorer: str = "captions"
+    """Where the curves come from: ``"captions"``, the method, or ``"recognition"``, the probability
+    of a yes for each frame (Zhang et al., arXiv 2608.04480)."""
+    key_frames: float = 0.25
+    """Share of a video's frames that get a query-aware caption (the paper's K%, unpublished)."""
+    exists_frames: int = 3
+    """`exists` is the mean probability of so many frames, those with the greatest."""
     use_query: bool = False
     """The query itself counts as one more simplified variant; without rewrites it always does."""
     context: ContextRules | None = None
@@ -31,6 +38,14 @@ class RetrieverConfig:
     """Moments that a search returns at most; QVHighlights scores ten."""
 
     def __post_init__(self) -> None:
+        if self.scorer not in ("captions", "recognition"):
+            raise GranAlignError(
+                f"scorer: got {self.scorer!r}, expected 'captions' or 'recognition'"
+            )
+        if not 0 < self.key_frames <= 1:
+            raise GranAlignError(f"key_frames: got {self.key_frames}, expected above 0, at most 1")
+        if self.exists_frames < 1:
+            raise GranAlignError(f"exists_frames: got {self.exists_frames}, expected at least 1")
         if not 0.1 <= self.power <= 10:
             raise GranAlignError(f"power: got {self.power}, expected 0.1 to 10")
         if not 0 < self.nms_threshold <= 1:
@@ -56,6 +71,11 @@ PRESETS: Mapping[str, RetrieverConfig] = {
         proposals=ProposalRules(
             sigma=1.0, variants=True, high_factor=0.5, low_factor=0.9, own_share=0.5
         ),
+    ),
+    # One curve, the model's own yes, cut as `tuned` cuts.
+    "recognition": RetrieverConfig(
+        scorer="recognition",
+        proposals=ProposalRules(sigma=1.0, high_factor=0.5, low_factor=0.9),
     ),
 }
 

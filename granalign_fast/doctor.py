@@ -36,18 +36,23 @@ _EXTRAS = {
 }
 
 
-def examine(device: str = "cpu") -> list[Finding]:
+def examine(
+    device: str = "cpu", *, preset: str = "tuned", models: Path | None = None
+) -> list[Finding]:
     """Everything worth knowing before a search on `device`.
 
     Args:
         device: as for `Session`: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"tensorrt"``.
+        preset: what is to be run; decides which models are needed.
+        models: the folder of exported models; None for captions alone.
 
     Raises:
-        GranAlignError: there is no such device name.
+        GranAlignError: there is no such device name or preset.
     """
+    from .config import preset as find
     from .session import Device
 
-    wanted = Device.parse(device)
+    wanted, config = Device.parse(device), find(preset)
     return [
         Finding("Python", platform.python_version(), True),
         *_extras(wanted.extra),
@@ -55,6 +60,7 @@ def examine(device: str = "cpu") -> list[Finding]:
         _provider(wanted.provider, wanted.extra),
         _gpu(needed=wanted.kind != "cpu"),
         _default_model(),
+        *_models(models, recognising=config.scorer == "recognition"),
         *_exports(),
     ]
 
@@ -132,11 +138,48 @@ def _exports() -> Iterator[Finding]:
 
 
 def _export(folder: Path) -> Finding:
-    from .models import SentenceManifest
+    from .model_folder import read_manifest
 
     try:
-        manifest = SentenceManifest.read(folder)
+        manifest = read_manifest(folder)
     except GranAlignError as error:
         return Finding(f"export {folder.name}", str(error), False, f"rm -r {folder}")
     found = f"{manifest.kind}, {manifest.source}, {manifest.precision}"
     return Finding(f"export {folder.name}", found, True)
+
+
+_USES = {
+    "clip": "key frames",
+    "llm": "rewriting; without it by rules",
+    "vlm": "captions and recognition",
+}
+
+
+def _models(folder: Path | None, *, recognising: bool) -> Iterator[Finding]:
+    """A line for each kind of model; the vision-language model is what recognition needs."""
+    from .model_folder import exported_models, read_manifest
+
+    found: dict[str, Path] = {}
+    if folder is not None:
+        try:
+            found = exported_models(folder)
+        except GranAlignError as error:
+            remedy = f"granalign export models open {folder}"
+            yield Finding("models", str(error), False, remedy, needed=True)
+            return
+    elif not recognising:
+        text = "none named: captions can be searched, videos not (--models DIR)"
+        yield Finding("models", text, True)
+        return
+    for kind, use in _USES.items():
+        needed = recognising and kind == "vlm"
+        remedy = f"granalign export {kind} SOURCE {folder or 'MODELS'}/{kind}"
+        if kind not in found:
+            yield Finding(f"model {kind}", f"none; for {use}", False, remedy, needed)
+            continue
+        try:
+            manifest = read_manifest(found[kind])
+        except GranAlignError as error:
+            yield Finding(f"model {kind}", str(error), False, remedy, needed=True)
+            continue
+        yield Finding(f"model {kind}", f"{manifest.source}, {manifest.precision}", True)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from .errors import GranAlignError
-from .index import CaptionedVideo
+from .index import CaptionedVideo, VideoIndex
 from .jsonl import Record, iter_jsonl
-from .metrics import load_ground_truth, score_qvhighlights
-from .retriever import MomentRetriever, Request
+from .metrics import auroc, load_ground_truth, score_qvhighlights
+from .retriever import Clock, MomentRetriever, Request
 from .rewrites import Rewriter
-from .types import Rewrites
+from .types import Rewrites, SearchResult
 
 PathLike = str | os.PathLike[str]
 
@@ -46,6 +46,21 @@ def read_captions(path: PathLike) -> dict[str, CaptionedVideo]:
     return videos
 
 
+def read_absent(path: PathLike, captions: PathLike, videos: Collection[str]) -> list[Query]:
+    """Queries about what their videos do not show.
+
+    Raises:
+        GranAlignError: the file cannot be read, or a line is no such query; names file and line.
+    """
+    found = []
+    for place, record in iter_jsonl(path, required=("query", "vid")):
+        vid = record["vid"]
+        if not isinstance(vid, str) or vid not in videos:
+            raise GranAlignError(f"{place}: video {vid!r} is not in {captions}; leave it out")
+        found.append(Query(record.get("qid"), vid, Rewrites.from_record(record, place)))
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Query:
     """One line of a queries file."""
@@ -56,7 +71,7 @@ class Query:
 
 
 def read_queries(
-    path: PathLike, captions: PathLike, videos: dict[str, CaptionedVideo], truth: list[Record]
+    path: PathLike, captions: PathLike, videos: Collection[str], truth: list[Record]
 ) -> list[Query]:
     """Queries in file order, each with captions in `videos` and an answer in `truth`.
 
@@ -91,54 +106,101 @@ def evaluate_qvhighlights(
     retriever: MomentRetriever,
     *,
     queries: PathLike,
-    captions: PathLike,
     ground_truth: PathLike,
+    captions: PathLike | None = None,
+    indexes: PathLike | None = None,
+    absent: PathLike | None = None,
     rewriter: Rewriter | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Search every query in its video and score the result.
 
     Args:
-        retriever: whose encoder and configuration are evaluated.
+        retriever: whose models and configuration are evaluated.
         queries: JSON Lines of `qid`, `query`, `vid`, and `rewrites` or `simplified` and `detailed`.
-        captions: JSON Lines of `vid` and `captions`, one a clip of two seconds.
         ground_truth: the benchmark's annotation file.
+        captions: JSON Lines of `vid` and `captions`, one a clip of two seconds; or
+        indexes: a folder with the index of each video, as ``granalign index`` writes it.
+        absent: JSON Lines of `query` and `vid`: what these videos do not show. The metrics then
+            have ``exists-AUROC``, how well the score `exists` tells it from what they show.
         rewriter: rewrites the queries anew; by default those of the file are taken.
         progress: called with the number of captions embedded since the last call, and of all.
 
     Raises:
         GranAlignError: bad input, found before any work begins.
     """
+    if (captions is None) == (indexes is None):
+        raise GranAlignError("got captions and indexes, or neither; expected one of them")
     seconds: dict[str, float] = {}
-    start = time.perf_counter()
+    clock = Clock(seconds)
     truth = load_ground_truth(ground_truth)
-    videos = read_captions(captions)
-    asked = read_queries(queries, captions, videos, truth)
+    known: Collection[str]
+    if captions is not None:
+        given = read_captions(captions)
+        known, place = given, captions
+    else:
+        known, place = _Indexes(Path(indexes or "")), indexes or ""
+    asked = read_queries(queries, place, known, truth)
+    missing = [] if absent is None else read_absent(absent, place, known)
     truth_of = {record["qid"]: record for record in truth}
     durations = {query.vid: truth_of[query.qid]["duration"] for query in asked}
-    needed = [replace(videos[vid], duration=duration) for vid, duration in durations.items()]
-    seconds["read"] = time.perf_counter() - start
-
-    start = time.perf_counter()
-    total = sum(len(video.captions) for video in needed)
-    tell = (lambda more: progress(more, total)) if progress else None
-    indices = dict(zip(durations, retriever.index_many(needed, progress=tell), strict=True))
-    seconds["index"] = time.perf_counter() - start
-
-    start = time.perf_counter()
-    rewrites = [query.rewrites for query in asked]
+    clock.lap("read")
+    vids = dict.fromkeys([*durations, *(request.vid for request in missing)])
+    if captions is not None:
+        needed = [replace(given[vid], duration=durations.get(vid)) for vid in vids]
+        total = sum(len(video.captions) for video in needed)
+        tell = (lambda more: progress(more, total)) if progress else None
+        found = retriever.index_many(needed, progress=tell)
+    else:
+        found = [VideoIndex.load(Path(place) / vid) for vid in vids]
+        total = sum(len(index.video.captions) for index in found)
+    indices = dict(zip(vids, found, strict=True))
+    clock.lap("index")
+    rewrites = [query.rewrites for query in [*asked, *missing]]
     if rewriter is not None:
         rewrites = rewriter.rewrite([given.query for given in rewrites])
-        seconds["rewrite"] = time.perf_counter() - start
-    requests = [Request(indices[q.vid], r) for q, r in zip(asked, rewrites, strict=True)]
+        clock.lap("rewrite")
+    pairs = zip([*asked, *missing], rewrites, strict=True)
+    requests = [Request(indices[query.vid], rewritten) for query, rewritten in pairs]
     results = retriever.search_many(requests, seconds=seconds)
-
-    start = time.perf_counter()
+    clock.restart()
     predictions = [
         {"qid": query.qid} | result.to_record()
-        for query, result in zip(asked, results, strict=True)
+        for query, result in zip(asked, results, strict=False)
     ]
     metrics = score_qvhighlights(predictions, truth)
-    seconds["score"] = time.perf_counter() - start
-    counts = {"queries": len(asked), "videos": len(needed), "captions": total}
+    if missing:
+        metrics["brief"]["exists-AUROC"] = round(100 * _auroc(results, len(asked)), 2)
+    clock.lap("score")
+    counts = {"queries": len(asked), "videos": len(vids), "captions": total}
     return Evaluation(metrics, predictions, seconds, counts)
+
+
+class _Indexes(Collection[str]):
+    """The videos that have an index in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise GranAlignError(f"{folder}: no such folder; expected the indexes of videos")
+        self.vids = {path.parent.name for path in folder.glob("*/manifest.json")}
+
+    def __contains__(self, vid: object) -> bool:
+        return vid in self.vids
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.vids)
+
+    def __len__(self) -> int:
+        return len(self.vids)
+
+
+def _auroc(results: Sequence[SearchResult], shown: int) -> float:
+    """How well `exists` tells the first `shown` results from the others, 0 to 1."""
+    scores = [result.exists for result in results]
+    if any(score is None for score in scores):
+        raise GranAlignError(
+            "absent queries: got a retriever that does not say whether a video shows a query, "
+            "expected one with a captioner that recognises; give --models with a vlm"
+        )
+    values = [float(score or 0) for score in scores]
+    return auroc(values[:shown], values[shown:])

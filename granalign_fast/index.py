@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,8 @@ from .errors import GranAlignError
 
 CLIP_SECONDS = 2.0
 """QVHighlights annotates clips of two seconds; one caption describes one clip."""
+
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,27 +82,131 @@ class CaptionedVideo:
 
 
 @dataclass(frozen=True, slots=True)
-class VideoIndex:
-    """A captioned video and the embeddings of its captions.
+class VideoSource:
+    """The file that an index was made from.
+
+    Attributes:
+        path: where it was, absolute; it may have moved since.
+        bytes: its size.
+        sha256: of its content, in hex.
 
     Raises:
-        GranAlignError: the embeddings are not float32 or float16 with a row for each caption.
+        GranAlignError: a field is of the wrong kind.
+    """
+
+    path: Path
+    bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, Path) or not self.path.is_absolute():
+            raise GranAlignError(f"source: got path {str(self.path)!r}, expected an absolute one")
+        if isinstance(self.bytes, bool) or not isinstance(self.bytes, int) or self.bytes < 0:
+            raise GranAlignError(f"source: got {self.bytes!r} bytes, expected an integer from 0")
+        if not isinstance(self.sha256, str) or not _SHA256.fullmatch(self.sha256):
+            raise GranAlignError(f"source: got SHA-256 {self.sha256!r}, expected 64 hex digits")
+
+
+@dataclass(frozen=True, slots=True)
+class FrameTable:
+    """The frames that stand for the clips of a video, one each.
+
+    Raises:
+        GranAlignError: the fields do not fit together.
+    """
+
+    times: npt.NDArray[np.float64] = field(repr=False)
+    """`(clips,)`, seconds at which each frame appears; equal where one stands for two clips."""
+    hashes: tuple[str, ...] = field(repr=False)
+    """Of each frame, as `captions.frame_hash` gives it."""
+    embeddings: npt.NDArray[Any] | None = field(default=None, repr=False)
+    """`(clips, dim)`, float32 or float16, rows of unit length, by CLIP; None where it was left out.
+    """
+    source: VideoSource | None = None
+    """The video file; None where it is not known."""
+
+    def __post_init__(self) -> None:
+        clips, times = len(self.hashes), self.times
+        if times.dtype != np.float64 or times.shape != (clips,):
+            raise GranAlignError(
+                f"times of frames: got {times.dtype} {times.shape}, expected float64 ({clips},), "
+                f"one for each hash"
+            )
+        if not np.isfinite(times).all() or (times < 0).any() or (np.diff(times) < 0).any():
+            raise GranAlignError("times of frames: expected seconds from 0 that never fall")
+        for clip, name in enumerate(self.hashes):
+            if not isinstance(name, str) or not name:
+                raise GranAlignError(f"hash of frame {clip}: got {name!r}, expected a text")
+        if self.embeddings is not None:
+            _check_rows(self.embeddings, clips, "embeddings of frames", "a row for each frame")
+
+    @property
+    def path(self) -> Path | None:
+        """Where the video file was."""
+        return None if self.source is None else self.source.path
+
+
+@dataclass(frozen=True, slots=True)
+class VideoIndex:
+    """A captioned video, the embeddings of its captions, and what is known of its frames.
+
+    Raises:
+        GranAlignError: the embeddings are not float32 or float16 with a row for each caption, or
+            the frames are not as many.
     """
 
     video: CaptionedVideo
     embeddings: npt.NDArray[Any] = field(repr=False)
     """`(clips, dim)`, rows of unit length."""
+    frames: FrameTable | None = None
+    """None where the captions were given without a video."""
+    models: Mapping[str, str] = field(default_factory=dict)
+    """The fingerprints of the models that made it, by what they are: ``sentence-encoder``, ..."""
 
     def __post_init__(self) -> None:
-        shape, dtype = self.embeddings.shape, np.dtype(self.embeddings.dtype)
-        clips = len(self.video.captions)
-        if len(shape) != 2 or shape[0] != clips or dtype not in (np.float32, np.float16):
+        vid, clips = self.video.vid, len(self.video.captions)
+        _check_rows(self.embeddings, clips, f"embeddings of {vid!r}", "a row for each caption")
+        if self.frames is not None and len(self.frames.hashes) != clips:
             raise GranAlignError(
-                f"embeddings of {self.video.vid!r}: got {dtype} {shape}, expected float32 or "
-                f"float16 ({clips}, dim), a row for each caption"
+                f"frames of {vid!r}: got {len(self.frames.hashes)}, expected {clips}, one for "
+                f"each caption"
             )
+        for name, model in self.models.items():
+            if not isinstance(name, str) or not isinstance(model, str):
+                raise GranAlignError(
+                    f"models of {vid!r}: got {name!r}: {model!r}, expected a fingerprint as a text"
+                )
+
+    @staticmethod
+    def load(folder: str | Path) -> VideoIndex:
+        """Read the folder that `save`, or ``granalign index``, wrote.
+
+        Raises:
+            GranAlignError: the folder is missing, torn, altered, or of another kind or format.
+        """
+        from .index_store import load
+
+        return load(Path(folder))
+
+    def save(self, folder: str | Path) -> None:
+        """Write the index as a folder, whole or not at all.
+
+        Raises:
+            GranAlignError: the folder exists or cannot be written, or a caption is not Unicode.
+        """
+        from .index_store import save
+
+        save(self, Path(folder))
 
     def seconds(self, clip: int) -> float:
         """Where clip number `clip` begins; the end of the video for the one after the last."""
         time = clip * self.video.clip_seconds
         return time if self.video.duration is None else min(time, self.video.duration)
+
+
+def _check_rows(rows: npt.NDArray[Any], count: int, what: str, why: str) -> None:
+    shape, dtype = rows.shape, np.dtype(rows.dtype)
+    if len(shape) != 2 or shape[0] != count or dtype not in (np.float32, np.float16):
+        raise GranAlignError(
+            f"{what}: got {dtype} {shape}, expected float32 or float16 ({count}, dim), {why}"
+        )

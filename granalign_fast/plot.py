@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from textwrap import shorten
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from .errors import MissingExtraError
+from .errors import GranAlignError, MissingExtraError
 from .index import VideoIndex
 from .jsonl import replacing
 from .report import clock, peak_caption
 from .types import SearchResult
 
-_INK, _CURVE, _VARIANT, _MOMENT = "#22303c", "#1f6f8b", "#9db4c0", "#f2a65a"
+INK, CURVE, VARIANT, MOMENT = "#22303c", "#1f6f8b", "#9db4c0", "#f2a65a"
+"""The colours of every picture: text, saliency, its parts, predicted moments."""
 
 
 def draw_search(index: VideoIndex, result: SearchResult, path: str | os.PathLike[str]) -> None:
@@ -30,35 +30,67 @@ def draw_search(index: VideoIndex, result: SearchResult, path: str | os.PathLike
         MissingExtraError: matplotlib is not installed.
         GranAlignError: the file cannot be written.
     """
+    figure = new_figure(11, 5.2, layout="constrained")
+    curve, lanes = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    _draw_curve(curve, index, result)
+    _draw_moments(lanes, index, result)
+    title = f"“{brief(result.query, 90)}”"
+    figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=14, parse_math=False)
+    save_figure(figure, path)
+
+
+def new_figure(width: float, height: float, *, layout: Literal["constrained"] | None = None) -> Any:
+    """An empty figure of `width` by `height` inches, without global state or a window system.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingExtraError("drawing", "plot") from None
 
-    # A Figure of its own and not pyplot: no global state, no window system.
-    figure = Figure(figsize=(11, 5.2), dpi=150, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=150, layout=layout)
     FigureCanvasAgg(figure)
-    curve, lanes = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    _draw_curve(curve, index, result)
-    _draw_moments(lanes, index, result)
-    figure.suptitle(f"“{shorten(result.query, 90)}”", x=0.01, ha="left", color=_INK, fontsize=14)
+    return figure
+
+
+def save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
+    """Write a picture as PNG, SVG or PDF, by the path's suffix, whole or not at all.
+
+    Raises:
+        GranAlignError: the suffix is another one, or the file cannot be written.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".png", ".svg", ".pdf"):
+        raise GranAlignError(f"{path}: expected a name that ends in .png, .svg or .pdf")
     with replacing(path) as sink:
-        figure.savefig(sink, format=Path(path).suffix.lower().removeprefix("."))
+        figure.savefig(sink, format=suffix.removeprefix("."))
+
+
+def brief(text: str, width: int) -> str:
+    """At most `width` characters in one line, cut after a word where that does not lose half."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    if len(text) <= width:
+        return text
+    kept = text[: width - 4]
+    words = kept.rpartition(" ")[0]
+    return f"{words if 2 * len(words) >= width else kept} ..."
 
 
 def _draw_curve(axes: Any, index: VideoIndex, result: SearchResult) -> None:
     edges = np.array([index.seconds(clip) for clip in range(len(result.saliency) + 1)])
     for i, variant in enumerate(result.curves):
         label = f"each of {len(result.curves)} query variants" if i == 0 else None
-        axes.stairs(variant, edges, color=_VARIANT, linewidth=0.7, alpha=0.7, label=label)
-    axes.stairs(result.saliency, edges, color=_CURVE, linewidth=2.2, label="saliency, their mean")
+        axes.stairs(variant, edges, color=VARIANT, linewidth=0.7, alpha=0.7, label=label)
+    axes.stairs(result.saliency, edges, color=CURVE, linewidth=2.2, label="saliency, their mean")
     if result.moments:
         best = result.moments[0]
         axes.axvspan(
             best.start,
             best.end,
-            color=_MOMENT,
+            color=MOMENT,
             alpha=0.35,
             linewidth=0,
             zorder=0,
@@ -68,7 +100,7 @@ def _draw_curve(axes: Any, index: VideoIndex, result: SearchResult) -> None:
     axes.legend(
         loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, fontsize=9, borderpad=0
     )
-    _plain(axes)
+    plain(axes)
 
 
 def _draw_moments(axes: Any, index: VideoIndex, result: SearchResult) -> None:
@@ -80,12 +112,12 @@ def _draw_moments(axes: Any, index: VideoIndex, result: SearchResult) -> None:
             moment.end - moment.start,
             left=moment.start,
             height=0.62,
-            color=_MOMENT,
+            color=MOMENT,
             alpha=1 - 0.16 * rank,
         )
         text = (
             f"{clock(moment.start)} to {clock(moment.end)}  {moment.score:.2f}  "
-            f"{shorten(peak_caption(index, result, moment), 60, placeholder=' ...')}"
+            f"{brief(peak_caption(index, result, moment), 60)}"
         )
         on_the_right = moment.end < 0.5 * end
         axes.annotate(
@@ -96,14 +128,16 @@ def _draw_moments(axes: Any, index: VideoIndex, result: SearchResult) -> None:
             ha="left" if on_the_right else "right",
             va="center",
             fontsize=9,
-            color=_INK,
+            color=INK,
+            parse_math=False,
         )
     axes.set(ylim=(max(len(shown), 1) - 0.4, -0.6), xlabel="seconds", ylabel="rank")
     axes.set_yticks(range(len(shown)), [str(rank + 1) for rank in range(len(shown))])
-    _plain(axes)
+    plain(axes)
 
 
-def _plain(axes: Any) -> None:
+def plain(axes: Any) -> None:
+    """Only the axes that carry numbers, in the colour of text."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.tick_params(colors=_INK, labelsize=9)
+    axes.tick_params(colors=INK, labelsize=9)

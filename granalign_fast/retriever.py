@@ -1,19 +1,31 @@
-"""The whole trip from captions and a query to ranked moments, readable from top to bottom."""
+"""The whole trip from a video and a query to ranked moments, readable from top to bottom."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from .captions import Captioner, Recogniser
 from .config import RetrieverConfig, preset
 from .errors import GranAlignError
 from .index import CaptionedVideo, VideoIndex
 from .kernels import Curves, Ranked, context, nms, proposals, similarity
+from .looking import (
+    FrameTextEncoder,
+    aware_captions,
+    existence,
+    frame_embeddings,
+    frame_set,
+    key_frames,
+    mean_of_greatest,
+)
+from .packing import Question, alike, aware_rows, check_finite, gather, pack, variants
 from .rewrites import Rewriter, RuleRewriter
 from .types import Moment, Rewrites, SearchResult
 
@@ -36,13 +48,15 @@ class Request:
     """One question about one video."""
 
     index: VideoIndex
-    query: Rewrites
-    aware: Mapping[int, str] = field(default_factory=dict)
-    """Query-aware captions by clip number; a clip without one is known by its agnostic caption."""
+    query: str | Rewrites
+    """A plain text is rewritten first."""
+    aware: Mapping[int, str] | None = None
+    """Query-aware captions by clip number; a clip without one is known by its agnostic caption.
+    None for those that the captioner makes, if there is one."""
 
 
 class MomentRetriever:
-    """Finds the moments of a captioned video that a sentence describes.
+    """Finds the moments of a video that a sentence describes.
 
     Example:
         >>> retriever = MomentRetriever()
@@ -57,6 +71,8 @@ class MomentRetriever:
         config: RetrieverConfig | str = "tuned",
         *,
         rewriter: Rewriter | None = None,
+        captioner: Captioner | None = None,
+        clip: FrameTextEncoder | None = None,
     ) -> None:
         """Put a retriever together.
 
@@ -65,6 +81,12 @@ class MomentRetriever:
             config: a preset's name or a configuration of your own.
             rewriter: of queries that come as plain text, by default `RuleRewriter`. A query that
                 comes as `Rewrites` is taken as it is.
+            captioner: gives query-aware captions of key frames and, where it recognises as well,
+                the score `exists`; by default there are neither.
+            clip: chooses the key frames; by default the agnostic captions do.
+
+        Raises:
+            GranAlignError: there is no such preset, or it needs a captioner that recognises.
         """
         if encoder is None:
             from .encoders import SentenceEncoder
@@ -73,6 +95,14 @@ class MomentRetriever:
         self.encoder = encoder
         self.config = preset(config) if isinstance(config, str) else config
         self.rewriter = RuleRewriter() if rewriter is None else rewriter
+        self.captioner = captioner
+        self.recogniser = captioner if isinstance(captioner, Recogniser) else None
+        self.clip = clip
+        if self.config.scorer == "recognition" and self.recogniser is None:
+            raise GranAlignError(
+                "scorer 'recognition': got no captioner that recognises, expected one such as "
+                "VlmCaptioner; give it, or take the preset 'tuned'"
+            )
 
     def index(self, video: CaptionedVideo) -> VideoIndex:
         """Embed the captions of one video."""
@@ -96,11 +126,10 @@ class MomentRetriever:
         """The moments of one video for one query.
 
         Raises:
-            GranAlignError: the query is empty, an aware caption names no clip, or an embedding is
-                not a number.
+            GranAlignError: the query is empty, an aware caption names no clip, an embedding is not
+                a number, or a frame is needed and the video file is gone.
         """
-        rewrites = self.rewriter.rewrite([query])[0] if isinstance(query, str) else query
-        return self.search_many([Request(index, rewrites, aware or {})])[0]
+        return self.search_many([Request(index, query, aware)])[0]
 
     def search_many(
         self, requests: Sequence[Request], *, seconds: dict[str, float] | None = None
@@ -109,32 +138,37 @@ class MomentRetriever:
 
         Args:
             requests: any mixture of videos and queries.
-            seconds: receives the duration of each stage: ``embed``, ``context``, ``similarity``,
-                ``proposals``, ``nms``, ``results``.
+            seconds: receives the duration of each stage that there was: ``rewrite`` (and, beside
+                it, ``key_frames``), ``aware``, ``exists``, ``embed``, ``context``, ``similarity``,
+                ``recognise``, ``proposals``, ``nms``, ``results``. Every result has them too.
 
         Raises:
             GranAlignError: as `search`; the message names the video.
         """
-        clock = _Clock(seconds)
-        variants = [_variants(request.query, self.config) for request in requests]
-        texts = [text for pair in variants for granularity in pair for text in granularity]
-        texts += [caption for request in requests for caption in request.aware.values()]
+        seconds = {} if seconds is None else seconds
+        clock = Clock(seconds)
+        if self.config.scorer == "recognition":
+            return self._recognised(requests, clock)
+        questions, exists = self._asked(requests, clock)
+        asked = [variants(question.query, self.config) for question in questions]
+        texts = [text for pair in asked for granularity in pair for text in granularity]
+        texts += [caption for question in questions for caption in question.aware.values()]
         embedded = self.encoder.encode(texts) if texts else np.empty((0, 0), np.float32)
         row = {text: number for number, text in reversed(list(enumerate(texts)))}
         clock.lap("embed")
 
         results: list[SearchResult | None] = [None] * len(requests)
-        for members in _alike(variants):
-            batch = [requests[i] for i in members]
-            agnostic, offsets, videos = _pack(batch, embedded)
+        for members in alike(asked):
+            batch = [questions[i] for i in members]
+            agnostic, offsets, videos = pack(batch, embedded)
             if self.config.context is not None:
                 agnostic = context(agnostic, offsets, rules=self.config.context)
             clock.lap("context")
             simplified, detailed = (
-                _gather(embedded, row, [variants[i][granularity] for i in members])
+                gather(embedded, row, [asked[i][granularity] for i in members])
                 for granularity in (0, 1)
             )
-            aware, aware_rows = _aware(batch, embedded, row)
+            aware, rows = aware_rows(batch, embedded, row)
             curves = similarity(
                 simplified,
                 agnostic,
@@ -142,125 +176,151 @@ class MomentRetriever:
                 videos=videos,
                 detailed=detailed,
                 aware=aware,
-                aware_rows=aware_rows,
+                aware_rows=rows,
                 power=self.config.power,
             )
-            _check_finite(batch, curves)
+            check_finite(batch, curves)
             clock.lap("similarity")
-            found = proposals(
-                curves.variants, curves.fused, curves.offsets, rules=self.config.proposals
-            )
-            clock.lap("proposals")
-            ranked = nms(*found, threshold=self.config.nms_threshold, top=self.config.top)
-            clock.lap("nms")
-            for i, result in zip(members, results_of(batch, curves, ranked), strict=True):
+            ranked = self._ranked(curves, clock)
+            found = results_of(batch, curves, ranked, [exists[i] for i in members], seconds)
+            for i, result in zip(members, found, strict=True):
                 results[i] = result
             clock.lap("results")
         return [result for result in results if result is not None]
 
+    def _ranked(self, curves: Curves, clock: Clock) -> Ranked:
+        found = proposals(
+            curves.variants, curves.fused, curves.offsets, rules=self.config.proposals
+        )
+        clock.lap("proposals")
+        ranked = nms(*found, threshold=self.config.nms_threshold, top=self.config.top)
+        clock.lap("nms")
+        return ranked
 
-class _Clock:
+    def _asked(
+        self, requests: Sequence[Request], clock: Clock
+    ) -> tuple[list[Question], list[float | None]]:
+        """Every query rewritten and its key frames captioned; whether each video shows it."""
+        plain = {r.query: None for r in requests if isinstance(r.query, str)}
+        rewritten: Mapping[str, Rewrites] = {}
+        with ThreadPoolExecutor(1) as beside:  # key frames wait for nothing that a rewriter does
+            keys = beside.submit(self._key_frames, requests, clock.seconds)
+            if plain:
+                rewritten = dict(zip(plain, self.rewriter.rewrite(list(plain)), strict=True))
+                clock.lap("rewrite")
+            clips = keys.result()
+        clock.restart()
+        questions: list[Question] = []
+        exists: list[float | None] = []
+        for request, keyed in zip(requests, clips, strict=True):
+            query = (
+                request.query if isinstance(request.query, Rewrites) else rewritten[request.query]
+            )
+            aware = request.aware or {}
+            if keyed and request.aware is None and self.captioner and query.detailed:
+                aware = aware_captions(self.captioner, request.index, keyed, query)
+                clock.lap("aware")
+            there = None
+            if keyed and self.recogniser:
+                count = self.config.exists_frames
+                there = existence(self.recogniser, request.index, keyed, query.query, count)
+                clock.lap("exists")
+            questions.append(Question(request.index, query, aware))
+            exists.append(there)
+        return questions, exists
+
+    def _key_frames(
+        self, requests: Sequence[Request], seconds: dict[str, float]
+    ) -> list[list[int]]:
+        """The key frames of each request; none where nobody would look at them."""
+        watched = [r for r in requests if self.captioner and r.index.frames is not None]
+        if not watched:
+            return [[] for _ in requests]
+        start = time.perf_counter()
+        texts = list(dict.fromkeys(_text(request) for request in watched))
+        encode = self.clip.encode_texts if self.clip else self.encoder.encode
+        row = dict(zip(texts, encode(texts), strict=True))
+        found: list[list[int]] = []
+        for request in requests:
+            index = request.index
+            if index.frames is None:
+                found.append([])
+                continue
+            frames = frame_embeddings(index, self.clip) if self.clip else index.embeddings
+            found.append(key_frames(index, row[_text(request)], frames, self.config.key_frames))
+        seconds["key_frames"] = time.perf_counter() - start
+        return found
+
+    def _recognised(self, requests: Sequence[Request], clock: Clock) -> list[SearchResult]:
+        """Moments cut out of the probabilities that a model gives each frame."""
+        if not requests or self.recogniser is None:
+            return []
+        asked: dict[int, tuple[VideoIndex, list[int]]] = {}
+        for i, request in enumerate(requests):
+            asked.setdefault(id(request.index), (request.index, []))[1].append(i)
+        found: list[npt.NDArray[np.float32]] = [np.empty(0, np.float32)] * len(requests)
+        for index, members in asked.values():
+            texts = [_text(requests[i]) for i in members]
+            curves = self.recogniser.recognise(frame_set(index), texts)
+            for i, curve in zip(members, curves, strict=True):
+                found[i] = curve
+        clock.lap("recognise")
+        fused = np.concatenate([_stretched(curve) for curve in found])
+        offsets = np.cumsum([0, *map(len, found)])
+        ranked = self._ranked(Curves(fused[None], fused, offsets), clock)
+        # The saliency is the probability itself, which the cutting had stretched.
+        said = np.concatenate(found)
+        exists = [mean_of_greatest(curve, self.config.exists_frames) for curve in found]
+        questions = [Question(r.index, _rewrites(r), {}) for r in requests]
+        curves_said = Curves(said[None], said, offsets)
+        results = list(results_of(questions, curves_said, ranked, exists, clock.seconds))
+        clock.lap("results")
+        return results
+
+
+class Clock:
     """Adds up the time since the last lap under the name of what was done in it."""
 
-    def __init__(self, seconds: dict[str, float] | None) -> None:
-        self.seconds = {} if seconds is None else seconds
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+        self.last = time.perf_counter()
+
+    def restart(self) -> None:
+        """Forget the time since the last lap."""
         self.last = time.perf_counter()
 
     def lap(self, stage: str) -> None:
+        """Count the time since the last lap as that of a stage."""
         now = time.perf_counter()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.last
         self.last = now
 
 
-_Variants = tuple[tuple[str, ...], tuple[str, ...]]
+def _text(request: Request) -> str:
+    return _rewrites(request).query
 
 
-def _variants(query: Rewrites, config: RetrieverConfig) -> _Variants:
-    """Simplified and detailed texts; the query too where it is asked for or is all there is."""
-    own = (query.query,)
-    if not query.simplified and not query.detailed:
-        return own, ()
-    return (own if config.use_query else ()) + query.simplified, query.detailed
+def _rewrites(request: Request) -> Rewrites:
+    return request.query if isinstance(request.query, Rewrites) else Rewrites(request.query)
 
 
-def _alike(variants: Sequence[_Variants]) -> Iterator[list[int]]:
-    """Requests with equally many variants of each granularity: such a batch is an array."""
-    groups: dict[tuple[int, int], list[int]] = {}
-    for i, (simplified, detailed) in enumerate(variants):
-        groups.setdefault((len(simplified), len(detailed)), []).append(i)
-    yield from groups.values()
+def _stretched(curve: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """From 0 to 1, as the curves of captions are; a flat curve becomes 0."""
+    low, high = curve.min(), curve.max()
+    return (curve - low) / (high - low) if high > low else np.zeros_like(curve)
 
 
-def _pack(
-    batch: Sequence[Request], embedded: npt.NDArray[np.float32]
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Every video's embeddings once, where each begins, and the video of each request."""
-    number: dict[int, int] = {}
-    indices: list[VideoIndex] = []
-    videos = np.empty(len(batch), np.int64)
-    for i, request in enumerate(batch):
-        index = request.index
-        if index.embeddings.shape[1] != embedded.shape[1]:
-            raise GranAlignError(
-                f"video {index.video.vid!r}: embeddings of {index.embeddings.shape[1]} numbers, "
-                f"expected {embedded.shape[1]} as of the query: index it with this encoder"
-            )
-        if id(index) not in number:
-            number[id(index)] = len(indices)
-            indices.append(index)
-        videos[i] = number[id(index)]
-    offsets = np.cumsum([0, *(len(index.embeddings) for index in indices)])
-    parts = [index.embeddings for index in indices]
-    agnostic = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    return np.ascontiguousarray(agnostic, dtype=np.float32), offsets, videos
-
-
-def _gather(
-    embedded: npt.NDArray[np.float32], row: Mapping[str, int], texts: Sequence[tuple[str, ...]]
-) -> npt.NDArray[np.float32]:
-    """`(requests, variants, dim)`."""
-    rows = np.array([[row[text] for text in variant] for variant in texts], dtype=np.int64)
-    return embedded[rows.reshape(len(texts), -1)]
-
-
-def _aware(
-    batch: Sequence[Request], embedded: npt.NDArray[np.float32], row: Mapping[str, int]
-) -> tuple[npt.NDArray[np.float32] | None, npt.NDArray[np.int32] | None]:
-    """The embeddings of the aware captions, and for each clip of each pair its row in them."""
-    if not any(request.aware for request in batch):
-        return None, None
-    rows = []
-    for request in batch:
-        clips = len(request.index.video.captions)
-        own = np.full(clips, -1, np.int32)
-        for clip, caption in request.aware.items():
-            if not 0 <= clip < clips:
-                raise GranAlignError(
-                    f"aware caption of clip {clip} in {request.index.video.vid!r}: expected a clip "
-                    f"from 0 to {clips - 1}"
-                )
-            own[clip] = row[caption]
-        rows.append(own)
-    return embedded, np.concatenate(rows)
-
-
-def _check_finite(batch: Sequence[Request], curves: Curves) -> None:
-    wrong = ~np.isfinite(curves.fused)
-    if wrong.any():
-        at = int(wrong.argmax())
-        pair = int(np.searchsorted(curves.offsets, at, side="right")) - 1
-        raise GranAlignError(
-            f"video {batch[pair].index.video.vid!r}, query {batch[pair].query.query!r}: the "
-            f"similarity of clip {at - curves.offsets[pair]} is not a number: an embedding holds "
-            "NaN or infinity; embed the captions and the query again"
-        )
-
-
-def results_of(batch: Sequence[Request], curves: Curves, ranked: Ranked) -> Iterator[SearchResult]:
+def results_of(
+    batch: Sequence[Question],
+    curves: Curves,
+    ranked: Ranked,
+    exists: Sequence[float | None] | None = None,
+    seconds: Mapping[str, float] | None = None,
+) -> Iterator[SearchResult]:
     """What the kernels found of each request, in seconds."""
-    for i, request in enumerate(batch):
+    for i, question in enumerate(batch):
         part = slice(curves.offsets[i], curves.offsets[i + 1])
-        index = request.index
+        index = question.index
         count = int(ranked.counts[i])
         moments = tuple(
             Moment(index.seconds(start), index.seconds(end), score)
@@ -273,8 +333,12 @@ def results_of(batch: Sequence[Request], curves: Curves, ranked: Ranked) -> Iter
         )
         yield SearchResult(
             vid=index.video.vid,
-            query=request.query.query,
+            query=question.query.query,
             moments=moments,
             saliency=curves.fused[part],
             curves=curves.variants[:, part],
+            exists=exists[i] if exists else None,
+            rewrites=question.query,
+            aware=question.aware,
+            seconds=seconds or {},
         )

@@ -92,9 +92,18 @@ class SearchResult:
     query: str
     moments: tuple[Moment, ...]
     saliency: npt.NDArray[np.float32]
-    """`(clips,)`, the method's S_f: 0 for what fits the query least in this video, up to 1."""
+    """`(clips,)`, the method's S_f: 0 for what fits the query least in this video, up to 1. Under
+    recognition the probability that the clip shows it."""
     curves: npt.NDArray[np.float32] = field(repr=False)
     """`(variants, clips)`: the curve of each query variant, whose mean is the saliency."""
+    exists: float | None = None
+    """How likely the video shows this at all, 0 to 1; None where no model was asked."""
+    rewrites: Rewrites | None = field(default=None, repr=False)
+    """What was searched for."""
+    aware: Mapping[int, str] = field(default_factory=dict, repr=False)
+    """The query-aware captions that took part, by clip."""
+    seconds: Mapping[str, float] = field(default_factory=dict, repr=False)
+    """What each stage took, of the whole batch that this search was in."""
 
     def to_record(self) -> dict[str, Any]:
         """The line of a QVHighlights submission, without the `qid`, which is the caller's."""

@@ -275,8 +275,11 @@ def test_score_refuses(files, granalign, case):
             ("search", "captions.jsonl", "dog", "--vid=park", "--rewrites=queries.jsonl"),
             "queries.jsonl: has no rewrites of 'dog'",
         ),
-        (("search", "no.jsonl", "dog"), "no.jsonl: cannot be read (No such file or directory)"),
-        (("search", ".", "dog"), ".: cannot be read (Is a directory)"),
+        (
+            ("search", "no.jsonl", "dog"),
+            "no.jsonl: no such file or folder; expected an index, a video or captions",
+        ),
+        (("search", ".", "dog"), ".: got no manifest.json, expected an index"),
     ],
 )
 def test_arguments_that_do_not_fit(files, granalign, arguments, message):

@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from records import prediction, truth
 
+from granalign_fast.errors import GranAlignError
 from granalign_fast.jsonl import Record
 from granalign_fast.metrics import (
     DATASETS,
+    auroc,
     load_ground_truth,
     load_predictions,
     score_moments,
@@ -357,3 +359,23 @@ def test_equals_naive_loops(both: tuple[list[Record], list[Record]]) -> None:
         naive_moments(predictions, ground_truth), abs=rounding
     )
     assert (predictions, ground_truth) == untouched
+
+
+@pytest.mark.parametrize(
+    ("shown", "absent", "expected"),
+    [
+        ([1.0], [0.0], 1.0),
+        ([0.0], [1.0], 0.0),
+        ([0.5], [0.5], 0.5),
+        ([0.9, 0.4, 0.4], [0.4, 0.1], 5 / 6),
+    ],
+)
+def test_auroc(shown, absent, expected):
+    assert auroc(shown, absent) == pytest.approx(expected)
+    pairs = [(a > b) + (a == b) / 2 for a in shown for b in absent]
+    assert auroc(shown, absent) == pytest.approx(sum(pairs) / len(pairs))
+
+
+def test_auroc_needs_both_sides():
+    with pytest.raises(GranAlignError, match="got 1 of shown and 0 of absent"):
+        auroc([0.5], [])

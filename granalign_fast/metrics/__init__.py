@@ -11,12 +11,14 @@ from typing import Any
 
 from granalign_fast.jsonl import Record
 
+from .existence import auroc
 from .records import MAX_OVERSHOOT_SECONDS, load_ground_truth, load_predictions
 from .scores import retrieval_of_each, score_moments, score_qvhighlights
 
 __all__ = [
     "DATASETS",
     "MAX_OVERSHOOT_SECONDS",
+    "auroc",
     "load_ground_truth",
     "load_predictions",
     "retrieval_of_each",

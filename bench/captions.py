@@ -1,0 +1,229 @@
+"""Query-aware captions side by side: ``python -m granalign_fast.bench.captions``.
+
+A Qwen2.5-VL of 112 million random weights is made on the spot, so no download is needed and
+every runtime does the same arithmetic. The same frames are captioned for a query behind kept
+prefixes, from the whole prompt, and by transformers; rounds take turns, and captions are compared:
+a fast wrong answer stops the run. Needs the extra [optimum]. On a CPU only ratios say something
+about another machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from granalign_fast import prompts
+from granalign_fast.captions import FrameSet, VlmCaptioner
+from granalign_fast.errors import MissingExtraError
+from granalign_fast.export.folder import quiet
+from granalign_fast.export.vlm import export_vlm
+from granalign_fast.prefixes import MemoryTier, PrefixCache
+from granalign_fast.vlm import VisionLanguageModel
+
+_SPECIAL = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
+    *("<|image_pad|>", "<|video_pad|>"),
+)
+_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}"
+    "{% else %}{% for c in m.content %}{% if c.type == 'image' %}<|vision_start|><|image_pad|>"
+    "<|vision_end|>{% else %}{{ c.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_FOCUS = ("a man in a red coat", "a dog", "runs over the road")
+_VOCABULARY = 16384
+_SIZE = (336, 560)
+
+
+def make_model(folder: Path) -> int:
+    """Write a random Qwen2.5-VL with a tokenizer of letters; how many weights it has."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import (
+        PreTrainedTokenizerFast,
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2VLImageProcessor,
+    )
+
+    torch.manual_seed(0)
+    ids = {name: 256 + i for i, name in enumerate(_SPECIAL)}
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": _VOCABULARY,
+            "hidden_size": 768,
+            "intermediate_size": 2304,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 2048,
+            "rope_scaling": {"type": "mrope", "mrope_section": [8, 12, 12]},
+            "initializer_range": 0.05,  # wide enough for tokens to differ from step to step
+            "tie_word_embeddings": True,
+            "eos_token_id": ids["<|im_end|>"],
+        },
+        vision_config={
+            "depth": 8,
+            "hidden_size": 384,
+            "intermediate_size": 1152,
+            "num_heads": 6,
+            "out_hidden_size": 768,
+            "fullatt_block_indexes": [3, 7],
+            "initializer_range": 0.05,
+        },
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=True,
+    )
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    model.save_pretrained(folder)
+    letters = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(letters, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(_SPECIAL))
+    saved = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
+    saved.chat_template = _TEMPLATE
+    saved.save_pretrained(folder)
+    Qwen2VLImageProcessor(min_pixels=1, max_pixels=1 << 24).save_pretrained(folder)
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def transformers_captions(
+    folder: Path, frames: npt.NDArray[np.uint8], ids: list[int], image: int, steps: int
+) -> Callable[[], list[list[int]]]:
+    """Captions of all frames in one batch by transformers, its inputs prepared beforehand."""
+    import torch
+    from transformers import AutoImageProcessor, Qwen2_5_VLForConditionalGeneration
+
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).eval()
+    processor = AutoImageProcessor.from_pretrained(folder, use_fast=False)
+    pixels = processor(images=list(frames), return_tensors="pt")
+    tokens = int(pixels["image_grid_thw"][0].prod()) // 4
+    place = ids.index(image)
+    row = ids[:place] + [image] * tokens + ids[place + 1 :]
+    rows = torch.tensor([row] * len(frames))
+
+    def run() -> list[list[int]]:
+        model.model.rope_deltas = None
+        with torch.inference_mode():
+            found = model.generate(
+                input_ids=rows,
+                attention_mask=torch.ones_like(rows),
+                **pixels,
+                max_new_tokens=steps,
+                do_sample=False,
+                pad_token_id=0,
+                eos_token_id=None,
+            )
+        answers: list[list[int]] = found[:, rows.shape[1] :].tolist()
+        return answers
+
+    return run
+
+
+def main() -> None:
+    """Make the model, export it, compare."""
+    parser = argparse.ArgumentParser(description="Time query-aware captions side by side.")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--frames", type=int, default=22)
+    parser.add_argument("--steps", type=int, default=16, help="tokens of a caption")
+    options = parser.parse_args()
+    try:
+        import transformers  # noqa: F401
+    except ImportError:
+        sys.exit(str(MissingExtraError("comparing with transformers", "optimum")))
+    with tempfile.TemporaryDirectory() as place, quiet():
+        folder = Path(place)
+        weights = make_model(folder / "source")
+        export_vlm(folder / "source", folder / "out", image_size=_SIZE)
+        model = VisionLanguageModel(folder / "out")
+        print(
+            f"Qwen2.5-VL, {weights / 1e6:.0f} M random weights, fp32; {options.frames} frames of "
+            f"{_SIZE[0]} x {_SIZE[1]}, {model.manifest.image_tokens} tokens each; "
+            f"{options.steps} new tokens"
+        )
+        compare(model, folder / "source", options)
+
+
+def compare(model: VisionLanguageModel, source: Path, options: argparse.Namespace) -> None:
+    """The three ways in turn, and what a kept prefix takes."""
+    random = np.random.default_rng(0)
+    blocks = random.integers(0, 256, (options.frames, _SIZE[0] // 28, _SIZE[1] // 28, 3))
+    frames = blocks.repeat(28, axis=1).repeat(28, axis=2).astype(np.uint8)
+    captioner = VlmCaptioner(
+        model,
+        cache=PrefixCache([MemoryTier(8 << 30)]),
+        rows=options.frames,
+        max_new_tokens=options.steps,
+    )
+    content = [{"type": "image"}, {"type": "text", "text": prompts.aware_caption(_FOCUS)}]
+    ids = model.chat(
+        [
+            {"role": "system", "content": prompts.VISION_SYSTEM},
+            {"role": "user", "content": content},
+        ]
+    )
+    known = FrameSet.of(frames)
+
+    def kept() -> list[list[int]]:
+        return captioner.answers(known, prompts.aware_caption(_FOCUS), stop_ids=())
+
+    def whole() -> list[list[int]]:
+        prefix = model.prefill_frames(frames, ids[:-1])
+        last = [ids[-1:]] * len(frames)
+        return model.generate(last, prefix=prefix, max_new_tokens=options.steps, stop_ids=())
+
+    ways: dict[str, Callable[[], list[list[int]]]] = {
+        "ours, behind kept prefixes": kept,
+        "ours, the whole prompt": whole,
+        "transformers generate": transformers_captions(
+            source, frames, ids, model.manifest.image_token, options.steps
+        ),
+    }
+    start = time.perf_counter()
+    captioner.prefill(known)
+    filling = time.perf_counter() - start
+    answers = {name: run() for name, run in ways.items()}
+    if wrong := [
+        name for name, found in answers.items() if found != answers["transformers generate"]
+    ]:
+        sys.exit(f"{', '.join(wrong)}: other tokens than transformers, the times mean nothing")
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(options.rounds):
+        for name, run in ways.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    best = statistics.median(seconds["ours, behind kept prefixes"])
+    for name, values in seconds.items():
+        took = statistics.median(values)
+        print(f"{name:<30}{took:>8.2f} s{took / best:>8.1f}x")
+    each = captioner.cache.nbytes["host"] / len(frames)
+    print(
+        f"filling the prefixes, once a video: {filling:.2f} s; {each / 2**20:.2f} MiB a frame, as "
+        f"arithmetic says: {_bytes_a_frame(model, captioner) / 2**20:.2f}"
+    )
+
+
+def _bytes_a_frame(model: VisionLanguageModel, captioner: VlmCaptioner) -> float:
+    shape: Any = model.manifest
+    tokens = len(captioner.start) - 1 + shape.image_tokens
+    return float(
+        2 * shape.layers * shape.kv_heads * shape.head_dim * tokens * shape.cache_dtype.itemsize
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""A whole set of published models into one folder, a model after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from granalign_fast.errors import GranAlignError, MissingExtraError
+from granalign_fast.published import PublishedModel, model_set
+
+from .clip import export_clip
+from .llm import export_llm
+from .vlm import export_vlm
+
+_EXPORTS: dict[str, Callable[..., Path]] = {
+    "clip": export_clip,
+    "llm": export_llm,
+    "vlm": export_vlm,
+}
+_PRECISIONS = ("fp32", "fp16", "int4")
+
+
+def export_model_set(
+    name: str,
+    out: str | Path,
+    *,
+    precision: str = "fp16",
+    progress: Callable[[str], None] | None = None,
+) -> Path:
+    """Export every model of a set to `out`, each to the folder of its kind.
+
+    A model that is already there is left as it is, so that an interrupted call can be repeated.
+
+    Args:
+        name: one of `published.MODEL_SETS`.
+        out: a folder to write to, made if it is not there.
+        precision: ``"fp16"``, ``"fp32"`` or ``"int4"``, which CLIP has in fp32.
+        progress: called with the kind and the name of each step as it begins.
+
+    Raises:
+        GranAlignError: there is no such set or precision, a model cannot be fetched or exported.
+        MissingExtraError: an extra that the export needs is not installed.
+    """
+    if precision not in _PRECISIONS:
+        raise GranAlignError(f"precision {precision!r}: expected one of {sorted(_PRECISIONS)}")
+    models, out = model_set(name), Path(out)
+    for model in models:
+        if not (out / model.kind).exists():
+            _export(model, out / model.kind, precision, progress)
+    return out
+
+
+def _export(
+    model: PublishedModel, out: Path, precision: str, progress: Callable[[str], None] | None
+) -> None:
+    kept = "fp32" if (model.kind, precision) == ("clip", "int4") else precision
+    tell = progress and (lambda step: progress(f"{model.kind}: {step}"))
+    try:
+        _EXPORTS[model.kind](model.source, out, precision=kept, progress=tell)
+    except GranAlignError as error:
+        if not model.gated or isinstance(error, MissingExtraError):
+            raise
+        raise GranAlignError(
+            f"{error} ({model.name} is gated: accept its {model.licence} on the hub and log in, or "
+            f"take the set 'open')"
+        ) from None

@@ -1,0 +1,142 @@
+"""A vision-language model's folder in, a checked folder of ONNX out; all of it, or nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from granalign_fast.errors import MissingExtraError
+from granalign_fast.models import resolve_model, sha256_of
+from granalign_fast.vlm import VlmManifest
+
+from .folder import appearing, source_name, tool_versions
+from .llm_specs import GRAPH, UNPADDED_GRAPH, WEIGHTS
+from .validate import check_precision
+from .vision import VisionGraph
+from .vlm_decoder import EmbeddingGraph, VlmDecoderGraph
+from .vlm_source import VlmSource
+from .vlm_specs import (
+    EMBEDDING_GRAPH,
+    IMAGE_SIZE,
+    PATCHES_GRAPH,
+    VISION_GRAPH,
+    VISION_WEIGHTS,
+    VLM_PRECISIONS,
+)
+from .weights import TensorFile
+
+
+def export_vlm(
+    source: str | Path,
+    out: str | Path,
+    *,
+    precision: str = "fp32",
+    image_size: tuple[int, int] = IMAGE_SIZE,
+    progress: Callable[[str], None] | None = None,
+) -> Path:
+    """Export a Qwen2.5-VL model to `out`, for frames of one size.
+
+    The folder holds ``vision.onnx``, ``embedding.onnx`` and the decoder twice, ``model.onnx`` for
+    rows that may be padded and ``unpadded.onnx``; ``patches.onnx`` is the vision tower once more,
+    over the same weights, for the pixels of transformers' processor. See `vlm_specs`. The exported
+    model is compared with the source before the folder gets its name; on failure nothing is left
+    behind. Nothing is unpickled, and no code of the source's runs.
+
+    Args:
+        source: a transformers folder, or ``org/name@<revision>`` on the hub.
+        out: a folder to write; it must not exist.
+        precision: ``"fp32"``, ``"fp16"`` or ``"int4"``, as `VLM_PRECISIONS` says.
+        image_size: height and width in pixels, positive multiples of a token's edge (28). The
+            processor's bounds on the number of pixels do not apply.
+        progress: called with the name of each step as it begins.
+
+    Raises:
+        GranAlignError: the source is of another architecture, has a setting that the graphs do
+            not, is damaged, the image size does not fit, `out` exists, or the exported model is too
+            far from its source.
+        MissingExtraError: transformers, which the export is compared with, is not installed.
+    """
+    tell = progress or (lambda step: None)
+    check_precision(precision, VLM_PRECISIONS)
+    try:
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError:
+        raise MissingExtraError("exporting a vision-language model", "optimum") from None
+    from .vlm_validate import judge_vlm, validate_vlm
+
+    out = Path(out)
+    tell("reading")
+    folder = resolve_model(source)
+    model = VlmSource.read(folder, image_size)
+    with appearing(out) as draft:
+        # First, so that the source's weights have left memory when ours are loaded.
+        tell("running the source")
+        expected = judge_vlm(model, precision)
+        tell("writing the graphs")
+        manifest = write_vlm(model, draft, precision=precision, name=source_name(source, folder))
+        tell("comparing with the source")
+        measured = validate_vlm(draft, model, expected, VLM_PRECISIONS[precision])
+        replace(manifest, validation=measured).write(draft)
+    return out
+
+
+def write_vlm(model: VlmSource, folder: Path, *, precision: str, name: str) -> VlmManifest:
+    """Write graphs, settings, tokenizer and manifest to a folder, unchecked."""
+    _write_vision(model, folder, precision)
+    _write_decoder(model, folder, precision)
+    for path in model.files():
+        shutil.copyfile(path, folder / path.name)
+    settings = {"eos_token_id": list(model.eos_ids)} | model.generation_config
+    text = json.dumps(settings, indent=2) + "\n"
+    (folder / "generation_config.json").write_text(text, encoding="utf-8")
+    shape = model.shape
+    manifest = VlmManifest(
+        source=name,
+        weights_sha256=model.weights_sha256,
+        source_sha256=model.sha256,
+        files={path.name: sha256_of(path) for path in sorted(folder.iterdir())},
+        precision=precision,
+        architecture=shape.architecture,
+        layers=shape.layers,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        vocabulary=shape.vocabulary,
+        context=shape.context,
+        eos_ids=list(model.eos_ids),
+        image_size=list(model.image_size),
+        image_grid=list(model.grid),
+        image_token=model.image_token,
+        resample=model.pixels.resample,
+        hidden=shape.hidden,
+        tools=tool_versions(),
+        validation={},
+    )
+    manifest.write(folder)
+    return manifest
+
+
+def _write_vision(model: VlmSource, folder: Path, precision: str) -> None:
+    with (folder / VISION_WEIGHTS).open("wb") as file:
+        tensors = TensorFile(file, VISION_WEIGHTS)
+        for graph, frames in ((VISION_GRAPH, True), (PATCHES_GRAPH, False)):
+            builder = VisionGraph(model, tensors, precision=precision, frames=frames)
+            _save(builder.model(), folder / graph)
+
+
+def _write_decoder(model: VlmSource, folder: Path, precision: str) -> None:
+    with (folder / WEIGHTS).open("wb") as file:
+        tensors = TensorFile(file, WEIGHTS)
+        embedding = EmbeddingGraph(model, tensors, precision=precision)
+        _save(embedding.model(), folder / EMBEDDING_GRAPH)
+        for graph, masked in ((GRAPH, True), (UNPADDED_GRAPH, False)):
+            decoder = VlmDecoderGraph(model, tensors, precision=precision, masked=masked)
+            _save(decoder.model(), folder / graph)
+
+
+def _save(model: Any, path: Path) -> None:
+    path.write_bytes(model.SerializeToString())

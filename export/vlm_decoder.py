@@ -1,0 +1,53 @@
+"""The decoder of Qwen2.5-VL: `DecoderGraph` from embeddings, with positions in three dimensions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .decoder import DecoderGraph
+from .llm_specs import INPUT_IDS, POSITION_IDS
+from .vlm_source import VlmSource
+from .vlm_specs import INPUTS_EMBEDS
+from .weights import TensorFile
+
+
+class VlmDecoderGraph(DecoderGraph):
+    """Takes `INPUTS_EMBEDS` in the place of token ids; `POSITION_IDS` are (3, batch, sequence)."""
+
+    def __init__(
+        self, source: VlmSource, tensors: TensorFile, *, precision: str, masked: bool
+    ) -> None:
+        super().__init__(source, tensors, precision=precision, masked=masked)
+        self.sections = source.sections
+
+    def _inputs(self) -> list[Any]:
+        return [
+            self._value(INPUTS_EMBEDS, self.dtype, "batch", "sequence", self.shape.hidden),
+            self._value(POSITION_IDS, np.int64, 3, "batch", "sequence"),
+        ]
+
+    def _embed(self) -> str:
+        return INPUTS_EMBEDS
+
+    def _positions(self) -> str:
+        # Each pair turns with one of the three. Gathered, and not multiplied out of a matrix of
+        # zeros and ones: a GPU may round such a product's inputs to 10 bits, and positions with it.
+        axes = self._constant("axes", np.repeat(np.arange(3), self.sections))
+        return self._op("Transpose", self._op("Gather", POSITION_IDS, axes, axis=0), perm=[1, 2, 0])
+
+
+class EmbeddingGraph(DecoderGraph):
+    """From token ids (batch, sequence) to `INPUTS_EMBEDS`: the table that a tied head has, too."""
+
+    def __init__(self, source: VlmSource, tensors: TensorFile, *, precision: str) -> None:
+        super().__init__(source, tensors, precision=precision, masked=False)
+
+    def model(self) -> Any:
+        """The `onnx.ModelProto`, whose table lies in the `TensorFile`."""
+        self._embed()
+        self.nodes[-1].output[0] = INPUTS_EMBEDS
+        ids = self._value(INPUT_IDS, np.int64, "batch", "sequence")
+        embeds = self._value(INPUTS_EMBEDS, self.dtype, "batch", "sequence", self.shape.hidden)
+        return self._model("embedding", [ids], [embeds])

@@ -1,0 +1,73 @@
+"""Facts about exports of vision-language models as data: names, sizes and tolerances.
+
+What the decoder has in common with a language model's is in `llm_specs`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .llm_specs import LLM_PRECISIONS, LlmTolerance
+
+ARCHITECTURES = {"Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl"}
+"""What can be exported, and the `model_type` that goes with it."""
+
+IMAGE_PROCESSORS = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast")
+"""Image processors whose arithmetic `vision.onnx` has inside. The fast one resizes differently; a
+frame comes here resized already."""
+
+FRAMES = "frames"
+"""uint8 (batch, height, width, 3): RGB, already of the export's image size."""
+PIXEL_VALUES = "pixel_values"
+"""float32 (batch, patches, channels * frames * height * width of a patch): normalised patches in
+the order of transformers' processor, which goes through the merged tokens row by row."""
+IMAGE_EMBEDS = "image_embeds"
+"""(batch, image tokens, hidden) in the decoder's dtype: rows of tokens from the top."""
+INPUTS_EMBEDS = "inputs_embeds"
+"""(batch, sequence, hidden) in the decoder's dtype. What the decoder takes in the place of token
+ids; its `POSITION_IDS` are int64 (3, batch, sequence): time, row and column."""
+
+VISION_GRAPH = "vision.onnx"
+"""From `FRAMES`: what the fast loop runs."""
+PATCHES_GRAPH = "patches.onnx"
+"""From `PIXEL_VALUES`, with the same weights: what goes with transformers' processor."""
+EMBEDDING_GRAPH = "embedding.onnx"
+"""From token ids to `INPUTS_EMBEDS`."""
+VISION_WEIGHTS = "vision.onnx_data"
+"""The external data of the first two; those of all else are in `llm_specs.WEIGHTS`."""
+
+CHAT_TEMPLATE = "chat_template.json"
+"""Where older folders keep the template of their processor, beside the tokenizer's files."""
+PREPROCESSOR = "preprocessor_config.json"
+"""The settings of the image processor."""
+
+IMAGE_SIZE = (336, 560)
+"""Height and width of frames unless others are asked for: 12 x 20 tokens, near 16:9, and whole
+windows of 112 pixels, so that windowed attention is one batch."""
+
+VISION_EPSILON = 1e-6
+"""Of every norm in the vision tower; the source has it in its code, not in its settings."""
+VISION_THETA = 10000.0
+"""The base of the vision tower's rotary positions, likewise."""
+
+
+@dataclass(frozen=True)
+class VlmTolerance:
+    """How far an export may be from its source: embeddings of frames, and logits after them.
+
+    Both in units of the values' root mean square where that is over 1, as `LlmTolerance` says.
+    """
+
+    image: LlmTolerance
+    logits: LlmTolerance
+
+
+VLM_PRECISIONS = {
+    # Sums in another order: 5e-6 and 1e-6 measured of frames, 5e-5 and 6e-6 of logits.
+    "fp32": VlmTolerance(LlmTolerance(1e-4, 1e-4), LLM_PRECISIONS["fp32"]),
+    # 11 bits of mantissa: 0.003 and 0.001 measured of frames, 0.035 and 0.004 of logits.
+    "fp16": VlmTolerance(LlmTolerance(0.05, 0.02), LLM_PRECISIONS["fp16"]),
+    # Frames as in fp32; 0.29 and 0.04 measured of logits, for 0.4 to 0.6 that rounding costs.
+    "int4": VlmTolerance(LlmTolerance(1e-4, 1e-4), LLM_PRECISIONS["int4"]),
+}
+"""As `LLM_PRECISIONS`; the vision tower is float16 in fp16 alone, float32 otherwise."""

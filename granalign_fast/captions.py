@@ -1,0 +1,260 @@
+"""Frames to captions and to scores: what each shows, with or without a query in mind.
+
+Every prompt begins with the same system message and the frame. The keys and values of that
+beginning are kept by the frame's hash, so that a query pays only for its own words.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from . import prompts
+from .chat import common_start
+from .errors import GranAlignError
+from .generation import Prefix
+from .images import Image, check_frames
+from .prefixes import PrefixCache
+from .vlm import VisionLanguageModel
+
+
+@dataclass(frozen=True, slots=True)
+class FrameSet:
+    """Frames that are known by their hashes, so that one whose prefix is kept need not be decoded.
+
+    Attributes:
+        hashes: of each frame, as `frame_hash` gives it.
+        load: gives the frames with these numbers, uint8 RGB (height, width, 3) each.
+    """
+
+    hashes: tuple[str, ...]
+    load: Callable[[Sequence[int]], Sequence[Image]]
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    @classmethod
+    def of(cls, frames: npt.NDArray[np.uint8] | Sequence[Image]) -> FrameSet:
+        """Frames that are in memory.
+
+        Raises:
+            GranAlignError: there is no frame, or something is not one.
+        """
+        check_frames(frames)
+        hashes = tuple(frame_hash(frame) for frame in frames)
+        return cls(hashes, lambda numbers: [frames[i] for i in numbers])
+
+    def take(self, numbers: Sequence[int]) -> FrameSet:
+        """Some of them, in the order of `numbers`."""
+        chosen = list(numbers)
+        hashes = tuple(self.hashes[i] for i in chosen)
+        return FrameSet(hashes, lambda own: self.load([chosen[i] for i in own]))
+
+
+def frame_hash(frame: Image) -> str:
+    """Names a frame by its size and pixels: 32 hex digits."""
+    digest = hashlib.blake2b(repr(frame.shape).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(frame).data)
+    return digest.hexdigest()
+
+
+@runtime_checkable
+class Captioner(Protocol):
+    """Frames to texts; a table in a test, or a service, can be one."""
+
+    def agnostic(self, frames: FrameSet) -> list[str]:
+        """A caption of each frame, no query known."""
+        ...
+
+    def aware(self, frames: FrameSet, focus: Sequence[str]) -> list[str]:
+        """A caption of each frame, guided by what a query is about."""
+        ...
+
+
+@runtime_checkable
+class Recogniser(Protocol):
+    """Frames and queries to probabilities."""
+
+    def recognise(self, frames: FrameSet, queries: Sequence[str]) -> npt.NDArray[np.float32]:
+        """How likely each frame shows each query, (queries, frames), 0 to 1."""
+        ...
+
+
+_YES, _NO = ("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No")
+
+
+class VlmCaptioner:
+    """A `Captioner` and `Recogniser` by a vision-language model.
+
+    Args:
+        model: an instruction-tuned one.
+        cache: keeps what the model has made of frames; by default 1 GiB of memory.
+        rows: frames, or prompts about them, in a batch.
+        max_new_tokens: at which a caption is cut off.
+
+    Raises:
+        GranAlignError: the model's chat template does not put the image once, before the text.
+    """
+
+    def __init__(
+        self,
+        model: VisionLanguageModel,
+        *,
+        cache: PrefixCache | None = None,
+        rows: int = 16,
+        max_new_tokens: int = 64,
+    ) -> None:
+        if rows < 1:
+            raise GranAlignError(f"rows: got {rows}, expected at least 1")
+        self.model = model
+        self.cache = PrefixCache() if cache is None else cache
+        self.rows = rows
+        self.max_new_tokens = max_new_tokens
+        self.start = common_start(self._ask("Describe it."), self._ask("What is it?"))
+        """The tokens that every prompt begins with, the image's among them."""
+        if self.start.count(model.manifest.image_token) != 1:
+            raise GranAlignError(
+                "chat template: got no prompt that begins with the image, expected its token "
+                "once, before the text; choose a model of the Qwen2.5-VL family"
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the agnostic captions: equal for equal model, prompt and length."""
+        asked = json.dumps([self._ask(prompts.AGNOSTIC_CAPTION), self.max_new_tokens])
+        return f"{self.model.fingerprint}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
+
+    def agnostic(self, frames: FrameSet) -> list[str]:
+        """A caption of each frame, no query known.
+
+        Raises:
+            GranAlignError: a frame is not one, or the model's context is too short.
+        """
+        return self._captions(frames, prompts.AGNOSTIC_CAPTION)
+
+    def aware(self, frames: FrameSet, focus: Sequence[str]) -> list[str]:
+        """A caption of each frame, guided by the entities and actions of a query.
+
+        Raises:
+            GranAlignError: as `agnostic`, or there is no focus.
+        """
+        if not focus or not all(text.strip() for text in focus):
+            raise GranAlignError(
+                f"focus: got {list(focus)!r}, expected what to look for; give the query itself "
+                f"where nothing is known of it"
+            )
+        return self._captions(frames, prompts.aware_caption(focus))
+
+    def recognise(self, frames: FrameSet, queries: Sequence[str]) -> npt.NDArray[np.float32]:
+        """How likely each frame shows each query, (queries, frames), float32, 0 to 1.
+
+        One token is looked at, none decoded: the probability of the words for yes over that of
+        the words for yes and no (Zhang et al., arXiv 2608.04480).
+
+        Raises:
+            GranAlignError: a frame is not one, a query is empty, the model has no token for yes or
+                no, or its context is too short.
+        """
+        for query in queries:
+            if not isinstance(query, str) or not query.strip():
+                raise GranAlignError(f"query: got {query!r}, expected a text that is not empty")
+        asked = [self._suffix(prompts.recognition(query)) for query in queries]
+        yes, no = self._answers
+        found = np.empty((len(queries), len(frames)), np.float32)
+        for numbers, prefix in self._seen(frames):
+            for row, suffix in zip(found, asked, strict=True):
+                logits = self.model.logits([suffix] * len(numbers), prefix=prefix)
+                answers = logits[:, [*yes, *no]].astype(np.float64)
+                shares = np.exp(answers - answers.max(axis=1, keepdims=True))
+                row[numbers] = shares[:, : len(yes)].sum(axis=1) / shares.sum(axis=1)
+        return found
+
+    def prefill(self, frames: FrameSet) -> None:
+        """Compute and keep what every prompt about these frames begins with."""
+        for _ in self._seen(frames):
+            pass
+
+    def answers(
+        self, frames: FrameSet, task: str, *, stop_ids: Collection[int] | None = None
+    ) -> list[list[int]]:
+        """Token ids of the answer to `task` about each frame; `stop_ids` as for `generate`."""
+        suffix = self._suffix(task)
+        found: list[list[int]] = [[]] * len(frames)
+        for numbers, prefix in self._seen(frames):
+            batch = self.model.generate(
+                [suffix] * len(numbers),
+                prefix=prefix,
+                max_new_tokens=self.max_new_tokens,
+                stop_ids=stop_ids,
+            )
+            for number, ids in zip(numbers, batch, strict=True):
+                found[number] = ids
+        return found
+
+    def _captions(self, frames: FrameSet, task: str) -> list[str]:
+        return [" ".join(self.model.decode(ids).split()) for ids in self.answers(frames, task)]
+
+    def _seen(self, frames: FrameSet) -> Iterator[tuple[list[int], Prefix]]:
+        """The frames' prefixes, a batch at a time; what is not kept is computed and then kept."""
+        for start in range(0, len(frames), self.rows):
+            numbers = list(range(start, min(start + self.rows, len(frames))))
+            keys = [self._key(frames.hashes[number]) for number in numbers]
+            kept = {key: self.cache.get(key) for key in dict.fromkeys(keys)}
+            missing = [key for key, array in kept.items() if array is None]
+            if missing:  # equal frames are looked at once
+                images = frames.load([numbers[keys.index(key)] for key in missing])
+                computed = self.model.prefill_frames(images, self.start)
+                for key, array in zip(missing, computed.unstack(), strict=True):
+                    self.cache.put(key, array)
+                    kept[key] = array
+            arrays = [kept[key] for key in keys]
+            yield numbers, Prefix.stack(arrays, self.model.fingerprint, self._next_position)
+
+    def _key(self, frame: str) -> str:
+        return f"{self._prompt_key}-{frame}"
+
+    @functools.cached_property
+    def _prompt_key(self) -> str:
+        """Names all that shapes a prefix but the frame: model, precision, image size, prompt."""
+        text = json.dumps([self.model.fingerprint, self.start])
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    @property
+    def _next_position(self) -> int:
+        return self.model.position_after(self.start)
+
+    @functools.cached_property
+    def _answers(self) -> tuple[list[int], list[int]]:
+        """The tokens that begin a yes, and a no."""
+        encode = self.model.tokenizer.encode
+        yes, no = (sorted(set(_single(map(encode, words)))) for words in (_YES, _NO))
+        if not yes or not no or set(yes) & set(no):
+            raise GranAlignError(
+                "tokenizer: got no tokens of their own for 'yes' and 'no', which recognition "
+                "reads; choose another model"
+            )
+        return yes, no
+
+    def _ask(self, text: str) -> list[int]:
+        content = [{"type": "image"}, {"type": "text", "text": text}]
+        return self.model.chat(
+            [
+                {"role": "system", "content": prompts.VISION_SYSTEM},
+                {"role": "user", "content": content},
+            ]
+        )
+
+    def _suffix(self, text: str) -> list[int]:
+        """The tokens of a prompt behind the prefix."""
+        return self._ask(text)[len(self.start) :]
+
+
+def _single(encoded: Iterable[list[int]]) -> Iterator[int]:
+    return (ids[0] for ids in encoded if len(ids) == 1)

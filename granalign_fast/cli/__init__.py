@@ -1,0 +1,45 @@
+"""The `granalign` command. Heavy imports wait for the command that needs them."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from granalign_fast.errors import GranAlignError
+
+from .checking import doctor
+from .evaluating import evaluate, score
+from .exporting import export_app
+from .searching import demo, index, search
+
+app = typer.Typer(
+    help="Find the moment in a video that a sentence describes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (index, search, demo, evaluate, score, doctor):
+    app.command()(command)
+app.add_typer(export_app, name="export")
+
+
+def main() -> None:
+    """The entry point: an error that a user can cause is one line, and the exit code 2."""
+    try:
+        app()
+    except GranAlignError as error:
+        _fail(str(error))
+    except BrokenPipeError:
+        # The reader of our output has gone; Python would complain once more while it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        _fail(f"{error.filename or 'file system'}: {error.strerror or error}")
+
+
+def _fail(message: str) -> None:
+    sys.stderr.write(f"granalign: {message}\n")
+    sys.exit(2)

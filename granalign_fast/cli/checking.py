@@ -1,0 +1,28 @@
+"""``granalign doctor``."""
+
+from __future__ import annotations
+
+import typer
+
+from .options import Device, Json, Models, Preset, print_json
+
+
+def doctor(
+    preset: Preset = "tuned",
+    models: Models = None,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Say what is installed, what is missing, and the command that brings it."""
+    from dataclasses import asdict
+
+    from granalign_fast.doctor import examine
+    from granalign_fast.report import print_findings
+
+    findings = examine(device, preset=preset, models=models)
+    if as_json:
+        print_json({"findings": [asdict(finding) for finding in findings]})
+    else:
+        print_findings(findings)
+    if not all(finding.ok for finding in findings if finding.needed):
+        raise typer.Exit(1)

@@ -1,0 +1,135 @@
+"""What several commands share: their options, and what people see while they wait."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from granalign_fast.errors import GranAlignError
+
+if TYPE_CHECKING:
+    from granalign_fast.model_folder import ModelFolder
+    from granalign_fast.retriever import MomentRetriever
+
+Preset = Annotated[
+    str,
+    typer.Option(help="tuned (the default), paper: the text to the letter, or recognition."),
+]
+Models = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="A folder of exported models: clip, llm, vlm.")
+]
+Encoder = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR",
+        help="A sentence-transformers folder, one that `export` wrote, or org/name@revision on "
+        "the hub. Default: all-MiniLM-L6-v2.",
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(help="fp32, fp16 or int8. Default: an exported folder's own, else fp32."),
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+PrefixGib = Annotated[
+    float,
+    typer.Option(min=0, help="GiB on disk for what the vision-language model makes of frames."),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+NewFolder = Annotated[Path, typer.Argument(help="A folder to write; it must not exist.")]
+InputFile = Annotated[Path, typer.Option(metavar="FILE", help="JSON Lines, plain or .gz.")]
+
+
+def check_suffix(plot: Path | None) -> None:
+    """Refuse a picture of an unknown kind before any work."""
+    if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise GranAlignError(f"--plot {plot}: expected a name that ends in .png, .svg or .pdf")
+
+
+def print_json(value: Any) -> None:
+    """One line on stdout."""
+    sys.stdout.write(json.dumps(value) + "\n")
+
+
+def short(path: Path) -> str:
+    """Relative to here where that is shorter."""
+    relative = os.path.relpath(path)
+    return min(str(path), relative, key=len)
+
+
+def open_models(folder: Path, device: str, prefix_gib: float) -> ModelFolder:
+    """The models, with what they made of frames kept in memory and in the cache folder."""
+    from granalign_fast.cache import default_cache
+    from granalign_fast.model_folder import ModelFolder
+    from granalign_fast.prefixes import DiskTier, MemoryTier, PrefixCache
+
+    kept = PrefixCache(
+        [MemoryTier(1 << 30), DiskTier(default_cache() / "prefixes", int(prefix_gib * (1 << 30)))]
+    )
+    return ModelFolder(folder, device=device, cache=kept)
+
+
+def open_retriever(
+    preset: str,
+    encoder: str | None,
+    precision: str | None,
+    device: str,
+    *,
+    models: ModelFolder | None = None,
+    top: int | None = None,
+    cache: bool = False,
+) -> MomentRetriever:
+    """A retriever of these options."""
+    from dataclasses import replace
+
+    from granalign_fast.config import preset as find
+
+    config = find(preset)
+    if top is not None:
+        config = replace(config, top=top)
+    if models is not None and encoder is None and precision is None:
+        return models.retriever(config)
+    from granalign_fast.cache import CachedEncoder, default_cache
+    from granalign_fast.encoders import SentenceEncoder
+    from granalign_fast.retriever import MomentRetriever
+
+    model = SentenceEncoder(encoder, precision=precision, device=device)
+    own = CachedEncoder(model, default_cache()) if cache else model
+    if models is not None:
+        return models.retriever(config, encoder=own)
+    return MomentRetriever(own, config)
+
+
+@contextmanager
+def progress_bar(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on stderr, where somebody watches."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), Remaining())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda more, total: bar.update(task, advance=more, total=total)
+
+
+@contextmanager
+def status(what: str) -> Iterator[None]:
+    """A spinner on stderr, where somebody watches."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield

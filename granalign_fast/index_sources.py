@@ -1,0 +1,124 @@
+"""The video files that are to be indexed, and the indexes they have: checked before any work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import index_store
+from .errors import GranAlignError
+from .frames import VideoInfo, probe
+from .index import VideoIndex, VideoSource
+from .index_work import WorkFolder
+from .models import sha256_of
+
+
+@dataclass(frozen=True, slots=True)
+class VideoFile:
+    """A file to index."""
+
+    vid: str
+    source: VideoSource
+    info: VideoInfo
+    changed: int
+    """When, in nanoseconds, before its content was hashed."""
+
+    def record(self) -> dict[str, Any]:
+        """What names it in the request of a run, as JSON."""
+        source = self.source
+        return {"path": str(source.path), "bytes": source.bytes, "sha256": source.sha256}
+
+    def check_unchanged(self) -> None:
+        """Raise if the file is not the one that was hashed.
+
+        Raises:
+            GranAlignError: it has changed, or is gone.
+        """
+        path = self.source.path
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise GranAlignError(f"{path}: cannot be read ({error.strerror or error})") from None
+        if (status.st_size, status.st_mtime_ns) != (self.source.bytes, self.changed):
+            raise GranAlignError(f"{path}: changed while it was being indexed; index it again")
+
+
+def examine(videos: Sequence[str | os.PathLike[str]], clip_seconds: float) -> list[VideoFile]:
+    """Probe and hash every file; each index will have the file's name without suffix.
+
+    Raises:
+        GranAlignError: there is none, one is no video, or a name is twice there or cannot be used.
+    """
+    if isinstance(videos, str | os.PathLike):
+        raise GranAlignError(f"videos: got {videos!r}, expected a list; pass one as [video]")
+    paths = [Path(video).absolute() for video in videos]
+    if not paths:
+        raise GranAlignError("videos: got none, expected at least one file")
+    first: dict[str, Path] = {}
+    for path in paths:
+        if path.stem.startswith(".") or not path.stem.isprintable() or not path.stem:
+            raise GranAlignError(
+                f"{path}: its name cannot be that of its index: got {path.stem!r}, expected "
+                f"printable characters, the first no dot; rename the file"
+            )
+        if (other := first.setdefault(path.stem, path)) is not path:
+            raise GranAlignError(
+                f"{path}: got the name {path.stem!r} twice, as of {other}; rename one, or index "
+                f"them into different folders"
+            )
+    infos = [probe(path, clip_seconds=clip_seconds) for path in paths]
+    return [_identify(path, info) for path, info in zip(paths, infos, strict=True)]
+
+
+def _identify(path: Path, info: VideoInfo) -> VideoFile:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise GranAlignError(f"{path}: cannot be read ({error.strerror or error})") from None
+    source = VideoSource(path, status.st_size, sha256_of(path))
+    return VideoFile(path.stem, source, info, status.st_mtime_ns)
+
+
+def finished(
+    videos: Sequence[VideoFile], work: WorkFolder, models: Mapping[str, str], clip_seconds: float
+) -> dict[str, int]:
+    """The clips of every video that has an index of its present content by these models.
+
+    Raises:
+        GranAlignError: something else lies in the place of an index.
+    """
+    clips = {}
+    for video in videos:
+        folder = work.out / video.vid
+        if not folder.exists():
+            continue
+        try:
+            source = index_store.read_record(folder).get("source")
+        except GranAlignError as error:
+            raise GranAlignError(
+                f"{folder}: got something else, expected the index of a video or nothing; move it "
+                f"away, or index into another folder ({error})"
+            ) from None
+        if source is None:
+            raise GranAlignError(
+                f"{folder}: got an index of captions that were given, expected one of a video; "
+                f"move it away, or index into another folder"
+            )
+        try:
+            index = VideoIndex.load(folder)
+        except GranAlignError:  # torn, or of another format: it is made again
+            continue
+        found = None if index.frames is None else index.frames.source
+        if (
+            found is not None
+            and (found.bytes, found.sha256) == (video.source.bytes, video.source.sha256)
+            and dict(index.models) == dict(models)
+            and index.video.clip_seconds == clip_seconds
+        ):
+            clips[video.vid] = len(index.video.captions)
+            if found.path != video.source.path:
+                work.relocate(video.vid, video.source)
+    return clips

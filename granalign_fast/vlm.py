@@ -1,0 +1,157 @@
+"""Frames and token ids in, greedy token ids out: a vision-language model on ONNX Runtime.
+
+A frame is looked at once: the keys and values of the tokens up to it are a `Prefix`, behind which
+any number of prompts cost only their own text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import GranAlignError
+from .generation import Cache, CausalLM, Decoder, LlmManifest, Prefix, TokenBatch
+from .images import Image, check_frames, resize
+from .session import Session
+
+
+@dataclass(frozen=True, kw_only=True)
+class VlmManifest(LlmManifest):
+    """The manifest of an exported vision-language model.
+
+    Attributes:
+        image_size: height and width in pixels, to which every frame is resized.
+        image_grid: rows and columns of the tokens that a frame becomes.
+        image_token: the id that stands for a frame in a prompt.
+        resample: Pillow's number of the filter that resizes frames.
+        hidden: values of a token's embedding.
+    """
+
+    kind: str = "vlm"
+    image_size: list[int]
+    image_grid: list[int]
+    image_token: int
+    resample: int
+    hidden: int
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of one frame."""
+        rows, columns = self.image_grid
+        return rows * columns
+
+
+class VisionLanguageModel(CausalLM):
+    """A vision-language model that `export_vlm` wrote; without frames it is a `CausalLM`.
+
+    Args and errors are those of `CausalLM`.
+    """
+
+    manifest: VlmManifest
+
+    def _open(self, folder: Path, device: str, threads: int | None) -> None:
+        self.manifest = VlmManifest.read(folder)
+        self._vision, self._embedding, decoder = (
+            Session(folder / name, device=device, threads=threads)
+            for name in ("vision.onnx", "embedding.onnx", "model.onnx")
+        )
+        self._decoder = Decoder(decoder, self.manifest)
+
+    def prefill_frames(
+        self, frames: npt.NDArray[np.uint8] | Sequence[Image], token_ids: Sequence[int]
+    ) -> Prefix:
+        """Compute the beginning of prompts about frames, as one batch.
+
+        Args:
+            frames: uint8 RGB (frames, height, width, 3), or a sequence of (height, width, 3) of any
+                sizes; they are resized to the model's `image_size`, whatever their shape.
+            token_ids: the beginning, in which one `image_token` stands for the frame.
+
+        Returns:
+            A prefix with a row for each frame.
+
+        Raises:
+            GranAlignError: there is no frame, something is not one, there is not just one
+                `image_token`, an unknown token, or the model's context is too short.
+        """
+        check_frames(frames)
+        ids, image = list(token_ids), self.manifest.image_token
+        if ids.count(image) != 1:
+            raise GranAlignError(
+                f"token_ids: got {ids.count(image)} times the image token {image}, expected it "
+                f"once, in the place of the frame"
+            )
+        self._check([ids], None, self.manifest.image_tokens, "token_ids")
+        place = ids.index(image)
+        seen = self._see(frames)
+        text = self._embed(np.array([ids], np.int64))
+        before, after = (
+            np.broadcast_to(part, (len(seen), *part.shape[1:]))
+            for part in (text[:, :place], text[:, place + 1 :])
+        )
+        embeds = np.concatenate([before, seen, after], axis=1)
+        positions = self._positions(ids)
+        _, cache = self._decoder.step(
+            self._decoder.empty(len(seen)),
+            inputs_embeds=embeds,
+            position_ids=np.repeat(positions[:, None], len(seen), axis=1),
+            attention_mask=np.ones(embeds.shape[:2], np.int64),
+        )
+        return self._prefix(cache, int(positions.max()) + 1)
+
+    def position_after(self, token_ids: Sequence[int]) -> int:
+        """The position of the token that follows such a beginning."""
+        return int(self._positions(token_ids).max()) + 1
+
+    def _positions(self, ids: Sequence[int]) -> npt.NDArray[np.int64]:
+        place = list(ids).index(self.manifest.image_token)
+        return frame_positions(place, self.manifest.image_grid, len(ids) - place - 1)
+
+    def _see(self, frames: Sequence[Image] | npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+        """Embeddings of the frames' tokens, (frames, image_tokens, hidden)."""
+        height, width = self.manifest.image_size
+        images = [resize(frame, height, width, self.manifest.resample) for frame in frames]
+        return self._vision(frames=np.stack(images))["image_embeds"]
+
+    def _embed(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Embeddings of text tokens, (rows, tokens, hidden)."""
+        return self._embedding(input_ids=ids)["inputs_embeds"]
+
+    def _step(self, batch: TokenBatch, cache: Cache) -> tuple[npt.NDArray[np.float32], Cache]:
+        return self._decoder.step(
+            cache,
+            inputs_embeds=self._embed(batch.ids),
+            # Text has the same position in time, height and width.
+            position_ids=np.repeat(batch.positions[None], 3, axis=0),
+            attention_mask=batch.mask,
+        )
+
+
+def frame_positions(before: int, grid: Sequence[int], after: int) -> npt.NDArray[np.int64]:
+    """Positions in time, height and width, (3, tokens), of text, a frame and text again.
+
+    The frame's tokens share their time and count rows and columns from there; the text after it
+    goes on behind the greatest of these (Qwen2-VL, arXiv 2409.12191, section 2.1: M-RoPE).
+
+    >>> frame_positions(1, (2, 3), 1).tolist()
+    [[0, 1, 1, 1, 1, 1, 1, 4], [0, 1, 1, 1, 2, 2, 2, 4], [0, 1, 2, 3, 1, 2, 3, 4]]
+    """
+    rows, columns = grid
+    image = np.stack(
+        [
+            np.zeros(rows * columns, np.int64),
+            np.repeat(np.arange(rows), columns),
+            np.tile(np.arange(columns), rows),
+        ]
+    )
+    parts = (
+        np.tile(np.arange(before), (3, 1)),
+        before + image,
+        before + max(rows, columns) + np.tile(np.arange(after), (3, 1)),
+    )
+    return np.concatenate(parts, axis=1)
