@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -82,9 +81,7 @@ def write_llm(model: LlmSource, folder: Path, *, precision: str, name: str) -> L
     for path in tokenizer_files(model.folder):
         shutil.copyfile(path, folder / path.name)
     shutil.copyfile(model.folder / "config.json", folder / "config.json")
-    settings = {"eos_token_id": list(model.eos_ids)} | model.generation_config
-    text = json.dumps(settings, indent=2) + "\n"
-    (folder / "generation_config.json").write_text(text, encoding="utf-8")
+    model.write_generation_config(folder)
     shape = model.shape
     manifest = LlmManifest(
         source=name,

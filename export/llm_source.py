@@ -158,6 +158,12 @@ class LlmSource:
             sha256=combined([weights_sha256, *texts, settings]),
         )
 
+    def write_generation_config(self, folder: Path) -> None:
+        """Write ``generation_config.json``, which readers of other libraries look for."""
+        settings = {"eos_token_id": list(self.eos_ids)} | self.generation_config
+        text = json.dumps(settings, indent=2) + "\n"
+        (folder / "generation_config.json").write_text(text, encoding="utf-8")
+
 
 def tokenizer_files(folder: Path) -> list[Path]:
     """Those of `TOKENIZER_FILES` that the folder has."""

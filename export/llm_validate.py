@@ -26,6 +26,7 @@ from .llm_specs import (
     LlmTolerance,
 )
 from .quantize_blocks import rounded
+from .validate import refuse
 from .weights import Float32
 
 _LENGTHS = (2, 48, 17, 5, 31)
@@ -152,15 +153,6 @@ def compare_values(
         worst["max_abs_error"] = max(worst["max_abs_error"], error)
         worst["relative_error"] = max(worst["relative_error"], relative)
     return worst, failures
-
-
-def refuse(failures: list[str], tolerance: object) -> None:
-    """Raise if there are mismatches; the message holds them all."""
-    if failures:
-        raise GranAlignError(
-            f"the export differs from its source, expected {tolerance}: {'; '.join(failures)}; "
-            f"choose a higher precision, or report this model"
-        )
 
 
 def _rms(values: Float32) -> float:

@@ -68,7 +68,7 @@ def compare(
     return measured, failures
 
 
-def refuse(failures: list[str], tolerance: Tolerance) -> None:
+def refuse(failures: list[str], tolerance: object) -> None:
     """Raise if there are mismatches; the message holds them all."""
     if failures:
         raise GranAlignError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -91,9 +90,7 @@ def write_vlm(model: VlmSource, folder: Path, *, precision: str, name: str) -> V
     _write_decoder(model, folder, precision)
     for path in model.files():
         shutil.copyfile(path, folder / path.name)
-    settings = {"eos_token_id": list(model.eos_ids)} | model.generation_config
-    text = json.dumps(settings, indent=2) + "\n"
-    (folder / "generation_config.json").write_text(text, encoding="utf-8")
+    model.write_generation_config(folder)
     shape = model.shape
     manifest = VlmManifest(
         source=name,

@@ -25,9 +25,9 @@ from .llm_validate import (
     check_frequencies,
     compare_logits,
     compare_values,
-    refuse,
     round_weights,
 )
+from .validate import refuse
 from .vlm_source import VlmSource
 from .vlm_specs import (
     EMBEDDING_GRAPH,

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import itertools
 import os
-import sys
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import index_store
-from .captions import Captioner, FrameSet, frame_hash
+from .captions import Captioner, FrameSet
 from .errors import GranAlignError, MissingExtraError
 from .frames import Frame, read_frames
 from .images import Image
@@ -135,6 +135,10 @@ class _Batch:
     """Videos that have no more frames, and how many they had."""
 
 
+class _Stopped(Exception):
+    """Ends decoding, not to keep an error or Ctrl-C waiting."""
+
+
 @dataclass
 class _Run:
     """One pass over the videos of a plan."""
@@ -153,15 +157,21 @@ class _Run:
     """How many clips of each video are on disk, from its first on."""
     clips: dict[str, int] = field(init=False)
     """How many it has; until its end has been seen, as its last packets promise."""
+    stopped: threading.Event = field(default_factory=threading.Event)
+    """Nobody waits for more frames."""
 
     def __call__(self) -> None:
         self.stored = {video.vid: self._rows_of(video) for video in self.plan}
         self.clips = {video.vid: video.info.clips for video in self.plan} | self.finished
         with _one_ahead(self._batches(*self._place())) as batches:
-            for batch in batches:
-                self._store(batch)
-                for video, clips in batch.ended:
-                    self._finish(video, clips)
+            try:
+                for batch in batches:
+                    self._store(batch)
+                    for video, clips in batch.ended:
+                        self._finish(video, clips)
+            except BaseException:
+                self.stopped.set()
+                raise
 
     def _rows_of(self, video: VideoFile) -> int:
         """How many clips of a video need no more work."""
@@ -205,29 +215,13 @@ class _Run:
             yield _batch(gathered, ended)
 
     def _frames(self, video: VideoFile, first: int) -> Iterator[Frame]:
-        """The frames of a video from clip `first` on, the same as if all before had been read."""
-        path, seconds = video.source.path, self.clip_seconds
-        if first:
-            # In a damaged stretch the frames before it matter. So the last one that is known must
-            # come out again; if it does not, everything is decoded.
-            with suppress(GranAlignError):
-                frames = read_frames(
-                    path, clip_seconds=seconds, clips=range(first - 1, sys.maxsize)
-                )
-                known = next(frames, None)
-                if known is not None and frame_hash(known.image) == self._hash_of(video, first - 1):
-                    return frames
-        frames = read_frames(path, clip_seconds=seconds)
-        return (frame for frame in frames if frame.clip >= first)
-
-    def _hash_of(self, video: VideoFile, clip: int) -> str:
-        """Of the frame of a clip that is on disk."""
-        if video.vid not in self.finished:
-            kept = self.work.rows(video.vid)
-            return next(p.hashes[clip - p.first] for p in kept if p.first <= clip < p.end)
-        table = VideoIndex.load(self.work.out / video.vid).frames
-        assert table is not None  # else it would not count as finished
-        return table.hashes[clip]
+        """The frames of a video from clip `first` on."""
+        # All are decoded: in a damaged stretch a frame depends on which were decoded before it.
+        for frame in read_frames(video.source.path, clip_seconds=self.clip_seconds):
+            if self.stopped.is_set():
+                raise _Stopped
+            if frame.clip >= first:
+                yield frame
 
     def _store(self, batch: _Batch) -> None:
         """Ask the models about a batch and keep what they say, unless it is all on disk."""

@@ -34,10 +34,12 @@ def peak_caption(index: VideoIndex, result: SearchResult, moment: Moment) -> str
 
 
 def search_record(index: VideoIndex, result: SearchResult) -> dict[str, Any]:
-    """A search as JSON: moments in seconds and the saliency of every clip."""
+    """A search as JSON: moments in seconds, the saliency of every clip, how it came about."""
     return {
         "vid": result.vid,
         "query": result.query,
+        "rewrites": None if result.rewrites is None else result.rewrites.to_record(),
+        "exists": None if result.exists is None else round(result.exists, 4),
         "clip_seconds": index.video.clip_seconds,
         "moments": [
             {
@@ -49,6 +51,8 @@ def search_record(index: VideoIndex, result: SearchResult) -> dict[str, Any]:
             for moment in result.moments
         ],
         "saliency": [round(value, 4) for value in result.saliency.tolist()],
+        "aware": {str(clip): caption for clip, caption in result.aware.items()},
+        "seconds": {stage: round(value, 4) for stage, value in result.seconds.items()},
     }
 
 
@@ -66,6 +70,8 @@ def print_moments(index: VideoIndex, result: SearchResult) -> None:
             peak_caption(index, result, moment),
         )
     Console(highlight=False).print(table)
+    if result.exists is not None:
+        Console(highlight=False).print(f"shown at all: {result.exists:.0%} likely")
 
 
 def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:

@@ -70,36 +70,33 @@ def exported(torch: Any, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return get
 
 
-@pytest.mark.parametrize("count", [1, 6])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_frames_are_those_of_transformers(
-    torch: Any, exported: Exported, name: str, size: tuple[int, int], count: int
+    torch: Any, exported: Exported, name: str, size: tuple[int, int]
 ) -> None:
     from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
 
     out = exported(name, "fp32", size)
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(out.parent / name).eval()
     processor = Qwen2VLImageProcessor.from_pretrained(out)
+    count = 6
     frames = frames_of(count, size)
     seen = processor(images=list(frames), do_resize=False, return_tensors="pt")
     with torch.inference_mode():
         expected = model.visual(seen["pixel_values"], seen["image_grid_thw"])
     expected = expected.numpy().reshape(count, -1, expected.shape[-1])
     patches = seen["pixel_values"].numpy().reshape(count, -1, 1176)
-    got = Session(out / "vision.onnx")(frames=frames)["image_embeds"]
-    np.testing.assert_allclose(got, expected, atol=1e-4, rtol=0)
-    got = Session(out / "patches.onnx")(pixel_values=patches)["image_embeds"]
-    np.testing.assert_allclose(got, expected, atol=1e-4, rtol=0)
+    by_frames, by_patches = Session(out / "vision.onnx"), Session(out / "patches.onnx")
+    for batch in (slice(0, 6), slice(4, 5)):
+        for got in (by_frames(frames=frames[batch]), by_patches(pixel_values=patches[batch])):
+            np.testing.assert_allclose(got["image_embeds"], expected[batch], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("size", [(84, 140), (224, 224)])
 @pytest.mark.parametrize("precision", sorted(VLM_PRECISIONS))
 @pytest.mark.parametrize("name", sorted(CONFIGS))
-def test_the_export_says_how_exact_it_is(
-    exported: Exported, name: str, precision: str, size: tuple[int, int]
-) -> None:
-    manifest = VlmManifest.read(exported(name, precision, size))
+def test_the_export_says_how_exact_it_is(exported: Exported, name: str, precision: str) -> None:
+    manifest = VlmManifest.read(exported(name, precision, (84, 140)))
     tolerance, measured = VLM_PRECISIONS[precision], manifest.validation
     logits, image = tolerance.logits, tolerance.image
     assert 0 < measured["image_max_abs_error"] <= image.max_error
