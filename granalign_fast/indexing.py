@@ -64,8 +64,9 @@ def index_videos(
     the old one as soon as it is whole. A call for something else begins anew with what an
     interrupted one had not finished.
 
-    A damaged video is indexed as far as it can be decoded, with a `DamagedVideoWarning`. Where an
-    error ends the call, the videos before are finished.
+    A damaged video is indexed as far as it can be decoded, with a `DamagedVideoWarning`; what the
+    decoder makes of the damage may differ from run to run. Where an error ends the call, the videos
+    before are finished.
 
     Args:
         videos: the files. Each gets the folder of its name without suffix.
