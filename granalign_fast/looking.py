@@ -48,7 +48,7 @@ def frame_set(index: VideoIndex) -> FrameSet:
                 f"video {index.video.vid!r}: its frames are needed, and {table.path} is not there; "
                 f"put the file back, or index it where it is now"
             )
-        from .frames import read_clips
+        from .video.frames import read_clips
 
         return read_clips(table.path, clips, clip_seconds=index.video.clip_seconds)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .clip import ClipEncoder
     from .config import RetrieverConfig
     from .encoders import SentenceEncoder
-    from .indexing import Progress
+    from .index.building import Progress
     from .prefixes import PrefixCache
     from .retriever import MomentRetriever, TextEncoder
     from .rewrites import Rewriter
@@ -181,7 +181,7 @@ class ModelFolder:
         Raises:
             GranAlignError: there is no vision-language model, or as `index_videos`.
         """
-        from .indexing import index_videos
+        from .index.building import index_videos
 
         if self.captioner is None:
             raise GranAlignError(

@@ -23,7 +23,7 @@ import numpy as np
 from videos import Image, constant, draw, read, render
 
 from granalign_fast.errors import GranAlignError
-from granalign_fast.frames import DamagedVideoWarning, probe, read_frames
+from granalign_fast.video.frames import DamagedVideoWarning, probe, read_frames
 
 RATE, SECONDS, CLIP = 25, 8, 1.0
 MEMORY, LIMIT = 2 * 2**30, 10

@@ -18,8 +18,8 @@ from fakes import BagOfWords
 from videos import constant, render
 
 from granalign_fast.captions import FrameSet, frame_hash
-from granalign_fast.frames import read_frames
-from granalign_fast.indexing import index_videos
+from granalign_fast.index.building import index_videos
+from granalign_fast.video.frames import read_frames
 
 Array = npt.NDArray[Any]
 

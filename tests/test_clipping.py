@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from videos import constant, draw, read, render
 
-from granalign_fast.clipping import Cut, cut
 from granalign_fast.errors import GranAlignError
-from granalign_fast.frames import probe
+from granalign_fast.video.clipping import Cut, cut
+from granalign_fast.video.frames import probe
 
 FRAME = 0.04
 

@@ -14,7 +14,7 @@ import pytest
 from videos import constant, read, render
 
 from granalign_fast.errors import GranAlignError
-from granalign_fast.frames import DamagedVideoWarning, Frame, probe, read_frames
+from granalign_fast.video.frames import DamagedVideoWarning, Frame, probe, read_frames
 
 SECONDS = 30
 START = {"movflags": "faststart"}

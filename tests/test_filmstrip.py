@@ -13,11 +13,11 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from granalign_fast import filmstrip
 from granalign_fast.errors import GranAlignError, MissingExtraError
-from granalign_fast.filmstrip import draw_filmstrip, strip_clips
 from granalign_fast.index import CaptionedVideo, VideoIndex
-from granalign_fast.plot import brief, draw_search
+from granalign_fast.output import filmstrip
+from granalign_fast.output.filmstrip import draw_filmstrip, strip_clips
+from granalign_fast.output.plot import brief, draw_search
 from granalign_fast.types import Moment, SearchResult
 
 pytest.importorskip("matplotlib")

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 from videos import constant, draw, read, render
 
-from granalign_fast import frames as module
 from granalign_fast.errors import GranAlignError
-from granalign_fast.frames import Frame, probe, read_clips, read_frames
-from granalign_fast.packets import Packets
+from granalign_fast.video import frames as module
+from granalign_fast.video.frames import Frame, probe, read_clips, read_frames
+from granalign_fast.video.packets import Packets
 
 NTSC, FILM = Fraction(30000, 1001), Fraction(24000, 1001)
 HALF_A_MILLISECOND = 0.0006  # Matroska rounds to milliseconds
@@ -327,6 +327,7 @@ def test_what_torchcodec_is_asked_for(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_the_decoder_is_imported_when_a_video_is_opened() -> None:
     code = (
-        "import sys, granalign_fast.frames, granalign_fast.clipping; sys.exit('av' in sys.modules)"
+        "import sys, granalign_fast.video.frames, granalign_fast.video.clipping;"
+        "sys.exit('av' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -35,12 +35,11 @@ from index_worker import (
 )
 from videos import constant, render
 
-from granalign_fast import indexing
 from granalign_fast.captions import FrameSet
-from granalign_fast.frames import read_frames
-from granalign_fast.index import VideoIndex
-from granalign_fast.index_work import Rows, WorkFolder
-from granalign_fast.indexing import index_videos
+from granalign_fast.index import VideoIndex, building
+from granalign_fast.index.building import index_videos
+from granalign_fast.index.work import Rows, WorkFolder
+from granalign_fast.video.frames import read_frames
 
 KILLS = int(os.environ.get("GRANALIGN_KILLS", "6"))
 """How often the worker is killed at a random moment."""
@@ -234,12 +233,12 @@ def test_killed_at_a_change_of_the_file_system(
     assert tree(tmp_path) == clean
 
 
-@pytest.mark.filterwarnings("ignore::granalign_fast.frames.DamagedVideoWarning")
+@pytest.mark.filterwarnings("ignore::granalign_fast.video.frames.DamagedVideoWarning")
 def test_frames_of_a_damaged_stretch_are_the_same_after_resuming(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What FFmpeg makes of damage can depend on how its own threads happen to run.
-    monkeypatch.setattr(indexing, "read_frames", partial(read_frames, threads=1))
+    monkeypatch.setattr(building, "read_frames", partial(read_frames, threads=1))
     # Damaged such that decoding from the middle gives another frame for some clip.
     rng = np.random.default_rng(29)
     times = constant(2, 39.5)

@@ -31,13 +31,12 @@ from index_worker import (
 )
 from videos import constant, render
 
-from granalign_fast import indexing
 from granalign_fast.captions import FrameSet, frame_hash
 from granalign_fast.errors import GranAlignError, MissingExtraError
-from granalign_fast.frames import DamagedVideoWarning, Frame, probe, read_frames
-from granalign_fast.index import CaptionedVideo, VideoIndex
-from granalign_fast.index_work import only_one
-from granalign_fast.indexing import index_videos
+from granalign_fast.index import CaptionedVideo, VideoIndex, building
+from granalign_fast.index.building import index_videos
+from granalign_fast.index.work import only_one
+from granalign_fast.video.frames import DamagedVideoWarning, Frame, probe, read_frames
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +119,7 @@ def test_a_second_run_does_nothing(
         return {p: (p.stat().st_ino, p.stat().st_ctime_ns) for p in tmp_path.rglob("*")}
 
     before = stamps()
-    monkeypatch.setattr(indexing, "read_frames", lambda *_, **__: pytest.fail("decoded again"))
+    monkeypatch.setattr(building, "read_frames", lambda *_, **__: pytest.fail("decoded again"))
     assert index(folder, tmp_path, **ASLEEP) == [tmp_path / name for name in CLIPS]
     # Another request for some of them is as idle.
     index_videos(videos_in(folder)[1:], tmp_path, rows=1, **models() | ASLEEP)
@@ -303,7 +302,7 @@ def test_a_video_that_fails_later_costs_only_what_follows(
                 raise GranAlignError(f"{path}: the disk is gone")
             yield frame
 
-    monkeypatch.setattr(indexing, "read_frames", failing)
+    monkeypatch.setattr(building, "read_frames", failing)
     with pytest.raises(GranAlignError, match=r"kitchen\.mp4: the disk is gone"):
         index(folder, tmp_path)
     for name in ("street", "yard"):
@@ -343,7 +342,7 @@ def test_the_next_batch_is_decoded_while_the_models_work(
             assert decoded.wait(30)
             return super().agnostic(frames)
 
-    monkeypatch.setattr(indexing, "read_frames", watched)
+    monkeypatch.setattr(building, "read_frames", watched)
     index(folder, tmp_path, captioner=Waiting())
     assert tree(tmp_path) == clean
 
@@ -366,7 +365,7 @@ def test_only_two_batches_of_frames_are_in_memory(
             most = max(most, alive)
             yield Frame(clip, 2.0 * clip, image)
 
-    monkeypatch.setattr(indexing, "read_frames", endless)
+    monkeypatch.setattr(building, "read_frames", endless)
     index_videos(videos_in(folder)[:1], tmp_path, rows=ROWS, **models())
     assert len(VideoIndex.load(tmp_path / "street").video.captions) == 400
     assert most <= 3 * ROWS  # the third is the one that goes

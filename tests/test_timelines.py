@@ -17,10 +17,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from granalign_fast.cutlists import exact_rate, timecode
 from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.index import CaptionedVideo, VideoIndex
-from granalign_fast.timelines import FORMATS, Timeline, render, write_timeline
+from granalign_fast.output.cutlists import exact_rate, timecode
+from granalign_fast.output.timelines import FORMATS, Timeline, render, write_timeline
 from granalign_fast.types import Moment, SearchResult
 
 RATES = {

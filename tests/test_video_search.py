@@ -19,8 +19,8 @@ from tokenizers import Tokenizer
 from videos import constant, render
 
 from granalign_fast import cli
-from granalign_fast.frames import probe
 from granalign_fast.index import VideoIndex
+from granalign_fast.video.frames import probe
 
 SECONDS = 13
 QUERY = "a dog runs over the road"

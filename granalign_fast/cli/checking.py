@@ -17,7 +17,7 @@ def doctor(
     from dataclasses import asdict
 
     from granalign_fast.doctor import examine
-    from granalign_fast.report import print_findings
+    from granalign_fast.output.report import print_findings
 
     findings = examine(device, preset=preset, models=models)
     if as_json:

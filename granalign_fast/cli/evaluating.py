@@ -63,7 +63,7 @@ def evaluate(
     """Search every query of a benchmark in captions or videos, and score the moments."""
     from granalign_fast.evaluation import evaluate_qvhighlights
     from granalign_fast.jsonl import write_jsonl
-    from granalign_fast.report import evaluation_record, print_evaluation
+    from granalign_fast.output.report import evaluation_record, print_evaluation
     from granalign_fast.rewrites import RuleRewriter
 
     if dataset != "qvhighlights":
@@ -108,7 +108,7 @@ def score(
 ) -> None:
     """Score predictions that lie in a file."""
     from granalign_fast.metrics import DATASETS, load_ground_truth, load_predictions
-    from granalign_fast.report import print_metrics
+    from granalign_fast.output.report import print_metrics
 
     if dataset not in DATASETS:
         raise GranAlignError(f"dataset: got {dataset!r}, expected one of: {', '.join(DATASETS)}")

@@ -177,18 +177,18 @@ def _index_once(video: Path, models: ModelFolder) -> Path:
 
 
 def _show(index: VideoIndex, result: SearchResult, form: str) -> None:
-    from granalign_fast.report import print_moments, search_record
+    from granalign_fast.output.report import print_moments, search_record
 
     if form == "table":
         print_moments(index, result)
     elif form == "json":
         print_json(search_record(index, result))
     else:
-        from granalign_fast.timelines import Timeline, render
+        from granalign_fast.output.timelines import Timeline, render
 
         rate = None
         if index.frames is not None and index.frames.path is not None and form in ("edl", "otio"):
-            from granalign_fast.frames import probe
+            from granalign_fast.video.frames import probe
 
             rate = probe(index.frames.path).frame_rate
         sys.stdout.write(render(form, Timeline.of_search(index, result, frame_rate=rate)))
@@ -197,12 +197,12 @@ def _show(index: VideoIndex, result: SearchResult, form: str) -> None:
 def _draw(index: VideoIndex, result: SearchResult, path: Path) -> None:
     """With frames where there is a video, without them where captions were given."""
     if index.frames is None:
-        from granalign_fast.plot import draw_search
+        from granalign_fast.output.plot import draw_search
 
         draw_search(index, result, path)
         return
-    from granalign_fast.filmstrip import draw_filmstrip, strip_clips
     from granalign_fast.looking import frame_set
+    from granalign_fast.output.filmstrip import draw_filmstrip, strip_clips
 
     clips = strip_clips(len(index.video.captions))
     images = frame_set(index).load(clips)
@@ -211,7 +211,7 @@ def _draw(index: VideoIndex, result: SearchResult, path: Path) -> None:
 
 
 def _cut(index: VideoIndex, result: SearchResult, path: Path) -> None:
-    from granalign_fast.clipping import cut
+    from granalign_fast.video.clipping import cut
 
     if index.frames is None or index.frames.path is None:
         raise GranAlignError("--clip: got captions alone, expected an index of a video or a video")
@@ -228,7 +228,7 @@ def demo(
     """Ask a captioned video that comes with the package, and draw the answer."""
     from importlib.resources import as_file, files
 
-    from granalign_fast.report import DEMO_QUERY
+    from granalign_fast.output.report import DEMO_QUERY
 
     with as_file(files("granalign_fast") / "data") as data:
         video, rewrites = data / "demo.jsonl", data / "demo_rewrites.jsonl"

@@ -10,10 +10,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from .errors import GranAlignError
+from granalign_fast.errors import GranAlignError
+from granalign_fast.jsonl import replacing
+
+from .container import Video, display_matrix, open_video, short
 from .frames import probe
-from .jsonl import replacing
-from .video import Video, display_matrix, open_video, short
 
 if TYPE_CHECKING:
     from av.container import OutputContainer

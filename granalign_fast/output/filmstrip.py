@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from .errors import GranAlignError
-from .images import check_frames
-from .index import VideoIndex
+from granalign_fast.errors import GranAlignError
+from granalign_fast.images import check_frames
+from granalign_fast.index import VideoIndex
+from granalign_fast.types import Moment, SearchResult
+
 from .plot import CURVE, INK, MOMENT, brief, new_figure, plain, save_figure
-from .types import Moment, SearchResult
 
 FRAMES = 12
 """How many frames a strip has at most."""

@@ -7,7 +7,7 @@ from bisect import bisect_left, bisect_right, insort
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from .video import Video, short
+from .container import Video, short
 
 if TYPE_CHECKING:
     from av.packet import Packet

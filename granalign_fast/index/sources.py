@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import index_store
-from .errors import GranAlignError
-from .frames import VideoInfo, probe
-from .index import VideoIndex, VideoSource
-from .index_work import WorkFolder
-from .models import sha256_of
+from granalign_fast.errors import GranAlignError
+from granalign_fast.models import sha256_of
+from granalign_fast.video.frames import VideoInfo, probe
+
+from . import store
+from .records import VideoIndex, VideoSource
+from .work import WorkFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ def finished(
         if not folder.exists():
             continue
         try:
-            source = index_store.read_record(folder).get("source")
+            source = store.read_record(folder).get("source")
         except GranAlignError as error:
             raise GranAlignError(
                 f"{folder}: got something else, expected the index of a video or nothing; move it "

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import GranAlignError
-from .models import one_line
+from granalign_fast.errors import GranAlignError
+from granalign_fast.models import one_line
 
 if TYPE_CHECKING:
     import av

@@ -20,17 +20,18 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from . import index_store
-from .captions import Captioner, FrameSet
-from .errors import GranAlignError, MissingExtraError
-from .frames import Frame, read_frames
-from .images import Image
-from .index import CLIP_SECONDS, CaptionedVideo, FrameTable, VideoIndex
-from .index_sources import VideoFile, examine, finished
-from .index_work import Rows, WorkFolder, only_one
+from granalign_fast.captions import Captioner, FrameSet
+from granalign_fast.errors import GranAlignError, MissingExtraError
+from granalign_fast.images import Image
+from granalign_fast.video.frames import Frame, read_frames
+
+from . import store
+from .records import CLIP_SECONDS, CaptionedVideo, FrameTable, VideoIndex
+from .sources import VideoFile, examine, finished
+from .work import Rows, WorkFolder, only_one
 
 if TYPE_CHECKING:
-    from .retriever import TextEncoder
+    from granalign_fast.retriever import TextEncoder
 
 Progress = Callable[[int, int, str], None]
 """Called with the clips that are done, those that there are, and the video at work."""
@@ -265,7 +266,7 @@ class _Run:
                     f"captioner: got {len(captions)} captions, expected {len(images)}"
                 )
             for text in captions:
-                if not index_store.is_text(text):
+                if not store.is_text(text):
                     raise GranAlignError(f"captioner: got {text!r}, expected a Unicode text")
             embeddings = _checked(self.encoder.encode(captions), len(images), "encoder")
             if self.clip is None:

@@ -12,12 +12,13 @@ from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
 
+from granalign_fast.errors import GranAlignError
+from granalign_fast.index import VideoIndex
+from granalign_fast.jsonl import replacing
+from granalign_fast.types import Moment, SearchResult
+
 from .cutlists import edl, exact_rate, nearest, otio
-from .errors import GranAlignError
-from .index import VideoIndex
-from .jsonl import replacing
 from .report import peak_caption
-from .types import Moment, SearchResult
 
 # Braces and backslashes are commands where a player turns SRT into ASS, as FFmpeg does.
 _SRT_SPELLING = str.maketrans({"{": "(", "}": ")", "\\": "/"})

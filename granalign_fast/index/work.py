@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import GranAlignError
-from .index import VideoIndex, VideoSource
-from .index_store import IndexManifest, put, write
+from granalign_fast.errors import GranAlignError
+
+from .records import VideoIndex, VideoSource
+from .store import IndexManifest, put, write
 
 _FORMAT = 1
 """Of job.json and the parts: work of another format is done again."""

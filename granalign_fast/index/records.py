@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import GranAlignError
+from granalign_fast.errors import GranAlignError
 
 CLIP_SECONDS = 2.0
 """QVHighlights annotates clips of two seconds; one caption describes one clip."""
@@ -184,7 +184,7 @@ class VideoIndex:
         Raises:
             GranAlignError: the folder is missing, torn, altered, or of another kind or format.
         """
-        from .index_store import load
+        from .store import load
 
         return load(Path(folder))
 
@@ -194,7 +194,7 @@ class VideoIndex:
         Raises:
             GranAlignError: the folder exists or cannot be written, or a caption is not Unicode.
         """
-        from .index_store import save
+        from .store import save
 
         save(self, Path(folder))
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from .errors import GranAlignError
+from granalign_fast.errors import GranAlignError
+
+from .container import DamagedVideoWarning, Video, clip_count, upright
 from .packets import Packets
-from .video import DamagedVideoWarning, Video, clip_count, upright
 
 if TYPE_CHECKING:
     from av.packet import Packet

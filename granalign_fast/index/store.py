@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import GranAlignError
-from .folders import appearing
-from .index import CaptionedVideo, FrameTable, VideoIndex, VideoSource
-from .jsonl import replacing
-from .models import one_line
+from granalign_fast.errors import GranAlignError
+from granalign_fast.folders import appearing
+from granalign_fast.jsonl import replacing
+from granalign_fast.models import one_line
+
+from .records import CaptionedVideo, FrameTable, VideoIndex, VideoSource
 
 FORMAT_VERSION = 1
 """Of index folders: rises whenever an older reader would misunderstand a newer folder."""

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .doctor import Finding
-from .evaluation import Evaluation
-from .index import VideoIndex
-from .types import Moment, SearchResult
+from granalign_fast.doctor import Finding
+from granalign_fast.evaluation import Evaluation
+from granalign_fast.index import VideoIndex
+from granalign_fast.types import Moment, SearchResult
 
 DEMO_QUERY = "The lady in yellow feeds the gulls"
 

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import GranAlignError
-from .images import Image
-from .models import one_line
-from .packets import Packets
-from .reader import Frame, NoRestart, Reader, Wanted
-from .video import (
+from granalign_fast.errors import GranAlignError
+from granalign_fast.images import Image
+from granalign_fast.models import one_line
+
+from .container import (
     DamagedVideoWarning,
     Video,
     VideoInfo,
@@ -26,6 +25,8 @@ from .video import (
     quarter_turns,
     upright,
 )
+from .packets import Packets
+from .reader import Frame, NoRestart, Reader, Wanted
 
 __all__ = ["DamagedVideoWarning", "Frame", "VideoInfo", "probe", "read_clips", "read_frames"]
 

@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import GranAlignError, MissingExtraError
+from granalign_fast.errors import GranAlignError, MissingExtraError
 
 if TYPE_CHECKING:
     from .timelines import Timeline

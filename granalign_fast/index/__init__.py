@@ -1,0 +1,7 @@
+"""What is known of a video before any query: records, folders on disk, and how they are made."""
+
+from __future__ import annotations
+
+from .records import CLIP_SECONDS, CaptionedVideo, FrameTable, VideoIndex, VideoSource
+
+__all__ = ["CLIP_SECONDS", "CaptionedVideo", "FrameTable", "VideoIndex", "VideoSource"]

@@ -1,0 +1,1 @@
+"""What people get: tables, pictures, subtitles, chapters and cut lists."""
