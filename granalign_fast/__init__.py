@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .encoders import SentenceEncoder
     from .errors import GranAlignError
     from .index import CaptionedVideo, VideoIndex
+    from .model_folder import ModelFolder
     from .retriever import MomentRetriever, Request
     from .rewrites import RuleRewriter, StoredRewriter
     from .types import Moment, Rewrites, SearchResult
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 _HOME = {
     "CaptionedVideo": "index",
     "GranAlignError": "errors",
+    "ModelFolder": "model_folder",
     "Moment": "types",
     "MomentRetriever": "retriever",
     "Request": "retriever",
@@ -33,6 +35,7 @@ _HOME = {
 __all__ = [
     "CaptionedVideo",
     "GranAlignError",
+    "ModelFolder",
     "Moment",
     "MomentRetriever",
     "Request",

@@ -18,7 +18,13 @@ def test_the_python_examples_run(code, minilm, capsys):
     assert capsys.readouterr().out.startswith("4.0 8.0\n")
 
 
-@pytest.mark.parametrize("module", ["retriever", "llm_rewriter"])
+_WITH_EXAMPLES = (
+    *("chat", "llm_rewriter", "metrics.existence", "output.filmstrip", "output.timelines"),
+    *("output.timelines", "retriever", "vlm"),
+)
+
+
+@pytest.mark.parametrize("module", _WITH_EXAMPLES)
 def test_the_docstrings_examples_run(module, minilm):
     names = vars(importlib.import_module("granalign_fast"))["__all__"]
     public = {name: getattr(importlib.import_module("granalign_fast"), name) for name in names}
