@@ -1,0 +1,58 @@
+"""Bound runs equal plain ones; NumPy on the CPU takes the path that CuPy takes on a GPU."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_llm import CONFIGS, write_unchecked
+
+from granalign_fast.binding import run_bound
+from granalign_fast.session import Session
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("past", [0, 5])
+def test_a_bound_decoder_equals_the_plain_one(tmp_path: Path, precision: str, past: int) -> None:
+    config = CONFIGS["llama-gqa-untied"]
+    session = Session(write_unchecked(tmp_path, config, precision=precision) / "unpadded.onnx")
+    random = np.random.default_rng(0)
+    dtype = np.float16 if precision == "fp16" else np.float32
+    arrays = {
+        "input_ids": random.integers(200, size=(3, 4)),
+        "position_ids": past + np.tile(np.arange(4), (3, 1)),
+    }
+    for name in session.inputs[2:]:
+        # Not contiguous: kept prefixes are cut out of larger arrays.
+        arrays[name] = random.standard_normal((3, 2, 8, past)).astype(dtype).swapaxes(2, 3)
+    expected = session(**{name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    found = run_bound(session._session, arrays, np, "cpu")
+    gc.collect()  # whatever the run itself held is gone
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype and found[name].shape == array.shape
+        np.testing.assert_array_equal(found[name], array)
+
+
+def test_outputs_feed_the_next_step(tmp_path: Path) -> None:
+    config = CONFIGS["qwen2-gqa-tied"]
+    session = Session(write_unchecked(tmp_path, config) / "unpadded.onnx")
+    past = {name: np.empty((2, 2, 0, 8), np.float32) for name in session.inputs[2:]}
+    plain, bound = dict(past), dict(past)
+    ids = np.array([[5, 9, 17], [3, 3, 8]])
+    for step in range(4):
+        first = 0 if step == 0 else step + 2
+        inputs = {
+            "input_ids": ids,
+            "position_ids": np.tile(np.arange(first, first + ids.shape[1]), (2, 1)),
+        }
+        one = session(**inputs, **plain)
+        other = run_bound(session._session, inputs | bound, np, "cpu")
+        np.testing.assert_array_equal(one["logits"], other["logits"])
+        plain, bound = (
+            {name: out[name.replace("past_key_values", "present")] for name in past}
+            for out in (one, other)
+        )
+        ids = one["logits"][:, 0].argmax(axis=1)[:, None]
