@@ -19,6 +19,7 @@ _TOOLS = (
     "numpy",
     "onnx",
     "onnxruntime",
+    "optimum",
     "optimum-onnx",
     "pillow",
     "tokenizers",

@@ -13,8 +13,9 @@ from granalign_fast.models import resolve_model, sha256_of
 
 from .decoder import DecoderGraph
 from .folder import appearing, source_name, tool_versions
-from .llm_source import LlmSource, tokenizer_files
+from .llm_source import LlmSource, ModelSource, UnwrittenError, tokenizer_files
 from .llm_specs import GRAPH, LLM_PRECISIONS, UNPADDED_GRAPH, WEIGHTS
+from .llm_stock import CacheShape, StockSource, write_stock
 from .llm_validate import judge, validate_llm
 from .weights import TensorFile
 
@@ -26,15 +27,18 @@ def export_llm(
     precision: str = "fp32",
     progress: Callable[[str], None] | None = None,
 ) -> Path:
-    """Export a Llama, Qwen2 or Qwen3 model to `out`, for `CausalLM` and `ORTModelForCausalLM`.
+    """Export a language model to `out`, for `CausalLM` and `ORTModelForCausalLM`.
 
-    The folder holds two graphs over one file of weights, ``model.onnx`` for rows that may be padded
-    and ``unpadded.onnx``; see `llm_specs`. The exported model is compared with the source before
-    the folder gets its name; on failure nothing is left behind. Nothing is unpickled, and no code
-    of the source's runs.
+    Of a Llama, Qwen2 or Qwen3 the folder holds two graphs over one file of weights, ``model.onnx``
+    for rows that may be padded and ``unpadded.onnx``; see `llm_specs`. Other families, and settings
+    that these graphs lack, go through optimum's stock export in fp32: ``model.onnx`` alone, slower,
+    with the logits of every position; see `llm_stock` for how much context it has. The exported
+    model is compared with the source before the folder gets its name; on failure nothing is left
+    behind. Nothing is unpickled, and no code of the source's runs.
 
-    For a Qwen3 whose ``head_dim`` is not ``hidden_size / num_attention_heads``, optimum-onnx 0.1.0
-    must be told: ``model.embed_size_per_head = model.config.head_dim``.
+    Where a model's ``head_dim`` is not ``hidden_size / num_attention_heads``, as in some Qwen3,
+    optimum-onnx 0.1.0 must be told: ``model.embed_size_per_head = model.config.head_dim``; and of a
+    Phi-3 or Gemma 2 with grouped heads, ``model.num_key_value_heads`` likewise.
 
     Args:
         source: a transformers folder, or ``org/name@<revision>`` on the hub.
@@ -43,8 +47,8 @@ def export_llm(
         progress: called with the name of each step as it begins.
 
     Raises:
-        GranAlignError: the source is of another architecture, has a setting that the graph does
-            not, is damaged, `out` exists, or the exported model is too far from its source.
+        GranAlignError: neither we nor optimum can export the source in this precision, it is
+            damaged, `out` exists, or the exported model is too far from its source.
         MissingExtraError: transformers, which the export is compared with, is not installed.
     """
     tell = progress or (lambda step: None)
@@ -58,7 +62,7 @@ def export_llm(
     out = Path(out)
     tell("reading")
     folder = resolve_model(source)
-    model = LlmSource.read(folder)
+    model = _read(folder, precision)
     with appearing(out) as draft:
         # First, so that the source's weights have left memory when ours are loaded.
         tell("running the source")
@@ -71,13 +75,26 @@ def export_llm(
     return out
 
 
-def write_llm(model: LlmSource, folder: Path, *, precision: str, name: str) -> LlmManifest:
-    """Write graphs, settings, tokenizer and manifest to a folder, unchecked."""
-    with (folder / WEIGHTS).open("wb") as file:
-        tensors = TensorFile(file, WEIGHTS)
-        for graph, masked in ((GRAPH, True), (UNPADDED_GRAPH, False)):
-            written = DecoderGraph(model, tensors, precision=precision, masked=masked).model()
-            (folder / graph).write_bytes(written.SerializeToString())
+def _read(folder: Path, precision: str) -> ModelSource:
+    try:
+        return LlmSource.read(folder)
+    except UnwrittenError as error:
+        if precision != "fp32":
+            raise GranAlignError(
+                f"{error}, or precision 'fp32', in which optimum may export this one"
+            ) from None
+    return StockSource.read(folder)
+
+
+def write_llm(model: ModelSource, folder: Path, *, precision: str, name: str) -> LlmManifest:
+    """Write graphs, settings, tokenizer and manifest to a folder, unchecked.
+
+    A model that is no `LlmSource` is written by optimum, in fp32.
+    """
+    if isinstance(model, LlmSource):
+        cache = _write_graphs(model, folder, precision)
+    else:
+        cache = write_stock(model, folder)
     for path in tokenizer_files(model.folder):
         shutil.copyfile(path, folder / path.name)
     shutil.copyfile(model.folder / "config.json", folder / "config.json")
@@ -90,9 +107,9 @@ def write_llm(model: LlmSource, folder: Path, *, precision: str, name: str) -> L
         files={path.name: sha256_of(path) for path in sorted(folder.iterdir())},
         precision=precision,
         architecture=shape.architecture,
-        layers=shape.layers,
-        kv_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
+        layers=cache.layers,
+        kv_heads=cache.kv_heads,
+        head_dim=cache.head_dim,
         vocabulary=shape.vocabulary,
         context=shape.context,
         eos_ids=list(model.eos_ids),
@@ -101,3 +118,12 @@ def write_llm(model: LlmSource, folder: Path, *, precision: str, name: str) -> L
     )
     manifest.write(folder)
     return manifest
+
+
+def _write_graphs(model: LlmSource, folder: Path, precision: str) -> CacheShape:
+    with (folder / WEIGHTS).open("wb") as file:
+        tensors = TensorFile(file, WEIGHTS)
+        for graph, masked in ((GRAPH, True), (UNPADDED_GRAPH, False)):
+            written = DecoderGraph(model, tensors, precision=precision, masked=masked).model()
+            (folder / graph).write_bytes(written.SerializeToString())
+    return CacheShape(model.shape.layers, model.shape.kv_heads, model.shape.head_dim)

@@ -7,7 +7,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -29,9 +29,6 @@ _FIXED = {
     "hidden_act": "silu",
     "use_sliding_window": False,
     "partial_rotary_factor": 1.0,
-    # transformers 5 writes this in the place of rope_theta; 4.57 would overlook it, and so judge
-    # the export by a model that is wrong likewise.
-    "rope_parameters": None,
 }
 """Settings that the graph has only so."""
 
@@ -47,18 +44,28 @@ TOKENIZER_FILES = (
 """Copied where they are there; ``tokenizer.json`` must be."""
 
 
+class UnwrittenError(GranAlignError):
+    """Nothing is wrong with the model, but our graph lacks its architecture or a setting of it."""
+
+
 @dataclass(frozen=True)
-class DecoderShape:
-    """The numbers of a decoder, and the frequencies of its rotary positions, (head_dim / 2,)."""
+class LlmShape:
+    """What is known of every language model: `context` is how many tokens an export takes."""
 
     architecture: str
+    vocabulary: int
+    context: int
+
+
+@dataclass(frozen=True)
+class DecoderShape(LlmShape):
+    """The numbers of a decoder, and the frequencies of its rotary positions, (head_dim / 2,)."""
+
     layers: int
     hidden: int
     heads: int
     kv_heads: int
     head_dim: int
-    vocabulary: int
-    context: int
     epsilon: float
     tied: bool
     frequencies: Float32
@@ -68,7 +75,8 @@ class DecoderShape:
         """From a ``config.json``; `place` is named by errors.
 
         Raises:
-            GranAlignError: another architecture, or a setting that the graph does not have.
+            UnwrittenError: another architecture, or a setting that the graph does not have.
+            GranAlignError: a setting that makes no sense.
         """
         architecture = check_architecture(config, ARCHITECTURES, place)
         return cls.parse(config, architecture, place)
@@ -78,11 +86,13 @@ class DecoderShape:
         """From the settings of a decoder alone, whatever it is part of.
 
         Raises:
-            GranAlignError: a setting that the graph does not have.
+            UnwrittenError: a setting that the graph does not have.
+            GranAlignError: a setting that makes no sense.
         """
+        refuse_newer(config, place)
         for key, wanted in _FIXED.items():
             if config.get(key, wanted) != wanted:
-                raise GranAlignError(
+                raise UnwrittenError(
                     f"{place}: got {key} {config[key]!r}, expected {wanted!r}; "
                     f"choose a model without it"
                 )
@@ -111,7 +121,7 @@ class DecoderShape:
 
 
 @dataclass(frozen=True)
-class LlmSource:
+class ModelSource:
     """A model folder: its settings, weights and end-of-sequence ids.
 
     `sha256` covers weights, settings and tokenizer: all that shapes an answer.
@@ -119,7 +129,7 @@ class LlmSource:
 
     folder: Path
     config: dict[str, Any]
-    shape: DecoderShape
+    shape: LlmShape
     checkpoint: Checkpoint
     generation_config: dict[str, Any]
     eos_ids: tuple[int, ...]
@@ -127,21 +137,13 @@ class LlmSource:
     sha256: str
 
     @classmethod
-    def read(cls, folder: Path) -> LlmSource:
-        """Read the settings, open the weights and hash both.
+    def open(cls, folder: Path, config: dict[str, Any], shape: LlmShape) -> Self:
+        """Open the weights of a folder whose ``config.json`` is known, and hash all.
 
         Raises:
-            GranAlignError: it is not a causal language model that can be exported, or a file of it
-                is missing or torn.
+            GranAlignError: a file is missing or torn, or the weights are not safetensors.
         """
-        if not (folder / "config.json").is_file():
-            raise GranAlignError(
-                f"{folder}: no config.json; expected a transformers folder with config.json, "
-                f"tokenizer.json and safetensors"
-            )
-        config = read_object(folder / "config.json")
         generation_config = read_generation_config(folder)
-        shape = DecoderShape.read(config, folder / "config.json")
         read_tokenizer(folder)
         checkpoint = Checkpoint(folder)
         weights_sha256 = combined([sha256_of(path) for path in checkpoint.files])
@@ -165,6 +167,34 @@ class LlmSource:
         (folder / "generation_config.json").write_text(text, encoding="utf-8")
 
 
+@dataclass(frozen=True)
+class LlmSource(ModelSource):
+    """A model folder whose graph we write."""
+
+    shape: DecoderShape
+
+    @classmethod
+    def read(cls, folder: Path) -> LlmSource:
+        """Read the settings, open the weights and hash both.
+
+        Raises:
+            UnwrittenError: its architecture, or a setting, is one that the graph does not have.
+            GranAlignError: it is not a causal language model, or a file of it is missing or torn.
+        """
+        config = read_config(folder)
+        return cls.open(folder, config, DecoderShape.read(config, folder / "config.json"))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a transformers folder."""
+    if not (folder / "config.json").is_file():
+        raise GranAlignError(
+            f"{folder}: no config.json; expected a transformers folder with config.json, "
+            f"tokenizer.json and safetensors"
+        )
+    return read_object(folder / "config.json")
+
+
 def tokenizer_files(folder: Path) -> list[Path]:
     """Those of `TOKENIZER_FILES` that the folder has."""
     return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
@@ -180,16 +210,28 @@ def check_architecture(config: dict[str, Any], allowed: dict[str, str], place: P
     """The architecture of a ``config.json``, if it is one of those, with the type of each.
 
     Raises:
-        GranAlignError: it is another.
+        UnwrittenError: it is another.
     """
     named = config.get("architectures")
     architecture = str(named[0]) if isinstance(named, list) and named else "none"
     if (architecture, config.get("model_type")) not in allowed.items():
-        raise GranAlignError(
+        raise UnwrittenError(
             f"{place}: got architecture {architecture!r} of type {config.get('model_type')!r}, "
             f"expected one of {sorted(allowed)}; choose a model of these families"
         )
     return architecture
+
+
+def refuse_newer(config: dict[str, Any], place: Path) -> None:
+    """Raise for the settings of transformers 5 that 4.57 would overlook.
+
+    It would judge the export by a model that is wrong likewise.
+    """
+    if (got := config.get("rope_parameters")) is not None:
+        raise GranAlignError(
+            f"{place}: got rope_parameters {got!r}, expected rope_theta and rope_scaling; save "
+            f"the model with transformers 4.57, or choose one without it"
+        )
 
 
 def positive(config: dict[str, Any], key: str, place: Path, default: int | None = None) -> int:
@@ -249,7 +291,7 @@ def _frequencies(config: dict[str, Any], head_dim: int, place: Path) -> Float32:
             return np.asarray((1 - kept) * plain / factor + kept * plain, np.float32)
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError):
         raise GranAlignError(f"{place}: got rope_scaling {scaling!r}, which lacks values") from None
-    raise GranAlignError(
+    raise UnwrittenError(
         f"{place}: got rope_scaling of type {kind!r}, expected 'default', 'linear' or 'llama3'; "
         f"choose a model with one of these"
     )

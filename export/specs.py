@@ -112,3 +112,53 @@ drowns the others: 0.001 of cosine. More than 4 gain nothing."""
 
 RANGE_HEADROOM = 1.1
 """Measured ranges are widened by this much, as a clipped outlier costs more than a coarser step."""
+
+
+@dataclass(frozen=True)
+class EngineGraph:
+    """A graph that TensorRT runs, and what it is made ready for.
+
+    Attributes:
+        file: its name in the exported folder.
+        batches: rows of a run, ascending from 1. Each costs building time and some memory; steps
+            of four waste less than half of a run (`profiles.runs`) and rarely that.
+        tokens: the length of texts that kernels are chosen for; None where there are no texts.
+        by_provider: whether ONNX Runtime's TensorRT provider can take it whole; then it needs the
+            shapes of these inputs alone.
+    """
+
+    file: str
+    batches: tuple[int, ...]
+    tokens: int | None = None
+    by_provider: bool = True
+
+
+ENGINE_GRAPHS = {
+    # Captions and rewrites have 10 to 30 tokens.
+    "sentence-encoder": (EngineGraph("model.onnx", (1, 4, 16, 64, 256), tokens=24),),
+    "clip": (
+        EngineGraph("image.onnx", (1, 4, 16, 64)),
+        EngineGraph("text.onnx", (1, 4, 16, 64), tokens=16),
+    ),
+    # It sorts bytes before it makes numbers of them, and TensorRT only casts bytes: an engine is
+    # built from a graph that casts first, the provider would cut the graph in two.
+    "vlm": (EngineGraph("vision.onnx", (1, 4, 16), by_provider=False),),
+}
+"""By the manifest's kind. Decoders are not TensorRT's: their cache grows with every token."""
+
+DYNAMIC_AXES = {
+    "batch": "batch",
+    "batch_size": "batch",
+    "sequence": "tokens",
+    "sequence_length": "tokens",
+}
+"""What our exporters and optimum's call an axis, and what it holds."""
+
+ENGINE_PRECISIONS = {
+    "fp32": PRECISIONS["fp32"].tolerance,
+    "fp16": PRECISIONS["fp16"].tolerance,
+    # 8 bits of mantissa: 4e-3, 0.9998 and 0.9999 measured with torch, all-MiniLM-L6-v2.
+    "bf16": Tolerance(0.04, 0.998, 0.999),
+}
+"""What an engine computes in, and how far its embeddings may be from those of the ONNX that it was
+built from; those of a vision tower are in `vlm_specs.VISION_ENGINES`."""

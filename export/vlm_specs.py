@@ -71,3 +71,10 @@ VLM_PRECISIONS = {
     "int4": VlmTolerance(LlmTolerance(1e-4, 1e-4), LLM_PRECISIONS["int4"]),
 }
 """As `LLM_PRECISIONS`; the vision tower is float16 in fp16 alone, float32 otherwise."""
+
+VISION_ENGINES = {
+    "fp32": VLM_PRECISIONS["fp32"].image,
+    "fp16": VLM_PRECISIONS["fp16"].image,
+    "bf16": LlmTolerance(0.4, 0.16),  # three bits fewer than fp16: eight times as far
+}
+"""How far the vision tower's TensorRT engine may be from the ONNX that it was built from."""

@@ -25,6 +25,7 @@ from .llm_validate import (
     check_frequencies,
     compare_logits,
     compare_values,
+    refuse_missing,
     round_weights,
 )
 from .validate import refuse
@@ -104,12 +105,7 @@ def judge_vlm(source: VlmSource, precision: str) -> VlmJudge:
                 f"{source.folder}: transformers cannot run it ({one_line(error)}); "
                 f"copy or download the model again"
             ) from None
-    # transformers would fill them with random numbers.
-    if absent := sorted(report["missing_keys"]):
-        raise GranAlignError(
-            f"{source.folder}: its weights lack {len(absent)} tensors, such as {absent[0]}; "
-            f"copy or download the model again"
-        )
+    refuse_missing(source.folder, sorted(report["missing_keys"]))
     check_frequencies(decoder.rotary_emb.inv_freq.numpy(), source)
     # Nor would small frames show pairs that turn slowly with the wrong one of the three.
     sections = decoder.config.rope_scaling["mrope_section"]

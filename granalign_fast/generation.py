@@ -292,8 +292,11 @@ class Decoder:
         self, cache: Cache, **inputs: npt.NDArray[Any]
     ) -> tuple[npt.NDArray[np.float32], Cache]:
         """Logits (rows, vocabulary) of the last position, and the cache with the inputs in it."""
+        # Stock exports of some families tell places by the mask, and all give every position.
+        if "position_ids" not in self._session.inputs:
+            inputs.pop("position_ids", None)
         outputs = self._session(**inputs, **dict(zip(self._past, cache, strict=True)))
-        return outputs["logits"][:, 0], tuple(outputs[name] for name in self._present)
+        return outputs["logits"][:, -1], tuple(outputs[name] for name in self._present)
 
 
 @dataclass(frozen=True)

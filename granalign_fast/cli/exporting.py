@@ -46,7 +46,11 @@ def export_clip(
 @export_app.command("llm")
 def export_llm(
     source: Annotated[
-        str, typer.Argument(help="A Llama, Qwen2 or Qwen3 folder, or org/name@revision on the hub.")
+        str,
+        typer.Argument(
+            help="A Llama, Qwen2 or Qwen3 folder, or org/name@revision on the hub. Others that "
+            "optimum knows: in fp32, as optimum exports them."
+        ),
     ],
     out: NewFolder,
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int4.")] = "fp32",
@@ -78,6 +82,28 @@ def export_vlm(
     if not (cross and height.isdecimal() and width.isdecimal()):
         raise GranAlignError(f"--image-size: got {image_size!r}, expected it like 336x560")
     _export(run, source, out, precision, image_size=(int(height), int(width)))
+
+
+@export_app.command("tensorrt")
+def export_tensorrt(
+    folder: Annotated[
+        Path, typer.Argument(help="A sentence encoder, CLIP or vlm folder that `export` wrote.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Argument(help="A new folder for a copy with its engines. Default: FOLDER itself."),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, fp16 or bf16. Default: the folder's own.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="tensorrt, tensorrt:1, ...")] = "tensorrt",
+) -> None:
+    """Build TensorRT engines of an exported encoder, for this GPU and TensorRT alone."""
+    from granalign_fast.export.tensorrt import export_tensorrt as run
+
+    with status(f"building engines of {folder}; this takes minutes"):
+        done = run(folder, out, precision=precision, device=device)
+    typer.echo(f"built and checked against the ONNX: {done}")
 
 
 @export_app.command("models")
