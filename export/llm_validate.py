@@ -76,7 +76,6 @@ def judge(source: ModelSource, precision: str) -> Judge:
                 f"{source.folder}: transformers cannot run it ({one_line(error)}); "
                 f"copy or download the model again"
             ) from None
-    # transformers would fill them with random numbers.
     refuse_missing(source.folder, missing)
     if isinstance(source, LlmSource):
         # Short prompts would hardly show wrong frequencies of the slow pairs: compare them too.

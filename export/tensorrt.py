@@ -192,7 +192,9 @@ def build_engine(
             builder = trt.Builder(log)
             typed = precision == shapes.precision
             network = builder.create_network(_network_flags(trt, typed=typed))
-            _parse(trt, network, log, model, graph)
+            parser = trt.OnnxParser(network, log)  # owns the weights until the engine is built
+            if not parser.parse(model.SerializeToString(), str(graph)):  # where external data lie
+                raise _unreadable(trt.__version__, parser, log, graph)
             config = builder.create_builder_config()
             flags = _set_flags(trt, config, precision, typed=typed)
             for profile in shapes.profiles:
@@ -255,18 +257,15 @@ def _network_flags(trt: Any, *, typed: bool) -> int:
     return 1 << int(flag) if typed else 0
 
 
-def _parse(trt: Any, network: Any, log: Any, model: Any, graph: Path) -> None:
-    parser = trt.OnnxParser(network, log)
-    # The path is for external data.
-    if parser.parse(model.SerializeToString(), str(graph)):
-        return
+def _unreadable(version: str, parser: Any, log: Any, graph: Path) -> GranAlignError:
+    """All that the parser complains of, in one line."""
     errors = [parser.get_error(i) for i in range(parser.num_errors)]
     lines = [
         f"{error.node_operator()} {error.node_name()!r}: {' '.join(error.desc().split())}"
         for error in errors
     ]
-    raise GranAlignError(
-        f"{graph}: TensorRT {trt.__version__} cannot read it, {len(lines)} errors: "
+    return GranAlignError(
+        f"{graph}: TensorRT {version} cannot read it, {len(lines)} errors: "
         f"{'; '.join(lines) or complaint(log)}; install TensorRT 10.16, or run it by 'cuda'"
     )
 

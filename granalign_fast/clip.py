@@ -127,7 +127,8 @@ class ClipEncoder:
     @property
     def fingerprint(self) -> str:
         """Names the embeddings: equal for equal weights, settings, precision and format."""
-        return fingerprint(self.manifest.source_sha256, self.manifest.precision)
+        precision = self._image.precision or self.manifest.precision
+        return fingerprint(self.manifest.source_sha256, precision)
 
     def encode_frames(
         self,

@@ -85,7 +85,8 @@ class SentenceEncoder:
     @property
     def fingerprint(self) -> str:
         """Names the embeddings: equal for equal weights, settings, precision and format."""
-        return fingerprint(self.manifest.source_sha256, self.manifest.precision)
+        precision = self._session.precision or self.manifest.precision
+        return fingerprint(self.manifest.source_sha256, precision)
 
     def encode(
         self, texts: Sequence[str], *, progress: Callable[[int], None] | None = None

@@ -28,7 +28,7 @@ def test_a_bound_decoder_equals_the_plain_one(tmp_path: Path, precision: str, pa
         # Not contiguous: kept prefixes are cut out of larger arrays.
         arrays[name] = random.standard_normal((3, 2, 8, past)).astype(dtype).swapaxes(2, 3)
     expected = session(**{name: np.ascontiguousarray(array) for name, array in arrays.items()})
-    found = run_bound(session._session, arrays, np, "cpu")
+    found = run_bound(session._run.session, arrays, np, "cpu")
     gc.collect()  # whatever the run itself held is gone
     assert found.keys() == expected.keys()
     for name, array in expected.items():
@@ -49,7 +49,7 @@ def test_outputs_feed_the_next_step(tmp_path: Path) -> None:
             "position_ids": np.tile(np.arange(first, first + ids.shape[1]), (2, 1)),
         }
         one = session(**inputs, **plain)
-        other = run_bound(session._session, inputs | bound, np, "cpu")
+        other = run_bound(session._run.session, inputs | bound, np, "cpu")
         np.testing.assert_array_equal(one["logits"], other["logits"])
         plain, bound = (
             {name: out[name.replace("past_key_values", "present")] for name in past}

@@ -1,0 +1,223 @@
+"""The shapes that TensorRT is made ready for, and how a request of any size runs in them.
+
+TensorRT chooses its kernels when an engine is built, for shapes that are known then; another shape
+would mean minutes of building in the middle of a request. So each batch size of
+`export.specs.ENGINE_GRAPHS` has a profile, and requests are cut to fit. The axis of tokens is a
+range and never padded: our graphs take texts of one length and have no mask to hide padding with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import GranAlignError, MissingExtraError
+from .models import one_line, read_json
+
+Shape = tuple[int, ...]
+NamedShape = tuple[int | str, ...]
+"""A shape as a graph states it: dynamic axes by their names."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The least, the usual and the greatest shape of one input; kernels are chosen for the usual.
+
+    >>> Bounds((4, 1), (4, 24), (4, 256)).admits((4, 9))
+    True
+    >>> Bounds((4, 1), (4, 24), (4, 256)).admits((5, 9))
+    False
+    """
+
+    least: Shape
+    usual: Shape
+    most: Shape
+
+    def admits(self, shape: Shape) -> bool:
+        """Whether a shape lies within."""
+        return len(shape) == len(self.least) and all(
+            low <= size <= high
+            for low, size, high in zip(self.least, shape, self.most, strict=True)
+        )
+
+    def __str__(self) -> str:
+        """As in messages: ``4 x 1..256``."""
+        return " x ".join(
+            str(low) if low == high else f"{low}..{high}"
+            for low, high in zip(self.least, self.most, strict=True)
+        )
+
+
+Profile = dict[str, Bounds]
+"""Bounds of every input; in TensorRT's words, an optimisation profile."""
+
+
+def runs(rows: int, batches: Sequence[int]) -> list[tuple[int, int]]:
+    """Cut a request into runs of the given batch sizes.
+
+    The largest batches come first. What is left goes into the smallest batch that holds it if that
+    is at least half full, and otherwise into smaller ones: so less than half of any run is wasted,
+    and there is at most one run of each size but the largest.
+
+    Args:
+        rows: of the request.
+        batches: sizes in ascending order; the first is 1.
+
+    Returns:
+        For each run the rows that it takes and its batch size, of which the rest is filled up.
+
+    >>> runs(150, (1, 4, 16, 64))
+    [(64, 64), (64, 64), (16, 16), (4, 4), (2, 4)]
+    >>> runs(40, (1, 4, 16, 64))
+    [(40, 64)]
+    """
+    found = []
+    while rows > 0:
+        holding = next((batch for batch in batches if batch >= rows), None)
+        if holding is not None and 2 * rows >= holding:
+            found.append((rows, holding))
+            break
+        batch = max(batch for batch in batches if batch <= rows)
+        found.append((batch, batch))
+        rows -= batch
+    return found
+
+
+@dataclass(frozen=True)
+class GraphShapes:
+    """What a graph has to be made ready for.
+
+    Attributes:
+        profiles: one for each batch size, in ascending order.
+        precision: ``"fp32"`` or ``"fp16"``, of the graph's products.
+        by_provider: whether ONNX Runtime's TensorRT provider can run the whole graph.
+    """
+
+    profiles: tuple[Profile, ...]
+    precision: str
+    by_provider: bool
+
+    @property
+    def span(self) -> Profile:
+        """One profile over all batch sizes, the largest the usual one."""
+        first, last = self.profiles[0], self.profiles[-1]
+        return {
+            name: Bounds(first[name].least, last[name].usual, last[name].most) for name in first
+        }
+
+
+def graph_shapes(graph: Path) -> GraphShapes | None:
+    """The shapes of a graph in an exported folder; None of one that is not TensorRT's to run.
+
+    Decoders are such: their cache grows with every token, and CUDA runs them.
+
+    Raises:
+        GranAlignError: there is no manifest beside the graph, or an axis of it is not known.
+    """
+    from .export.specs import ENGINE_GRAPHS
+
+    manifest = graph.parent / "manifest.json"
+    if not manifest.is_file():
+        raise GranAlignError(
+            f"{graph}: no manifest.json beside it to say its shapes, which TensorRT has to know; "
+            f"name a folder that `granalign export` wrote, or ask for 'cuda'"
+        )
+    record = read_json(manifest)
+    kind = record.get("kind") if isinstance(record, dict) else None
+    spec = next((g for g in ENGINE_GRAPHS.get(str(kind), ()) if g.file == graph.name), None)
+    if spec is None:
+        return None
+    inputs = read_inputs(graph)
+    tokens = _tokens(graph.parent, record, spec.tokens)
+    return GraphShapes(
+        profiles=tuple(make_profile(graph, inputs, batch, tokens) for batch in spec.batches),
+        precision="fp16" if record.get("precision") == "fp16" else "fp32",
+        by_provider=spec.by_provider,
+    )
+
+
+def make_profile(
+    graph: Path,
+    inputs: Mapping[str, NamedShape],
+    batch: int,
+    tokens: tuple[int, int, int] | None,
+) -> Profile:
+    """The profile of one batch size.
+
+    Args:
+        graph: for messages.
+        inputs: shapes as the graph states them.
+        batch: rows of every input.
+        tokens: the least, usual and greatest length of texts, where there are any.
+
+    Raises:
+        GranAlignError: an axis has a name that is not known.
+    """
+    from .export.specs import DYNAMIC_AXES
+
+    sizes = {"batch": (batch,) * 3} | ({"tokens": tokens} if tokens else {})
+    profile = {}
+    for name, shape in inputs.items():
+        axes = [
+            (axis,) * 3 if isinstance(axis, int) else sizes.get(DYNAMIC_AXES.get(axis, ""))
+            for axis in shape
+        ]
+        known = [axis for axis in axes if axis is not None]
+        if len(known) != len(axes) or not shape or DYNAMIC_AXES.get(str(shape[0])) != "batch":
+            raise GranAlignError(
+                f"{graph}: got the input {name} {list(shape)}, expected axes of "
+                f"{sorted(DYNAMIC_AXES)}, the batch first; export the model again"
+            )
+        least, usual, most = zip(*known, strict=True)
+        profile[name] = Bounds(least, usual, most)
+    return profile
+
+
+def read_inputs(graph: Path) -> dict[str, NamedShape]:
+    """The inputs of an ONNX file and their shapes; external data is left where it is.
+
+    Raises:
+        GranAlignError: the file is not an ONNX model.
+    """
+    model = load_graph(graph)
+    return {
+        value.name: tuple(
+            axis.dim_param or int(axis.dim_value) for axis in value.type.tensor_type.shape.dim
+        )
+        for value in model.graph.input
+    }
+
+
+def load_graph(graph: Path) -> Any:
+    """An `onnx.ModelProto` without its external data.
+
+    Raises:
+        GranAlignError: the file is not an ONNX model.
+    """
+    try:
+        import onnx
+    except ImportError:
+        raise MissingExtraError("reading a graph", "cpu") from None
+    try:
+        return onnx.load(graph, load_external_data=False)
+    except Exception as error:  # protobuf's errors have no common base of their own
+        raise GranAlignError(
+            f"{graph}: not an ONNX model ({one_line(error)}); export the model again"
+        ) from None
+
+
+def _tokens(
+    folder: Path, manifest: dict[str, Any], usual: int | None
+) -> tuple[int, int, int] | None:
+    """The range of text lengths; a tokenizer that pads leaves only one."""
+    if usual is None:
+        return None
+    longest = int(manifest.get("max_tokens", 0))
+    if longest < 1:
+        raise GranAlignError(f"{folder / 'manifest.json'}: no max_tokens; export the model again")
+    tokenizer = read_json(folder / "tokenizer.json")
+    if isinstance(tokenizer, dict) and tokenizer.get("padding"):
+        return longest, longest, longest
+    return 1, min(usual, longest), longest

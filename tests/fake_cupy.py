@@ -1,0 +1,139 @@
+"""A stand-in for the part of CuPy that engines use: host memory, streams that run at once.
+
+What differs from a GPU for a reason: `LOG` keeps what was asked of streams, in order.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+
+LOG: list[str] = []
+
+
+class _Pointer:
+    def __init__(self, ptr: int) -> None:
+        self.ptr = ptr
+
+
+class ndarray(np.ndarray):
+    @property
+    def data(self) -> _Pointer:
+        return _Pointer(self.ctypes.data)
+
+    def set(self, arr: np.ndarray, stream: Any = None) -> None:
+        assert type(arr) is np.ndarray and arr.flags.c_contiguous
+        assert arr.shape == self.shape and arr.dtype == self.dtype
+        self[...] = arr
+
+    def get(self, stream: Any = None) -> np.ndarray:
+        return np.array(np.asarray(self))
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> ndarray:
+    # Not zeros: what nobody wrote must not look right.
+    return np.full(shape, 113, dtype).view(ndarray)
+
+
+def asarray(array: np.ndarray) -> ndarray:
+    return np.array(array).view(ndarray)
+
+
+class _Runtime:
+    class CUDARuntimeError(RuntimeError):
+        pass
+
+    gpus: ClassVar[list[dict[str, Any]]] = [{"name": b"NVIDIA H200", "major": 9, "minor": 0}]
+
+    @classmethod
+    def getDeviceProperties(cls, device: int) -> dict[str, Any]:
+        if device >= len(cls.gpus):
+            raise cls.CUDARuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
+        return cls.gpus[device]
+
+
+class _Memory:
+    class OutOfMemoryError(MemoryError):
+        pass
+
+
+class Stream:
+    by_handle: ClassVar[dict[int, Stream]] = {}
+    _current = threading.local()
+    capturable = True
+
+    def __init__(self, null: bool = False, non_blocking: bool = False) -> None:
+        self.ptr = 0 if null else 1000 + len(Stream.by_handle)
+        self.captured: list[Callable[[], None]] | None = None
+        Stream.by_handle[self.ptr] = self
+
+    def __enter__(self) -> Stream:
+        Stream._current.stream = self
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        del Stream._current.stream
+
+    def begin_capture(self, mode: int | None = None) -> None:
+        if not self.ptr or not Stream.capturable:
+            raise _Runtime.CUDARuntimeError("cudaErrorStreamCaptureUnsupported")
+        self.captured = []
+
+    def end_capture(self) -> Graph:
+        assert self.captured is not None
+        work, self.captured = self.captured, None
+        LOG.append("capture")
+        return Graph(work)
+
+    def wait_event(self, event: Event) -> None:
+        LOG.append(f"wait {self.ptr}")
+
+    def synchronize(self) -> None:
+        assert self.captured is None, "no waiting within a capture"
+
+
+class Graph:
+    def __init__(self, work: list[Callable[[], None]]) -> None:
+        self.work = work
+
+    def launch(self, stream: Stream | None = None) -> None:
+        LOG.append(f"launch {stream.ptr if stream else 0}")
+        for step in self.work:
+            step()
+
+
+class Event:
+    def __init__(
+        self, block: bool = False, disable_timing: bool = False, interprocess: bool = False
+    ) -> None:
+        pass
+
+    def record(self, stream: Stream | None = None) -> None:
+        LOG.append(f"record {stream.ptr if stream else 0}")
+
+    def synchronize(self) -> None:
+        LOG.append("synchronize")
+
+
+class _Device:
+    def __init__(self, device: int) -> None:
+        assert device < len(_Runtime.gpus)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+class cuda:
+    runtime, memory = _Runtime, _Memory
+    Device, Event, Graph, Stream = _Device, Event, Graph, Stream
+    _null = Stream(null=True)
+
+    @classmethod
+    def get_current_stream(cls, device_id: int = -1) -> Stream:
+        return getattr(Stream._current, "stream", cls._null)

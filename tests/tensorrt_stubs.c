@@ -1,0 +1,17 @@
+/* The nine functions of TensorRT's libraries that its Python bindings cannot be loaded without.
+ * They do nothing: with them the bindings' classes, flags and signatures can be looked at. */
+
+#define NOTHING(name) \
+    void *name(void) { return 0; }
+#define NUMBER(name, value) \
+    int name(void) { return value; }
+
+NOTHING(createInferBuilder_INTERNAL)
+NOTHING(createInferRefitter_INTERNAL)
+NOTHING(createInferRuntime_INTERNAL)
+NOTHING(createNvOnnxParser_INTERNAL)
+NOTHING(createNvOnnxParserRefitter_INTERNAL)
+NOTHING(getBuilderPluginRegistry)
+NOTHING(getPluginRegistry)
+NUMBER(getNvOnnxParserVersion, 101601)
+NUMBER(initLibNvInferPlugins, 1)
