@@ -170,8 +170,10 @@ class VlmCaptioner:
         found = np.empty((len(queries), len(frames)), np.float32)
         for numbers, prefix in self._seen(frames):
             for row, suffix in zip(found, asked, strict=True):
-                logits = self.model.logits([suffix] * len(numbers), prefix=prefix)
-                answers = logits[:, [*yes, *no]].astype(np.float64)
+                logits = self.model.logits(
+                    [suffix] * len(numbers), prefix=prefix, tokens=[*yes, *no]
+                )
+                answers = logits.astype(np.float64)
                 shares = np.exp(answers - answers.max(axis=1, keepdims=True))
                 row[numbers] = shares[:, : len(yes)].sum(axis=1) / shares.sum(axis=1)
         return found
@@ -203,6 +205,7 @@ class VlmCaptioner:
 
     def _seen(self, frames: FrameSet) -> Iterator[tuple[list[int], Prefix]]:
         """The frames' prefixes, a batch at a time; what is not kept is computed and then kept."""
+        place = self.model.place
         for start in range(0, len(frames), self.rows):
             numbers = list(range(start, min(start + self.rows, len(frames))))
             keys = [self._key(frames.hashes[number]) for number in numbers]
@@ -211,11 +214,12 @@ class VlmCaptioner:
             if missing:  # equal frames are looked at once
                 images = frames.load([numbers[keys.index(key)] for key in missing])
                 computed = self.model.prefill_frames(images, self.start)
-                for key, array in zip(missing, computed.unstack(), strict=True):
+                for key, array in zip(missing, computed.unstack(place), strict=True):
                     self.cache.put(key, array)
                     kept[key] = array
             arrays = [kept[key] for key in keys]
-            yield numbers, Prefix.stack(arrays, self.model.fingerprint, self._next_position)
+            model, position = self.model.fingerprint, self._next_position
+            yield numbers, Prefix.stack(arrays, model, position, place)
 
     def _key(self, frame: str) -> str:
         return f"{self._prompt_key}-{frame}"

@@ -17,9 +17,10 @@ import numpy.typing as npt
 from .chat import ChatTokenizer, Message
 from .errors import GranAlignError
 from .models import Manifest, fingerprint
-from .session import Device, Session
+from .place import Array, Place
+from .session import Session
 
-Cache = tuple[npt.NDArray[Any], ...]
+Cache = tuple[Array, ...]
 """Keys and values of every layer in turn, each (rows, kv_heads, tokens, head_dim)."""
 Ids = npt.NDArray[np.int64]
 
@@ -70,20 +71,32 @@ class Prefix:
         return int(self.cache[0].shape[2])
 
     @classmethod
-    def stack(cls, arrays: Sequence[Any], model: str, next_position: int) -> Prefix:
-        """A prefix of several rows from what `unstack` gave, of one prefix or of many."""
-        layers = range(len(arrays[0]))
-        cache = tuple(np.stack([array[i] for array in arrays]) for i in layers)
+    def stack(
+        cls, arrays: Sequence[Array], model: str, next_position: int, place: Place | None = None
+    ) -> Prefix:
+        """A prefix of several rows from what `unstack` gave, of one prefix or of many.
+
+        Args:
+            arrays: one for each row, wherever they are.
+            model: the model's fingerprint.
+            next_position: the same for all.
+            place: where the prefix is to be, by default in this machine's memory.
+        """
+        place = Place(np) if place is None else place
+        there = [place.put(array) for array in arrays]
+        with place.here():
+            layers = range(len(there[0]))
+            cache = tuple(place.xp.stack([array[i] for array in there]) for i in layers)
         return cls(cache, model, next_position)
 
-    def unstack(self) -> list[npt.NDArray[Any]]:
+    def unstack(self, place: Place | None = None) -> list[Array]:
         """Each row by itself: (2 * layers, kv_heads, length, head_dim), read-only."""
-        rows = []
-        for row in range(self.rows):
-            array = np.stack([cached[row] for cached in self.cache])
-            array.setflags(write=False)
-            rows.append(array)
-        return rows
+        place = Place(np) if place is None else place
+        with place.here():
+            rows = [
+                place.xp.stack([cached[row] for cached in self.cache]) for row in range(self.rows)
+            ]
+        return [_read_only(row) for row in rows]
 
     @property
     def nbytes(self) -> int:
@@ -94,25 +107,26 @@ class Prefix:
 class CausalLM:
     """A language model that `export_llm` wrote. Threads may share one.
 
+    On a GPU, keys, values and logits stay there; token ids come back. That path is tested on a
+    stand-in for CuPy alone and has not been run on a GPU yet.
+
     Args:
         folder: the exported model.
-        device: ``"cpu"``. On a GPU the cache must stay on the device between steps; the loop that
-            keeps it there is not written, and one that copies it would be no use.
+        device: as for `Session`.
         threads: CPU threads; None leaves it to ONNX Runtime.
 
     Raises:
-        GranAlignError: the folder is no such model, was altered, or the device is not the CPU.
+        GranAlignError: the folder is no such model or was altered, or the device cannot be had.
     """
 
     manifest: LlmManifest
+    place: Place
+    """Where keys and values are."""
 
     def __init__(
         self, folder: str | Path, *, device: str = "cpu", threads: int | None = None
     ) -> None:
-        if Device.parse(device).kind != "cpu":
-            raise GranAlignError(
-                f"device {device!r}: got a GPU, expected 'cpu', where alone language models run yet"
-            )
+        self.place = Place.of(device)
         folder = Path(folder)
         self._open(folder, device, threads)
         self.tokenizer = ChatTokenizer(folder)
@@ -120,7 +134,7 @@ class CausalLM:
     def _open(self, folder: Path, device: str, threads: int | None) -> None:
         self.manifest = LlmManifest.read(folder)
         session = Session(folder / "model.onnx", device=device, threads=threads)
-        self._decoder = Decoder(session, self.manifest)
+        self._decoder = Decoder(session, self.manifest, self.place)
 
     @property
     def fingerprint(self) -> str:
@@ -146,20 +160,30 @@ class CausalLM:
         return self._prefix(cache, len(token_ids))
 
     def _prefix(self, cache: Cache, next_position: int) -> Prefix:
-        for array in cache:
-            array.setflags(write=False)
-        return Prefix(cache, self.fingerprint, next_position)
+        return Prefix(tuple(map(_read_only, cache)), self.fingerprint, next_position)
 
     def logits(
-        self, prompts: Sequence[Sequence[int]], *, prefix: Prefix | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        prefix: Prefix | None = None,
+        tokens: Sequence[int] | None = None,
     ) -> npt.NDArray[np.float32]:
         """What each prompt is followed by: logits (prompts, vocabulary), float32.
+
+        Args:
+            prompts: as for `generate`.
+            prefix: as for `generate`.
+            tokens: the only ones whose logits are wanted, (prompts, tokens), in this order.
 
         Raises:
             GranAlignError: as for `generate`.
         """
         self._check(prompts, prefix, 0)
-        return self._extend(prompts, prefix)[0]
+        logits = self._extend(prompts, prefix)[0]
+        if tokens is not None:
+            logits = logits[:, self.place.put(np.array(tokens, np.int64))]
+        return self.place.host(logits)
 
     def generate(
         self,
@@ -196,11 +220,12 @@ class CausalLM:
         rows = np.arange(len(prompts))  # those that go on
         logits, cache, batch = self._extend(prompts, prefix)
         for left in range(max_new_tokens, 0, -1):
-            tokens = logits.argmax(axis=1)
+            tokens = self.place.host(logits.argmax(axis=1))
             going = ~np.isin(tokens, stops)
             if not going.all():  # a row that has ended costs no further step
                 rows, tokens, batch = rows[going], tokens[going], batch.keep(going)
-                cache = tuple(array[going] for array in cache)
+                kept = self.place.put(going)
+                cache = tuple(array[kept] for array in cache)
             for row, token in zip(rows, tokens, strict=True):
                 answers[row].append(int(token))
             if left == 1 or not len(rows):
@@ -211,7 +236,7 @@ class CausalLM:
 
     def _extend(
         self, prompts: Sequence[Sequence[int]], prefix: Prefix | None
-    ) -> tuple[npt.NDArray[np.float32], Cache, TokenBatch]:
+    ) -> tuple[Array, Cache, TokenBatch]:
         """Run the prompts after the prefix, whose one row is repeated for each of them."""
         rows = len(prompts)
         if prefix is None:
@@ -219,11 +244,12 @@ class CausalLM:
         else:
             batch, cache = _left_padded(prompts, prefix.length, prefix.next_position), prefix.cache
             if prefix.rows != rows:
-                cache = tuple(np.repeat(array, rows, axis=0) for array in cache)
+                with self.place.here():
+                    cache = tuple(self.place.xp.repeat(array, rows, axis=0) for array in cache)
         logits, cache = self._step(batch, cache)
         return logits, cache, batch
 
-    def _step(self, batch: TokenBatch, cache: Cache) -> tuple[npt.NDArray[np.float32], Cache]:
+    def _step(self, batch: TokenBatch, cache: Cache) -> tuple[Array, Cache]:
         """Logits (rows, vocabulary) of the last position, and the cache with the batch in it."""
         return self._decoder.step(
             cache,
@@ -273,30 +299,45 @@ class CausalLM:
 class Decoder:
     """The exported decoder, a step at a time: the one place that knows how its cache is named.
 
-    A GPU's twin of this class would hold the cache in bound device arrays, run ``unpadded.onnx``
-    for rows of equal length, and give token ids in the place of logits.
+    Args:
+        session: of the graph.
+        manifest: of the model.
+        place: where the session runs, and the cache is.
     """
 
-    def __init__(self, session: Session, manifest: LlmManifest) -> None:
+    def __init__(self, session: Session, manifest: LlmManifest, place: Place) -> None:
         self._session = session
         self._manifest = manifest
+        self._place = place
         self._past = [name for name in session.inputs if name.startswith("past_key_values.")]
         self._present = [name.replace("past_key_values", "present") for name in self._past]
 
     def empty(self, rows: int) -> Cache:
         """The cache of no tokens."""
         shape = (rows, self._manifest.kv_heads, 0, self._manifest.head_dim)
-        return tuple(np.empty(shape, self._manifest.cache_dtype) for _ in self._past)
+        with self._place.here():
+            xp = self._place.xp
+            return tuple(xp.empty(shape, self._manifest.cache_dtype) for _ in self._past)
 
-    def step(
-        self, cache: Cache, **inputs: npt.NDArray[Any]
-    ) -> tuple[npt.NDArray[np.float32], Cache]:
+    def step(self, cache: Cache, **inputs: Array) -> tuple[Array, Cache]:
         """Logits (rows, vocabulary) of the last position, and the cache with the inputs in it."""
         # Stock exports of some families tell places by the mask, and all give every position.
         if "position_ids" not in self._session.inputs:
             inputs.pop("position_ids", None)
-        outputs = self._session(**inputs, **dict(zip(self._past, cache, strict=True)))
+        if "attention_mask" not in self._session.inputs and not inputs.pop("attention_mask").all():
+            raise GranAlignError(
+                "prompts: got different lengths, expected one length, which this model needs on a "
+                "GPU; ask about frames one prompt at a time"
+            )
+        here = {name: self._place.put(array) for name, array in inputs.items()}
+        outputs = self._session(**here, **dict(zip(self._past, cache, strict=True)))
         return outputs["logits"][:, -1], tuple(outputs[name] for name in self._present)
+
+
+def _read_only(array: Array) -> Array:
+    if isinstance(array, np.ndarray):  # CuPy has no such flag
+        array.setflags(write=False)
+    return array
 
 
 @dataclass(frozen=True)

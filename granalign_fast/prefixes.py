@@ -20,6 +20,10 @@ Array = Any
 """A NumPy or CuPy array: (2 * layers, kv_heads, tokens, head_dim), keys and values in turn."""
 
 
+def _to_host(array: Array) -> npt.NDArray[Any]:
+    return array if isinstance(array, np.ndarray) else np.asarray(array.get())
+
+
 class Tier(Protocol):
     """One place to keep arrays by their keys, the least recently used of which leave first."""
 
@@ -63,7 +67,7 @@ class MemoryTier:
         limit: int,
         *,
         name: str = "host",
-        move: Callable[[Array], Array] = np.asarray,
+        move: Callable[[Array], Array] = _to_host,
     ) -> None:
         self.name = name
         self.limit = _checked(limit, name)
@@ -253,10 +257,6 @@ class PrefixCache:
                 self.counts.evictions[tier.name] += sum(other != name for other, _ in left)
                 leaving += left
             arriving = leaving
-
-
-def _to_host(array: Array) -> npt.NDArray[Any]:
-    return array if isinstance(array, np.ndarray) else np.asarray(array.get())
 
 
 def _checked(limit: int, name: str) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +16,7 @@ import numpy.typing as npt
 from .errors import GranAlignError
 from .generation import Cache, CausalLM, Decoder, LlmManifest, Prefix, TokenBatch
 from .images import Image, check_frames, resize
+from .place import Array
 from .session import Session
 
 
@@ -56,11 +56,14 @@ class VisionLanguageModel(CausalLM):
 
     def _open(self, folder: Path, device: str, threads: int | None) -> None:
         self.manifest = VlmManifest.read(folder)
+        # All prompts about frames are equally long. On a GPU a mask that hides nothing would still
+        # keep ONNX Runtime from its fast attention.
+        graph = "model.onnx" if self.place.index is None else "unpadded.onnx"
         self._vision, self._embedding, decoder = (
             Session(folder / name, device=device, threads=threads)
-            for name in ("vision.onnx", "embedding.onnx", "model.onnx")
+            for name in ("vision.onnx", "embedding.onnx", graph)
         )
-        self._decoder = Decoder(decoder, self.manifest)
+        self._decoder = Decoder(decoder, self.manifest, self.place)
 
     def prefill_frames(
         self, frames: npt.NDArray[np.uint8] | Sequence[Image], token_ids: Sequence[int]
@@ -90,11 +93,13 @@ class VisionLanguageModel(CausalLM):
         place = ids.index(image)
         seen = self._see(frames)
         text = self._embed(np.array([ids], np.int64))
-        before, after = (
-            np.broadcast_to(part, (len(seen), *part.shape[1:]))
-            for part in (text[:, :place], text[:, place + 1 :])
-        )
-        embeds = np.concatenate([before, seen, after], axis=1)
+        xp = self.place.xp
+        with self.place.here():
+            before, after = (
+                xp.broadcast_to(part, (len(seen), *part.shape[1:]))
+                for part in (text[:, :place], text[:, place + 1 :])
+            )
+            embeds = xp.concatenate([before, seen, after], axis=1)
         positions = self._positions(ids)
         _, cache = self._decoder.step(
             self._decoder.empty(len(seen)),
@@ -112,17 +117,17 @@ class VisionLanguageModel(CausalLM):
         place = list(ids).index(self.manifest.image_token)
         return frame_positions(place, self.manifest.image_grid, len(ids) - place - 1)
 
-    def _see(self, frames: Sequence[Image] | npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+    def _see(self, frames: Sequence[Image] | npt.NDArray[np.uint8]) -> Array:
         """Embeddings of the frames' tokens, (frames, image_tokens, hidden)."""
         height, width = self.manifest.image_size
         images = [resize(frame, height, width, self.manifest.resample) for frame in frames]
-        return self._vision(frames=np.stack(images))["image_embeds"]
+        return self._vision(frames=self.place.put(np.stack(images)))["image_embeds"]
 
-    def _embed(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    def _embed(self, ids: npt.NDArray[np.int64]) -> Array:
         """Embeddings of text tokens, (rows, tokens, hidden)."""
-        return self._embedding(input_ids=ids)["inputs_embeds"]
+        return self._embedding(input_ids=self.place.put(ids))["inputs_embeds"]
 
-    def _step(self, batch: TokenBatch, cache: Cache) -> tuple[npt.NDArray[np.float32], Cache]:
+    def _step(self, batch: TokenBatch, cache: Cache) -> tuple[Array, Cache]:
         return self._decoder.step(
             cache,
             inputs_embeds=self._embed(batch.ids),

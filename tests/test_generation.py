@@ -200,11 +200,6 @@ def test_a_prefix_of_several_rows_serves_a_prompt_each(written: Written) -> None
         model.logits(ends[:2], prefix=prefix)
 
 
-def test_a_gpu_is_refused(written: Written) -> None:
-    with pytest.raises(GranAlignError, match="expected 'cpu'"):
-        CausalLM(written(), device="cuda")
-
-
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [

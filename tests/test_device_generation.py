@@ -1,0 +1,128 @@
+"""Generation where arrays live on a GPU, on a stand-in for CuPy: what crosses to the host."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_llm import CONFIGS, RAGGED, prompts_of, write_unchecked
+from tiny_vlm import IMAGE, frames_of, write_unchecked_vlm
+
+from granalign_fast import generation, vlm
+from granalign_fast.captions import FrameSet, VlmCaptioner
+from granalign_fast.errors import GranAlignError, MissingExtraError
+from granalign_fast.generation import CausalLM
+from granalign_fast.prefixes import DiskTier, MemoryTier, PrefixCache
+from granalign_fast.session import Session
+from granalign_fast.vlm import VisionLanguageModel
+
+
+class OnGpu(np.ndarray[Any, Any]):
+    """An array of the stand-in; `CROSSED` has the shape and type of all that came to the host."""
+
+    def get(self) -> Any:
+        CROSSED.append((self.shape, self.dtype))
+        return np.array(self)
+
+
+CROSSED: list[tuple[tuple[int, ...], Any]] = []
+
+
+def on_gpu(function: Any) -> Any:
+    """NumPy's function, which takes and gives arrays of the GPU alone."""
+
+    def call(first: Any, *arguments: Any, **options: Any) -> Any:
+        for array in first if isinstance(first, list) else [first]:
+            assert isinstance(array, OnGpu), f"{function.__name__} got an array of the host"
+        return function(first, *arguments, **options).view(OnGpu)
+
+    return call
+
+
+CUPY = SimpleNamespace(
+    asarray=lambda array: array if isinstance(array, OnGpu) else np.array(array).view(OnGpu),
+    empty=lambda shape, dtype: np.empty(shape, dtype).view(OnGpu),
+    stack=on_gpu(np.stack),
+    repeat=on_gpu(np.repeat),
+    concatenate=on_gpu(np.concatenate),
+    broadcast_to=on_gpu(lambda array, shape: np.broadcast_to(np.asarray(array), shape)),
+    cuda=SimpleNamespace(Device=lambda index: nullcontext()),
+)
+
+
+class GpuSession(Session):
+    """A session on a GPU: nothing goes in or out through the host."""
+
+    def __init__(self, path: Path, *, device: str, threads: int | None) -> None:
+        assert device == "cuda:1"
+        super().__init__(path, device="cpu", threads=threads)
+
+    def __call__(self, **arrays: Any) -> dict[str, Any]:
+        assert all(isinstance(array, OnGpu) for array in arrays.values())
+        found = super().__call__(**{name: np.asarray(array) for name, array in arrays.items()})
+        return {name: array.view(OnGpu) for name, array in found.items()}
+
+
+@pytest.fixture(autouse=True)
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", CUPY)
+    for module in (generation, vlm):
+        monkeypatch.setattr(module, "Session", GpuSession)
+    CROSSED.clear()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    folder = write_unchecked(tmp_path, CONFIGS["llama-gqa-untied"], precision=precision)
+    there = CausalLM(folder, device="cuda:1")
+    start, *ends = prompts_of(23, *RAGGED)
+    prefix = there.prefill(start)
+    assert not CROSSED and isinstance(prefix.cache[0], OnGpu)
+    answers = there.generate(ends, prefix=prefix, max_new_tokens=20)
+    assert all(len(shape) == 1 and dtype == np.int64 for shape, dtype in CROSSED), "token ids alone"
+    with monkeypatch.context() as patched:
+        patched.setattr(generation, "Session", Session)
+        here = CausalLM(folder)
+    assert answers == here.generate(ends, prefix=here.prefill(start), max_new_tokens=20)
+    logits = there.logits(ends, prefix=prefix, tokens=[5, 2])
+    assert CROSSED[-1][0] == (len(ends), 2)
+    np.testing.assert_array_equal(logits, here.logits(ends, prefix=here.prefill(start))[:, [5, 2]])
+
+
+def test_a_captioner_and_its_tiers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_unchecked_vlm(tmp_path)
+    frames = FrameSet.of(frames_of(5))
+    device = MemoryTier(1 << 17, name="device", move=CUPY.asarray)  # two frames
+    kept = PrefixCache([device, MemoryTier(1 << 16), DiskTier(tmp_path / "kept", 1 << 20)])
+    there = VlmCaptioner(
+        VisionLanguageModel(folder, device="cuda:1"), cache=kept, rows=2, max_new_tokens=8
+    )
+    captions = [there.agnostic(frames), there.aware(frames, ["dog"])]
+    assert sum(kept.counts.hits.values()) == 5 and kept.counts.evictions["device"]
+    with monkeypatch.context() as patched:
+        patched.setattr(vlm, "Session", Session)
+        here = VlmCaptioner(VisionLanguageModel(folder), rows=2, max_new_tokens=8)
+    assert captions == [here.agnostic(frames), here.aware(frames, ["dog"])]
+    there.__dict__["_answers"] = here.__dict__["_answers"] = ([7, 9], [11])
+    found, expected = (c.recognise(frames, ["a dog"]) for c in (there, here))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_frames_go_there_once(tmp_path: Path) -> None:
+    model = VisionLanguageModel(write_unchecked_vlm(tmp_path), device="cuda:1")
+    prefix = model.prefill_frames(frames_of(3), [1, 2, IMAGE, 3])
+    assert not CROSSED and prefix.rows == 3
+    assert len(model.generate([[4, 5]] * 3, prefix=prefix, max_new_tokens=3)) == 3
+    with pytest.raises(GranAlignError, match="got different lengths"):
+        model.logits([[1], [1, 2], [1]], prefix=prefix)
+
+
+def test_without_cupy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(MissingExtraError, match=r"\[cuda\]"):
+        CausalLM(write_unchecked(tmp_path), device="cuda:1")
