@@ -107,12 +107,20 @@ def aware_captions(
     return {clip: text for clip, text in zip(clips, captions, strict=True) if text.strip()}
 
 
+def ways_to_ask(query: Rewrites) -> tuple[str, ...]:
+    """The query and its detailed rewrites: what says the same, of which recognition takes the mean.
+
+    Simplified rewrites leave details out, and would be true of more than was asked for.
+    """
+    return tuple(dict.fromkeys((query.query, *query.detailed)))
+
+
 def existence(
-    recogniser: Recogniser, index: VideoIndex, clips: Sequence[int], query: str, frames: int
+    recogniser: Recogniser, index: VideoIndex, clips: Sequence[int], query: Rewrites, frames: int
 ) -> float:
     """How likely the video shows the query at all, judged by its key frames, 0 to 1."""
-    found = recogniser.recognise(frame_set(index).take(clips), [query])[0]
-    return mean_of_greatest(found, frames)
+    found = recogniser.recognise(frame_set(index).take(clips), ways_to_ask(query))
+    return mean_of_greatest(found.mean(axis=0), frames)
 
 
 def mean_of_greatest(values: npt.NDArray[np.float32], count: int) -> float:

@@ -24,6 +24,7 @@ from .looking import (
     frame_set,
     key_frames,
     mean_of_greatest,
+    ways_to_ask,
 )
 from .packing import Question, alike, aware_rows, check_finite, gather, pack, variants
 from .rewrites import Rewriter, RuleRewriter
@@ -223,7 +224,7 @@ class MomentRetriever:
             there = None
             if keyed and self.recogniser:
                 count = self.config.exists_frames
-                there = existence(self.recogniser, request.index, keyed, query.query, count)
+                there = existence(self.recogniser, request.index, keyed, query, count)
                 clock.lap("exists")
             questions.append(Question(request.index, query, aware))
             exists.append(there)
@@ -260,10 +261,11 @@ class MomentRetriever:
             asked.setdefault(id(request.index), (request.index, []))[1].append(i)
         found: list[npt.NDArray[np.float32]] = [np.empty(0, np.float32)] * len(requests)
         for index, members in asked.values():
-            texts = [_text(requests[i]) for i in members]
-            curves = self.recogniser.recognise(frame_set(index), texts)
-            for i, curve in zip(members, curves, strict=True):
-                found[i] = curve
+            ways = [ways_to_ask(_rewrites(requests[i])) for i in members]
+            texts = [text for own in ways for text in own]
+            curves = iter(self.recogniser.recognise(frame_set(index), texts))
+            for i, own in zip(members, ways, strict=True):
+                found[i] = np.mean([next(curves) for _ in own], axis=0, dtype=np.float32)
         clock.lap("recognise")
         fused = np.concatenate([_stretched(curve) for curve in found])
         offsets = np.cumsum([0, *map(len, found)])

@@ -165,7 +165,9 @@ def test_captions_come_with_existence_where_the_captioner_recognises() -> None:
     retriever = retriever_of(recogniser, RetrieverConfig(key_frames=0.25, exists_frames=1))
     there = retriever.search(index_of(), ASLEEP)
     absent = retriever.search(index_of(), Rewrites("a green bird"))
-    assert there.exists == 1.0 and absent.exists == 0.0
+    # The query and its detailed rewrite, whose article the frame's words lack.
+    assert there.exists == pytest.approx((1 + 2 / 3) / 2) and absent.exists == 0.0
+    assert recogniser.queries[0][1] == ("dog asleep", "a dog asleep")
     assert recogniser.queries[0][0] == [2, 4]
 
 
