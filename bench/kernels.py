@@ -2,7 +2,8 @@
 
 Made-up embeddings in the shape of QVHighlights val (1,550 queries, 75 clips, 6 variants, 384
 numbers), drawn in scenes so that the curves have runs as real ones do. On CUDA the result is
-compared with the NumPy twin's in the same run, and a difference is an error.
+compared with the NumPy twin's in the same run, and a difference is an error; then whole libraries
+are searched, and the time compared with what the GPU could do at most, measured in the same run.
 """
 
 from __future__ import annotations
@@ -14,15 +15,20 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from granalign_fast.config import PRESETS, RetrieverConfig
-from granalign_fast.kernels import Ranked, context, nms, proposals, similarity
+from granalign_fast.kernels import Ranked, context, corpus, nms, proposals, similarity
 
 STAGES = ("context", "similarity", "proposals", "nms")
+
+LIBRARIES = ((1, 10_000_000), (8, 10_000_000), (64, 10_000_000), (1024, 1_000_000))
+"""Queries and clips of the searches of a library, on CUDA."""
+BEST = 100  # clips of each query
 
 
 def workload(queries: int, clips: int, variants: int, dim: int) -> tuple[Any, Any, Any]:
@@ -101,9 +107,124 @@ def main() -> None:
         print_line(stage, seconds, options.queries)
     # The context is prepared once for a video, whatever is asked.
     print_line("a search", sum(medians.values()) - medians["context"], options.queries)
+    libraries = measure_libraries(options.dim, options.rounds) if options.device == "cuda" else {}
     if options.json:
-        record = {"where": where, "options": vars(options) | {"json": None}, "seconds": medians}
+        record = libraries | {
+            "where": where,
+            "options": vars(options) | {"json": None},
+            "seconds": medians,
+        }
         options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def measure_libraries(dim: int, rounds: int) -> dict[str, Any]:
+    """Search libraries of float16 embeddings, print how near each came to the GPU's limit.
+
+    The limit is the longer of two times: the bytes of clips and queries, each read once, at the
+    bandwidth of a copy, which counts what it reads and what it writes; and two operations for each
+    number of each pair at the rate of cuBLAS on large matrices. Caches are cold.
+    """
+    import cupy
+
+    limits = measure_limits(rounds)
+    print(
+        f"a copy: {limits['bandwidth'] / 1e12:.2f} TB/s; "
+        f"float16 products: {limits['rate'] / 1e12:.0f} Tflop/s"
+    )
+    clips = random_units(max(clips for _, clips in LIBRARIES), dim)
+    found = []
+    for count, total in LIBRARIES:
+        queries, part = random_units(count, dim, seed=1), clips[:total]
+        check_library(queries, part)
+        stream = cupy.cuda.Stream(non_blocking=True)
+        pool = cupy.cuda.MemoryPool()  # lives as long as the graph
+        with cupy.cuda.using_allocator(pool.malloc), stream:
+            seconds = event_seconds(partial(corpus, queries, part, k=BEST), rounds)
+            stream.begin_capture()
+            top = corpus(queries, part, k=BEST)
+            graph = stream.end_capture()
+            in_graph = event_seconds(partial(graph.launch, stream), rounds)
+            del top
+        moving = 2 * (count + total) * dim / limits["bandwidth"]
+        computing = 2 * count * total * dim / limits["rate"]
+        least = max(moving, computing)
+        bound = "bytes" if moving >= computing else "operations"
+        print(
+            f"{count:5d} queries x {total:9,d} clips x {dim}, best {BEST}: "
+            f"{1e3 * seconds:8.3f} ms, in a graph {1e3 * in_graph:8.3f} ms; "
+            f"limit {1e3 * least:8.3f} ms by {bound}: {seconds / least:.2f} and "
+            f"{in_graph / least:.2f} times the limit, {least / seconds:.0%} and "
+            f"{least / in_graph:.0%} of it"
+        )
+        found.append(
+            {"queries": count, "clips": total, "dim": dim, "k": BEST, "seconds": seconds}
+            | {"seconds_in_graph": in_graph, "limit_seconds": least, "bound": bound}
+        )
+    return {"limits": limits, "libraries": found}
+
+
+def measure_limits(rounds: int) -> dict[str, float]:
+    """Bytes a second of a copy, read and written, and float16 operations a second of cuBLAS."""
+    import cupy
+
+    source = cupy.ones(1 << 31, cupy.uint8)
+    target = cupy.empty_like(source)
+    size = source.nbytes
+
+    def copy() -> None:
+        stream = cupy.cuda.get_current_stream()
+        target.data.copy_from_device_async(source.data, size, stream)
+
+    edge = 8192
+    left, right = random_units(edge, edge), random_units(edge, edge, seed=1)
+    return {
+        "bandwidth": 2 * size / event_seconds(copy, rounds),
+        "rate": 2 * edge**3 / event_seconds(lambda: left @ right, rounds),
+    }
+
+
+def random_units(rows: int, dim: int, seed: int = 0) -> Any:
+    """`(rows, dim)` float16 rows of unit length on the device, made a piece at a time."""
+    import cupy
+
+    rng = cupy.random.default_rng(seed)
+    units = cupy.empty((rows, dim), cupy.float16)
+    for first in range(0, rows, 1 << 18):
+        part = units[first : first + (1 << 18)]
+        drawn = rng.standard_normal(part.shape, dtype=cupy.float32)
+        part[...] = drawn / cupy.linalg.norm(drawn, axis=1, keepdims=True)
+    return units
+
+
+def event_seconds(run: Callable[[], object], rounds: int) -> float:
+    """The median by CUDA events on the current stream, after three rounds to warm up."""
+    import cupy
+
+    flush = cupy.empty(1 << 28, cupy.uint8)  # several times the L2 cache
+    start, end = cupy.cuda.Event(), cupy.cuda.Event()
+    times: list[float] = []
+    for _ in range(3 + rounds):
+        flush.fill(0)
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        times.append(cupy.cuda.get_elapsed_time(start, end) / 1e3)
+    return statistics.median(times[3:])
+
+
+def check_library(queries: Any, clips: Any, sample: int = 100_000) -> None:
+    """Stop if the device's clips are not the NumPy twin's, in a part of the library."""
+    import cupy
+
+    queries, clips = queries[:32], clips[:sample]
+    got = corpus(queries, clips, k=BEST)
+    expected = corpus(cupy.asnumpy(queries), cupy.asnumpy(clips), k=BEST)
+    off = np.abs(cupy.asnumpy(got.scores) - expected.scores).max()
+    same = (cupy.asnumpy(got.rows) == expected.rows).mean()
+    # Scores that differ by less than the rounding may change places.
+    if not off < 1e-5 or same < 0.99:
+        sys.exit(f"corpus: scores {off} off, {same:.1%} of the rows are the NumPy twin's")
 
 
 def print_line(name: str, seconds: float, queries: int) -> None:

@@ -2,11 +2,13 @@
 
 Each family is a ``name.py`` with the public function and its NumPy twin, and a ``name.cu``. They
 chain without a copy or a wait: `context` once for a video, then `similarity`, `proposals`, `nms`.
+`corpus` stands apart: it finds the clips of a whole library that are nearest to a query.
 """
 
 from __future__ import annotations
 
 from .context import ContextRules, context
+from .corpus import Top, corpus
 from .nms import Ranked, nms
 from .proposals import ProposalRules, Proposals, proposals
 from .similarity import Curves, similarity
@@ -17,7 +19,9 @@ __all__ = [
     "ProposalRules",
     "Proposals",
     "Ranked",
+    "Top",
     "context",
+    "corpus",
     "nms",
     "proposals",
     "similarity",

@@ -4,8 +4,10 @@
 // warp in turn runs as far ahead of the others as it can, the first one first or the last one first:
 // a kernel that lacks a barrier gives a wrong result in one order or the other. Threads that wait at
 // different places are reported, where a GPU would hang. Shared memory is filled with rubbish
-// before each block, because on a GPU it starts as whatever the last block left.
+// before each block, because on a GPU it starts as whatever the last block left. An asynchronous
+// copy happens as late as it may with the first warp first, and at once with the last one first.
 #pragma once
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -30,11 +32,16 @@ struct Dim3 {
 };
 static Dim3 threadIdx, blockIdx, blockDim, gridDim;
 
-#ifdef GRANALIGN_HALF  // in place of cuda_fp16.h
-typedef _Float16 __half;
+typedef _Float16 __half;  // in place of cuda_fp16.h
 static inline float __half2float(__half x) { return (float)x; }
 static inline __half __float2half_rn(float x) { return (__half)x; }
-#endif
+
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
+static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
+    return {x, y, z, w};
+}
 
 // The linker names the ends of a section; the anchor makes sure that there is one.
 extern "C" char __start_block_shared[], __stop_block_shared[];
@@ -45,23 +52,35 @@ namespace emulator {
 constexpr unsigned kWarp = 32;
 enum class Wait { nothing, block, warp, ended };
 
+struct Copy {
+    void* to;
+    const void* from;  // null for zeros
+    int group;
+};
+
+// A fiber starts as a context. From then on it is left and met again by jumps: they take a tenth of
+// the time, as no signal mask is put away.
 struct Fiber {
     ucontext_t context;
+    jmp_buf place;
+    bool started = false;
     std::vector<char> stack = std::vector<char>(64 * 1024);
     Wait wait = Wait::nothing;
+    unsigned turn = 0;  // of what its warp does together
+    std::vector<Copy> copies;
+    int group = 0;  // the copies that are not yet closed
 };
 
 static std::vector<Fiber> fibers;
-static ucontext_t scheduler;
+static jmp_buf scheduler;
 static unsigned current = 0;
-static unsigned long long exchanged[1024];
 static void (*body)(void*) = nullptr;
 static void* body_argument = nullptr;
+static bool copies_at_once = false, misaligned = false;
 
 static void stop_at(Wait wait) {
-    const unsigned self = current;
-    fibers[self].wait = wait;
-    swapcontext(&fibers[self].context, &scheduler);
+    fibers[current].wait = wait;
+    if (_setjmp(fibers[current].place) == 0) _longjmp(scheduler, 1);
 }
 
 static void entry() {
@@ -69,16 +88,25 @@ static void entry() {
     stop_at(Wait::ended);
 }
 
+// What each lane of the warp gives, once all have given. Two buffers in turn: a lane that gives
+// again meets only those that have read what it gave before.
 template <class T>
-T exchange(T value, unsigned source_lane) {
-    static_assert(sizeof(T) <= sizeof exchanged[0], "a shuffle moves at most 8 bytes");
-    const unsigned self = current, first = self / kWarp * kWarp;
-    std::memcpy(&exchanged[self], &value, sizeof value);
+const T* gathered(const T& value) {
+    static T given[2][1024];
+    const unsigned self = current, turn = ++fibers[self].turn % 2;
+    given[turn][self] = value;
     stop_at(Wait::warp);
-    T result;
-    std::memcpy(&result, &exchanged[first + source_lane % kWarp], sizeof result);
-    stop_at(Wait::warp);
-    return result;
+    return &given[turn][self / kWarp * kWarp];
+}
+
+static const uint4* aligned(const void* address) {
+    misaligned |= (size_t)address % 16 != 0;
+    return static_cast<const uint4*>(address);
+}
+
+static void perform(const Copy& copy) {
+    if (copy.from) std::memcpy(copy.to, copy.from, 16);
+    else std::memset(copy.to, 0, 16);
 }
 
 // Whether all threads from `begin` up to `end` wait at the same place; if so, they may go on.
@@ -91,7 +119,10 @@ static bool release(unsigned begin, unsigned end, Wait wait) {
 
 static void resume(unsigned thread) {
     current = threadIdx.x = thread;
-    swapcontext(&scheduler, &fibers[thread].context);
+    if (_setjmp(scheduler) != 0) return;
+    if (fibers[thread].started) _longjmp(fibers[thread].place, 1);
+    fibers[thread].started = true;
+    setcontext(&fibers[thread].context);
 }
 
 static bool run_block(unsigned threads, bool backwards) {
@@ -99,6 +130,9 @@ static bool run_block(unsigned threads, bool backwards) {
     fibers.resize(threads);
     for (auto& fiber : fibers) {
         fiber.wait = Wait::nothing;
+        fiber.started = false;
+        fiber.turn = 0;
+        fiber.copies.clear();
         getcontext(&fiber.context);
         fiber.context.uc_stack.ss_sp = fiber.stack.data();
         fiber.context.uc_stack.ss_size = fiber.stack.size();
@@ -133,12 +167,15 @@ bool run_grid(void (*kernel)(Args...), unsigned blocks, unsigned threads, void**
     body = [](void* f) { (*static_cast<decltype(call)*>(f))(); };
     gridDim.x = blocks;
     blockDim.x = threads;
+    copies_at_once = backwards;
+    misaligned = false;
     for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x)
         if (!run_block(threads, backwards)) return false;
-    return true;
+    return !misaligned;
 }
 
-// Arguments as cuLaunchKernel takes them: a pointer to each. False: threads of a block diverged.
+// Arguments as cuLaunchKernel takes them: a pointer to each. False: threads of a block diverged, or
+// 16 bytes were not on a multiple of 16.
 template <class... Args>
 bool run(void (*kernel)(Args...), unsigned blocks, unsigned threads, void** arguments,
          bool backwards) {
@@ -153,11 +190,11 @@ static inline void __syncwarp() { emulator::stop_at(emulator::Wait::warp); }
 
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
-    return emulator::exchange(value, emulator::current % emulator::kWarp ^ mask);
+    return emulator::gathered(value)[emulator::current % emulator::kWarp ^ mask];
 }
 template <class T>
 T __shfl_sync(unsigned, T value, int lane) {
-    return emulator::exchange(value, lane);
+    return emulator::gathered(value)[lane % emulator::kWarp];
 }
 
 // Fibers take turns, so a plain read-modify-write is atomic.
@@ -166,4 +203,83 @@ T atomicAdd(T* cell, T value) {
     const T old = *cell;
     *cell = old + value;
     return old;
+}
+
+static inline uint4 __ldg(const uint4* from) { return *emulator::aligned(from); }
+static inline uint4 __ldcs(const uint4* from) { return *emulator::aligned(from); }
+static inline float __uint_as_float(unsigned bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+// In place of kernels/tensor.cuh, which says what each does.
+
+static inline void copy16(void* to, const void* from, bool filled) {
+    auto& self = emulator::fibers[emulator::current];
+    emulator::aligned(to);
+    const emulator::Copy copy{to, filled ? emulator::aligned(from) : nullptr, self.group};
+    if (emulator::copies_at_once) emulator::perform(copy);
+    else self.copies.push_back(copy);
+}
+
+static inline void copy_commit() { ++emulator::fibers[emulator::current].group; }
+
+template <int Newest>
+void copy_wait() {
+    auto& self = emulator::fibers[emulator::current];
+    size_t done = 0;
+    while (done < self.copies.size() && self.copies[done].group < self.group - Newest)
+        emulator::perform(self.copies[done++]);
+    self.copies.erase(self.copies.begin(), self.copies.begin() + done);
+}
+
+static inline void load_matrices(unsigned (&words)[4], const void* row) {
+    const uint4* const* const rows = emulator::gathered(emulator::aligned(row));
+    const unsigned lane = emulator::current % emulator::kWarp;
+    for (unsigned m = 0; m < 4; ++m)
+        std::memcpy(&words[m], (const unsigned*)rows[m * 8 + lane / 4] + lane % 4, 4);
+}
+
+// `Product` of two words, summed over a step.
+template <class Product>
+void multiply_words(float (&sums)[4], const unsigned (&left)[4], const unsigned (&right)[2],
+                    Product product) {
+    struct Operands {
+        unsigned left[4], right[2];
+    };
+    Operands own;
+    std::memcpy(own.left, left, sizeof left);
+    std::memcpy(own.right, right, sizeof right);
+    const Operands* const all = emulator::gathered(own);
+    const unsigned lane = emulator::current % emulator::kWarp;
+    for (unsigned i = 0; i < 4; ++i) {
+        const unsigned row = lane / 4, column = lane % 4 * 2 + i % 2;
+        for (unsigned word = 0; word < 8; ++word)
+            sums[i] += product(all[row * 4 + word % 4].left[i / 2 + word / 4 * 2],
+                               all[column * 4 + word % 4].right[word / 4]);
+    }
+}
+
+static inline void multiply_half(float (&sums)[4], const unsigned (&left)[4],
+                                 const unsigned (&right)[2]) {
+    multiply_words(sums, left, right, [](unsigned a, unsigned b) {
+        __half x[2], y[2];
+        std::memcpy(x, &a, sizeof a);
+        std::memcpy(y, &b, sizeof b);
+        return (float)x[0] * (float)y[0] + (float)x[1] * (float)y[1];
+    });
+}
+
+static inline void multiply_tf32(float (&sums)[4], const unsigned (&left)[4],
+                                 const unsigned (&right)[2]) {
+    multiply_words(sums, left, right, [](unsigned a, unsigned b) {
+        return __uint_as_float(a & ~0x1fffu) * __uint_as_float(b & ~0x1fffu);
+    });
+}
+
+static inline unsigned round_tf32(float x) {
+    unsigned bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return x - x == 0 ? (bits + 0x1000u) & ~0x1fffu : bits;
 }

@@ -51,7 +51,7 @@ def call(kernel: Callable[..., Any], device: str, *arguments: Any, **options: An
 
 
 def launch_users() -> list[Any]:
-    families = ("context", "nms", "proposals", "similarity")
+    families = ("context", "corpus", "nms", "proposals", "similarity")
     return [importlib.import_module(f"granalign_fast.kernels.{name}") for name in families]
 
 

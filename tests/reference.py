@@ -173,3 +173,14 @@ def context(embeddings: Any, rules: Any) -> Any:
             total += weight
         mixed[clip] /= total
     return mixed
+
+
+def inner_products(queries: Any, clips: Any) -> list[list[float]]:
+    """Of every query with every clip."""
+    return [[_dot(query, clip) for clip in clips] for query in queries]
+
+
+def nearest(scores: Sequence[float], k: int) -> list[tuple[float, int]]:
+    """The `k` best of a query's scores with their rows; of equal scores the lower row is better."""
+    order = sorted(range(len(scores)), key=lambda row: (-scores[row], row))
+    return [(scores[row], row) for row in order[:k]]

@@ -1,0 +1,274 @@
+"""The best clips of a whole library for each query: exact inner products, no approximate index.
+
+The library goes by in segments, and of each query only the best `k` so far are kept, so that memory
+is bounded whatever the number of clips. On a GPU up to `FEW` queries ride along in one pass over
+the clips, which then costs what reading them costs; more queries are multiplied on tensor cores.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from .launch import (
+    SERIAL_PRODUCT,
+    Array,
+    CupyLauncher,
+    Launcher,
+    check_array,
+    launcher_for,
+)
+
+MOST = 1024
+"""The largest `k`, and the queries that a device takes at a time."""
+
+FEW = 8
+"""Queries up to which the clips are streamed; from there on a tensor core does what reading the
+clips leaves time for. FEW of corpus.cu."""
+
+WORKSPACE = 1 << 30
+"""Bytes of device memory for the lists of candidates, unless the caller says otherwise."""
+
+_THREADS = 256  # WARPS * WARP of corpus.cuh
+_STREAMED = 128  # clips that a block of `one` and `few` scores at a time
+_WAVES = 16  # blocks of theirs a multiprocessor
+_TILE_QUERIES = 128  # of `many`
+_TILE_CLIPS = 192
+_CHUNK = 64  # bytes of a row in a stage of `many`
+_FIRST = 4096  # clips before there is any bar: all of them become candidates
+_GROWTH = 8  # A segment is so many times what came before: of clips in no order, 8 k pass the bar.
+
+_WORTH_WAKING = 1 << 15  # numbers of all queries, from which on OpenBLAS has work for many cores
+
+_Keys = npt.NDArray[np.uint64]
+
+
+class Top(NamedTuple):
+    """The best clips of each query, best first; past the last clip -inf and -1."""
+
+    scores: Array
+    """`(queries, k)` float32."""
+    rows: Array
+    """`(queries, k)` int64: rows of the clips."""
+
+
+def corpus(queries: Array, clips: Array, *, k: int, workspace: int = WORKSPACE) -> Top:
+    """The `k` clips with the largest inner product with each query, out of all clips.
+
+    Of equal scores the lower row is better, and the same arrays give the same bits again. Scores
+    are within 1e-5 of the exact product of unit vectors, whatever the embeddings' dtype: sums are
+    float64 on the host and float32 on a GPU, where more than `FEW` float32 queries are multiplied
+    as pairs of 11-bit numbers, to 22 bits.
+
+    A NaN ranks above every number: the first of a query's scores is NaN, and its row tells the
+    clip, where an embedding of either holds one. With infinite numbers a score may be NaN.
+
+    On a GPU nothing waits, and all work is on CuPy's current stream, so that it can be captured in
+    a CUDA graph: after a first call, which compiles, and under a memory pool that lives as long as
+    the graph (``with cupy.cuda.using_allocator(pool.malloc)``).
+
+    Args:
+        queries: `(queries, dim)` float32 or float16. A device takes 1,024 at a time.
+        clips: `(clips, dim)`, same dtype; up to 2^31 - 1 clips.
+        k: 1 to 1,024.
+        workspace: bytes of device memory for candidates; the less, the more often they are sorted
+            out.
+
+    Raises:
+        ValueError: a shape, dtype or value does not fit.
+        TypeError: NumPy and CuPy arrays are mixed.
+    """
+    launcher = launcher_for(queries=queries, clips=clips)
+    check_array("queries", queries, (None, None), "float32", "float16")
+    count, dim = queries.shape
+    check_array("clips", clips, (None, dim), queries.dtype.name)
+    if dim < 1:
+        raise ValueError("queries: got no numbers in a row, expected embeddings")
+    if clips.shape[0] >= 1 << 31:
+        raise ValueError(f"clips: got {clips.shape[0]}, expected fewer than 2^31: search in parts")
+    if not 1 <= k <= MOST:
+        raise ValueError(f"k: got {k}, expected 1 to {MOST}")
+    least = 8 * max(min(count, MOST), 1) * (k + _FIRST)
+    if workspace < least:
+        raise ValueError(
+            f"workspace: got {workspace} bytes, expected at least {least}, "
+            f"for lists of {k} and {_FIRST} candidates a query"
+        )
+    if launcher is None:
+        return _on_host(queries, clips, k)
+    return on_device(launcher, queries, clips, k, workspace)
+
+
+def _keys(scores: npt.NDArray[np.float32], first_row: int) -> _Keys:
+    """Greater for a better score, then for a lower row; NaN above all numbers. Never 0."""
+    bits = (scores + np.float32(0)).view(np.uint32)  # -0 becomes 0: they are equal
+    negative = bits >> np.uint32(31) != 0
+    bits = np.where(negative, ~bits, bits | np.uint32(1 << 31))
+    bits[np.isnan(scores)] = 0xFFFFFFFF
+    rows = np.arange(first_row, first_row + scores.shape[1], dtype=np.uint32)
+    keys: _Keys = bits.astype(np.uint64) << np.uint64(32) | ~rows
+    return keys
+
+
+def _unpacked(keys: _Keys) -> Top:
+    """Scores and rows of sorted keys; 0 stands for no clip."""
+    bits = (keys >> np.uint64(32)).astype(np.uint32)
+    positive = bits >> np.uint32(31) != 0
+    bits = np.where(positive, bits & np.uint32((1 << 31) - 1), ~bits)
+    rows = (~keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    none = keys == 0
+    return Top(np.where(none, np.float32(-np.inf), bits.view(np.float32)), np.where(none, -1, rows))
+
+
+def _on_host(queries: npt.NDArray[Any], clips: npt.NDArray[Any], k: int) -> Top:
+    count = queries.shape[0]
+    best = np.zeros((count, k), dtype=np.uint64)
+    bars = np.full(count, -np.inf, dtype=np.float32)  # the least score that is kept
+    # In float64, rounded once: OpenBLAS sums the rows of a block in more than one order, and in
+    # float32 equal clips would not have equal scores.
+    asked = queries.astype(np.float64)
+    step = 4096 if asked.size >= _WORTH_WAKING else 1024
+    with np.errstate(invalid="ignore", over="ignore"):  # a NaN is reported by its rank
+        for first in range(0, clips.shape[0], step):
+            part = clips[first : first + step].astype(np.float64)
+            scores = _products(asked, part).astype(np.float32)
+            # An equal score in a later row is not better. Not "greater": a NaN must pass.
+            passes = ~(scores.max(axis=1, initial=-np.inf) <= bars) | (best[:, 0] == 0)
+            changed = np.flatnonzero(passes)
+            if len(changed) == 0:
+                continue
+            keys = np.concatenate([best[changed], _keys(scores[changed], first)], axis=1)
+            keys.partition(keys.shape[1] - k, axis=1)
+            best[changed] = np.sort(keys[:, -k:], axis=1)
+            bars[changed] = _unpacked(best[changed, :1]).scores[:, 0]
+    return _unpacked(best[:, ::-1])
+
+
+def _products(
+    asked: npt.NDArray[np.float64], part: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """``asked @ part.T``, by products that OpenBLAS computes on this thread unless it is large."""
+    count, dim = asked.shape
+    if asked.size >= _WORTH_WAKING:
+        return np.asarray(asked @ part.T)
+    products = np.empty((count, len(part)))
+    across = max(min(count, 16), 1)
+    along = max(SERIAL_PRODUCT // (across * dim), 16)
+    for query in range(0, count, across):
+        for clip in range(0, len(part), along):
+            some = slice(query, query + across), slice(clip, clip + along)
+            np.matmul(asked[some[0]], part[some[1]].T, out=products[some])
+    return products
+
+
+def on_device(launcher: Launcher, queries: Array, clips: Array, k: int, workspace: int) -> Top:
+    """The same on a device: two launches a segment, nothing waits."""
+    count = queries.shape[0]
+    top = Top(launcher.empty((count, k), np.float32), launcher.empty((count, k), np.int64))
+    for first in range(0, count, MOST):
+        part = slice(first, first + MOST)
+        _search(launcher, queries[part], clips, k, workspace, top.scores[part], top.rows[part])
+    return top
+
+
+def _segments(total: int, room: int, k: int) -> Iterator[tuple[int, int]]:
+    """Half-open runs of clips, each small enough for a list of `room` that holds `k`."""
+    begin = 0
+    while begin < total:
+        end = min(begin + max(_FIRST, begin * _GROWTH), begin + room - k, total)
+        yield begin, end
+        begin = end
+
+
+def _search(
+    launcher: Launcher,
+    queries: Array,
+    clips: Array,
+    k: int,
+    workspace: int,
+    scores: Array,
+    rows: Array,
+) -> None:
+    """Up to MOST queries, into `scores` and `rows`."""
+    count, dim = queries.shape
+    total = clips.shape[0]
+    room = min(workspace // (8 * count), k + max(total, _FIRST))
+    segments = list(_segments(total, room, k))
+    multiprocessors = _multiprocessors(launcher)
+    many = count > FEW
+    steps = 2 * -(-dim * queries.dtype.itemsize // _CHUNK)
+    tiles = -(-count // _TILE_QUERIES)
+    fragments = tiles * _TILE_QUERIES // 16 * steps * 32 if many else 0
+    packed = launcher.empty((fragments, 4), np.uint32) if many else None
+    lists = launcher.empty((count, room), np.uint64)
+    counts = launcher.empty((count,), np.int32)
+    bars = launcher.empty((count,), np.uint64)
+    half = ("-DGRANALIGN_HALF",) if queries.dtype.name == "float16" else ()
+
+    def launch(family: str, kernel: str, *arguments: Any, blocks: int) -> None:
+        launcher.launch(family, kernel, *arguments, blocks=blocks, threads=_THREADS, options=half)
+
+    def keep(*, last: bool) -> None:
+        shape = (np.int64(room), np.int32(k), np.int32(last))
+        launch("corpus", "keep", lists, counts, bars, *shape, scores, rows, blocks=count)
+
+    launch(
+        "corpus",
+        "prepare",
+        queries,
+        np.int32(count),
+        np.int32(dim),
+        np.int32(steps),
+        np.int64(fragments),
+        np.int64(segments[0][1] if segments else 0),
+        packed,
+        counts,
+        bars,
+        blocks=-(-max(fragments, count) // _THREADS),
+    )
+    for begin, end in segments:
+        if begin:
+            keep(last=False)
+        if many:
+            family, kernel = "corpus_many", "many"
+            walkers = max(multiprocessors // tiles, 1)
+            blocks = tiles * min(walkers, -(-(end - begin) // _TILE_CLIPS))
+        else:
+            family, kernel = "corpus", "one" if count == 1 else "few"
+            blocks = min(_WAVES * multiprocessors, -(-(end - begin) // _STREAMED))
+        launch(
+            family,
+            kernel,
+            packed if many else queries,
+            clips,
+            np.int64(begin),
+            np.int64(end),
+            np.int32(dim),
+            np.int32(count),
+            np.int64(room),
+            bars,
+            lists,
+            counts,
+            blocks=blocks,
+        )
+    keep(last=True)
+
+
+def _multiprocessors(launcher: Launcher) -> int:
+    """Of the current device. Any but CuPy's is an emulated one."""
+    if not isinstance(launcher, CupyLauncher):
+        return 2
+    import cupy
+
+    return _attribute(cupy.cuda.Device().id)
+
+
+@functools.cache
+def _attribute(device: int) -> int:
+    import cupy
+
+    return int(cupy.cuda.Device(device).attributes["MultiProcessorCount"])
