@@ -16,7 +16,7 @@ help:
 	@echo "make demo   search a captioned video, print the moments, draw them (out/demo.png)"
 	@echo "make test   run the tests"
 	@echo "make lint   ruff, mypy, pyright"
-	@echo "make bench  measure this machine: encoder and kernels"
+	@echo "make bench  measure this machine: every stage, every peer that is installed (out/bench)"
 	@echo "make gpu    on a machine with CUDA: the kernels' tests, none skipped, then their timings"
 
 demo: .venv/.demo
@@ -68,8 +68,15 @@ tensorrt-bindings: .venv/.test
 	GRANALIGN_TENSORRT_BINDINGS=out/tensorrt GRANALIGN_FORBID_SKIPS=1 \
 	  $(BIN)/pytest -q tests/test_tensorrt_bindings.py
 
+# Peers that need torch take part where `make test-optimum` has set up their environment. To publish:
+# make bench BENCH_OUT=bench/results BENCH_PAGE=bench/RESULTS.md
+BENCH_OUT ?= out/bench
+BENCH_PAGE ?= $(BENCH_OUT)/RESULTS.md
+BENCH_WITH = $(if $(wildcard .venv-optimum/.ready),.venv-optimum/bin,$(BIN))
 bench: .venv/.demo
-	$(BIN)/python -m granalign_fast.bench.kernels
+	@mkdir -p $(BENCH_OUT)
+	$(BENCH_WITH)/granalign bench --json $(BENCH_OUT)/cpu.json >/dev/null
+	$(BIN)/granalign bench --from $(BENCH_OUT)/cpu.json --plots $(BENCH_OUT)/cpu --markdown $(BENCH_PAGE)
 
 # Where Python already has CuPy, its packages are used as they are, and nothing is installed: GPU
 # machines often cannot reach a registry. Otherwise .venv gets them.

@@ -29,75 +29,11 @@ from granalign_fast.export.vlm import export_vlm
 from granalign_fast.prefixes import MemoryTier, PrefixCache
 from granalign_fast.vlm import VisionLanguageModel
 
-_SPECIAL = (
-    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
-    *("<|image_pad|>", "<|video_pad|>"),
-)
-_TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}"
-    "{% else %}{% for c in m.content %}{% if c.type == 'image' %}<|vision_start|><|image_pad|>"
-    "<|vision_end|>{% else %}{{ c.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+from .random_models import shape_of, write_source
+
+_MODEL = "qwen2.5-vl-112m"
 _FOCUS = ("a man in a red coat", "a dog", "runs over the road")
-_VOCABULARY = 16384
-_SIZE = (336, 560)
-
-
-def make_model(folder: Path) -> int:
-    """Write a random Qwen2.5-VL with a tokenizer of letters; how many weights it has."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import (
-        PreTrainedTokenizerFast,
-        Qwen2_5_VLConfig,
-        Qwen2_5_VLForConditionalGeneration,
-        Qwen2VLImageProcessor,
-    )
-
-    torch.manual_seed(0)
-    ids = {name: 256 + i for i, name in enumerate(_SPECIAL)}
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": _VOCABULARY,
-            "hidden_size": 768,
-            "intermediate_size": 2304,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 2048,
-            "rope_scaling": {"type": "mrope", "mrope_section": [8, 12, 12]},
-            "initializer_range": 0.05,  # wide enough for tokens to differ from step to step
-            "tie_word_embeddings": True,
-            "eos_token_id": ids["<|im_end|>"],
-        },
-        vision_config={
-            "depth": 8,
-            "hidden_size": 384,
-            "intermediate_size": 1152,
-            "num_heads": 6,
-            "out_hidden_size": 768,
-            "fullatt_block_indexes": [3, 7],
-            "initializer_range": 0.05,
-        },
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-        tie_word_embeddings=True,
-    )
-    model = Qwen2_5_VLForConditionalGeneration(config)
-    model.save_pretrained(folder)
-    letters = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(letters, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(list(_SPECIAL))
-    saved = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
-    saved.chat_template = _TEMPLATE
-    saved.save_pretrained(folder)
-    Qwen2VLImageProcessor(min_pixels=1, max_pixels=1 << 24).save_pretrained(folder)
-    return sum(weight.numel() for weight in model.parameters())
+_SIZE = shape_of(_MODEL).image_size
 
 
 def transformers_captions(
@@ -146,7 +82,8 @@ def main() -> None:
         sys.exit(str(MissingExtraError("comparing with transformers", "optimum")))
     with tempfile.TemporaryDirectory() as place, quiet():
         folder = Path(place)
-        weights = make_model(folder / "source")
+        write_source(_MODEL, folder / "source")
+        weights = shape_of(_MODEL).weights
         export_vlm(folder / "source", folder / "out", image_size=_SIZE)
         model = VisionLanguageModel(folder / "out")
         print(

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,55 +25,11 @@ from granalign_fast.export.folder import quiet
 from granalign_fast.export.llm import export_llm
 from granalign_fast.generation import CausalLM
 
-VOCABULARY = 16384
-Generate = Callable[[list[list[int]], int], list[list[int]]]
+from .peers import Generate, greedy, stock_export, transformers_model
+from .random_models import shape_of, write_source
 
-
-def make_model(folder: Path) -> int:
-    """Write a random Llama with grouped heads and a tokenizer; how many weights it has."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=768,
-        intermediate_size=2304,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        num_key_value_heads=4,
-        max_position_embeddings=2048,
-        tie_word_embeddings=False,
-        initializer_range=0.05,  # wide enough for greedy tokens to differ from step to step
-    )
-    model = LlamaForCausalLM(config)
-    model.save_pretrained(folder)
-    tokenizer = Tokenizer(models.WordLevel({str(i): i for i in range(VOCABULARY)}, unk_token="0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
-    return sum(weight.numel() for weight in model.parameters())
-
-
-def theirs(model: Any) -> Generate:
-    """`generate` of transformers or optimum, greedy, never stopping early."""
-    import torch
-
-    def run(prompts: list[list[int]], count: int) -> list[list[int]]:
-        ids = torch.tensor(prompts)
-        with torch.inference_mode():
-            found = model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=count,
-                do_sample=False,
-                eos_token_id=None,
-                pad_token_id=0,
-            )
-        tokens: list[list[int]] = found[:, ids.shape[1] :].tolist()
-        return tokens
-
-    return run
+MODEL = "llama-108m"
+VOCABULARY = shape_of(MODEL).text["vocab_size"]
 
 
 def ours(model: CausalLM) -> Generate:
@@ -135,35 +90,23 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=7, help="prompts in a batch (7: one query)")
     options = parser.parse_args()
     try:
-        from optimum.exporters.onnx import main_export
-        from optimum.onnxruntime import ORTModelForCausalLM
-        from optimum.utils import logging
-        from transformers import LlamaForCausalLM
+        import optimum.onnxruntime  # noqa: F401
+        import transformers  # noqa: F401
     except ImportError:
         sys.exit(str(MissingExtraError("comparing with transformers and optimum", "optimum")))
-    logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as place, quiet():
         folder = Path(place)
-        weights = make_model(folder / "source")
-        print(f"Llama, {weights / 1e6:.0f} M random weights, {options.rows} rows of 64 tokens")
+        source = write_source(MODEL, folder / "source")
+        weights = shape_of(MODEL).weights / 1e6
+        print(f"Llama, {weights:.0f} M random weights, {options.rows} rows of 64 tokens")
         for precision in ("fp32", "int4"):
-            export_llm(folder / "source", folder / precision, precision=precision)
-        main_export(
-            str(folder / "source"),
-            folder / "stock",
-            task="text-generation-with-past",
-            do_validation=False,
-        )
+            export_llm(source, folder / precision, precision=precision)
         fp32 = CausalLM(folder / "fp32")
         runtimes = {
             "ours, fp32": ours(fp32),
             "ours, int4": ours(CausalLM(folder / "int4")),
-            "stock optimum export, fp32": theirs(
-                ORTModelForCausalLM.from_pretrained(folder / "stock")
-            ),
-            "transformers, fp32": theirs(
-                LlamaForCausalLM.from_pretrained(folder / "source").eval()
-            ),
+            "stock optimum export, fp32": greedy(stock_export(source, folder / "stock")),
+            "transformers, fp32": greedy(transformers_model(source)),
         }
         prompts = np.random.default_rng(0).integers(VOCABULARY, size=(options.rows, 64)).tolist()
         compare_steps(runtimes, prompts, options.rounds)

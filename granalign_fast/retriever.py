@@ -263,9 +263,10 @@ class MomentRetriever:
         for index, members in asked.values():
             ways = [ways_to_ask(_rewrites(requests[i])) for i in members]
             texts = [text for own in ways for text in own]
-            curves = iter(self.recogniser.recognise(frame_set(index), texts))
-            for i, own in zip(members, ways, strict=True):
-                found[i] = np.mean([next(curves) for _ in own], axis=0, dtype=np.float32)
+            curves = self.recogniser.recognise(frame_set(index), texts)
+            ends = np.cumsum([len(own) for own in ways]).tolist()
+            for i, own, end in zip(members, ways, ends, strict=True):
+                found[i] = curves[end - len(own) : end].mean(axis=0)
         clock.lap("recognise")
         fused = np.concatenate([_stretched(curve) for curve in found])
         offsets = np.cumsum([0, *map(len, found)])

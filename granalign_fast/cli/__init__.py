@@ -9,10 +9,12 @@ import typer
 
 from granalign_fast.errors import GranAlignError
 
+from .benching import bench
 from .checking import doctor
+from .demo import demo
 from .evaluating import evaluate, score
 from .exporting import export_app
-from .searching import demo, index, search
+from .searching import index, search
 
 app = typer.Typer(
     help="Find the moment in a video that a sentence describes.",
@@ -21,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (index, search, demo, evaluate, score, doctor):
+for command in (index, search, demo, evaluate, score, doctor, bench):
     app.command()(command)
 app.add_typer(export_app, name="export")
 

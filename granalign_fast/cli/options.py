@@ -23,7 +23,10 @@ Preset = Annotated[
     typer.Option(help="tuned (the default), paper: the text to the letter, or recognition."),
 ]
 Models = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="A folder of exported models: clip, llm, vlm.")
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="A folder of exported models (clip, llm, vlm), or: miniatures."
+    ),
 ]
 Encoder = Annotated[
     str | None,
@@ -45,6 +48,10 @@ PrefixGib = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 NewFolder = Annotated[Path, typer.Argument(help="A folder to write; it must not exist.")]
 InputFile = Annotated[Path, typer.Option(metavar="FILE", help="JSON Lines, plain or .gz.")]
+
+
+MINIATURES = "miniatures"
+"""What `--models` may name in the place of a folder: the small models of the package itself."""
 
 
 def check_suffix(plot: Path | None) -> None:
@@ -70,6 +77,10 @@ def open_models(folder: Path, device: str, prefix_gib: float) -> ModelFolder:
     from granalign_fast.model_folder import ModelFolder
     from granalign_fast.prefixes import DiskTier, MemoryTier, PrefixCache
 
+    if str(folder) == MINIATURES and not folder.exists():
+        from granalign_fast.miniatures import MODELS
+
+        folder = MODELS
     kept = PrefixCache(
         [MemoryTier(1 << 30), DiskTier(default_cache() / "prefixes", int(prefix_gib * (1 << 30)))]
     )

@@ -1,8 +1,9 @@
-"""``granalign index``, ``granalign search`` and ``granalign demo``."""
+"""``granalign index`` and ``granalign search``."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -115,7 +116,7 @@ def search(
     stored = None if rewrites is None else StoredRewriter(rewrites)
     result = retriever.search(index, query if stored is None else stored.rewrite([query])[0])
     if plot is not None:
-        _draw(index, result, plot)
+        draw(index, result, plot)
     _show(index, result, form)
     if plot is not None and form == "table":
         typer.echo(f"drawn in {short(plot)}")
@@ -194,8 +195,14 @@ def _show(index: VideoIndex, result: SearchResult, form: str) -> None:
         sys.stdout.write(render(form, Timeline.of_search(index, result, frame_rate=rate)))
 
 
-def _draw(index: VideoIndex, result: SearchResult, path: Path) -> None:
-    """With frames where there is a video, without them where captions were given."""
+def draw(
+    index: VideoIndex,
+    result: SearchResult,
+    path: Path,
+    *,
+    truth: Sequence[tuple[float, float]] = (),
+) -> None:
+    """A picture, with frames where there is a video, without them where captions were given."""
     if index.frames is None:
         from granalign_fast.output.plot import draw_search
 
@@ -207,7 +214,8 @@ def _draw(index: VideoIndex, result: SearchResult, path: Path) -> None:
     clips = strip_clips(len(index.video.captions))
     images = frame_set(index).load(clips)
     times = index.frames.times[clips].tolist()
-    draw_filmstrip(index, result, list(zip(times, images, strict=True)), path)
+    strip = list(zip(times, images, strict=True))
+    draw_filmstrip(index, result, strip, path, truth=truth)
 
 
 def _cut(index: VideoIndex, result: SearchResult, path: Path) -> None:
@@ -220,17 +228,3 @@ def _cut(index: VideoIndex, result: SearchResult, path: Path) -> None:
     best = result.moments[0]
     made = cut(index.frames.path, best.start, best.end, path)
     sys.stderr.write(f"{short(path)}: {made.start:.2f} to {made.end:.2f} s of the video\n")
-
-
-def demo(
-    plot: Annotated[Path, typer.Option(metavar="PNG", help="Where to draw.")] = Path("demo.png"),
-) -> None:
-    """Ask a captioned video that comes with the package, and draw the answer."""
-    from importlib.resources import as_file, files
-
-    from granalign_fast.output.report import DEMO_QUERY
-
-    with as_file(files("granalign_fast") / "data") as data:
-        video, rewrites = data / "demo.jsonl", data / "demo_rewrites.jsonl"
-        typer.echo(f"$ granalign search {short(video)} {DEMO_QUERY!r} --rewrites {short(rewrites)}")
-        search(video, DEMO_QUERY, rewrites=rewrites, plot=plot)
