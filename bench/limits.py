@@ -1,0 +1,180 @@
+"""What the machine can do at most, measured, and how long a stage would take at that rate.
+
+A stage's bytes and operations are counted by formula where it is measured. The limit is the longer
+of its bytes at the copy bandwidth and its operations at the rate of large matrix products: no
+stage with these numbers can be faster, and few can be as fast.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from granalign_fast.embedding import cpu_threads
+from granalign_fast.session import Device
+
+_COPY_BYTES = 1 << 28
+_EDGE = 1536
+_BEST_OF = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a stage has to do, whatever does it.
+
+    Attributes:
+        bytes: read and written, each once.
+        operations: of arithmetic, a multiplication and an addition being two.
+        kind: of number in them: ``fp32``, ``fp16`` or ``int8``.
+    """
+
+    bytes: float = 0.0
+    operations: float = 0.0
+    kind: str = "fp32"
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.bytes + other.bytes, self.operations + other.operations, self.kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """A device's measured best.
+
+    Attributes:
+        bandwidth: bytes a second of a copy that no cache holds, those read and those written.
+        rates: operations a second of large matrix products, by kind of number.
+        overhead: seconds of the shortest launch, on a GPU; no batch is faster.
+    """
+
+    bandwidth: float
+    rates: dict[str, float] = field(default_factory=dict)
+    overhead: float = 0.0
+
+    def seconds(self, work: Work) -> tuple[float, str]:
+        """The least that this work can take, and what bounds it: ``bytes`` or ``operations``."""
+        moving = work.bytes / self.bandwidth
+        rate = self.rates.get(work.kind) or max(self.rates.values())
+        computing = work.operations / rate
+        bound = "bytes" if moving >= computing else "operations"
+        return max(moving, computing) + self.overhead, bound
+
+
+class Yardstick:
+    """A few milliseconds of products and sums, always the same, on the device.
+
+    Args:
+        to_device: moves an array of NumPy to where it is to run.
+    """
+
+    def __init__(self, to_device: Callable[[npt.NDArray[Any]], Any]) -> None:
+        rng = np.random.default_rng(0)
+        self.matrix = to_device(rng.standard_normal((256, 256), dtype=np.float32))
+        self.row = to_device(rng.standard_normal(1 << 20, dtype=np.float32))
+
+    def __call__(self, _: object) -> object:
+        """Run it."""
+        product = self.matrix
+        for _step in range(8):
+            product = self.matrix @ self.matrix
+        return product.sum() + (self.row * self.row).sum()
+
+
+def measure_limits(device: str, *, copy_bytes: int = _COPY_BYTES, edge: int = _EDGE) -> Limits:
+    """Measure a device.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        copy_bytes: of the array that is copied; several times the largest cache.
+        edge: rows and columns of the matrices.
+
+    Raises:
+        MissingExtraError: the CPU's int8 rate needs ONNX Runtime, a GPU needs CuPy.
+    """
+    if Device.parse(device).kind == "cpu":
+        return _host_limits(copy_bytes, edge)
+    return _device_limits(copy_bytes * 4, edge * 4)
+
+
+def _host_limits(copy_bytes: int, edge: int) -> Limits:
+    threads = cpu_threads(None)
+    source = np.ones(copy_bytes, np.uint8)
+    target = np.zeros_like(source)
+    parts = [
+        slice(i * copy_bytes // threads, (i + 1) * copy_bytes // threads) for i in range(threads)
+    ]
+
+    def copy_all(pool: ThreadPoolExecutor) -> None:
+        list(pool.map(lambda part: np.copyto(target[part], source[part]), parts))
+
+    with ThreadPoolExecutor(threads) as pool:
+        copying = best_seconds(lambda: copy_all(pool))
+    left = np.random.default_rng(0).standard_normal((edge, edge), dtype=np.float32)
+    operations = 2.0 * edge**3
+    rates = {
+        "fp32": operations
+        / min(best_seconds(lambda: left @ left), best_seconds(_onnx_product(left))),
+    }
+    small = np.clip(left * 40, -127, 127).astype(np.int8)
+    rates["int8"] = operations / best_seconds(_onnx_product(small))
+    return Limits(2 * copy_bytes / copying, rates)
+
+
+def _onnx_product(matrix: npt.NDArray[Any]) -> Callable[[], object]:
+    """A matrix times itself by ONNX Runtime, which has other code for it than NumPy."""
+    from onnx import TensorProto, helper, numpy_helper
+    from onnxruntime import InferenceSession
+
+    edge = len(matrix)
+    if matrix.dtype == np.float32:
+        kind, result, operator = TensorProto.FLOAT, TensorProto.FLOAT, "MatMul"
+        given = matrix
+    else:
+        kind, result, operator = TensorProto.UINT8, TensorProto.INT32, "MatMulInteger"
+        given = matrix.view(np.uint8)
+    graph = helper.make_graph(
+        [helper.make_node(operator, ["x", "w"], ["y"])],
+        "product",
+        [helper.make_tensor_value_info("x", kind, (edge, edge))],
+        [helper.make_tensor_value_info("y", result, (edge, edge))],
+        [numpy_helper.from_array(matrix, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    session = InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, {"x": given})
+
+
+def _device_limits(copy_bytes: int, edge: int) -> Limits:
+    import cupy
+
+    source = cupy.ones(copy_bytes, cupy.uint8)
+    target = cupy.zeros_like(source)
+
+    def timed(run: Callable[[], object]) -> float:
+        from .timing import CudaClock
+
+        return min(CudaClock().time(lambda _: run(), None)[0] for _ in range(_BEST_OF + 1))
+
+    copying = timed(lambda: cupy.copyto(target, source))
+    rates = {}
+    for kind, dtype in (("fp32", cupy.float32), ("fp16", cupy.float16)):
+        matrix = cupy.ones((edge, edge), dtype)
+        rates[kind] = 2.0 * edge**3 / timed(lambda matrix=matrix: matrix @ matrix)  # type: ignore[misc]
+    one = cupy.zeros(1, cupy.float32)
+    return Limits(2 * copy_bytes / copying, rates, timed(lambda: cupy.copyto(one, one)))
+
+
+def best_seconds(run: Callable[[], object]) -> float:
+    """The fastest of a few runs after one that warms up: a limit is what can be reached."""
+    run()
+    times = []
+    for _ in range(_BEST_OF):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)

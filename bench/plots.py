@@ -1,0 +1,231 @@
+"""Pictures of a report: where the time goes, throughput, growth, and the limits drawn in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from granalign_fast.errors import GranAlignError
+from granalign_fast.output.plot import CURVE, INK, MOMENT, VARIANT, new_figure, plain, save_figure
+
+from .records import OURS, Breakdown, Record, Report
+from .report import duration
+
+_COLOURS = (
+    *("#1f6f8b", "#f2a65a", "#5b8e7d", "#bc4b51", "#8f7ab5", "#c9a227"),
+    *("#6c8ead", "#d98880", "#7fb685", "#b0a199", "#46627f", "#e0b1cb"),
+)
+_SMALLEST_SHARE = 0.01
+"""Of a bar: smaller stages are drawn as one."""
+
+
+def draw_report(report: Report, folder: str | os.PathLike[str]) -> list[Path]:
+    """Write every picture that the report has figures for, as PNG.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        GranAlignError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise GranAlignError(f"{folder}: cannot be made ({error.strerror or error})") from None
+    pictures: dict[str, Callable[[Report], Any | None]] = {
+        "where-the-time-goes": _stages,
+        "throughput": _throughput,
+        "scaling": _scaling,
+        "limits": _limits,
+    }
+    drawn = []
+    for name, draw in pictures.items():
+        figure = draw(report)
+        if figure is not None:
+            save_figure(figure, folder / f"{name}.png")
+            drawn.append(folder / f"{name}.png")
+    return drawn
+
+
+def _stages(report: Report) -> Any | None:
+    """A stacked bar for each breakdown, those of a suite over one axis."""
+    suites = list(dict.fromkeys(breakdown.suite for breakdown in report.breakdowns))
+    if not suites:
+        return None
+    groups = [[b for b in report.breakdowns if b.suite == suite] for suite in suites]
+    heights = [len(group) + 1.2 for group in groups]
+    figure = new_figure(11, 0.62 * sum(heights) + 0.8, layout="constrained")
+    every = figure.subplots(len(groups), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for axes, suite, group in zip(every, suites, groups, strict=True):
+        _stacked(axes, suite, group)
+    figure.suptitle("Where the time goes", x=0.01, ha="left", color=INK, fontsize=14)
+    return figure
+
+
+def _stacked(axes: Any, suite: str, group: Sequence[Breakdown]) -> None:
+    longest = max(sum(b.stages.values()) for b in group)
+    scale, unit = (1.0, "s") if longest >= 1 else (1e3, "ms") if longest >= 1e-3 else (1e6, "µs")
+    names = dict.fromkeys(
+        name
+        for b in group
+        for name, value in b.stages.items()
+        if value >= _SMALLEST_SHARE * sum(b.stages.values())
+    )
+    colours = dict(zip(names, _COLOURS * 2, strict=False)) | {"less than 1%": "#d0d5d9"}
+    shown: set[str] = set()
+    for place, breakdown in enumerate(group):
+        whole = sum(breakdown.stages.values())
+        parts = {name: value for name, value in breakdown.stages.items() if name in names}
+        parts["less than 1%"] = whole - sum(parts.values())
+        left = 0.0
+        for name, value in parts.items():
+            if value <= 0:
+                continue
+            label = None if name in shown else name
+            shown.add(name)
+            axes.barh(
+                *(place, value * scale),
+                left=left * scale,
+                height=0.66,
+                color=colours[name],
+                label=label,
+            )
+            left += value
+        axes.annotate(
+            duration(whole),
+            (left * scale, place),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color=INK,
+        )
+    axes.set_yticks(range(len(group)), [b.name for b in group])
+    axes.set(ylim=(len(group) - 0.45, -0.55), xlim=(0, longest * scale * 1.12))
+    axes.set_xlabel(f"{suite}: {unit}", color=INK, fontsize=9, loc="left")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
+    plain(axes)
+
+
+def _throughput(report: Report) -> Any | None:
+    """Queries a second against clients, and how long a query waits."""
+    answers = [r for r in report.records if r.task == "answer queries"]
+    waits = sorted(
+        (r for r in report.records if r.task == "wait for an answer"), key=lambda r: _clients(r)
+    )
+    if not answers:
+        return None
+    figure = new_figure(11, 4.4, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for runner, colour, label in (
+        (OURS, CURVE, "one search a client"),
+        (f"{OURS}, one batch", MOMENT, "the same queries in one batch"),
+    ):
+        own = sorted((r for r in answers if r.runner == runner), key=_clients)
+        if not own:
+            continue
+        x = [_clients(record) for record in own]
+        left.plot(x, [1 / r.each for r in own], "o-", color=colour, label=label)
+        left.fill_between(
+            *(x, [r.items / r.high for r in own], [r.items / r.low for r in own]),
+            color=colour,
+            alpha=0.18,
+            linewidth=0,
+        )
+    left.set(ylabel="queries a second", ylim=(0, None))
+    for name, style in (("median", "-"), ("p90", "--"), ("p99", ":")):
+        values = [1e3 * getattr(record, name) for record in waits]
+        right.plot([_clients(r) for r in waits], values, style, color=CURVE, marker="o", label=name)
+    right.set(ylabel="ms a query waits", yscale="log")
+    for axes in (left, right):
+        axes.set_xscale("log", base=2)
+        ticks = sorted({_clients(record) for record in answers})
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.set_xlabel("clients at once", color=INK)
+        axes.legend(frameon=False, fontsize=9)
+        plain(axes)
+    figure.suptitle(
+        "Throughput: captions alone, the band is the median's 95% interval",
+        x=0.01,
+        ha="left",
+        color=INK,
+        fontsize=14,
+    )
+    return figure
+
+
+def _clients(record: Record) -> int:
+    return int(record.parameters["clients"])
+
+
+def _scaling(report: Report) -> Any | None:
+    """Seconds against size on log axes, the device's limit below."""
+    records = [r for r in report.records if r.suite == "scaling"]
+    named = list(dict.fromkeys(record.task for record in records))
+    if not named:
+        return None
+    figure = new_figure(4.2 * len(named), 4.2, layout="constrained")
+    every = figure.subplots(1, len(named), squeeze=False)[0]
+    for axes, task in zip(every, named, strict=True):
+        own = [record for record in records if record.task == task]
+        x = [record.items for record in own]
+        axes.loglog(x, [r.median for r in own], "o-", color=CURVE, label="measured")
+        axes.fill_between(
+            *(x, [r.low for r in own], [r.high for r in own]),
+            color=CURVE,
+            alpha=0.2,
+            linewidth=0,
+        )
+        bounded = [r for r in own if r.limit is not None]
+        axes.loglog(
+            *([r.items for r in bounded], [r.limit for r in bounded]),
+            "--",
+            color=MOMENT,
+            label="the machine's limit",
+        )
+        name, _, what = task.partition(": ")
+        axes.set_xlabel(name, color=INK)
+        axes.set_title(what, color=INK, fontsize=10, loc="left")
+        axes.set_ylabel("seconds", color=INK)
+        axes.grid(which="major", color=VARIANT, alpha=0.25, linewidth=0.6)
+        axes.legend(frameon=False, fontsize=9)
+        plain(axes)
+    figure.suptitle("Growth", x=0.01, ha="left", color=INK, fontsize=14)
+    return figure
+
+
+def _limits(report: Report) -> Any | None:
+    """How near each stage comes to the device's own best."""
+    own = [r for r in report.records if r.reached and r.suite != "scaling"]
+    if not own:
+        return None
+    figure = new_figure(11, 0.27 * len(own) + 1.3, layout="constrained")
+    axes = figure.subplots()
+    for place, record in enumerate(own):
+        share = 100 * (record.reached or 0.0)
+        axes.barh(
+            *(place, share), height=0.68, color=VARIANT if record.peer else CURVE, linewidth=0
+        )
+        axes.annotate(
+            f"{share:.2g}% of {record.bound}",
+            (share, place),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color=INK,
+        )
+    labels = [
+        f"{r.task}, {r.runner}"
+        + (f", {r.parameters['caches']}" if "caches" in r.parameters else "")
+        for r in own
+    ]
+    axes.set_yticks(range(len(own)), labels)
+    axes.axvline(100, color=MOMENT, linestyle="--", linewidth=1.2)
+    low = min(100 * (r.reached or 1.0) for r in own)
+    axes.set(xscale="log", xlim=(low / 1.5, 400), ylim=(len(own) - 0.4, -0.6))
+    axes.set_xlabel("percent of the measured limit; pale bars are others' code", color=INK)
+    plain(axes)
+    figure.suptitle("How far from the limit", x=0.01, ha="left", color=INK, fontsize=14)
+    return figure

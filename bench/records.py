@@ -1,0 +1,293 @@
+"""What a run of the suites leaves behind: records, JSON, and two of them compared."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from granalign_fast.errors import GranAlignError
+from granalign_fast.jsonl import replacing
+from granalign_fast.models import read_json
+
+from .timing import Samples
+
+FORMAT_VERSION = 1
+OURS = "ours"
+"""The runner that ratios are taken to."""
+LEAST_DIFFERENCE = 0.05
+"""Shares below this are never called a difference: the placement of memory alone makes as much."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """The time of one runner at one task.
+
+    Attributes:
+        suite: that it belongs to.
+        task: what was done; runners of one task do the same work.
+        runner: who did it; ``ours``, ``ours, int8`` or a peer's name.
+        peer: whether it is another's code.
+        unit: of which `items` were done in one sample, such as ``query``.
+        median: seconds of a sample; `p90`, `p99` and the 95% interval `low` to `high` likewise.
+        noise: share by which a median may change without a reason; see `timing.Samples`.
+        samples: how many there were.
+        limit: seconds that the device needs at its measured best; None where that has no meaning.
+        bound: what that limit comes from, ``bytes`` or ``operations``.
+        parameters: sizes of the workload.
+        yardstick: seconds that a fixed piece of work took beside it.
+    """
+
+    suite: str
+    task: str
+    runner: str = OURS
+    peer: bool = False
+    unit: str = "call"
+    items: float = 1
+    median: float
+    p90: float
+    p99: float
+    low: float
+    high: float
+    noise: float
+    samples: int
+    limit: float | None = None
+    bound: str | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    yardstick: float | None = None
+
+    @classmethod
+    def of(cls, samples: Samples, **known: Any) -> Self:
+        """Of the samples, and what is known of them."""
+        low, high = samples.interval()
+        return cls(
+            median=samples.median,
+            p90=samples.quantile(0.9),
+            p99=samples.quantile(0.99),
+            low=low,
+            high=high,
+            noise=samples.noise,
+            samples=len(samples.seconds),
+            **known,
+        )
+
+    @property
+    def key(self) -> str:
+        """Names the same measurement in two reports."""
+        sizes = ", ".join(f"{name} {value}" for name, value in sorted(self.parameters.items()))
+        return " / ".join(filter(None, (self.suite, self.task, self.runner, sizes)))
+
+    @property
+    def each(self) -> float:
+        """Seconds of one item."""
+        return self.median / self.items
+
+    @property
+    def reached(self) -> float | None:
+        """The share of the limit that was reached; 1 is as fast as the device can be."""
+        return None if self.limit is None or not self.median else self.limit / self.median
+
+
+@dataclass(frozen=True, slots=True)
+class Breakdown:
+    """The seconds of the stages that one thing consists of, in order."""
+
+    suite: str
+    name: str
+    stages: dict[str, float]
+
+
+@dataclass(slots=True)
+class SuiteRun:
+    """How one suite went.
+
+    Attributes:
+        seconds: that it took.
+        host_bytes: of memory at its peak.
+        device_bytes: of the GPU's, if there is one.
+        failure: why it stopped, such as a wrong answer; None where all is well.
+        notes: what a reader of the figures must know, such as peers that could not take part.
+        constants: measured numbers that the cost model is made of.
+    """
+
+    seconds: float = 0.0
+    host_bytes: int = 0
+    device_bytes: int | None = None
+    failure: str | None = None
+    notes: list[str] = field(default_factory=list)
+    constants: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Report:
+    """Everything that one ``granalign bench`` found."""
+
+    machine: dict[str, Any]
+    settings: dict[str, Any]
+    limits: dict[str, Any]
+    suites: dict[str, SuiteRun] = field(default_factory=dict)
+    records: list[Record] = field(default_factory=list)
+    breakdowns: list[Breakdown] = field(default_factory=list)
+    absent: dict[str, str] = field(default_factory=dict)
+    """Peers that are not installed, and what brings them."""
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Suites that stopped, and why."""
+        return {name: run.failure for name, run in self.suites.items() if run.failure}
+
+    @property
+    def drift(self) -> float:
+        """How far the same fixed work varied in the course of the run, as a share."""
+        seconds = sorted({r.yardstick for r in self.records if r.yardstick})
+        return seconds[-1] / seconds[0] - 1 if seconds else 0.0
+
+    @property
+    def noise(self) -> float:
+        """Of a typical record: nine in ten have less."""
+        ordered = sorted(record.noise for record in self.records)
+        return ordered[int(0.9 * (len(ordered) - 1))] if ordered else 0.0
+
+    def constant(self, name: str) -> float | None:
+        """A number that a suite measured for the cost model; None where none did."""
+        return next(
+            (run.constants[name] for run in self.suites.values() if name in run.constants), None
+        )
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """As JSON, whole or not at all.
+
+        Raises:
+            GranAlignError: the file cannot be written.
+        """
+        text = json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
+        with replacing(path) as file:
+            file.write(text.encode())
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Self:
+        """What `write` wrote.
+
+        Raises:
+            GranAlignError: the file is missing, no report, or of another format version.
+        """
+        record = read_json(Path(path))
+        got = record.get("format_version") if isinstance(record, dict) else None
+        if got != FORMAT_VERSION:
+            raise GranAlignError(
+                f"{path}: got format version {got!r}, expected {FORMAT_VERSION}; measure again "
+                f"with granalign bench --json"
+            )
+        try:
+            return cls(
+                **record
+                | {
+                    "suites": {name: SuiteRun(**run) for name, run in record["suites"].items()},
+                    "records": [Record(**own) for own in record["records"]],
+                    "breakdowns": [Breakdown(**own) for own in record["breakdowns"]],
+                }
+            )
+        except (TypeError, KeyError, AttributeError) as error:
+            raise GranAlignError(
+                f"{path}: not a report ({error}); measure again with granalign bench --json"
+            ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One measurement in two reports.
+
+    Attributes:
+        key: of the records.
+        before: seconds in the base; None where it is not there.
+        after: seconds now; None where it is gone.
+        bound: the share of change that noise alone may make.
+        verdict: ``slower``, ``faster``, ``same``, ``new`` or ``gone``.
+    """
+
+    key: str
+    before: float | None
+    after: float | None
+    bound: float
+    verdict: str
+
+    @property
+    def ratio(self) -> float:
+        """Now to before; 1 where one is not there."""
+        return self.after / self.before if self.before and self.after else 1.0
+
+
+def compare(base: Report, now: Report) -> list[Change]:
+    """Every measurement of either report, regressions first.
+
+    A median has changed when the ratio is beyond what noise may make: that of both records, at
+    least that of a typical one, because a small noise may be luck, and never below
+    `LEAST_DIFFERENCE`; and on top of it as much as the yardstick beside them has changed: by that
+    much the machine itself is another.
+    """
+    old = {record.key: record for record in base.records}
+    new = {record.key: record for record in now.records}
+    suites = set(now.suites)
+    typical = max(_usual_noise(base), _usual_noise(now), LEAST_DIFFERENCE)
+    changes = [Change(key, None, new[key].median, 0.0, "new") for key in new.keys() - old.keys()]
+    changes += [
+        Change(key, old[key].median, None, 0.0, "gone")
+        for key in old.keys() - new.keys()
+        if old[key].suite in suites  # not those of suites that did not run
+    ]
+    for key in old.keys() & new.keys():
+        before, after = old[key], new[key]
+        bound = max(before.noise + after.noise, typical) + _machine_change(before, after)
+        changes.append(
+            Change(
+                key,
+                before.median,
+                after.median,
+                bound,
+                _verdict(before.median, after.median, bound),
+            )
+        )
+    order = {"slower": 0, "gone": 1, "new": 2, "faster": 3, "same": 4}
+    return sorted(changes, key=lambda change: (order[change.verdict], change.key))
+
+
+def _machine_change(before: Record, after: Record) -> float:
+    if not before.yardstick or not after.yardstick:
+        return 0.0
+    pair = before.yardstick, after.yardstick
+    return max(pair) / min(pair) - 1
+
+
+def _usual_noise(report: Report) -> float:
+    ordered = sorted(record.noise for record in report.records)
+    return ordered[len(ordered) // 2] if ordered else 0.0
+
+
+def _verdict(before: float, after: float, bound: float) -> str:
+    if after > before * (1 + bound):
+        return "slower"
+    if before > after * (1 + bound):
+        return "faster"
+    return "same"
+
+
+def tasks(records: list[Record]) -> Iterator[tuple[str, list[Record]]]:
+    """Records of one task and size side by side, in the order in which they were made."""
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        sizes = tuple(sorted((k, str(v)) for k, v in record.parameters.items()))
+        groups.setdefault((record.suite, record.task, sizes), []).append(record)
+    for (_, task, _), members in groups.items():
+        yield task, members
+
+
+def beside_ours(members: list[Record]) -> Mapping[str, float]:
+    """How many times our time each runner of a task takes, per item, by runner."""
+    ours = next((record for record in members if record.runner == OURS), None)
+    if ours is None or not ours.each:
+        return {}
+    return {record.runner: record.each / ours.each for record in members}

@@ -1,0 +1,146 @@
+"""Suite ``encoders``: captions and frames to embeddings, beside other runtimes of a model."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from granalign_fast.bench import peers
+from granalign_fast.bench.limits import Work
+from granalign_fast.bench.models_used import models_of
+from granalign_fast.bench.records import OURS
+from granalign_fast.bench.running import Bench, Runner
+from granalign_fast.bench.timing import HostClock, require
+from granalign_fast.bench.workloads import VARIANTS, sentences, video
+from granalign_fast.encoders import SentenceEncoder
+from granalign_fast.errors import GranAlignError
+from granalign_fast.export.reference import Bert
+from granalign_fast.export.sentence_encoder import SentenceModel
+from granalign_fast.models import resolve_model
+from granalign_fast.video.frames import read_frames
+
+_CAPTIONS, _FRAMES = 256, 16
+_JUDGED = 4
+_LEAST_COSINE = {"int8": 0.99, "fp16": 0.9999}
+"""Least mean cosine to our fp32 embeddings; 0.99999 for everything else."""
+
+
+def run(bench: Bench) -> None:
+    """Sentences, then frames where there is a CLIP."""
+    _sentences(bench)
+    _frames(bench)
+
+
+def _sentences(bench: Bench) -> None:
+    model = SentenceModel.read(resolve_model())
+    device = bench.settings.device
+    precisions = ("fp32", "fp16") if bench.on_gpu else ("fp32", "int8")
+    ours = {name: SentenceEncoder(precision=name, device=device) for name in precisions}
+    theirs = peers.sentence_encoders(model.folder, bench.folder, bench.note)
+    count = bench.settings.scaled(_CAPTIONS, 16)
+
+    def runners(texts: int) -> list[Runner]:
+        # The work is that of captions of this kind; a few tokens more or less hardly matter.
+        lengths = [len(ids) for ids in model.tokenise(tuple(sentences(_rng(), texts)))]
+        own = [
+            Runner(
+                name=OURS if name == "fp32" else f"{OURS}, {name}",
+                run=encoder.encode,
+                work=_bert_work(model, lengths, name),
+            )
+            for name, encoder in ours.items()
+        ]
+        work = _bert_work(model, lengths, "fp32")
+        return own + [Runner(name=n, run=e, peer=True, work=work) for n, e in theirs.items()]
+
+    bert = Bert.load(model.weights, model.config)
+
+    def judge(texts: list[str], outputs: Mapping[str, Any]) -> None:
+        fp32, few = outputs[OURS], tuple(texts[:_JUDGED])
+        expected = bert.embed(model.tokenise(few), pooling=model.pooling, normalise=True)
+        error = float(np.abs(fp32[:_JUDGED] - expected).max())
+        require(error < 1e-4, f"ours: {error:.0e} from the model in NumPy")
+        for name, rows in outputs.items():
+            cosine = float((rows * fp32).sum(axis=1).mean())
+            least = _LEAST_COSINE.get(name.removeprefix(f"{OURS}, "), 0.99999)
+            require(cosine >= least, f"{name}: mean cosine {cosine:.5f}, expected {least}")
+
+    found = bench.race(
+        "embed captions",
+        runners(count),
+        partial(sentences, count=count),
+        judge,
+        unit="caption",
+        items=count,
+        clock=HostClock(),
+        parameters={"captions": count},
+        seconds=3 * bench.settings.seconds,
+    )
+    bench.constant("embed_seconds_per_caption", found[OURS].median / count)
+    one = bench.race(
+        "embed a query and its rewrites",
+        runners(VARIANTS),
+        partial(sentences, count=VARIANTS),
+        judge,
+        unit="query",
+        clock=HostClock(),
+        parameters={"captions": VARIANTS},
+    )
+    bench.constant("embed_seconds_per_query", one[OURS].median)
+
+
+def _rng() -> np.random.Generator:
+    return np.random.default_rng(1)
+
+
+def _bert_work(model: SentenceModel, lengths: list[int], kind: str) -> Work:
+    """Operations of a BERT: four projections and two wide products a token, and attention."""
+    hidden, wide, layers = (
+        model.config[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers")
+    )
+    tokens, squares = sum(lengths), sum(length**2 for length in lengths)
+    dense = layers * (4 * hidden * hidden + 2 * hidden * wide)
+    operations = 2.0 * tokens * dense + 2.0 * 2 * layers * squares * hidden
+    width = {"int8": 1, "fp16": 2}.get(kind, 4)
+    return Work(width * dense + 4.0 * tokens * hidden, operations, kind)
+
+
+def _frames(bench: Bench) -> None:
+    """Frames by the CLIP of the models' folder."""
+    clip = models_of(bench).clip
+    if clip is None:
+        bench.note("frames: these models have no CLIP, and one of random weights is not made")
+        return
+    path = video(bench.folder)
+    count = bench.settings.scaled(_FRAMES, 4)
+    images = [frame.image for frame in itertools.islice(read_frames(path), 30)]
+    if not images:
+        raise GranAlignError(f"{path}: got no frame, expected some to embed")
+
+    def draw(rng: np.random.Generator) -> list[Any]:
+        return [images[i] for i in rng.integers(0, len(images), count).tolist()]
+
+    def judge(given: list[Any], outputs: Mapping[str, Any]) -> None:
+        rows = outputs["ours"]
+        alone = clip.encode_frames(given[-1:])
+        require(
+            bool(np.abs(np.linalg.norm(rows, axis=1) - 1).max() < 1e-3)
+            and float(alone[0] @ rows[-1]) > 0.999,
+            "ours: a frame's embedding depends on the others, or has no unit length",
+        )
+
+    found = bench.race(
+        "embed frames",
+        [Runner(run=clip.encode_frames)],
+        draw,
+        judge,
+        unit="frame",
+        items=count,
+        clock=HostClock(),
+        parameters={"frames": count},
+    )
+    bench.constant("clip_seconds_per_frame", found["ours"].median / count)

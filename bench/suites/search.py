@@ -1,0 +1,190 @@
+"""Suite ``search``: a sentence to moments, in a process that has yet to start and in a warm one.
+
+Four situations of the whole trip, and a search in captions alone; each result is computed anew by
+the plain loop.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from granalign_fast.bench.judging import judge_result
+from granalign_fast.bench.models_used import models_of
+from granalign_fast.bench.records import OURS
+from granalign_fast.bench.running import Bench, Runner
+from granalign_fast.bench.suites.index import captioner_of
+from granalign_fast.bench.timing import HostClock, Run, require
+from granalign_fast.bench.workloads import CLIPS, captioned, rewritten, sentence, video
+from granalign_fast.config import preset
+from granalign_fast.encoders import SentenceEncoder
+from granalign_fast.errors import GranAlignError
+from granalign_fast.index import VideoIndex
+from granalign_fast.prefixes import PrefixCache
+from granalign_fast.retriever import MomentRetriever
+
+_CLI = "from granalign_fast.cli import main; main()"
+
+
+def run(bench: Bench) -> None:
+    """Captions alone, then with models that look at frames."""
+    _captions(bench)
+    _with_models(bench)
+
+
+def captions_retriever(bench: Bench) -> MomentRetriever:
+    """One that needs no model but the sentence encoder; the preset's, if that is enough for it."""
+    config = preset(bench.settings.preset)
+    if config.scorer != "captions":
+        config = preset("tuned")
+    return MomentRetriever(SentenceEncoder(device=bench.settings.device), config)
+
+
+def _captions(bench: Bench) -> None:
+    retriever = captions_retriever(bench)
+    index = retriever.index(captioned(np.random.default_rng(bench.settings.seed), "captions"))
+    stages = _Stages()
+
+    def judge(given: Any, outputs: Mapping[str, Any]) -> None:
+        judge_result(outputs[OURS], index, retriever.encoder, retriever.config)
+
+    found = bench.race(
+        "captions alone, given rewrites",
+        [Runner(run=stages.watching(lambda query: retriever.search(index, query)))],
+        rewritten,
+        judge,
+        unit="query",
+        clock=HostClock(),
+        parameters={"clips": CLIPS},
+    )
+    bench.breakdown("captions alone", stages.medians(found[OURS].median))
+    bench.constant("captions_seconds_per_query", found[OURS].median)
+
+
+class _Stages:
+    """The stages of every search of a race; their medians are a typical search."""
+
+    def __init__(self) -> None:
+        self.seen: list[Mapping[str, float]] = []
+
+    def watching(self, search: Run) -> Run:
+        """The same search, its stages kept."""
+
+        def run(query: Any) -> Any:
+            result = search(query)
+            self.seen.append(result.seconds)
+            return result
+
+        return run
+
+    def medians(self, whole: float) -> dict[str, float]:
+        """Seconds by stage, and as ``other`` what of the whole none of them has seen.
+
+        Key frames are chosen beside the rewriting, which takes longer: they are left out.
+        """
+        names = dict.fromkeys(name for seconds in self.seen for name in seconds)
+        found = {
+            name: float(np.median([seconds.get(name, 0.0) for seconds in self.seen]))
+            for name in names
+            if name != "key_frames" or "rewrite" not in names
+        }
+        other = whole - sum(found.values())
+        return found | ({"other": other} if other > 0 else {})
+
+
+def _with_models(bench: Bench) -> None:
+    models = models_of(bench)
+    captioner = captioner_of(models)
+    config = preset(bench.settings.preset)
+    retriever = models.retriever(config)
+    path = video(bench.folder, side=224, frame_rate=10)
+    captioner.cache = PrefixCache()
+    folder = models.index([path], bench.folder / "searched")[0]
+    index = VideoIndex.load(folder)
+    parameters = {"clips": len(index.video.captions), "preset": bench.settings.preset}
+    kept = captioner.cache
+    encoder = retriever.encoder
+
+    def judge(given: str, outputs: Mapping[str, Any]) -> None:
+        result = outputs[OURS]
+        if config.scorer == "captions":
+            judge_result(result, index, encoder, config)
+        require(result.exists is None or 0 <= result.exists <= 1, "search: exists is no share")
+
+    def forget() -> None:
+        captioner.cache = PrefixCache()
+
+    def remember() -> None:
+        captioner.cache = kept
+
+    situations: dict[str, tuple[Any, Any]] = {
+        "cold index": (forget, lambda query: retriever.search(VideoIndex.load(folder), query)),
+        "warm index": (forget, lambda query: retriever.search(index, query)),
+        "cached prefixes": (remember, lambda query: retriever.search(index, query)),
+    }
+    for name, (prepare, search) in situations.items():
+        stages = _Stages()
+
+        def draw(rng: np.random.Generator, prepare: Any = prepare) -> str:
+            prepare()
+            return sentence(rng)
+
+        found = bench.race(
+            name,
+            [Runner(run=stages.watching(search))],
+            draw,
+            judge,
+            unit="query",
+            clock=HostClock(),
+            parameters=parameters,
+            rounds=8,
+        )
+        bench.breakdown(name, stages.medians(found[OURS].median))
+    bench.constant("models_seconds_per_query", found[OURS].median)
+    captioner.cache = kept
+    _cold_start(bench, models.folder, folder, parameters)
+
+
+def _cold_start(bench: Bench, models: Path, index: Path, parameters: Mapping[str, Any]) -> None:
+    """A process of its own: Python, imports, models, index, search."""
+    cache = bench.folder / "cache"
+    environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
+    command = [sys.executable, "-c", _CLI, "search", str(index)]
+    options = ["--models", str(models), "--preset", bench.settings.preset, "--json"]
+    options += ["--device", bench.settings.device]
+    stages = _Stages()
+
+    def search(query: str) -> dict[str, Any]:
+        found = subprocess.run(
+            [*command, query, *options], capture_output=True, text=True, env=environment
+        )
+        if found.returncode:
+            raise GranAlignError(f"granalign search: {found.stderr.strip()[-300:]}")
+        record: dict[str, Any] = json.loads(found.stdout)
+        stages.seen.append(record["seconds"])
+        return record
+
+    def judge(given: str, outputs: Mapping[str, Any]) -> None:
+        record = outputs[OURS]
+        require(record["query"] == given and bool(record["moments"]), "search: no moment found")
+
+    found = bench.race(
+        "cold start",
+        [Runner(run=search)],
+        sentence,
+        judge,
+        unit="query",
+        clock=HostClock(),
+        parameters=parameters,
+        rounds=4,
+    )
+    taken = stages.medians(found[OURS].median)
+    taken["start and load"] = taken.pop("other", 0.0)
+    bench.breakdown("cold start", taken)

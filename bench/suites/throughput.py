@@ -1,0 +1,81 @@
+"""Suite ``throughput``: queries a second, and how long each waits, with 1 to 64 clients at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from granalign_fast.bench.judging import judge_result
+from granalign_fast.bench.records import OURS
+from granalign_fast.bench.running import Bench, Runner
+from granalign_fast.bench.suites.search import captions_retriever
+from granalign_fast.bench.timing import HostClock, Samples, require
+from granalign_fast.bench.workloads import CLIPS, captioned, rewritten
+from granalign_fast.retriever import Request
+from granalign_fast.types import Rewrites
+
+CLIENTS = (1, 2, 4, 8, 16, 32, 64)
+_VIDEOS = 64
+_LEAST_QUERIES = 32
+
+
+def run(bench: Bench) -> None:
+    """Every client asks about one video after another, all in the same warm process."""
+    retriever = captions_retriever(bench)
+    rng = np.random.default_rng(bench.settings.seed)
+    indices = retriever.index_many(
+        [captioned(rng, f"video {i}") for i in range(bench.settings.scaled(_VIDEOS, 4))]
+    )
+
+    def draw(rng: np.random.Generator, count: int) -> list[Request]:
+        chosen = rng.integers(0, len(indices), count).tolist()
+        return [Request(indices[i], rewritten(rng)) for i in chosen]
+
+    def judge(given: list[Request], outputs: Mapping[str, Any]) -> None:
+        for found in outputs.values():
+            require(len(found) == len(given), "throughput: an answer is missing")
+            for place in (0, len(given) - 1):
+                own = given[place]
+                require(
+                    isinstance(own.query, Rewrites) and found[place].query == own.query.query,
+                    "throughput: a client got another's answer",
+                )
+                judge_result(found[place], own.index, retriever.encoder, retriever.config)
+
+    most = max(2, round(CLIENTS[-1] * min(bench.settings.size, 1.0)))
+    for clients in [count for count in CLIENTS if count <= most]:
+        waited: list[float] = []
+
+        def one(request: Request, waited: list[float] = waited) -> Any:
+            start = time.perf_counter()
+            found = retriever.search(request.index, request.query)
+            waited.append(time.perf_counter() - start)
+            return found
+
+        queries = max(_LEAST_QUERIES, clients)
+        with ThreadPoolExecutor(clients) as pool:
+            bench.race(
+                "answer queries",
+                [
+                    Runner(run=lambda given, one=one, pool=pool: list(pool.map(one, given))),  # type: ignore[misc]
+                    Runner(name=f"{OURS}, one batch", run=retriever.search_many),
+                ],
+                lambda rng, queries=queries: draw(rng, queries),  # type: ignore[misc]
+                judge,
+                unit="query",
+                items=queries,
+                clock=HostClock(),
+                parameters={"clients": clients, "clips": CLIPS},
+                rounds=5,
+                seconds=bench.settings.seconds / 2,
+            )
+        bench.record(
+            Samples((tuple(waited),)),
+            "wait for an answer",
+            unit="query",
+            parameters={"clients": clients, "clips": CLIPS},
+        )

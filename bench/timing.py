@@ -1,0 +1,240 @@
+"""Honest clocks: warm-up, turns, two passes, medians with intervals, and outputs that are judged.
+
+Everything that does the same work runs in the same race: each round draws one input, gives it to
+every runner in an order of its own, and times each. The race is run twice over, and how far the two
+medians of one runner lie apart is the noise that no interval within one pass shows.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from granalign_fast.errors import GranAlignError
+
+Run = Callable[[Any], Any]
+"""One runner: the drawn input to an output."""
+Draw = Callable[[np.random.Generator], Any]
+"""Makes an input; nobody times it."""
+Judge = Callable[[Any, Mapping[str, Any]], None]
+"""Gets the input and the output of every runner; raises `WrongAnswerError`."""
+Caches = Literal["as they are", "warm", "cold"]
+"""What the processor's caches hold when a clock starts: what drawing left there; the input, because
+the same run has just been made with it; or nothing of use."""
+
+PASSES = 2
+YARDSTICK = "yardstick"
+"""Under this name `race` returns the times of a fixed piece of work, where it is given one."""
+FEWEST_ROUNDS = 3
+"""Of each pass, however long they take."""
+
+
+class WrongAnswerError(GranAlignError):
+    """A runner's output is not what the reference says: its times mean nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Seconds of one runner, in the order in which they were taken, for each of the passes.
+
+    Raises:
+        GranAlignError: a pass has no sample.
+    """
+
+    passes: tuple[tuple[float, ...], ...]
+
+    def __post_init__(self) -> None:
+        if not self.passes or not all(self.passes):
+            raise GranAlignError(
+                f"samples: got {[len(p) for p in self.passes]} in the passes, expected one or more"
+            )
+
+    @property
+    def seconds(self) -> tuple[float, ...]:
+        """All of them."""
+        return tuple(second for own in self.passes for second in own)
+
+    def quantile(self, share: float) -> float:
+        """Seconds that this share of the samples stay below, interpolated."""
+        return float(np.quantile(self.seconds, share))
+
+    @property
+    def median(self) -> float:
+        """The half of them are faster."""
+        return self.quantile(0.5)
+
+    @property
+    def again(self) -> float:
+        """How far the medians of the passes lie apart, as a share of the lower one."""
+        medians = [float(np.median(own)) for own in self.passes]
+        return max(medians) / min(medians) - 1 if min(medians) > 0 else 0.0
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Bounds of the median, in seconds; see `median_interval`."""
+        return median_interval(self.seconds, confidence)
+
+    @property
+    def noise(self) -> float:
+        """The larger of `again` and half the interval's width, as a share of the median."""
+        low, high = self.interval()
+        return max(self.again, (high - low) / 2 / self.median if self.median > 0 else 0.0)
+
+
+def median_interval(seconds: tuple[float, ...], confidence: float = 0.95) -> tuple[float, float]:
+    """Between two of the samples, so that nothing need be known of how they are distributed.
+
+    The number of samples below the true median is binomial: the interval leaves out as many at
+    either end as that allows. Fewer than six samples cannot give 95%: their range is returned.
+
+    >>> median_interval((1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0))
+    (2.0, 9.0)
+    """
+    ordered = sorted(seconds)
+    count = len(ordered)
+    # Of `place` the largest for which as many samples or fewer below the median are too unlikely.
+    place, tail = -1, 1 / 2**count
+    while 2 * tail <= 1 - confidence:
+        place += 1
+        tail += math.comb(count, place + 1) / 2**count
+    place = max(place, 0)
+    return ordered[place], ordered[count - 1 - place]
+
+
+class Clock(Protocol):
+    """Times one call."""
+
+    def time(self, run: Run, given: Any) -> tuple[float, Any]:
+        """Seconds of ``run(given)``, and its output."""
+        ...
+
+
+class HostClock:
+    """`time.perf_counter_ns`."""
+
+    def time(self, run: Run, given: Any) -> tuple[float, Any]:
+        """Seconds of ``run(given)``, and its output."""
+        start = time.perf_counter_ns()
+        output = run(given)
+        return (time.perf_counter_ns() - start) / 1e9, output
+
+
+class CudaClock:
+    """Events on CuPy's current stream: the device's own time, without what precedes the launch."""
+
+    def time(self, run: Run, given: Any) -> tuple[float, Any]:
+        """Seconds of ``run(given)`` on the device, and its output."""
+        import cupy
+
+        start, end = cupy.cuda.Event(), cupy.cuda.Event()
+        start.record()
+        output = run(given)
+        end.record()
+        end.synchronize()
+        return float(cupy.cuda.get_elapsed_time(start, end)) / 1e3, output
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounds:
+    """How long a race goes on.
+
+    Attributes:
+        most: rounds of each pass.
+        seconds: after which a pass starts no further round, its first `FEWEST_ROUNDS` aside.
+        caches: what they hold when a clock starts.
+        flush: empties the caches; needed for cold ones.
+    """
+
+    most: int = 15
+    seconds: float = 8.0
+    caches: Caches = "as they are"
+    flush: Callable[[], object] | None = None
+
+
+def race(
+    runners: Mapping[str, Run],
+    draw: Draw,
+    judge: Judge,
+    *,
+    rounds: Rounds,
+    clock: Clock | None = None,
+    yardstick: Run | None = None,
+    seed: int = 0,
+) -> dict[str, Samples]:
+    """Time runners that do the same work, in turn, on inputs that are drawn anew for each round.
+
+    The outputs of the warm-up and of each pass's last round are judged: in the same run, and of
+    inputs that no runner has seen before.
+
+    Args:
+        runners: by name.
+        draw: makes a round's input.
+        judge: compares the outputs with a reference.
+        rounds: how many, and with which caches.
+        clock: the host's by default.
+        yardstick: always the same work, timed once a round: it tells a machine that has become
+            slower from a runner that has.
+        seed: of all inputs and orders.
+
+    Raises:
+        WrongAnswerError: an output is wrong.
+    """
+    clock = clock or HostClock()
+    rng = np.random.default_rng(seed)
+    names = list(runners)
+    given = draw(rng)
+    judge(given, {name: runners[name](given) for name in names})
+    timed = names + [YARDSTICK] * (yardstick is not None)
+    passes: dict[str, list[tuple[float, ...]]] = {name: [] for name in timed}
+    for _ in range(PASSES):
+        taken: dict[str, list[float]] = {name: [] for name in timed}
+        end = time.perf_counter() + rounds.seconds
+        done = 0
+        while done < rounds.most and (done < FEWEST_ROUNDS or time.perf_counter() < end):
+            given = draw(rng)
+            outputs: dict[str, Any] = {}
+            if yardstick is not None:
+                taken[YARDSTICK].append(clock.time(yardstick, None)[0])
+            for name in rng.permutation(names).tolist():
+                if rounds.caches == "warm":
+                    runners[name](given)
+                elif rounds.caches == "cold" and rounds.flush is not None:
+                    rounds.flush()
+                seconds, outputs[name] = clock.time(runners[name], given)
+                taken[name].append(seconds)
+            done += 1
+        judge(given, outputs)
+        for name in timed:
+            passes[name].append(tuple(taken[name]))
+    return {name: Samples(tuple(passes[name])) for name in timed}
+
+
+def difference(longer: Samples, shorter: Samples, count: int) -> Samples:
+    """What one of `count` repetitions takes that the longer runs have more than the shorter ones.
+
+    Rounds are paired. Where noise makes a difference negative, it is 0.
+    """
+    return Samples(
+        tuple(
+            tuple(max(a - b, 0.0) / count for a, b in zip(more, fewer, strict=False))
+            for more, fewer in zip(longer.passes, shorter.passes, strict=True)
+        )
+    )
+
+
+def nothing_to_judge(given: Any, outputs: Mapping[str, Any]) -> None:
+    """For work without an output of its own, such as a copy."""
+
+
+def require(right: bool, complaint: str) -> None:
+    """Raise unless an output is right.
+
+    Raises:
+        WrongAnswerError: it is not; the message is `complaint`.
+    """
+    if not right:
+        raise WrongAnswerError(f"{complaint}: the times mean nothing")

@@ -1,0 +1,85 @@
+"""``granalign demo``: the whole trip on a video that is rendered for the occasion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import MINIATURES, open_models, short
+from .searching import draw, index
+
+if TYPE_CHECKING:
+    from granalign_fast.miniatures.videos import Asked
+    from granalign_fast.types import SearchResult
+
+_SEED = 7
+_SECONDS = (60.0, 66.0)
+_SHOWN, _ABSENT = 4, 1
+
+
+def demo(
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where video, index and picture go.")
+    ] = Path("granalign-demo"),
+) -> None:
+    """Render a minute of video, index it, ask for several moments, draw one of the answers.
+
+    The models are the miniatures that come with the package: the architectures of the large ones,
+    trained on scenes of coloured shapes.
+    """
+    from granalign_fast.index import VideoIndex
+    from granalign_fast.miniatures.videos import render_video
+
+    out.mkdir(parents=True, exist_ok=True)
+    video = out / "demo.mp4"
+    script = render_video(video, _SEED, seconds=_SECONDS)
+    typer.echo(f"rendered {short(video)}: {script.duration:.0f} s, {len(script.shots)} scenes")
+    typer.echo(f"\n$ granalign index {short(video)} --models {MINIATURES} --out {short(out)}")
+    index([video], out, Path(MINIATURES))
+    found = VideoIndex.load(out / "demo")
+    retriever = open_models(Path(MINIATURES), "cpu", 1.0).retriever()
+    asked = _chosen(script.asked)
+    results = [retriever.search(found, one.query.text) for one in asked]
+    picture = out / "demo.png"
+    typer.echo(
+        f'\n$ granalign search {short(out / "demo")} "{asked[0].query.text}" '
+        f"--models {MINIATURES} --plot {short(picture)}   # and the like"
+    )
+    _print(asked, results)
+    draw(found, results[0], picture, truth=asked[0].windows)
+    typer.echo(f"drawn in {short(picture)}")
+
+
+def _chosen(asked: Sequence[Asked]) -> list[Asked]:
+    """Some of what the video shows, from all over it, and something that it does not."""
+    shown = [one for one in asked if one.windows]
+    absent = [one for one in asked if not one.windows]
+    step = len(shown) / _SHOWN
+    return [shown[int(i * step)] for i in range(_SHOWN)] + absent[:_ABSENT]
+
+
+def _print(asked: Sequence[Asked], results: Sequence[SearchResult]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from granalign_fast.output.report import clock
+
+    def span(start: float, end: float) -> str:
+        return f"{clock(start)} - {clock(end)}"
+
+    table = Table()
+    table.add_column("asked for")
+    for name in ("found at", "it is at", "shown at all"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one, result in zip(asked, results, strict=True):
+        best = result.moments[0]
+        table.add_row(
+            one.query.text,
+            span(best.start, best.end),
+            "\n".join(span(start, end) for start, end in one.windows) or "nowhere",
+            "" if result.exists is None else f"{result.exists:.0%}",
+        )
+    Console(highlight=False).print(table)

@@ -1,0 +1,408 @@
+"""What measurements are made of: statistics, races, records, comparisons, pages and pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from granalign_fast.bench.cost import costs
+from granalign_fast.bench.limits import Limits, Work, Yardstick, measure_limits
+from granalign_fast.bench.plots import draw_report
+from granalign_fast.bench.records import (
+    LEAST_DIFFERENCE,
+    Breakdown,
+    Record,
+    Report,
+    SuiteRun,
+    beside_ours,
+    compare,
+    tasks,
+)
+from granalign_fast.bench.report import duration, markdown, print_report, size, write_markdown
+from granalign_fast.bench.timing import (
+    FEWEST_ROUNDS,
+    PASSES,
+    YARDSTICK,
+    Rounds,
+    Samples,
+    WrongAnswerError,
+    difference,
+    median_interval,
+    nothing_to_judge,
+    race,
+    require,
+)
+from granalign_fast.errors import GranAlignError
+
+
+class CountingClock:
+    """Every call takes as many seconds as its output says: a race without a clock."""
+
+    def time(self, run: Any, given: Any) -> tuple[float, Any]:
+        output = run(given)
+        return float(output), output
+
+
+@pytest.mark.parametrize(
+    ("values", "low", "high"),
+    [
+        ([3.0], 3.0, 3.0),
+        ([1.0, 2.0, 3.0, 4.0, 5.0], 1.0, 5.0),  # five samples cannot give 95%: their range
+        (range(1, 7), 1, 6),  # 1 - 2 / 2^6 is the first above 95%
+        (range(1, 11), 2, 9),  # the textbook's pair of ranks for each of these numbers
+        (range(1, 21), 6, 15),
+        (range(1, 31), 10, 21),
+        (range(1, 101), 40, 61),
+    ],
+)
+def test_the_medians_interval_is_the_textbooks(values: Any, low: float, high: float) -> None:
+    shuffled = np.random.default_rng(0).permutation(list(values)).tolist()
+    assert median_interval(tuple(shuffled)) == (low, high)
+
+
+def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    true = float(np.log(2))  # the median of an exponential distribution, as skewed as times are
+    bounds = [median_interval(tuple(rng.exponential(size=24))) for _ in range(2000)]
+    held = np.mean([low <= true <= high for low, high in bounds])
+    assert 0.945 <= held <= 0.99
+
+
+def test_samples_say_what_numpy_says() -> None:
+    rng = np.random.default_rng(2)
+    first, second = rng.uniform(1, 2, 15), rng.uniform(1.5, 2.5, 15)
+    samples = Samples((tuple(first), tuple(second)))
+    both = np.concatenate([first, second])
+    assert samples.median == np.median(both)
+    assert samples.quantile(0.9) == np.percentile(both, 90)
+    expected = np.median(second) / np.median(first) - 1
+    assert samples.again == pytest.approx(expected)
+    assert samples.noise >= samples.again
+    low, high = samples.interval()
+    assert samples.noise >= (high - low) / 2 / samples.median
+
+
+def test_a_pass_without_samples_is_refused() -> None:
+    with pytest.raises(GranAlignError, match=r"got \[2, 0\]"):
+        Samples(((1.0, 2.0), ()))
+
+
+def test_a_race_draws_anew_for_each_round_and_gives_all_the_same() -> None:
+    drawn: list[float] = []
+    seen: dict[str, list[float]] = {"one": [], "two": []}
+    judged: list[float] = []
+
+    def draw(rng: np.random.Generator) -> float:
+        drawn.append(float(rng.uniform(1, 2)))
+        return drawn[-1]
+
+    def runner(name: str) -> Any:
+        return lambda given: seen[name].append(given) or given
+
+    def judge(given: float, outputs: Any) -> None:
+        judged.append(given)
+        assert outputs == {"one": given, "two": given}
+
+    runners = {name: runner(name) for name in seen}
+    found = race(runners, draw, judge, rounds=Rounds(most=5, seconds=60), clock=CountingClock())
+    assert len(set(drawn)) == len(drawn) == 1 + PASSES * 5
+    assert seen["one"] == seen["two"] == drawn
+    assert judged == [drawn[0], drawn[5], drawn[10]]
+    assert found["one"].seconds == tuple(drawn[1:])
+    assert found["one"].noise > 0
+
+
+@pytest.mark.parametrize(("caches", "runs", "flushes"), [("warm", 2, 0), ("cold", 1, 1)])
+def test_caches_are_as_they_are_said_to_be(caches: Any, runs: int, flushes: int) -> None:
+    counts = {"run": 0, "flush": 0}
+
+    def count(what: str) -> Any:
+        counts[what] += 1
+        return 1.0
+
+    rounds = Rounds(most=4, seconds=60, caches=caches, flush=lambda: count("flush"))
+    race({"ours": lambda _: count("run")}, lambda rng: 0, nothing_to_judge, rounds=rounds)
+    assert counts == {"run": 1 + PASSES * 4 * runs, "flush": PASSES * 4 * flushes}
+
+
+def test_a_yardstick_is_timed_beside_each_round() -> None:
+    rounds = Rounds(most=4, seconds=60)
+    found = race(
+        *({"a": lambda given: given}, lambda rng: 3.0, nothing_to_judge),
+        rounds=rounds,
+        clock=CountingClock(),
+        yardstick=lambda nothing: 2.0,
+    )
+    assert found["a"].seconds == (3.0,) * PASSES * 4
+    assert found[YARDSTICK].seconds == (2.0,) * PASSES * 4
+    assert float(Yardstick(np.asarray)(None)) == float(Yardstick(np.asarray)(None))  # type: ignore[arg-type]
+    records = [record(yardstick=seconds) for seconds in (2.0, 2.5, 2.2)]
+    assert report(*records).drift == pytest.approx(0.25)
+
+
+def test_a_race_out_of_time_still_has_its_fewest_rounds() -> None:
+    found = race({"a": lambda _: 1}, lambda rng: 0, nothing_to_judge, rounds=Rounds(seconds=0))
+    assert [len(own) for own in found["a"].passes] == [FEWEST_ROUNDS] * PASSES
+
+
+def test_a_wrong_answer_ends_a_race() -> None:
+    def judge(given: Any, outputs: Any) -> None:
+        require(outputs["a"] == given, "a: not what went in")
+
+    with pytest.raises(WrongAnswerError, match="a: not what went in: the times mean nothing"):
+        race({"a": lambda given: given + 1}, lambda rng: 1, judge, rounds=Rounds())
+
+
+def test_a_difference_is_of_paired_rounds() -> None:
+    longer = Samples(((5.0, 9.0), (7.0, 1.0)))
+    shorter = Samples(((1.0, 1.0), (1.0, 3.0)))
+    assert difference(longer, shorter, 4).passes == ((1.0, 2.0), (1.5, 0.0))
+
+
+def test_limits_are_the_longer_of_bytes_and_operations() -> None:
+    limits = Limits(100.0, {"fp32": 10.0, "int8": 40.0}, overhead=0.5)
+    assert limits.seconds(Work(bytes=400.0, operations=10.0)) == (4.5, "bytes")
+    assert limits.seconds(Work(bytes=100.0, operations=80.0)) == (8.5, "operations")
+    assert limits.seconds(Work(100.0, 80.0, "int8")) == (2.5, "operations")
+    assert Work(1.0, 2.0) + Work(3.0, 4.0) == Work(4.0, 6.0)
+
+
+def test_the_machines_limits_are_measured() -> None:
+    limits = measure_limits("cpu", copy_bytes=1 << 20, edge=64)
+    assert limits.bandwidth > 0 and set(limits.rates) == {"fp32", "int8"}
+    assert min(limits.rates.values()) > 0
+
+
+def record(task: str = "nms", median: float = 1.0, noise: float = 0.02, **known: Any) -> Record:
+    values = {"suite": "kernels", "median": median, "noise": noise, "samples": 24}
+    values |= {
+        "p90": median * 1.1,
+        "p99": median * 1.2,
+        "low": median * 0.99,
+        "high": median * 1.01,
+    }
+    return Record(task=task, **values | known)
+
+
+def report(*records: Record, **known: Any) -> Report:
+    machine = {"cpu": "a | cpu", "cores": 2, "memory_bytes": 8 << 30, "load": [0.1, 0.2, 0.3]}
+    machine |= {"system": "Linux", "python": "3.11", "packages": {"numpy": "2"}, "commit": "abc"}
+    limits = {"bandwidth": 2e10, "rates": {"fp32": 1e11, "int8": 4e11}, "overhead": 0.0}
+    own = {record.suite: SuiteRun(1.0, 1 << 20, None, None, ["a note"]) for record in records}
+    return Report(machine, {}, limits, **{"suites": own} | known, records=list(records))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "verdict"),
+    [
+        (record(), record(), "same"),
+        (record(), record(median=1.04), "same"),  # below what is ever called a difference
+        (record(), record(median=1.2), "slower"),
+        (record(median=1.2), record(), "faster"),
+        (record(noise=0.15), record(median=1.2, noise=0.1), "same"),  # within their noise
+        # The machine itself is by a fifth slower, or faster.
+        (record(yardstick=1.0), record(median=1.2, yardstick=1.2), "same"),
+        (record(yardstick=1.2), record(median=1.2, yardstick=1.0), "same"),
+        (record(yardstick=1.0), record(median=1.3, yardstick=1.2), "slower"),
+        (record(yardstick=1.0), record(median=1.2, yardstick=1.01), "slower"),
+    ],
+)
+def test_a_change_beyond_the_noise_is_flagged(before: Record, after: Record, verdict: str) -> None:
+    (change,) = compare(report(before), report(after))
+    assert change.verdict == verdict
+    assert change.bound >= LEAST_DIFFERENCE
+    assert change.ratio == pytest.approx(after.median / before.median)
+
+
+def test_noise_alone_is_not_flagged_and_one_slow_kernel_is() -> None:
+    """Two runs of forty measurements, drawn with the noise that their own samples show."""
+    rng = np.random.default_rng(3)
+
+    def measured(slowed: str | None = None) -> Report:
+        records = []
+        for i in range(40):
+            true = (i + 1) * 1e-3 * (1.6 if f"stage {i}" == slowed else 1.0)
+            passes = [tuple(true * rng.lognormal(0, 0.05, 12)) for _ in range(2)]
+            samples = Samples(tuple(passes))
+            records.append(Record.of(samples, suite="kernels", task=f"stage {i}"))
+        return report(*records)
+
+    base = measured()
+    assert {change.verdict for change in compare(base, measured())} == {"same"}
+    changes = compare(base, measured(slowed="stage 7"))
+    assert [c.key for c in changes if c.verdict != "same"] == ["kernels / stage 7 / ours"]
+    assert changes[0].verdict == "slower"
+
+
+def test_what_is_new_and_what_is_gone() -> None:
+    base = report(record("a"), record("b"), record("c", suite="decode"))
+    found = {c.key: c.verdict for c in compare(base, report(record("b"), record("d")))}
+    # The suite `decode` did not run this time: nothing is said of it.
+    assert found == {
+        "kernels / a / ours": "gone",
+        "kernels / b / ours": "same",
+        "kernels / d / ours": "new",
+    }
+
+
+def test_records_of_other_sizes_are_other_measurements() -> None:
+    small, large = (record(parameters={"clips": clips}) for clips in (75, 1000))
+    assert small.key != large.key
+    assert [len(members) for _, members in tasks([small, large, record()])] == [1, 1, 1]
+
+
+def test_ratios_are_of_one_item() -> None:
+    ours = record(median=2.0, items=256)
+    loop = record(median=1.0, items=16, runner="loop", peer=True)
+    assert beside_ours([ours, loop]) == {"ours": 1.0, "loop": 8.0}
+    assert record(median=2.0, limit=0.5).reached == 0.25
+
+
+def whole_report() -> Report:
+    """One with something of everything."""
+    records = [
+        record("search", median=2e-3, items=256, unit="query", limit=1e-4, bound="bytes"),
+        record("search", median=1e-2, items=16, unit="query", runner="loop", peer=True),
+        *(
+            record(
+                task="answer queries",
+                suite="throughput",
+                runner=runner,
+                items=32,
+                unit="query",
+                parameters={"clients": clients},
+            )
+            for clients in (1, 2, 4)
+            for runner in ("ours", "ours, one batch")
+        ),
+        *(
+            record("wait for an answer", suite="throughput", parameters={"clients": clients})
+            for clients in (1, 2, 4)
+        ),
+        *(
+            record(
+                "clips: similarity", suite="scaling", items=n, median=n * 1e-6, limit=n * 1e-7,
+                bound="bytes", parameters={"clips": n},
+            )
+            for n in (75, 1000)
+        ),
+    ]  # fmt: skip
+    constants = {
+        "index_seconds_per_clip": 0.1,
+        "index_bytes_per_clip": 1000.0,
+        "embed_seconds_per_query": 0.01,
+        "kernel_seconds_per_clip": 1e-6,
+    }
+    suites = {
+        "kernels": SuiteRun(2.0, 1 << 20, 1 << 21, None, ["a note | with a bar"], constants),
+        "throughput": SuiteRun(1.0, 1 << 20),
+        "scaling": SuiteRun(1.0, 1 << 20, failure="clips: not the reference's"),
+    }
+    found = report(*records, suites=suites, absent={"torch (kernels)": "pip install torch"})
+    stages = {"embed": 0.01, "similarity": 0.002, "nms": 1e-6}
+    found.breakdowns = [Breakdown("kernels", "a query", stages)]
+    return found
+
+
+def test_a_report_comes_back_from_json_as_it_was(tmp_path: Path) -> None:
+    found = whole_report()
+    found.write(tmp_path / "run.json")
+    assert Report.read(tmp_path / "run.json") == found
+    assert found.failures == {"scaling": "clips: not the reference's"}
+    assert found.noise == 0.02
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 99}, "got format version 99"),
+        ({"records": [{"suite": "kernels"}]}, "not a report"),
+        ({"more": 1}, "not a report"),
+        ({"suites": []}, "not a report"),
+    ],
+)
+def test_what_is_no_report_is_refused(tmp_path: Path, change: Any, message: str) -> None:
+    path = tmp_path / "run.json"
+    whole_report().write(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(GranAlignError, match=message):
+        Report.read(path)
+
+
+def test_a_library_costs_what_arithmetic_says() -> None:
+    found = {(one.hours, one.queries): one for one in costs(whole_report())}
+    assert max(found)[0] == 1_000_000
+    one = found[100, 10.0]
+    clips = 100 * 1800
+    assert one.index_seconds == pytest.approx(0.1 * clips)
+    assert one.index_bytes == 1000 * clips
+    assert one.memory_bytes == clips * 384 * 4
+    assert one.query_seconds == pytest.approx(0.01 + 1e-6 * clips)
+    assert one.machines == pytest.approx(10 * (0.01 + 1e-6 * clips))
+    assert one.prefix_bytes is None
+    assert costs(report(record())) == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, ""), (4.2e-8, "42 ns"), (1.5e-5, "15 µs"), (0.25, "250 ms"), (90, "90 s"),
+     (180, "3 min"), (7200, "2 h"), (86400 * 3, "3 days"), (86400 * 365 * 8, "8 years")],
+)  # fmt: skip
+def test_durations_are_short(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_sizes_are_short() -> None:
+    assert [size(n) for n in (None, 12, 1500, 2.5e6, 3e9, 4e12)] == [
+        *("", "12 B", "1.5 kB", "2.5 MB", "3 GB", "4 TB")
+    ]
+
+
+def test_the_page_has_every_suite_and_its_tables_are_whole(tmp_path: Path) -> None:
+    found = whole_report()
+    lines = markdown(found, ["plots/scaling.png"])
+    text = "\n".join(lines)
+    for part in ("## kernels", "## throughput", "![scaling](plots/scaling.png)", "**Failed:**"):
+        assert part in text
+    assert "1,000,000" in text and "pip install torch" in text
+    wide = 0
+    for line in lines:
+        if line.startswith("|"):
+            wide = wide or line.replace("\\|", "").count("|")
+            assert line.replace("\\|", "").count("|") == wide, line
+        else:
+            wide = 0
+    write_markdown(found, tmp_path / "RESULTS.md", ["plots/scaling.png"])
+    assert (tmp_path / "RESULTS.md").read_text(encoding="utf-8") == text + "\n"
+
+
+def test_the_terminal_shows_peers_failures_and_what_is_absent(capsys: Any) -> None:
+    print_report(whole_report())
+    shown = capsys.readouterr().out
+    for part in ("loop *", "80.00x", "scaling failed", "not installed", "5.0% (bytes)", "a note"):
+        assert part in shown, part
+
+
+def test_pictures_are_drawn_of_what_there_is(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    drawn = draw_report(whole_report(), tmp_path / "plots")
+    names = ["where-the-time-goes", "throughput", "scaling", "limits"]
+    assert [path.stem for path in drawn] == names
+    assert all(path.stat().st_size > 10_000 for path in drawn)
+    assert draw_report(report(record()), tmp_path / "none") == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(GranAlignError, match="cannot be made"):
+        draw_report(whole_report(), tmp_path / "file" / "plots")
+
+
+def test_records_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        record().median = 0.0  # type: ignore[misc]
