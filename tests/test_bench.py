@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from granalign_fast.bench.cost import costs
-from granalign_fast.bench.limits import Limits, Work, Yardstick, measure_limits
+from granalign_fast.bench.limits import Limits, Work, measure_limits
 from granalign_fast.bench.plots import draw_report
 from granalign_fast.bench.records import (
     LEAST_DIFFERENCE,
@@ -25,143 +25,9 @@ from granalign_fast.bench.records import (
 )
 from granalign_fast.bench.report import duration, markdown, print_report, size, write_markdown
 from granalign_fast.bench.timing import (
-    FEWEST_ROUNDS,
-    PASSES,
-    YARDSTICK,
-    Rounds,
     Samples,
-    WrongAnswerError,
-    difference,
-    median_interval,
-    nothing_to_judge,
-    race,
-    require,
 )
 from granalign_fast.errors import GranAlignError
-
-
-class CountingClock:
-    """Every call takes as many seconds as its output says: a race without a clock."""
-
-    def time(self, run: Any, given: Any) -> tuple[float, Any]:
-        output = run(given)
-        return float(output), output
-
-
-@pytest.mark.parametrize(
-    ("values", "low", "high"),
-    [
-        ([3.0], 3.0, 3.0),
-        ([1.0, 2.0, 3.0, 4.0, 5.0], 1.0, 5.0),  # five samples cannot give 95%: their range
-        (range(1, 7), 1, 6),  # 1 - 2 / 2^6 is the first above 95%
-        (range(1, 11), 2, 9),  # the textbook's pair of ranks for each of these numbers
-        (range(1, 21), 6, 15),
-        (range(1, 31), 10, 21),
-        (range(1, 101), 40, 61),
-    ],
-)
-def test_the_medians_interval_is_the_textbooks(values: Any, low: float, high: float) -> None:
-    shuffled = np.random.default_rng(0).permutation(list(values)).tolist()
-    assert median_interval(tuple(shuffled)) == (low, high)
-
-
-def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(1)
-    true = float(np.log(2))  # the median of an exponential distribution, as skewed as times are
-    bounds = [median_interval(tuple(rng.exponential(size=24))) for _ in range(2000)]
-    held = np.mean([low <= true <= high for low, high in bounds])
-    assert 0.945 <= held <= 0.99
-
-
-def test_samples_say_what_numpy_says() -> None:
-    rng = np.random.default_rng(2)
-    first, second = rng.uniform(1, 2, 15), rng.uniform(1.5, 2.5, 15)
-    samples = Samples((tuple(first), tuple(second)))
-    both = np.concatenate([first, second])
-    assert samples.median == np.median(both)
-    assert samples.quantile(0.9) == np.percentile(both, 90)
-    expected = np.median(second) / np.median(first) - 1
-    assert samples.again == pytest.approx(expected)
-    assert samples.noise >= samples.again
-    low, high = samples.interval()
-    assert samples.noise >= (high - low) / 2 / samples.median
-
-
-def test_a_pass_without_samples_is_refused() -> None:
-    with pytest.raises(GranAlignError, match=r"got \[2, 0\]"):
-        Samples(((1.0, 2.0), ()))
-
-
-def test_a_race_draws_anew_for_each_round_and_gives_all_the_same() -> None:
-    drawn: list[float] = []
-    seen: dict[str, list[float]] = {"one": [], "two": []}
-    judged: list[float] = []
-
-    def draw(rng: np.random.Generator) -> float:
-        drawn.append(float(rng.uniform(1, 2)))
-        return drawn[-1]
-
-    def runner(name: str) -> Any:
-        return lambda given: seen[name].append(given) or given
-
-    def judge(given: float, outputs: Any) -> None:
-        judged.append(given)
-        assert outputs == {"one": given, "two": given}
-
-    runners = {name: runner(name) for name in seen}
-    found = race(runners, draw, judge, rounds=Rounds(most=5, seconds=60), clock=CountingClock())
-    assert len(set(drawn)) == len(drawn) == 1 + PASSES * 5
-    assert seen["one"] == seen["two"] == drawn
-    assert judged == [drawn[0], drawn[5], drawn[10]]
-    assert found["one"].seconds == tuple(drawn[1:])
-    assert found["one"].noise > 0
-
-
-@pytest.mark.parametrize(("caches", "runs", "flushes"), [("warm", 2, 0), ("cold", 1, 1)])
-def test_caches_are_as_they_are_said_to_be(caches: Any, runs: int, flushes: int) -> None:
-    counts = {"run": 0, "flush": 0}
-
-    def count(what: str) -> Any:
-        counts[what] += 1
-        return 1.0
-
-    rounds = Rounds(most=4, seconds=60, caches=caches, flush=lambda: count("flush"))
-    race({"ours": lambda _: count("run")}, lambda rng: 0, nothing_to_judge, rounds=rounds)
-    assert counts == {"run": 1 + PASSES * 4 * runs, "flush": PASSES * 4 * flushes}
-
-
-def test_a_yardstick_is_timed_beside_each_round() -> None:
-    rounds = Rounds(most=4, seconds=60)
-    found = race(
-        *({"a": lambda given: given}, lambda rng: 3.0, nothing_to_judge),
-        rounds=rounds,
-        clock=CountingClock(),
-        yardstick=lambda nothing: 2.0,
-    )
-    assert found["a"].seconds == (3.0,) * PASSES * 4
-    assert found[YARDSTICK].seconds == (2.0,) * PASSES * 4
-    assert float(Yardstick(np.asarray)(None)) == float(Yardstick(np.asarray)(None))  # type: ignore[arg-type]
-    records = [record(yardstick=seconds) for seconds in (2.0, 2.5, 2.2)]
-    assert report(*records).drift == pytest.approx(0.25)
-
-
-def test_a_race_out_of_time_still_has_its_fewest_rounds() -> None:
-    found = race({"a": lambda _: 1}, lambda rng: 0, nothing_to_judge, rounds=Rounds(seconds=0))
-    assert [len(own) for own in found["a"].passes] == [FEWEST_ROUNDS] * PASSES
-
-
-def test_a_wrong_answer_ends_a_race() -> None:
-    def judge(given: Any, outputs: Any) -> None:
-        require(outputs["a"] == given, "a: not what went in")
-
-    with pytest.raises(WrongAnswerError, match="a: not what went in: the times mean nothing"):
-        race({"a": lambda given: given + 1}, lambda rng: 1, judge, rounds=Rounds())
-
-
-def test_a_difference_is_of_paired_rounds() -> None:
-    longer = Samples(((5.0, 9.0), (7.0, 1.0)))
-    shorter = Samples(((1.0, 1.0), (1.0, 3.0)))
-    assert difference(longer, shorter, 4).passes == ((1.0, 2.0), (1.5, 0.0))
 
 
 def test_limits_are_the_longer_of_bytes_and_operations() -> None:
@@ -237,6 +103,12 @@ def test_noise_alone_is_not_flagged_and_one_slow_kernel_is() -> None:
     changes = compare(base, measured(slowed="stage 7"))
     assert [c.key for c in changes if c.verdict != "same"] == ["kernels / stage 7 / ours"]
     assert changes[0].verdict == "slower"
+
+
+def test_drift_is_what_the_yardsticks_differ_by() -> None:
+    records = [record(yardstick=seconds) for seconds in (2.0, 2.5, 2.2)]
+    assert report(*records).drift == pytest.approx(0.25)
+    assert report(record()).drift == 0
 
 
 def test_what_is_new_and_what_is_gone() -> None:

@@ -14,8 +14,6 @@ from granalign_fast.evaluation import Evaluation
 from granalign_fast.index import VideoIndex
 from granalign_fast.types import Moment, SearchResult
 
-DEMO_QUERY = "The lady in yellow feeds the gulls"
-
 _HEADLINE = ("MR-full-mAP", "MR-full-R1@0.5", "MR-full-R1@0.7")
 
 

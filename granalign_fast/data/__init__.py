@@ -1,1 +1,0 @@
-"""The captioned video of ``granalign demo``: a written timeline of 75 clips, and rewrites."""

@@ -1,0 +1,330 @@
+"""Test videos: a sequence of scenes with distractors, as H.264, and its ground truth."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from granalign_fast.errors import GranAlignError
+
+from . import meaning, queries, scenes
+from .meaning import Spec
+from .queries import Context, Query
+from .scenes import Pair, Scene, Split, pick
+
+CLIP_SECONDS = 2.0
+SHORTEST, LONGEST = 6.0, 12.0
+"""Seconds of a scene."""
+
+_FAMILIES = 3
+_SIGNS = 0.4
+_ABSENT = 6  # queries of a video that it never shows
+# Which of a family's queries holds in which of its scenes.
+_HOLDS = ((1, 1, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """A scene and when it is seen, in seconds."""
+
+    start: float
+    end: float
+    scene: Scene
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A query and where the video shows it: windows in seconds, none where it never does."""
+
+    query: Query
+    windows: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A video before it is rendered."""
+
+    shots: tuple[Shot, ...]
+    asked: tuple[Asked, ...]
+
+    @property
+    def duration(self) -> float:
+        """Seconds."""
+        return self.shots[-1].end
+
+    def scene_at(self, seconds: float) -> tuple[Scene, float]:
+        """The scene that is seen, and for how long it has been."""
+        shot = next(shot for shot in reversed(self.shots) if shot.start <= seconds)
+        return shot.scene, seconds - shot.start
+
+
+def write_script(
+    seed: int, *, split: Split = "test", seconds: tuple[float, float] = (60.0, 100.0)
+) -> Script:
+    """The scenes of a video and what is asked of it.
+
+    It is made of three families of scenes: one; its twin, of which an agnostic caption says the
+    same, so that only details tell them apart; and a neighbour, which shares a shape, a colour or
+    the background with it. Queries ask for what the first and its twin have in common, for each of
+    them in detail, and for the neighbour; six more are near one of these and never true.
+
+    Args:
+        seed: of everything random.
+        split: what pairs are drawn; families of a held-out split have one of its own pairs each.
+        seconds: bounds of the duration.
+
+    Raises:
+        GranAlignError: scenes of 4 to 16 s cannot fill that time.
+    """
+    shots_wanted = 3 * _FAMILIES
+    if not shots_wanted * SHORTEST <= seconds[0] <= seconds[1] <= shots_wanted * LONGEST:
+        raise GranAlignError(
+            f"seconds: got {seconds}, expected bounds from {shots_wanted * SHORTEST:.0f} to "
+            f"{shots_wanted * LONGEST:.0f}, low before high"
+        )
+    rng = np.random.default_rng((seed, len(split)))
+    while True:
+        found = [_family(rng, split) for _ in range(_FAMILIES)]
+        everything = [scene for family, _ in found for scene in family]
+        specs = [spec for _, own in found for spec in own]
+        absent = _absent(rng, everything, specs, scenes.pairs_of(split))
+        truths = [[spec.holds(scene) for scene in everything] for spec in specs]
+        if len(absent) < _ABSENT or not np.array_equal(truths, np.kron(np.eye(_FAMILIES), _HOLDS)):
+            continue  # a query of one family is true in another
+        order = _order(rng, everything)
+        if order is None:
+            continue
+        shots = _timed(rng, order, everything, seconds)
+        said = [queries.phrase(rng, spec) for spec in (*specs, *absent)]
+        for i in range(3, len(specs), 4):  # the neighbours' queries
+            said[i] = queries.phrase(rng, specs[i], _context(rng, everything, order, i))
+        if len({query.text for query in said}) == len(said):
+            return Script(shots, tuple(Asked(q, _windows(shots, q.spec)) for q in said))
+
+
+def _family(rng: np.random.Generator, split: Split) -> tuple[list[Scene], list[Spec]]:
+    """A scene, its twin and its neighbour; and queries of them."""
+    while True:
+        first = scenes.sample_scene(rng, split, signs=_SIGNS)
+        twin, own = _twin(rng, first), meaning.full_spec(first)
+        if twin is None:
+            continue
+        neighbour = scenes.sample_scene(rng, split, signs=_SIGNS)
+        while _shared(first, neighbour) != 1:
+            neighbour = scenes.sample_scene(rng, split, signs=_SIGNS)
+        other, last = meaning.full_spec(twin), meaning.full_spec(neighbour).core()
+        if not own.holds(twin) and not other.holds(first):
+            return [first, twin, neighbour], [own.core(), own, other, last]
+
+
+def _context(
+    rng: np.random.Generator, shown: Sequence[Scene], order: Sequence[int], query: int
+) -> Context:
+    """What comes just before or after a neighbour."""
+    at = list(order).index(3 * (query // 4) + 2)
+    where = [i for i in (at - 1, at + 1) if 0 <= i < len(order)]
+    other = where[int(rng.integers(len(where)))]
+    core = meaning.full_spec(shown[order[other]]).core()
+    when = "after" if other < at else "before"
+    return Context(when, Spec(core.mentions[:1], None, core.background))
+
+
+def _twin(rng: np.random.Generator, scene: Scene) -> Scene | None:
+    """The same but for every detail."""
+    sizes = {"tiny": "giant", "giant": "tiny"}
+    kinds = [
+        (t.shape, t.colour, sizes[t.size], t.count if t.count == 1 else 5 - t.count)
+        for t in scene.things
+    ]
+    places = tuple(
+        t.place and pick(rng, tuple(place for place in scenes.PLACES if place != t.place))
+        for t in scene.things
+    )
+    texture = pick(rng, tuple(t for t in scenes.TEXTURES if t != scene.texture))
+    word = scene.word and pick(rng, tuple(word for word in scenes.WORDS if word != scene.word))
+    try:
+        return scenes.compose(rng, kinds, scene.background, texture, word, places)
+    except GranAlignError:
+        return None
+
+
+def _shared(one: Scene, other: Scene) -> int:
+    """How many of shapes, colours and background two scenes have in common."""
+    shapes, colours = (
+        {getattr(thing, name) for thing in one.things}
+        & {getattr(thing, name) for thing in other.things}
+        for name in ("shape", "colour")
+    )
+    return len(shapes) + len(colours) + (one.background == other.background)
+
+
+def _absent(
+    rng: np.random.Generator,
+    shown: Sequence[Scene],
+    specs: Sequence[Spec],
+    pairs: tuple[Pair, ...],
+) -> list[Spec]:
+    """Specs that are near one of the given and hold in no scene."""
+    found: list[Spec] = []
+    for _ in range(200):
+        spec = specs[int(rng.integers(len(specs)))].core()
+        wrong = meaning.falsified(rng, spec, shown[0], pairs, ("shape", "colour"))
+        if wrong and wrong not in found and not any(wrong.holds(scene) for scene in shown):
+            found.append(wrong)
+        if len(found) == _ABSENT:
+            break
+    return found
+
+
+def _order(rng: np.random.Generator, everything: Sequence[Scene]) -> list[int] | None:
+    """A random order in which scenes that follow each other have nothing in common.
+
+    Neighbours stand first and last: smoothing over time takes less from a scene at the edge, which
+    would prefer one twin to the other. Two scenes or more stand between twins, so that they are not
+    taken for one moment with a pause.
+    """
+    count = len(everything)
+    apart = [[not _shared(one, other) for other in everything] for one in everything]
+    neighbours = set(range(2, count, 3))
+
+    def extended(order: list[int]) -> list[int] | None:
+        if len(order) == count:
+            return order
+        left = [i for i in range(count) if i not in order]
+        for i in rng.permutation(left).tolist():
+            twin = i + (1, -1, 0)[i % 3]
+            fits = not order or apart[order[-1]][i]
+            if len(order) in (0, count - 1):
+                fits = fits and i in neighbours
+            if fits and (i in neighbours or twin not in order[-2:]):
+                found = extended([*order, i])
+                if found:
+                    return found
+        return None
+
+    return extended([])
+
+
+def _timed(
+    rng: np.random.Generator,
+    order: Sequence[int],
+    shown: Sequence[Scene],
+    seconds: tuple[float, float],
+) -> tuple[Shot, ...]:
+    """Random durations, those of twins alike.
+
+    A longer scene is preferred to a shorter one that fits a little better: that is the method, and
+    no test of whether captions tell twins apart.
+    """
+    while True:
+        lengths = 2.0 * rng.integers(int(SHORTEST / 2), int(LONGEST / 2) + 1, len(shown))
+        lengths[1::3] = lengths[::3]
+        shift = rng.choice((-0.5, 0.0, 0.5))  # cuts need not fall on clips' ends
+        lengths[order[0]] += shift
+        lengths[order[-1]] -= shift
+        if seconds[0] <= lengths.sum() <= seconds[1]:
+            break
+    ends = np.cumsum(lengths[order]).tolist()
+    starts = [0.0, *ends[:-1]]
+    return tuple(
+        Shot(start, end, shown[i]) for start, end, i in zip(starts, ends, order, strict=True)
+    )
+
+
+def _windows(shots: Sequence[Shot], spec: Spec) -> tuple[tuple[float, float], ...]:
+    return tuple((shot.start, shot.end) for shot in shots if spec.holds(shot.scene))
+
+
+def frames_of(script: Script, seed: int, times: Sequence[float]) -> Iterator[npt.NDArray[np.uint8]]:
+    """The frames at some times, uint8 (112, 112, 3), without encoding."""
+    for seconds in times:
+        scene, since = script.scene_at(seconds)
+        noise = np.random.default_rng((seed, round(seconds * 1000)))
+        yield scenes.render(scene, since, noise)
+
+
+def render_video(
+    path: str | os.PathLike[str],
+    seed: int,
+    *,
+    split: Split = "test",
+    seconds: tuple[float, float] = (60.0, 100.0),
+    frame_rate: int = 10,
+    side: int = 224,
+) -> Script:
+    """Write a video of a script as H.264 in mp4, and return the script.
+
+    Args:
+        path: the file; it appears when it is whole.
+        seed: of everything random.
+        split: as for `write_script`.
+        seconds: as for `write_script`.
+        frame_rate: frames a second.
+        side: height and width in pixels, even; frames of 112 pixels are scaled to it.
+
+    Raises:
+        GranAlignError: the file cannot be written, or as `write_script`.
+    """
+    import av
+    from av.error import FFmpegError
+    from PIL import Image
+
+    from granalign_fast.jsonl import replacing
+
+    if side < 2 or side % 2 or frame_rate < 1:
+        raise GranAlignError(
+            f"side, frame_rate: got {side}, {frame_rate}; expected an even number of pixels and at "
+            f"least one frame a second"
+        )
+    script = write_script(seed, split=split, seconds=seconds)
+    times = np.arange(round(script.duration * frame_rate)) / frame_rate
+    try:
+        with replacing(path) as sink, av.open(sink, "w", format="mp4") as container:
+            stream: Any = container.add_stream("libx264", rate=Fraction(frame_rate))
+            stream.width = stream.height = side
+            stream.pix_fmt = "yuv420p"
+            stream.options = {"crf": "20", "preset": "veryfast", "threads": "1"}
+            for frame in frames_of(script, seed, times.tolist()):
+                image = Image.fromarray(frame).resize((side, side), Image.Resampling.BICUBIC)
+                picture = av.VideoFrame.from_ndarray(np.asarray(image), format="rgb24")
+                container.mux(stream.encode(picture))
+            container.mux(stream.encode(None))
+    except (OSError, FFmpegError) as error:
+        raise GranAlignError(f"{Path(path)}: cannot be written ({error.strerror})") from None
+    return script
+
+
+def ground_truth(script: Script, vid: str, first_qid: int = 0) -> list[dict[str, Any]]:
+    """QVHighlights' annotation records of the queries that the video shows.
+
+    `relevant_clip_ids` are the clips of two seconds whose middle lies in a window; three equal
+    `saliency_scores` say how much of a clip does, as whole quarters.
+    """
+    records = []
+    for number, asked in enumerate(a for a in script.asked if a.windows):
+        clips = np.arange(int(np.ceil(script.duration / CLIP_SECONDS)))
+        inside = np.zeros(len(clips))
+        for start, end in asked.windows:
+            begins, ends = clips * CLIP_SECONDS, (clips + 1) * CLIP_SECONDS
+            inside += np.clip(np.minimum(ends, end) - np.maximum(begins, start), 0, None)
+        relevant = np.flatnonzero(inside >= CLIP_SECONDS / 2)
+        ratings = np.floor(inside[relevant] / CLIP_SECONDS * 4 + 1e-9).astype(int)
+        records.append(
+            {
+                "qid": first_qid + number,
+                "query": asked.query.text,
+                "vid": vid,
+                "duration": script.duration,
+                "relevant_windows": [list(window) for window in asked.windows],
+                "relevant_clip_ids": relevant.tolist(),
+                "saliency_scores": [[rating] * 3 for rating in ratings.tolist()],
+            }
+        )
+    return records

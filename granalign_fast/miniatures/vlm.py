@@ -1,0 +1,208 @@
+"""The miniature Qwen2.5-VL: its sizes, and its image tower on batches of frames of one size."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from granalign_fast import prompts
+
+from . import training, wordlevel
+from .drawing import SIDE
+
+PATCH, MERGE = 14, 2
+GRID = SIDE // PATCH // MERGE
+TOKENS = GRID**2
+"""Image tokens of a frame: 16, in 4 rows."""
+
+MEAN = np.array((0.48145466, 0.4578275, 0.40821073), np.float32)
+STD = np.array((0.26862954, 0.26130258, 0.27577711), np.float32)
+
+
+def build(seed: int) -> Any:
+    """An untrained ``Qwen2_5_VLForConditionalGeneration`` of two million parameters."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    training.seed_torch(seed)
+    ids = wordlevel.vlm_tokenizer().get_vocab()
+    depth, width = 4, 128
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(ids),
+            "hidden_size": width,
+            "intermediate_size": 3 * width,
+            "num_hidden_layers": depth,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            # Rows and columns run to 3, not to 100: only fast rotations tell them apart.
+            "rope_theta": 10.0,
+            "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
+            "use_sliding_window": False,
+            "tie_word_embeddings": True,
+            "bos_token_id": ids["<|endoftext|>"],
+            "eos_token_id": ids["<|im_end|>"],
+            "pad_token_id": ids["<|endoftext|>"],
+        },
+        vision_config={
+            "depth": 4,
+            "hidden_size": width,
+            "intermediate_size": 2 * width,
+            "num_heads": 4,
+            "patch_size": PATCH,
+            "spatial_merge_size": MERGE,
+            "temporal_patch_size": 2,
+            # Four windows a frame, so that bringing them into order and back matters.
+            "window_size": SIDE // 2,
+            "fullatt_block_indexes": [2, 3],
+            "out_hidden_size": width,
+            "in_channels": 3,
+        },
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=True,
+    )
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    training.initialise(
+        model,
+        depth,
+        seed,
+        inputs=("embed_tokens.weight",),
+        outputs=("o_proj.weight", "down_proj.weight", "attn.proj.weight"),
+    )
+    model.generation_config.eos_token_id = ids["<|im_end|>"]
+    model.generation_config.pad_token_id = ids["<|endoftext|>"]
+    return model
+
+
+def image_processor() -> Any:
+    """The ``Qwen2VLImageProcessor`` that makes 16 tokens of a square frame."""
+    from transformers import Qwen2VLImageProcessor
+
+    pixels = SIDE * SIDE
+    return Qwen2VLImageProcessor(
+        min_pixels=pixels, max_pixels=pixels, patch_size=PATCH, merge_size=MERGE
+    )
+
+
+def patches(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Frames (n, 112, 112, 3) as the processor orders them: (n, 64, 3 x 2 x 14 x 14).
+
+    The two temporal slices of a still are equal.
+    """
+    pixels = (frames / np.float32(255) - MEAN) / STD
+    shape = (len(frames), GRID, MERGE, PATCH, GRID, MERGE, PATCH, 3)
+    ordered = pixels.reshape(shape).transpose(0, 1, 4, 2, 5, 7, 3, 6)
+    doubled = np.repeat(ordered[..., None, :, :], 2, axis=-3)
+    return np.ascontiguousarray(doubled.reshape(len(frames), TOKENS * MERGE**2, -1), np.float32)
+
+
+class ImageTower:
+    """The stock tower's own layers, run on many frames at once.
+
+    The stock forward runs window after window; equal frames allow all windows in one product.
+    """
+
+    def __init__(self, model: Any) -> None:
+        import torch
+
+        self.tower = model.model.visual
+        grid = torch.tensor([[1, GRID * MERGE, GRID * MERGE]])
+        order, ends = self.tower.get_window_index(grid)
+        self.order, self.back = order, torch.argsort(order)
+        self.windows = len(set(ends)) - 1
+        angles = self.tower.rot_pos_emb(grid).reshape(TOKENS, MERGE**2, -1)[order]
+        angles = angles.reshape(TOKENS * MERGE**2, 1, -1)
+        both = torch.cat((angles, angles), -1)
+        self.cos, self.sin = both.cos(), both.sin()
+
+    def __call__(self, pixels: Any) -> Any:
+        """Embeddings (n, 16, width) of patches (n, 64, 1176)."""
+        from torch.nn import functional
+
+        n, length, _ = pixels.shape
+        # A product, several times faster than the convolution whose kernel is as wide as its step.
+        kernel = self.tower.patch_embed.proj.weight.flatten(1)
+        x = functional.linear(pixels, kernel).view(n, TOKENS, MERGE**2, -1)
+        x = x[:, self.order].reshape(n, length, -1)
+        for number, block in enumerate(self.tower.blocks):
+            parts = 1 if number in self.tower.fullatt_block_indexes else self.windows
+            qkv = block.attn.qkv(block.norm1(x)).view(n, length, 3, block.attn.num_heads, -1)
+            q, k, v = qkv.unbind(2)
+            q, k, v = (
+                part.reshape(n * parts, length // parts, *part.shape[2:]).transpose(1, 2)
+                for part in (self._turned(q), self._turned(k), v)
+            )
+            seen = functional.scaled_dot_product_attention(q, k, v)
+            x = x + block.attn.proj(seen.transpose(1, 2).reshape(n, length, -1))
+            x = x + block.mlp(block.norm2(x))
+        merged = self.tower.merger(x.reshape(n * length, -1)).view(n, TOKENS, -1)
+        return merged[:, self.back]
+
+    def _turned(self, x: Any) -> Any:
+        import torch
+
+        one, other = x.chunk(2, -1)
+        return x * self.cos + torch.cat((-other, one), -1) * self.sin
+
+
+class Prompts:
+    """Token ids of the product's prompts, cut into what is common and what is not."""
+
+    def __init__(self) -> None:
+        self.tokenizer = wordlevel.vlm_tokenizer()
+        self.image_id = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        caption = self._whole(prompts.AGNOSTIC_CAPTION)
+        self.before = caption[: caption.index(self.image_id)]
+        self.root = len(self.before) + TOKENS + 1  # and the end of the image
+        self.first = len(self.before) + GRID + 1
+        """Position of what follows the image: a frame takes as many as it has rows."""
+        self.heads = [
+            self.suffix(prompts.AGNOSTIC_CAPTION),
+            self._common(prompts.aware_caption(["red"]), prompts.aware_caption(["blue"])),
+            self._common(prompts.recognition("red"), prompts.recognition("blue")),
+        ]
+
+    @cached_property
+    def yes_no(self) -> tuple[int, int]:
+        """The ids of both answers."""
+        yes, no = self.tokenizer.convert_tokens_to_ids(["yes", "no"])
+        return yes, no
+
+    def suffix(self, prompt: str) -> list[int]:
+        """What follows the image."""
+        ids = self._whole(prompt)
+        return ids[ids.index(self.image_id) + 2 :]
+
+    def answer(self, text: str) -> list[int]:
+        """An answer and its end."""
+        ids: list[int] = self.tokenizer.encode(f"{text}<|im_end|>", add_special_tokens=False)
+        return ids
+
+    def _whole(self, prompt: str) -> list[int]:
+        ids: list[int] = self.tokenizer.apply_chat_template(
+            messages(prompt), add_generation_prompt=True
+        )
+        return ids
+
+    def _common(self, one: str, other: str) -> list[int]:
+        same = []
+        for a, b in zip(self.suffix(one), self.suffix(other), strict=False):
+            if a != b:
+                break
+            same.append(a)
+        return same
+
+
+def messages(prompt: str) -> list[dict[str, Any]]:
+    """The conversation that every request to the model is."""
+    content = [{"type": "image"}, {"type": "text", "text": prompt}]
+    return [
+        {"role": "system", "content": prompts.VISION_SYSTEM},
+        {"role": "user", "content": content},
+    ]

@@ -1,0 +1,120 @@
+"""Videos of rendered scenes: what is asked of them is what they show, in file and annotation."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from granalign_fast.errors import GranAlignError
+from granalign_fast.metrics import load_ground_truth
+from granalign_fast.miniatures import language, videos
+
+
+@pytest.fixture(scope="module")
+def scripts() -> list[videos.Script]:
+    return [videos.write_script(seed, split="test") for seed in range(4)]
+
+
+def test_scripts_ask_for_what_they_show(scripts: list[videos.Script]) -> None:
+    for script in scripts:
+        assert 60 <= script.duration <= 100
+        assert script.shots[0].start == 0
+        for before, after in itertools.pairwise(script.shots):
+            assert before.end == after.start
+        for shot in script.shots:
+            assert 4 <= shot.end - shot.start <= 16
+        for asked in script.asked:
+            shown = {
+                (shot.start, shot.end)
+                for shot in script.shots
+                if asked.query.spec.holds(shot.scene)
+            }
+            assert set(asked.windows) == shown
+        assert len([asked for asked in script.asked if not asked.windows]) == 6
+        assert len([asked for asked in script.asked if asked.windows]) == 12
+    assert videos.write_script(3, split="test") == scripts[3]
+
+
+def test_twins_differ_in_details_alone(scripts: list[videos.Script]) -> None:
+    for script in scripts:
+        captions = [language.agnostic_caption(shot.scene) for shot in script.shots]
+        for asked in script.asked[:12:4]:  # of a family, the query about both
+            twins = [shot.scene for shot in script.shots if asked.query.spec.holds(shot.scene)]
+            assert len(twins) == 2
+            focus = language.Focus.of(asked.query.spec)
+            assert len({language.agnostic_caption(scene) for scene in twins}) == 1
+            assert len({language.aware_caption(scene, focus) for scene in twins}) == 2
+            assert captions.count(language.agnostic_caption(twins[0])) == 2
+
+
+def test_absent_queries_share_with_what_is_shown(scripts: list[videos.Script]) -> None:
+    for script in scripts:
+        drawn = [t for shot in script.shots for t in shot.scene.things]
+        for asked in script.asked[-6:]:
+            for mention in asked.query.spec.mentions:
+                assert any(
+                    mention.colour == thing.colour or mention.shape == thing.shape
+                    for thing in drawn
+                )
+
+
+def test_too_short_a_video_is_refused() -> None:
+    with pytest.raises(GranAlignError, match=r"seconds: got \(10.0, 20.0\), expected bounds from"):
+        videos.write_script(0, seconds=(10.0, 20.0))
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, videos.Script]:
+    path = tmp_path_factory.mktemp("videos") / "one.mp4"
+    return path, videos.render_video(path, 0, seconds=(60.0, 64.0), frame_rate=4)
+
+
+def decoded(path: Path) -> Iterator[tuple[float, np.ndarray]]:
+    import av
+
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            assert frame.time is not None
+            yield frame.time, frame.to_ndarray(format="rgb24")
+
+
+def test_a_video_shows_its_script(rendered: tuple[Path, videos.Script]) -> None:
+    path, script = rendered
+    found = list(decoded(path))
+    assert len(found) == round(script.duration * 4)
+    some = found[1::17]
+    wanted = videos.frames_of(script, 0, [seconds for seconds, _ in some])
+    for (_, frame), small in zip(some, wanted, strict=True):
+        assert frame.shape == (224, 224, 3)
+        halved = frame.reshape(112, 2, 112, 2, 3).mean((1, 3))
+        assert np.abs(halved - small).mean() < 6  # of 255: compression, and half the colours
+
+
+def test_ground_truth_is_what_the_metrics_read(
+    rendered: tuple[Path, videos.Script], tmp_path: Path
+) -> None:
+    _, script = rendered
+    records = videos.ground_truth(script, "one", 7)
+    path = tmp_path / "truth.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    assert load_ground_truth(path) == records
+    assert [record["qid"] for record in records] == list(range(7, 19))
+    for record in records:
+        middles = 2.0 * np.array(record["relevant_clip_ids"]) + 1
+        for middle in middles:
+            assert any(start <= middle <= end for start, end in record["relevant_windows"])
+        seconds = sum(end - start for start, end in record["relevant_windows"])
+        assert abs(2 * len(middles) - seconds) <= 2 * len(record["relevant_windows"])
+
+
+def test_a_video_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(GranAlignError, match="cannot be written"):
+        videos.render_video(tmp_path / "none" / "one.mp4", 0)
+    with pytest.raises(GranAlignError, match="side, frame_rate: got 7, 10; expected an even"):
+        videos.render_video(tmp_path / "one.mp4", 0, side=7)
+    assert not list(tmp_path.iterdir())
