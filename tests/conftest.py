@@ -6,6 +6,7 @@ import os
 from collections.abc import Generator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,16 @@ import pytest
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """With GRANALIGN_FORBID_SKIPS, where everything must be there, a skip is a failure."""
-    report = yield
+    return _without_skips((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """A whole module that skips itself is no better than a test that does."""
+    return _without_skips((yield))
+
+
+def _without_skips(report: Any) -> Any:
     if report.skipped and os.environ.get("GRANALIGN_FORBID_SKIPS"):
         report.outcome = "failed"
         report.longrepr = f"skipping is forbidden here: {report.longrepr[-1]}"

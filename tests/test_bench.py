@@ -261,7 +261,6 @@ def test_the_terminal_shows_peers_failures_and_what_is_absent(capsys: Any) -> No
 
 
 def test_pictures_are_drawn_of_what_there_is(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     drawn = draw_report(whole_report(), tmp_path / "plots")
     names = ["where-the-time-goes", "throughput", "scaling", "limits"]
     assert [path.stem for path in drawn] == names

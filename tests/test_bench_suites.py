@@ -273,7 +273,6 @@ def granalign(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Any:
 
 
 def test_the_command_writes_compares_and_fails(granalign: Any, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     run, page = tmp_path / "run.json", tmp_path / "RESULTS.md"
     quick = ("--size", 0.05, "--rounds", 3, "--seconds", 0)
     code, shown = granalign("kernels", *quick, "--json", run)

@@ -20,8 +20,6 @@ from granalign_fast.output.filmstrip import draw_filmstrip, strip_clips
 from granalign_fast.output.plot import brief, draw_search
 from granalign_fast.types import Moment, SearchResult
 
-pytest.importorskip("matplotlib")
-
 MOMENTS = (Moment(24.0, 46.0, 0.93), Moment(40.0, 52.0, 0.71), Moment(146.0, 150.0, 0.2))
 TRUTH = ((22.0, 44.0), (100.0, 110.0))
 ODD = "A $dog$ \\frac{ of \n <b> & \0 " + "x" * 300

@@ -55,9 +55,9 @@ def figures(folder: Path, minilm: Path) -> Callable[[str], Figures]:
 
 @pytest.mark.parametrize(
     ("preset", "found", "told"),
-    # Measured: 72.2 and 69.4, 86.1 and 54.6. Of the queries, three in four hang on a detail, and
-    # what is absent is near to what is there: by chance it would be about 10, and 50.
-    [("tuned", 65, 60), ("recognition", 70, 50)],
+    # A floor under what was measured, 72.2 and 69.4, 86.1 and 54.6, and not yet what is wanted, 90
+    # and 95: recognition hardly tells near misses from what is there, chance being 50.
+    [("tuned", 68, 65), ("recognition", 80, 52)],
 )
 def test_moments_are_found(
     figures: Callable[[str], Figures], preset: str, found: float, told: float
