@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 import io
 import math
 import re
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -374,7 +373,6 @@ def test_timelines_that_are_refused(change: dict[str, Any], message: str) -> Non
     ],
 )
 def test_files_that_are_refused(name: str, change: dict[str, Any], message: str) -> None:
-    if name == "otio":
     arguments = {"title": "v", "query": "q", "moments": RED, "duration": 70.0, "frame_rate": 25}
     with pytest.raises(GranAlignError, match=message):
         render(name, Timeline(**arguments | change))
