@@ -326,6 +326,22 @@ def test_a_file_that_changes_meanwhile_is_noticed(folder: Path, tmp_path: Path) 
     assert asked(videos, out) == {"yard", "kitchen"}
 
 
+def test_a_file_read_while_it_is_written_anew_is_not_called_damaged(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    videos = tmp_path / "videos"
+    shutil.copytree(folder, videos)
+
+    def half_written(path: Path, **settings: Any) -> Iterator[Frame]:
+        if path.stem == "kitchen":
+            path.write_bytes(path.read_bytes()[:100])
+        return read_frames(path, **settings)
+
+    monkeypatch.setattr(building, "read_frames", half_written)
+    with pytest.raises(GranAlignError, match=r"kitchen\.mp4: changed while it was being indexed"):
+        index(videos, tmp_path / "out")
+
+
 def test_the_next_batch_is_decoded_while_the_models_work(
     folder: Path, tmp_path: Path, clean: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -219,11 +219,15 @@ class _Run:
     def _frames(self, video: VideoFile, first: int) -> Iterator[Frame]:
         """The frames of a video from clip `first` on."""
         # All are decoded: in a damaged stretch a frame depends on which were decoded before it.
-        for frame in read_frames(video.source.path, clip_seconds=self.clip_seconds):
-            if self.stopped.is_set():
-                raise _Stopped
-            if frame.clip >= first:
-                yield frame
+        try:
+            for frame in read_frames(video.source.path, clip_seconds=self.clip_seconds):
+                if self.stopped.is_set():
+                    raise _Stopped
+                if frame.clip >= first:
+                    yield frame
+        except GranAlignError:
+            video.check_unchanged()  # a file that is being replaced looks damaged
+            raise
 
     def _store(self, batch: _Batch) -> None:
         """Ask the models about a batch and keep what they say, unless it is all on disk."""
