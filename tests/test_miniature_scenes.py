@@ -279,6 +279,18 @@ def test_what_is_so_far_true() -> None:
             assert truths[-1] == query.spec.holds(shown)
 
 
+def test_what_is_true_alone() -> None:
+    """What holds at every word holds of the scene, and what is false somewhere does not."""
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        scene, query = random_query(rng, "train")
+        other = scenes.sample_scene(rng)
+        assert len(query.alone) == len(query.so_far)
+        for shown in (scene, other):
+            told = [spec.holds(shown) for spec in query.alone if spec is not None]
+            assert all(told) == query.spec.holds(shown)
+
+
 def test_every_word_and_prompt_has_a_token() -> None:
     known = set(wordlevel.words())
     rng = np.random.default_rng(0)

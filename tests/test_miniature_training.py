@@ -10,21 +10,23 @@ import pytest
 
 from granalign_fast import prompts
 from granalign_fast.errors import GranAlignError
-from granalign_fast.miniatures import packing, pool, scenes, train, wordlevel
+from granalign_fast.miniatures import language, packing, pool, scenes, train, wordlevel
 
 
 def test_packed_rows_by_hand() -> None:
     segments = [
-        packing.Segment(0, [], [7, 8]),
-        packing.Segment(1, [5], [6], weight=3.0, truths=[1]),
+        packing.Segment(0, [], [7, 8], spared=[(1, 9)]),
+        packing.Segment(1, [5], [6, 4], weights=[3.0, 0.5], truths=[(1, 0)]),
     ]
     packed = packing.pack([packing.Row([[1, 2], [3]], segments)], root=2, first=10)
-    assert packed.ids.tolist() == [[1, 2, 3, 7, 8, 5, 6]]
-    assert packed.positions.tolist() == [[10, 11, 10, 12, 13, 11, 12]]
-    assert packed.targets.tolist() == [[0, 7, 0, 8, 0, 6, 0]]
-    assert packed.weights.tolist() == [[0, 1, 0, 1, 0, 3, 0]]
-    assert packed.truths.tolist() == [[-100] * 5 + [1, -100]]
-    assert packed.own.tolist() == [[5, 6], [7, 8]]
+    assert packed.ids.tolist() == [[1, 2, 3, 7, 8, 5, 6, 4]]
+    assert packed.positions.tolist() == [[10, 11, 10, 12, 13, 11, 12, 13]]
+    assert packed.targets.tolist() == [[0, 7, 0, 8, 0, 6, 4, 0]]
+    assert packed.weights.tolist() == [[0, 1, 0, 1, 0, 3, 0.5, 0]]
+    assert packed.truths[0, 5].tolist() == [1, 0]
+    assert (np.delete(packed.truths, 5, 1) == packing.IGNORED).all()
+    assert packed.spared.tolist() == [[0], [3], [9]]
+    assert packed.own.tolist() == [[5, 6, -1], [7, 8, 9]]
     assert packed.context.tolist() == [[0, 1, 2, 3], [0, 1, 4, -1]]
     assert packed.mask[0, 0].astype(int).tolist() == [
         [1, 0, 0, 0, 0],
@@ -67,18 +69,18 @@ def test_image_tower_equals_the_stock_one() -> None:
 def test_packed_questions_equal_lone_prompts() -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    from granalign_fast.miniatures import train_vlm, vlm
+    from granalign_fast.miniatures import looker, questions, train_vlm, vlm
 
     model, texts, rng = vlm.build(0).eval(), vlm.Prompts(), np.random.default_rng(0)
-    drawn = pool.draw(2, 1, grid=4)
-    asked = [train_vlm.segments(texts, s, rng, scenes.pairs_of("train")) for s in drawn.scenes]
+    drawn, kind, pairs = pool.draw(2, 1, grid=4), train_vlm.STAGES[-1], scenes.pairs_of("train")
+    asked = [questions.segments(texts, scene, rng, pairs, kind) for scene in drawn.scenes]
     rows = [packing.Row(texts.heads, segments) for segments in asked]
     packed = packing.pack(rows, root=texts.root, first=texts.first)
-    features = train_vlm.features_of(vlm.ImageTower(model), drawn.frames)
+    features = looker.features_of(vlm.ImageTower(model), drawn.frames)
     processor, language_model = vlm.image_processor(), model.model.language_model
     with torch.no_grad():
-        hidden, _ = train_vlm.Speaker(model, texts)(features, packed)
-        found = model.lm_head(hidden).log_softmax(-1)
+        spoken = train_vlm.Speaker(model, texts)(features, packed)
+        found = model.lm_head(spoken.last).log_softmax(-1)
         language_model.config._attn_implementation = "sdpa"
         for number, (frame, row) in enumerate(zip(drawn.frames, rows, strict=True)):
             at = sum(map(len, row.heads))
@@ -96,6 +98,47 @@ def test_packed_questions_equal_lone_prompts() -> None:
                 torch.testing.assert_close(found[number, places], wanted, atol=1e-4, rtol=0)
                 assert packed.targets[number, places].tolist() == list(segment.answer)
                 at += size
+
+
+@pytest.mark.needs_torch
+def test_captions_spare_the_words_of_pairs_never_drawn() -> None:
+    """At the first word in which the caption of a scene with such a pair would differ."""
+    pytest.importorskip("transformers")
+    from granalign_fast.miniatures import questions, vlm
+
+    texts, rng = vlm.Prompts(), np.random.default_rng(0)
+    thing = scenes.compose(rng, [("circle", "red", "tiny", 1)], "gray", "plain")
+    said = {"shape": set[str](), "colour": set[str]()}
+    for shape, colour in scenes.strangers(("circle", "red")):
+        assert (shape, colour) in scenes.HELD_OUT["test"] | scenes.HELD_OUT["validation"]
+        said["shape" if colour == "red" else "colour"].add(shape if colour == "red" else colour)
+    assert said["shape"] and said["colour"]
+    for focus in (None, language.Focus(frozenset({("circle", "red")}))):
+        segment = questions.caption(texts, thing, [], focus)
+        words = texts.tokenizer.convert_ids_to_tokens(segment.answer)
+        found: dict[str, set[str]] = {}
+        for at, token in segment.spared:
+            other = texts.tokenizer.convert_ids_to_tokens(token)
+            found.setdefault(words[at], set()).add(other)
+        assert found.pop("circle") == said["shape"]
+        # "an orange circle" differs at its article already, where the colour comes first.
+        assert set.union(*found.values()) >= said["colour"] - {"orange"}
+        assert set(found) <= {"a", "red"}
+
+
+@pytest.mark.needs_torch
+def test_labels_spare_pairs_never_drawn() -> None:
+    torch = pytest.importorskip("torch")
+    (shape, colour), *_ = sorted(scenes.HELD_OUT["test"])
+    table = {"shape": scenes.SHAPES.index(shape) + 1, "colour": list(scenes.COLOURS).index(colour)}
+    labels = torch.zeros(1, len(pool.LABELS), dtype=torch.int64)
+    labels[0, 1] = table["colour"] + 1
+    logits = torch.zeros(1, sum(pool.LABELS), requires_grad=True)
+    for spared in (False, True):
+        loss, _ = pool.label_loss(logits, labels, spare_strangers=spared)
+        (grad,) = torch.autograd.grad(loss, logits)
+        assert (grad[0, table["shape"]] == 0) == spared
+        assert grad[0, 0] < 0
 
 
 @pytest.mark.needs_torch

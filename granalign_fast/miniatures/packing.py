@@ -9,7 +9,7 @@ prompt: so its logits are those of the lone prompt.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,17 +27,18 @@ class Segment:
         head: number of the head that it continues.
         prompt: token ids after the head, up to where the answer begins; may be empty once a head.
         answer: token ids.
-        weight: of the answer's first token in the loss.
-        rest: weight of its other tokens.
-        truths: for each token of `prompt` 0, 1 or `IGNORED`; empty for all ignored.
+        weights: of the answer's tokens in the loss; empty for ones.
+        truths: for each token of `prompt` two of 0, 1 and `IGNORED`; empty for all ignored.
+        spared: numbers of answer tokens, each with a token id that is not to be made less likely
+            there, although it is not the answer.
     """
 
     head: int
     prompt: Sequence[int]
     answer: Sequence[int]
-    weight: float = 1.0
-    rest: float = 1.0
-    truths: Sequence[int] = field(default=())
+    weights: Sequence[float] = ()
+    truths: Sequence[tuple[int, int]] = ()
+    spared: Sequence[tuple[int, int]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,8 @@ class Packed:
         context: int64 (segments, longest), where its root's and its head's tokens are; likewise.
         targets: int64 (rows, length), the token to come.
         weights: float32 (rows, length), of the targets; 0 for none.
-        truths: int64 (rows, length), 0, 1 or `IGNORED`.
+        truths: int64 (rows, length, 2), 0, 1 or `IGNORED`.
+        spared: int64 (3, n), row, place and id of tokens that are no alternatives to the target.
     """
 
     ids: npt.NDArray[np.int64]
@@ -86,6 +88,7 @@ class Packed:
     targets: npt.NDArray[np.int64]
     weights: npt.NDArray[np.float32]
     truths: npt.NDArray[np.int64]
+    spared: npt.NDArray[np.int64]
 
 
 def pack(rows: Sequence[Row], *, root: int, first: int) -> Packed:
@@ -100,7 +103,8 @@ def pack(rows: Sequence[Row], *, root: int, first: int) -> Packed:
     shape = (len(rows), length)
     ids, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     targets, weights = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
-    truths = np.full(shape, IGNORED, np.int64)
+    truths = np.full((*shape, 2), IGNORED, np.int64)
+    spared: list[tuple[int, int, int]] = []
     shared = root + max(sum(map(len, row.heads)) for row in rows)
     mask = np.tril(np.ones((len(rows), 1, shared, shared), np.bool_))
     own: list[npt.NDArray[np.int64]] = []
@@ -128,10 +132,20 @@ def pack(rows: Sequence[Row], *, root: int, first: int) -> Packed:
             asked = at + prompt - 1 if prompt else end - 1
             places = [asked, *range(at + prompt, at + size - 1)]
             targets[number, places] = segment.answer
-            weights[number, places] = [segment.weight] + [segment.rest] * (len(places) - 1)
+            weights[number, places] = segment.weights or 1.0
+            spared += [(number, places[i], token) for i, token in segment.spared]
             at += size
     return Packed(
-        ids, positions, shared, mask, _padded(own), _padded(context), targets, weights, truths
+        ids,
+        positions,
+        shared,
+        mask,
+        _padded(own),
+        _padded(context),
+        targets,
+        weights,
+        truths,
+        np.array(spared, np.int64).reshape(-1, 3).T,
     )
 
 

@@ -12,11 +12,19 @@ from . import scenes
 from .drawing import SIDE
 from .scenes import Scene
 
-_OBJECT = (len(scenes.SHAPES) + 1, len(scenes.COLOURS) + 1, 3, 4, len(scenes.WORDS) + 1)
-_GROUND = (len(scenes.BACKGROUNDS), len(scenes.TEXTURES))
-LABELS = (*_OBJECT, *_GROUND)
-"""How many values each label has: shape, colour, size, count and word, where 0 stands for none;
-background and texture."""
+LABEL_WORDS: tuple[tuple[str | None, ...], ...] = (
+    (None, *scenes.SHAPES),
+    (None, *scenes.COLOURS),
+    (None, *scenes.SIZES),
+    (None, None, "two", "three"),
+    (None, *scenes.WORDS),
+    tuple(scenes.BACKGROUNDS),
+    (None, *scenes.TEXTURES[1:]),
+)
+"""The common words for the values of each label, in their order: of an object its shape, colour,
+size and count, what a sign says, and the background's colour and texture. None where there is no
+word, or no object."""
+LABELS = tuple(map(len, LABEL_WORDS))
 _APART = 75.0  # of red, green and blue, 0 to 255: between a named colour and one without
 _IGNORED = -100
 NAMES = ("shape", "colour", "size", "count", "word", "ground", "texture")
@@ -39,6 +47,7 @@ def draw(
     split: scenes.Split = "train",
     grid: int,
     unnamed: bool = False,
+    signs: float = 0.3,
 ) -> Pool:
     """Random scenes.
 
@@ -50,9 +59,10 @@ def draw(
         unnamed: give every thing a colour far from all that have a name, and no label of it. It
             teaches that a shape has nothing to do with its colour, which the pairs that training
             draws cannot: of those that are held out it would learn that they do not exist.
+        signs: share of the scenes that have a sign.
     """
     rng = np.random.default_rng((seed, count, unnamed))
-    found = [scenes.sample_scene(rng, split) for _ in range(count)]
+    found = [scenes.sample_scene(rng, split, signs=signs) for _ in range(count)]
     if unnamed:
         found = [_recoloured(scene, rng) for scene in found]
     frames = np.empty((count, SIDE, SIDE, 3), np.uint8)
@@ -100,7 +110,9 @@ def _cell(centre: tuple[float, float], grid: int) -> int:
     return int(centre[1] // side) * grid + int(centre[0] // side)
 
 
-def label_loss(logits: Any, labels: Any) -> tuple[Any, dict[str, float]]:
+def label_loss(
+    logits: Any, labels: Any, *, spare_strangers: bool = False
+) -> tuple[Any, dict[str, float]]:
     """Cross entropy of the labels, and each one's.
 
     Trained with labels, an image tower learns in minutes what captions would teach it in hours.
@@ -108,13 +120,29 @@ def label_loss(logits: Any, labels: Any) -> tuple[Any, dict[str, float]]:
     Args:
         logits: `(..., sum(LABELS))`.
         labels: `(..., 7)`.
+        spare_strangers: do not count as alternatives the shapes that training never draws in a
+            thing's colour, nor the colours in which it never draws its shape.
     """
+    import torch
     from torch.nn import functional
 
-    parts = logits.flatten(0, -2).split(LABELS, -1)
+    parts = list(logits.flatten(0, -2).split(LABELS, -1))
+    if spare_strangers:
+        never = torch.from_numpy(_never())
+        shape, colour = (labels[..., i].flatten().clamp(min=0) for i in (0, 1))
+        parts[0] = parts[0].masked_fill(never.T[colour], -1e4)
+        parts[1] = parts[1].masked_fill(never[shape], -1e4)
     losses = [
         functional.cross_entropy(part, labels[..., i].flatten()) for i, part in enumerate(parts)
     ]
     # Objects are few among the cells.
     total: Any = 3 * sum(losses[:5]) + sum(losses[5:])
     return total, {name: loss.item() for name, loss in zip(NAMES, losses, strict=True)}
+
+
+def _never() -> npt.NDArray[np.bool_]:
+    """Of the labels of shapes (rows) and colours, which training never draws together."""
+    table = np.zeros(LABELS[:2], np.bool_)
+    for shape, colour in frozenset().union(*scenes.HELD_OUT.values()):
+        table[scenes.SHAPES.index(shape) + 1, list(scenes.COLOURS).index(colour) + 1] = True
+    return table

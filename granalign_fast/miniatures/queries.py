@@ -34,6 +34,8 @@ class Query:
         moving: whether it says that something moves.
         context: another moment that it mentions, or None.
         so_far: for each of its words, what is demanded up to there; None where nothing was added.
+        alone: likewise, what the mention, sign, background or texture demands that it belongs to;
+            None as well where another moment is spoken of.
     """
 
     text: str
@@ -41,6 +43,7 @@ class Query:
     moving: bool
     context: Context | None
     so_far: tuple[Spec | None, ...]
+    alone: tuple[Spec | None, ...]
 
 
 class _Speaker:
@@ -50,17 +53,19 @@ class _Speaker:
         self.rng, self.rare = rng, rare
         self.words: list[str] = []
         self.so_far: list[Spec | None] = []
+        self.alone: list[Spec | None] = []
 
     def saying(self, meaning: str) -> str:
         """One way to say it, a rare one with the given probability."""
         common, *rare = SAYINGS[meaning]
         return pick(self.rng, tuple(rare)) if self.rng.random() < self.rare else common
 
-    def say(self, text: str, demand: Spec | None = None) -> None:
+    def say(self, text: str, demand: Spec | None = None, alone: Spec | None = None) -> None:
         """Add words; the last of them completes the demand."""
         words = text.split()
         self.words += words
-        self.so_far += [None] * (len(words) - 1) + [demand] if words else []
+        for told, meaning in ((self.so_far, demand), (self.alone, alone)):
+            told += [None] * (len(words) - 1) + [meaning] if words else []
 
 
 def sample_query(
@@ -98,7 +103,9 @@ def phrase(
         _say_spec(speaker, context.spec, False)
         # Whatever is said of another moment, the frame is as true as before.
         speaker.so_far[told:] = [spec] * (len(speaker.words) - told)
-    return Query(" ".join(speaker.words), spec, moving, context, tuple(speaker.so_far))
+        speaker.alone[told:] = [None] * (len(speaker.words) - told)
+    words, so_far, alone = speaker.words, tuple(speaker.so_far), tuple(speaker.alone)
+    return Query(" ".join(words), spec, moving, context, so_far, alone)
 
 
 def _say_spec(speaker: _Speaker, spec: Spec, moving: bool) -> None:
@@ -113,19 +120,19 @@ def _say_spec(speaker: _Speaker, spec: Spec, moving: bool) -> None:
         speaker.say(speaker.saying("and"))
         noun = speaker.saying("sign")
         told = replace(told, sign="")
-        speaker.say(f"{article(noun)} {noun}", told)
+        speaker.say(f"{article(noun)} {noun}", told, Spec((), ""))
         if spec.sign:
             told = replace(told, sign=spec.sign)
-            speaker.say(f"{speaker.saying('that says')} {spec.sign}", told)
+            speaker.say(f"{speaker.saying('that says')} {spec.sign}", told, Spec((), spec.sign))
     if spec.background:
         on = pick(speaker.rng, ("on", "over", "against"))
         ground = speaker.saying(spec.background)
-        told = replace(told, background=spec.background)
+        told, alone = replace(told, background=spec.background), Spec((), None, spec.background)
         speaker.say(f"{on} {article(ground)}")
-        speaker.say(ground, told)
-        speaker.say(speaker.saying("background"), told)
+        speaker.say(ground, told, alone)
+        speaker.say(speaker.saying("background"), told, alone)
     if spec.texture:
-        speaker.say(speaker.saying(spec.texture), spec)
+        speaker.say(speaker.saying(spec.texture), spec, Spec((), None, None, spec.texture))
 
 
 def _say_mention(speaker: _Speaker, told: Spec, mention: Mention) -> Spec:
@@ -145,11 +152,12 @@ def _say_mention(speaker: _Speaker, told: Spec, mention: Mention) -> Spec:
         speaker.say(article(words[0][0]))
     elif mention.count:
         number = speaker.saying(NUMBERS[mention.count])
-        speaker.say(number, replace(told, mentions=(*before, Mention(count=mention.count))))
+        several = Mention(count=mention.count)
+        speaker.say(number, replace(told, mentions=(*before, several)), Spec((several,)))
     for word, partial in words:
         told = replace(told, mentions=(*before, partial))
-        speaker.say(word, told)
+        speaker.say(word, told, Spec((partial,)))
     if mention.place:
         told = replace(told, mentions=(*before, mention))
-        speaker.say(speaker.saying(mention.place), told)
+        speaker.say(speaker.saying(mention.place), told, Spec((mention,)))
     return told

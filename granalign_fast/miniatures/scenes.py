@@ -70,6 +70,15 @@ HELD_OUT: dict[Split, frozenset[Pair]] = {
 """Pairs that the other splits neither draw nor name."""
 
 
+def strangers(pair: Pair) -> tuple[Pair, ...]:
+    """Other pairs of its shape or of its colour that training never draws, sorted.
+
+    They are not to be taken for impossible.
+    """
+    held_out = sorted(frozenset().union(*HELD_OUT.values()))
+    return tuple(p for p in held_out if p != pair and (p[0] == pair[0] or p[1] == pair[1]))
+
+
 def pairs_of(split: Split) -> tuple[Pair, ...]:
     """The pairs that a split draws and names: its own, and those of training.
 

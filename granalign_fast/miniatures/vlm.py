@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from granalign_fast import prompts
 
-from . import training, wordlevel
+from . import pool, scenes, training, wordlevel
 from .drawing import SIDE
 
 PATCH, MERGE = 14, 2
@@ -102,6 +102,14 @@ def patches(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(doubled.reshape(len(frames), TOKENS * MERGE**2, -1), np.float32)
 
 
+def label_ids() -> list[int | None]:
+    """The token of every label's word, in the order of `pool.LABELS`; None where there is none."""
+    vocabulary = wordlevel.vlm_tokenizer().get_vocab()
+    return [
+        None if word is None else vocabulary[word] for words in pool.LABEL_WORDS for word in words
+    ]
+
+
 class ImageTower:
     """The stock tower's own layers, run on many frames at once.
 
@@ -173,6 +181,11 @@ class Prompts:
         """The ids of both answers."""
         yes, no = self.tokenizer.convert_tokens_to_ids(["yes", "no"])
         return yes, no
+
+    @cached_property
+    def sign_words(self) -> frozenset[int]:
+        """The ids of what signs say."""
+        return frozenset(self.tokenizer.convert_tokens_to_ids(list(scenes.WORDS)))
 
     def suffix(self, prompt: str) -> list[int]:
         """What follows the image."""
