@@ -21,6 +21,7 @@ from .chat import common_start
 from .errors import GranAlignError
 from .generation import Prefix
 from .images import Image, check_frames
+from .place import Array
 from .prefixes import PrefixCache
 from .vlm import VisionLanguageModel
 
@@ -84,6 +85,20 @@ class Recogniser(Protocol):
 
     def recognise(self, frames: FrameSet, queries: Sequence[str]) -> npt.NDArray[np.float32]:
         """How likely each frame shows each query, (queries, frames), 0 to 1."""
+        ...
+
+
+@runtime_checkable
+class Prefiller(Protocol):
+    """A captioner that can look at frames before it is known what is asked of them."""
+
+    @property
+    def room(self) -> int:
+        """How many frames it can keep in mind."""
+        ...
+
+    def prefill(self, frames: FrameSet) -> None:
+        """Look at frames, and keep them in mind."""
         ...
 
 
@@ -178,10 +193,23 @@ class VlmCaptioner:
                 row[numbers] = shares[:, : len(yes)].sum(axis=1) / shares.sum(axis=1)
         return found
 
+    @property
+    def room(self) -> int:
+        """Frames of which the cache can hold what every prompt about them begins with."""
+        manifest = self.model.manifest
+        tokens = len(self.start) - 1 + manifest.image_tokens
+        numbers = 2 * manifest.layers * manifest.kv_heads * manifest.head_dim * tokens
+        size = numbers * np.dtype(manifest.cache_dtype).itemsize
+        return sum(tier.limit for tier in self.cache.tiers) // size
+
     def prefill(self, frames: FrameSet) -> None:
-        """Compute and keep what every prompt about these frames begins with."""
-        for _ in self._seen(frames):
-            pass
+        """Compute and keep what every prompt about these frames begins with.
+
+        Raises:
+            GranAlignError: as `agnostic`.
+        """
+        for numbers in self._batches(frames):
+            self._look(frames, numbers)
 
     def answers(
         self, frames: FrameSet, task: str, *, stop_ids: Collection[int] | None = None
@@ -204,22 +232,28 @@ class VlmCaptioner:
         return [" ".join(self.model.decode(ids).split()) for ids in self.answers(frames, task)]
 
     def _seen(self, frames: FrameSet) -> Iterator[tuple[list[int], Prefix]]:
-        """The frames' prefixes, a batch at a time; what is not kept is computed and then kept."""
-        place = self.model.place
-        for start in range(0, len(frames), self.rows):
-            numbers = list(range(start, min(start + self.rows, len(frames))))
-            keys = [self._key(frames.hashes[number]) for number in numbers]
-            kept = {key: self.cache.get(key) for key in dict.fromkeys(keys)}
-            missing = [key for key, array in kept.items() if array is None]
-            if missing:  # equal frames are looked at once
-                images = frames.load([numbers[keys.index(key)] for key in missing])
-                computed = self.model.prefill_frames(images, self.start)
-                for key, array in zip(missing, computed.unstack(place), strict=True):
-                    self.cache.put(key, array)
-                    kept[key] = array
-            arrays = [kept[key] for key in keys]
+        """The frames' prefixes, a batch at a time."""
+        for numbers in self._batches(frames):
             model, position = self.model.fingerprint, self._next_position
-            yield numbers, Prefix.stack(arrays, model, position, place)
+            arrays = self._look(frames, numbers)
+            yield numbers, Prefix.stack(arrays, model, position, self.model.place)
+
+    def _batches(self, frames: FrameSet) -> Iterator[list[int]]:
+        for start in range(0, len(frames), self.rows):
+            yield list(range(start, min(start + self.rows, len(frames))))
+
+    def _look(self, frames: FrameSet, numbers: Sequence[int]) -> list[Array]:
+        """The prefixes of some frames; what is not kept is computed and then kept."""
+        keys = [self._key(frames.hashes[number]) for number in numbers]
+        kept = {key: self.cache.get(key) for key in dict.fromkeys(keys)}
+        missing = [key for key, array in kept.items() if array is None]
+        if missing:  # equal frames are looked at once
+            images = frames.load([numbers[keys.index(key)] for key in missing])
+            computed = self.model.prefill_frames(images, self.start)
+            for key, array in zip(missing, computed.unstack(self.model.place), strict=True):
+                self.cache.put(key, array)
+                kept[key] = array
+        return [kept[key] for key in keys]
 
     def _key(self, frame: str) -> str:
         return f"{self._prompt_key}-{frame}"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from .captions import Captioner, Recogniser
+from .captions import Captioner, Prefiller, Recogniser
 from .config import RetrieverConfig, preset
 from .errors import GranAlignError
 from .index import CaptionedVideo, VideoIndex
@@ -140,7 +140,7 @@ class MomentRetriever:
         Args:
             requests: any mixture of videos and queries.
             seconds: receives the duration of each stage that there was: ``rewrite`` (and, beside
-                it, ``key_frames``), ``aware``, ``exists``, ``embed``, ``context``, ``similarity``,
+                it, ``key_frames`` and ``prefill``), ``aware``, ``exists``, ``embed``, ``context``, ``similarity``,
                 ``recognise``, ``proposals``, ``nms``, ``results``. Every result has them too.
 
         Raises:
@@ -204,12 +204,16 @@ class MomentRetriever:
         """Every query rewritten and its key frames captioned; whether each video shows it."""
         plain = {r.query: None for r in requests if isinstance(r.query, str)}
         rewritten: Mapping[str, Rewrites] = {}
-        with ThreadPoolExecutor(1) as beside:  # key frames wait for nothing that a rewriter does
+        # Frames can be chosen and looked at before it is known what exactly is asked of them.
+        with ThreadPoolExecutor(1) as beside:
             keys = beside.submit(self._key_frames, requests, clock.seconds)
+            seen = beside.submit(self._prefill, requests, keys, clock.seconds) if plain else None
             if plain:
                 rewritten = dict(zip(plain, self.rewriter.rewrite(list(plain)), strict=True))
                 clock.lap("rewrite")
             clips = keys.result()
+            if seen:
+                seen.result()
         clock.restart()
         questions: list[Question] = []
         exists: list[float | None] = []
@@ -251,6 +255,21 @@ class MomentRetriever:
             found.append(key_frames(index, row[_text(request)], frames, self.config.key_frames))
         seconds["key_frames"] = time.perf_counter() - start
         return found
+
+    def _prefill(
+        self, requests: Sequence[Request], keys: Future[list[list[int]]], seconds: dict[str, float]
+    ) -> None:
+        """Let the captioner look at the key frames, as many as it can keep in mind."""
+        if not isinstance(self.captioner, Prefiller):
+            return
+        left, chosen, start = self.captioner.room, keys.result(), time.perf_counter()
+        for request, clips in zip(requests, chosen, strict=True):
+            left -= len(clips)
+            if left < 0:
+                break
+            if clips:
+                self.captioner.prefill(frame_set(request.index).take(clips))
+        seconds["prefill"] = time.perf_counter() - start
 
     def _recognised(self, requests: Sequence[Request], clock: Clock) -> list[SearchResult]:
         """Moments cut out of the probabilities that a model gives each frame."""

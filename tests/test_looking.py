@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -134,6 +135,46 @@ def test_plain_queries_are_rewritten_once() -> None:
     assert rewriter.asked == ["dog asleep", "wet road"]
     assert first.moments == third.moments and second.query == "wet road"
     assert "rewrite" in first.seconds
+
+
+def test_key_frames_are_looked_at_while_the_query_is_rewritten() -> None:
+    class Prefilling(TableCaptioner):
+        room = 5
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[list[int]] = []
+            self.looked = threading.Event()
+
+        def prefill(self, frames: FrameSet) -> None:
+            self.seen.append([int(name) for name in frames.hashes])
+            self.looked.set()
+
+    class Waiting:
+        def rewrite(self, queries: Sequence[str]) -> list[Rewrites]:
+            assert captioner.looked.wait(30)
+            return [Rewrites(query, (), (f"a {query}",), ("dog",)) for query in queries]
+
+    captioner = Prefilling()
+    retriever = retriever_of(captioner, rewriter=Waiting())
+    requests = [Request(index_of(vid), "dog asleep") for vid in "abc"]
+    results = retriever.search_many(requests)
+    # Two key frames a video; of the third there is no room to remember them.
+    assert captioner.seen == [captioner.asked[0][0]] * 2
+    assert "prefill" in results[0].seconds
+    retriever.search(index_of(), ASLEEP)  # nothing is rewritten: there is nothing to be beside
+    assert len(captioner.seen) == 2
+
+
+def test_a_lost_video_is_noticed_while_the_query_is_rewritten() -> None:
+    class Blind(TableCaptioner):
+        room = 5
+
+        def prefill(self, frames: FrameSet) -> None:
+            frames.load([0])
+
+    with pytest.raises(GranAlignError, match=r"video 'v': its frames are needed, and None"):
+        retriever_of(Blind()).search(index_of(), "dog asleep")
 
 
 def test_recognition_cuts_moments_out_of_probabilities() -> None:

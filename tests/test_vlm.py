@@ -222,6 +222,11 @@ def test_a_frame_takes_the_bytes_that_arithmetic_says(model: VisionLanguageModel
     tokens = len(captioner.start) - 1 + 15  # a grid of 3 x 5
     each = 2 * 3 * text["num_key_value_heads"] * 16 * tokens * 4  # heads of 16 float32
     assert captioner.cache.nbytes == {"host": 3 * each}
+    room = [
+        captioner_of(model, MemoryTier(host), MemoryTier(more, name="device")).room
+        for host, more in ((each, 0), (each, each), (each - 1, each), (each - 2, 1))
+    ]
+    assert room == [1, 2, 1, 0]
 
 
 def test_equal_frames_are_looked_at_once(model: VisionLanguageModel) -> None:

@@ -87,13 +87,13 @@ class _Stages:
     def medians(self, whole: float) -> dict[str, float]:
         """Seconds by stage, and as ``other`` what of the whole none of them has seen.
 
-        Key frames are chosen beside the rewriting, which takes longer: they are left out.
+        Key frames are chosen and looked at beside the rewriting, whose time includes them.
         """
         names = dict.fromkeys(name for seconds in self.seen for name in seconds)
         found = {
             name: float(np.median([seconds.get(name, 0.0) for seconds in self.seen]))
             for name in names
-            if name != "key_frames" or "rewrite" not in names
+            if name not in ("key_frames", "prefill") or "rewrite" not in names
         }
         other = whole - sum(found.values())
         return found | ({"other": other} if other > 0 else {})
