@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,21 @@ class FrameSet:
         hashes = tuple(frame_hash(frame) for frame in frames)
         return cls(hashes, lambda numbers: [frames[i] for i in numbers])
 
+    @classmethod
+    def joined(cls, sets: Sequence[FrameSet]) -> FrameSet:
+        """The frames of all sets, one after another; each set loads its own in one call."""
+        places = [(part, number) for part in sets for number in range(len(part))]
+
+        def load(numbers: Sequence[int]) -> list[Image]:
+            wanted: dict[int, tuple[FrameSet, list[int]]] = {}
+            for i in numbers:
+                part, number = places[i]
+                wanted.setdefault(id(part), (part, []))[1].append(number)
+            loaded = {key: iter(part.load(own)) for key, (part, own) in wanted.items()}
+            return [next(loaded[id(places[i][0])]) for i in numbers]
+
+        return cls(tuple(part.hashes[number] for part, number in places), load)
+
     def take(self, numbers: Sequence[int]) -> FrameSet:
         """Some of them, in the order of `numbers`."""
         chosen = list(numbers)
@@ -76,6 +92,15 @@ class Captioner(Protocol):
 
     def aware(self, frames: FrameSet, focus: Sequence[str]) -> list[str]:
         """A caption of each frame, guided by what a query is about."""
+        ...
+
+
+@runtime_checkable
+class BatchCaptioner(Captioner, Protocol):
+    """A captioner that can answer for several queries at once."""
+
+    def aware_many(self, asked: Sequence[tuple[FrameSet, Sequence[str]]]) -> list[list[str]]:
+        """What `aware` gives for each of these."""
         ...
 
 
@@ -111,7 +136,9 @@ class VlmCaptioner:
     Args:
         model: an instruction-tuned one.
         cache: keeps what the model has made of frames; by default 1 GiB of memory.
-        rows: frames, or prompts about them, in a batch.
+        rows: frames that are looked at in one batch.
+        batch: prompts about them that are answered in one; each step of an answer reads the whole
+            model once for all of them.
         max_new_tokens: at which a caption is cut off.
 
     Raises:
@@ -124,13 +151,15 @@ class VlmCaptioner:
         *,
         cache: PrefixCache | None = None,
         rows: int = 16,
+        batch: int = 64,
         max_new_tokens: int = 64,
     ) -> None:
-        if rows < 1:
-            raise GranAlignError(f"rows: got {rows}, expected at least 1")
+        for name, number in (("rows", rows), ("batch", batch)):
+            if number < 1:
+                raise GranAlignError(f"{name}: got {number}, expected at least 1")
         self.model = model
         self.cache = PrefixCache() if cache is None else cache
-        self.rows = rows
+        self.rows, self.batch = rows, batch
         self.max_new_tokens = max_new_tokens
         self.start = common_start(self._ask("Describe it."), self._ask("What is it?"))
         """The tokens that every prompt begins with, the image's among them."""
@@ -152,7 +181,7 @@ class VlmCaptioner:
         Raises:
             GranAlignError: a frame is not one, or the model's context is too short.
         """
-        return self._captions(frames, prompts.AGNOSTIC_CAPTION)
+        return self._captions(frames, [self._suffix(prompts.AGNOSTIC_CAPTION)] * len(frames))
 
     def aware(self, frames: FrameSet, focus: Sequence[str]) -> list[str]:
         """A caption of each frame, guided by the entities and actions of a query.
@@ -160,12 +189,24 @@ class VlmCaptioner:
         Raises:
             GranAlignError: as `agnostic`, or there is no focus.
         """
-        if not focus or not all(text.strip() for text in focus):
-            raise GranAlignError(
-                f"focus: got {list(focus)!r}, expected what to look for; give the query itself "
-                f"where nothing is known of it"
-            )
-        return self._captions(frames, prompts.aware_caption(focus))
+        return self.aware_many([(frames, focus)])[0]
+
+    def aware_many(self, asked: Sequence[tuple[FrameSet, Sequence[str]]]) -> list[list[str]]:
+        """What `aware` gives for each of these, in batches over all of them.
+
+        Raises:
+            GranAlignError: as `aware`.
+        """
+        suffixes: list[list[int]] = []
+        for frames, focus in asked:
+            if not focus or not all(text.strip() for text in focus):
+                raise GranAlignError(
+                    f"focus: got {list(focus)!r}, expected what to look for; give the query itself "
+                    f"where nothing is known of it"
+                )
+            suffixes += [self._suffix(prompts.aware_caption(focus))] * len(frames)
+        captions = iter(self._captions(FrameSet.joined([f for f, _ in asked]), suffixes))
+        return [list(itertools.islice(captions, len(frames))) for frames, _ in asked]
 
     def recognise(self, frames: FrameSet, queries: Sequence[str]) -> npt.NDArray[np.float32]:
         """How likely each frame shows each query, (queries, frames), float32, 0 to 1.
@@ -208,18 +249,24 @@ class VlmCaptioner:
         Raises:
             GranAlignError: as `agnostic`.
         """
-        for numbers in self._batches(frames):
-            self._look(frames, numbers)
+        self._look(frames, range(len(frames)))
 
     def answers(
         self, frames: FrameSet, task: str, *, stop_ids: Collection[int] | None = None
     ) -> list[list[int]]:
         """Token ids of the answer to `task` about each frame; `stop_ids` as for `generate`."""
-        suffix = self._suffix(task)
+        return self._answers_to(frames, [self._suffix(task)] * len(frames), stop_ids)
+
+    def _answers_to(
+        self,
+        frames: FrameSet,
+        suffixes: Sequence[list[int]],
+        stop_ids: Collection[int] | None = None,
+    ) -> list[list[int]]:
         found: list[list[int]] = [[]] * len(frames)
         for numbers, prefix in self._seen(frames):
             batch = self.model.generate(
-                [suffix] * len(numbers),
+                [suffixes[number] for number in numbers],
                 prefix=prefix,
                 max_new_tokens=self.max_new_tokens,
                 stop_ids=stop_ids,
@@ -228,29 +275,28 @@ class VlmCaptioner:
                 found[number] = ids
         return found
 
-    def _captions(self, frames: FrameSet, task: str) -> list[str]:
-        return [" ".join(self.model.decode(ids).split()) for ids in self.answers(frames, task)]
+    def _captions(self, frames: FrameSet, suffixes: Sequence[list[int]]) -> list[str]:
+        answers = self._answers_to(frames, suffixes)
+        return [" ".join(self.model.decode(ids).split()) for ids in answers]
 
     def _seen(self, frames: FrameSet) -> Iterator[tuple[list[int], Prefix]]:
         """The frames' prefixes, a batch at a time."""
-        for numbers in self._batches(frames):
-            model, position = self.model.fingerprint, self._next_position
+        model, position = self.model.fingerprint, self._next_position
+        for start in range(0, len(frames), self.batch):
+            numbers = list(range(start, min(start + self.batch, len(frames))))
             arrays = self._look(frames, numbers)
             yield numbers, Prefix.stack(arrays, model, position, self.model.place)
-
-    def _batches(self, frames: FrameSet) -> Iterator[list[int]]:
-        for start in range(0, len(frames), self.rows):
-            yield list(range(start, min(start + self.rows, len(frames))))
 
     def _look(self, frames: FrameSet, numbers: Sequence[int]) -> list[Array]:
         """The prefixes of some frames; what is not kept is computed and then kept."""
         keys = [self._key(frames.hashes[number]) for number in numbers]
         kept = {key: self.cache.get(key) for key in dict.fromkeys(keys)}
         missing = [key for key, array in kept.items() if array is None]
-        if missing:  # equal frames are looked at once
-            images = frames.load([numbers[keys.index(key)] for key in missing])
+        for start in range(0, len(missing), self.rows):  # equal frames are looked at once
+            some = missing[start : start + self.rows]
+            images = frames.load([numbers[keys.index(key)] for key in some])
             computed = self.model.prefill_frames(images, self.start)
-            for key, array in zip(missing, computed.unstack(self.model.place), strict=True):
+            for key, array in zip(some, computed.unstack(self.model.place), strict=True):
                 self.cache.put(key, array)
                 kept[key] = array
         return [kept[key] for key in keys]

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .captions import Captioner, FrameSet, Recogniser
+from .captions import BatchCaptioner, Captioner, FrameSet, Recogniser
 from .errors import GranAlignError
 from .images import Image
 from .index import VideoIndex
@@ -99,12 +99,21 @@ def key_frames(
 
 
 def aware_captions(
-    captioner: Captioner, index: VideoIndex, clips: Sequence[int], query: Rewrites
-) -> dict[int, str]:
+    captioner: Captioner, asked: Sequence[tuple[VideoIndex, Sequence[int], Rewrites]]
+) -> list[dict[int, str]]:
     """Captions of these clips, guided by what the query is about; empty ones are left out."""
-    focus = query.entities + query.actions or (query.query,)
-    captions = captioner.aware(frame_set(index).take(clips), focus)
-    return {clip: text for clip, text in zip(clips, captions, strict=True) if text.strip()}
+    sets = [
+        (frame_set(index).take(clips), query.entities + query.actions or (query.query,))
+        for index, clips, query in asked
+    ]
+    if isinstance(captioner, BatchCaptioner):
+        found = captioner.aware_many(sets)
+    else:
+        found = [captioner.aware(frames, focus) for frames, focus in sets]
+    return [
+        {clip: text for clip, text in zip(clips, captions, strict=True) if text.strip()}
+        for (_, clips, _), captions in zip(asked, found, strict=True)
+    ]
 
 
 def ways_to_ask(query: Rewrites) -> tuple[str, ...]:

@@ -140,8 +140,9 @@ class MomentRetriever:
         Args:
             requests: any mixture of videos and queries.
             seconds: receives the duration of each stage that there was: ``rewrite`` (and, beside
-                it, ``key_frames`` and ``prefill``), ``aware``, ``exists``, ``embed``, ``context``, ``similarity``,
-                ``recognise``, ``proposals``, ``nms``, ``results``. Every result has them too.
+                it, ``key_frames`` and ``prefill``), ``aware``, ``exists``, ``embed``, ``context``,
+                ``similarity``, ``recognise``, ``proposals``, ``nms``, ``results``. Every result has
+                them too.
 
         Raises:
             GranAlignError: as `search`; the message names the video.
@@ -215,24 +216,30 @@ class MomentRetriever:
             if seen:
                 seen.result()
         clock.restart()
-        questions: list[Question] = []
-        exists: list[float | None] = []
-        for request, keyed in zip(requests, clips, strict=True):
-            query = (
-                request.query if isinstance(request.query, Rewrites) else rewritten[request.query]
-            )
-            aware = request.aware or {}
-            if keyed and request.aware is None and self.captioner and query.detailed:
-                aware = aware_captions(self.captioner, request.index, keyed, query)
-                clock.lap("aware")
-            there = None
-            if keyed and self.recogniser:
-                count = self.config.exists_frames
-                there = existence(self.recogniser, request.index, keyed, query, count)
-                clock.lap("exists")
-            questions.append(Question(request.index, query, aware))
-            exists.append(there)
-        return questions, exists
+        queries = [
+            request.query if isinstance(request.query, Rewrites) else rewritten[request.query]
+            for request in requests
+        ]
+        aware = [request.aware or {} for request in requests]
+        guided = [
+            i
+            for i, (request, query) in enumerate(zip(requests, queries, strict=True))
+            if clips[i] and request.aware is None and query.detailed
+        ]
+        if guided and self.captioner:
+            asked = [(requests[i].index, clips[i], queries[i]) for i in guided]
+            for i, captions in zip(guided, aware_captions(self.captioner, asked), strict=True):
+                aware[i] = captions
+            clock.lap("aware")
+        exists: list[float | None] = [None] * len(requests)
+        if self.recogniser and any(clips):
+            count = self.config.exists_frames
+            for i, (request, keyed) in enumerate(zip(requests, clips, strict=True)):
+                if keyed:
+                    exists[i] = existence(self.recogniser, request.index, keyed, queries[i], count)
+            clock.lap("exists")
+        indexes = [request.index for request in requests]
+        return [Question(*one) for one in zip(indexes, queries, aware, strict=True)], exists
 
     def _key_frames(
         self, requests: Sequence[Request], seconds: dict[str, float]

@@ -177,6 +177,28 @@ def test_a_lost_video_is_noticed_while_the_query_is_rewritten() -> None:
         retriever_of(Blind()).search(index_of(), "dog asleep")
 
 
+def test_many_queries_meet_the_captioner_in_one_call() -> None:
+    class Batched(TableCaptioner):
+        calls = 0
+
+        def aware_many(self, asked: Sequence[tuple[FrameSet, Sequence[str]]]) -> list[list[str]]:
+            self.calls += 1
+            return [self.aware(frames, focus) for frames, focus in asked]
+
+    requests = [
+        Request(index_of(), ASLEEP),
+        Request(index_of(), Rewrites("dog", ("a dog",))),  # nothing detailed
+        Request(index_of(), ASLEEP, aware={2: "dog asleep"}),
+        Request(index_of(), Rewrites("wet road", (), ("a wet road",))),
+    ]
+    captioner, single = Batched(), retriever_of(TableCaptioner())
+    found = retriever_of(captioner).search_many(requests)
+    assert captioner.calls == 1 and len(captioner.asked) == 2
+    for result, request in zip(found, requests, strict=True):
+        alone = single.search_many([request])[0]
+        assert (result.moments, result.aware) == (alone.moments, alone.aware)
+
+
 def test_recognition_cuts_moments_out_of_probabilities() -> None:
     recogniser = TableRecogniser()
     retriever = retriever_of(recogniser, "recognition")

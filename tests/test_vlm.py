@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,10 +145,12 @@ def test_a_folder_of_another_kind(folder: Path) -> None:
 # The captioner
 
 
-def captioner_of(model: VisionLanguageModel, *tiers: Any, rows: int = 16) -> VlmCaptioner:
+def captioner_of(
+    model: VisionLanguageModel, *tiers: Any, rows: int = 16, batch: int = 64
+) -> VlmCaptioner:
     """A byte a token: "yes" has none of its own here, so letters stand for the answers."""
     cache = PrefixCache(tiers) if tiers else None
-    captioner = VlmCaptioner(model, cache=cache, rows=rows, max_new_tokens=12)
+    captioner = VlmCaptioner(model, cache=cache, rows=rows, batch=batch, max_new_tokens=12)
     captioner.__dict__["_answers"] = ([7, 9], [11])
     return captioner
 
@@ -176,14 +178,27 @@ def test_captions_are_what_the_whole_prompt_gives(model: VisionLanguageModel) ->
         assert len(set(captions)) == 5
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-def test_batches_change_nothing(model: VisionLanguageModel, rows: int) -> None:
+@pytest.mark.parametrize(("rows", "batch"), [(1, 1), (2, 3), (3, 2), (16, 4)])
+def test_batches_change_nothing(model: VisionLanguageModel, rows: int, batch: int) -> None:
     frames = FrameSet.of(frames_of(5))
-    expected, found = captioner_of(model), captioner_of(model, rows=rows)
+    expected, found = captioner_of(model), captioner_of(model, rows=rows, batch=batch)
     assert found.agnostic(frames) == expected.agnostic(frames)
     np.testing.assert_allclose(
         found.recognise(frames, ["a", "b"]), expected.recognise(frames, ["a", "b"]), atol=1e-6
     )
+
+
+@pytest.mark.parametrize("batch", [2, 64])
+def test_many_queries_are_answered_as_each_is(model: VisionLanguageModel, batch: int) -> None:
+    frames, known = FrameSet.of(frames_of(5)), captioner_of(model)
+    asked = [
+        (frames.take([0, 3]), ("dog",)),
+        (frames.take([]), ("cat",)),
+        (frames.take([3, 1, 4]), ("a red car", "drives")),
+    ]
+    found = captioner_of(model, batch=batch).aware_many(asked)
+    assert found == [known.aware(part, focus) for part, focus in asked]
+    assert list(map(len, found)) == [2, 0, 3]
 
 
 @pytest.mark.parametrize("tier", ["device", "host", "disk"])
@@ -281,6 +296,17 @@ def test_frames_of_a_set() -> None:
     some = FrameSet.of(frames).take([3, 1])
     assert len(some) == 2 and some.hashes == (frame_hash(frames[3]), frame_hash(frames[1]))
     np.testing.assert_array_equal(some.load([1])[0], frames[1])
+    calls: list[Sequence[int]] = []
+
+    def load(numbers: Sequence[int]) -> list[Any]:
+        calls.append(numbers)
+        return [frames[number] for number in numbers]
+
+    joined = FrameSet.joined([some, FrameSet(FrameSet.of(frames).hashes, load)])
+    assert joined.hashes[:2] == some.hashes and len(joined) == 6
+    for found, number in zip(joined.load([4, 0, 2]), (2, 3, 0), strict=True):
+        np.testing.assert_array_equal(found, frames[number])
+    assert calls == [[2, 0]]
     assert frame_hash(frames[0]) == frame_hash(np.asfortranarray(frames[0]))
     assert frame_hash(frames[0]) != frame_hash(frames[0].reshape(140, 84, 3))
 
