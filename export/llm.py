@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.generation import LlmManifest
@@ -13,10 +14,11 @@ from granalign_fast.models import resolve_model, sha256_of
 
 from .decoder import DecoderGraph
 from .folder import appearing, source_name, tool_versions
-from .llm_source import LlmSource, ModelSource, UnwrittenError, tokenizer_files
+from .llm_source import DecoderShape, LlmSource, ModelSource, UnwrittenError
 from .llm_specs import GRAPH, LLM_PRECISIONS, UNPADDED_GRAPH, WEIGHTS
 from .llm_stock import CacheShape, StockSource, write_stock
 from .llm_validate import judge, validate_llm
+from .validate import check_precision
 from .weights import TensorFile
 
 
@@ -52,8 +54,7 @@ def export_llm(
         MissingExtraError: transformers, which the export is compared with, is not installed.
     """
     tell = progress or (lambda step: None)
-    if precision not in LLM_PRECISIONS:
-        raise GranAlignError(f"precision {precision!r}: expected one of {sorted(LLM_PRECISIONS)}")
+    check_precision(precision, LLM_PRECISIONS)
     try:
         import torch  # noqa: F401
         import transformers  # noqa: F401
@@ -92,15 +93,26 @@ def write_llm(model: ModelSource, folder: Path, *, precision: str, name: str) ->
     A model that is no `LlmSource` is written by optimum, in fp32.
     """
     if isinstance(model, LlmSource):
-        cache = _write_graphs(model, folder, precision)
-    else:
-        cache = write_stock(model, folder)
-    for path in tokenizer_files(model.folder):
+        _write_graphs(model, folder, precision)
+        return complete(LlmManifest, model, model.shape, folder, precision, name)
+    return complete(LlmManifest, model, write_stock(model, folder), folder, precision, name)
+
+
+def complete(
+    kind: type[LlmManifest],
+    model: ModelSource,
+    cache: CacheShape | DecoderShape,
+    folder: Path,
+    precision: str,
+    name: str,
+    **facts: Any,
+) -> LlmManifest:
+    """Write what else belongs beside the graphs; `facts` are for this kind of manifest alone."""
+    for path in model.files():
         shutil.copyfile(path, folder / path.name)
-    shutil.copyfile(model.folder / "config.json", folder / "config.json")
     model.write_generation_config(folder)
     shape = model.shape
-    manifest = LlmManifest(
+    manifest = kind(
         source=name,
         weights_sha256=model.weights_sha256,
         source_sha256=model.sha256,
@@ -115,15 +127,15 @@ def write_llm(model: ModelSource, folder: Path, *, precision: str, name: str) ->
         eos_ids=list(model.eos_ids),
         tools=tool_versions(),
         validation={},
+        **facts,
     )
     manifest.write(folder)
     return manifest
 
 
-def _write_graphs(model: LlmSource, folder: Path, precision: str) -> CacheShape:
+def _write_graphs(model: LlmSource, folder: Path, precision: str) -> None:
     with (folder / WEIGHTS).open("wb") as file:
         tensors = TensorFile(file, WEIGHTS)
         for graph, masked in ((GRAPH, True), (UNPADDED_GRAPH, False)):
             written = DecoderGraph(model, tensors, precision=precision, masked=masked).model()
             (folder / graph).write_bytes(written.SerializeToString())
-    return CacheShape(model.shape.layers, model.shape.kv_heads, model.shape.head_dim)

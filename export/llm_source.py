@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -31,17 +32,6 @@ _FIXED = {
     "partial_rotary_factor": 1.0,
 }
 """Settings that the graph has only so."""
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-)
-"""Copied where they are there; ``tokenizer.json`` must be."""
 
 
 class UnwrittenError(GranAlignError):
@@ -127,6 +117,18 @@ class ModelSource:
     `sha256` covers weights, settings and tokenizer: all that shapes an answer.
     """
 
+    TEXTS: ClassVar[tuple[str, ...]] = (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.jinja",
+        "vocab.json",
+        "merges.txt",
+    )
+    SETTINGS: ClassVar[tuple[str, ...]] = ("config.json",)
+    """Copied where they are there; ``tokenizer.json`` and all settings must be."""
+
     folder: Path
     config: dict[str, Any]
     shape: LlmShape
@@ -137,28 +139,46 @@ class ModelSource:
     sha256: str
 
     @classmethod
-    def open(cls, folder: Path, config: dict[str, Any], shape: LlmShape) -> Self:
+    def open(
+        cls,
+        folder: Path,
+        config: dict[str, Any],
+        shape: LlmShape,
+        *,
+        decoder: dict[str, Any] | None = None,
+        rename: Callable[[str], str] | None = None,
+        more_settings: Sequence[Any] = (),
+        **fields: Any,
+    ) -> Self:
         """Open the weights of a folder whose ``config.json`` is known, and hash all.
+
+        `decoder` is the decoder's part of `config`, where it is not all; `rename` is as for
+        `Checkpoint`, `more_settings` go into the hash, and `fields` are a subclass's own.
 
         Raises:
             GranAlignError: a file is missing or torn, or the weights are not safetensors.
         """
-        generation_config = read_generation_config(folder)
+        generation_config = _read_generation_config(folder)
         read_tokenizer(folder)
-        checkpoint = Checkpoint(folder)
-        weights_sha256 = combined([sha256_of(path) for path in checkpoint.files])
-        texts = [sha256_of(path) for path in tokenizer_files(folder)]
-        settings = json.dumps([config, generation_config], sort_keys=True)
+        checkpoint = Checkpoint(folder, rename)
+        weights_sha256 = _combined([sha256_of(path) for path in checkpoint.files])
+        texts = [sha256_of(path) for path in _present(folder, cls.TEXTS)]
+        settings = json.dumps([config, generation_config, *more_settings], sort_keys=True)
         return cls(
             folder=folder,
             config=config,
             shape=shape,
             checkpoint=checkpoint,
             generation_config=generation_config,
-            eos_ids=eos_ids(generation_config, config, folder),
+            eos_ids=_eos_ids(generation_config, decoder or config, folder),
             weights_sha256=weights_sha256,
-            sha256=combined([weights_sha256, *texts, settings]),
+            sha256=_combined([weights_sha256, *texts, settings]),
+            **fields,
         )
+
+    def files(self) -> list[Path]:
+        """What an export copies as it is."""
+        return _present(self.folder, (*self.TEXTS, *self.SETTINGS))
 
     def write_generation_config(self, folder: Path) -> None:
         """Write ``generation_config.json``, which readers of other libraries look for."""
@@ -195,12 +215,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read_object(folder / "config.json")
 
 
-def tokenizer_files(folder: Path) -> list[Path]:
-    """Those of `TOKENIZER_FILES` that the folder has."""
-    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+def _present(folder: Path, names: Sequence[str]) -> list[Path]:
+    return [folder / name for name in names if (folder / name).is_file()]
 
 
-def read_generation_config(folder: Path) -> dict[str, Any]:
+def _read_generation_config(folder: Path) -> dict[str, Any]:
     """``generation_config.json``; empty where there is none."""
     path = folder / "generation_config.json"
     return read_object(path) if path.is_file() else {}
@@ -251,14 +270,14 @@ def number(config: dict[str, Any], key: str, place: Path, default: float) -> flo
     return float(value)
 
 
-def combined(parts: list[str]) -> str:
+def _combined(parts: list[str]) -> str:
     """One SHA-256 of several; of a single one, itself."""
     if len(parts) == 1:
         return parts[0]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def eos_ids(
+def _eos_ids(
     generation_config: dict[str, Any], config: dict[str, Any], folder: Path
 ) -> tuple[int, ...]:
     """Generation settings win: chat models add their end of a turn there."""

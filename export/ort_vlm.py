@@ -88,28 +88,16 @@ class ORTModelForImageTextToText(ORTModelForCausalLM):  # type: ignore[misc]
         return model
 
     def prepare_inputs_for_generation(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        past_key_values: Any = None,
-        pixel_values: torch.Tensor | None = None,
-        image_grid_thw: torch.Tensor | None = None,
-        rope_deltas: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        **kwargs: Any,
+        self, input_ids: torch.Tensor, past_key_values: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
         """What `forward` takes at one step: the tokens that the past does not hold."""
         first = past_key_values is None
         past = 0 if first else past_key_values[0][0].shape[2]
-        return {
-            "input_ids": input_ids[:, past:],
-            "attention_mask": attention_mask,
-            "past_key_values": past_key_values,
-            "pixel_values": pixel_values if first else None,
-            "image_grid_thw": image_grid_thw if first else None,
-            "rope_deltas": rope_deltas,
-            "use_cache": use_cache,
-        }
+        names = ["attention_mask", "rope_deltas", "use_cache"]
+        if first:
+            names += ["pixel_values", "image_grid_thw"]
+        kept = {name: kwargs.get(name) for name in names}
+        return kept | {"input_ids": input_ids[:, past:], "past_key_values": past_key_values}
 
     def _update_model_kwargs_for_generation(
         self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any

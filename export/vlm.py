@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from granalign_fast.errors import MissingExtraError
-from granalign_fast.models import resolve_model, sha256_of
+from granalign_fast.generation import LlmManifest
+from granalign_fast.models import resolve_model
 from granalign_fast.vlm import VlmManifest
 
-from .folder import appearing, source_name, tool_versions
+from .folder import appearing, source_name
+from .llm import complete
 from .llm_specs import GRAPH, UNPADDED_GRAPH, WEIGHTS
 from .validate import check_precision
 from .vision import VisionGraph
@@ -84,37 +85,23 @@ def export_vlm(
     return out
 
 
-def write_vlm(model: VlmSource, folder: Path, *, precision: str, name: str) -> VlmManifest:
+def write_vlm(model: VlmSource, folder: Path, *, precision: str, name: str) -> LlmManifest:
     """Write graphs, settings, tokenizer and manifest to a folder, unchecked."""
     _write_vision(model, folder, precision)
     _write_decoder(model, folder, precision)
-    for path in model.files():
-        shutil.copyfile(path, folder / path.name)
-    model.write_generation_config(folder)
-    shape = model.shape
-    manifest = VlmManifest(
-        source=name,
-        weights_sha256=model.weights_sha256,
-        source_sha256=model.sha256,
-        files={path.name: sha256_of(path) for path in sorted(folder.iterdir())},
-        precision=precision,
-        architecture=shape.architecture,
-        layers=shape.layers,
-        kv_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        vocabulary=shape.vocabulary,
-        context=shape.context,
-        eos_ids=list(model.eos_ids),
+    return complete(
+        VlmManifest,
+        model,
+        model.shape,
+        folder,
+        precision,
+        name,
         image_size=list(model.image_size),
         image_grid=list(model.grid),
         image_token=model.image_token,
         resample=model.pixels.resample,
-        hidden=shape.hidden,
-        tools=tool_versions(),
-        validation={},
+        hidden=model.shape.hidden,
     )
-    manifest.write(folder)
-    return manifest
 
 
 def _write_vision(model: VlmSource, folder: Path, precision: str) -> None:

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from granalign_fast.errors import GranAlignError
-from granalign_fast.models import sha256_of
 
-from .folder import read_object, read_tokenizer
-from .llm_source import (
-    DecoderShape,
-    LlmSource,
-    check_architecture,
-    combined,
-    eos_ids,
-    number,
-    positive,
-    read_generation_config,
-    tokenizer_files,
-)
+from .folder import read_object
+from .llm_source import DecoderShape, LlmSource, check_architecture, number, positive
 from .vlm_specs import ARCHITECTURES, CHAT_TEMPLATE, IMAGE_PROCESSORS, IMAGE_SIZE, PREPROCESSOR
-from .weights import Checkpoint
 
 _TEXT_DEFAULTS = {"rope_theta": 1e6, "rms_norm_eps": 1e-5}
 """transformers' own for this family, where they differ from those of other decoders."""
@@ -174,6 +161,9 @@ class VlmSource(LlmSource):
     `sha256` covers weights, settings, tokenizer and image size: all that shapes an answer.
     """
 
+    TEXTS = (*LlmSource.TEXTS, CHAT_TEMPLATE)
+    SETTINGS = (*LlmSource.SETTINGS, PREPROCESSOR)
+
     sections: tuple[int, ...]
     """How many of a head's rotary pairs turn with time, how many with the row, and the column."""
     vision: VisionShape
@@ -197,7 +187,7 @@ class VlmSource(LlmSource):
             GranAlignError: it is not a vision-language model that can be exported, a file of it is
                 missing or torn, or the image size does not fit it.
         """
-        for name in ("config.json", PREPROCESSOR):
+        for name in cls.SETTINGS:
             if not (folder / name).is_file():
                 raise GranAlignError(
                     f"{folder}: no {name}; expected a transformers folder of Qwen2.5-VL with "
@@ -205,7 +195,6 @@ class VlmSource(LlmSource):
                 )
         place = folder / "config.json"
         config = read_object(place)
-        generation_config = read_generation_config(folder)
         text = _text_config(config, place)
         named = {"model_type": config.get("model_type"), "architectures": text["architectures"]}
         architecture = check_architecture(named, ARCHITECTURES, place)
@@ -227,30 +216,19 @@ class VlmSource(LlmSource):
         _check_room(vision.grid(image_size), image_size, shape.context)
         settings = read_object(folder / PREPROCESSOR)
         pixels = Pixels.read(settings, vision, folder / PREPROCESSOR)
-        read_tokenizer(folder)
-        checkpoint = Checkpoint(folder, canonical_name)
-        weights_sha256 = combined([sha256_of(path) for path in checkpoint.files])
-        texts = [sha256_of(path) for path in _texts(folder)]
-        parts = json.dumps([config, generation_config, settings, list(image_size)], sort_keys=True)
-        return cls(
-            folder=folder,
-            config=config,
-            shape=shape,
-            checkpoint=checkpoint,
-            generation_config=generation_config,
-            eos_ids=eos_ids(generation_config, text, folder),
-            weights_sha256=weights_sha256,
-            sha256=combined([weights_sha256, *texts, parts]),
+        return cls.open(
+            folder,
+            config,
+            shape,
+            decoder=text,
+            rename=canonical_name,
+            more_settings=[settings, list(image_size)],
             sections=sections,
             vision=vision,
             pixels=pixels,
             image_token=_image_token(config, shape.vocabulary, place),
             image_size=image_size,
         )
-
-    def files(self) -> list[Path]:
-        """What an export copies as it is."""
-        return [*_texts(self.folder), self.folder / "config.json", self.folder / PREPROCESSOR]
 
 
 def canonical_name(name: str) -> str:
@@ -259,11 +237,6 @@ def canonical_name(name: str) -> str:
         if name.startswith(prefix):
             return published + name.removeprefix(prefix)
     return name
-
-
-def _texts(folder: Path) -> list[Path]:
-    template = folder / CHAT_TEMPLATE
-    return tokenizer_files(folder) + [template] * template.is_file()
 
 
 def _text_config(config: dict[str, Any], place: Path) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def exported_models(folder: str | Path) -> dict[str, Path]:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of an exported model of any kind, its files checked.
+    """The manifest of an exported model of any kind, every file read and checked again.
 
     Raises:
         GranAlignError: it is no exported model, or a file of it was altered.
@@ -75,7 +75,7 @@ def read_manifest(folder: Path) -> Manifest:
     classes: tuple[type[Manifest], ...] = (SentenceManifest, ClipManifest, LlmManifest, VlmManifest)
     for manifest in classes:
         if manifest.kind == kind:
-            return manifest.read(folder)
+            return manifest.read(folder, again=True)
     raise GranAlignError(
         f"{folder / 'manifest.json'}: got kind {kind!r}, expected one of: {', '.join(KINDS)}; "
         f"export the model again"

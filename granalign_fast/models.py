@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -140,6 +143,52 @@ def sha256_of(path: Path) -> str:
         raise GranAlignError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
+_LARGE = 1 << 26
+"""Bytes: up to here a file is hashed in less than a tenth of a second, beyond in seconds."""
+_SETTLED = 2_000_000_000
+"""Nanoseconds after which a change gets another time stamp, on every file system."""
+
+
+def known_sha256(path: Path, expected: str, *, again: bool = False) -> str:
+    """As `sha256_of`; a large file that was found to be as expected is not read a second time.
+
+    An empty file in the user's cache remembers it, named by the size, times and number that the
+    file system keeps of a file: whoever changes a file changes these. A copy is read once more.
+
+    Args:
+        path: the file.
+        expected: the one hash that is remembered.
+        again: read the file all the same, as only this finds what a disk has lost by itself.
+
+    Raises:
+        GranAlignError: the file cannot be read.
+    """
+    mark = _mark(path, expected)
+    if mark is not None and not again and os.access(mark, os.F_OK):
+        return expected
+    got = sha256_of(path)
+    if mark is not None:
+        with suppress(OSError):  # without a cache the next call takes as long, no more
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch() if got == expected else mark.unlink(missing_ok=True)
+    return got
+
+
+def _mark(path: Path, digest: str) -> Path | None:
+    """None for a file that is small, missing, or so new that a change might not show."""
+    from .cache import default_cache
+
+    try:
+        stat, cache = path.stat(), default_cache()
+    except (OSError, RuntimeError):  # no such file, no home
+        return None
+    times = stat.st_mtime_ns, stat.st_ctime_ns
+    if stat.st_size <= _LARGE or time.time_ns() - max(times) < _SETTLED:
+        return None
+    name = json.dumps([digest, stat.st_dev, stat.st_ino, stat.st_size, *times])
+    return cache / "verified" / hashlib.sha256(name.encode()).hexdigest()
+
+
 def read_json(path: Path) -> Any:
     """The value of a JSON file; errors name the file."""
     try:
@@ -181,8 +230,8 @@ class Manifest:
             file.write((json.dumps(asdict(self), indent=2) + "\n").encode())
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
-        """Read the manifest and check every file that it lists.
+    def read(cls, folder: Path, *, again: bool = False) -> Self:
+        """Read the manifest and check every file that it lists, as `known_sha256` does.
 
         Raises:
             GranAlignError: no manifest, another kind or format version, keys missing, or a file
@@ -209,7 +258,7 @@ class Manifest:
             )
         manifest = cls(**record)
         for name, digest in manifest.files.items():
-            got = sha256_of(folder / name)
+            got = known_sha256(folder / name, digest, again=again)
             if got != digest:
                 what = "altered weights" if name.endswith(".onnx") else "altered file"
                 raise GranAlignError(

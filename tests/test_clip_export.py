@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tiny_bert import edit_json, write_json
+from tiny_bert import edit_json, pickled_weights, write_json
 from tiny_clip import (
     CONFIGURATIONS,
     SIZES,
@@ -57,10 +57,6 @@ def no_processor(folder: Path) -> None:
 
 def config_is_a_list(folder: Path) -> None:
     write_json(folder / "config.json", [])
-
-
-def pickled_weights(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
 def lost_tokenizer(folder: Path) -> None:

@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from tiny_bert import edit_json, flip_byte, random_weights, write_json, write_tiny_bert
+from tiny_bert import (
+    edit_json,
+    flip_byte,
+    pickled_weights,
+    random_weights,
+    write_json,
+    write_tiny_bert,
+)
 
 from granalign_fast.encoders import SentenceEncoder
 from granalign_fast.errors import GranAlignError, MissingExtraError
@@ -144,10 +151,6 @@ def no_tokenizer(folder: Path) -> None:
 
 def torn_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text('{"version": ')
-
-
-def pickled_weights(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
 def torn_weights(folder: Path) -> None:

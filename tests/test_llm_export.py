@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_bert import edit_json, write_json
+from tiny_bert import config, edit_json, pickled_weights, write_json
 from tiny_llm import (
     CHAT_TEMPLATE,
     CONFIGS,
@@ -37,14 +37,6 @@ from granalign_fast.export.quantize_blocks import quantise_blocks, rounded
 from granalign_fast.generation import CausalLM, LlmManifest
 
 Exported = Callable[..., Path]
-
-
-def config(**values: Any) -> Callable[[Path], None]:
-    return lambda source: edit_json(source / "config.json", **values)
-
-
-def pickled(source: Path) -> None:
-    (source / "model.safetensors").rename(source / "pytorch_model.bin")
 
 
 def shard_outside(source: Path) -> None:
@@ -77,7 +69,7 @@ BAD_SOURCES = [
     (lambda source: cut(source / "tokenizer.json"), "not a tokenizer"),
     (lambda source: cut(source / "model.safetensors"), "torn"),
     (lost_layer, "no tensor 'model.layers.3"),
-    (pickled, "pickled and never opened"),
+    (pickled_weights, "pickled and never opened"),
     (shard_outside, "expected a .safetensors file beside it"),
 ]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_bert import edit_json
+from tiny_bert import config, edit_json, pickled_weights
 from tiny_llm import (
     BOS,
     CONFIGS,
@@ -21,6 +21,7 @@ from tiny_llm import (
     PREFIX_ERROR,
     RAGGED,
     VOCABULARY,
+    one_thread,
     prompts_of,
     write_tiny_llm,
 )
@@ -55,12 +56,7 @@ needs_torch = pytest.mark.needs_torch
 
 @pytest.fixture(scope="module")
 def torch() -> Iterator[Any]:
-    pytest.importorskip("optimum.exporters.onnx")
-    torch = pytest.importorskip("torch")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # more only wait for each other over models so small
-    yield torch
-    torch.set_num_threads(threads)
+    yield from one_thread("optimum.exporters.onnx")
 
 
 @pytest.fixture(scope="module")
@@ -235,14 +231,6 @@ def no_head(source: Path) -> None:
     save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
 
 
-def pickled(source: Path) -> None:
-    (source / "model.safetensors").rename(source / "pytorch_model.bin")
-
-
-def config(**values: Any) -> Callable[[Path], None]:
-    return lambda source: edit_json(source / "config.json", **values)
-
-
 @needs_torch
 @pytest.mark.parametrize(
     ("spoil", "message"),
@@ -256,7 +244,7 @@ def config(**values: Any) -> Callable[[Path], None]:
         (config(intermediate_size=100), "transformers cannot run it"),
         (config(max_position_embeddings=None), "no max_position_embeddings"),
         (no_head, "its weights lack 1 tensors, such as lm_head.weight"),
-        (pickled, "pickled and never opened"),
+        (pickled_weights, "pickled and never opened"),
         (lambda source: (source / "tokenizer.json").unlink(), "no tokenizer.json"),
     ],
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,10 @@ from granalign_fast.captions import VlmCaptioner
 from granalign_fast.doctor import examine
 from granalign_fast.errors import MissingExtraError
 from granalign_fast.export import model_set
+from granalign_fast.generation import LlmManifest
 from granalign_fast.llm_rewriter import LlmRewriter
 from granalign_fast.model_folder import ModelFolder, exported_models, read_manifest
+from granalign_fast.models import sha256_of
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +87,97 @@ def test_manifests_of_every_kind(folder: Path, tmp_path: Path) -> None:
         write_json(tmp_path / "manifest.json", record)
         with pytest.raises(GranAlignError, match="got kind"):
             read_manifest(tmp_path)
+
+
+WEIGHTS = "model.onnx_data"
+
+
+class TestOpeningAgain:
+    """Large files, here all, are read when they are new, changed or doubted."""
+
+    @pytest.fixture
+    def reads(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """The names of the files that are hashed; five seconds have passed since they came."""
+        names: list[str] = []
+        now = time.time_ns
+
+        def counted(path: Path) -> str:
+            names.append(path.name)
+            return sha256_of(path)
+
+        monkeypatch.setattr("granalign_fast.models.sha256_of", counted)
+        monkeypatch.setattr("granalign_fast.models._LARGE", 0)
+        monkeypatch.setattr(time, "time_ns", lambda: now() + 5 * 10**9)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        return names
+
+    @pytest.fixture
+    def model(self, folder: Path, tmp_path: Path) -> Path:
+        return shutil.copytree(folder / "rewriter", tmp_path / "model")
+
+    def test_nothing_is_read_twice(self, model: Path, reads: list[str]) -> None:
+        files = sorted(LlmManifest.read(model).files)
+        assert sorted(reads) == files and WEIGHTS in files
+        LlmManifest.read(model.rename(model.with_name("moved")))
+        assert sorted(reads) == files
+
+    def test_a_copy_is_read(self, model: Path, reads: list[str], tmp_path: Path) -> None:
+        LlmManifest.read(model)
+        reads.clear()
+        LlmManifest.read(shutil.copytree(model, tmp_path / "copy"))
+        assert WEIGHTS in reads
+
+    @pytest.mark.parametrize("replaced", [False, True])
+    def test_a_change_of_the_same_size(self, model: Path, reads: list[str], replaced: bool) -> None:
+        """Written over, or replaced by a file of the same age."""
+        LlmManifest.read(model)
+        path, stat = model / WEIGHTS, (model / WEIGHTS).stat()
+        other = path.with_name("other") if replaced else path
+        other.write_bytes(bytes(stat.st_size))
+        os.utime(other, ns=(0, stat.st_mtime_ns + (0 if replaced else 1000)))
+        other.replace(path)
+        with pytest.raises(GranAlignError, match=f"{WEIGHTS}: altered"):
+            LlmManifest.read(model)
+
+    def test_what_the_file_system_does_not_know(
+        self, model: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """A disk that loses bits by itself leaves all times as they were."""
+        mark = "granalign_fast.models._mark"
+        monkeypatch.setattr(mark, lambda path, digest: tmp_path / path.name)
+        LlmManifest.read(model)
+        (model / WEIGHTS).write_bytes(bytes((model / WEIGHTS).stat().st_size))
+        LlmManifest.read(model)
+        for read in (read_manifest, LlmManifest.read):
+            with pytest.raises(GranAlignError, match=f"{WEIGHTS}: altered"):
+                read(model)
+
+    def test_the_doctor_reads_all(self, model: Path, reads: list[str]) -> None:
+        files = read_manifest(model).files
+        read_manifest(model)
+        assert sorted(reads) == sorted([*files, *files])
+
+    @pytest.mark.parametrize(("name", "value"), [("_LARGE", 1 << 26), ("_SETTLED", 10**10)])
+    def test_small_and_new_files_are_always_read(
+        self, model: Path, reads: list[str], monkeypatch: Any, name: str, value: int
+    ) -> None:
+        monkeypatch.setattr(f"granalign_fast.models.{name}", value)
+        files = [*LlmManifest.read(model).files, *LlmManifest.read(model).files]
+        assert sorted(reads) == sorted(files)
+
+    def test_without_a_cache(
+        self, model: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        def homeless() -> Path:
+            raise RuntimeError("Could not determine home directory.")
+
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+        LlmManifest.read(model)
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(Path, "home", homeless)
+        LlmManifest.read(model)
+        assert reads.count(WEIGHTS) == 2
 
 
 def test_the_doctor_knows_what_a_preset_needs(

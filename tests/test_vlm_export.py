@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from reference_vlm import reference_image, reference_vlm_logits
 from safetensors.numpy import load_file, save_file
-from tiny_bert import edit_json, write_json
+from tiny_bert import config, edit_json, pickled_weights, write_json
 from tiny_llm import cut
 from tiny_vlm import (
     CONFIGS,
@@ -48,10 +48,6 @@ GRIDS = {
 """Image sizes, and how many tokens the windows of each kind have."""
 
 
-def config(**values: Any) -> Callable[[Path], None]:
-    return lambda source: edit_json(source / "config.json", **values)
-
-
 def vision(**values: Any) -> Callable[[Path], None]:
     return config(vision_config=VISION | values)
 
@@ -67,10 +63,6 @@ def lost(name: str) -> Callable[[Path], None]:
         save_file(weights, source / "model.safetensors")
 
     return spoil
-
-
-def pickled(source: Path) -> None:
-    (source / "model.safetensors").rename(source / "pytorch_model.bin")
 
 
 BAD_SOURCES = [
@@ -110,7 +102,7 @@ BAD_SOURCES = [
     (lambda source: cut(source / "model.safetensors"), "torn"),
     (lost("visual.blocks.2.attn.qkv.bias"), "no tensor 'visual.blocks.2.attn.qkv.bias'"),
     (lost("model.layers.1.mlp.up_proj.weight"), "no tensor 'model.layers.1.mlp.up_proj.weight'"),
-    (pickled, "pickled and never opened"),
+    (pickled_weights, "pickled and never opened"),
 ]
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tiny_llm import one_thread
 from tiny_vlm import (
     CONFIGS,
     IMAGE,
@@ -32,15 +33,8 @@ Exported = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def torch() -> Generator[Any]:
-    """With one thread: models as small as these only wait for more."""
-    pytest.importorskip("transformers")
-    pytest.importorskip("optimum")
-    torch = pytest.importorskip("torch")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield torch
-    torch.set_num_threads(threads)
+def torch() -> Iterator[Any]:
+    yield from one_thread("transformers", "optimum")
 
 
 @pytest.fixture(scope="module")

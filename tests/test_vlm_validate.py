@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_bert import edit_json
-from tiny_llm import PREFIX_ERROR
+from tiny_llm import PREFIX_ERROR, one_thread
 from tiny_vlm import (
     CONFIGS,
     EOS,
@@ -45,14 +45,8 @@ def wrong(model: VlmSource, **values: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def torch() -> Generator[Any]:
-    """With one thread: models as small as these only wait for more."""
-    pytest.importorskip("transformers")
-    torch = pytest.importorskip("torch")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield torch
-    torch.set_num_threads(threads)
+def torch() -> Iterator[Any]:
+    yield from one_thread("transformers")
 
 
 @pytest.fixture(scope="module")

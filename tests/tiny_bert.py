@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import string
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,16 @@ def write_json(path: Path, value: Any) -> None:
 def edit_json(path: Path, **changes: Any) -> None:
     """Set keys of a JSON object in a file."""
     write_json(path, json.loads(path.read_text(encoding="utf-8")) | changes)
+
+
+def config(**changes: Any) -> Callable[[Path], None]:
+    """What spoils a model folder by these settings."""
+    return lambda folder: edit_json(folder / "config.json", **changes)
+
+
+def pickled_weights(folder: Path) -> None:
+    """Name the weights as pickled ones are named."""
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
 def flip_byte(path: Path, offset: int = -1000) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
 from tiny_bert import write_json
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -96,7 +98,9 @@ def write_tiny_llm(
     write_json(folder / "generation_config.json", {"eos_token_id": [EOS], "bos_token_id": BOS})
     weights = _weights(config, np.random.default_rng(seed), spread)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    _write_tokenizer(folder)
+    eos = {"__type": "AddedToken", "content": "<eos>", "special": True}
+    settings = {"bos_token": "<bos>", "eos_token": eos, "chat_template": CHAT_TEMPLATE}
+    write_tokenizer(folder, ["<bos>", "<eos>"], settings)
     return folder
 
 
@@ -142,23 +146,16 @@ def _weights(
     return weights
 
 
-def _write_tokenizer(folder: Path) -> None:
-    """A token for each byte, and two special ones."""
+def write_tokenizer(folder: Path, special: list[str], settings: dict[str, Any]) -> None:
+    """A token for each byte, and the special ones."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<bos>", "<eos>"])
+    tokenizer.add_special_tokens(special)
     tokenizer.save(str(folder / "tokenizer.json"))
-    write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": "<bos>",
-            "eos_token": {"__type": "AddedToken", "content": "<eos>", "special": True},
-            "chat_template": CHAT_TEMPLATE,
-        },
-    )
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | settings
+    write_json(folder / "tokenizer_config.json", settings)
 
 
 def write_unchecked(
@@ -177,6 +174,17 @@ def prompts_of(*lengths: int) -> list[list[int]]:
     """Token ids of prompts, always the same; no special tokens."""
     random = np.random.default_rng(1)
     return [random.integers(BOS, size=length).tolist() for length in lengths]
+
+
+def one_thread(*needed: str) -> Iterator[Any]:
+    """For a fixture: torch with one thread, as over models so small more wait for each other."""
+    for module in needed:
+        pytest.importorskip(module)
+    torch = pytest.importorskip("torch")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield torch
+    torch.set_num_threads(threads)
 
 
 def cut(path: Path) -> None:

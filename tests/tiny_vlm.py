@@ -9,7 +9,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from tiny_bert import write_json
 from tiny_llm import _weights as decoder_weights
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tiny_llm import write_tokenizer
 
 from granalign_fast.export.vlm import write_vlm
 from granalign_fast.export.vlm_source import VlmSource
@@ -138,7 +138,8 @@ def write_tiny_vlm(
     weights = decoder_weights(text, random, spread)
     weights |= _vision_weights(config["vision_config"], random, spread)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    _write_tokenizer(folder)
+    settings = {"eos_token": SPECIAL[2], "pad_token": SPECIAL[0], "chat_template": CHAT_TEMPLATE}
+    write_tokenizer(folder, SPECIAL, settings)
     return folder
 
 
@@ -179,25 +180,6 @@ def _vision_weights(
     for part in ("weight", "bias"):  # no louder than the embeddings of text
         weights[f"visual.merger.mlp.2.{part}"] /= 10
     return weights
-
-
-def _write_tokenizer(folder: Path) -> None:
-    """A token for each byte, and the special ones."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(SPECIAL)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": SPECIAL[2],
-            "pad_token": SPECIAL[0],
-            "chat_template": CHAT_TEMPLATE,
-        },
-    )
 
 
 def write_unchecked_vlm(

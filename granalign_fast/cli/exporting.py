@@ -15,11 +15,13 @@ from .options import NewFolder, status
 export_app = typer.Typer(no_args_is_help=True, help="Write models as ONNX, checked.")
 
 
+def _source(folder: str) -> Any:
+    return typer.Argument(help=f"{folder}, or org/name@revision on the hub.")
+
+
 @export_app.command("sentence-encoder")
 def export_sentence_encoder(
-    source: Annotated[
-        str, typer.Argument(help="A sentence-transformers folder, or org/name@revision on the hub.")
-    ],
+    source: Annotated[str, _source("A sentence-transformers folder")],
     out: NewFolder,
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
 ) -> None:
@@ -31,9 +33,7 @@ def export_sentence_encoder(
 
 @export_app.command("clip")
 def export_clip(
-    source: Annotated[
-        str, typer.Argument(help="A CLIP or SigLIP folder, or org/name@revision on the hub.")
-    ],
+    source: Annotated[str, _source("A CLIP or SigLIP folder")],
     out: NewFolder,
     precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
 ) -> None:
@@ -63,9 +63,7 @@ def export_llm(
 
 @export_app.command("vlm")
 def export_vlm(
-    source: Annotated[
-        str, typer.Argument(help="A Qwen2.5-VL folder, or org/name@revision on the hub.")
-    ],
+    source: Annotated[str, _source("A Qwen2.5-VL folder")],
     out: NewFolder,
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int4.")] = "fp32",
     image_size: Annotated[
