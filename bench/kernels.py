@@ -4,6 +4,7 @@ Made-up embeddings in the shape of QVHighlights val (1,550 queries, 75 clips, 6 
 numbers), drawn in scenes so that the curves have runs as real ones do. On CUDA the result is
 compared with the NumPy twin's in the same run, and a difference is an error; then whole libraries
 are searched, and the time compared with what the GPU could do at most, measured in the same run.
+The stages are timed as functions of their own; then one query and all of them as a `Ranking`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,17 @@ from typing import Any
 import numpy as np
 
 from granalign_fast.config import PRESETS, RetrieverConfig
-from granalign_fast.kernels import Ranked, context, corpus, nms, proposals, similarity
+from granalign_fast.kernels import (
+    Ranked,
+    Ranking,
+    RankingRules,
+    context,
+    corpus,
+    nms,
+    proposals,
+    similarity,
+    warm_up,
+)
 
 STAGES = ("context", "similarity", "proposals", "nms")
 
@@ -30,8 +41,13 @@ LIBRARIES = ((1, 10_000_000), (8, 10_000_000), (64, 10_000_000), (1024, 1_000_00
 """Queries and clips of the searches of a library, on CUDA."""
 BEST = 100  # clips of each query
 
+LIMITS = ({"limit_us": 60}, {"limit_ms": 1})
+"""The GPU time that a `Ranking` may take: of one query, and of QVHighlights val."""
 
-def workload(queries: int, clips: int, variants: int, dim: int) -> tuple[Any, Any, Any]:
+
+def workload(
+    queries: int, clips: int, variants: int, dim: int, dtype: str = "float32"
+) -> tuple[Any, Any, Any]:
     """Variants `(queries, variants, dim)`, clips `(queries * clips, dim)` and their offsets."""
     rng = np.random.default_rng(0)
     scenes = rng.standard_normal((queries, 8, dim), dtype=np.float32)
@@ -44,7 +60,7 @@ def workload(queries: int, clips: int, variants: int, dim: int) -> tuple[Any, An
     rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
     asked /= np.linalg.norm(asked, axis=-1, keepdims=True)
     offsets = np.arange(queries + 1, dtype=np.int64) * clips
-    return asked, rows.reshape(-1, dim), offsets
+    return asked.astype(dtype), rows.reshape(-1, dim).astype(dtype), offsets
 
 
 def run(
@@ -72,12 +88,14 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=75)
     parser.add_argument("--variants", type=int, default=6)
     parser.add_argument("--dim", type=int, default=384)
+    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
 
     config = PRESETS[options.preset]
-    batch = workload(options.queries, options.clips, options.variants, options.dim)
+    batch = workload(options.queries, options.clips, options.variants, options.dim, options.dtype)
+    on_host = batch
     now: Callable[[], float] = time.perf_counter
     where: dict[str, Any] = {"machine": platform.machine(), "python": platform.python_version()}
     if options.device == "cuda":
@@ -88,6 +106,9 @@ def main() -> None:
             return time.perf_counter()
 
         expected, _ = run(*batch, config, time.perf_counter)
+        start = now()
+        warm_up(options.dtype)
+        where["warm_up_seconds"] = now() - start
         batch = (cupy.asarray(batch[0]), cupy.asarray(batch[1]), batch[2])
         got, _ = run(*batch, config, now)
         check(Ranked(*(cupy.asnumpy(column) for column in got)), expected)
@@ -102,19 +123,113 @@ def main() -> None:
     rounds = [run(*batch, config, now)[1] for _ in range(options.rounds)]
     medians = {stage: statistics.median(r[stage] for r in rounds) for stage in STAGES}
     shape = f"{options.queries} queries x {options.clips} clips x {options.variants} variants"
-    print(f"{shape} x {options.dim}, {options.preset}, {options.device}, {options.rounds} rounds")
+    print(
+        f"{shape} x {options.dim} {options.dtype}, {options.preset}, {options.device}, "
+        f"{options.rounds} rounds"
+    )
     for stage, seconds in medians.items():
         print_line(stage, seconds, options.queries)
     # The context is prepared once for a video, whatever is asked.
     print_line("a search", sum(medians.values()) - medians["context"], options.queries)
+    rankings = measure_rankings(on_host, config, options.device, options.rounds)
     libraries = measure_libraries(options.dim, options.rounds) if options.device == "cuda" else {}
     if options.json:
         record = libraries | {
+            "rankings": rankings,
             "where": where,
             "options": vars(options) | {"json": None},
             "seconds": medians,
         }
         options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def measure_rankings(
+    batch: tuple[Any, Any, Any], config: RetrieverConfig, device: str, rounds: int
+) -> list[dict[str, Any]]:
+    """Rank one query and all of them, and print how long it takes beside what it may take.
+
+    On CUDA, what is found is compared with the NumPy twin's, and the first query's moments with
+    those that it has among all: they must be the same to the bit.
+    """
+    asked, rows, offsets = batch
+    rules = RankingRules(
+        context=config.context,
+        power=config.power,
+        proposals=config.proposals,
+        threshold=config.nms_threshold,
+        top=config.top,
+    )
+    records: list[dict[str, Any]] = []
+    firsts: list[Any] = []
+    for queries, limit in zip((1, len(asked)), LIMITS, strict=True):
+        given = asked[:queries], rows[: int(offsets[queries])]
+        shape: Any = {"dim": rows.shape[1], "simplified": asked.shape[1], "dtype": rows.dtype.name}
+        shape |= {"offsets": offsets[: queries + 1], "rules": rules}
+        record = {"queries": queries, "clips": len(given[1]), "dtype": rows.dtype.name}
+        host = Ranking(**shape)
+        if device == "cpu":
+            records.append(record | {"seconds": host_seconds(partial(host, *given), rounds)})
+            print_line("a ranking", records[-1]["seconds"], queries)
+            continue
+        found, seconds = measure_on_device(Ranking(**shape, device=device), given, rounds)
+        if queries > 1:
+            check(found, host(*given))
+        firsts.append([column[0] for column in found])
+        allowed = limit.get("limit_us", 0) / 1e6 + limit.get("limit_ms", 0) / 1e3
+        within = seconds["seconds"] <= allowed
+        records.append(record | seconds | limit | {"within": within})
+        print(f"a ranking of {queries} queries, limit {1e6 * allowed:.0f} us in a graph:")
+        for name, value in seconds.items():
+            print(f"    {name:<16}{1e6 * value:10.1f} us")
+        print(f"    {'within' if within else 'OVER'} the limit")
+    if not all(np.array_equal(one, many) for one, many in zip(*firsts, strict=True)):
+        sys.exit("a ranking of one query is not what it is among all")
+    return records
+
+
+def measure_on_device(
+    ranking: Ranking, given: tuple[Any, Any], rounds: int
+) -> tuple[Ranked, dict[str, float]]:
+    """What is found, and how long it takes.
+
+    ``seconds`` is the kernels' own time, by events, in one graph over inputs that are there, with a
+    cold L2 cache, ``seconds_warm`` with what a call before has left in it; ``launched`` the same
+    kernel by kernel; ``seconds_host`` the time of the graph by the host's clock, from the call to
+    the last moment.
+    """
+    import cupy
+
+    call = partial(ranking, *map(cupy.asarray, given))
+    seconds = {
+        "launched": event_seconds(call, rounds),
+        "launched_warm": event_seconds(call, rounds, warm=True),
+    }
+    launched = Ranked(*map(cupy.asnumpy, call()))
+    inputs = ranking.capture()
+    found = Ranked(*map(cupy.asnumpy, call()))
+    if inputs is None or not all(map(np.array_equal, found, launched)):
+        sys.exit("the graph finds other moments than the launches that it was recorded from")
+    replay = partial(ranking, inputs.simplified, inputs.agnostic)
+
+    def waited() -> None:
+        replay()
+        cupy.cuda.get_current_stream().synchronize()
+
+    return found, seconds | {
+        "seconds": event_seconds(replay, rounds),
+        "seconds_warm": event_seconds(replay, rounds, warm=True),
+        "seconds_host": host_seconds(waited, rounds),
+    }
+
+
+def host_seconds(run: Callable[[], object], rounds: int) -> float:
+    """The median by the host's clock, after a round to warm up."""
+    times = []
+    for _ in range(1 + rounds):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
 
 
 def measure_libraries(dim: int, rounds: int) -> dict[str, Any]:
@@ -196,15 +311,23 @@ def random_units(rows: int, dim: int, seed: int = 0) -> Any:
     return units
 
 
-def event_seconds(run: Callable[[], object], rounds: int) -> float:
-    """The median by CUDA events on the current stream, after three rounds to warm up."""
+def event_seconds(run: Callable[[], object], rounds: int, *, warm: bool = False) -> float:
+    """The median by CUDA events on the current stream, after three rounds to warm up.
+
+    The L2 cache is cold, or holds what a call just before has left there. Emptying it takes the GPU
+    so long that the host has launched everything before the clock starts: what it takes for that
+    does not count.
+    """
     import cupy
 
     flush = cupy.empty(1 << 28, cupy.uint8)  # several times the L2 cache
     start, end = cupy.cuda.Event(), cupy.cuda.Event()
     times: list[float] = []
     for _ in range(3 + rounds):
-        flush.fill(0)
+        for _ in range(8):
+            flush.fill(0)
+        if warm:
+            run()
         start.record()
         run()
         end.record()

@@ -2,6 +2,7 @@
 
 Each family is a ``name.py`` with the public function and its NumPy twin, and a ``name.cu``. They
 chain without a copy or a wait: `context` once for a video, then `similarity`, `proposals`, `nms`.
+A `Ranking` is that chain with all its memory, for one set of videos and any number of calls.
 `corpus` stands apart: it finds the clips of a whole library that are nearest to a query.
 """
 
@@ -11,6 +12,7 @@ from .context import ContextRules, context
 from .corpus import Top, corpus
 from .nms import Ranked, nms
 from .proposals import ProposalRules, Proposals, proposals
+from .ranking import Ranking, RankingRules, warm_up
 from .similarity import Curves, similarity
 
 __all__ = [
@@ -19,10 +21,13 @@ __all__ = [
     "ProposalRules",
     "Proposals",
     "Ranked",
+    "Ranking",
+    "RankingRules",
     "Top",
     "context",
     "corpus",
     "nms",
     "proposals",
     "similarity",
+    "warm_up",
 ]

@@ -25,9 +25,12 @@ from .launch import (
     check_array,
     check_offsets,
     launcher_for,
+    options_for,
+    tiles,
 )
 
-_WARPS = 8  # of context.cu, a clip each
+_WARPS = 4  # of context.cu
+_CLIPS = 4  # a warp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +70,8 @@ def context(embeddings: Array, offsets: npt.ArrayLike, *, rules: ContextRules) -
     check_array("embeddings", embeddings, (None, None), "float32", "float16")
     checked = check_offsets("offsets", offsets, embeddings.shape[0])
     if launcher is None:
-        return _on_host(embeddings, checked, rules)
-    return on_device(launcher, embeddings, checked, rules)
+        return on_host(embeddings, checked, rules)
+    return OnDevice(launcher, checked, embeddings.shape[1], embeddings.dtype, rules)(embeddings)
 
 
 @functools.lru_cache(maxsize=64)
@@ -79,7 +82,8 @@ def _band(radius: int, rows: int, before: int, columns: int) -> npt.NDArray[np.f
     return band
 
 
-def _on_host(embeddings: npt.NDArray[Any], offsets: Offsets, rules: ContextRules) -> Any:
+def on_host(embeddings: npt.NDArray[Any], offsets: Offsets, rules: ContextRules) -> Any:
+    """The NumPy twin."""
     radius = rules.radius
     # The most clips at a time for which clips * (clips + 2 * radius) * dim is a serial product.
     dim = max(embeddings.shape[1], 1)
@@ -100,26 +104,44 @@ def _on_host(embeddings: npt.NDArray[Any], offsets: Offsets, rules: ContextRules
     return mixed
 
 
-def on_device(
-    launcher: Launcher, embeddings: Array, offsets: Offsets, rules: ContextRules
-) -> Array:
-    """The same on a device: one launch, a warp a clip, nothing waits."""
-    total, dim = embeddings.shape
-    mixed = launcher.empty((total, dim), embeddings.dtype)
-    if total:
-        launcher.launch(
-            "context",
-            "context",
-            embeddings,
-            launcher.upload(offsets),
-            np.int32(rules.radius),
-            np.int32(rules.power),
-            np.int64(len(offsets) - 1),
-            np.int64(total),
-            np.int32(dim),
-            mixed,
-            blocks=-(-total // _WARPS),
-            threads=_WARPS * 32,
-            options=("-DGRANALIGN_HALF",) if embeddings.dtype.name == "float16" else (),
-        )
-    return mixed
+class OnDevice:
+    """The same on a device: one launch, a warp for a few clips, nothing waits.
+
+    What does not change from call to call is uploaded and allocated once; a call overwrites the
+    result of the one before.
+    """
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        offsets: Offsets,
+        dim: int,
+        dtype: npt.DTypeLike,
+        rules: ContextRules,
+    ) -> None:
+        self.launcher, self.dim, self.rules = launcher, dim, rules
+        self.options = options_for(dtype)
+        table = tiles(offsets, _CLIPS)
+        self.tile_count = len(table)
+        self.offsets, self.tiles = launcher.upload(offsets), launcher.upload(table)
+        self.mixed = launcher.empty((int(offsets[-1]), dim), dtype)
+
+    def __call__(self, embeddings: Array) -> Array:
+        """Launch, and return where the result will be."""
+        if self.tile_count:
+            self.launcher.launch(
+                "context",
+                "context",
+                embeddings,
+                self.offsets,
+                self.tiles,
+                np.int64(self.tile_count),
+                np.int32(self.rules.radius),
+                np.int32(self.rules.power),
+                np.int32(self.dim),
+                self.mixed,
+                blocks=-(-self.tile_count // _WARPS),
+                threads=_WARPS * 32,
+                options=self.options,
+            )
+        return self.mixed

@@ -1,16 +1,9 @@
-// Keys, and numbers 16 bytes wide: what the kernels of a corpus share. After embedding.cuh.
+// Keys and lists: what the kernels of a corpus share. After embedding.cuh.
 #pragma once
 
-#define WARP 32
 #define WARPS 8  // a block is WARPS * WARP threads, in every kernel here
-#define ALL 0xffffffffu
-#define PIECE (16 / (int)sizeof(embedding_t))  // numbers in 16 bytes, the width of every load
 
 typedef unsigned long long Key;
-
-struct Piece {
-    embedding_t values[PIECE];
-};
 
 // Greater for a better score, then for a lower row; NaN above all numbers. Never 0.
 __device__ __forceinline__ Key key_of(const float score, const long long row) {
@@ -27,21 +20,6 @@ __device__ __forceinline__ float score_of(const Key key) {
     float score;
     memcpy(&score, &bits, sizeof score);
     return score;
-}
-
-__device__ __forceinline__ bool on_16_bytes(const embedding_t* rows, const int dim) {
-    return (size_t)rows % 16 == 0 && dim % PIECE == 0;
-}
-
-// Numbers from PIECE * piece on of a row, 0 past its end: one by one, for rows that start anywhere.
-__device__ __forceinline__ Piece gather(const embedding_t* row, const int piece, const int dim) {
-    Piece loaded;
-#pragma unroll
-    for (int i = 0; i < PIECE; ++i) {
-        const int at = piece * PIECE + i;
-        loaded.values[i] = at < dim ? row[at] : from_float(0.0f);
-    }
-    return loaded;
 }
 
 // The first segment, from clip 0, fills the lists in order; there is no bar yet.

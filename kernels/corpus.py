@@ -21,6 +21,7 @@ from .launch import (
     Launcher,
     check_array,
     launcher_for,
+    options_for,
 )
 
 MOST = 1024
@@ -207,10 +208,12 @@ def _search(
     lists = launcher.empty((count, room), np.uint64)
     counts = launcher.empty((count,), np.int32)
     bars = launcher.empty((count,), np.uint64)
-    half = ("-DGRANALIGN_HALF",) if queries.dtype.name == "float16" else ()
+    options = options_for(queries.dtype)
 
     def launch(family: str, kernel: str, *arguments: Any, blocks: int) -> None:
-        launcher.launch(family, kernel, *arguments, blocks=blocks, threads=_THREADS, options=half)
+        launcher.launch(
+            family, kernel, *arguments, blocks=blocks, threads=_THREADS, options=options
+        )
 
     def keep(*, last: bool) -> None:
         shape = (np.int64(room), np.int32(k), np.int32(last))

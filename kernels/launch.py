@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,9 +47,22 @@ class Launcher(Protocol):
     ) -> None:
         """Run `kernel` of ``family.cu`` compiled with `options`; ``None`` passes a null pointer."""
 
+    def copy(self, target: Array, source: Array) -> None:
+        """Copy a device array into the beginning of another one of its dtype."""
+
+    def record(self, sequence: Callable[[], object]) -> Callable[[], object]:
+        """What `sequence` launches, without running it: call the result to run all of it at once.
+
+        Each kernel in it must have run before.
+        """
+        ...
+
+    def finish(self) -> None:
+        """Wait for everything asked so far."""
+
 
 class CupyLauncher:
-    """CuPy's current device and stream. Nothing here waits for the device."""
+    """CuPy's current device and stream. Nothing but `finish` waits for the device."""
 
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         """Uninitialised device memory."""
@@ -76,6 +91,33 @@ class CupyLauncher:
         function = _compiled(family, options, cupy.cuda.Device().id).get_function(kernel)
         null = np.uint64(0)
         function((blocks,), (threads,), tuple(null if a is None else a for a in arguments))
+
+    def copy(self, target: Array, source: Array) -> None:
+        """Copy a device array into the beginning of another one of its dtype."""
+        target.data.copy_from_device_async(source.data, source.nbytes)
+
+    def record(self, sequence: Callable[[], object]) -> Callable[[], object]:
+        """A CUDA graph of what `sequence` launches; call the result to launch it."""
+        import cupy
+
+        stream = cupy.cuda.Stream(non_blocking=True)  # the default one cannot be captured
+        with stream:
+            stream.begin_capture()
+            try:
+                sequence()
+            finally:
+                graph = stream.end_capture()
+
+        def replay() -> None:
+            graph.launch(cupy.cuda.get_current_stream())
+
+        return replay
+
+    def finish(self) -> None:
+        """Wait for everything asked so far of the current stream."""
+        import cupy
+
+        cupy.cuda.get_current_stream().synchronize()
 
 
 @functools.cache
@@ -110,6 +152,45 @@ def launcher_for(**arrays: Array) -> Launcher | None:
         f"got {', '.join(f'{name} from {kind}' for name, kind in kinds.items())}; expected all "
         "from NumPy or all from CuPy: move them to one side with cupy.asarray or cupy.asnumpy"
     )
+
+
+def launcher_on(device: str) -> Launcher | None:
+    """`None` for ``"cpu"``, a `CupyLauncher` for ``"cuda"``, CuPy's current device.
+
+    Raises:
+        ValueError: another name.
+        ImportError: CuPy is not installed.
+    """
+    if device == "cpu":
+        return None
+    if device != "cuda":
+        raise ValueError(f"device: got {device!r}, expected 'cpu' or 'cuda'")
+    if importlib.util.find_spec("cupy") is None:
+        raise ImportError(
+            "device 'cuda' needs CuPy, which is not installed: "
+            "run pip install 'granalign-fast[cuda]'"
+        )
+    return CupyLauncher()
+
+
+def options_for(dtype: npt.DTypeLike) -> tuple[str, ...]:
+    """How a kernel is compiled for embeddings of this dtype."""
+    return ("-DGRANALIGN_HALF",) if np.dtype(dtype) == np.float16 else ()
+
+
+def tiles(offsets: Offsets, size: int) -> Offsets:
+    """`(tiles, 2)`: each part of a batch cut into runs of up to `size` items.
+
+    A row is the part's number and the run's first item. Blocks that each take some of the rows are
+    alike busy, whether there is one long part or many short ones.
+
+    >>> tiles(np.array([0, 3, 3, 4]), 2).tolist()
+    [[0, 0], [0, 2], [2, 3]]
+    """
+    counts = -(-np.diff(offsets) // size)
+    part = np.repeat(np.arange(len(counts)), counts)
+    number = np.arange(len(part)) - (counts.cumsum() - counts)[part]
+    return np.stack([part, offsets[part] + number * size], axis=1)
 
 
 def check_array(name: str, array: Array, shape: tuple[int | None, ...], *dtypes: str) -> None:

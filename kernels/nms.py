@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -57,16 +57,26 @@ def nms(
     check_array("ends", ends, starts.shape, "int32")
     check_array("scores", scores, starts.shape, "float64")
     checked = check_offsets("offsets", offsets, starts.shape[0])
+    check_rules(threshold, top)
+    if launcher is None:
+        return on_host(starts, ends, scores, checked, threshold, top)
+    # The kernel may empty slots as it goes.
+    return OnDevice(launcher, checked, threshold, top)(starts, ends, scores.copy())
+
+
+def check_rules(threshold: float, top: int) -> None:
+    """Refuse what no suppression can do.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold: got {threshold}, expected an IoU above 0 and at most 1")
     if top < 1:
         raise ValueError(f"top: got {top}, expected at least 1")
-    if launcher is None:
-        return _on_host(starts, ends, scores, checked, threshold, top)
-    return on_device(launcher, starts, ends, scores, checked, threshold, top)
 
 
-def _on_host(
+def on_host(
     starts: npt.NDArray[np.int32],
     ends: npt.NDArray[np.int32],
     scores: npt.NDArray[np.float64],
@@ -74,6 +84,7 @@ def _on_host(
     threshold: float,
     top: int,
 ) -> Ranked:
+    """The NumPy twin."""
     pairs = len(offsets) - 1
     kept = Ranked(
         np.zeros((pairs, top), np.int32),
@@ -106,37 +117,40 @@ def _on_host(
     return kept
 
 
-def on_device(
-    launcher: Launcher,
-    starts: Array,
-    ends: Array,
-    scores: Array,
-    offsets: Offsets,
-    threshold: float,
-    top: int,
-) -> Ranked:
-    """The same on a device: one launch, a block a pair, nothing waits."""
-    pairs = len(offsets) - 1
-    kept: list[Any] = [
-        launcher.empty((pairs, top), np.int32),
-        launcher.empty((pairs, top), np.int32),
-        launcher.empty((pairs, top), np.float64),
-        launcher.empty((pairs,), np.int32),
-    ]
-    if pairs:
-        launcher.launch(
-            "nms",
-            "nms",
-            starts,
-            ends,
-            scores.copy(),  # the kernel empties slots as it goes
-            launcher.upload(offsets),
-            np.float64(threshold),
-            np.int32(top),
-            *kept,
-            blocks=pairs,
-            threads=_THREADS,
-            # As NumPy rounds: a fused multiply-add could put a candidate on the other side.
-            options=("--fmad=false",),
+class OnDevice:
+    """The same on a device: one launch, a block a pair, nothing waits.
+
+    What does not change from call to call is uploaded and allocated once; a call overwrites the
+    result of the one before.
+    """
+
+    def __init__(self, launcher: Launcher, offsets: Offsets, threshold: float, top: int) -> None:
+        self.launcher, self.threshold, self.top = launcher, threshold, top
+        self.pairs = len(offsets) - 1
+        self.offsets = launcher.upload(offsets)
+        self.kept = Ranked(
+            launcher.empty((self.pairs, top), np.int32),
+            launcher.empty((self.pairs, top), np.int32),
+            launcher.empty((self.pairs, top), np.float64),
+            launcher.empty((self.pairs,), np.int32),
         )
-    return Ranked(*kept)
+
+    def __call__(self, starts: Array, ends: Array, scores: Array) -> Ranked:
+        """Launch, and return where the result will be. May leave other scores behind."""
+        if self.pairs:
+            self.launcher.launch(
+                "nms",
+                "nms",
+                starts,
+                ends,
+                scores,
+                self.offsets,
+                np.float64(self.threshold),
+                np.int32(self.top),
+                *self.kept,
+                blocks=self.pairs,
+                threads=_THREADS,
+                # As NumPy rounds: a fused multiply-add could put a candidate on the other side.
+                options=("--fmad=false",),
+            )
+        return self.kept

@@ -15,18 +15,22 @@
 
 __device__ __forceinline__ double minus_infinity() { return -1.0 / 0.0; }
 
-// Smooth a curve and stretch it over [0, ONE]; count its values in the lane's bin. By one warp.
-__device__ __forceinline__ int prepare(const float* __restrict__ curve, const int* __restrict__ taps,
-                       const int radius, const int clips, const int stretch,
-                       int* const histogram, int* __restrict__ values)
+// Smooth a curve and stretch it over [0, ONE]; count its values in the lane's bin. By one warp. A NaN
+// in the curve counts as `broken`.
+__device__ __forceinline__ int prepare(const float* __restrict__ curve,
+                                       const int* __restrict__ taps, const int radius,
+                                       const int clips, const int stretch, int* const histogram,
+                                       int* const broken, int* __restrict__ values)
 {
     const int lane = threadIdx.x % WARP;
     int low = 0x7fffffff, high = 0;
     for (int clip = lane; clip < clips; clip += WARP) {
+        const float own = curve[clip];
+        if (own != own) atomicAdd(broken, 1);
         int sum = 0;
         for (int tap = -radius; tap <= radius; ++tap) {
-            const int at = min(max(clip + tap, 0), clips - 1);
-            sum += taps[tap + radius] * (int)(curve[at] * (float)ONE + 0.5f);
+            const float value = curve[min(max(clip + tap, 0), clips - 1)];
+            sum += taps[tap + radius] * (value == value ? (int)(value * (float)ONE + 0.5f) : 0);
         }
         values[clip] = sum;
         low = min(low, sum);
@@ -55,7 +59,8 @@ __device__ __forceinline__ int prepare(const float* __restrict__ curve, const in
 // Otsu among the bins from `first` up to `last`: the edge that maximises the variance between the
 // classes, the first of equals; 0 where only one of the bins is occupied. `counts` and `sums` are
 // the clips, and the sum of their bins, in this lane's bin and all below. By one warp.
-__device__ __forceinline__ int otsu(const int counts, const long long sums, const int first, const int last)
+__device__ __forceinline__ int otsu(const int counts, const long long sums, const int first,
+                                    const int last)
 {
     const int lane = threadIdx.x % WARP;
     const int count_before = first ? __shfl_sync(ALL, counts, first - 1) : 0;
@@ -81,6 +86,72 @@ __device__ __forceinline__ int otsu(const int counts, const long long sums, cons
     return edge;
 }
 
+struct Row {     // a curve at a level
+    int runs;    // that it was cut into
+    int length;  // clips in them
+};
+
+// Cut a curve into runs at each level; a run ends where more than `gap` clips are low. Adds up the
+// values on the way. By one warp, a clip a lane; what a lane needs to know of the clips before its
+// own, it sees in the masks of who is high and who begins a run.
+__device__ __forceinline__ int cut(const int* __restrict__ values, const int clips, const int gap,
+                                   const int (&edges)[LEVELS], const int capacity,
+                                   long long* __restrict__ sums, int* __restrict__ starts,
+                                   int* __restrict__ ends, Row* __restrict__ rows)
+{
+    const int lane = threadIdx.x % WARP;
+    int runs[LEVELS] = {}, last[LEVELS], length[LEVELS] = {};
+#pragma unroll
+    for (int level = 0; level < LEVELS; ++level) last[level] = -1;
+    long long before = 0;
+    for (int begin = 0; begin < clips; begin += WARP) {
+        const int clip = begin + lane, value = clip < clips ? values[clip] : -1;
+        int sum = max(value, 0);
+        for (int step = 1; step < WARP; step *= 2) {
+            const int more = __shfl_sync(ALL, sum, max(lane - step, 0));
+            if (lane >= step) sum += more;
+        }
+        if (clip < clips) sums[clip] = before + sum;
+        before += __shfl_sync(ALL, sum, WARP - 1);
+#pragma unroll
+        for (int level = 0; level < LEVELS; ++level) {
+            if (edges[level] == 0) continue;
+            const bool high = value >= edges[level] << BIN_SHIFT;
+            const unsigned all_high = __ballot_sync(ALL, high), to_the_left = (1u << lane) - 1;
+            const unsigned left = all_high & to_the_left;
+            const int previous = left ? begin + 31 - __clz(left) : last[level];
+            const bool fresh = high && (previous < 0 || clip - previous - 1 > gap);
+            const unsigned all_fresh = __ballot_sync(ALL, fresh);
+            if (fresh) {
+                const int run = runs[level] + __popc(all_fresh & to_the_left);
+                starts[level * capacity + run] = clip;
+                if (run) ends[level * capacity + run - 1] = previous + 1;
+                length[level] += previous + 1 - clip;  // previous is -1 before the first run
+            }
+            runs[level] += __popc(all_fresh);
+            if (all_high) last[level] = begin + 31 - __clz(all_high);
+        }
+    }
+    int found = 0;
+#pragma unroll
+    for (int level = 0; level < LEVELS; ++level) {
+        for (int step = WARP / 2; step > 0; step /= 2)
+            length[level] += __shfl_xor_sync(ALL, length[level], step);
+        if (lane == 0) {
+            if (runs[level]) ends[level * capacity + runs[level] - 1] = last[level] + 1;
+            rows[level] = {runs[level], length[level] + last[level] + 1};
+        }
+        found += runs[level];
+    }
+    return found;
+}
+
+// The sum of the values from `start` up to `end`.
+__device__ __forceinline__ long long between(const long long* __restrict__ sums, const int start,
+                                             const int end) {
+    return sums[end - 1] - (start ? sums[start - 1] : 0);
+}
+
 // Four blocks a multiprocessor: without the second number the compiler saves registers for more and
 // spills.
 extern "C" __global__ void __launch_bounds__(WARPS * WARP, 4) proposals(
@@ -93,29 +164,34 @@ extern "C" __global__ void __launch_bounds__(WARPS * WARP, 4) proposals(
     const int radius, const int sources, const long long total, const int gap, const int stretch,
     const double drop, const double own_share, const double fused_share, const double mean_weight,
     const double length_weight,
-    int* __restrict__ values,      // (sources, total) workspace: the prepared curves
-    long long* __restrict__ sums,  // (slots, 2) workspace: own and fused sum over the run
-    int* __restrict__ per_row,     // (pairs, sources * LEVELS) workspace: edge, then clips in runs
-    int* __restrict__ starts, int* __restrict__ ends, double* __restrict__ scores)  // (slots,)
+    int* values,                   // (sources, total) workspace: the prepared curves
+    long long* sums,               // (sources, total) workspace: each up to and with a clip
+    Row* per_row,                  // (pairs, sources * LEVELS) workspace
+    int* starts, int* ends, double* scores)  // (slots,)
 {
     __shared__ int histograms[WARPS][BINS];
-    __shared__ int found;
+    __shared__ int found, broken;
     const long long pair = blockIdx.x;
     const long long begin = offsets[pair];
     const int clips = (int)(offsets[pair + 1] - begin);
     if (clips == 0) return;
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    const int rows = sources * LEVELS;  // row: a curve at a level
+    const int rows = sources * LEVELS;
     const long long first_slot = slot_offsets[pair];
-    const int capacity = (int)((slot_offsets[pair + 1] - first_slot) / rows);
-    const int* const base = values + begin;  // the fused curve, prepared
-    int* const mine_per_row = per_row + pair * rows;
+    const int slots = (int)(slot_offsets[pair + 1] - first_slot), capacity = slots / rows;
+    Row* const mine = per_row + pair * rows;
+    starts += first_slot;
+    ends += first_slot;
+    scores += first_slot;
+    sums += begin;
 
-    if (threadIdx.x == 0) found = 0;
+    if (threadIdx.x == 0) found = broken = 0;
+    __syncthreads();
     for (int source = warp; source < sources; source += WARPS) {
         const float* const curve = source == 0 ? fused : curves + (source - 1) * total;
-        int counts = prepare(curve + begin, taps, radius, clips, stretch, histograms[warp],
-                             values + source * total + begin);
+        int* const own_values = values + source * total + begin;
+        int counts = prepare(curve + begin, taps, radius, clips, stretch, histograms[warp], &broken,
+                             own_values);
         long long bin_sums = (long long)counts * lane;
         for (int step = 1; step < WARP; step *= 2) {
             const int left = max(lane - step, 0);
@@ -129,85 +205,51 @@ extern "C" __global__ void __launch_bounds__(WARPS * WARP, 4) proposals(
         const int edge = otsu(counts, bin_sums, 0, BINS);
         const int high = edge && factors[1] != 0.0 ? otsu(counts, bin_sums, edge, BINS) : 0;
         const int low = edge && factors[2] != 0.0 ? otsu(counts, bin_sums, 0, edge) : 0;
-        if (lane < LEVELS)
-            mine_per_row[source * LEVELS + lane] = lane == 0 ? edge : lane == 1 ? high : low;
-    }
-    __syncthreads();  // the fused curve is there for all
-
-    for (int source = warp; source < sources; source += WARPS) {
-        if (lane >= LEVELS) continue;
-        // A lane walks the curve at its level: a run ends where more than `gap` clips are low.
-        const int* const mine = values + source * total + begin;
-        const int row = source * LEVELS + lane;
-        const int edge = mine_per_row[row];
-        const long long row_slot = first_slot + (long long)row * capacity;
-        int count = 0, start = -1, last = -1, length = 0;
-        long long own = 0, shared = 0, own_at_last = 0, shared_at_last = 0;
-        for (int clip = 0; edge != 0 && clip <= clips; ++clip) {
-            const bool high = clip < clips && mine[clip] >= edge << BIN_SHIFT;
-            if (start >= 0 && (clip == clips || (high && clip - last > gap + 1))) {
-                starts[row_slot + count] = start;
-                ends[row_slot + count] = last + 1;
-                sums[2 * (row_slot + count)] = own_at_last;
-                sums[2 * (row_slot + count) + 1] = shared_at_last;
-                length += last + 1 - start;
-                ++count;
-                start = -1;
-            }
-            if (clip == clips) break;
-            if (high && start < 0) {
-                start = clip;
-                own = shared = 0;
-            }
-            own += mine[clip];
-            shared += base[clip];
-            if (high) {
-                last = clip;
-                own_at_last = own;
-                shared_at_last = shared;
-            }
-        }
-        for (int slot = count; slot < capacity; ++slot) starts[row_slot + slot] = -1;
-        mine_per_row[row] = length;
-        atomicAdd(&found, count);
+        const int edges[LEVELS] = {edge, high, low};
+        const int row = source * LEVELS;
+        const int runs = cut(own_values, clips, gap, edges, capacity, sums + source * total,
+                             starts + row * capacity, ends + row * capacity, mine + row);
+        if (lane == 0) atomicAdd(&found, runs);
     }
     __syncthreads();
 
     const int to_drop = (int)(drop * (double)found);
-    const int slots = rows * capacity;
     for (int slot = threadIdx.x; slot < slots; slot += WARPS * WARP) {
-        const long long at = first_slot + slot;
+        const int row = slot / capacity;
         double score = minus_infinity();
-        if (starts[at] >= 0) {
-            const int row = slot / capacity, length = ends[at] - starts[at];
+        if (!broken && slot - row * capacity < mine[row].runs) {
+            const int start = starts[slot], end = ends[slot], length = end - start;
+            const long long fused_sum = between(sums, start, end);
             const double scale = (double)length * (double)ONE;
-            const double own = (double)sums[2 * at] / scale;
-            const double mean = (double)sums[2 * at + 1] / scale;
-            const double share = (double)length / (double)mine_per_row[row];
+            const double own =
+                (double)between(sums + row / LEVELS * total, start, end) / scale;
+            const double mean = (double)fused_sum / scale;
+            const double share = (double)length / (double)mine[row].length;
             score = mean_weight * (own_share * own + fused_share * mean);
             score = factors[row % LEVELS] * (score + length_weight * share);
             if (to_drop) {
                 // Its rank by fused mean, then by place: slots stand in a fixed order. Means are
                 // compared as fractions, without a division.
                 int rank = 0;
-                for (int other = 0; other < slots; ++other) {
-                    const long long there = first_slot + other;
-                    if (starts[there] < 0) continue;
-                    const long long less = sums[2 * there + 1] * length;
-                    const long long more = sums[2 * at + 1] * (ends[there] - starts[there]);
-                    rank += less < more || (less == more && other < slot);
-                }
+                for (int other_row = 0; other_row < rows; ++other_row)
+                    for (int run = 0; run < mine[other_row].runs; ++run) {
+                        const int other = other_row * capacity + run;
+                        const long long less =
+                            between(sums, starts[other], ends[other]) * length;
+                        const long long more = fused_sum * (ends[other] - starts[other]);
+                        rank += less < more || (less == more && other < slot);
+                    }
                 if (rank < to_drop) score = minus_infinity();
             }
         }
-        scores[at] = score;
+        scores[slot] = score;
     }
 
     // Flat curves, one-clip videos: nothing stands out, so the moment is the whole video. No barrier:
-    // thread 0 has itself written what stands here, and with nothing found nobody ranks.
-    if (found == 0 && threadIdx.x == 0) {
-        starts[first_slot] = 0;
-        ends[first_slot] = clips;
-        scores[first_slot] = 0.0;
+    // thread 0 has itself written what stands here.
+    if (found == 0 && !broken && threadIdx.x == 0) {
+        starts[0] = 0;
+        ends[0] = clips;
+        scores[0] = 0.0;
     }
 }

@@ -98,7 +98,8 @@ def proposals(
     """Candidates of every pair, unordered; the same interval may come from several curves.
 
     A pair whose curves give no candidate, because they are flat or the video is one clip long, gets
-    its whole video with a score of 0; a video without clips gets nothing.
+    its whole video with a score of 0; a video without clips gets nothing. So does a pair of which a
+    curve holds a NaN: there is no ranking of what is not a number.
 
     Args:
         curves: `(variants, total clips)` float32 in [0, 1], as `similarity` returns them.
@@ -115,8 +116,8 @@ def proposals(
     check_array("fused", fused, (curves.shape[1],), "float32")
     checked = check_offsets("offsets", offsets, curves.shape[1])
     if launcher is None:
-        return _on_host(curves, fused, checked, rules)
-    return on_device(launcher, curves, fused, checked, rules)
+        return on_host(curves, fused, checked, rules)
+    return OnDevice(launcher, checked, curves.shape[0], rules)(curves, fused)
 
 
 def _taps(sigma: float) -> npt.NDArray[np.int32]:
@@ -129,13 +130,13 @@ def _taps(sigma: float) -> npt.NDArray[np.int32]:
     return taps
 
 
-def _on_host(
+def on_host(
     curves: npt.NDArray[np.float32],
     fused: npt.NDArray[np.float32],
     offsets: Offsets,
     rules: ProposalRules,
 ) -> Proposals:
-    """A few pairs at a time."""
+    """The NumPy twin, a few pairs at a time."""
     pairs = len(offsets) - 1
     parts, first = [], 0
     while first < pairs:
@@ -167,6 +168,11 @@ class _Chunk:
         self.begins, self.lengths = offsets[:-1], np.diff(offsets)
         self.pairs = len(self.lengths)
         self.owner = np.repeat(np.arange(self.pairs), self.lengths)
+        self.broken = np.zeros(self.pairs, np.bool_)
+        if np.isnan(sources.sum()):  # one pass where there is no NaN
+            wrong = np.isnan(sources)
+            self.broken[self.owner[wrong.any(axis=0)]] = True
+            sources = np.where(wrong, np.float32(0), sources)
         self.values = self.prepare(sources)
 
     def prepare(self, sources: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
@@ -241,7 +247,11 @@ class _Chunk:
         if self.rules.drop > 0:
             kept = self.without_the_lowest(owner, starts, means, rows)
             owner, starts, ends, scores = owner[kept], starts[kept], ends[kept], scores[kept]
-        bare = np.flatnonzero((self.lengths > 0) & (np.bincount(owner, minlength=self.pairs) == 0))
+        if self.broken.any():
+            kept = np.flatnonzero(~self.broken[owner])
+            owner, starts, ends, scores = owner[kept], starts[kept], ends[kept], scores[kept]
+        none = np.bincount(owner, minlength=self.pairs) == 0
+        bare = np.flatnonzero(none & (self.lengths > 0) & ~self.broken)
         owner = np.concatenate([owner, bare])
         order = owner.argsort(kind="stable")
         return Proposals(
@@ -322,49 +332,66 @@ def _otsu(
     return np.where(found, edge + 1, 0).astype(np.int32)
 
 
-def on_device(
-    launcher: Launcher, curves: Array, fused: Array, offsets: Offsets, rules: ProposalRules
-) -> Proposals:
-    """The same on a device: one launch, a block a pair, nothing waits."""
-    pairs, total = len(offsets) - 1, int(offsets[-1])
-    sources = 1 + (curves.shape[0] if rules.variants else 0)
-    rows = sources * LEVELS
-    # Two runs lie at least gap + 1 low clips apart, which bounds how many a curve can have.
-    capacity = -(-np.diff(offsets) // (rules.gap + 2))
-    slot_offsets = np.concatenate([[0], np.cumsum(rows * capacity)])
-    slots = int(slot_offsets[-1])
-    starts = launcher.empty((slots,), np.int32)
-    ends = launcher.empty((slots,), np.int32)
-    scores = launcher.empty((slots,), np.float64)
-    taps = _taps(rules.sigma)
-    if total:
-        launcher.launch(
-            "proposals",
-            "proposals",
-            curves,
-            fused,
-            launcher.upload(offsets),
-            launcher.upload(slot_offsets),
-            launcher.upload(taps),
-            launcher.upload(np.array(rules.factors)),
-            np.int32(len(taps) // 2),
-            np.int32(sources),
-            np.int64(total),
-            np.int32(rules.gap),
-            np.int32(rules.stretch),
-            np.float64(rules.drop),
-            np.float64(rules.own_share),
-            np.float64(1 - rules.own_share),
-            np.float64(1 - rules.length_weight),
-            np.float64(rules.length_weight),
-            launcher.empty((sources, total), np.int32),
-            launcher.empty((slots, 2), np.int64),
-            launcher.empty((pairs, rows), np.int32),
-            starts,
-            ends,
-            scores,
-            blocks=pairs,
-            threads=_THREADS,
-            options=("--fmad=false",),  # as NumPy rounds
+class OnDevice:
+    """The same on a device: one launch, a block a pair, nothing waits.
+
+    What does not change from call to call is uploaded and allocated once; a call overwrites the
+    result of the one before.
+    """
+
+    def __init__(
+        self, launcher: Launcher, offsets: Offsets, variants: int, rules: ProposalRules
+    ) -> None:
+        self.launcher, self.rules = launcher, rules
+        self.pairs, self.total = len(offsets) - 1, int(offsets[-1])
+        self.sources = 1 + (variants if rules.variants else 0)
+        rows = self.sources * LEVELS
+        # Two runs lie at least gap + 1 low clips apart, which bounds how many a curve can have.
+        capacity = -(-np.diff(offsets) // (rules.gap + 2))
+        slot_offsets = np.concatenate([[0], np.cumsum(rows * capacity)])
+        slots = int(slot_offsets[-1])
+        taps = _taps(rules.sigma)
+        self.radius = len(taps) // 2
+        self.tables = [
+            launcher.upload(table)
+            for table in (offsets, slot_offsets, taps, np.array(rules.factors))
+        ]
+        self.workspace = [
+            launcher.empty((self.sources, self.total), np.int32),
+            launcher.empty((self.sources, self.total), np.int64),
+            launcher.empty((self.pairs, rows, 2), np.int32),
+        ]
+        self.found = Proposals(
+            launcher.empty((slots,), np.int32),
+            launcher.empty((slots,), np.int32),
+            launcher.empty((slots,), np.float64),
+            slot_offsets,
         )
-    return Proposals(starts, ends, scores, slot_offsets)
+
+    def __call__(self, curves: Array, fused: Array) -> Proposals:
+        """Launch, and return where the result will be."""
+        rules = self.rules
+        if self.total:
+            self.launcher.launch(
+                "proposals",
+                "proposals",
+                curves,
+                fused,
+                *self.tables,
+                np.int32(self.radius),
+                np.int32(self.sources),
+                np.int64(self.total),
+                np.int32(rules.gap),
+                np.int32(rules.stretch),
+                np.float64(rules.drop),
+                np.float64(rules.own_share),
+                np.float64(1 - rules.own_share),
+                np.float64(1 - rules.length_weight),
+                np.float64(rules.length_weight),
+                *self.workspace,
+                *self.found[:3],
+                blocks=self.pairs,
+                threads=_THREADS,
+                options=("--fmad=false",),  # as NumPy rounds
+            )
+        return self.found

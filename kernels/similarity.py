@@ -19,13 +19,18 @@ from .launch import (
     check_array,
     check_offsets,
     launcher_for,
+    options_for,
+    tiles,
 )
 
 FLAT = 1e-5
 """A curve whose cosines differ by less is constant up to rounding (float32 sums of unit vectors
 are right to about 1e-6): it becomes zero instead of noise stretched over [0, 1]."""
 
-_THREADS = 256  # WARPS * WARP of similarity.cu
+_WARPS = 4  # of cosines in similarity.cu
+_CLIPS = 4  # a warp
+_TILE = 8  # variants of a kind, a warp
+_RESCALERS = 8
 
 
 class Curves(NamedTuple):
@@ -83,38 +88,68 @@ def similarity(
         aware=aware,
         aware_rows=aware_rows,
     )
-    batch = _check(simplified, agnostic, offsets, videos, detailed, aware, aware_rows)
-    if not 0.1 <= power <= 10:
-        raise ValueError(f"power: got {power}, expected 0.1 to 10")
-    if launcher is None:
-        return _on_host(*batch, power)
-    return on_device(launcher, *batch, power)
-
-
-_Batch = tuple[Array, int, Array, Array | None, Array | None, Offsets, Offsets]
-
-
-def _check(
-    simplified: Array,
-    agnostic: Array,
-    offsets: npt.ArrayLike,
-    videos: npt.ArrayLike | None,
-    detailed: Array | None,
-    aware: Array | None,
-    aware_rows: Array | None,
-) -> _Batch:
-    """Variants in one array, and for each pair where its clips begin and how many there are."""
     check_array("simplified", simplified, (None, None, None), "float32", "float16")
     pairs, count, dim = simplified.shape
     dtype = simplified.dtype.name
     check_array("agnostic", agnostic, (None, dim), dtype)
     video_offsets = check_offsets("offsets", offsets, agnostic.shape[0])
-    variants = simplified
     if detailed is not None:
         check_array("detailed", detailed, (pairs, None, dim), dtype)
-        variants = _concatenate(simplified, detailed)
-    if variants.shape[1] == 0:
+    rest = 0 if detailed is None else detailed.shape[1]
+    check_counts(count, rest)
+    firsts, pair_offsets = pairs_of(video_offsets, videos, pairs)
+    check_aware(aware, aware_rows, dim, dtype, int(pair_offsets[-1]))
+    check_power(power)
+    arrays = simplified, detailed, agnostic, aware, aware_rows
+    if launcher is None:
+        return on_host(*arrays, firsts, pair_offsets, power)
+    run = OnDevice(launcher, firsts, pair_offsets, (count, rest), dim, dtype, power)
+    return run(*arrays)
+
+
+def check_counts(simplified: int, detailed: int) -> None:
+    """Refuse a query without a variant.
+
+    Raises:
+        ValueError: there is none of either granularity.
+    """
+    if simplified < 0 or detailed < 0 or simplified + detailed == 0:
         raise ValueError("simplified: got no variant; expected at least one, such as the query")
+
+
+def check_power(power: float) -> None:
+    """Refuse an exponent that is out of its range.
+
+    Raises:
+        ValueError: it is.
+    """
+    if not 0.1 <= power <= 10:
+        raise ValueError(f"power: got {power}, expected 0.1 to 10")
+
+
+def check_aware(
+    aware: Array | None, aware_rows: Array | None, dim: int, dtype: str, total: int
+) -> None:
+    """Refuse aware captions that are not what `similarity` says.
+
+    Raises:
+        ValueError: a shape or dtype does not fit, or one of the two is missing.
+    """
+    if (aware is None) != (aware_rows is None):
+        raise ValueError("aware and aware_rows: got one of them, expected both or neither")
+    if aware is not None:
+        check_array("aware", aware, (None, dim), dtype)
+        check_array("aware_rows", aware_rows, (total,), "int32")
+
+
+def pairs_of(
+    video_offsets: Offsets, videos: npt.ArrayLike | None, pairs: int
+) -> tuple[Offsets, Offsets]:
+    """For each pair the first clip of its video; and the offsets of the pairs' own columns.
+
+    Raises:
+        ValueError: there is not one video for each pair, or a video that offsets do not describe.
+    """
     asked = np.arange(pairs) if videos is None else np.asarray(videos, dtype=np.int64)
     if asked.shape != (pairs,):
         raise ValueError(f"videos: got shape {asked.shape}, expected ({pairs},), one for each pair")
@@ -123,28 +158,14 @@ def _check(
             f"videos: got {asked.min()} to {asked.max()}, expected 0 to {len(video_offsets) - 2}: "
             "name a video that offsets describes"
         )
-    firsts = video_offsets[:-1][asked]
     pair_offsets = np.zeros(pairs + 1, dtype=np.int64)
     np.cumsum(np.diff(video_offsets)[asked], out=pair_offsets[1:])
-    if (aware is None) != (aware_rows is None):
-        raise ValueError("aware and aware_rows: got one of them, expected both or neither")
-    if aware is not None:
-        check_array("aware", aware, (None, dim), dtype)
-        check_array("aware_rows", aware_rows, (int(pair_offsets[-1]),), "int32")
-    return variants, count, agnostic, aware, aware_rows, firsts, pair_offsets
+    return video_offsets[:-1][asked], pair_offsets
 
 
-def _concatenate(simplified: Array, detailed: Array) -> Array:
-    if isinstance(simplified, np.ndarray):
-        return np.concatenate([simplified, detailed], axis=1)
-    import cupy
-
-    return cupy.concatenate([simplified, detailed], axis=1)
-
-
-def _on_host(
-    variants: npt.NDArray[Any],
-    simplified: int,
+def on_host(
+    simplified: npt.NDArray[Any],
+    detailed: npt.NDArray[Any] | None,
     agnostic: npt.NDArray[Any],
     aware: npt.NDArray[Any] | None,
     aware_rows: npt.NDArray[np.int32] | None,
@@ -152,6 +173,14 @@ def _on_host(
     offsets: Offsets,
     power: float,
 ) -> Curves:
+    """The NumPy twin.
+
+    Raises:
+        ValueError: a number in `aware_rows` is no row of `aware`.
+    """
+    variants, turn = simplified, simplified.shape[1]
+    if detailed is not None:
+        variants = np.concatenate([simplified, detailed], axis=1)
     _, count, dim = variants.shape
     if aware is not None and aware_rows is not None and len(aware_rows):
         low, high = int(aware_rows.min()), int(aware_rows.max())
@@ -171,11 +200,11 @@ def _on_host(
             if aware is None or aware_rows is None:
                 np.matmul(variants[pair], clips.T, out=curves[:, left:right])
                 continue
-            plain, guided = variants[pair, :simplified], variants[pair, simplified:]
-            np.matmul(plain, clips.T, out=curves[:simplified, left:right])
+            plain, guided = variants[pair, :turn], variants[pair, turn:]
+            np.matmul(plain, clips.T, out=curves[:turn, left:right])
             rows = aware_rows[left:right]
             captions = np.where((rows >= 0)[:, None], aware[rows].astype(np.float32), clips)
-            np.matmul(guided, captions.T, out=curves[simplified:, left:right])
+            np.matmul(guided, captions.T, out=curves[turn:, left:right])
     _normalise(curves, offsets)
     if power != 1:
         np.power(curves, np.float32(power), out=curves)
@@ -196,42 +225,79 @@ def _normalise(curves: npt.NDArray[np.float32], offsets: Offsets) -> None:
     curves /= np.repeat(span, lengths, axis=1)
 
 
-def on_device(
-    launcher: Launcher,
-    variants: Array,
-    simplified: int,
-    agnostic: Array,
-    aware: Array | None,
-    aware_rows: Array | None,
-    firsts: Offsets,
-    offsets: Offsets,
-    power: float,
-) -> Curves:
-    """The same on a device: one launch, a block a pair, nothing waits."""
-    pairs, count, dim = variants.shape
-    total = int(offsets[-1])
-    curves = launcher.empty((count, total), np.float32)
-    fused = launcher.empty((total,), np.float32)
-    if total:
-        launcher.launch(
+class OnDevice:
+    """The same on a device: two launches, nothing waits.
+
+    What does not change from call to call is uploaded and allocated once; a call overwrites the
+    result of the one before. No number in `aware_rows` may be past the end of `aware`: on a device
+    nobody looks.
+    """
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        firsts: Offsets,
+        offsets: Offsets,
+        counts: tuple[int, int],
+        dim: int,
+        dtype: npt.DTypeLike,
+        power: float,
+    ) -> None:
+        self.launcher, self.counts, self.dim, self.power = launcher, counts, dim, power
+        self.options = options_for(dtype)
+        self.pairs, self.total = len(offsets) - 1, int(offsets[-1])
+        table = tiles(offsets, _CLIPS)
+        self.tile_count = len(table)
+        self.firsts, self.offsets, self.tiles = map(launcher.upload, (firsts, offsets, table))
+        self.curves = Curves(
+            launcher.empty((sum(counts), self.total), np.float32),
+            launcher.empty((self.total,), np.float32),
+            offsets,
+        )
+
+    def __call__(
+        self,
+        simplified: Array,
+        detailed: Array | None,
+        agnostic: Array,
+        aware: Array | None,
+        aware_rows: Array | None,
+    ) -> Curves:
+        """Launch, and return where the result will be."""
+        if not self.total:
+            return self.curves
+        groups = sum(-(-count // _TILE) for count in self.counts)
+        self.launcher.launch(
             "similarity",
-            "similarity",
-            variants,
+            "cosines",
+            simplified,
+            detailed,
             agnostic,
             aware,
             aware_rows,
-            launcher.upload(firsts),
-            launcher.upload(offsets),
-            np.int32(count),
-            np.int32(simplified),
-            np.int32(dim),
-            np.int64(total),
-            np.float32(FLAT),
-            np.float32(power),
-            curves,
-            fused,
-            blocks=pairs,
-            threads=_THREADS,
-            options=("-DGRANALIGN_HALF",) if variants.dtype.name == "float16" else (),
+            self.firsts,
+            self.offsets,
+            self.tiles,
+            np.int64(self.tile_count),
+            *map(np.int32, self.counts),
+            np.int32(self.dim),
+            np.int64(self.total),
+            self.curves.variants,
+            blocks=-(-self.tile_count * groups // _WARPS),
+            threads=_WARPS * 32,
+            options=self.options,
         )
-    return Curves(curves, fused, offsets)
+        self.launcher.launch(
+            "similarity",
+            "rescale",
+            self.offsets,
+            np.int32(sum(self.counts)),
+            np.int64(self.total),
+            np.float32(FLAT),
+            np.float32(self.power),
+            *self.curves[:2],
+            blocks=self.pairs,
+            threads=_RESCALERS * 32,
+            options=self.options,
+        )
+        return self.curves

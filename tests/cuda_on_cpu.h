@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <tuple>
 #include <utility>
@@ -196,6 +197,15 @@ template <class T>
 T __shfl_sync(unsigned, T value, int lane) {
     return emulator::gathered(value)[lane % emulator::kWarp];
 }
+
+static inline unsigned __ballot_sync(unsigned, bool vote) {
+    const bool* const votes = emulator::gathered(vote);
+    unsigned mask = 0;
+    for (unsigned lane = 0; lane < emulator::kWarp; ++lane) mask |= (unsigned)votes[lane] << lane;
+    return mask;
+}
+static inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+static inline int __clz(unsigned bits) { return bits ? __builtin_clz(bits) : 32; }
 
 // Fibers take turns, so a plain read-modify-write is atomic.
 template <class T>

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -31,28 +32,54 @@ DEVICES = [
 ]
 
 
-def call(kernel: Callable[..., Any], device: str, *arguments: Any, **options: Any) -> Any:
-    """`kernel` with NumPy arrays in and out, run on `device`."""
-    if device == "numpy":
-        return kernel(*arguments, **options)
-    if device == "cuda":
+class There(NamedTuple):
+    """Where a test's kernels run."""
+
+    device: str
+    """As a `Ranking` is told."""
+    put: Callable[[Any], Any]
+    """NumPy arrays to there."""
+    get: Callable[[Any], Any]
+    """Results back."""
+
+
+@contextmanager
+def on(name: str) -> Iterator[There]:
+    """Kernels that are called in here run on one of `DEVICES`."""
+    if name == "numpy":
+        yield There("cpu", _same, _same)
+    elif name == "cuda":
         if missing := cuda_missing():
             pytest.skip(missing)
-        return _to_numpy(
-            kernel(
-                *(_to_cupy(a) for a in arguments), **{k: _to_cupy(v) for k, v in options.items()}
-            )
+        yield There("cuda", _to_cupy, _to_numpy)
+    else:
+        emulator = Emulator(backwards=name.endswith("backwards"))
+        with pytest.MonkeyPatch.context() as patch:
+            for module in launch_users():
+                patch.setattr(module, "launcher_for", lambda **_: emulator)
+            patch.setattr(_module("ranking"), "launcher_on", lambda _: emulator)
+            yield There("cuda", _same, _same)
+
+
+def call(kernel: Callable[..., Any], device: str, *arguments: Any, **options: Any) -> Any:
+    """`kernel` with NumPy arrays in and out, run on `device`."""
+    with on(device) as there:
+        return there.get(
+            kernel(*map(there.put, arguments), **{k: there.put(v) for k, v in options.items()})
         )
-    emulator = Emulator(backwards=device.endswith("backwards"))
-    with pytest.MonkeyPatch.context() as patch:
-        for module in launch_users():
-            patch.setattr(module, "launcher_for", lambda **_: emulator)
-        return kernel(*arguments, **options)
 
 
 def launch_users() -> list[Any]:
-    families = ("context", "corpus", "nms", "proposals", "similarity")
-    return [importlib.import_module(f"granalign_fast.kernels.{name}") for name in families]
+    families = ("context", "corpus", "nms", "proposals", "ranking", "similarity")
+    return [_module(name) for name in families]
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"granalign_fast.kernels.{name}")
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def _to_cupy(value: Any) -> Any:

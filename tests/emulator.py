@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ class Emulator:
     def __init__(self, *, backwards: bool = False) -> None:
         self.backwards = backwards
         self._guarded: list[npt.NDArray[np.uint8]] = []
+        self._recorded: list[Callable[[], object]] | None = None
 
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -48,34 +50,66 @@ class Emulator:
         threads: int,
         options: tuple[str, ...] = (),
     ) -> None:
-        defines = tuple(option for option in options if option.startswith("-D"))
-        run = getattr(_library(family, defines), f"run_{kernel}")
-        run.restype = ctypes.c_bool
-        # As cuLaunchKernel wants them: the address of every argument, a pointer's or a number's.
-        values = [
-            ctypes.c_void_p(a.ctypes.data if isinstance(a, np.ndarray) else None)
-            if a is None or isinstance(a, np.ndarray)
-            else np.asarray(a).ctypes.data_as(ctypes.POINTER(ctypes.c_char))
-            for a in arguments
-        ]
-        addresses = (ctypes.c_void_p * len(values))(
-            *(
-                ctypes.cast(v, ctypes.c_void_p).value
-                if not isinstance(v, ctypes.c_void_p)
-                else ctypes.addressof(v)
-                for v in values
-            )
-        )
-        ran = run(blocks, threads, addresses, self.backwards)
-        assert ran, f"{kernel}: threads wait apart, or 16 bytes are not aligned"
+        if self._recorded is not None:
+            run = functools.partial(self.launch, blocks=blocks, threads=threads, options=options)
+            self._recorded.append(functools.partial(run, family, kernel, *arguments))
+            return
+        emulate(source(family), kernel, arguments, blocks, threads, options, self.backwards)
         for memory in self._guarded:
             edges = np.concatenate([memory[:GUARD], memory[-GUARD:]])
             assert (edges == RUBBISH).all(), f"{kernel} wrote outside an array"
 
+    def copy(self, target: npt.NDArray[Any], source: npt.NDArray[Any]) -> None:
+        assert self._recorded is None, "recorded are launches"
+        assert target.dtype == source.dtype and source.size <= target.size
+        target.reshape(-1)[: source.size] = source.reshape(-1)
+
+    def record(self, sequence: Callable[[], object]) -> Callable[[], object]:
+        self._recorded = work = []
+        try:
+            sequence()
+        finally:
+            self._recorded = None
+        return lambda: [step() for step in work]
+
+    def finish(self) -> None:
+        assert self._recorded is None, "no waiting within a recording"
+
+
+def emulate(
+    text: str,
+    kernel: str,
+    arguments: Sequence[Any],
+    blocks: int,
+    threads: int,
+    options: tuple[str, ...] = (),
+    backwards: bool = False,
+) -> None:
+    """Run a kernel of a ``.cu`` text over NumPy arrays."""
+    defines = tuple(option for option in options if option.startswith("-D"))
+    run = getattr(_library(text, defines), f"run_{kernel}")
+    run.restype = ctypes.c_bool
+    # As cuLaunchKernel wants them: the address of every argument, a pointer's or a number's.
+    values = [
+        ctypes.c_void_p(a.ctypes.data if isinstance(a, np.ndarray) else None)
+        if a is None or isinstance(a, np.ndarray)
+        else np.asarray(a).ctypes.data_as(ctypes.POINTER(ctypes.c_char))
+        for a in arguments
+    ]
+    addresses = (ctypes.c_void_p * len(values))(
+        *(
+            ctypes.cast(v, ctypes.c_void_p).value
+            if not isinstance(v, ctypes.c_void_p)
+            else ctypes.addressof(v)
+            for v in values
+        )
+    )
+    ran = run(blocks, threads, addresses, backwards)
+    assert ran, f"{kernel}: threads wait apart, or 16 bytes are not aligned"
+
 
 @functools.cache
-def _library(family: str, defines: tuple[str, ...]) -> ctypes.CDLL:
-    text = source(family)
+def _library(text: str, defines: tuple[str, ...]) -> ctypes.CDLL:
     code = f'#include "{HEADER}"\n' + text.replace("#include <cuda_fp16.h>", "")
     for kernel in re.findall(
         r'extern "C" __global__ void (?:__launch_bounds__\(.*?\) )?(\w+)\(', text

@@ -1,15 +1,17 @@
-"""A stand-in for the part of CuPy that engines use: host memory, streams that run at once.
+"""A stand-in for what engines and kernels use of CuPy: host memory, streams that run at once.
 
 What differs from a GPU for a reason: `LOG` keeps what was asked of streams, in order.
 """
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
+from emulator import emulate
 
 LOG: list[str] = []
 
@@ -17,6 +19,10 @@ LOG: list[str] = []
 class _Pointer:
     def __init__(self, ptr: int) -> None:
         self.ptr = ptr
+
+    def copy_from_device_async(self, source: _Pointer, size: int) -> None:
+        LOG.append("copy")
+        ctypes.memmove(self.ptr, source.ptr, size)
 
 
 class ndarray(np.ndarray):
@@ -40,6 +46,18 @@ def empty(shape: tuple[int, ...], dtype: Any) -> ndarray:
 
 def asarray(array: np.ndarray) -> ndarray:
     return np.array(array).view(ndarray)
+
+
+def zeros(shape: tuple[int, ...], dtype: Any) -> ndarray:
+    return np.zeros(shape, dtype).view(ndarray)
+
+
+def ascontiguousarray(array: np.ndarray) -> ndarray:
+    return np.ascontiguousarray(array).view(ndarray)
+
+
+def from_dlpack(exporter: Any) -> ndarray:
+    return np.from_dlpack(exporter).view(ndarray)
 
 
 class _Runtime:
@@ -119,8 +137,9 @@ class Event:
 
 
 class _Device:
-    def __init__(self, device: int) -> None:
+    def __init__(self, device: int = 0) -> None:
         assert device < len(_Runtime.gpus)
+        self.id = device
 
     def __enter__(self) -> None:
         pass
@@ -137,3 +156,21 @@ class cuda:
     @classmethod
     def get_current_stream(cls, device_id: int = -1) -> Stream:
         return getattr(Stream._current, "stream", cls._null)
+
+
+class RawModule:
+    """Compiled by the emulator. While a stream captures, a kernel is put away instead of run."""
+
+    def __init__(self, code: str, options: tuple[str, ...]) -> None:
+        self.code, self.options = code, options
+
+    def get_function(self, name: str) -> Callable[..., None]:
+        def launch(blocks: tuple[int], threads: tuple[int], arguments: tuple[Any, ...]) -> None:
+            def run() -> None:
+                LOG.append(f"run {name}")
+                emulate(self.code, name, arguments, *blocks, *threads, self.options)
+
+            captured = cuda.get_current_stream().captured
+            captured.append(run) if captured is not None else run()
+
+        return launch

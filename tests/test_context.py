@@ -39,6 +39,34 @@ def test_equals_the_reference(device, dtype, lengths, dim, rules):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_arrays_that_begin_anywhere(device, dtype):
+    """A row is a multiple of 16 bytes long, but does not lie on one."""
+    straight = rows(2, 21, 16, dtype)
+    moved = np.empty(straight.size + 1, dtype)
+    moved[1:] = straight.ravel()
+    got = call(context, device, moved[1:].reshape(straight.shape), [0, 9, 21], rules=ContextRules())
+    for part in (slice(0, 9), slice(9, 21)):
+        want = reference.context(straight[part], ContextRules())
+        np.testing.assert_allclose(got[part], want, atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("rules", [ContextRules(radius=2, power=0), ContextRules(radius=64)])
+def test_a_nan_reaches_no_further_than_the_radius(device, rules):
+    embeddings = rows(3, 200, 12, np.float32)
+    offsets = [0, 91, 200]
+    straight = call(context, device, embeddings, offsets, rules=rules)
+    embeddings[90] = np.nan  # the last of the first video
+    mixed = call(context, device, embeddings, offsets, rules=rules)
+    beyond = 90 - rules.radius
+    if device != "numpy":  # whose products are of more than the neighbourhood
+        np.testing.assert_array_equal(mixed[:beyond], straight[:beyond])
+    np.testing.assert_array_equal(mixed[91:], straight[91:])
+    assert np.isnan(mixed[beyond:91]).all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_nan_is_not_hidden(device):
     embeddings = rows(1, 60, 8, np.float32)
     embeddings[30, 3] = np.nan

@@ -93,6 +93,29 @@ def test_many_pairs_and_levels_that_tie(device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
+def test_a_pair_with_a_nan_gets_nothing_and_the_others_what_they_had(device, rules):
+    curves, fused, offsets = batch(5, [40, 33, 1, 19], 2)
+    straight = lists(call(proposals, device, curves, fused, offsets, rules=rules))
+    curves[1, 45] = fused[45] = fused[73] = np.nan
+    got = lists(call(proposals, device, curves, fused, offsets, rules=rules))
+    assert got == [straight[0], [], [], straight[3]]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_curves_of_many_runs_with_few_clips_between(device):
+    """Longer than a warp is wide, with runs that begin, end and join across its parts."""
+    rng = np.random.default_rng(11)
+    curves = (rng.random((3, 700)) < np.array([[0.5], [0.05], [0.95]])).astype(np.float32)
+    curves[1, 31:33] = curves[2, 63:65] = 1
+    offsets = [0, 300, 333, 700]
+    for gap in (0, 1, 40, 1000):
+        rules = ProposalRules(variants=True, gap=gap, drop=0.25, own_share=0.3)
+        got = lists(call(proposals, device, curves, curves[0], offsets, rules=rules))
+        assert got == expected(curves, curves[0], offsets, rules)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_no_pairs(device):
     curves = np.zeros((2, 0), np.float32)
     found = call(proposals, device, curves, curves[0], [0], rules=RICH)

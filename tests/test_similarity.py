@@ -79,6 +79,18 @@ def test_equals_the_reference(device, dtype, lengths, videos, dim, m):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("moved", ["simplified", "detailed", "agnostic", "aware"])
+def test_arrays_that_begin_anywhere(device, dtype, moved):
+    """A row is a multiple of 16 bytes long, but does not lie on one."""
+    batch = make(6, [19, 8], [1, 0], 24, 3, 2, dtype=dtype)
+    flat = np.empty(batch[moved].size + 1, dtype)
+    flat[1:] = batch[moved].ravel()
+    moved_batch = batch | {moved: flat[1:].reshape(batch[moved].shape)}
+    check(call(similarity, device, **moved_batch), batch)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("simplified", "detailed"), [(6, 0), (0, 2), (9, 8)])
 def test_any_number_of_either_granularity(device, simplified, detailed):
     batch = make(3, [19, 8], [1, 0], 20, simplified, detailed)
