@@ -12,8 +12,9 @@ from .errors import GranAlignError
 from .index import CaptionedVideo, VideoIndex
 from .jsonl import Record, iter_jsonl
 from .metrics import auroc, load_ground_truth, score_qvhighlights
-from .retriever import Clock, MomentRetriever, Request
+from .retriever import MomentRetriever, Request
 from .rewrites import Rewriter
+from .stages import Clock
 from .types import Rewrites, SearchResult
 
 PathLike = str | os.PathLike[str]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from .looking import (
 )
 from .packing import Question, alike, aware_rows, check_finite, gather, pack, variants
 from .rewrites import Rewriter, RuleRewriter
+from .stages import Clock, Span
 from .types import Moment, Rewrites, SearchResult
 
 Progress = Callable[[int], None]
@@ -133,7 +133,11 @@ class MomentRetriever:
         return self.search_many([Request(index, query, aware)])[0]
 
     def search_many(
-        self, requests: Sequence[Request], *, seconds: dict[str, float] | None = None
+        self,
+        requests: Sequence[Request],
+        *,
+        seconds: dict[str, float] | None = None,
+        spans: list[Span] | None = None,
     ) -> list[SearchResult]:
         """The moments of every request, in batches; equal to as many single searches.
 
@@ -143,12 +147,13 @@ class MomentRetriever:
                 it, ``key_frames`` and ``prefill``), ``aware``, ``exists``, ``embed``, ``context``,
                 ``similarity``, ``recognise``, ``proposals``, ``nms``, ``results``. Every result has
                 them too.
+            spans: receives when each of them began and ended.
 
         Raises:
             GranAlignError: as `search`; the message names the video.
         """
         seconds = {} if seconds is None else seconds
-        clock = Clock(seconds)
+        clock = Clock(seconds, spans)
         if self.config.scorer == "recognition":
             return self._recognised(requests, clock)
         questions, exists = self._asked(requests, clock)
@@ -207,8 +212,8 @@ class MomentRetriever:
         rewritten: Mapping[str, Rewrites] = {}
         # Frames can be chosen and looked at before it is known what exactly is asked of them.
         with ThreadPoolExecutor(1) as beside:
-            keys = beside.submit(self._key_frames, requests, clock.seconds)
-            seen = beside.submit(self._prefill, requests, keys, clock.seconds) if plain else None
+            keys = beside.submit(self._key_frames, requests, clock)
+            seen = beside.submit(self._prefill, requests, keys, clock) if plain else None
             if plain:
                 rewritten = dict(zip(plain, self.rewriter.rewrite(list(plain)), strict=True))
                 clock.lap("rewrite")
@@ -241,14 +246,15 @@ class MomentRetriever:
         indexes = [request.index for request in requests]
         return [Question(*one) for one in zip(indexes, queries, aware, strict=True)], exists
 
-    def _key_frames(
-        self, requests: Sequence[Request], seconds: dict[str, float]
-    ) -> list[list[int]]:
+    def _key_frames(self, requests: Sequence[Request], clock: Clock) -> list[list[int]]:
         """The key frames of each request; none where nobody would look at them."""
         watched = [r for r in requests if self.captioner and r.index.frames is not None]
         if not watched:
             return [[] for _ in requests]
-        start = time.perf_counter()
+        with clock.beside("key_frames"):
+            return self._chosen(requests, watched)
+
+    def _chosen(self, requests: Sequence[Request], watched: Sequence[Request]) -> list[list[int]]:
         texts = list(dict.fromkeys(_text(request) for request in watched))
         encode = self.clip.encode_texts if self.clip else self.encoder.encode
         row = dict(zip(texts, encode(texts), strict=True))
@@ -260,23 +266,22 @@ class MomentRetriever:
                 continue
             frames = frame_embeddings(index, self.clip) if self.clip else index.embeddings
             found.append(key_frames(index, row[_text(request)], frames, self.config.key_frames))
-        seconds["key_frames"] = time.perf_counter() - start
         return found
 
     def _prefill(
-        self, requests: Sequence[Request], keys: Future[list[list[int]]], seconds: dict[str, float]
+        self, requests: Sequence[Request], keys: Future[list[list[int]]], clock: Clock
     ) -> None:
         """Let the captioner look at the key frames, as many as it can keep in mind."""
         if not isinstance(self.captioner, Prefiller):
             return
-        left, chosen, start = self.captioner.room, keys.result(), time.perf_counter()
-        for request, clips in zip(requests, chosen, strict=True):
-            left -= len(clips)
-            if left < 0:
-                break
-            if clips:
-                self.captioner.prefill(frame_set(request.index).take(clips))
-        seconds["prefill"] = time.perf_counter() - start
+        left, chosen = self.captioner.room, keys.result()
+        with clock.beside("prefill"):
+            for request, clips in zip(requests, chosen, strict=True):
+                left -= len(clips)
+                if left < 0:
+                    break
+                if clips:
+                    self.captioner.prefill(frame_set(request.index).take(clips))
 
     def _recognised(self, requests: Sequence[Request], clock: Clock) -> list[SearchResult]:
         """Moments cut out of the probabilities that a model gives each frame."""
@@ -305,24 +310,6 @@ class MomentRetriever:
         results = list(results_of(questions, curves_said, ranked, exists, clock.seconds))
         clock.lap("results")
         return results
-
-
-class Clock:
-    """Adds up the time since the last lap under the name of what was done in it."""
-
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self.seconds = seconds
-        self.last = time.perf_counter()
-
-    def restart(self) -> None:
-        """Forget the time since the last lap."""
-        self.last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        """Count the time since the last lap as that of a stage."""
-        now = time.perf_counter()
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.last
-        self.last = now
 
 
 def _text(request: Request) -> str:

@@ -15,6 +15,7 @@ from granalign_fast.captions import FrameSet
 from granalign_fast.config import RetrieverConfig
 from granalign_fast.index import FrameTable, VideoIndex
 from granalign_fast.looking import key_frames, mean_of_greatest
+from granalign_fast.stages import Span
 
 CAPTIONS = ("a car", "a car", "a dog", "a dog", "a dog", "a road", "a road", "a road")
 DETAILS = ("red car", "blue car", "small dog", "dog with ball", "dog asleep", "wet road", "", " ")
@@ -158,7 +159,10 @@ def test_key_frames_are_looked_at_while_the_query_is_rewritten() -> None:
     captioner = Prefilling()
     retriever = retriever_of(captioner, rewriter=Waiting())
     requests = [Request(index_of(vid), "dog asleep") for vid in "abc"]
-    results = retriever.search_many(requests)
+    spans: list[Span] = []
+    results = retriever.search_many(requests, spans=spans)
+    when = {span.stage: span for span in spans}
+    assert when["prefill"].begin < when["rewrite"].end <= when["aware"].begin
     # Two key frames a video; of the third there is no room to remember them.
     assert captioner.seen == [captioner.asked[0][0]] * 2
     assert "prefill" in results[0].seconds

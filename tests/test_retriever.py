@@ -13,6 +13,7 @@ from granalign_fast import (
     VideoIndex,
 )
 from granalign_fast.config import RetrieverConfig
+from granalign_fast.stages import Span
 
 STREET = CaptionedVideo(
     "street", ("a red car", "a red car", "a dog runs", "a dog runs fast", "a dog", "an empty road")
@@ -96,6 +97,21 @@ def test_stages_are_timed(retriever):
     seconds: dict[str, float] = {}
     retriever.search_many([Request(retriever.index(STREET), Rewrites("a dog"))], seconds=seconds)
     assert list(seconds) == ["embed", "context", "similarity", "proposals", "nms", "results"]
+
+
+def test_when_stages_were(retriever):
+    """Laps follow each other without a gap, and their sums are the seconds."""
+    seconds: dict[str, float] = {}
+    spans: list[Span] = []
+    requests = [Request(retriever.index(STREET), text) for text in ("a dog", "a red car at dusk")]
+    retriever.search_many(requests, seconds=seconds, spans=spans)
+    assert {span.stage for span in spans} == set(seconds) > {"rewrite", "embed", "nms"}
+    assert all(0 <= span.begin <= span.end for span in spans)
+    for stage, taken in seconds.items():
+        own = [span.end - span.begin for span in spans if span.stage == stage]
+        assert sum(own) == pytest.approx(taken)
+    laps = spans[1:]  # the first one is followed by a wait for what goes on beside it
+    assert all(one.end == other.begin for one, other in zip(laps, laps[1:], strict=False))
 
 
 def test_top_bounds_the_moments():
