@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from fakes import BagOfWords
@@ -111,7 +113,7 @@ def test_when_stages_were(retriever):
         own = [span.end - span.begin for span in spans if span.stage == stage]
         assert sum(own) == pytest.approx(taken)
     laps = spans[1:]  # the first one is followed by a wait for what goes on beside it
-    assert all(one.end == other.begin for one, other in zip(laps, laps[1:], strict=False))
+    assert all(one.end == other.begin for one, other in pairwise(laps))
 
 
 def test_top_bounds_the_moments():
