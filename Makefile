@@ -17,7 +17,7 @@ help:
 	@echo "make test   run the tests"
 	@echo "make lint   ruff, mypy, pyright"
 	@echo "make bench  measure this machine: every stage, every peer that is installed (out/bench)"
-	@echo "make gpu    on a machine with CUDA: the kernels' tests, none skipped, then their timings"
+	@echo "make gpu    on a machine with CUDA: tests, none skipped, then every benchmark (bench/results)"
 
 demo: .venv/.demo
 	$(BIN)/granalign demo --out out/demo
@@ -78,20 +78,25 @@ bench: .venv/.demo
 	$(BIN)/granalign bench --from $(BENCH_OUT)/cpu.json --plots $(BENCH_OUT)/cpu --markdown $(BENCH_PAGE)
 
 # Where Python already has CuPy, its packages are used as they are, and nothing is installed: GPU
-# machines often cannot reach a registry. Otherwise .venv gets them.
-KERNEL_TESTS := $(foreach family,context corpus nms proposals similarity,tests/test_$(family).py)
+# machines often cannot reach a registry. Otherwise .venv gets them. What fails keeps nothing else
+# from running; the exit code says that something did.
+KERNEL_TESTS := $(foreach family,context corpus nms proposals ranking similarity,tests/test_$(family).py)
+GPU_SECONDS ?= 420
 gpu:
 	@if $(PYTHON) -c 'import cupy, hypothesis, pytest' 2>/dev/null; then python=$(PYTHON); \
 	  else $(MAKE) .venv/.gpu; python=$(BIN)/python; fi; \
 	mkdir -p out/path bench/results; ln -sfn ../../granalign_fast out/path/granalign_fast; \
 	export PYTHONPATH=out/path GRANALIGN_FORBID_SKIPS=1; \
-	test="$$python -P -m pytest -q -o filterwarnings=default -m needs_cuda"; set -x; \
-	$$test $(KERNEL_TESTS); \
+	test="$$python -P -m pytest -q -o filterwarnings=default -m needs_cuda"; failed=; set -x; \
+	$$test $(KERNEL_TESTS) || failed+=" kernels' tests"; \
+	$$test tests/test_cuda_models.py || failed+=" models' tests"; \
+	$$python -P -m granalign_fast.bench.gpu --seconds $(GPU_SECONDS) --out bench/results \
+	  || failed+=" benchmarks"; \
 	for tool in memcheck racecheck; do \
 	  ! command -v compute-sanitizer || compute-sanitizer --tool $$tool --error-exitcode 1 \
-	    $$test -k "reference or ties" $(KERNEL_TESTS); \
+	    $$test -k "reference or ties" $(KERNEL_TESTS) || failed+=" $$tool"; \
 	done; \
-	$$python -P -m granalign_fast.bench.kernels --device cuda --json bench/results/kernels-cuda.json
+	set +x; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 # The export of other architectures goes through optimum: its own environment, it brings torch.
 test-optimum: .venv-optimum/.ready

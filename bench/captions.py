@@ -37,19 +37,37 @@ _SIZE = shape_of(_MODEL).image_size
 
 
 def transformers_captions(
-    folder: Path, frames: npt.NDArray[np.uint8], ids: list[int], image: int, steps: int
+    folder: Path,
+    frames: npt.NDArray[np.uint8],
+    ids: list[int],
+    image: int,
+    steps: int,
+    device: str = "cpu",
+    dtype: str = "float32",
 ) -> Callable[[], list[list[int]]]:
-    """Captions of all frames in one batch by transformers, its inputs prepared beforehand."""
+    """Captions of all frames in one batch by transformers, its inputs prepared beforehand.
+
+    Args:
+        folder: of the model, as transformers saves it.
+        frames: (frames, height, width, 3).
+        ids: of the prompt, in which `image` stands for the frame.
+        image: that token.
+        steps: new tokens of each caption; none ends early.
+        device: as torch names it.
+        dtype: likewise.
+    """
     import torch
     from transformers import AutoImageProcessor, Qwen2_5_VLForConditionalGeneration
 
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).eval()
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+    model = model.eval().to(device)
     processor = AutoImageProcessor.from_pretrained(folder, use_fast=False)
     pixels = processor(images=list(frames), return_tensors="pt")
     tokens = int(pixels["image_grid_thw"][0].prod()) // 4
     place = ids.index(image)
     row = ids[:place] + [image] * tokens + ids[place + 1 :]
-    rows = torch.tensor([row] * len(frames))
+    rows = torch.tensor([row] * len(frames), device=device)
+    pixels = pixels.to(device)
 
     def run() -> list[list[int]]:
         model.model.rope_deltas = None

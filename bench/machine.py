@@ -109,9 +109,19 @@ def _gpu() -> dict[str, Any]:
         "memory_bytes": int(properties["totalGlobalMem"]),
         "l2_bytes": int(properties["l2CacheSize"]),
         "clock_mhz": properties["clockRate"] / 1e3,
-        "driver": runtime.driverGetVersion(),
+        "driver": _driver() or runtime.driverGetVersion(),
         "runtime": runtime.runtimeGetVersion(),
     }
+
+
+def _driver() -> str | None:
+    """The driver's release, such as ``580.95.05``."""
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.split("\n")[0].strip() or None
 
 
 def last_cache_bytes(device: str) -> int:

@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 from granalign_fast.models import one_line
 
+from .random_clip import TowerShape, Weights, torch_tower
+
 Embed = Callable[[list[str]], npt.NDArray[Any]]
 Generate = Callable[[list[list[int]], int], list[list[int]]]
 """Prompts and a number of new tokens to the new tokens of each, greedy, none ending early."""
@@ -68,8 +70,9 @@ GENAI = Peer(
     *("onnxruntime-genai", "generation", ("onnxruntime_genai", "torch", "transformers")),
     "onnxruntime-genai transformers torch",
 )
+TOWER = Peer("torch", "shapes", ("torch",), "torch")
 PEERS = (
-    *(TORCH_KERNELS, ST_TORCH, ST_ONNX, ST_OPENVINO, OPENCV, TORCHCODEC),
+    *(TOWER, TORCH_KERNELS, ST_TORCH, ST_ONNX, ST_OPENVINO, OPENCV, TORCHCODEC),
     *(TRANSFORMERS, COMPILED, STOCK, GENAI),
 )
 
@@ -99,17 +102,27 @@ def _trying(peer: Peer, note: Note) -> Iterator[None]:
         note(f"{peer.name} is installed but failed: {one_line(error)}")
 
 
-def sentence_encoders(model: Path, scratch: Path, note: Note) -> dict[str, Embed]:
+def sentence_encoders(
+    model: Path, scratch: Path, note: Note, device: str = "cpu"
+) -> dict[str, Embed]:
     """sentence-transformers with each of its backends that is installed, by name.
+
+    On a GPU it takes part with torch alone: in float32, in float16, and that compiled.
 
     Args:
         model: a sentence-transformers folder.
         scratch: where a backend that exports may write.
         note: is told of one that failed.
+        device: as torch names it.
     """
     from granalign_fast.export.folder import quiet
 
     found: dict[str, Embed] = {}
+    if device != "cpu":
+        for kind in ("", ", fp16", ", fp16 compiled") if _installed(ST_TORCH) else ():
+            with _trying(ST_TORCH, note), quiet():
+                found[f"{ST_TORCH.name}{kind}"] = _embedder(model, "torch", device, kind)
+        return found
     for peer, backend in ((ST_TORCH, "torch"), (ST_ONNX, "onnx"), (ST_OPENVINO, "openvino")):
         if not _installed(peer):
             continue
@@ -130,10 +143,17 @@ def _copied(model: Path, folder: Path) -> Path:
     return folder
 
 
-def _embedder(folder: Path, backend: str) -> Embed:
+def _embedder(folder: Path, backend: str, device: str = "cpu", kind: str = "") -> Embed:
     from sentence_transformers import SentenceTransformer
 
-    model: Any = SentenceTransformer(str(folder), device="cpu", backend=backend)
+    model: Any = SentenceTransformer(str(folder), device=device, backend=backend)
+    if "fp16" in kind:
+        model.half()
+    if "compiled" in kind:
+        import torch
+
+        inner = model[0].auto_model
+        inner.forward = torch.compile(inner.forward, dynamic=True)
     model.encode(["warm"], show_progress_bar=False)
     return lambda texts: np.asarray(model.encode(texts, show_progress_bar=False))
 
@@ -218,30 +238,63 @@ def torchcodec_frames() -> Callable[[Path, Sequence[float]], list[Any]] | None:
     return read
 
 
-def generators(source: Path, scratch: Path, note: Note, *, compiled: bool) -> dict[str, Generate]:
-    """Greedy generation by the peers that are installed, by name.
+def image_towers(
+    shape: TowerShape, weights: Weights, note: Note, *, device: str, half: bool
+) -> dict[str, Callable[[Any], npt.NDArray[np.float32]]]:
+    """An image tower by torch where it is installed, and on a GPU compiled as well, by name.
+
+    Args:
+        shape: of the tower.
+        weights: of it.
+        note: is told of one that failed.
+        device: as torch names it.
+        half: in float16.
+
+    Returns:
+        Pixels (images, 3, side, side), float32 on the device, to embeddings on the host.
+    """
+    found: dict[str, Callable[[Any], npt.NDArray[np.float32]]] = {}
+    for compiled in (False, True) if device != "cpu" else (False,):
+        if not _installed(TOWER):
+            continue
+        with _trying(TOWER, note):
+            import torch
+
+            tower = torch_tower(shape, weights, device, half=half, compiled=compiled)
+            name = f"{TOWER.name}, compiled" if compiled else TOWER.name
+            found[name] = lambda pixels, tower=tower: tower(torch.from_dlpack(pixels))  # type: ignore[misc]
+    return found
+
+
+def generators(
+    source: Path, scratch: Path, note: Note, *, compiled: bool, device: str = "cpu"
+) -> dict[str, Generate]:
+    """Greedy generation by the peers that are installed, by name; on a GPU those of torch.
 
     Args:
         source: a transformers folder of a language model.
         scratch: where exports go.
         note: is told of one that failed.
         compiled: whether `torch.compile` takes part, which takes minutes on a CPU.
+        device: as torch names it.
     """
     from granalign_fast.export.folder import quiet
 
     found: dict[str, Generate] = {}
     if _installed(TRANSFORMERS):
         with _trying(TRANSFORMERS, note), quiet():
-            found[TRANSFORMERS.name] = greedy(transformers_model(source))
+            found[TRANSFORMERS.name] = greedy(transformers_model(source, device))
         if compiled:
             with _trying(COMPILED, note), quiet():
                 import torch
 
-                model = transformers_model(source)
+                model = transformers_model(source, device)
                 model.forward = torch.compile(model.forward, dynamic=True)
                 generate = greedy(model)
                 generate([[1, 2, 3]], 2)
                 found[COMPILED.name] = generate
+    if device != "cpu":
+        return found
     if _installed(STOCK):
         with _trying(STOCK, note), quiet():
             found[STOCK.name] = greedy(stock_export(source, scratch / "stock"))
@@ -251,11 +304,11 @@ def generators(source: Path, scratch: Path, note: Note, *, compiled: bool) -> di
     return found
 
 
-def transformers_model(source: Path) -> Any:
-    """The language model of a folder, by transformers, in fp32."""
+def transformers_model(source: Path, device: str = "cpu", dtype: str = "float32") -> Any:
+    """The language model of a folder, by transformers."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(source, dtype="float32").eval()
+    return AutoModelForCausalLM.from_pretrained(source, dtype=dtype).eval().to(device)
 
 
 def stock_export(source: Path, out: Path) -> Any:
@@ -274,7 +327,7 @@ def greedy(model: Any) -> Generate:
     import torch
 
     def run(prompts: list[list[int]], count: int) -> list[list[int]]:
-        ids = torch.tensor(prompts)
+        ids = torch.tensor(prompts, device=getattr(model, "device", None))
         with torch.inference_mode():
             found = model.generate(
                 input_ids=ids,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,14 +145,27 @@ SHAPES: Mapping[str, ModelShape] = {
 
 
 def shape_of(name: str) -> ModelShape:
-    """A shape by its name.
+    """A shape by its name; ``llama3-8b@4`` is one of 4 layers, all else being the same.
 
     Raises:
-        GranAlignError: there is none of that name.
+        GranAlignError: there is none of that name, or it has not as many layers.
     """
-    if name not in SHAPES:
+    known, cut, layers = name.partition("@")
+    if known not in SHAPES:
         raise GranAlignError(f"random model: got {name!r}, expected some of: {', '.join(SHAPES)}")
-    return SHAPES[name]
+    shape = SHAPES[known]
+    if not cut:
+        return shape
+    most = shape.text["num_hidden_layers"]
+    if not layers.isdigit() or not 0 < int(layers) <= most:
+        raise GranAlignError(f"random model: got {name!r}, expected 1 to {most} layers behind '@'")
+    kept = int(layers)
+    vision = dict(shape.vision)
+    if vision:
+        vision["depth"] = min(vision["depth"], kept)
+        full = [block for block in vision["fullatt_block_indexes"] if block < kept]
+        vision["fullatt_block_indexes"] = full or [vision["depth"] - 1]
+    return replace(shape, text={**shape.text, "num_hidden_layers": kept}, vision=vision)
 
 
 def write_source(name: str, folder: Path) -> Path:

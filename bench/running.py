@@ -38,7 +38,7 @@ from .timing import (
 
 SUITES = (
     *("kernels", "encoders", "decode", "index"),
-    *("search", "throughput", "scaling", "generation"),
+    *("search", "throughput", "scaling", "generation", "shapes"),
 )
 """In the order in which they run; each is a module of `suites` with a function ``run(bench)``."""
 
@@ -280,8 +280,8 @@ def run_suites(
 ) -> Report:
     """Run suites, and gather everything that they find.
 
-    A suite that fails, because an answer is wrong or a model is missing, is reported as failed and
-    does not keep the others from running.
+    A suite that fails, because an answer is wrong, a model is missing or a library raises, is
+    reported as failed and does not keep the others from running.
 
     Args:
         names: of `SUITES`; none for all.
@@ -337,5 +337,7 @@ def _measured(bench: Bench, name: str) -> Iterator[None]:
         own.notes.append(f"not run: {error}")
     except GranAlignError as error:
         own.failure = str(error)
+    except Exception as error:  # whatever a GPU or a library makes of a workload
+        own.failure = f"{type(error).__name__}: {one_line(error)}"
     own.seconds = time.perf_counter() - start
     own.host_bytes, own.device_bytes = memory.host_bytes(), memory.device_bytes()

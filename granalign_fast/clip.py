@@ -15,24 +15,20 @@ import numpy as np
 import numpy.typing as npt
 
 from .embedding import (
+    ExportedEncoder,
     check_finite,
-    cpu_threads,
     distinct,
     equal_length_batches,
-    load_tokenizer,
     tokenise,
 )
 from .errors import GranAlignError
 from .images import Image, check_frames, resize
-from .models import ClipManifest, fingerprint
-from .session import Device, Session
+from .models import ClipManifest
 
-# Frames and tokens in one run. On a CPU 4, 8 and 16 frames of ViT-B/32 took equally long, and fewer
+# Frames in one run. On a CPU 4, 8 and 16 frames of ViT-B/32 took equally long, and fewer
 # take less memory; on a GPU a run must be worth its launches.
 _BATCH_FRAMES = {"cpu": 4}
 _GPU_BATCH_FRAMES = 64
-_BATCH_TOKENS = {"cpu": 512}
-_GPU_BATCH_TOKENS = 16384
 
 
 @dataclass(frozen=True)
@@ -85,7 +81,7 @@ class Preprocessing:
         return levels
 
 
-class ClipEncoder:
+class ClipEncoder(ExportedEncoder[ClipManifest]):
     """Embeds frames and texts with a CLIP or SigLIP model that `export_clip` wrote.
 
     The cosine of a frame and a text is the product of their rows. Threads may share an encoder.
@@ -102,33 +98,16 @@ class ClipEncoder:
     def __init__(
         self, folder: str | Path, *, device: str = "cpu", threads: int | None = None
     ) -> None:
-        wanted = Device.parse(device)
-        self._workers = cpu_threads(threads)
         folder = Path(folder)
-        self.manifest = ClipManifest.read(folder)
-        self._prepare = _preprocessing(self.manifest, folder)
-        self._tokenizer = load_tokenizer(folder)
-        self._batch_frames = _BATCH_FRAMES.get(wanted.kind, _GPU_BATCH_FRAMES)
-        self._batch_tokens = _BATCH_TOKENS.get(wanted.kind, _GPU_BATCH_TOKENS)
-        # On a CPU one thread a run and several runs at once, as in `SentenceEncoder`. On a GPU one
-        # run at a time, while the other workers prepare frames for the next.
-        on_cpu = wanted.kind == "cpu"
+        manifest = ClipManifest.read(folder)
+        self._prepare = _preprocessing(manifest, folder)
+        graphs = ["image.onnx", "text.onnx"]
+        super().__init__(folder, manifest, graphs, device=device, threads=threads)
+        self._image, self._text = self._sessions
+        self._batch_frames = _BATCH_FRAMES.get(self._kind, _GPU_BATCH_FRAMES)
+        # On a GPU one run at a time, while the other workers prepare frames for the next.
+        on_cpu = self._kind == "cpu"
         self._turn: AbstractContextManager[Any] = nullcontext() if on_cpu else Lock()
-        self._image, self._text = (
-            Session(folder / name, device=device, threads=1 if on_cpu else None)
-            for name in ("image.onnx", "text.onnx")
-        )
-
-    @property
-    def dim(self) -> int:
-        """Columns of an embedding."""
-        return self.manifest.dim
-
-    @property
-    def fingerprint(self) -> str:
-        """Names the embeddings: equal for equal weights, settings, precision and format."""
-        precision = self._image.precision or self.manifest.precision
-        return fingerprint(self.manifest.source_sha256, precision)
 
     def encode_frames(
         self,

@@ -10,27 +10,22 @@ import numpy as np
 import numpy.typing as npt
 
 from .embedding import (
+    ExportedEncoder,
     check_finite,
     cpu_threads,
     distinct,
     equal_length_batches,
-    load_tokenizer,
     tokenise,
 )
 from .errors import GranAlignError
 from .models import SentenceManifest, fingerprint, resolve_model
-from .session import Device, Session
-
-# Tokens in one run. On a CPU a batch's activations must stay in a core's cache: measured on all of
-# 128 to 8192, 512 was fastest, 8192 was 15 % slower. On a GPU a run must be worth its launches.
-_BATCH_TOKENS = {"cpu": 512}
-_GPU_BATCH_TOKENS = 16384
+from .session import Device
 
 # Texts tokenised at a time: bounds memory, and leaves enough of each length to fill batches.
 _WINDOW = 16384
 
 
-class SentenceEncoder:
+class SentenceEncoder(ExportedEncoder[SentenceManifest]):
     """Embeds sentences with a sentence-transformers model that was exported to ONNX.
 
     A raw model is exported once, checked against its source, and kept in the cache.
@@ -57,36 +52,22 @@ class SentenceEncoder:
         threads: int | None = None,
         cache_dir: str | Path | None = None,
     ) -> None:
-        workers = cpu_threads(threads)
+        cpu_threads(threads)  # before an export that may take a minute
         wanted = Device.parse(device)
         folder = resolve_model(source)
         if not (folder / "manifest.json").is_file():
             folder = _exported(folder, source, precision or "fp32", cache_dir)
-        self.manifest = SentenceManifest.read(folder)
-        if precision not in (None, self.manifest.precision):
+        manifest = SentenceManifest.read(folder)
+        if precision not in (None, manifest.precision):
             raise GranAlignError(
-                f"{folder}: got precision {self.manifest.precision!r}, expected {precision!r}; "
+                f"{folder}: got precision {manifest.precision!r}, expected {precision!r}; "
                 f"export the model again in {precision!r}, or ask for what the folder holds"
             )
-        _check_device(self.manifest.precision, wanted)
-        self._tokenizer = load_tokenizer(folder)
-        # One thread a run and several runs at once: the threads never wait for each other, which
-        # is faster than sharing each product, and much faster when the machine has other work.
-        on_cpu = wanted.kind == "cpu"
-        self._workers = workers if on_cpu else 1
-        self._batch_tokens = _BATCH_TOKENS.get(wanted.kind, _GPU_BATCH_TOKENS)
-        self._session = Session(folder / "model.onnx", device=device, threads=1 if on_cpu else None)
-
-    @property
-    def dim(self) -> int:
-        """Columns of an embedding."""
-        return self.manifest.dim
-
-    @property
-    def fingerprint(self) -> str:
-        """Names the embeddings: equal for equal weights, settings, precision and format."""
-        precision = self._session.precision or self.manifest.precision
-        return fingerprint(self.manifest.source_sha256, precision)
+        _check_device(manifest.precision, wanted)
+        super().__init__(folder, manifest, ["model.onnx"], device=device, threads=threads)
+        (self._session,) = self._sessions
+        if wanted.kind != "cpu":
+            self._workers = 1
 
     def encode(
         self, texts: Sequence[str], *, progress: Callable[[int], None] | None = None

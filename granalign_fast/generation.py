@@ -6,7 +6,7 @@ what follows it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from .chat import ChatTokenizer, Message
+from .decoding import Cache, TokenBatch, decode, left_padded
 from .errors import GranAlignError
 from .models import Manifest, fingerprint
 from .place import Array, Place
 from .session import Session
 
-Cache = tuple[Array, ...]
-"""Keys and values of every layer in turn, each (rows, kv_heads, tokens, head_dim)."""
-Ids = npt.NDArray[np.int64]
+__all__ = ["Cache", "CausalLM", "Decoder", "LlmManifest", "Prefix"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,13 +106,15 @@ class Prefix:
 class CausalLM:
     """A language model that `export_llm` wrote. Threads may share one.
 
-    On a GPU, keys, values and logits stay there; token ids come back. That path is tested on a
-    stand-in for CuPy alone and has not been run on a GPU yet.
+    On a GPU, keys, values and logits stay there, steps are queued one behind the other, and token
+    ids come back every few steps. That path is tested on a stand-in for CuPy alone and has not been
+    run on a GPU yet.
 
     Args:
         folder: the exported model.
         device: as for `Session`.
         threads: CPU threads; None leaves it to ONNX Runtime.
+        memory_limit_bytes: as for `Session`, for each graph of the model.
 
     Raises:
         GranAlignError: the folder is no such model or was altered, or the device cannot be had.
@@ -122,19 +123,36 @@ class CausalLM:
     manifest: LlmManifest
     place: Place
     """Where keys and values are."""
+    look_every: int
+    """Steps after which `generate` looks for rows that have ended; no answer depends on it."""
 
     def __init__(
-        self, folder: str | Path, *, device: str = "cpu", threads: int | None = None
+        self,
+        folder: str | Path,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        memory_limit_bytes: int | None = None,
     ) -> None:
         self.place = Place.of(device)
+        self.look_every = self.place.look_every
         folder = Path(folder)
-        self._open(folder, device, threads)
+
+        def session(graph: str) -> Session:
+            return Session(
+                folder / graph,
+                device=device,
+                threads=threads,
+                memory_limit_bytes=memory_limit_bytes,
+                stream=self.place.stream,
+            )
+
+        self._open(folder, session)
         self.tokenizer = ChatTokenizer(folder)
 
-    def _open(self, folder: Path, device: str, threads: int | None) -> None:
+    def _open(self, folder: Path, session: Callable[[str], Session]) -> None:
         self.manifest = LlmManifest.read(folder)
-        session = Session(folder / "model.onnx", device=device, threads=threads)
-        self._decoder = Decoder(session, self.manifest, self.place)
+        self._decoder = Decoder(session("model.onnx"), self.manifest, self.place)
 
     @property
     def fingerprint(self) -> str:
@@ -180,10 +198,11 @@ class CausalLM:
             GranAlignError: as for `generate`.
         """
         self._check(prompts, prefix, 0)
-        logits = self._extend(prompts, prefix)[0]
-        if tokens is not None:
-            logits = logits[:, self.place.put(np.array(tokens, np.int64))]
-        return self.place.host(logits)
+        with self.place.here():
+            logits = self._extend(prompts, prefix)[0]
+            if tokens is not None:
+                logits = logits[:, self.place.put(np.array(tokens, np.int64))]
+            return self.place.host(logits)
 
     def generate(
         self,
@@ -216,46 +235,40 @@ class CausalLM:
             raise GranAlignError(f"max_new_tokens: got {max_new_tokens}, expected at least 1")
         self._check(prompts, prefix, max_new_tokens)
         stops = np.array(sorted(self.manifest.eos_ids if stop_ids is None else stop_ids), np.int64)
-        answers: list[list[int]] = [[] for _ in prompts]
-        rows = np.arange(len(prompts))  # those that go on
-        logits, cache, batch = self._extend(prompts, prefix)
-        for left in range(max_new_tokens, 0, -1):
-            tokens = self.place.host(logits.argmax(axis=1))
-            going = ~np.isin(tokens, stops)
-            if not going.all():  # a row that has ended costs no further step
-                rows, tokens, batch = rows[going], tokens[going], batch.keep(going)
-                kept = self.place.put(going)
-                cache = tuple(array[kept] for array in cache)
-            for row, token in zip(rows, tokens, strict=True):
-                answers[row].append(int(token))
-            if left == 1 or not len(rows):
-                break
-            batch = batch.append(tokens)
-            logits, cache = self._step(batch, cache)
-        return answers
+        with self.place.here():
+            logits, cache, batch = self._extend(prompts, prefix)
+            return decode(
+                self._step,
+                logits,
+                cache,
+                batch,
+                most=max_new_tokens,
+                stops=stops,
+                place=self.place,
+                look_every=self.look_every,
+            )
 
     def _extend(
         self, prompts: Sequence[Sequence[int]], prefix: Prefix | None
     ) -> tuple[Array, Cache, TokenBatch]:
         """Run the prompts after the prefix, whose one row is repeated for each of them."""
         rows = len(prompts)
-        if prefix is None:
-            batch, cache = _left_padded(prompts, 0, 0), self._decoder.empty(rows)
-        else:
-            batch, cache = _left_padded(prompts, prefix.length, prefix.next_position), prefix.cache
-            if prefix.rows != rows:
-                with self.place.here():
-                    cache = tuple(self.place.xp.repeat(array, rows, axis=0) for array in cache)
-        logits, cache = self._step(batch, cache)
+        past, position = (0, 0) if prefix is None else (prefix.length, prefix.next_position)
+        with self.place.here():
+            batch = self._decoder.take(left_padded(prompts, past, position))
+            cache = self._decoder.empty(rows) if prefix is None else prefix.cache
+            if prefix is not None and prefix.rows != rows:
+                cache = tuple(self.place.xp.repeat(array, rows, axis=0) for array in cache)
+            logits, cache = self._step(batch, cache)
         return logits, cache, batch
 
     def _step(self, batch: TokenBatch, cache: Cache) -> tuple[Array, Cache]:
         """Logits (rows, vocabulary) of the last position, and the cache with the batch in it."""
         return self._decoder.step(
             cache,
+            batch.mask,
             input_ids=batch.ids,
             position_ids=batch.positions,
-            attention_mask=batch.mask,
         )
 
     def _check(
@@ -319,18 +332,33 @@ class Decoder:
             xp = self._place.xp
             return tuple(xp.empty(shape, self._manifest.cache_dtype) for _ in self._past)
 
-    def step(self, cache: Cache, **inputs: Array) -> tuple[Array, Cache]:
-        """Logits (rows, vocabulary) of the last position, and the cache with the inputs in it."""
+    def take(self, batch: TokenBatch) -> TokenBatch:
+        """A batch of NumPy's where the session runs, with a mask if the graph takes one.
+
+        Raises:
+            GranAlignError: it takes none, and there is padding to hide.
+        """
+        put, mask = self._place.put, batch.mask
+        if "attention_mask" not in self._session.inputs:
+            if mask is not None and not mask.all():
+                raise GranAlignError(
+                    "prompts: got different lengths, expected one length, which this model needs "
+                    "on a GPU; ask about frames one prompt at a time"
+                )
+            mask = None
+        return TokenBatch(put(batch.ids), put(batch.positions), None if mask is None else put(mask))
+
+    def step(self, cache: Cache, mask: Array | None, **inputs: Array) -> tuple[Array, Cache]:
+        """Logits (rows, vocabulary) of the last position, and the cache with the inputs in it.
+
+        All arrays are where the session runs; the mask is one that `take` gave.
+        """
         # Stock exports of some families tell places by the mask, and all give every position.
         if "position_ids" not in self._session.inputs:
             inputs.pop("position_ids", None)
-        if "attention_mask" not in self._session.inputs and not inputs.pop("attention_mask").all():
-            raise GranAlignError(
-                "prompts: got different lengths, expected one length, which this model needs on a "
-                "GPU; ask about frames one prompt at a time"
-            )
-        here = {name: self._place.put(array) for name, array in inputs.items()}
-        outputs = self._session(**here, **dict(zip(self._past, cache, strict=True)))
+        if mask is not None:
+            inputs["attention_mask"] = mask
+        outputs = self._session(**inputs, **dict(zip(self._past, cache, strict=True)))
         return outputs["logits"][:, -1], tuple(outputs[name] for name in self._present)
 
 
@@ -338,39 +366,3 @@ def _read_only(array: Array) -> Array:
     if isinstance(array, np.ndarray):  # CuPy has no such flag
         array.setflags(write=False)
     return array
-
-
-@dataclass(frozen=True)
-class TokenBatch:
-    """Rows of token ids that end together; `mask` covers what the cache holds as well."""
-
-    ids: Ids
-    positions: Ids
-    mask: Ids
-
-    def keep(self, rows: npt.NDArray[np.bool_]) -> TokenBatch:
-        """The rows that go on."""
-        return TokenBatch(self.ids[rows], self.positions[rows], self.mask[rows])
-
-    def append(self, tokens: Ids) -> TokenBatch:
-        """The next step: one token a row."""
-        seen = np.ones((len(tokens), 1), np.int64)
-        mask = np.concatenate([self.mask, seen], axis=1)
-        return TokenBatch(tokens[:, None], self.positions[:, -1:] + 1, mask)
-
-
-def _left_padded(prompts: Sequence[Sequence[int]], past: int, position: int) -> TokenBatch:
-    """Prompts after `past` tokens, their first one at `position`, as one batch.
-
-    Padded, and not in batches of equal length: the prompts of a rewriter differ by a few tokens,
-    and a step reads every weight once for all rows. On a CPU the mask costs nothing measurable.
-    """
-    lengths = np.array([len(prompt) for prompt in prompts])
-    longest = int(lengths.max())
-    ids = np.zeros((len(prompts), longest), np.int64)  # any token will do for padding
-    for row, prompt in zip(ids, prompts, strict=True):
-        row[longest - len(prompt) :] = prompt
-    places = np.arange(longest) - (longest - lengths)[:, None]
-    seen = np.ones((len(prompts), past), np.int64)
-    mask = np.concatenate([seen, (places >= 0).astype(np.int64)], axis=1)
-    return TokenBatch(ids, position + np.maximum(places, 0), mask)

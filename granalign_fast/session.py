@@ -5,57 +5,23 @@ ONNX Runtime runs it, or TensorRT where `granalign export tensorrt` has built an
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .binding import run_bound
 from .cache import default_cache
+from .device import CUDA, cuda_options
+from .device import Device as Device
 from .engine_stamp import ENGINE_FOLDER, engine_path
 from .errors import GranAlignError, MissingExtraError
-from .models import one_line, sha256_of
+from .models import one_line, read_json, sha256_of
+from .node_profile import NodeRun, read_profile
+from .onnx_run import OnnxRun, Run
 from .profiles import GraphShapes, Profile, graph_shapes
 from .tensorrt_library import Machine
-
-Arrays = Mapping[str, Any]
-"""By name; `numpy.ndarray`, or `cupy.ndarray` where `Session` says so."""
-
-
-@dataclass(frozen=True)
-class Device:
-    """A device as ONNX Runtime knows it, and the extra that brings it."""
-
-    kind: str
-    provider: str
-    extra: str
-    index: int | None = None
-
-    @classmethod
-    def parse(cls, name: str) -> Device:
-        """``cpu``, ``cuda``, ``cuda:1``, ``tensorrt`` or ``tensorrt:1``."""
-        match = re.fullmatch(r"([a-z]+)(?::(\d+))?", name) if isinstance(name, str) else None
-        kind, index = match.groups() if match else (None, None)
-        if kind not in _PROVIDERS or (kind == "cpu" and index):
-            raise GranAlignError(
-                f"device {name!r}: expected 'cpu', 'cuda', 'cuda:<number>' or 'tensorrt'"
-            )
-        provider, extra = _PROVIDERS[kind]
-        return cls(kind, provider, extra, int(index) if index else None)
-
-    def options(self) -> dict[str, str]:
-        """Provider options."""
-        return {} if self.index is None else {"device_id": str(self.index)}
-
-
-_PROVIDERS = {
-    "cpu": ("CPUExecutionProvider", "cpu"),
-    "cuda": ("CUDAExecutionProvider", "cuda"),
-    "tensorrt": ("TensorrtExecutionProvider", "tensorrt"),
-}
 
 
 class Session:
@@ -71,10 +37,18 @@ class Session:
     same GPU by CUDA. On a GPU CuPy's arrays are taken as well, where they lie, and the same kind
     comes back.
 
+    On the device ``"cuda"`` an exported encoder runs at fixed batch sizes, each as a CUDA graph
+    from its second run on, or plainly where that cannot be; see `cuda_graphs`.
+
     Args:
         path: the ``.onnx`` file.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"tensorrt"``.
         threads: CPU threads within one call; None leaves it to ONNX Runtime.
+        memory_limit_bytes: of ONNX Runtime's arena on a GPU, which has what a run computes; CUDA's
+            own memory is not in it. None for no limit.
+        stream: a `cupy.cuda.Stream`: runs on CuPy's arrays are queued on it and nothing waits for
+            them. Whoever uses what comes back does it on this stream, or after it.
+        profile: record which provider runs each node, for `nodes`.
 
     Attributes:
         inputs: names of what it takes.
@@ -92,9 +66,21 @@ class Session:
     precision: str | None = None
 
     def __init__(
-        self, path: str | Path, *, device: str = "cpu", threads: int | None = None
+        self,
+        path: str | Path,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        memory_limit_bytes: int | None = None,
+        stream: Any = None,
+        profile: bool = False,
     ) -> None:
         self.path = Path(path)
+        self._memory_limit = memory_limit_bytes
+        self._stream = stream
+        self._profile = profile
+        self._onnx: Any = None
+        self._refused: str | None = None
         wanted = Device.parse(device)
         if threads is not None and threads < 1:
             raise GranAlignError(f"threads: got {threads}, expected at least 1, or None")
@@ -109,7 +95,7 @@ class Session:
         from .engine import Engine
 
         engine = Engine(path, self.path.parent, device=wanted.index or 0)
-        self._run: Callable[[Arrays], dict[str, Any]] = engine
+        self._run: Run = engine
         self.inputs, self.outputs = engine.inputs, engine.outputs
         self.backend, self.precision = "TensorRT engine", engine.stamp.precision
         return True
@@ -123,22 +109,35 @@ class Session:
             raise MissingExtraError(f"device {device!r}", wanted.extra)
         if not self.path.is_file():
             raise GranAlignError(f"{self.path}: no such file; expected an ONNX model")
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors only: warnings would not name the model
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        providers, most = [(wanted.provider, wanted.options())], None
+        providers, most, stream = [(wanted.provider, wanted.options())], None, None
+        graphs: tuple[int, ...] | None = None
         if wanted.kind == "tensorrt":
             providers, most = _tensorrt_providers(self.path, wanted, onnxruntime.__version__)
         if wanted.kind != "cpu":
             onnxruntime.preload_dlls()  # finds CUDA and cuDNN where pip put them
-        try:
-            session = onnxruntime.InferenceSession(self.path, options, providers=providers)
-        except Exception as error:  # ONNX Runtime's errors have no common base of their own
-            raise GranAlignError(
-                f"{self.path}: ONNX Runtime cannot load it ({one_line(error)}); "
-                f"export the model again"
-            ) from None
+        if providers[0][0] == CUDA:
+            stream = self._stream
+            if wanted.kind == "cuda" and stream is None and not self._profile:
+                graphs = _fixed_batches(self.path)
+
+        def opened(with_graphs: bool) -> Any:
+            cuda = cuda_options(
+                wanted, memory_limit_bytes=self._memory_limit, graphs=with_graphs, stream=stream
+            )
+            chosen = [(name, cuda if name == CUDA else own) for name, own in providers]
+            return self._inference(onnxruntime, chosen, threads)
+
+        session = None
+        if graphs is not None:
+            try:
+                session = opened(True)
+            except GranAlignError as error:  # such as control flow, or a node on the CPU
+                self._refused = str(error)
+            # Some refusals it takes for a broken device, and falls back.
+            if session is None or CUDA not in session.get_providers():
+                self._refused = self._refused or "ONNX Runtime fell back"
+                session, graphs = None, None
+        session = opened(False) if session is None else session
         self.backend = providers[0][0]
         if self.backend not in session.get_providers():
             raise GranAlignError(
@@ -147,7 +146,64 @@ class Session:
             )
         self.inputs = tuple(node.name for node in session.get_inputs())
         self.outputs = tuple(node.name for node in session.get_outputs())
-        self._run = _OnnxRun(self.path.name, session, self.outputs, most, wanted.index or 0)
+        self._onnx = session
+        if graphs is None:
+            index = wanted.index or 0
+            self._run = OnnxRun(self.path.name, session, self.outputs, most, index, stream)
+            return
+        from .cuda_graphs import GraphRun
+        from .place import Place
+
+        place = Place(_cupy(wanted, device), wanted.index or 0)
+        self._run = GraphRun(self.path.name, session, graphs, place, lambda: opened(False))
+
+    def _inference(self, onnxruntime: Any, providers: list[Any], threads: int | None) -> Any:
+        """ONNX Runtime's session."""
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors only: warnings would not name the model
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        if self._profile:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(tempfile.mkdtemp()) / "profile")
+        try:
+            session = onnxruntime.InferenceSession(self.path, options, providers=providers)
+        except Exception as error:  # ONNX Runtime's errors have no common base of their own
+            raise GranAlignError(
+                f"{self.path}: ONNX Runtime cannot load it ({one_line(error)}); "
+                f"export the model again"
+            ) from None
+        # Else a run that fails on a GPU would be tried again on the CPU.
+        session.disable_fallback()
+        return session
+
+    @property
+    def captured_graphs(self) -> int:
+        """How many shapes run as a CUDA graph by now."""
+        return int(getattr(self._run, "captured", 0))
+
+    @property
+    def graphs_refused(self) -> str | None:
+        """Why an encoder on CUDA runs without graphs; None where it does not."""
+        return self._refused or getattr(self._run, "refused", None)
+
+    def nodes(self) -> list[NodeRun]:
+        """Every node that has run since the session was made, and what ran it; ends recording.
+
+        Raises:
+            GranAlignError: the session was not made with `profile`.
+        """
+        if not self._profile:
+            raise GranAlignError(
+                f"{self.path.name}: got no profile, expected a session made with profile=True, "
+                f"asked once"
+            )
+        self._profile = False
+        path = Path(self._onnx.end_profiling())
+        try:
+            return read_profile(path)
+        finally:
+            shutil.rmtree(path.parent)
 
     def __call__(self, **arrays: Any) -> dict[str, np.ndarray[Any, Any]]:
         """Run the model on one array per input; one array per output comes back."""
@@ -158,54 +214,6 @@ class Session:
         return self._run(arrays)
 
 
-@dataclass(frozen=True)
-class _OnnxRun:
-    """A call of ONNX Runtime, in pieces where shapes have bounds.
-
-    Beyond them its TensorRT provider would build another engine in the middle of a request.
-    """
-
-    name: str
-    session: Any
-    outputs: tuple[str, ...]
-    span: Profile | None
-    device: int = 0
-
-    def __call__(self, arrays: Arrays) -> dict[str, Any]:
-        if self.span is None:
-            return self._call(arrays)
-        rows = min((array.shape[0] for array in arrays.values()), default=0)
-        for name, bounds in self.span.items():
-            array = arrays[name]
-            if array.shape[0] != rows or not bounds.admits((1, *array.shape[1:])):
-                raise GranAlignError(
-                    f"{self.name}: got {name} of shape {array.shape}, expected {rows} rows within "
-                    f"{bounds}; export the model again for other shapes"
-                )
-        if not rows:  # none in, none out; but TensorRT takes no fewer than one
-            one = {name: np.zeros((1, *a.shape[1:]), a.dtype) for name, a in arrays.items()}
-            return {name: result[:0] for name, result in self._call(one).items()}
-        most = next(iter(self.span.values())).most[0]
-        pieces = [
-            self._call({name: array[start : start + most] for name, array in arrays.items()})
-            for start in range(0, rows, most)
-        ]
-        return {name: np.concatenate([piece[name] for piece in pieces]) for name in self.outputs}
-
-    def _call(self, arrays: Arrays) -> dict[str, Any]:
-        from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
-
-        try:
-            if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-                import cupy
-
-                return run_bound(self.session, arrays, cupy, "cuda", self.device)
-            results = self.session.run(None, dict(arrays))
-        except InvalidArgument as error:
-            raise GranAlignError(f"{self.name}: wrong input ({one_line(error)})") from None
-        return dict(zip(self.outputs, results, strict=True))
-
-
 def _tensorrt_providers(
     path: Path, wanted: Device, version: str
 ) -> tuple[list[tuple[str, dict[str, str]]], Profile | None]:
@@ -213,7 +221,7 @@ def _tensorrt_providers(
 
     What TensorRT does not take runs by CUDA: single operators, or a whole graph that is not its.
     """
-    cuda = [("CUDAExecutionProvider", wanted.options())]
+    cuda = [(CUDA, wanted.options())]
     shapes = graph_shapes(path)
     if shapes is None or not shapes.by_provider:
         return cuda, None
@@ -224,6 +232,25 @@ def _tensorrt_providers(
     cache = default_cache() / ENGINE_FOLDER / f"onnxruntime-{version}-{machine.slug}"
     options = provider_options(shapes, cache / sha256_of(path)[:16], cache)
     return [(wanted.provider, wanted.options() | options), *cuda], shapes.span
+
+
+def _fixed_batches(path: Path) -> tuple[int, ...] | None:
+    """The batch sizes of an exported encoder; None of any other graph."""
+    from .cuda_graphs import fixed_batches
+
+    manifest = path.parent / "manifest.json"
+    if not manifest.is_file():
+        return None
+    record = read_json(manifest)
+    return fixed_batches(record, path.name) if isinstance(record, dict) else None
+
+
+def _cupy(wanted: Device, device: str) -> Any:
+    try:
+        import cupy
+    except ImportError:
+        raise MissingExtraError(f"device {device!r}", wanted.extra) from None
+    return cupy
 
 
 def provider_options(shapes: GraphShapes, engines: Path, timings: Path) -> dict[str, str]:

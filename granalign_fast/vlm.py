@@ -6,15 +6,16 @@ any number of prompts cost only their own text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from .decoding import Cache, TokenBatch
 from .errors import GranAlignError
-from .generation import Cache, CausalLM, Decoder, LlmManifest, Prefix, TokenBatch
+from .generation import CausalLM, Decoder, LlmManifest, Prefix
 from .images import Image, check_frames, resize
 from .place import Array
 from .session import Session
@@ -54,14 +55,13 @@ class VisionLanguageModel(CausalLM):
 
     manifest: VlmManifest
 
-    def _open(self, folder: Path, device: str, threads: int | None) -> None:
+    def _open(self, folder: Path, session: Callable[[str], Session]) -> None:
         self.manifest = VlmManifest.read(folder)
         # All prompts about frames are equally long. On a GPU a mask that hides nothing would still
         # keep ONNX Runtime from its fast attention.
         graph = "model.onnx" if self.place.index is None else "unpadded.onnx"
         self._vision, self._embedding, decoder = (
-            Session(folder / name, device=device, threads=threads)
-            for name in ("vision.onnx", "embedding.onnx", graph)
+            session(name) for name in ("vision.onnx", "embedding.onnx", graph)
         )
         self._decoder = Decoder(decoder, self.manifest, self.place)
 
@@ -91,22 +91,26 @@ class VisionLanguageModel(CausalLM):
             )
         self._check([ids], None, self.manifest.image_tokens, "token_ids")
         place = ids.index(image)
-        seen = self._see(frames)
-        text = self._embed(np.array([ids], np.int64))
+        positions = self._positions(ids)
         xp = self.place.xp
         with self.place.here():
+            seen = self._see(frames)
+            text = self._embed(self.place.put(np.array([ids], np.int64)))
             before, after = (
                 xp.broadcast_to(part, (len(seen), *part.shape[1:]))
                 for part in (text[:, :place], text[:, place + 1 :])
             )
             embeds = xp.concatenate([before, seen, after], axis=1)
-        positions = self._positions(ids)
-        _, cache = self._decoder.step(
-            self._decoder.empty(len(seen)),
-            inputs_embeds=embeds,
-            position_ids=np.repeat(positions[:, None], len(seen), axis=1),
-            attention_mask=np.ones(embeds.shape[:2], np.int64),
-        )
+            rows = np.repeat(positions[:, None], len(seen), axis=1)
+            # Embedded tokens have no ids: ones stand for them, and for a mask that hides nothing.
+            ones = np.ones(embeds.shape[:2], np.int64)
+            batch = self._decoder.take(TokenBatch(ones, rows, ones))
+            _, cache = self._decoder.step(
+                self._decoder.empty(len(seen)),
+                batch.mask,
+                inputs_embeds=embeds,
+                position_ids=batch.positions,
+            )
         return self._prefix(cache, int(positions.max()) + 1)
 
     def position_after(self, token_ids: Sequence[int]) -> int:
@@ -123,17 +127,17 @@ class VisionLanguageModel(CausalLM):
         images = [resize(frame, height, width, self.manifest.resample) for frame in frames]
         return self._vision(frames=self.place.put(np.stack(images)))["image_embeds"]
 
-    def _embed(self, ids: npt.NDArray[np.int64]) -> Array:
+    def _embed(self, ids: Array) -> Array:
         """Embeddings of text tokens, (rows, tokens, hidden)."""
-        return self._embedding(input_ids=self.place.put(ids))["inputs_embeds"]
+        return self._embedding(input_ids=ids)["inputs_embeds"]
 
     def _step(self, batch: TokenBatch, cache: Cache) -> tuple[Array, Cache]:
         return self._decoder.step(
             cache,
+            batch.mask,
             inputs_embeds=self._embed(batch.ids),
             # Text has the same position in time, height and width.
-            position_ids=np.repeat(batch.positions[None], 3, axis=0),
-            attention_mask=batch.mask,
+            position_ids=self.place.xp.repeat(batch.positions[None], 3, axis=0),
         )
 
 

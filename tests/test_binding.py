@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from tiny_llm import CONFIGS, write_unchecked
 
-from granalign_fast.binding import run_bound
+from granalign_fast.binding import bind_input, bind_output, queueing, run_bound
 from granalign_fast.session import Session
 
 
@@ -56,3 +57,49 @@ def test_outputs_feed_the_next_step(tmp_path: Path) -> None:
             for out in (one, other)
         )
         ids = one["logits"][:, 0].argmax(axis=1)[:, None]
+
+
+class ByAddress:
+    """An array that is not NumPy's, as CuPy's are bound: by type, shape and address."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array, self.dtype, self.shape, self.size = array, array.dtype, array.shape, array.size
+        self.data = SimpleNamespace(ptr=array.ctypes.data if array.size else 0)
+
+
+@pytest.mark.parametrize("past", [0, 5])
+def test_arrays_that_are_not_numpys_go_by_their_address(tmp_path: Path, past: int) -> None:
+    folder = write_unchecked(tmp_path, CONFIGS["llama-gqa-untied"], precision="fp16")
+    session = Session(folder / "unpadded.onnx")
+    random = np.random.default_rng(0)
+    arrays = {
+        name: random.standard_normal((3, 2, past, 8)).astype(np.float16)
+        for name in session.inputs[2:]
+    } | {
+        "input_ids": random.integers(200, size=(3, 4)),
+        "position_ids": past + np.tile(np.arange(4), (3, 1)),
+    }
+    expected = session(**arrays)
+    real = session._run.session
+    binding, kept = real.io_binding(), []
+    for name, array in arrays.items():
+        kept.append(bind_input(binding, name, ByAddress(array), "cpu", 0))
+    found = {name: np.full_like(array, 113) for name, array in expected.items()}
+    for name, array in found.items():
+        kept.append(bind_output(binding, name, ByAddress(array), "cpu", 0))
+    real.run_with_iobinding(binding)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
+def test_a_queued_run_waits_for_nothing(tmp_path: Path) -> None:
+    """On the CPU there is nothing to wait for: what is asked is what counts."""
+    session = Session(write_unchecked(tmp_path, CONFIGS["qwen2-gqa-tied"]) / "unpadded.onnx")
+    inputs = {name: np.empty((2, 2, 0, 8), np.float32) for name in session.inputs[2:]} | {
+        "input_ids": np.array([[5, 9], [3, 8]]),
+        "position_ids": np.array([[0, 1], [0, 1]]),
+    }
+    options = queueing()
+    assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
+    found = run_bound(session._run.session, inputs, np, "cpu", options=options, queued=True)
+    np.testing.assert_array_equal(found["logits"], session(**inputs)["logits"])

@@ -13,7 +13,7 @@ import pytest
 from tiny_llm import CONFIGS, RAGGED, prompts_of, write_unchecked
 from tiny_vlm import IMAGE, frames_of, write_unchecked_vlm
 
-from granalign_fast import generation, vlm
+from granalign_fast import generation
 from granalign_fast.captions import FrameSet, VlmCaptioner
 from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.generation import CausalLM
@@ -25,9 +25,13 @@ from granalign_fast.vlm import VisionLanguageModel
 class OnGpu(np.ndarray[Any, Any]):
     """An array of the stand-in; `CROSSED` has the shape and type of all that came to the host."""
 
-    def get(self) -> Any:
+    def get(self, out: Any = None, blocking: bool = True) -> Any:
         CROSSED.append((self.shape, self.dtype))
-        return np.array(self)
+        assert blocking == (out is None), "what nobody waits for goes to pinned memory"
+        if out is None:
+            return np.array(self)
+        out[...] = self
+        return out
 
 
 CROSSED: list[tuple[tuple[int, ...], Any]] = []
@@ -44,25 +48,75 @@ def on_gpu(function: Any) -> Any:
     return call
 
 
+UPLOADED: list[tuple[tuple[int, ...], Any]] = []
+"""Shape and type of all that went to the GPU."""
+
+
+def upload(array: Any) -> Any:
+    if isinstance(array, OnGpu):
+        return array
+    UPLOADED.append((array.shape, array.dtype))
+    return np.array(array).view(OnGpu)
+
+
+class Stream:
+    """Where work is queued; the stand-in's is done at once."""
+
+    ptr = 77
+
+    def __init__(self) -> None:
+        self.entered = 0
+
+    def __enter__(self) -> None:
+        self.entered += 1
+
+    def __exit__(self, *error: object) -> None:
+        self.entered -= 1
+
+
+class Event:
+    """A copy that is under way until the host waits for it."""
+
+    def __init__(self, disable_timing: bool) -> None:
+        assert disable_timing
+
+    def record(self) -> None:
+        LOG.append("fetch")
+
+    def synchronize(self) -> None:
+        LOG.append("wait")
+
+
+LOG: list[str] = []
+"""What the host asked of the GPU, in order."""
+
 CUPY = SimpleNamespace(
-    asarray=lambda array: array if isinstance(array, OnGpu) else np.array(array).view(OnGpu),
+    asarray=upload,
     empty=lambda shape, dtype: np.empty(shape, dtype).view(OnGpu),
     stack=on_gpu(np.stack),
     repeat=on_gpu(np.repeat),
     concatenate=on_gpu(np.concatenate),
     broadcast_to=on_gpu(lambda array, shape: np.broadcast_to(np.asarray(array), shape)),
-    cuda=SimpleNamespace(Device=lambda index: nullcontext()),
+    cuda=SimpleNamespace(
+        Device=lambda index: nullcontext(),
+        Stream=Stream,
+        Event=Event,
+        alloc_pinned_memory=bytearray,
+    ),
 )
 
 
 class GpuSession(Session):
     """A session on a GPU: nothing goes in or out through the host."""
 
-    def __init__(self, path: Path, *, device: str, threads: int | None) -> None:
-        assert device == "cuda:1"
-        super().__init__(path, device="cpu", threads=threads)
+    def __init__(self, path: Path, *, device: str, stream: Any, **options: Any) -> None:
+        assert device == "cuda:1" and isinstance(stream, Stream)
+        super().__init__(path, device="cpu", **options)
+        self.queue = stream
 
     def __call__(self, **arrays: Any) -> dict[str, Any]:
+        assert self.queue.entered, "arithmetic on what it gives would be on another stream"
+        LOG.append(f"step {next(iter(arrays.values())).shape[0]}")
         assert all(isinstance(array, OnGpu) for array in arrays.values())
         found = super().__call__(**{name: np.asarray(array) for name, array in arrays.items()})
         return {name: array.view(OnGpu) for name, array in found.items()}
@@ -71,9 +125,9 @@ class GpuSession(Session):
 @pytest.fixture(autouse=True)
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", CUPY)
-    for module in (generation, vlm):
-        monkeypatch.setattr(module, "Session", GpuSession)
-    CROSSED.clear()
+    monkeypatch.setattr(generation, "Session", GpuSession)
+    for seen in (CROSSED, UPLOADED, LOG):
+        seen.clear()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -84,7 +138,10 @@ def test_a_language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preci
     prefix = there.prefill(start)
     assert not CROSSED and isinstance(prefix.cache[0], OnGpu)
     answers = there.generate(ends, prefix=prefix, max_new_tokens=20)
-    assert all(len(shape) == 1 and dtype == np.int64 for shape, dtype in CROSSED), "token ids alone"
+    assert all(shape[0] <= there.look_every and dtype == np.int64 for shape, dtype in CROSSED), (
+        "token ids alone"
+    )
+    assert len(CROSSED) == 3, "20 steps, eight to a look"
     with monkeypatch.context() as patched:
         patched.setattr(generation, "Session", Session)
         here = CausalLM(folder)
@@ -105,7 +162,7 @@ def test_a_captioner_and_its_tiers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     captions = [there.agnostic(frames), there.aware(frames, ["dog"])]
     assert sum(kept.counts.hits.values()) == 5 and kept.counts.evictions["device"]
     with monkeypatch.context() as patched:
-        patched.setattr(vlm, "Session", Session)
+        patched.setattr(generation, "Session", Session)
         here = VlmCaptioner(VisionLanguageModel(folder), rows=2, max_new_tokens=8)
     assert captions == [here.agnostic(frames), here.aware(frames, ["dog"])]
     there.__dict__["_answers"] = here.__dict__["_answers"] = ([7, 9], [11])
@@ -118,6 +175,10 @@ def test_frames_go_there_once(tmp_path: Path) -> None:
     prefix = model.prefill_frames(frames_of(3), [1, 2, IMAGE, 3])
     assert not CROSSED and prefix.rows == 3
     assert len(model.generate([[4, 5]] * 3, prefix=prefix, max_new_tokens=3)) == 3
+    assert [shape for shape, dtype in UPLOADED if dtype == np.uint8] == [
+        (3, *model.manifest.image_size, 3)
+    ]
+    assert all(dtype == np.int64 and len(shape) < 3 for shape, dtype in CROSSED)
     with pytest.raises(GranAlignError, match="got different lengths"):
         model.logits([[1], [1, 2], [1]], prefix=prefix)
 
@@ -126,3 +187,32 @@ def test_without_cupy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(MissingExtraError, match=r"\[cuda\]"):
         CausalLM(write_unchecked(tmp_path), device="cuda:1")
+
+
+def test_steps_are_queued_without_the_host(tmp_path: Path) -> None:
+    """Nothing goes to the GPU for a step, and while tokens come back the next step is queued."""
+    model = CausalLM(write_unchecked(tmp_path, CONFIGS["llama-gqa-untied"]), device="cuda:1")
+    prompts = prompts_of(9, 5)
+    uploads = []
+    for count in (1, 30):
+        UPLOADED.clear(), LOG.clear()
+        model.generate(prompts, max_new_tokens=count, stop_ids=())
+        uploads.append(list(UPLOADED))
+    assert uploads[0] == uploads[1] and len(uploads[0]) == 3, "ids, positions and mask, once"
+    block = ["step 2"] * 8 + ["fetch", "step 2", "wait"]
+    expected = block + block[1:] * 2 + ["step 2"] * 5 + ["fetch", "wait"]
+    assert expected == LOG
+
+
+def test_rows_go_when_half_have_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_unchecked(tmp_path, CONFIGS["llama-gqa-untied"])
+    model, prompts = CausalLM(folder, device="cuda:1"), prompts_of(*RAGGED)
+    free = model.generate(prompts, max_new_tokens=40, stop_ids=())
+    stops = {free[0][2], free[1][0], free[2][11]}
+    LOG.clear()
+    stopped = model.generate(prompts, max_new_tokens=40, stop_ids=stops)
+    with monkeypatch.context() as patched:
+        patched.setattr(generation, "Session", Session)
+        assert stopped == CausalLM(folder).generate(prompts, max_new_tokens=40, stop_ids=stops)
+    steps = [line for line in LOG if line.startswith("step")]
+    assert steps[0] == "step 6" and len(set(steps)) > 1, "no row went"

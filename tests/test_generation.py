@@ -115,6 +115,23 @@ def test_each_row_stops_by_itself(written: Written) -> None:
     assert model.generate(prompts, max_new_tokens=12, stop_ids=range(VOCABULARY)) == [[]] * 6
 
 
+@pytest.mark.parametrize("every", [1, 2, 3, 8, 50])
+@pytest.mark.parametrize("most", [1, 8, 12, 40])
+def test_answers_do_not_depend_on_when_they_are_looked_at(
+    written: Written, every: int, most: int
+) -> None:
+    model = CausalLM(written())
+    prompts = prompts_of(*RAGGED)
+    free = model.generate(prompts, max_new_tokens=most, stop_ids=())
+    stops = {free[0][0], free[1][-1], free[3][most // 2], free[5][most // 3]}
+    every_stop: list[Any] = [(), stops, {free[0][0]}, range(VOCABULARY)]
+    expected = [model.generate(prompts, max_new_tokens=most, stop_ids=s) for s in every_stop]
+    model.look_every = every
+    found = [model.generate(prompts, max_new_tokens=most, stop_ids=s) for s in every_stop]
+    assert found == expected
+    assert expected[1] != free and expected[0] == free
+
+
 def test_the_model_stops_at_its_own_tokens(written: Written, tmp_path: Path) -> None:
     prompts = prompts_of(9)
     (free,) = CausalLM(written()).generate(prompts, max_new_tokens=12, stop_ids=())

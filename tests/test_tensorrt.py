@@ -22,6 +22,7 @@ from tiny_clip import write_tiny_export
 from tiny_llm import write_unchecked
 from tiny_vlm import write_unchecked_vlm
 
+from granalign_fast.device import CUDA_SETTINGS
 from granalign_fast.errors import GranAlignError
 from granalign_fast.export.sentence_encoder import export_sentence_encoder
 from granalign_fast.export.specs import ENGINE_GRAPHS
@@ -165,6 +166,9 @@ def test_bytes_are_cast_first() -> None:
     assert len(model.SerializeToString()) == len(again)
 
 
+CUDA_OPTIONS = {setting.option: setting.value for setting in CUDA_SETTINGS}
+
+
 @pytest.fixture
 def providers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     """ONNX Runtime as if it had a GPU: what it was asked for, run on the CPU after all."""
@@ -203,7 +207,7 @@ def test_the_provider_knows_all_shapes(
     session = Session(sentences / "model.onnx", device="tensorrt")
     assert session.backend == "TensorrtExecutionProvider" and session.precision is None
     (name, options), cuda = providers[0]
-    assert (name, cuda) == ("TensorrtExecutionProvider", ("CUDAExecutionProvider", {}))
+    assert (name, cuda) == ("TensorrtExecutionProvider", ("CUDAExecutionProvider", CUDA_OPTIONS))
     shapes = {key: options[f"trt_profile_{key}_shapes"] for key in ("min", "opt", "max")}
     assert shapes == {"min": "input_ids:1x1", "opt": "input_ids:256x16", "max": "input_ids:256x16"}
     assert options["trt_fp16_enable"] == "False"
@@ -248,7 +252,7 @@ def test_what_is_not_tensorrts_runs_by_cuda(tmp_path: Path, providers: list[Any]
     for name in ("vision.onnx", "embedding.onnx", "model.onnx"):
         session = Session(vlm / name, device="tensorrt")
         assert session.backend == "CUDAExecutionProvider"
-        assert providers[-1] == [("CUDAExecutionProvider", {})]
+        assert providers[-1] == [("CUDAExecutionProvider", CUDA_OPTIONS)]
 
 
 def test_the_second_gpu(

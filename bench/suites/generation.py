@@ -39,7 +39,8 @@ _COMPILED_FROM = 2.0
 def run(bench: Bench) -> None:
     """The language model, then what a kept prefix saves, then captions of frames."""
     folders = _language_models(bench)
-    models = {name: CausalLM(folder) for name, folder in folders.items()}
+    device = bench.settings.device
+    models = {name: CausalLM(folder, device=device) for name, folder in folders.items()}
     theirs: dict[str, peers.Generate] = {}
     if bench.settings.models is None:
         name = _random_name(bench)
@@ -50,11 +51,12 @@ def run(bench: Bench) -> None:
                 bench.folder / "generation",
                 bench.note,
                 compiled=bench.settings.size >= _COMPILED_FROM or bench.on_gpu,
+                device="cuda" if bench.on_gpu else "cpu",
             )
         else:
             bench.note("peers: left out, they would run these weights in another precision")
     if models:
-        matrices = _matrix_weights(next(iter(folders.values())))
+        matrices = matrix_weights(next(iter(folders.values())))
         _steps(bench, models, theirs, matrices)
         _prefix(bench, models[OURS])
     else:
@@ -75,7 +77,7 @@ def _language_models(bench: Bench) -> dict[str, Path]:
     name = _random_name(bench)
     own = random_models.shape_of(name).precision
     models = {}
-    for precision in dict.fromkeys((own, "int4")):
+    for precision in dict.fromkeys((own, "fp16" if bench.on_gpu else "int4")):
         folder = bench.folder / "generation" / precision
         link = folder / "sources" / name
         if not link.exists() and precision != own:  # the weights need not be written twice
@@ -122,7 +124,7 @@ def _steps(
             for name, run in theirs.items()
         ]
 
-    judge = _token_judge(models, set(theirs))
+    judge = token_judge(models, set(theirs))
     prompt = bench.race(
         "prompts of a query, one new token each",
         runners(1),
@@ -177,7 +179,7 @@ def _step_work(model: CausalLM, matrices: int, new_tokens: int) -> Work:
     return Work(width * matrices, 2.0 * matrices * rows, kind)
 
 
-def _matrix_weights(folder: Path) -> int:
+def matrix_weights(folder: Path) -> int:
     """Weights that a step multiplies with, the output's among them."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     hidden, wide = config["hidden_size"], config["intermediate_size"]
@@ -188,7 +190,7 @@ def _matrix_weights(folder: Path) -> int:
     return int(config["num_hidden_layers"] * layer + config["vocab_size"] * hidden)
 
 
-def _token_judge(models: dict[str, CausalLM], theirs: set[str]) -> Judge:
+def token_judge(models: dict[str, CausalLM], theirs: set[str]) -> Judge:
     """The same tokens from everything in one precision, each the likeliest by a fresh pass."""
 
     def judge(given: list[list[int]], outputs: Mapping[str, Any]) -> None:

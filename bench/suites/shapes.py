@@ -1,0 +1,333 @@
+"""Suite ``shapes``: models in the shapes that are published, with random weights, in fp16 on a GPU.
+
+The image tower of CLIP ViT-B/32 beside torch; a decode step and the extension of a kept prefix by
+Llama 3 8B and Qwen2.5-VL 7B; captions of new frames beside transformers. The large decoders are cut
+to a few layers, two depths of each, so that writing and loading them takes seconds: all layers are
+alike, so the difference is what a layer takes, and a step of the whole model is extrapolated from
+it. On a CPU small shapes take their place.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from granalign_fast import prompts
+from granalign_fast.bench import peers, random_models
+from granalign_fast.bench.captions import transformers_captions
+from granalign_fast.bench.limits import Work
+from granalign_fast.bench.random_clip import TOWERS, tower_weights, write_tower
+from granalign_fast.bench.records import OURS
+from granalign_fast.bench.running import Bench, Runner
+from granalign_fast.bench.suites.generation import matrix_weights, token_judge
+from granalign_fast.bench.timing import HostClock, difference, require
+from granalign_fast.captions import FrameSet, VlmCaptioner
+from granalign_fast.generation import CausalLM
+from granalign_fast.model_folder import VLM
+from granalign_fast.models import one_line
+from granalign_fast.prefixes import PrefixCache
+from granalign_fast.session import Session
+from granalign_fast.vlm import VisionLanguageModel
+
+_IMAGES = {"cpu": 8, "cuda": 64}
+_SHORT, _LONG = 2, 34
+_PROMPT = 64
+_SHARED, _OWN, _BEHIND = 300, 16, 40
+"""Tokens that prompts about frames share, those of their own, and how many there are."""
+_JUDGED_TOKENS = 64
+_FRAMES, _STEPS = 8, 16
+_OFF = {"fp32": 2e-3, "fp16": 5e-2}
+"""Of the largest logit: how far a kept prefix may be from the whole prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A decoder that is measured at two depths.
+
+    Attributes:
+        name: of `random_models.SHAPES`.
+        rows: of a decode step.
+        depths: layers that it is cut to.
+    """
+
+    name: str
+    rows: int
+    depths: tuple[int, int]
+
+
+# Seven prompts make one query's rewrites; forty frames are the key frames of a long video.
+_LARGE = (_Case("llama3-8b", 7, (1, 4)), _Case("qwen2.5-vl-7b", 40, (1, 4)))
+_SMALL = (_Case("llama-mini", 7, (1, 3)), _Case("qwen2.5-vl-mini", 8, (1, 3)))
+
+
+def run(bench: Bench) -> None:
+    """The tower, then each decoder, or of these what ``--random`` names.
+
+    Whatever fails keeps nothing else from being measured.
+
+    Raises:
+        WrongAnswerError: something has failed.
+    """
+    failures = []
+    large = bench.on_gpu and bench.settings.size >= 1
+    tower = "clip-vit-b32" if large else "clip-mini"
+    parts = {tower: partial(_tower, bench, tower)}
+    parts |= {case.name: partial(_decoder, bench, case) for case in (_LARGE if large else _SMALL)}
+    chosen = bench.settings.random
+    if chosen and not parts.keys() & set(chosen):
+        bench.note(f"none of {', '.join(chosen)} is measured here; {', '.join(parts)} are")
+    for part in [part for name, part in parts.items() if not chosen or name in chosen]:
+        try:
+            part()
+        except Exception as error:  # whatever a GPU or a library makes of it
+            failures.append(f"{type(error).__name__}: {one_line(error)}")
+    require(not failures, "; ".join(failures))
+
+
+def _precision(bench: Bench) -> str:
+    return "fp16" if bench.on_gpu else "fp32"
+
+
+def _torch_device(bench: Bench) -> str:
+    return "cuda" if bench.on_gpu else "cpu"
+
+
+def _tower(bench: Bench, name: str) -> None:
+    shape, half = TOWERS[name], bench.on_gpu
+    weights = tower_weights(shape)
+    path = write_tower(shape, weights, bench.folder / "shapes" / name, half=half)
+    session = Session(path, device=bench.settings.device)
+    where = _torch_device(bench)
+    count = bench.settings.scaled(_IMAGES[where], 2)
+    kind = _precision(bench)
+    values = shape.matrices * (2 if half else 4) + 4.0 * count * 3 * shape.side**2
+    work = Work(values, count * shape.operations, kind)
+
+    def draw(rng: np.random.Generator) -> Any:
+        pixels = rng.standard_normal((count, 3, shape.side, shape.side), dtype=np.float32)
+        return bench.to_device(pixels)
+
+    def judge(given: Any, outputs: Mapping[str, Any]) -> None:
+        for runner, rows in outputs.items():
+            cosine = float((rows * outputs[OURS]).sum(axis=1).min())
+            require(cosine > 0.999, f"{runner}: cosine {cosine:.5f} to ours")
+
+    theirs = peers.image_towers(shape, weights, bench.note, device=where, half=half)
+    bench.race(
+        "embed prepared images",
+        [
+            Runner(
+                run=lambda pixels: bench.to_host(session(pixel_values=pixels)["embeddings"]),
+                work=work,
+            ),
+            *(Runner(name=n, run=tower, work=work, peer=True) for n, tower in theirs.items()),
+        ],
+        draw,
+        judge,
+        unit="image",
+        items=count,
+        clock=HostClock(),
+        parameters={"tower": name, "images": count, "precision": kind},
+    )
+    if bench.on_gpu:
+        why = session.graphs_refused
+        bench.note(f"{name}: no CUDA graph: {why}" if why else f"{name}: as a CUDA graph")
+
+
+def _decoder(bench: Bench, case: _Case) -> None:
+    """Both depths of one shape, the rest of the figures at the greater one."""
+    steps = {}
+    for depth in case.depths:
+        cut = f"{case.name}@{depth}"
+        folder = bench.folder / "shapes" / cut
+        try:
+            out = random_models.write_export(cut, folder, precision=_precision(bench))
+            make = VisionLanguageModel if out.name == VLM else CausalLM
+            model = make(out, device=bench.settings.device)
+            steps[depth] = _step(bench, model, case, depth, matrix_weights(out))
+            if depth == case.depths[-1]:
+                _prefix(bench, model, cut)
+                if isinstance(model, VisionLanguageModel):
+                    _captions(bench, model, folder / "sources" / cut, cut)
+            del model
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    _extrapolate(bench, case, steps)
+
+
+def _step(bench: Bench, model: CausalLM, case: _Case, depth: int, matrices: int) -> float:
+    """Seconds of a decode step: a long answer less a short one, so that the prompt drops out."""
+    vocabulary = model.manifest.vocabulary
+
+    def draw(rng: np.random.Generator) -> list[list[int]]:
+        ids: list[list[int]] = rng.integers(0, vocabulary, (case.rows, _PROMPT)).tolist()
+        return ids
+
+    sizes = {"model": case.name, "layers": depth, "rows": case.rows, "precision": _precision(bench)}
+    short, long = (
+        bench.race(
+            f"{case.name}, {depth} layers, {count} new tokens",
+            [
+                Runner(
+                    run=lambda ids, count=count: model.generate(  # type: ignore[misc]
+                        ids, max_new_tokens=count, stop_ids=()
+                    )
+                )
+            ],
+            draw,
+            token_judge({OURS: model}, set()),
+            clock=HostClock(),
+            parameters=sizes,
+            rounds=6,
+            record=False,
+        )[OURS]
+        for count in (_SHORT, _LONG)
+    )
+    step = difference(long, short, _LONG - _SHORT)
+    work = _step_work(model, matrices, case.rows)
+    bench.record(step, "a decode step", unit="step", work=work, parameters=sizes)
+    return step.median
+
+
+def _step_work(model: CausalLM, matrices: int, rows: int) -> Work:
+    """Every weight but the embedding's is read once for all rows, and every row's past."""
+    own = model.manifest
+    width = own.cache_dtype.itemsize
+    past = 2 * own.layers * own.kv_heads * own.head_dim * (_PROMPT + _LONG / 2) * rows
+    return Work(width * (matrices + past), 2.0 * matrices * rows, own.precision)
+
+
+def _extrapolate(bench: Bench, case: _Case, steps: Mapping[int, float]) -> None:
+    """A step of all layers, from what each of those between the two depths has taken."""
+    shallow, deep = case.depths
+    layer = (steps[deep] - steps[shallow]) / (deep - shallow)
+    layers = random_models.shape_of(case.name).text["num_hidden_layers"]
+    whole = steps[deep] + (layers - deep) * layer
+    bench.constant(f"{case.name}: seconds of a layer in a decode step", layer)
+    bench.constant(f"{case.name}: seconds of a decode step, extrapolated", whole)
+    text = random_models.shape_of(case.name).text
+    width = 2 if bench.on_gpu else 4
+    least, _ = bench.limits.seconds(Work(width * _text_matrices(text), 0.0, _precision(bench)))
+    bench.note(
+        f"{case.name}, {case.rows} rows: {1e3 * layer:.3f} ms a layer; a step of all {layers} "
+        f"layers extrapolated from {shallow} and {deep}: {1e3 * whole:.2f} ms, "
+        f"{whole / least:.2f} times what reading the weights takes"
+    )
+
+
+def _text_matrices(text: Mapping[str, Any]) -> int:
+    """Weights that a step multiplies with, the output's among them."""
+    hidden, heads = text["hidden_size"], text["num_attention_heads"]
+    keys = hidden // heads * text["num_key_value_heads"]
+    layer = 2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * text["intermediate_size"]
+    return int(text["num_hidden_layers"] * layer + text["vocab_size"] * hidden)
+
+
+def _prefix(bench: Bench, model: CausalLM, name: str) -> None:
+    """Forty prompts that share their beginning, with what is known of it and without."""
+    vocabulary = model.manifest.vocabulary
+    behind = bench.settings.scaled(_BEHIND, 2)
+    judged = list(range(_JUDGED_TOKENS))
+    shared: list[int] = np.random.default_rng(1).integers(0, vocabulary, _SHARED).tolist()
+    prefix = model.prefill(shared)
+
+    def draw(rng: np.random.Generator) -> list[list[int]]:
+        ids: list[list[int]] = rng.integers(0, vocabulary, (behind, _OWN)).tolist()
+        return ids
+
+    def judge(given: Any, outputs: Mapping[str, Any]) -> None:
+        whole = outputs["whole prompts"]
+        error = float(np.abs(outputs[OURS] - whole).max() / np.abs(whole).max())
+        require(error < _OFF[_precision(bench)], f"kept prefix: logits {error:.0e} off")
+
+    bench.race(
+        "prompts behind a kept prefix",
+        [
+            Runner(run=lambda ends: model.logits(ends, prefix=prefix, tokens=judged)),
+            Runner(
+                name="whole prompts",
+                run=lambda ends: model.logits([shared + end for end in ends], tokens=judged),
+            ),
+        ],
+        draw,
+        judge,
+        unit="prompt",
+        items=behind,
+        clock=HostClock(),
+        parameters={"model": name, "prompts": behind, "shared": _SHARED, "own": _OWN},
+        rounds=4,
+    )
+
+
+def _captions(bench: Bench, model: VisionLanguageModel, source: Path, name: str) -> None:
+    """Frames that nothing is known of to captions, as indexing does, beside transformers."""
+    frames = _frames(bench, model)
+    captioner = VlmCaptioner(model, rows=len(frames), max_new_tokens=_STEPS)
+    known = FrameSet.of(frames)
+
+    def ours(_: Any) -> list[list[int]]:
+        captioner.cache = PrefixCache()
+        return captioner.answers(known, prompts.AGNOSTIC_CAPTION, stop_ids=())
+
+    runners = [Runner(run=ours)]
+    if peers.TRANSFORMERS.name not in {name.split(" (")[0] for name in peers.absent()}:
+        theirs = _by_transformers(bench, model, source, frames)
+        runners.append(Runner(name=f"{peers.TRANSFORMERS.name} generate", run=theirs, peer=True))
+
+    def judge(given: Any, outputs: Mapping[str, Any]) -> None:
+        mine = outputs[OURS]
+        for runner, found in outputs.items():
+            # In fp16 two likely tokens may change places, and all that follows with them.
+            same = np.mean([a[0] == b[0] for a, b in zip(found, mine, strict=True)])
+            wrong = same < 0.5 if bench.on_gpu else found != mine
+            require(not wrong, f"{runner}: other captions than ours")
+
+    bench.race(
+        "caption new frames",
+        runners,
+        lambda rng: None,
+        judge,
+        unit="frame",
+        items=len(frames),
+        clock=HostClock(),
+        parameters={"model": name, "frames": len(frames), "tokens": _STEPS},
+        rounds=4,
+    )
+
+
+def _frames(bench: Bench, model: VisionLanguageModel) -> npt.NDArray[np.uint8]:
+    height, width = model.manifest.image_size
+    size = (bench.settings.scaled(_FRAMES, 2), height // 14, width // 14, 3)
+    blocks = np.random.default_rng(2).integers(0, 256, size, np.uint8)
+    return blocks.repeat(14, axis=1).repeat(14, axis=2)
+
+
+def _by_transformers(
+    bench: Bench, model: VisionLanguageModel, source: Path, frames: npt.NDArray[np.uint8]
+) -> Any:
+    """A runner that loads transformers' model when it first runs, where a failure is noted."""
+    content = [{"type": "image"}, {"type": "text", "text": prompts.AGNOSTIC_CAPTION}]
+    system = {"role": "system", "content": prompts.VISION_SYSTEM}
+    ids = model.chat([system, {"role": "user", "content": content}])
+    made: list[Any] = []
+
+    def run(_: Any) -> list[list[int]]:
+        if not made:
+            dtype = "float16" if bench.on_gpu else "float32"
+            image = model.manifest.image_token
+            made.append(
+                transformers_captions(
+                    source, frames, ids, image, _STEPS, _torch_device(bench), dtype
+                )
+            )
+        found: list[list[int]] = made[0]()
+        return found
+
+    return run

@@ -1,0 +1,212 @@
+"""Encoders at fixed batch sizes on CUDA: a whole run as one launch, over buffers that stay.
+
+A small encoder's run is some hundred launches, which take the host longer than the GPU needs for
+them. ONNX Runtime captures them as a CUDA graph (its provider option ``enable_cuda_graph``), one
+for each shape, which its run option ``gpu_graph_id`` names; inputs and outputs must then lie where
+they lay at the capture. None of this has met a GPU yet: it is tested with ONNX Runtime's CPU
+provider, which takes the same calls and captures nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .binding import bind_input, bind_output, run_bound
+from .errors import GranAlignError
+from .models import one_line
+from .onnx_run import GATE, Arrays, refusals
+from .place import Array, Place
+from .profiles import runs
+
+_SLOTS = 64
+"""Shapes that are captured; a batch size and a length of text are a shape. Later ones run plainly:
+ONNX Runtime's CUDA provider has no way to forget a graph."""
+_GRAPH_ID, _NO_GRAPH = "gpu_graph_id", "-1"
+
+
+@dataclass
+class _Slot:
+    """One shape: its buffers, bound once and for all, and the options that name its graph."""
+
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
+    binding: Any
+    options: Any
+    kept: list[Any] = field(default_factory=list)
+    captured: bool = False
+
+
+class GraphRun:
+    """Calls of an encoder, from the second of a shape on as a CUDA graph. Threads may share it.
+
+    A request of any number of rows is cut as `profiles.runs` says; what a run lacks is filled up
+    with copies of its last row, and cut off again. The first run of a shape is a plain one, of just
+    the rows that there are: most lengths of text come once. The second is captured. Where a session
+    cannot be captured, all runs are plain, on a session that need not be.
+
+    Args:
+        name: of the model, for messages.
+        session: an `onnxruntime.InferenceSession` with ``enable_cuda_graph``.
+        batches: sizes of runs, ascending, the first 1.
+        place: of the buffers, without a stream: ONNX Runtime captures on its own.
+        plainly: makes a session without graphs, for when capturing fails.
+
+    Attributes:
+        refused: why nothing is captured any more; None while it is.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        session: Any,
+        batches: Sequence[int],
+        place: Place,
+        plainly: Callable[[], Any],
+    ) -> None:
+        self.name = name
+        self.session = session
+        self.refused: str | None = None
+        self._batches = tuple(batches)
+        self._place = place
+        self._device = ("cpu", 0) if place.index is None else ("cuda", place.index)
+        self._plainly = plainly
+        self._outputs = [output.name for output in session.get_outputs()]
+        self._slots: dict[Any, _Slot] = {}
+        self._seen: dict[Any, dict[str, tuple[tuple[int, ...], Any]]] = {}
+        self._plain_options = _options(_NO_GRAPH)
+        # ONNX Runtime keeps a graph for the thread that captured it, and runs no two at a time.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"cuda-graphs-{name}")
+
+    @property
+    def captured(self) -> int:
+        """How many shapes run as a graph."""
+        return sum(slot.captured for slot in self._slots.values())
+
+    def __call__(self, arrays: Arrays) -> dict[str, Any]:
+        """Run it on arrays with as many rows as each other; the same kind comes back."""
+        rows = {array.shape[0] if array.ndim else 0 for array in arrays.values()}
+        if len(rows) != 1:
+            raise GranAlignError(
+                f"{self.name}: got arrays of {sorted(rows)} rows, expected as many in each"
+            )
+        on_host = all(isinstance(array, np.ndarray) for array in arrays.values())
+        if not on_host:  # what fills them is on this thread's stream, not on the other's
+            with self._place.here():
+                self._wait()
+        return self._thread.submit(self._run, arrays, rows.pop(), on_host).result()
+
+    def _run(self, arrays: Arrays, rows: int, on_host: bool) -> dict[str, Any]:
+        results: dict[str, Any] = {}
+        start = 0
+        with self._place.here(), refusals(self.name):
+            # Without rows there is still a result of none, whose shape only a run can tell.
+            for used, batch in runs(rows, self._batches) or [(0, self._batches[0])]:
+                piece = {name: array[start : start + used] for name, array in arrays.items()}
+                for name, found in self._piece(piece, used, batch).items():
+                    if name not in results:
+                        empty = np.empty if on_host else self._place.xp.empty
+                        results[name] = empty((rows, *found.shape[1:]), found.dtype)
+                    # Copied: the next run, captured or not, may write to the same memory.
+                    part = self._place.host(found) if on_host else found
+                    results[name][start : start + used] = part
+                start += used
+            self._wait()
+        return results
+
+    def _piece(self, arrays: Arrays, used: int, batch: int) -> dict[str, Array]:
+        """One run; what it gives for the first `used` rows."""
+        key = (batch, *((name, array.shape[1:], array.dtype) for name, array in arrays.items()))
+        slot = self._slots.get(key)
+        if slot is None and used and key in self._seen and not self.refused:
+            slot = self._slot(key, batch, arrays)
+        if slot is None:
+            return self._plain(key, arrays)
+        for name, array in arrays.items():
+            buffer = slot.inputs[name]
+            if self._place.index is not None and isinstance(array, np.ndarray):
+                buffer[:used].set(np.ascontiguousarray(array))
+            else:
+                buffer[:used] = array
+            if used < batch:
+                buffer[used:] = buffer[used - 1]
+        self._wait()
+        try:
+            with GATE.run() if slot.captured else GATE.capture():
+                self.session.run_with_iobinding(slot.binding, slot.options)
+        except Exception as error:  # ONNX Runtime's errors have no common base of their own
+            if slot.captured:
+                raise
+            self._give_up(error)
+            return self._plain(key, arrays)
+        slot.captured = True
+        return {name: output[:used] for name, output in slot.outputs.items()}
+
+    def _plain(self, key: Any, arrays: Arrays) -> dict[str, Array]:
+        """A run without a graph; it tells what the outputs of a shape are."""
+        here = {name: self._place.put(array) for name, array in arrays.items()}
+        options = None if self.refused else self._plain_options
+        if not all(len(array) for array in here.values()):
+            one = {n: self._place.xp.zeros((1, *a.shape[1:]), a.dtype) for n, a in here.items()}
+            with GATE.run():
+                found = run_bound(self.session, one, self._place.xp, *self._device, options=options)
+            return {name: array[:0] for name, array in found.items()}
+        with GATE.run():
+            found = run_bound(self.session, here, self._place.xp, *self._device, options=options)
+        self._seen[key] = {name: (array.shape[1:], array.dtype) for name, array in found.items()}
+        return found
+
+    def _slot(self, key: Any, batch: int, arrays: Arrays) -> _Slot | None:
+        """The buffers of a shape, made now; None where there are enough."""
+        if len(self._slots) >= _SLOTS:
+            return None
+        empty = self._place.xp.empty
+        inputs = {name: empty((batch, *a.shape[1:]), a.dtype) for name, a in arrays.items()}
+        outputs = {
+            name: empty((batch, *rest), dtype) for name, (rest, dtype) in self._seen[key].items()
+        }
+        # Ids from 1 on: 0 is that of a run that names none.
+        slot = _Slot(inputs, outputs, self.session.io_binding(), _options(len(self._slots) + 1))
+        slot.kept += [
+            bind_input(slot.binding, name, buffer, *self._device) for name, buffer in inputs.items()
+        ]
+        slot.kept += [
+            bind_output(slot.binding, name, outputs[name], *self._device) for name in self._outputs
+        ]
+        self._slots[key] = slot
+        return slot
+
+    def _give_up(self, error: BaseException) -> None:
+        """Go on without graphs, on another session: a failed capture leaves this one unusable."""
+        self.refused = one_line(error)
+        self._slots.clear()
+        self.session = self._plainly()
+
+    def _wait(self) -> None:
+        if self._place.index is not None:
+            self._place.xp.cuda.get_current_stream().synchronize()
+
+
+def _options(graph: int | str) -> Any:
+    from onnxruntime import RunOptions
+
+    options = RunOptions()
+    options.add_run_config_entry(_GRAPH_ID, str(graph))
+    return options
+
+
+def fixed_batches(manifest: Mapping[str, Any], graph: str) -> tuple[int, ...] | None:
+    """The batch sizes in which an exported folder's graph is run; None where it has none.
+
+    Args:
+        manifest: of the folder.
+        graph: the file's name.
+    """
+    from .export.specs import ENGINE_GRAPHS
+
+    specs = ENGINE_GRAPHS.get(str(manifest.get("kind")), ())
+    return next((spec.batches for spec in specs if spec.file == graph), None)

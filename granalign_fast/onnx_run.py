@@ -1,0 +1,155 @@
+"""Calls of ONNX Runtime: plain ones, those in pieces, and those on arrays of a GPU."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .binding import queueing, run_bound
+from .errors import GranAlignError
+from .models import one_line
+from .profiles import Profile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Arrays = Mapping[str, Any]
+"""By name; `numpy.ndarray`, or `cupy.ndarray` where `Session` says so."""
+Run = Callable[[Arrays], dict[str, Any]]
+
+
+class _Gate:
+    """Lets any number of runs on, or one capture of a CUDA graph.
+
+    ONNX Runtime captures in CUDA's mode that forbids every thread of the process to allocate
+    memory meanwhile; it has no option for another one.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._running = 0
+        self._capturing = False
+
+    @contextmanager
+    def run(self) -> Iterator[None]:
+        """While it lasts, nothing is captured."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._capturing)
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def capture(self) -> Iterator[None]:
+        """While it lasts, nothing else runs; those that come now wait."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._capturing)
+            self._capturing = True
+            self._changed.wait_for(lambda: not self._running)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._capturing = False
+                self._changed.notify_all()
+
+
+GATE = _Gate()
+"""Of this process, as CUDA's rule is."""
+
+
+@dataclass(frozen=True)
+class OnnxRun:
+    """A call of ONNX Runtime, in pieces where shapes have bounds.
+
+    Beyond them its TensorRT provider would build another engine in the middle of a request.
+
+    Attributes:
+        name: of the model, for messages.
+        session: an `onnxruntime.InferenceSession`.
+        outputs: their names.
+        span: bounds of shapes; None where there are none.
+        device: the GPU's number.
+        stream: the `cupy.cuda.Stream` that the session was given, on which it then queues its work
+            and waits for nothing; None where it has its own.
+    """
+
+    name: str
+    session: Any
+    outputs: tuple[str, ...]
+    span: Profile | None
+    device: int = 0
+    stream: Any = None
+
+    def __call__(self, arrays: Arrays) -> dict[str, Any]:
+        """Run it."""
+        if self.span is None:
+            return self._call(arrays)
+        rows = min((array.shape[0] for array in arrays.values()), default=0)
+        for name, bounds in self.span.items():
+            array = arrays[name]
+            if array.shape[0] != rows or not bounds.admits((1, *array.shape[1:])):
+                raise GranAlignError(
+                    f"{self.name}: got {name} of shape {array.shape}, expected {rows} rows within "
+                    f"{bounds}; export the model again for other shapes"
+                )
+        if not rows:  # none in, none out; but TensorRT takes no fewer than one
+            one = {name: np.zeros((1, *a.shape[1:]), a.dtype) for name, a in arrays.items()}
+            return {name: result[:0] for name, result in self._call(one).items()}
+        most = next(iter(self.span.values())).most[0]
+        pieces = [
+            self._call({name: array[start : start + most] for name, array in arrays.items()})
+            for start in range(0, rows, most)
+        ]
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in self.outputs}
+
+    def _call(self, arrays: Arrays) -> dict[str, Any]:
+        with refusals(self.name), GATE.run():
+            if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+                return self._on_gpu(arrays)
+            results = self.session.run(None, dict(arrays))
+        return dict(zip(self.outputs, results, strict=True))
+
+    def _on_gpu(self, arrays: Arrays) -> dict[str, Any]:
+        import cupy
+
+        with cupy.cuda.Device(self.device):
+            if self.stream is None:
+                return run_bound(self.session, arrays, cupy, "cuda", self.device)
+            with self.stream:
+                return run_bound(
+                    *(self.session, arrays, cupy, "cuda", self.device),
+                    options=self._queueing,
+                    queued=True,
+                )
+
+    @cached_property
+    def _queueing(self) -> Any:
+        return queueing()
+
+
+@contextmanager
+def refusals(name: str) -> Iterator[None]:
+    """Turn what ONNX Runtime says of a run that it cannot do into our own error."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as errors
+
+    try:
+        yield
+    except errors.InvalidArgument as error:
+        raise GranAlignError(f"{name}: wrong input ({one_line(error)})") from None
+    except (RuntimeError, errors.RuntimeException, errors.Fail, errors.EPFail) as error:
+        # Bound runs say RuntimeError of everything, wrong inputs too.
+        raise GranAlignError(
+            f"{name}: ONNX Runtime cannot run it ({one_line(error)}); check the input, and on a "
+            f"GPU its free memory, of which fewer rows at a time take less"
+        ) from None

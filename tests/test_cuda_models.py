@@ -1,0 +1,125 @@
+"""Models on a real GPU: every node on it, and the results of the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from devices import cuda_missing
+from tiny_bert import write_tiny_bert
+from tiny_llm import LLAMA, RAGGED, prompts_of, write_unchecked
+from tiny_vlm import frames_of, write_unchecked_vlm
+
+from granalign_fast.captions import FrameSet, VlmCaptioner
+from granalign_fast.cuda_graphs import GraphRun
+from granalign_fast.device import CUDA
+from granalign_fast.encoders import SentenceEncoder
+from granalign_fast.generation import CausalLM
+from granalign_fast.node_profile import strays
+from granalign_fast.prefixes import MemoryTier, PrefixCache
+from granalign_fast.session import Session
+from granalign_fast.vlm import VisionLanguageModel
+
+pytestmark = pytest.mark.needs_cuda
+
+# Heads as wide as those of Llama 3 8B and Qwen2.5-VL 7B, so that the same kernels run.
+WIDE = LLAMA | {"hidden_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2}
+ROWS, NEW = 40, 16
+SHARE = {"fp32": 1e-4, "fp16": 2e-2}
+"""Of the largest number: how far a GPU may be from the CPU, whose sums go in another order."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def gpu() -> None:
+    """A GPU, and an ONNX Runtime that can use it."""
+    if missing := cuda_missing():
+        pytest.skip(missing)
+    import onnxruntime
+
+    if CUDA not in onnxruntime.get_available_providers():
+        pytest.skip("no CUDA in ONNX Runtime: install the extra [cuda]")
+
+
+def near(found: Any, expected: np.ndarray[Any, Any], precision: str) -> None:
+    error = np.abs(found.astype(np.float32) - expected.astype(np.float32)).max()
+    assert error <= SHARE[precision] * np.abs(expected).max(), error
+
+
+@pytest.mark.parametrize("past", [0, 300])
+@pytest.mark.parametrize("graph", ["model.onnx", "unpadded.onnx"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_prefix_extension(tmp_path: Path, graph: str, precision: str, past: int) -> None:
+    """Many tokens behind many kept ones, in a batch: no node on the CPU, and the CPU's result."""
+    folder = write_unchecked(tmp_path, WIDE, precision=precision)
+    there = Session(folder / graph, device="cuda", profile=True)
+    random = np.random.default_rng(3)
+    dtype = np.float16 if precision == "fp16" else np.float32
+    arrays: dict[str, Any] = {
+        name: random.standard_normal((ROWS, 2, past, 128)).astype(dtype)
+        for name in there.inputs
+        if name.startswith("past")
+    }
+    arrays["input_ids"] = random.integers(200, size=(ROWS, NEW))
+    arrays["position_ids"] = np.tile(np.arange(past, past + NEW), (ROWS, 1))
+    if "attention_mask" in there.inputs:
+        mask = np.ones((ROWS, past + NEW), np.int64)
+        mask[::3, past : past + 4] = 0
+        arrays["attention_mask"] = mask
+    found, expected = there(**arrays), Session(folder / graph)(**arrays)
+    for name, array in expected.items():
+        near(found[name], array, precision)
+    nodes = there.nodes()
+    assert strays(nodes, CUDA) == []
+    assert sum(node.operator == "Attention" for node in nodes) == WIDE["num_hidden_layers"]
+
+
+def test_generation_says_what_it_says_on_the_cpu(tmp_path: Path) -> None:
+    folder = write_unchecked(tmp_path, WIDE)
+    there, here = CausalLM(folder, device="cuda"), CausalLM(folder)
+    start, *ends = prompts_of(23, *RAGGED)
+    answers = [
+        model.generate(ends, prefix=model.prefill(start), max_new_tokens=40)
+        for model in (there, here)
+    ]
+    assert answers[0] == answers[1]
+    before, after = (there.generate(ends, max_new_tokens=20, stop_ids=()) for _ in range(2))
+    assert before == after == here.generate(ends, max_new_tokens=20, stop_ids=())
+
+
+def test_captions_are_those_of_the_cpu(tmp_path: Path) -> None:
+    import cupy
+
+    folder = write_unchecked_vlm(tmp_path)
+    frames = FrameSet.of(frames_of(5))
+    kept = PrefixCache([MemoryTier(1 << 17, name="device", move=cupy.asarray), MemoryTier(1 << 20)])
+    there, here = (
+        VlmCaptioner(VisionLanguageModel(folder, device=device), cache=cache, rows=2)
+        for device, cache in (("cuda", kept), ("cpu", None))
+    )
+    for captioner in (there, here):
+        captioner.prefill(frames)
+    assert there.agnostic(frames) == here.agnostic(frames)
+    assert there.aware(frames, ["dog"]) == here.aware(frames, ["dog"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_encoder_runs_as_graphs(tmp_path: Path, precision: str) -> None:
+    source = write_tiny_bert(tmp_path / "tiny")
+    there, here = (
+        SentenceEncoder(source, precision=precision, device=device, cache_dir=tmp_path / "cache")
+        for device in ("cuda", "cpu")
+    )
+    texts = ["a b c", "d e f", "a", "b c d e f"] * 9
+    expected = here.encode(texts)
+    for _ in range(3):
+        near(there.encode(texts), expected, precision)
+    run = there._session._run
+    assert isinstance(run, GraphRun) and run.refused is None and run.captured
+
+
+def test_a_memory_limit_is_kept(tmp_path: Path) -> None:
+    folder = write_unchecked(tmp_path, WIDE)
+    model = CausalLM(folder, device="cuda:0", memory_limit_bytes=256 << 20)
+    assert len(model.generate([[1, 2, 3]], max_new_tokens=4, stop_ids=())[0]) == 4

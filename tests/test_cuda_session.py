@@ -1,0 +1,367 @@
+"""What sessions ask of ONNX Runtime on CUDA, and encoders that run as CUDA graphs."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import fake_cupy
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from tiny_bert import write_tiny_bert
+from tiny_llm import CONFIGS, write_unchecked
+from tiny_vlm import CONFIGS as VLM_CONFIGS
+from tiny_vlm import write_unchecked_vlm
+
+from granalign_fast.cuda_graphs import GraphRun
+from granalign_fast.encoders import SentenceEncoder
+from granalign_fast.errors import GranAlignError
+from granalign_fast.node_profile import nodes_by_provider, read_profile, strays
+from granalign_fast.onnx_run import GATE, OnnxRun
+from granalign_fast.place import Place
+from granalign_fast.session import Session
+
+CUDA = "CUDAExecutionProvider"
+BATCHES = (1, 4, 16)
+SETTINGS = {
+    "arena_extend_strategy": "kSameAsRequested",
+    "cudnn_conv_algo_search": "HEURISTIC",
+    "use_tf32": "0",
+}
+
+
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported sentence encoder."""
+    folder = tmp_path_factory.mktemp("sentences")
+    cache = folder / "cache"
+    encoder = SentenceEncoder(write_tiny_bert(folder / "tiny"), cache_dir=cache)
+    return cache / encoder.fingerprint / "model.onnx"
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported decoder of a language model."""
+    folder = tmp_path_factory.mktemp("llm")
+    return write_unchecked(folder, CONFIGS["llama-gqa-untied"]) / "unpadded.onnx"
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+    """The options of each CUDA session; a session that says so runs on the CPU."""
+    real, found = onnxruntime.InferenceSession, []
+
+    def opens(path: Path, options: Any, providers: list[tuple[str, dict[str, str]]]) -> Any:
+        ((provider, own),) = providers
+        assert provider == CUDA
+        found.append(own)
+        session = real(path, options, providers=["CPUExecutionProvider"])
+        monkeypatch.setattr(session, "get_providers", lambda: [CUDA, "CPUExecutionProvider"])
+        return session
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opens)
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "expected"),
+    [
+        ("cuda", {}, {}),
+        ("cuda:3", {}, {"device_id": "3"}),
+        ("cuda", {"memory_limit_bytes": 3 << 30}, {"gpu_mem_limit": str(3 << 30)}),
+        ("cuda:1", {"stream": SimpleNamespace(ptr=4711)},
+         {"device_id": "1", "user_compute_stream": "4711"}),
+    ],
+)  # fmt: skip
+def test_a_decoder_asks_for(
+    asked: list[dict[str, str]], decoder: Path, device: str, given: Any, expected: dict[str, str]
+) -> None:
+    session = Session(decoder, device=device, **given)
+    assert asked == [SETTINGS | expected]
+    assert session.backend == CUDA and isinstance(session._run, OnnxRun)
+    assert session._run.stream is given.get("stream")
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1.5, "1"])
+def test_limits_that_are_none(asked: list[dict[str, str]], decoder: Path, limit: Any) -> None:
+    with pytest.raises(GranAlignError, match=r"memory_limit_bytes: got .*, expected a positive"):
+        Session(decoder, device="cuda", memory_limit_bytes=limit)
+
+
+def test_an_encoder_asks_for_graphs(asked: list[dict[str, str]], sentences: Path) -> None:
+    session = Session(sentences, device="cuda:0", memory_limit_bytes=1 << 20)
+    more = {"device_id": "0", "gpu_mem_limit": str(1 << 20)}
+    assert asked == [SETTINGS | more | {"enable_cuda_graph": "1"}]
+    assert isinstance(session._run, GraphRun)
+    asked.clear()
+    queue = SimpleNamespace(ptr=5)
+    for options in ({"profile": True}, {"stream": queue}):
+        assert isinstance(Session(sentences, device="cuda", **options)._run, OnnxRun)
+    assert not any("enable_cuda_graph" in own for own in asked)
+
+
+def test_an_encoder_that_cannot_be_captured_runs_plainly(
+    asked: list[dict[str, str]], sentences: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opens = onnxruntime.InferenceSession
+
+    def refuses(path: Path, options: Any, providers: Any) -> Any:
+        if "enable_cuda_graph" in providers[0][1]:
+            raise RuntimeError("This session cannot use the graph capture feature")
+        return opens(path, options, providers=providers)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuses)
+    session = Session(sentences, device="cuda")
+    assert isinstance(session._run, OnnxRun) and asked == [SETTINGS]
+    assert session(input_ids=ids_of(2, 3))["embeddings"].shape[0] == 2
+
+
+class Binding:
+    """A binding of the CPU's, for a caller who believes in a GPU."""
+
+    def __init__(self, real: Any) -> None:
+        self.real, self.pointers = real, {}
+
+    def bind_ortvalue_input(self, name: str, value: Any) -> None:
+        self.pointers[name] = value.data_ptr()
+        self.real.bind_ortvalue_input(name, value)
+
+    def bind_ortvalue_output(self, name: str, value: Any) -> None:
+        self.pointers[name] = value.data_ptr()
+        self.real.bind_ortvalue_output(name, value)
+
+    def bind_output(self, name: str, device: str, index: int) -> None:
+        self.real.bind_output(name, "cpu", 0)
+
+    def synchronize_outputs(self) -> None:
+        self.real.synchronize_outputs()
+
+    def get_outputs(self) -> Any:
+        return self.real.get_outputs()
+
+
+class Capturing:
+    """ONNX Runtime on the CPU, with a GPU's manners: a graph replays the run that it was made of.
+
+    Plain runs leave their outputs in memory that the next run of any kind writes to.
+    """
+
+    def __init__(self, path: Path, refuse: int | None = None) -> None:
+        self.real = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        self.graphs: dict[int, Binding] = {}
+        self.ids: list[int] = []
+        self.threads: set[int] = set()
+        self.refuse = refuse
+        self.lent: list[Any] = []
+        self.alone: list[bool] = []
+
+    def get_outputs(self) -> Any:
+        return self.real.get_outputs()
+
+    def io_binding(self) -> Binding:
+        return Binding(self.real.io_binding())
+
+    def run_with_iobinding(self, binding: Binding, options: Any = None) -> None:
+        self.alone.append(GATE._capturing)
+        graph = int(options.get_run_config_entry("gpu_graph_id")) if options else 0
+        self.ids.append(graph)
+        self.threads.add(threading.get_ident())
+        if graph == self.refuse:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        for value in self.lent:
+            value.numpy()[...] = 113
+        if graph > 0:
+            binding = self.graphs.setdefault(graph, binding)
+        self.real.run_with_iobinding(binding.real)
+        self.lent = [] if graph > 0 else [v for v in binding.get_outputs() if 0 not in v.shape()]
+
+
+PLACES = {"NumPy": Place(np), "CuPy": Place(fake_cupy, 0)}
+
+
+def graph_run(path: Path, place: str, refuse: int | None = None) -> tuple[GraphRun, Capturing]:
+    session = Capturing(path, refuse)
+    made = GraphRun(path.name, session, BATCHES, PLACES[place], lambda: Capturing(path))
+    return made, session
+
+
+def ids_of(rows: int, tokens: int, seed: int = 0) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(seed).integers(1, 30, (rows, tokens)).astype(np.int32)
+
+
+@pytest.mark.parametrize("place", sorted(PLACES))
+def test_graphs_give_what_plain_runs_give(sentences: Path, place: str) -> None:
+    run, session = graph_run(sentences, place)
+    plain = Session(sentences)
+    found, given = [], []
+    for turn in range(3):
+        for rows, tokens in ((1, 5), (3, 5), (16, 5), (40, 5), (9, 7), (0, 5)):
+            given.append(ids_of(rows, tokens, seed=turn))
+            found.append(run({"input_ids": given[-1]})["embeddings"])
+    for ids, rows in zip(given, found, strict=True):  # after all runs: no result is a buffer
+        assert type(rows) is np.ndarray and rows.shape == (len(ids), rows.shape[1])
+        if len(ids):
+            np.testing.assert_allclose(rows, plain(input_ids=ids)["embeddings"], atol=1e-6)
+    # Of 5 tokens all three batch sizes, of 7 tokens one: 9 rows fill more than half of 16.
+    assert run.captured == len(session.graphs) == 4 and run.refused is None
+    for graph in session.graphs.values():
+        assert graph.pointers.keys() == {"input_ids", "embeddings"}
+    assert len({p for g in session.graphs.values() for p in g.pointers.values()}) == 8
+    assert len(session.threads) == 1 and threading.get_ident() not in session.threads
+
+
+def test_a_shape_is_captured_when_it_comes_again(sentences: Path) -> None:
+    run, session = graph_run(sentences, "CuPy")
+    for tokens in (5, 6, 5, 5, 7, 6):
+        run({"input_ids": ids_of(4, tokens)})
+    assert session.ids == [-1, -1, 1, 1, -1, 2]
+    assert session.alone == [False, False, True, False, False, True]
+
+
+def test_nothing_runs_beside_a_capture() -> None:
+    order: list[str] = []
+    running, ended = threading.Event(), threading.Event()
+
+    def run(name: str) -> None:
+        with GATE.run():
+            order.append(name)
+            running.set()
+            assert name != "first" or ended.wait(10)
+            order.append(f"{name} done")
+
+    def capture() -> None:
+        with GATE.capture():
+            order.append("capture")
+
+    with ThreadPoolExecutor(3) as pool:
+        jobs = [pool.submit(run, "first")]
+        assert running.wait(10)
+        jobs.append(pool.submit(capture))
+        while not GATE._capturing:
+            pass
+        jobs.append(pool.submit(run, "second"))
+        ended.set()
+    for job in jobs:
+        job.result()
+    assert order == ["first", "first done", "capture", "second", "second done"]
+
+
+def test_what_cannot_be_captured_goes_on_plainly(sentences: Path) -> None:
+    run, session = graph_run(sentences, "CuPy", refuse=2)
+    plain = Session(sentences)
+    for tokens in (5, 6, 5, 6, 5, 6):
+        ids = ids_of(3, tokens)
+        rows = run({"input_ids": ids})["embeddings"]
+        np.testing.assert_allclose(rows, plain(input_ids=ids)["embeddings"], atol=1e-6)
+    assert session.ids == [-1, -1, 1, 2] and run.captured == 0
+    assert run.refused == "operation not permitted when stream is capturing"
+    assert run.session is not session and run.session.ids == [0, 0, 0]
+
+
+def test_graphs_are_bounded(sentences: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("granalign_fast.cuda_graphs._SLOTS", 2)
+    run, session = graph_run(sentences, "CuPy")
+    for _ in range(2):
+        for tokens in (3, 4, 5):
+            run({"input_ids": ids_of(2, tokens)})
+    assert session.ids == [-1, -1, -1, 1, 2, -1]
+
+
+def test_threads_take_turns(sentences: Path) -> None:
+    run, session = graph_run(sentences, "CuPy")
+    plain, given = Session(sentences), [ids_of(1 + i % 7, 5, seed=i) for i in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda ids: run({"input_ids": ids})["embeddings"], given))
+    for ids, rows in zip(given, found, strict=True):
+        np.testing.assert_allclose(rows, plain(input_ids=ids)["embeddings"], atol=1e-6)
+    assert len(session.threads) == 1
+
+
+def test_wrong_inputs_are_refused_in_one_line(sentences: Path) -> None:
+    run, _ = graph_run(sentences, "NumPy")
+    with pytest.raises(GranAlignError, match=r"model\.onnx: .*Unexpected input data type"):
+        run({"input_ids": np.zeros((2, 3), np.float32)})
+    with pytest.raises(GranAlignError, match=r"got arrays of \[1, 2\] rows"):
+        run({"input_ids": ids_of(2, 3), "attention_mask": ids_of(1, 3)})
+
+
+# Which provider runs what.
+
+
+def prefix_extension(session: Session, rows: int, past: int, new: int, dtype: Any) -> Any:
+    """The inputs of a decoder with 2 heads of 8 for keys and values."""
+    random = np.random.default_rng(2)
+    arrays = {
+        name: random.standard_normal((rows, 2, past, 8)).astype(dtype)
+        for name in session.inputs
+        if name.startswith("past")
+    }
+    arrays["input_ids"] = random.integers(200, size=(rows, new))
+    arrays["position_ids"] = np.tile(np.arange(past, past + new), (rows, 1))
+    return arrays
+
+
+def test_a_session_says_what_ran_where(decoder: Path) -> None:
+    session = Session(decoder, profile=True)
+    given = prefix_extension(session, 3, 20, 4, np.float32)
+    expected = Session(decoder)(**given)
+    for _ in range(2):
+        np.testing.assert_array_equal(session(**given)["logits"], expected["logits"])
+    nodes = session.nodes()
+    attention = [node for node in nodes if node.operator == "Attention"]
+    assert len(attention) == 3, "one for each layer"
+    assert all(node.runs == 2 and node.seconds > 0 for node in attention)
+    assert set(nodes_by_provider(nodes)) == {"CPUExecutionProvider"}
+    assert strays(nodes, "CPUExecutionProvider") == []
+    assert {node.operator for node in strays(nodes, CUDA)} >= {"Attention", "MatMul"}
+    with pytest.raises(GranAlignError, match="got no profile"):
+        session.nodes()
+
+
+def test_copies_are_strays_and_shapes_are_not(tmp_path: Path) -> None:
+    def node(name: str, operator: str, provider: str) -> str:
+        return (
+            f'{{"cat": "Node", "name": "{name}_kernel_time", "dur": 5, '
+            f'"args": {{"op_name": "{operator}", "provider": "{provider}"}}}}'
+        )
+
+    events = [
+        '{"cat": "Session", "name": "model_run", "dur": 3}',
+        node("a", "Attention", CUDA),
+        node("b", "Shape", "CPUExecutionProvider"),
+        node("c", "MemcpyToHost", CUDA),
+        node("d", "Gemm", "CPUExecutionProvider"),
+        '{"cat": "Node", "name": "d_fence_before", "dur": 1, "args": {"op_name": "Gemm"}}',
+    ]
+    path = tmp_path / "profile.json"
+    path.write_text(f"[{','.join(events)}]")
+    nodes = read_profile(path)
+    assert [node.name for node in nodes] == ["a", "b", "c", "d"]
+    assert [node.name for node in strays(nodes, CUDA)] == ["c", "d"]
+    assert len(nodes_by_provider(nodes)[CUDA]) == 2
+    path.write_text("{}")
+    with pytest.raises(GranAlignError, match="expected a profile of ONNX Runtime"):
+        read_profile(path)
+
+
+def test_weights_are_in_memory_once(tmp_path: Path) -> None:
+    """No two graphs that a model on a GPU loads hold the same tensor."""
+    folder = write_unchecked_vlm(tmp_path, VLM_CONFIGS["saved-mha-untied"])
+    seen: dict[tuple[str, ...], str] = {}
+    for name in ("vision.onnx", "embedding.onnx", "unpadded.onnx"):
+        graph = onnx.load(folder / name, load_external_data=False).graph
+        for tensor in graph.initializer:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                place = tuple(entry.value for entry in tensor.external_data)
+                assert place not in seen, f"{tensor.name} in {seen[place]} and {name}"
+                seen[place] = name
+    assert len(set(seen.values())) == 3
