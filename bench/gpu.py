@@ -28,7 +28,8 @@ class Job:
 
     Attributes:
         name: of its file, before the device's.
-        suites: of ``granalign bench``; none for the kernels, which have a command of their own.
+        suites: of ``granalign bench``; none for what has a command of its own, a module of `bench`
+            of this name.
         share: of the time that it may take.
         arguments: more of them.
     """
@@ -47,6 +48,7 @@ JOBS = (
     Job("encoders", ("encoders",), 0.1, ("--seconds", "1")),
     Job("index", ("index",), 0.08, ("--seconds", "1", "--rounds", "5")),
     Job("generation", ("generation",), 0.1, ("--seconds", "1", "--rounds", "5")),
+    Job("timeline", (), 0.05),
     Job("search", ("search",), 0.17, ("--seconds", "1", "--rounds", "3")),
 )
 """The one that starts new processes, and so takes longest, comes last: it gets the time that others
@@ -62,9 +64,9 @@ _SMALL = {
 def command(job: Job, device: str, out: Path, size: float) -> list[str]:
     """What runs a benchmark."""
     if not job.suites:
-        module = "granalign_fast.bench.kernels"
+        module = f"granalign_fast.bench.{job.name}"
         found = [sys.executable, _SAFE, "-m", module, "--device", device, "--json", str(out)]
-        if size < 1:
+        if job.name == "kernels" and size < 1:
             found += ["--queries", str(max(int(1550 * size), 2)), "--rounds", "3"]
         return found
     found = [sys.executable, _SAFE, "-c", _COMMAND, "bench", *job.suites, "--device", device]
