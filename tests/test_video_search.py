@@ -136,13 +136,14 @@ def test_what_people_do_with_moments(granalign: Any, models: Path, video: Path) 
         (("search", "{video}", QUERY, "--format", "pdf"), "--format: got 'pdf'"),
         (("search", "text.mp4", QUERY, "--models", "{models}"), "text.mp4: "),
         (("index", "{video}", "{video}", "--models", "{models}", "--out", "o"), "street"),
-        (("index", "{video}", "--models", "{models}/..", "--out", "o"), "no exported model"),
+        (("index", "{video}", "--models", "empty", "--out", "o"), "no exported model"),
         (("search", "words.jsonl", "dog", "--clip", "x.mp4"), "got captions alone"),
     ],
 )
 def test_bad_calls(
     granalign: Any, models: Path, video: Path, arguments: tuple[str, ...], message: str
 ) -> None:
+    Path("empty").mkdir()
     Path("text.mp4").write_text("not a video")
     Path("words.jsonl").write_text('{"vid": "a", "captions": ["a dog", "a cat"]}\n')
     given = [argument.format(video=video, models=models) for argument in arguments]
