@@ -80,7 +80,7 @@ bench: .venv/.demo
 # Where Python already has CuPy, its packages are used as they are, and nothing is installed: GPU
 # machines often cannot reach a registry. Otherwise .venv gets them. What fails keeps nothing else
 # from running; the exit code says that something did.
-KERNEL_TESTS := $(foreach family,context corpus nms proposals ranking similarity,tests/test_$(family).py)
+KERNEL_TESTS := $(foreach family,context corpus nms proposals ranker ranking similarity,tests/test_$(family).py)
 GPU_SECONDS ?= 420
 gpu:
 	@if $(PYTHON) -c 'import cupy, hypothesis, pytest' 2>/dev/null; then python=$(PYTHON); \

@@ -50,7 +50,9 @@ class ExportedEncoder(Generic[_Manifest]):
         threads: int | None,
     ) -> None:
         self.manifest = manifest
-        self._kind = Device.parse(device).kind
+        wanted = Device.parse(device)
+        self._kind = wanted.kind
+        self._gpu = None if wanted.kind == "cpu" else wanted.index or 0
         self._workers = cpu_threads(threads)
         self._tokenizer = load_tokenizer(folder)
         self._batch_tokens = _BATCH_TOKENS.get(self._kind, _GPU_BATCH_TOKENS)

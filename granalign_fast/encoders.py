@@ -19,6 +19,8 @@ from .embedding import (
 )
 from .errors import GranAlignError
 from .models import SentenceManifest, fingerprint, resolve_model
+from .onnx_run import GATE
+from .place import Array, Place
 from .session import Device
 
 # Texts tokenised at a time: bounds memory, and leaves enough of each length to fill batches.
@@ -94,6 +96,40 @@ class SentenceEncoder(ExportedEncoder[SentenceManifest]):
         check_finite(rows, lambda i: repr(unique[i][:80]))
         return rows if len(unique) == len(texts) else rows[row_of]
 
+    def encode_on(self, texts: Sequence[str], place: Place) -> Array:
+        """The same embeddings, left on the GPU where they were made, if that is the place's.
+
+        Those of a model that runs elsewhere are brought to the place.
+
+        Args:
+            texts: as for `encode`.
+            place: where they are wanted. Whoever uses them does it on its stream, or after it.
+
+        Raises:
+            GranAlignError: something is not a string. On a GPU nobody looks whether embeddings are
+                finite, which would bring them to the host.
+        """
+        if place.index is None or place.index != self._gpu or not len(texts):
+            found = self.encode(texts)
+            with GATE.run():
+                return place.put(found)
+        unique, row_of = distinct(texts)
+        tokens = tokenise(self._tokenizer, unique)
+        batches = equal_length_batches(tokens, self._batch_tokens)
+        with place.here():
+            with GATE.run():  # what allocates must not meet a capture; runs see to that themselves
+                ids = [place.put(np.array([tokens[i] for i in b], np.int32)) for b in batches]
+            parts = [self._run(batch) for batch in ids]
+            with GATE.run():
+                rows = place.xp.concatenate(parts).astype(np.float32, copy=False)
+                if not self.manifest.normalise:
+                    lengths = place.xp.linalg.norm(rows, axis=1, keepdims=True)
+                    rows = rows / place.xp.maximum(lengths, 1e-12)
+                found = rows[place.put(np.argsort(np.concatenate(batches))[row_of])]
+                # ONNX Runtime has its memory back when `parts` go: not before they were read.
+                place.xp.cuda.get_current_stream().synchronize()
+        return found
+
     def _embed(
         self, texts: list[str], rows: npt.NDArray[np.float32]
     ) -> Iterator[npt.NDArray[np.int64]]:
@@ -111,7 +147,7 @@ class SentenceEncoder(ExportedEncoder[SentenceManifest]):
                 todo = [batch + start for batch in batches]
                 yield from pool.map(run, todo) if len(todo) > 1 else map(run, todo)
 
-    def _run(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+    def _run(self, ids: Array) -> Array:
         if self._session.inputs == ("input_ids",):
             return self._session(input_ids=ids)["embeddings"]
         # A graph of optimum's wants more, which for texts without padding is always the same.

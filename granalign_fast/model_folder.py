@@ -225,4 +225,5 @@ class ModelFolder:
             rewriter=RuleRewriter() if recognising else self.rewriter,
             captioner=self.captioner,
             clip=None if recognising else self.clip,
+            device=self.device,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,10 +43,10 @@ def alike(asked: Sequence[Variants]) -> Iterator[list[int]]:
     yield from groups.values()
 
 
-def pack(
-    batch: Sequence[Question], embedded: npt.NDArray[np.float32]
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Every video's embeddings once, where each begins, and the video of each request.
+def videos_of(
+    batch: Sequence[Question], dim: int
+) -> tuple[list[VideoIndex], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Every video once, where the clips of each begin, and the video of each request.
 
     Raises:
         GranAlignError: a video was indexed with another encoder.
@@ -57,39 +56,47 @@ def pack(
     videos = np.empty(len(batch), np.int64)
     for i, request in enumerate(batch):
         index = request.index
-        if index.embeddings.shape[1] != embedded.shape[1]:
+        if index.embeddings.shape[1] != dim:
             raise GranAlignError(
                 f"video {index.video.vid!r}: embeddings of {index.embeddings.shape[1]} numbers, "
-                f"expected {embedded.shape[1]} as of the query: index it with this encoder"
+                f"expected {dim} as of the query: index it with this encoder"
             )
         if id(index) not in number:
             number[id(index)] = len(indices)
             indices.append(index)
         videos[i] = number[id(index)]
     offsets = np.cumsum([0, *(len(index.embeddings) for index in indices)])
+    return indices, offsets, videos
+
+
+def pack(
+    batch: Sequence[Question], dim: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Every video's embeddings once, where each begins, and the video of each request.
+
+    Raises:
+        GranAlignError: a video was indexed with another encoder.
+    """
+    indices, offsets, videos = videos_of(batch, dim)
     parts = [index.embeddings for index in indices]
     agnostic = parts[0] if len(parts) == 1 else np.concatenate(parts)
     return np.ascontiguousarray(agnostic, dtype=np.float32), offsets, videos
 
 
-def gather(
-    embedded: npt.NDArray[np.float32], row: Mapping[str, int], texts: Sequence[tuple[str, ...]]
-) -> npt.NDArray[np.float32]:
-    """`(requests, variants, dim)`."""
+def rows_of(row: Mapping[str, int], texts: Sequence[tuple[str, ...]]) -> npt.NDArray[np.int64]:
+    """`(requests, variants)`: where each text's embedding is."""
     rows = np.array([[row[text] for text in variant] for variant in texts], dtype=np.int64)
-    return embedded[rows.reshape(len(texts), -1)]
+    return rows.reshape(len(texts), -1)
 
 
-def aware_rows(
-    batch: Sequence[Question], embedded: npt.NDArray[np.float32], row: Mapping[str, int]
-) -> tuple[npt.NDArray[np.float32] | None, npt.NDArray[np.int32] | None]:
-    """The embeddings of the aware captions, and for each clip of each pair its row in them.
+def aware_rows(batch: Sequence[Question], row: Mapping[str, int]) -> npt.NDArray[np.int32] | None:
+    """For each clip of each request the row of its aware caption, or -1; None if nobody has any.
 
     Raises:
         GranAlignError: a caption names no clip.
     """
     if not any(request.aware for request in batch):
-        return None, None
+        return None
     rows = []
     for request in batch:
         clips = len(request.index.video.captions)
@@ -102,7 +109,7 @@ def aware_rows(
                 )
             own[clip] = row[caption]
         rows.append(own)
-    return embedded, np.concatenate(rows)
+    return np.concatenate(rows)
 
 
 def check_finite(batch: Sequence[Question], curves: Curves) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +13,7 @@ from .captions import Captioner, Prefiller, Recogniser
 from .config import RetrieverConfig, preset
 from .errors import GranAlignError
 from .index import CaptionedVideo, VideoIndex
-from .kernels import Curves, Ranked, context, nms, proposals, similarity
+from .kernels import Curves, Ranked
 from .looking import (
     FrameTextEncoder,
     aware_captions,
@@ -25,23 +24,12 @@ from .looking import (
     mean_of_greatest,
     ways_to_ask,
 )
-from .packing import Question, alike, aware_rows, check_finite, gather, pack, variants
+from .packing import Question, alike, variants
+from .ranker import Progress, moments_of, ranker_on
+from .ranker import TextEncoder as TextEncoder
 from .rewrites import Rewriter, RuleRewriter
 from .stages import Clock, Span
 from .types import Moment, Rewrites, SearchResult
-
-Progress = Callable[[int], None]
-"""Called with how many more are done."""
-
-
-class TextEncoder(Protocol):
-    """What the retriever asks of a sentence encoder; `SentenceEncoder` is one."""
-
-    def encode(
-        self, texts: Sequence[str], *, progress: Progress | None = None
-    ) -> npt.NDArray[np.float32]:
-        """`(texts, dim)`, rows of unit length."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +62,7 @@ class MomentRetriever:
         rewriter: Rewriter | None = None,
         captioner: Captioner | None = None,
         clip: FrameTextEncoder | None = None,
+        device: str = "cpu",
     ) -> None:
         """Put a retriever together.
 
@@ -85,9 +74,14 @@ class MomentRetriever:
             captioner: gives query-aware captions of key frames and, where it recognises as well,
                 the score `exists`; by default there are neither.
             clip: chooses the key frames; by default the agnostic captions do.
+            device: where captions and queries are compared and moments are cut out, as for
+                `Session`. On a GPU embeddings that an encoder there has made stay there, and the
+                captions of the videos last searched as well; only results come back.
 
         Raises:
-            GranAlignError: there is no such preset, or it needs a captioner that recognises.
+            GranAlignError: there is no such preset or device, or the preset needs a captioner that
+                recognises.
+            MissingExtraError: the device is a GPU, and CuPy is not installed.
         """
         if encoder is None:
             from .encoders import SentenceEncoder
@@ -104,6 +98,7 @@ class MomentRetriever:
                 "scorer 'recognition': got no captioner that recognises, expected one such as "
                 "VlmCaptioner; give it, or take the preset 'tuned'"
             )
+        self._ranker = ranker_on(device, self.config)
 
     def index(self, video: CaptionedVideo) -> VideoIndex:
         """Embed the captions of one video."""
@@ -146,63 +141,35 @@ class MomentRetriever:
             seconds: receives the duration of each stage that there was: ``rewrite`` (and, beside
                 it, ``key_frames`` and ``prefill``), ``aware``, ``exists``, ``embed``, ``context``,
                 ``similarity``, ``recognise``, ``proposals``, ``nms``, ``results``. Every result has
-                them too.
+                them too. On a GPU, where nothing waits in between, ``rank`` stands for all from
+                ``context`` to ``nms``.
             spans: receives when each of them began and ended.
 
         Raises:
             GranAlignError: as `search`; the message names the video.
         """
+        if not requests:
+            return []
         seconds = {} if seconds is None else seconds
         clock = Clock(seconds, spans)
         if self.config.scorer == "recognition":
             return self._recognised(requests, clock)
         questions, exists = self._asked(requests, clock)
         asked = [variants(question.query, self.config) for question in questions]
-        texts = [text for pair in asked for granularity in pair for text in granularity]
-        texts += [caption for question in questions for caption in question.aware.values()]
-        embedded = self.encoder.encode(texts) if texts else np.empty((0, 0), np.float32)
-        row = {text: number for number, text in reversed(list(enumerate(texts)))}
+        needed = [text for pair in asked for granularity in pair for text in granularity]
+        needed += [caption for question in questions for caption in question.aware.values()]
+        texts = self._ranker.embed(self.encoder, needed)
         clock.lap("embed")
 
         results: list[SearchResult | None] = [None] * len(requests)
         for members in alike(asked):
             batch = [questions[i] for i in members]
-            agnostic, offsets, videos = pack(batch, embedded)
-            if self.config.context is not None:
-                agnostic = context(agnostic, offsets, rules=self.config.context)
-            clock.lap("context")
-            simplified, detailed = (
-                gather(embedded, row, [asked[i][granularity] for i in members])
-                for granularity in (0, 1)
-            )
-            aware, rows = aware_rows(batch, embedded, row)
-            curves = similarity(
-                simplified,
-                agnostic,
-                offsets,
-                videos=videos,
-                detailed=detailed,
-                aware=aware,
-                aware_rows=rows,
-                power=self.config.power,
-            )
-            check_finite(batch, curves)
-            clock.lap("similarity")
-            ranked = self._ranked(curves, clock)
+            curves, ranked = self._ranker.rank(batch, [asked[i] for i in members], texts, clock)
             found = results_of(batch, curves, ranked, [exists[i] for i in members], seconds)
             for i, result in zip(members, found, strict=True):
                 results[i] = result
             clock.lap("results")
         return [result for result in results if result is not None]
-
-    def _ranked(self, curves: Curves, clock: Clock) -> Ranked:
-        found = proposals(
-            curves.variants, curves.fused, curves.offsets, rules=self.config.proposals
-        )
-        clock.lap("proposals")
-        ranked = nms(*found, threshold=self.config.nms_threshold, top=self.config.top)
-        clock.lap("nms")
-        return ranked
 
     def _asked(
         self, requests: Sequence[Request], clock: Clock
@@ -285,7 +252,7 @@ class MomentRetriever:
 
     def _recognised(self, requests: Sequence[Request], clock: Clock) -> list[SearchResult]:
         """Moments cut out of the probabilities that a model gives each frame."""
-        if not requests or self.recogniser is None:
+        if self.recogniser is None:
             return []
         asked: dict[int, tuple[VideoIndex, list[int]]] = {}
         for i, request in enumerate(requests):
@@ -301,7 +268,7 @@ class MomentRetriever:
         clock.lap("recognise")
         fused = np.concatenate([_stretched(curve) for curve in found])
         offsets = np.cumsum([0, *map(len, found)])
-        ranked = self._ranked(Curves(fused[None], fused, offsets), clock)
+        ranked = moments_of(Curves(fused[None], fused, offsets), self.config, clock)
         # The saliency is the probability itself, which the cutting had stretched.
         said = np.concatenate(found)
         exists = [mean_of_greatest(curve, self.config.exists_frames) for curve in found]

@@ -1,6 +1,7 @@
 """A stand-in for what engines and kernels use of CuPy: host memory, streams that run at once.
 
-What differs from a GPU for a reason: `LOG` keeps what was asked of streams, in order.
+What differs from a GPU for a reason: `LOG` keeps what was asked of streams, in order, and
+`UPLOADED` and `FETCHED` the shape and type of what has crossed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import numpy as np
 from emulator import emulate
 
 LOG: list[str] = []
+UPLOADED: list[tuple[tuple[int, ...], Any]] = []
+FETCHED: list[tuple[tuple[int, ...], Any]] = []
 
 
 class _Pointer:
@@ -35,8 +38,13 @@ class ndarray(np.ndarray):
         assert arr.shape == self.shape and arr.dtype == self.dtype
         self[...] = arr
 
-    def get(self, stream: Any = None) -> np.ndarray:
-        return np.array(np.asarray(self))
+    def get(self, stream: Any = None, out: Any = None, blocking: bool = True) -> np.ndarray:
+        FETCHED.append((self.shape, self.dtype))
+        assert blocking == (out is None), "what nobody waits for goes to pinned memory"
+        if out is None:
+            return np.array(np.asarray(self))
+        out[...] = self
+        return out
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> ndarray:
@@ -45,6 +53,9 @@ def empty(shape: tuple[int, ...], dtype: Any) -> ndarray:
 
 
 def asarray(array: np.ndarray) -> ndarray:
+    if isinstance(array, ndarray):
+        return array
+    UPLOADED.append((array.shape, array.dtype))
     return np.array(array).view(ndarray)
 
 
@@ -52,8 +63,21 @@ def zeros(shape: tuple[int, ...], dtype: Any) -> ndarray:
     return np.zeros(shape, dtype).view(ndarray)
 
 
-def ascontiguousarray(array: np.ndarray) -> ndarray:
-    return np.ascontiguousarray(array).view(ndarray)
+def ascontiguousarray(array: np.ndarray, dtype: Any = None) -> ndarray:
+    return np.ascontiguousarray(array, dtype).view(ndarray)
+
+
+def concatenate(arrays: list[ndarray]) -> ndarray:
+    assert all(isinstance(array, ndarray) for array in arrays), "got an array of the host"
+    return np.concatenate(arrays).view(ndarray)
+
+
+def stack(arrays: list[ndarray]) -> ndarray:
+    assert all(isinstance(array, ndarray) for array in arrays), "got an array of the host"
+    return np.stack(arrays).view(ndarray)
+
+
+linalg, maximum = np.linalg, np.maximum
 
 
 def from_dlpack(exporter: Any) -> ndarray:
@@ -89,11 +113,15 @@ class Stream:
         Stream.by_handle[self.ptr] = self
 
     def __enter__(self) -> Stream:
-        Stream._current.stream = self
+        self._stack().append(self)
         return self
 
     def __exit__(self, *error: object) -> None:
-        del Stream._current.stream
+        self._stack().pop()
+
+    @classmethod
+    def _stack(cls) -> list[Stream]:
+        return cls._current.__dict__.setdefault("streams", [])
 
     def begin_capture(self, mode: int | None = None) -> None:
         if not self.ptr or not Stream.capturable:
@@ -155,7 +183,11 @@ class cuda:
 
     @classmethod
     def get_current_stream(cls, device_id: int = -1) -> Stream:
-        return getattr(Stream._current, "stream", cls._null)
+        return (Stream._stack() or [cls._null])[-1]
+
+    @staticmethod
+    def alloc_pinned_memory(size: int) -> bytearray:
+        return bytearray(size)
 
 
 class RawModule:

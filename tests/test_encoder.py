@@ -6,8 +6,11 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import fake_cupy
 import numpy as np
 import pytest
 from tiny_bert import edit_json, write_tiny_bert
@@ -16,6 +19,7 @@ from granalign_fast import encoders
 from granalign_fast.embedding import equal_length_batches
 from granalign_fast.encoders import SentenceEncoder
 from granalign_fast.errors import GranAlignError, MissingExtraError
+from granalign_fast.place import Place
 
 GOLDEN = Path(__file__).parent / "fixtures" / "minilm_golden.json"
 TEXTS = ["a b c", "d", "a b c", "", "hello world.", "e f", "x " * 40, "d", "z"]
@@ -88,6 +92,48 @@ def test_threads_share_an_encoder(encoder: SentenceEncoder) -> None:
 def test_bad_texts(encoder: SentenceEncoder, texts: list[str], message: str) -> None:
     with pytest.raises(GranAlignError, match=message):
         encoder.encode(texts)
+
+
+class GpuSession:
+    """A session on a GPU, to which nothing of the host is given. Its rows are `length` long."""
+
+    def __init__(self, session: Any, length: float) -> None:
+        self.session, self.inputs, self.length = session, session.inputs, length
+
+    def __call__(self, **arrays: Any) -> dict[str, Any]:
+        assert all(isinstance(array, fake_cupy.ndarray) for array in arrays.values())
+        found = self.session(**{name: np.asarray(array) for name, array in arrays.items()})
+        return {n: self.length * array.view(fake_cupy.ndarray) for n, array in found.items()}
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("texts", [TEXTS, TEXTS[:1], ["a"] * 3, []])
+def test_embeddings_stay_on_a_gpu(
+    source: Path, cache: Path, texts: list[str], normalise: bool
+) -> None:
+    encoder = SentenceEncoder(source, cache_dir=cache)
+    encoder.manifest = replace(encoder.manifest, normalise=normalise)
+    expected = encoder.encode(texts)
+    encoder._session, encoder._gpu = GpuSession(encoder._session, 1 if normalise else 3), 0
+    fake_cupy.UPLOADED.clear(), fake_cupy.FETCHED.clear()
+    found = encoder.encode_on(texts, Place(fake_cupy, 0))
+    assert isinstance(found, fake_cupy.ndarray) and found.flags.c_contiguous
+    assert found.dtype == np.float32 and not fake_cupy.FETCHED
+    assert not texts or all(dtype.kind == "i" for _, dtype in fake_cupy.UPLOADED)
+    np.testing.assert_allclose(np.asarray(found), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("gpu", [None, 1])
+def test_embeddings_of_another_place_are_brought(
+    source: Path, cache: Path, gpu: int | None
+) -> None:
+    encoder = SentenceEncoder(source, cache_dir=cache)
+    expected = encoder.encode(TEXTS)
+    assert type(encoder.encode_on(TEXTS, Place(np))) is np.ndarray
+    encoder._gpu = gpu
+    found = encoder.encode_on(TEXTS, Place(fake_cupy, 0))
+    assert isinstance(found, fake_cupy.ndarray)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_batches_have_one_length_and_hold_everything_once() -> None:

@@ -44,7 +44,8 @@ def captions_retriever(bench: Bench) -> MomentRetriever:
     config = preset(bench.settings.preset)
     if config.scorer != "captions":
         config = preset("tuned")
-    return MomentRetriever(SentenceEncoder(device=bench.settings.device), config)
+    device = bench.settings.device
+    return MomentRetriever(SentenceEncoder(device=device), config, device=device)
 
 
 def _captions(bench: Bench) -> None:

@@ -115,7 +115,7 @@ def open_retriever(
     own = CachedEncoder(model, default_cache()) if cache else model
     if models is not None:
         return models.retriever(config, encoder=own)
-    return MomentRetriever(own, config)
+    return MomentRetriever(own, config, device=device)
 
 
 @contextmanager
