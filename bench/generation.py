@@ -25,7 +25,7 @@ from granalign_fast.export.folder import quiet
 from granalign_fast.export.llm import export_llm
 from granalign_fast.generation import CausalLM
 
-from .peers import Generate, greedy, stock_export, transformers_model
+from .generators import Generate, greedy, stock_export, transformers_model
 from .random_models import shape_of, write_source
 
 MODEL = "llama-108m"

@@ -25,8 +25,8 @@ _PACKAGES = (
         "tokenizers",
         "cupy-cuda13x",
     ),
-    *("torch", "transformers", "optimum-onnx", "sentence-transformers", "openvino"),
-    *("onnxruntime-genai", "opencv-python", "torchcodec"),
+    *("torch", "transformers", "optimum-onnx", "sentence-transformers", "optimum-intel"),
+    *("openvino", "onnxruntime-genai", "opencv-python-headless", "torchcodec"),
 )
 
 

@@ -18,8 +18,6 @@ from granalign_fast.models import one_line
 from .random_clip import TowerShape, Weights, torch_tower
 
 Embed = Callable[[list[str]], npt.NDArray[Any]]
-Generate = Callable[[list[list[int]], int], list[list[int]]]
-"""Prompts and a number of new tokens to the new tokens of each, greedy, none ending early."""
 Note = Callable[[str], None]
 
 
@@ -42,7 +40,10 @@ class Peer:
     @property
     def installed(self) -> bool:
         """Whether it can take part, as far as can be known without importing it."""
-        return all(find_spec(module) is not None for module in self.modules)
+        try:
+            return all(find_spec(module) is not None for module in self.modules)
+        except (ImportError, ValueError):  # a parent package that is broken, or is not one
+            return False
 
 
 _ST = "sentence_transformers"
@@ -54,10 +55,11 @@ ST_ONNX = Peer(
 )
 ST_OPENVINO = Peer(
     *("sentence-transformers, OpenVINO", "encoders", (_ST, "openvino", "optimum.intel")),
-    "sentence-transformers optimum-intel[openvino]",
+    "sentence-transformers 'optimum-intel[openvino]<2'",  # later ones need another optimum
 )
 OPENCV = Peer("OpenCV", "decode", ("cv2",), "opencv-python-headless")
-TORCHCODEC = Peer("torchcodec", "decode", ("torch", "torchcodec"), "torchcodec")
+# Of later ones the registry has CUDA's wheels alone.
+TORCHCODEC = Peer("torchcodec", "decode", ("torch", "torchcodec"), "'torchcodec<0.14' torch")
 TRANSFORMERS = Peer("transformers", "generation", ("torch", "transformers"), "transformers torch")
 COMPILED = Peer(
     "transformers, compiled", "generation", ("torch", "transformers"), "transformers torch"
@@ -67,8 +69,9 @@ STOCK = Peer(
     "optimum-onnx[onnxruntime] transformers torch",
 )
 GENAI = Peer(
-    *("onnxruntime-genai", "generation", ("onnxruntime_genai", "torch", "transformers")),
-    "onnxruntime-genai transformers torch",
+    *("onnxruntime-genai", "generation"),
+    ("onnxruntime_genai", "onnx_ir", "torch", "transformers"),
+    "'onnxruntime-genai<0.16' onnx-ir 'transformers<5' torch",  # later ones need transformers 5
 )
 TOWER = Peer("torch", "shapes", ("torch",), "torch")
 PEERS = (
@@ -76,12 +79,8 @@ PEERS = (
     *(TRANSFORMERS, COMPILED, STOCK, GENAI),
 )
 
-
-def _installed(peer: Peer) -> bool:
-    try:
-        return peer.installed
-    except (ImportError, ValueError):  # a parent package that is broken, or is not one
-        return False
+ON_THE_CPU = "it runs on the CPU here"
+"""Why a peer that is installed is left out on a GPU."""
 
 
 def absent() -> dict[str, str]:
@@ -89,12 +88,19 @@ def absent() -> dict[str, str]:
     return {
         f"{peer.name} ({peer.suite})": f"pip install {peer.brings}"
         for peer in PEERS
-        if not _installed(peer)
+        if not peer.installed
     }
 
 
+def left_out(peers: Sequence[Peer], note: Note, why: str) -> None:
+    """Say of those that are installed why they take no part."""
+    for peer in peers:
+        if peer.installed:
+            note(f"{peer.name}: left out, {why}")
+
+
 @contextlib.contextmanager
-def _trying(peer: Peer, note: Note) -> Iterator[None]:
+def trying(peer: Peer, note: Note) -> Iterator[None]:
     """A peer that fails drops out with a note: a run is not lost to somebody else's package."""
     try:
         yield
@@ -119,14 +125,15 @@ def sentence_encoders(
 
     found: dict[str, Embed] = {}
     if device != "cpu":
-        for kind in ("", ", fp16", ", fp16 compiled") if _installed(ST_TORCH) else ():
-            with _trying(ST_TORCH, note), quiet():
+        for kind in ("", ", fp16", ", fp16 compiled") if ST_TORCH.installed else ():
+            with trying(ST_TORCH, note), quiet():
                 found[f"{ST_TORCH.name}{kind}"] = _embedder(model, "torch", device, kind)
+        left_out((ST_ONNX, ST_OPENVINO), note, ON_THE_CPU)
         return found
     for peer, backend in ((ST_TORCH, "torch"), (ST_ONNX, "onnx"), (ST_OPENVINO, "openvino")):
-        if not _installed(peer):
+        if not peer.installed:
             continue
-        with _trying(peer, note), quiet():
+        with trying(peer, note), quiet():
             source = model if backend == "torch" else _copied(model, scratch / backend)
             found[peer.name] = _embedder(source, backend)
     return found
@@ -146,7 +153,9 @@ def _copied(model: Path, folder: Path) -> Path:
 def _embedder(folder: Path, backend: str, device: str = "cpu", kind: str = "") -> Embed:
     from sentence_transformers import SentenceTransformer
 
-    model: Any = SentenceTransformer(str(folder), device=device, backend=backend)
+    # OpenVINO would take bfloat16 by itself where the processor has it.
+    more = {"ov_config": {"INFERENCE_PRECISION_HINT": "f32"}} if backend == "openvino" else {}
+    model: Any = SentenceTransformer(str(folder), device=device, backend=backend, model_kwargs=more)
     if "fp16" in kind:
         model.half()
     if "compiled" in kind:
@@ -164,7 +173,7 @@ def torch_curves(device: str, power: float) -> Callable[[Any], Any] | None:
     The result takes ``(variants, clips)``, arrays `(queries, variants, dim)` and
     `(queries, clips, dim)`, and gives `(queries, variants, clips)` float32 on the host.
     """
-    if not _installed(TORCH_KERNELS):
+    if not TORCH_KERNELS.installed:
         return None
     import torch
 
@@ -202,7 +211,7 @@ def every_frame(path: Path, seconds: Sequence[float]) -> list[npt.NDArray[Any]]:
 
 def opencv_frames() -> Callable[[Path, Sequence[float]], list[Any]] | None:
     """The same with OpenCV, reading on to each frame; None where it is not installed."""
-    if not _installed(OPENCV):
+    if not OPENCV.installed:
         return None
     cv2: Any = import_module("cv2")
 
@@ -222,20 +231,27 @@ def opencv_frames() -> Callable[[Path, Sequence[float]], list[Any]] | None:
     return read
 
 
-def torchcodec_frames() -> Callable[[Path, Sequence[float]], list[Any]] | None:
-    """The same with torchcodec; None where it is not installed or cannot be loaded."""
-    if not _installed(TORCHCODEC):
+def torchcodec_frames(note: Note) -> Callable[[Path, Sequence[float]], list[Any]] | None:
+    """The same with torchcodec, which looks for FFmpeg's libraries in the system.
+
+    Args:
+        note: is told why it cannot be loaded.
+
+    Returns:
+        None where it is not installed or cannot be loaded.
+    """
+    if not TORCHCODEC.installed:
         return None
-    try:
+    with trying(TORCHCODEC, note):
         decoders: Any = import_module("torchcodec.decoders")
-    except (ImportError, OSError, RuntimeError):
-        return None
 
-    def read(path: Path, seconds: Sequence[float]) -> list[Any]:
-        decoder = decoders.VideoDecoder(str(path), dimension_order="NHWC")
-        return list(decoder.get_frames_played_at(list(seconds)).data.numpy())
+        def read(path: Path, seconds: Sequence[float]) -> list[Any]:
+            # As many threads as FFmpeg likes, as all others have; by itself it takes one.
+            decoder = decoders.VideoDecoder(str(path), dimension_order="NHWC", num_ffmpeg_threads=0)
+            return list(decoder.get_frames_played_at(list(seconds)).data.numpy())
 
-    return read
+        return read
+    return None
 
 
 def image_towers(
@@ -255,111 +271,12 @@ def image_towers(
     """
     found: dict[str, Callable[[Any], npt.NDArray[np.float32]]] = {}
     for compiled in (False, True) if device != "cpu" else (False,):
-        if not _installed(TOWER):
+        if not TOWER.installed:
             continue
-        with _trying(TOWER, note):
+        with trying(TOWER, note):
             import torch
 
             tower = torch_tower(shape, weights, device, half=half, compiled=compiled)
             name = f"{TOWER.name}, compiled" if compiled else TOWER.name
             found[name] = lambda pixels, tower=tower: tower(torch.from_dlpack(pixels))  # type: ignore[misc]
     return found
-
-
-def generators(
-    source: Path, scratch: Path, note: Note, *, compiled: bool, device: str = "cpu"
-) -> dict[str, Generate]:
-    """Greedy generation by the peers that are installed, by name; on a GPU those of torch.
-
-    Args:
-        source: a transformers folder of a language model.
-        scratch: where exports go.
-        note: is told of one that failed.
-        compiled: whether `torch.compile` takes part, which takes minutes on a CPU.
-        device: as torch names it.
-    """
-    from granalign_fast.export.folder import quiet
-
-    found: dict[str, Generate] = {}
-    if _installed(TRANSFORMERS):
-        with _trying(TRANSFORMERS, note), quiet():
-            found[TRANSFORMERS.name] = greedy(transformers_model(source, device))
-        if compiled:
-            with _trying(COMPILED, note), quiet():
-                import torch
-
-                model = transformers_model(source, device)
-                model.forward = torch.compile(model.forward, dynamic=True)
-                generate = greedy(model)
-                generate([[1, 2, 3]], 2)
-                found[COMPILED.name] = generate
-    if device != "cpu":
-        return found
-    if _installed(STOCK):
-        with _trying(STOCK, note), quiet():
-            found[STOCK.name] = greedy(stock_export(source, scratch / "stock"))
-    if _installed(GENAI):
-        with _trying(GENAI, note), quiet():
-            found[GENAI.name] = _genai(source, scratch / "genai")
-    return found
-
-
-def transformers_model(source: Path, device: str = "cpu", dtype: str = "float32") -> Any:
-    """The language model of a folder, by transformers."""
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(source, dtype=dtype).eval().to(device)
-
-
-def stock_export(source: Path, out: Path) -> Any:
-    """The same by optimum's own export, which it writes to `out`."""
-    from optimum.exporters.onnx import main_export
-    from optimum.onnxruntime import ORTModelForCausalLM
-    from optimum.utils import logging
-
-    logging.set_verbosity_error()
-    main_export(str(source), out, task="text-generation-with-past", do_validation=False)
-    return ORTModelForCausalLM.from_pretrained(out)
-
-
-def greedy(model: Any) -> Generate:
-    """`generate` of transformers or optimum, greedy, never stopping early."""
-    import torch
-
-    def run(prompts: list[list[int]], count: int) -> list[list[int]]:
-        ids = torch.tensor(prompts, device=getattr(model, "device", None))
-        with torch.inference_mode():
-            found = model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=count,
-                do_sample=False,
-                eos_token_id=None,
-                pad_token_id=0,
-            )
-        tokens: list[list[int]] = found[:, ids.shape[1] :].tolist()
-        return tokens
-
-    return run
-
-
-def _genai(source: Path, out: Path) -> Generate:
-    """onnxruntime-genai over the fp32 export of its own model builder."""
-    builder: Any = import_module("onnxruntime_genai.models.builder")
-    genai: Any = import_module("onnxruntime_genai")
-    builder.create_model(None, str(source), str(out), "fp32", "cpu", str(out / "cache"))
-    model = genai.Model(str(out))
-
-    def run(prompts: list[list[int]], count: int) -> list[list[int]]:
-        options = genai.GeneratorParams(model)
-        length = len(prompts[0]) + count
-        options.set_search_options(
-            max_length=length, min_length=length, do_sample=False, batch_size=len(prompts)
-        )
-        generator = genai.Generator(model, options)
-        generator.append_tokens(np.array(prompts, np.int32))
-        for _ in range(count):
-            generator.generate_next_token()
-        return [generator.get_sequence(row)[-count:].tolist() for row in range(len(prompts))]
-
-    return run

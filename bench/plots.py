@@ -17,6 +17,8 @@ _COLOURS = (
     *("#1f6f8b", "#f2a65a", "#5b8e7d", "#bc4b51", "#8f7ab5", "#c9a227"),
     *("#6c8ead", "#d98880", "#7fb685", "#b0a199", "#46627f", "#e0b1cb"),
 )
+_WIDE = 9.5
+"""Inches; a page shows the pictures at about half of their pixels."""
 _SMALLEST_SHARE = 0.01
 """Of a bar: smaller stages are drawn as one."""
 
@@ -55,7 +57,7 @@ def _stages(report: Report) -> Any | None:
         return None
     groups = [[b for b in report.breakdowns if b.suite == suite] for suite in suites]
     heights = [len(group) + 1.2 for group in groups]
-    figure = new_figure(11, 0.62 * sum(heights) + 0.8, layout="constrained")
+    figure = new_figure(_WIDE, 0.62 * sum(heights) + 0.8, layout="constrained")
     every = figure.subplots(len(groups), 1, height_ratios=heights, squeeze=False)[:, 0]
     for axes, suite, group in zip(every, suites, groups, strict=True):
         _stacked(axes, suite, group)
@@ -102,7 +104,7 @@ def _stacked(axes: Any, suite: str, group: Sequence[Breakdown]) -> None:
             color=INK,
         )
     axes.set_yticks(range(len(group)), [b.name for b in group])
-    axes.set(ylim=(len(group) - 0.45, -0.55), xlim=(0, longest * scale * 1.12))
+    axes.set(ylim=(len(group) - 0.45, -0.55), xlim=(0, longest * scale * 1.16))
     axes.set_xlabel(f"{suite}: {unit}", color=INK, fontsize=9, loc="left")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
     plain(axes)
@@ -116,7 +118,9 @@ def _throughput(report: Report) -> Any | None:
     )
     if not answers:
         return None
-    figure = new_figure(11, 4.4, layout="constrained")
+    from matplotlib.ticker import EngFormatter, LogLocator
+
+    figure = new_figure(_WIDE, 4.2, layout="constrained")
     left, right = figure.subplots(1, 2)
     for runner, colour, label in (
         (OURS, CURVE, "one search a client"),
@@ -135,9 +139,12 @@ def _throughput(report: Report) -> Any | None:
         )
     left.set(ylabel="queries a second", ylim=(0, None))
     for name, style in (("median", "-"), ("p90", "--"), ("p99", ":")):
-        values = [1e3 * getattr(record, name) for record in waits]
+        values = [getattr(record, name) for record in waits]
         right.plot([_clients(r) for r in waits], values, style, color=CURVE, marker="o", label=name)
-    right.set(ylabel="ms a query waits", yscale="log")
+    right.set(ylabel="time that a query waits", yscale="log")
+    right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    right.yaxis.set_major_formatter(EngFormatter("s"))
+    right.yaxis.set_minor_formatter("")
     for axes in (left, right):
         axes.set_xscale("log", base=2)
         ticks = sorted({_clients(record) for record in answers})
@@ -165,9 +172,14 @@ def _scaling(report: Report) -> Any | None:
     named = list(dict.fromkeys(record.task for record in records))
     if not named:
         return None
-    figure = new_figure(4.2 * len(named), 4.2, layout="constrained")
-    every = figure.subplots(1, len(named), squeeze=False)[0]
-    for axes, task in zip(every, named, strict=True):
+    from matplotlib.ticker import EngFormatter
+
+    lines = -(-len(named) // 2)
+    figure = new_figure(_WIDE, 3.7 * lines + 0.4, layout="constrained")
+    every = figure.subplots(lines, 2, squeeze=False).ravel()
+    for axes in every[len(named) :]:
+        axes.remove()
+    for axes, task in zip(every, named, strict=False):
         own = [record for record in records if record.task == task]
         x = [record.items for record in own]
         axes.loglog(x, [r.median for r in own], "o-", color=CURVE, label="measured")
@@ -187,7 +199,10 @@ def _scaling(report: Report) -> Any | None:
         name, _, what = task.partition(": ")
         axes.set_xlabel(name, color=INK)
         axes.set_title(what, color=INK, fontsize=10, loc="left")
-        axes.set_ylabel("seconds", color=INK)
+        axes.set_ylabel("time", color=INK)
+        for axis, unit in ((axes.xaxis, ""), (axes.yaxis, "s")):
+            axis.set_major_formatter(EngFormatter(unit, sep=" " if unit else ""))
+            axis.set_minor_formatter("")
         axes.grid(which="major", color=VARIANT, alpha=0.25, linewidth=0.6)
         axes.legend(frameon=False, fontsize=9)
         plain(axes)
@@ -200,32 +215,42 @@ def _limits(report: Report) -> Any | None:
     own = [r for r in report.records if r.reached and r.suite != "scaling"]
     if not own:
         return None
-    figure = new_figure(11, 0.27 * len(own) + 1.3, layout="constrained")
+    figure = new_figure(_WIDE, 0.25 * len(own) + 1.3, layout="constrained")
     axes = figure.subplots()
     for place, record in enumerate(own):
         share = 100 * (record.reached or 0.0)
         axes.barh(
             *(place, share), height=0.68, color=VARIANT if record.peer else CURVE, linewidth=0
         )
-        axes.annotate(
+        axes.annotate(  # in a column of their own, where neither bar nor line is
             f"{share:.2g}% of {record.bound}",
-            (share, place),
-            xytext=(4, 0),
-            textcoords="offset points",
+            (1.01, place),
+            xycoords=("axes fraction", "data"),
             va="center",
             fontsize=8,
             color=INK,
         )
-    labels = [
-        f"{r.task}, {r.runner}"
-        + (f", {r.parameters['caches']}" if "caches" in r.parameters else "")
-        for r in own
-    ]
-    axes.set_yticks(range(len(own)), labels)
+    axes.set_yticks(range(len(own)), [_what(record) for record in own], fontsize=8)
     axes.axvline(100, color=MOMENT, linestyle="--", linewidth=1.2)
-    low = min(100 * (r.reached or 1.0) for r in own)
-    axes.set(xscale="log", xlim=(low / 1.5, 400), ylim=(len(own) - 0.4, -0.6))
-    axes.set_xlabel("percent of the measured limit; pale bars are others' code", color=INK)
+    shares = [100 * (r.reached or 1.0) for r in own]
+    axes.set(
+        xscale="log",
+        xlim=(min(shares) / 1.5, max(160, 1.2 * max(shares))),
+        ylim=(len(own) - 0.4, -0.6),
+    )
+    axes.xaxis.set_major_formatter("{x:g}%")
+    axes.xaxis.set_minor_formatter("")
+    axes.set_xlabel("of the measured limit; pale bars are others' code", color=INK)
     plain(axes)
     figure.suptitle("How far from the limit", x=0.01, ha="left", color=INK, fontsize=14)
     return figure
+
+
+def _what(record: Record) -> str:
+    """The task, what tells it from others of its name, and who did it."""
+    own = record.parameters
+    model = [str(own[name]) for name in ("model", "tower") if name in own]
+    layers = own.get("layers")
+    depth = [f"{layers} layer{'s' * (layers != 1)}"] if layers else []
+    caches = [own["caches"]] if "caches" in own else []
+    return ", ".join([record.task, *model, *depth, record.runner, *caches])

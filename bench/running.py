@@ -21,6 +21,7 @@ from granalign_fast.session import Device
 from . import machine
 from .limits import Limits, Work, Yardstick, measure_limits
 from .records import OURS, Breakdown, Record, Report, SuiteRun
+from .suites import SUITES
 from .timing import (
     YARDSTICK,
     Caches,
@@ -35,12 +36,6 @@ from .timing import (
     WrongAnswerError,
     race,
 )
-
-SUITES = (
-    *("kernels", "encoders", "decode", "index"),
-    *("search", "throughput", "scaling", "generation", "shapes"),
-)
-"""In the order in which they run; each is a module of `suites` with a function ``run(bench)``."""
 
 Say = Callable[[str], None]
 

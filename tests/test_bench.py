@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from granalign_fast.bench import plots
 from granalign_fast.bench.cost import costs
 from granalign_fast.bench.limits import Limits, Work, measure_limits
 from granalign_fast.bench.plots import draw_report
@@ -266,6 +267,16 @@ def test_pictures_are_drawn_of_what_there_is(tmp_path: Path) -> None:
     assert [path.stem for path in drawn] == names
     assert all(path.stat().st_size > 10_000 for path in drawn)
     assert draw_report(report(record()), tmp_path / "none") == []
+
+
+def test_bars_of_one_task_are_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sizes = ({"caches": "warm"}, {"model": "llama", "layers": 1}, {"model": "llama", "layers": 4})
+    found = report(*(record(limit=0.5, bound="bytes", parameters=own) for own in sizes))
+    drawn: list[Any] = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.append(figure))
+    draw_report(found, tmp_path)
+    labels = [label.get_text() for label in drawn[-1].axes[0].get_yticklabels()]
+    assert labels == ["nms, ours, warm", "nms, llama, 1 layer, ours", "nms, llama, 4 layers, ours"]
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib
 import json
+import pkgutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ import videos
 from fakes import BagOfWords
 
 from granalign_fast import cli
-from granalign_fast.bench import peers, plain, random_models
+from granalign_fast.bench import generators, peers, plain, random_models, suites
 from granalign_fast.bench.judging import judge_result
 from granalign_fast.bench.limits import Limits
 from granalign_fast.bench.records import Report
-from granalign_fast.bench.running import SUITES, Settings, run_suites
+from granalign_fast.bench.running import Settings, run_suites
+from granalign_fast.bench.suites import SUITES
 from granalign_fast.bench.suites.decode import middles
 from granalign_fast.bench.timing import WrongAnswerError
 from granalign_fast.bench.workloads import captioned, embeddings, rewritten, sentences
@@ -256,6 +258,53 @@ def test_peers_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> 
     }
 
 
+def here(name: str) -> peers.Peer:
+    """A peer that is installed everywhere, as far as one sees."""
+    return peers.Peer(name, "kernels", ("json",), "json")
+
+
+GONE = peers.Peer("gone", "kernels", ("no_such_module",), "no-such-package")
+
+
+def test_what_cannot_be_loaded_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    monkeypatch.setattr(peers, "TORCHCODEC", here("torchcodec"))
+    assert peers.torchcodec_frames(notes.append) is None
+    assert len(notes) == 1 and notes[0].startswith("torchcodec is installed but failed: ")
+    monkeypatch.setattr(peers, "TORCHCODEC", GONE)
+    assert peers.torchcodec_frames(notes.append) is None and len(notes) == 1
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_peers_that_take_no_part_say_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, installed: bool
+) -> None:
+    given = (peers, "ST_ONNX"), (peers, "ST_OPENVINO"), (generators, "STOCK"), (generators, "GENAI")
+    for module, name in given:
+        monkeypatch.setattr(module, name, here(name) if installed else GONE)
+    monkeypatch.setattr(peers, "ST_TORCH", GONE)
+    monkeypatch.setattr(generators, "TRANSFORMERS", GONE)
+    notes: list[str] = []
+    assert not peers.sentence_encoders(tmp_path, tmp_path, notes.append, "cuda")
+    assert not generators.generators(tmp_path, tmp_path, notes.append, compiled=True, device="cuda")
+    expected = [f"{name}: left out, it runs on the CPU here" for _, name in given]
+    assert notes == (expected if installed else [])
+
+
+def test_a_builder_that_fails_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime_genai", sys)
+    for name in ("TRANSFORMERS", "STOCK"):
+        monkeypatch.setattr(generators, name, GONE)
+    monkeypatch.setattr(generators, "GENAI", here("onnxruntime-genai"))
+    notes: list[str] = []
+    found = generators.generators(tmp_path / "none", tmp_path, notes.append, compiled=False)
+    assert not found and len(notes) == 1
+    assert notes[0].startswith("onnxruntime-genai is installed but failed: its model builder: ")
+
+
 @pytest.fixture
 def granalign(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Any:
     """Runs the command; its exit code and what it prints."""
@@ -305,6 +354,12 @@ def test_the_command_refuses_in_one_line(granalign: Any, arguments: Any, message
     assert code in (1, 2) and message in shown
 
 
-def test_every_suite_has_its_module() -> None:
+def test_the_help_names_every_suite(granalign: Any) -> None:
+    code, shown = granalign("--help")
+    assert code == 0 and ", ".join(SUITES) in " ".join(shown.split())
+
+
+def test_every_suite_has_its_module_and_every_module_its_suite() -> None:
+    assert sorted(SUITES) == sorted(module.name for module in pkgutil.iter_modules(suites.__path__))
     for name in SUITES:
         assert callable(importlib.import_module(f"granalign_fast.bench.suites.{name}").run)

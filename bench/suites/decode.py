@@ -58,7 +58,7 @@ def _readers(bench: Bench, path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"PyAV, every frame": peers.every_frame}
     for peer, reader in (
         (peers.OPENCV, peers.opencv_frames()),
-        (peers.TORCHCODEC, peers.torchcodec_frames()),
+        (peers.TORCHCODEC, peers.torchcodec_frames(bench.note)),
     ):
         if reader is not None:
             found[peer.name] = reader

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from granalign_fast import prompts
-from granalign_fast.bench import peers, random_models
+from granalign_fast.bench import random_models
+from granalign_fast.bench.generators import Generate, generators
 from granalign_fast.bench.limits import Work
 from granalign_fast.bench.models_used import models_of
 from granalign_fast.bench.records import OURS
@@ -41,12 +42,12 @@ def run(bench: Bench) -> None:
     folders = _language_models(bench)
     device = bench.settings.device
     models = {name: CausalLM(folder, device=device) for name, folder in folders.items()}
-    theirs: dict[str, peers.Generate] = {}
+    theirs: dict[str, Generate] = {}
     if bench.settings.models is None:
         name = _random_name(bench)
         bench.note(f"language model: {name} of random weights")
         if random_models.shape_of(name).precision == "fp32":
-            theirs = peers.generators(
+            theirs = generators(
                 random_models.write_source(name, bench.folder / "generation" / "sources" / name),
                 bench.folder / "generation",
                 bench.note,
@@ -91,7 +92,7 @@ def _language_models(bench: Bench) -> dict[str, Path]:
 def _steps(
     bench: Bench,
     models: dict[str, CausalLM],
-    theirs: Mapping[str, peers.Generate],
+    theirs: Mapping[str, Generate],
     matrices: int,
 ) -> None:
     first = next(iter(models.values()))

@@ -277,7 +277,7 @@ def _captions(bench: Bench, model: VisionLanguageModel, source: Path, name: str)
         return captioner.answers(known, prompts.AGNOSTIC_CAPTION, stop_ids=())
 
     runners = [Runner(run=ours)]
-    if peers.TRANSFORMERS.name not in {name.split(" (")[0] for name in peers.absent()}:
+    if peers.TRANSFORMERS.installed:
         theirs = _by_transformers(bench, model, source, frames)
         runners.append(Runner(name=f"{peers.TRANSFORMERS.name} generate", run=theirs, peer=True))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from granalign_fast.bench.suites import SUITES
 from granalign_fast.errors import GranAlignError
 
 from .options import MINIATURES, Device, Models, Preset
@@ -21,10 +22,7 @@ if TYPE_CHECKING:
 def bench(
     suites: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="kernels, encoders, decode, index, search, throughput, scaling, generation. "
-            "Default: all."
-        ),
+        typer.Argument(help=f"{', '.join(SUITES)}. Default: all."),
     ] = None,
     preset: Preset = "tuned",
     models: Models = None,
