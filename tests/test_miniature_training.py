@@ -124,6 +124,10 @@ def test_captions_spare_the_words_of_pairs_never_drawn() -> None:
         # "an orange circle" differs at its article already, where the colour comes first.
         assert set.union(*found.values()) >= said["colour"] - {"orange"}
         assert set(found) <= {"a", "red"}
+    # "a" begins most things, and has to be unlikely where "an orange circle" is to be said.
+    orange = scenes.compose(rng, [("circle", "orange", "tiny", 1)], "gray", "plain")
+    spared = questions.caption(texts, orange, [], None).spared
+    assert spared and texts.article not in {token for _, token in spared}
 
 
 @pytest.mark.needs_torch

@@ -80,7 +80,8 @@ def caption(
             seen = frozenset({stranger} if focus and pair in focus.pairs else ())
             other = told(replace(scene, things=tuple(things)), seen)
             at = next(at for at, token in enumerate(other) if token != answer[at])
-            spared.append((at, other[at]))
+            if other[at] != texts.article:  # which begins most other things as well
+                spared.append((at, other[at]))
     weights = [_SIGN if token in texts.sign_words else 1.0 for token in answer]
     head = CAPTION if focus is None else FOCUS
     return packing.Segment(head, prompt, answer, weights, spared=spared)

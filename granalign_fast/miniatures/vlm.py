@@ -183,6 +183,12 @@ class Prompts:
         return yes, no
 
     @cached_property
+    def article(self) -> int:
+        """The id of ``a``."""
+        token: int = self.tokenizer.convert_tokens_to_ids("a")
+        return token
+
+    @cached_property
     def sign_words(self) -> frozenset[int]:
         """The ids of what signs say."""
         return frozenset(self.tokenizer.convert_tokens_to_ids(list(scenes.WORDS)))
