@@ -8,6 +8,8 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+"""Figures of machines: they are of the repository, not of the package."""
 SUFFIXES = {".py", ".cu", ".cuh", ".typed", ".onnx", ".onnx_data", ".json", ".jinja"}
 
 
@@ -19,7 +21,9 @@ def in_the_tree() -> dict[str, str]:
         f"{prefix}/{path.relative_to(folder).as_posix()}": digest(path.read_bytes())
         for prefix, folder in folders
         for path in folder.rglob("*")  # does not follow the links
-        if path.is_file() and (path.suffix in SUFFIXES or path.name == "py.typed")
+        if path.is_file()
+        and (path.suffix in SUFFIXES or path.name == "py.typed")
+        and RESULTS not in path.parents
     }
 
 
