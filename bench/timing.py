@@ -1,8 +1,9 @@
 """Honest clocks: warm-up, turns, two passes, medians with intervals, and outputs that are judged.
 
 Everything that does the same work runs in the same race: each round draws one input, gives it to
-every runner in an order of its own, and times each. The race is run twice over, and how far the two
-medians of one runner lie apart is the noise that no interval within one pass shows.
+every runner in an order of its own, and times each, once the threads of whoever ran before have
+come to rest. The race is run twice over, and how far the two medians of one runner lie apart is the
+noise that no interval within one pass shows.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ YARDSTICK = "yardstick"
 """Under this name `race` returns the times of a fixed piece of work, where it is given one."""
 FEWEST_ROUNDS = 3
 """Of each pass, however long they take."""
+_WINDOW, _LONGEST_REST = 5e-3, 0.3
+"""Seconds. Some kernels count a thread's time only every 4 ms; OpenMP's may spin for 0.2 s."""
 
 
 class WrongAnswerError(GranAlignError):
@@ -155,6 +158,21 @@ class Rounds:
     flush: Callable[[], object] | None = None
 
 
+def settle() -> None:
+    """Wait until no other thread of this process computes.
+
+    Thread pools turn in circles for a while after their work is done, ONNX Runtime's by default for
+    40 ms: whoever is timed next would have a core less because of who went before.
+    """
+    end = time.perf_counter() + _LONGEST_REST
+    busy = True
+    while busy and time.perf_counter() < end:
+        start, others = time.perf_counter(), time.process_time() - time.thread_time()
+        while time.perf_counter() - start < _WINDOW:
+            pass  # a sleep would leave the core slow to wake
+        busy = time.process_time() - time.thread_time() - others > 0.1 * _WINDOW
+
+
 def race(
     runners: Mapping[str, Run],
     draw: Draw,
@@ -198,8 +216,10 @@ def race(
             given = draw(rng)
             outputs: dict[str, Any] = {}
             if yardstick is not None:
+                settle()
                 taken[YARDSTICK].append(clock.time(yardstick, None)[0])
             for name in rng.permutation(names).tolist():
+                settle()
                 if rounds.caches == "warm":
                     runners[name](given)
                 elif rounds.caches == "cold" and rounds.flush is not None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import threading
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 
+from granalign_fast.bench import timing
 from granalign_fast.bench.limits import Yardstick
 from granalign_fast.bench.timing import (
     FEWEST_ROUNDS,
@@ -125,6 +129,37 @@ def test_a_yardstick_is_timed_beside_each_round() -> None:
     assert found["a"].seconds == (3.0,) * PASSES * 4
     assert found[YARDSTICK].seconds == (2.0,) * PASSES * 4
     assert float(Yardstick(np.asarray)(None)) == float(Yardstick(np.asarray)(None))  # type: ignore[arg-type]
+
+
+def test_nobody_is_timed_while_threads_of_another_still_spin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(timing, "_WINDOW", 0.05)  # on a busy machine a thread may wait that long
+    monkeypatch.setattr(timing, "_LONGEST_REST", 60.0)
+    block, spinning = bytes(1 << 25), []
+
+    def spin() -> None:
+        while time.thread_time() < 0.1:
+            hashlib.sha256(block)  # without the interpreter, as a pool's threads do
+
+    def leaves_a_thread(_: Any) -> int:
+        spinning.append(threading.Thread(target=spin))
+        spinning[-1].start()
+        return 1
+
+    class LookingClock(CountingClock):
+        def time(self, run: Any, given: Any) -> tuple[float, Any]:
+            alive.append(sum(thread.is_alive() for thread in spinning))
+            return super().time(run, given)
+
+    alive: list[int] = []
+    runners = {"spins": leaves_a_thread, "rests": lambda _: 1}
+    race(
+        *(runners, lambda rng: 0, nothing_to_judge),
+        rounds=Rounds(most=3, seconds=0),
+        clock=LookingClock(),
+    )
+    assert alive == [0] * 2 * 3 * PASSES
 
 
 def test_a_race_out_of_time_still_has_its_fewest_rounds() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -42,6 +43,20 @@ def test_many_threads_share_a_session(doubler: Path) -> None:
         results = list(pool.map(lambda x: session(x=x)["y"], inputs))
     for x, y in zip(inputs, results, strict=True):
         np.testing.assert_array_equal(y, 2 * x)
+
+
+def test_threads_rest_when_a_run_is_over(doubler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    original = onnxruntime.InferenceSession
+
+    def session(*args: Any, **kwargs: Any) -> Any:
+        made.append(original(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    Session(doubler)
+    (options,) = (one.get_session_options() for one in made)
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
 
 
 @pytest.mark.parametrize(
