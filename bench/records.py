@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -150,10 +151,10 @@ class Report:
         return seconds[len(seconds) - 1 - end] / seconds[end] - 1
 
     @property
-    def noise(self) -> float:
-        """Of a typical record: nine in ten have less."""
-        ordered = sorted(record.noise for record in self.records)
-        return ordered[int(0.9 * (len(ordered) - 1))] if ordered else 0.0
+    def typical_yardstick(self) -> float | None:
+        """Seconds of the yardstick beside the median record; None where there was none."""
+        seconds = sorted(r.yardstick for r in self.records if r.yardstick)
+        return seconds[len(seconds) // 2] if seconds else None
 
     def constant(self, name: str) -> float | None:
         """A number that a suite measured for the cost model; None where none did."""
@@ -186,7 +187,7 @@ class Report:
                 f"with granalign bench --json"
             )
         try:
-            return cls(
+            report = cls(
                 **record
                 | {
                     "suites": {name: SuiteRun(**run) for name, run in record["suites"].items()},
@@ -194,10 +195,25 @@ class Report:
                     "breakdowns": [Breakdown(**own) for own in record["breakdowns"]],
                 }
             )
-        except (TypeError, KeyError, AttributeError) as error:
+            report._check()
+            return report
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise GranAlignError(
                 f"{path}: not a report ({error}); measure again with granalign bench --json"
             ) from None
+
+    def _check(self) -> None:
+        """Raise where what every page shows is not there, or no number."""
+        for name in ("cpu", "cores", "memory_bytes", "load", "system", "python", "commit"):
+            self.machine[name]
+        self.machine["packages"].items()
+        numbers = [self.limits["bandwidth"], *self.limits["rates"].values()]
+        for own in self.records:
+            numbers += [own.median, own.p90, own.p99, own.low, own.high, own.noise, own.items]
+        for breakdown in self.breakdowns:
+            numbers += breakdown.stages.values()
+        if not all(math.isfinite(number) for number in numbers):
+            raise ValueError("a figure is not finite")
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +224,9 @@ class Change:
         key: of the records.
         before: seconds in the base; None where it is not there.
         after: seconds now; None where it is gone.
-        bound: the share of change that noise alone may make.
+        bound: the share of change in that direction that noise and the machine alone may make.
         verdict: ``slower``, ``faster``, ``same``, ``new`` or ``gone``.
+        peer: whether it is of another's code.
     """
 
     key: str
@@ -217,11 +234,17 @@ class Change:
     after: float | None
     bound: float
     verdict: str
+    peer: bool = False
 
     @property
     def ratio(self) -> float:
         """Now to before; 1 where one is not there."""
         return self.after / self.before if self.before and self.after else 1.0
+
+    @property
+    def regression(self) -> bool:
+        """Whether our own code has become slower."""
+        return self.verdict == "slower" and not self.peer
 
 
 def compare(base: Report, now: Report) -> list[Change]:
@@ -229,53 +252,76 @@ def compare(base: Report, now: Report) -> list[Change]:
 
     A median has changed when the ratio is beyond what noise may make: that of both records, at
     least that of a typical one, because a small noise may be luck, and never below
-    `LEAST_DIFFERENCE`; and on top of it as much as the yardstick beside them has changed: by that
-    much the machine itself is another.
+    `LEAST_DIFFERENCE`. Where the yardstick beside them has changed in the same direction, the
+    machine itself has, and the median may by as much again.
+
+    Raises:
+        GranAlignError: the reports are of other work, or of other devices.
     """
+    _check_alike(base, now)
     old = {record.key: record for record in base.records}
     new = {record.key: record for record in now.records}
     suites = set(now.suites)
     typical = max(_usual_noise(base), _usual_noise(now), LEAST_DIFFERENCE)
-    changes = [Change(key, None, new[key].median, 0.0, "new") for key in new.keys() - old.keys()]
+    changes = [
+        Change(key, None, new[key].median, 0.0, "new", new[key].peer)
+        for key in new.keys() - old.keys()
+    ]
     changes += [
-        Change(key, old[key].median, None, 0.0, "gone")
+        Change(key, old[key].median, None, 0.0, "gone", old[key].peer)
         for key in old.keys() - new.keys()
         if old[key].suite in suites  # not those of suites that did not run
     ]
     for key in old.keys() & new.keys():
         before, after = old[key], new[key]
-        bound = max(before.noise + after.noise, typical) + _machine_change(before, after)
-        changes.append(
-            Change(
-                key,
-                before.median,
-                after.median,
-                bound,
-                _verdict(before.median, after.median, bound),
-            )
-        )
+        grown = after.median > before.median
+        noise = max(before.noise + after.noise, typical)
+        machine = _machine_change(before, after)
+        bound = (1 + noise) * max(machine if grown else 1 / machine, 1.0) - 1
+        pair = sorted((before.median, after.median))
+        verdict = ("slower" if grown else "faster") if pair[1] > pair[0] * (1 + bound) else "same"
+        changes.append(Change(key, before.median, after.median, bound, verdict, after.peer))
     order = {"slower": 0, "gone": 1, "new": 2, "faster": 3, "same": 4}
-    return sorted(changes, key=lambda change: (order[change.verdict], change.key))
+    return sorted(changes, key=lambda change: (order[change.verdict], change.peer, change.key))
+
+
+_SAME_WORK = ("preset", "models", "random", "device", "size")
+"""Settings without which times are of something else."""
+
+
+def _check_alike(base: Report, now: Report) -> None:
+    for name in _SAME_WORK:
+        got, expected = base.settings.get(name), now.settings.get(name)
+        if got != expected:
+            raise GranAlignError(
+                f"compare: got a base with {name} {got!r}, expected {expected!r} as in this run; "
+                f"measure both with the same"
+            )
+
+
+def other_machine(base: Report, now: Report) -> str | None:
+    """What the machines of two reports differ in; None for the same."""
+    for name in ("cpu", "cores", "gpu"):
+        got, expected = (_name(report.machine.get(name)) for report in (base, now))
+        if got != expected:
+            return f"{name} {got}, now {expected}"
+    return None
+
+
+def _name(device: Any) -> Any:
+    return device.get("name") if isinstance(device, dict) else device
 
 
 def _machine_change(before: Record, after: Record) -> float:
+    """How many times slower the machine itself was."""
     if not before.yardstick or not after.yardstick:
-        return 0.0
-    pair = before.yardstick, after.yardstick
-    return max(pair) / min(pair) - 1
+        return 1.0
+    return after.yardstick / before.yardstick
 
 
 def _usual_noise(report: Report) -> float:
     ordered = sorted(record.noise for record in report.records)
     return ordered[len(ordered) // 2] if ordered else 0.0
-
-
-def _verdict(before: float, after: float, bound: float) -> str:
-    if after > before * (1 + bound):
-        return "slower"
-    if before > after * (1 + bound):
-        return "faster"
-    return "same"
 
 
 def tasks(records: list[Record]) -> Iterator[tuple[str, list[Record]]]:

@@ -86,6 +86,7 @@ class Runner:
         items: units of work in one run, where that differs from the race's own.
         work: of one run; None where no limit is known.
         peer: whether it is another's code.
+        caches: what they hold when its clock starts.
     """
 
     name: str = OURS
@@ -93,6 +94,12 @@ class Runner:
     items: float | None = None
     work: Work | None = None
     peer: bool = False
+    caches: Caches = "as they are"
+
+    @property
+    def key(self) -> str:
+        """Its name, or its name and caches: one runner may take part with several."""
+        return self.name if self.caches == "as they are" else f"{self.name}, {self.caches}"
 
 
 @dataclass
@@ -164,7 +171,6 @@ class Bench:
         *,
         unit: str = "call",
         items: float = 1,
-        caches: Caches = "as they are",
         clock: Clock | None = None,
         parameters: Mapping[str, Any] | None = None,
         rounds: int | None = None,
@@ -173,6 +179,7 @@ class Bench:
     ) -> dict[str, Samples]:
         """Time all runners, and keep a record of each unless `record` is false.
 
+        Outputs and samples are by the runners' `key`.
         A peer that fails drops out with a note; an output that is wrong ends the suite.
 
         Raises:
@@ -183,31 +190,29 @@ class Bench:
         limited = Rounds(
             most=min(rounds or settings.rounds, settings.rounds),
             seconds=settings.seconds if seconds is None else min(seconds, settings.seconds),
-            caches=caches,
-            flush=self._flush if caches == "cold" else None,
+            flush=self._flush,
         )
         runners = self._able(runners, draw)
         found = race(
-            {runner.name: runner.run for runner in runners},
+            {runner.key: runner.run for runner in runners},
             draw,
             judge,
             rounds=limited,
+            caches={runner.key: runner.caches for runner in runners},
             clock=clock or self.clock,
             yardstick=self.yardstick,
             seed=settings.seed,
         )
         self.beside = found.pop(YARDSTICK).median
-        sizes = dict(parameters or {})
-        if caches != "as they are":
-            sizes["caches"] = caches
         for runner in runners if record else ():
+            held = {} if runner.caches == "as they are" else {"caches": runner.caches}
             self.record(
-                found[runner.name],
+                found[runner.key],
                 task,
                 runner=runner,
                 unit=unit,
                 items=runner.items or items,
-                parameters=sizes,
+                parameters={**(parameters or {}), **held},
             )
         return found
 

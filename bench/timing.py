@@ -8,6 +8,7 @@ noise that no interval within one pass shows.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -75,7 +76,9 @@ class Samples:
     def again(self) -> float:
         """How far the medians of the passes lie apart, as a share of the lower one."""
         medians = [float(np.median(own)) for own in self.passes]
-        return max(medians) / min(medians) - 1 if min(medians) > 0 else 0.0
+        # A difference of times may be negative in one of them.
+        least = min(medians) if min(medians) > 0 else abs(self.median)
+        return (max(medians) - min(medians)) / least if least else 0.0
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Bounds of the median, in seconds; see `median_interval`."""
@@ -85,7 +88,7 @@ class Samples:
     def noise(self) -> float:
         """The larger of `again` and half the interval's width, as a share of the median."""
         low, high = self.interval()
-        return max(self.again, (high - low) / 2 / self.median if self.median > 0 else 0.0)
+        return max(self.again, (high - low) / 2 / abs(self.median) if self.median else 0.0)
 
 
 def median_interval(seconds: tuple[float, ...], confidence: float = 0.95) -> tuple[float, float]:
@@ -127,18 +130,44 @@ class HostClock:
 
 
 class CudaClock:
-    """Events on CuPy's current stream: the device's own time, without what precedes the launch."""
+    """Events on CuPy's current stream: the device's own time.
+
+    The stream is kept busy until the host has queued all of the run, so that what the host takes
+    for that is not in it; but for a run that waits for the device, or takes the host over
+    `_HEAD_START`.
+    """
 
     def time(self, run: Run, given: Any) -> tuple[float, Any]:
         """Seconds of ``run(given)`` on the device, and its output."""
         import cupy
 
         start, end = cupy.cuda.Event(), cupy.cuda.Event()
+        # A kernel that only looks at the clock: a copy would take the caches from who is timed.
+        _waiting()((1,), (1,), (np.int64(_HEAD_START * 1e9),))
         start.record()
         output = run(given)
         end.record()
         end.synchronize()
         return float(cupy.cuda.get_elapsed_time(start, end)) / 1e3, output
+
+
+_HEAD_START = 2e-3
+_WAIT = r"""
+extern "C" __global__ void wait(long long nanoseconds) {
+  long long start, now;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(start));
+  do {
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+  } while (now - start < nanoseconds);
+}
+"""
+
+
+@functools.cache
+def _waiting() -> Any:
+    import cupy
+
+    return cupy.RawKernel(_WAIT, "wait")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,13 +177,11 @@ class Rounds:
     Attributes:
         most: rounds of each pass.
         seconds: after which a pass starts no further round, its first `FEWEST_ROUNDS` aside.
-        caches: what they hold when a clock starts.
         flush: empties the caches; needed for cold ones.
     """
 
     most: int = 15
     seconds: float = 8.0
-    caches: Caches = "as they are"
     flush: Callable[[], object] | None = None
 
 
@@ -179,6 +206,7 @@ def race(
     judge: Judge,
     *,
     rounds: Rounds,
+    caches: Mapping[str, Caches] | None = None,
     clock: Clock | None = None,
     yardstick: Run | None = None,
     seed: int = 0,
@@ -192,7 +220,8 @@ def race(
         runners: by name.
         draw: makes a round's input.
         judge: compares the outputs with a reference.
-        rounds: how many, and with which caches.
+        rounds: how many.
+        caches: what they hold when a runner's clock starts, by its name; as they are for others.
         clock: the host's by default.
         yardstick: always the same work, timed once a round: it tells a machine that has become
             slower from a runner that has.
@@ -201,7 +230,7 @@ def race(
     Raises:
         WrongAnswerError: an output is wrong.
     """
-    clock = clock or HostClock()
+    clock, held = clock or HostClock(), caches or {}
     rng = np.random.default_rng(seed)
     names = list(runners)
     given = draw(rng)
@@ -220,9 +249,9 @@ def race(
                 taken[YARDSTICK].append(clock.time(yardstick, None)[0])
             for name in rng.permutation(names).tolist():
                 settle()
-                if rounds.caches == "warm":
+                if held.get(name) == "warm":
                     runners[name](given)
-                elif rounds.caches == "cold" and rounds.flush is not None:
+                elif held.get(name) == "cold" and rounds.flush is not None:
                     rounds.flush()
                 seconds, outputs[name] = clock.time(runners[name], given)
                 taken[name].append(seconds)
@@ -236,11 +265,11 @@ def race(
 def difference(longer: Samples, shorter: Samples, count: int) -> Samples:
     """What one of `count` repetitions takes that the longer runs have more than the shorter ones.
 
-    Rounds are paired. Where noise makes a difference negative, it is 0.
+    Rounds are paired: both are to be of one race. Noise can make a difference negative.
     """
     return Samples(
         tuple(
-            tuple(max(a - b, 0.0) / count for a, b in zip(more, fewer, strict=False))
+            tuple((a - b) / count for a, b in zip(more, fewer, strict=True))
             for more, fewer in zip(longer.passes, shorter.passes, strict=True)
         )
     )

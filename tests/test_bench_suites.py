@@ -344,6 +344,7 @@ def test_the_command_writes_compares_and_fails(granalign: Any, tmp_path: Path) -
     [
         (["kernel"], "suite: got 'kernel'"),
         (["--json", "none/run.json"], "none/run.json: its folder is not there"),
+        (["--markdown", "."], "got a folder, expected the name of a file"),
         (["--from", "none.json"], "none.json: cannot be read"),
         (["--compare", "none.json"], "none.json: cannot be read"),
         (["index", "--random", "llama-9b", "--size", "0.05"], "random model: got 'llama-9b'"),

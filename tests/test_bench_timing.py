@@ -105,17 +105,24 @@ def test_a_race_draws_anew_for_each_round_and_gives_all_the_same() -> None:
     assert found["one"].noise > 0
 
 
-@pytest.mark.parametrize(("caches", "runs", "flushes"), [("warm", 2, 0), ("cold", 1, 1)])
-def test_caches_are_as_they_are_said_to_be(caches: Any, runs: int, flushes: int) -> None:
-    counts = {"run": 0, "flush": 0}
+def test_caches_are_as_they_are_said_to_be() -> None:
+    counts = dict.fromkeys(("warm", "cold", "plain", "flush"), 0)
 
     def count(what: str) -> Any:
         counts[what] += 1
         return 1.0
 
-    rounds = Rounds(most=4, seconds=60, caches=caches, flush=lambda: count("flush"))
-    race({"ours": lambda _: count("run")}, lambda rng: 0, nothing_to_judge, rounds=rounds)
-    assert counts == {"run": 1 + PASSES * 4 * runs, "flush": PASSES * 4 * flushes}
+    def runner(name: str) -> Any:
+        return lambda _: count(name)
+
+    race(
+        *({name: runner(name) for name in ("warm", "cold", "plain")}, lambda rng: 0),
+        nothing_to_judge,
+        rounds=Rounds(most=4, seconds=60, flush=lambda: count("flush")),
+        caches={"warm": "warm", "cold": "cold"},
+    )
+    timed = PASSES * 4
+    assert counts == {"warm": 1 + 2 * timed, "cold": 1 + timed, "plain": 1 + timed, "flush": timed}
 
 
 def test_a_yardstick_is_timed_beside_each_round() -> None:
@@ -178,4 +185,8 @@ def test_a_wrong_answer_ends_a_race() -> None:
 def test_a_difference_is_of_paired_rounds() -> None:
     longer = Samples(((5.0, 9.0), (7.0, 1.0)))
     shorter = Samples(((1.0, 1.0), (1.0, 3.0)))
-    assert difference(longer, shorter, 4).passes == ((1.0, 2.0), (1.5, 0.0))
+    found = difference(longer, shorter, 4)
+    assert found.passes == ((1.0, 2.0), (1.5, -0.5))
+    assert found.noise >= found.again == pytest.approx((1.5 - 0.5) / 0.5)
+    # Of passes with medians of -0.5 and 1.5, and 1 of all: nothing that could be relied on.
+    assert Samples(((-0.5,), (1.0, 1.5, 2.0))).again == pytest.approx(2 / 1.25)

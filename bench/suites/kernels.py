@@ -12,8 +12,9 @@ import numpy as np
 
 from granalign_fast.bench import peers, plain
 from granalign_fast.bench.limits import Work
+from granalign_fast.bench.records import OURS
 from granalign_fast.bench.running import Bench, Runner
-from granalign_fast.bench.timing import Caches, require
+from granalign_fast.bench.timing import require
 from granalign_fast.bench.workloads import CLIPS, DIM, VARIANTS, Batch, embeddings
 from granalign_fast.config import RetrieverConfig, preset
 from granalign_fast.kernels import Curves, Proposals, Ranked, context, nms, proposals, similarity
@@ -55,22 +56,18 @@ def run(bench: Bench) -> None:
     if config.context is not None:
         rules = config.context
         runs = {"context": lambda g: context(g.clips, g.offsets, rules=rules)} | runs
-    warm_and_cold: tuple[Caches, ...] = ("warm", "cold")
     stages = {}
     for name, stage in runs.items():
-        for caches in warm_and_cold:
-            found = bench.race(
-                name,
-                [Runner(run=stage, work=work[name])],
-                draw,
-                lambda given, outputs, name=name: _judge(bench, config, name, given, outputs),  # type: ignore[misc]
-                unit="query",
-                items=queries,
-                caches=caches,
-                parameters=sizes,
-                seconds=bench.settings.seconds / 2,
-            )
-            stages[name] = next(iter(found.values())).median / queries
+        found = bench.race(
+            name,
+            [Runner(run=stage, work=work[name], caches=caches) for caches in ("warm", "cold")],
+            draw,
+            lambda given, outputs, name=name: _judge(bench, config, name, given, outputs),  # type: ignore[misc]
+            unit="query",
+            items=queries,
+            parameters=sizes,
+        )
+        stages[name] = found[f"{OURS}, cold"].median / queries
     bench.breakdown(f"kernels, a query of {CLIPS} clips, cold caches", stages)
     _whole(bench, config, queries, sizes, sum((work[n] for n in work if n != "context"), Work()))
     _torch(bench, config, queries, sizes, work["similarity"])
@@ -209,8 +206,14 @@ def ranked_lists(bench: Bench, ranked: Ranked) -> list[list[plain.Found]]:
 def _judge(
     bench: Bench, config: RetrieverConfig, stage: str, given: _Given, outputs: Mapping[str, Any]
 ) -> None:
-    """Compare a few queries of a stage's output with the plain loop on the stage's own input."""
-    output = outputs["ours"]
+    """Compare a few queries of a stage's outputs with the plain loop on the stage's own input."""
+    for output in outputs.values():
+        _judge_one(bench, config, stage, given, output)
+
+
+def _judge_one(
+    bench: Bench, config: RetrieverConfig, stage: str, given: _Given, output: Any
+) -> None:
     total = len(given.offsets) - 1
     variants, clips, mixed = (
         bench.to_host(array) for array in (given.variants, given.clips, given.mixed)

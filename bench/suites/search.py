@@ -88,17 +88,17 @@ class _Stages:
     def medians(self, whole: float) -> dict[str, float]:
         """Seconds by stage, and as ``other`` what of the whole none of them has seen.
 
-        Key frames are chosen and looked at beside the rewriting: what of that takes longer than
-        the rewriting counts as ``prefill``.
+        Key frames are chosen and looked at beside other stages: ``prefill`` is what of that was
+        waited for.
         """
         names = dict.fromkeys(name for seconds in self.seen for name in seconds)
         found = {
-            name: float(np.median([seconds.get(name, 0.0) for seconds in self.seen]))
+            "prefill" if name == "wait" else name: float(
+                np.median([seconds.get(name, 0.0) for seconds in self.seen])
+            )
             for name in names
+            if name not in ("key_frames", "prefill")
         }
-        if "rewrite" in found:
-            beside = found.pop("key_frames", 0.0) + found.pop("prefill", 0.0) - found["rewrite"]
-            found |= {"prefill": beside} if beside > 0 else {}
         other = whole - sum(found.values())
         return found | ({"other": other} if other > 0 else {})
 

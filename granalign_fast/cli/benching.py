@@ -50,7 +50,9 @@ def bench(
     ] = None,
     base: Annotated[
         Path | None,
-        typer.Option("--compare", metavar="BASE.json", help="Exit 1 if slower than this run was."),
+        typer.Option(
+            "--compare", metavar="BASE.json", help="Exit 1 if ours is slower than in this run."
+        ),
     ] = None,
     known: Annotated[
         Path | None,
@@ -59,15 +61,17 @@ def bench(
 ) -> None:
     """Measure this machine; each output is compared with a reference in the same run.
 
-    Exit code 1: an answer was wrong, a suite failed, or `--compare` found a regression.
+    Exit code 1: an answer was wrong, a suite failed, or `--compare` found our own code slower.
     """
-    from granalign_fast.bench.records import Report, compare
+    from granalign_fast.bench.records import Report, compare, other_machine
     from granalign_fast.bench.report import print_changes, print_report, write_markdown
     from granalign_fast.bench.running import Settings
 
     for path in (out, markdown):
         if path is not None and not path.resolve().parent.is_dir():
             raise GranAlignError(f"{path}: its folder is not there; make it first")
+        if path is not None and path.is_dir():
+            raise GranAlignError(f"{path}: got a folder, expected the name of a file")
     before = None if base is None else Report.read(base)
     if known is not None:
         report = Report.read(known)
@@ -83,9 +87,9 @@ def bench(
             seed=seed,
         )
         report = _measured(suites or [], settings)
+    print_report(report)
     if out is not None:
         report.write(out)
-    print_report(report)
     drawn: list[Path] = []
     if plots is not None:
         from granalign_fast.bench.plots import draw_report
@@ -98,7 +102,9 @@ def bench(
     if before is not None:
         changes = compare(before, report)
         print_changes(changes)
-        slower = any(change.verdict in ("slower", "gone") for change in changes)
+        if differs := other_machine(before, report):
+            typer.echo(f"{base} is of another machine: {differs}", err=True)
+        slower = any(change.regression for change in changes)
     if report.failures or slower:
         raise typer.Exit(1)
 
