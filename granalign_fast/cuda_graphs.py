@@ -96,7 +96,7 @@ class GraphRun:
             )
         on_host = all(isinstance(array, np.ndarray) for array in arrays.values())
         if not on_host:  # what fills them is on this thread's stream, not on the other's
-            with self._place.here():
+            with self._place.work():
                 self._wait()
         return self._thread.submit(self._run, arrays, rows.pop(), on_host).result()
 
@@ -107,25 +107,43 @@ class GraphRun:
             # Without rows there is still a result of none, whose shape only a run can tell.
             for used, batch in runs(rows, self._batches) or [(0, self._batches[0])]:
                 piece = {name: array[start : start + used] for name, array in arrays.items()}
-                for name, found in self._piece(piece, used, batch).items():
-                    if name not in results:
-                        empty = np.empty if on_host else self._place.xp.empty
-                        results[name] = empty((rows, *found.shape[1:]), found.dtype)
-                    # Copied: the next run, captured or not, may write to the same memory.
-                    part = self._place.host(found) if on_host else found
-                    results[name][start : start + used] = part
+                outputs = self._piece(piece, used, batch)
+                with self._place.work():
+                    for name, found in outputs.items():
+                        if name not in results:
+                            empty = np.empty if on_host else self._place.xp.empty
+                            results[name] = empty((rows, *found.shape[1:]), found.dtype)
+                        # Copied: the next run, captured or not, may write to the same memory.
+                        part = self._place.host(found) if on_host else found
+                        results[name][start : start + used] = part
+                    self._wait()
                 start += used
-            self._wait()
         return results
 
     def _piece(self, arrays: Arrays, used: int, batch: int) -> dict[str, Array]:
         """One run; what it gives for the first `used` rows."""
         key = (batch, *((name, array.shape[1:], array.dtype) for name, array in arrays.items()))
-        slot = self._slots.get(key)
-        if slot is None and used and key in self._seen and not self.refused:
-            slot = self._slot(key, batch, arrays)
-        if slot is None:
-            return self._plain(key, arrays)
+        with self._place.work():
+            slot = self._slots.get(key)
+            if slot is None and used and key in self._seen and not self.refused:
+                slot = self._slot(key, batch, arrays)
+            if slot is None:
+                return self._plain(key, arrays)
+            self._fill(slot, arrays, used, batch)
+        try:
+            with GATE.run() if slot.captured else GATE.capture():
+                self.session.run_with_iobinding(slot.binding, slot.options)
+        except Exception as error:  # ONNX Runtime's errors have no common base of their own
+            if slot.captured:
+                raise
+            with self._place.work():
+                self._give_up(error)
+                return self._plain(key, arrays)
+        slot.captured = True
+        return {name: output[:used] for name, output in slot.outputs.items()}
+
+    def _fill(self, slot: _Slot, arrays: Arrays, used: int, batch: int) -> None:
+        """Bring the rows of a run to where its graph reads them."""
         for name, array in arrays.items():
             buffer = slot.inputs[name]
             if self._place.index is not None and isinstance(array, np.ndarray):
@@ -135,16 +153,6 @@ class GraphRun:
             if used < batch:
                 buffer[used:] = buffer[used - 1]
         self._wait()
-        try:
-            with GATE.run() if slot.captured else GATE.capture():
-                self.session.run_with_iobinding(slot.binding, slot.options)
-        except Exception as error:  # ONNX Runtime's errors have no common base of their own
-            if slot.captured:
-                raise
-            self._give_up(error)
-            return self._plain(key, arrays)
-        slot.captured = True
-        return {name: output[:used] for name, output in slot.outputs.items()}
 
     def _plain(self, key: Any, arrays: Arrays) -> dict[str, Array]:
         """A run without a graph; it tells what the outputs of a shape are."""
@@ -152,11 +160,9 @@ class GraphRun:
         options = None if self.refused else self._plain_options
         if not all(len(array) for array in here.values()):
             one = {n: self._place.xp.zeros((1, *a.shape[1:]), a.dtype) for n, a in here.items()}
-            with GATE.run():
-                found = run_bound(self.session, one, self._place.xp, *self._device, options=options)
+            found = run_bound(self.session, one, self._place.xp, *self._device, options=options)
             return {name: array[:0] for name, array in found.items()}
-        with GATE.run():
-            found = run_bound(self.session, here, self._place.xp, *self._device, options=options)
+        found = run_bound(self.session, here, self._place.xp, *self._device, options=options)
         self._seen[key] = {name: (array.shape[1:], array.dtype) for name, array in found.items()}
         return found
 

@@ -36,7 +36,7 @@ class TokenBatch:
     mask: Array | None
 
     def keep(self, rows: Array) -> TokenBatch:
-        """The rows that go on, by a mask of them."""
+        """The rows that go on, by their numbers."""
         mask = None if self.mask is None else self.mask[rows]
         return TokenBatch(self.ids[rows], self.positions[rows], mask)
 
@@ -89,11 +89,14 @@ class _Answers:
         """Whether every row has ended."""
         return bool(self._ended.all())
 
-    def drop(self, share: float) -> npt.NDArray[np.bool_] | None:
-        """Forget rows that have ended, if they are this share of all; a mask of the others."""
+    def drop(self, share: float) -> npt.NDArray[np.intp] | None:
+        """Forget rows that have ended, if they are this share of all; the numbers of the others.
+
+        Not a mask of them: to index by one, a GPU must first tell the host how many it leaves.
+        """
         if not self._ended.any() or self._ended.mean() < share:
             return None
-        going = ~self._ended
+        going = np.flatnonzero(~self._ended)
         self._rows, self._ended = self._rows[going], self._ended[going]
         return going
 
@@ -126,27 +129,28 @@ def decode(
     at_once = look_every == 1
     unseen: list[Array] = []
     for left in range(most, 0, -1):
-        tokens = logits.argmax(axis=1)
-        unseen.append(tokens)
-        last, arriving = left == 1, None
-        if last or len(unseen) == look_every:
-            arriving, unseen = place.fetch(unseen), []
-        if not (last or at_once):
-            batch = batch.append(tokens, place.xp)
-            logits, cache = step(batch, cache)
-        if arriving is None:
-            continue
-        answers.take(arriving())
-        if last or answers.complete:
-            break
-        # On a GPU a step takes hardly longer for a few rows more, but a cache has to be copied to
-        # get rid of them: not before half of them have ended.
-        going = answers.drop(0.0 if at_once else 0.5)
-        if going is not None:
-            kept = place.put(going)
-            batch, cache = batch.keep(kept), tuple(array[kept] for array in cache)
-            logits, tokens = logits[kept], tokens[kept]
-        if at_once:
-            batch = batch.append(tokens, place.xp)
-            logits, cache = step(batch, cache)
+        with place.work():
+            tokens = logits.argmax(axis=1)
+            unseen.append(tokens)
+            last, arriving = left == 1, None
+            if last or len(unseen) == look_every:
+                arriving, unseen = place.fetch(unseen), []
+            if not (last or at_once):
+                batch = batch.append(tokens, place.xp)
+                logits, cache = step(batch, cache)
+            if arriving is None:
+                continue
+            answers.take(arriving())
+            if last or answers.complete:
+                break
+            # On a GPU a step takes hardly longer for a few rows more, but a cache has to be copied
+            # to get rid of them: not before half of them have ended.
+            going = answers.drop(0.0 if at_once else 0.5)
+            if going is not None:
+                kept = place.put(going)
+                batch, cache = batch.keep(kept), tuple(array[kept] for array in cache)
+                logits, tokens = logits[kept], tokens[kept]
+            if at_once:
+                batch = batch.append(tokens, place.xp)
+                logits, cache = step(batch, cache)
     return answers.found

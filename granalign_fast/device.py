@@ -53,12 +53,6 @@ class Setting(NamedTuple):
 
 CUDA_SETTINGS = (
     Setting(
-        "arena_extend_strategy",
-        "kSameAsRequested",
-        "The default takes the next power of two: up to twice the memory, of which a 7B model "
-        "leaves none to spare.",
-    ),
-    Setting(
         "cudnn_conv_algo_search",
         "HEURISTIC",
         "The default tries every algorithm at each new shape, in the middle of a request. An image "
@@ -71,7 +65,12 @@ CUDA_SETTINGS = (
         "exports have no fp32 products that it could make faster.",
     ),
 )
-"""On every CUDA session."""
+"""On every CUDA session. Its arena keeps to the default, which takes more than it is asked for: a
+cache grows with every token, and finds room in what an earlier one has left."""
+
+WEIGHTS_APART = ("session.use_device_allocator_for_initializers", "1")
+"""A session's option: weights are allocated to their size and not from the arena, which would round
+them up. Not beside a limit of the arena, which refuses no weights that lie apart from it."""
 
 _MEMORY_LIMIT, _GRAPHS, _STREAM = "gpu_mem_limit", "enable_cuda_graph", "user_compute_stream"
 
@@ -87,7 +86,7 @@ def cuda_options(
 
     Args:
         device: with the GPU's number.
-        memory_limit_bytes: of its arena, which has what is computed; None for no limit.
+        memory_limit_bytes: of its arena; None for no limit.
         graphs: whether runs are to be captured as CUDA graphs.
         stream: a `cupy.cuda.Stream` that runs are put on; None for one of its own.
 

@@ -151,12 +151,13 @@ class SentenceEncoder(ExportedEncoder[SentenceManifest]):
         if self._session.inputs == ("input_ids",):
             return self._session(input_ids=ids)["embeddings"]
         # A graph of optimum's wants more, which for texts without padding is always the same.
-        wide = ids.astype(np.int64)
-        arrays = {
-            "input_ids": wide,
-            "attention_mask": np.ones_like(wide),
-            "token_type_ids": np.zeros_like(wide),
-        }
+        with GATE.run():
+            wide = ids.astype(np.int64)
+            arrays = {
+                "input_ids": wide,
+                "attention_mask": np.ones_like(wide),
+                "token_type_ids": np.zeros_like(wide),
+            }
         return self._session(**{name: arrays[name] for name in self._session.inputs})["embeddings"]
 
 

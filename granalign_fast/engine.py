@@ -18,6 +18,7 @@ import numpy as np
 from .engine_stamp import EngineStamp
 from .errors import GranAlignError
 from .models import one_line
+from .onnx_run import GATE
 from .profiles import Shape, runs
 from .tensorrt_library import Machine, complaint, libraries, logger
 
@@ -76,7 +77,7 @@ class Engine:
         # The greatest bounds of a profile's batch axis: the batch size itself.
         self._batches = [next(iter(p.values())).most[0] for p in self.stamp.profiles]
         try:
-            with self._cupy.cuda.Device(device):
+            with GATE.run(), self._cupy.cuda.Device(device):
                 self._open()
         except self._failures() as error:
             raise self._failed(error) from None
@@ -118,7 +119,7 @@ class Engine:
         """
         rows = self._check(arrays)
         try:
-            with self._lock, self._cupy.cuda.Device(self._device):
+            with GATE.run(), self._lock, self._cupy.cuda.Device(self._device):
                 return self._run(arrays, rows)
         except self._failures() as error:
             raise self._failed(error) from None

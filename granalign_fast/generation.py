@@ -83,7 +83,7 @@ class Prefix:
         """
         place = Place(np) if place is None else place
         there = [place.put(array) for array in arrays]
-        with place.here():
+        with place.work():
             layers = range(len(there[0]))
             cache = tuple(place.xp.stack([array[i] for array in there]) for i in layers)
         return cls(cache, model, next_position)
@@ -91,7 +91,7 @@ class Prefix:
     def unstack(self, place: Place | None = None) -> list[Array]:
         """Each row by itself: (2 * layers, kv_heads, length, head_dim), read-only."""
         place = Place(np) if place is None else place
-        with place.here():
+        with place.work():
             rows = [
                 place.xp.stack([cached[row] for cached in self.cache]) for row in range(self.rows)
             ]
@@ -198,7 +198,7 @@ class CausalLM:
             GranAlignError: as for `generate`.
         """
         self._check(prompts, prefix, 0)
-        with self.place.here():
+        with self.place.work():
             logits = self._extend(prompts, prefix)[0]
             if tokens is not None:
                 logits = logits[:, self.place.put(np.array(tokens, np.int64))]
@@ -254,7 +254,7 @@ class CausalLM:
         """Run the prompts after the prefix, whose one row is repeated for each of them."""
         rows = len(prompts)
         past, position = (0, 0) if prefix is None else (prefix.length, prefix.next_position)
-        with self.place.here():
+        with self.place.work():
             batch = self._decoder.take(left_padded(prompts, past, position))
             cache = self._decoder.empty(rows) if prefix is None else prefix.cache
             if prefix is not None and prefix.rows != rows:
@@ -328,7 +328,7 @@ class Decoder:
     def empty(self, rows: int) -> Cache:
         """The cache of no tokens."""
         shape = (rows, self._manifest.kv_heads, 0, self._manifest.head_dim)
-        with self._place.here():
+        with self._place.work():
             xp = self._place.xp
             return tuple(xp.empty(shape, self._manifest.cache_dtype) for _ in self._past)
 

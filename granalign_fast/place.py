@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .device import Device
-from .errors import MissingExtraError
+from .errors import GranAlignError, MissingExtraError
+from .models import one_line
+from .onnx_run import GATE
 
 Array = Any
 """A NumPy or CuPy array."""
@@ -42,7 +44,7 @@ class Place:
         """The place of a device, as `Session` names it, with a stream of its own.
 
         Raises:
-            GranAlignError: there is no such device name.
+            GranAlignError: there is no such device name, no such GPU, or no driver for it.
             MissingExtraError: it is a GPU, and CuPy is not installed.
         """
         wanted = Device.parse(device)
@@ -53,8 +55,14 @@ class Place:
         except ImportError:
             raise MissingExtraError(f"device {device!r}", wanted.extra) from None
         index = wanted.index or 0
-        with cupy.cuda.Device(index):
-            return cls(cupy, index, cupy.cuda.Stream())
+        try:
+            with GATE.run(), cupy.cuda.Device(index):
+                return cls(cupy, index, cupy.cuda.Stream())
+        except cupy.cuda.runtime.CUDARuntimeError as error:
+            raise GranAlignError(
+                f"device {device!r}: GPU {index} cannot be had ({one_line(error)}), expected one "
+                f"that nvidia-smi lists, with a driver for CUDA 13; or ask for 'cpu'"
+            ) from None
 
     @property
     def look_every(self) -> int:
@@ -66,7 +74,7 @@ class Place:
 
     @contextmanager
     def here(self) -> Iterator[None]:
-        """While it lasts, new arrays are made here."""
+        """While it lasts, new arrays are made here, and runs are queued on the stream."""
         if self.index is None:
             yield
         elif self.stream is None:
@@ -76,16 +84,38 @@ class Place:
             with self.xp.cuda.Device(self.index), self.stream:
                 yield
 
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """`here`, for a short while in which nothing is captured: around all calls of CuPy's.
+
+        Raises:
+            GranAlignError: the GPU fails, such as for want of memory.
+        """
+        if self.index is None:
+            yield
+            return
+        try:
+            with GATE.run(), self.here():
+                yield
+        except (
+            self.xp.cuda.memory.OutOfMemoryError,
+            self.xp.cuda.runtime.CUDARuntimeError,
+        ) as error:
+            raise GranAlignError(
+                f"GPU {self.index} failed ({one_line(error)}); ask for less at a time, free its "
+                f"memory, or see nvidia-smi"
+            ) from None
+
     def put(self, array: Array) -> Array:
         """The array here; the same one if it is here already."""
-        with self.here():
+        with self.work():
             return self.xp.asarray(array)
 
     def host(self, array: Array) -> npt.NDArray[Any]:
         """The array in this machine's memory; the same one if it is there already."""
         if isinstance(array, np.ndarray) and self.xp is np:
             return array
-        with self.here():
+        with self.work():
             found: npt.NDArray[Any] = array.get()
             return found
 
@@ -98,7 +128,7 @@ class Place:
         if self.index is None:
             here = np.stack(arrays)
             return lambda: here
-        with self.here():
+        with self.work():
             stacked = self.xp.stack(arrays)
             # Only into pinned memory does a copy go on while the caller does.
             memory = self.xp.cuda.alloc_pinned_memory(stacked.nbytes)
@@ -108,7 +138,8 @@ class Place:
             done.record()
 
         def wait() -> npt.NDArray[Any]:
-            done.synchronize()
+            with self.work():
+                done.synchronize()
             return found
 
         return wait

@@ -211,7 +211,7 @@ class DeviceRanker:
         aware = aware_rows(batch, row)
         counts = simplified.shape[1], detailed.shape[1]
         with GATE.run():  # for allocations and waits must not meet a capture
-            with self._turn, self._place.here():
+            with self._turn, self._place.work():
                 captions = 0 if aware is None else len(embedded)
                 ranking = self._ranking(offsets, videos, counts, captions, embedded.shape[1])
                 plain, guided, clips = self._upload(simplified, detailed, aware)

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .cache import default_cache
-from .device import CUDA, cuda_options
+from .device import CUDA, WEIGHTS_APART, cuda_options
 from .device import Device as Device
 from .engine_stamp import ENGINE_FOLDER, engine_path
 from .errors import GranAlignError, MissingExtraError
 from .models import one_line, read_json, sha256_of
 from .node_profile import NodeRun, read_profile
-from .onnx_run import OnnxRun, Run
+from .onnx_run import GATE, OnnxRun, Run
 from .profiles import GraphShapes, Profile, graph_shapes
 from .tensorrt_library import Machine
 
@@ -44,8 +45,8 @@ class Session:
         path: the ``.onnx`` file.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"tensorrt"``.
         threads: CPU threads within one call; None leaves it to ONNX Runtime.
-        memory_limit_bytes: of ONNX Runtime's arena on a GPU, which has what a run computes; CUDA's
-            own memory is not in it. None for no limit.
+        memory_limit_bytes: of ONNX Runtime's arena on a GPU, which then has the weights and what a
+            run computes; CUDA's own memory is not in it. None for no limit.
         stream: a `cupy.cuda.Stream`: runs on CuPy's arrays are queued on it and nothing waits for
             them. Whoever uses what comes back does it on this stream, or after it.
         profile: record which provider runs each node, for `nodes`.
@@ -132,11 +133,7 @@ class Session:
             try:
                 session = opened(True)
             except GranAlignError as error:  # such as control flow, or a node on the CPU
-                self._refused = str(error)
-            # Some refusals it takes for a broken device, and falls back.
-            if session is None or CUDA not in session.get_providers():
-                self._refused = self._refused or "ONNX Runtime fell back"
-                session, graphs = None, None
+                self._refused, graphs = str(error), None
         session = opened(False) if session is None else session
         self.backend = providers[0][0]
         if self.backend not in session.get_providers():
@@ -159,6 +156,7 @@ class Session:
 
     def _inference(self, onnxruntime: Any, providers: list[Any], threads: int | None) -> Any:
         """ONNX Runtime's session."""
+        on_gpu = any(name == CUDA for name, _ in providers)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors only: warnings would not name the model
         # Else its threads turn in circles for 40 ms after a run, and whatever comes next, another
@@ -166,19 +164,23 @@ class Session:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if threads is not None:
             options.intra_op_num_threads = threads
+        if on_gpu and self._memory_limit is None:
+            options.add_session_config_entry(*WEIGHTS_APART)
         if self._profile:
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(tempfile.mkdtemp()) / "profile")
         try:
-            session = onnxruntime.InferenceSession(self.path, options, providers=providers)
+            with GATE.run() if on_gpu else nullcontext():
+                # Else what fails on a GPU, now or in a run, would be tried again on the CPU.
+                return onnxruntime.InferenceSession(
+                    self.path, options, providers=providers, enable_fallback=0
+                )
         except Exception as error:  # ONNX Runtime's errors have no common base of their own
+            check = ", or see nvidia-smi for its driver and free memory" if on_gpu else ""
             raise GranAlignError(
                 f"{self.path}: ONNX Runtime cannot load it ({one_line(error)}); "
-                f"export the model again"
+                f"export the model again{check}"
             ) from None
-        # Else a run that fails on a GPU would be tried again on the CPU.
-        session.disable_fallback()
-        return session
 
     @property
     def captured_graphs(self) -> int:

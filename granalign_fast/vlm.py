@@ -95,6 +95,7 @@ class VisionLanguageModel(CausalLM):
         xp = self.place.xp
         with self.place.here():
             seen = self._see(frames)
+        with self.place.work():
             text = self._embed(self.place.put(np.array([ids], np.int64)))
             before, after = (
                 xp.broadcast_to(part, (len(seen), *part.shape[1:]))

@@ -166,11 +166,10 @@ class Event:
 
 class _Device:
     def __init__(self, device: int = 0) -> None:
-        assert device < len(_Runtime.gpus)
         self.id = device
 
     def __enter__(self) -> None:
-        pass
+        _Runtime.getDeviceProperties(self.id)
 
     def __exit__(self, *error: object) -> None:
         pass

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fake_cupy
 import numpy as np
 import pytest
 from tiny_llm import CONFIGS, RAGGED, prompts_of, write_unchecked
@@ -17,19 +18,36 @@ from granalign_fast import generation
 from granalign_fast.captions import FrameSet, VlmCaptioner
 from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.generation import CausalLM
+from granalign_fast.onnx_run import GATE
 from granalign_fast.prefixes import DiskTier, MemoryTier, PrefixCache
 from granalign_fast.session import Session
 from granalign_fast.vlm import VisionLanguageModel
 
 
+def at_work() -> None:
+    """CUDA forbids what the caller does beside a capture."""
+    assert getattr(GATE._own, "running", False), "a capture may be under way"
+
+
 class OnGpu(np.ndarray[Any, Any]):
     """An array of the stand-in; `CROSSED` has the shape and type of all that came to the host."""
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, np.ndarray):
+            at_work()
+            assert index.dtype != bool, "the host would wait to know how many it leaves"
+        return super().__getitem__(index)
+
+    def argmax(self, axis: Any = None, out: Any = None, **options: Any) -> Any:
+        at_work()
+        return super().argmax(axis, out, **options)
 
     def get(self, out: Any = None, blocking: bool = True) -> Any:
         CROSSED.append((self.shape, self.dtype))
         assert blocking == (out is None), "what nobody waits for goes to pinned memory"
         if out is None:
             return np.array(self)
+        at_work()
         out[...] = self
         return out
 
@@ -41,6 +59,7 @@ def on_gpu(function: Any) -> Any:
     """NumPy's function, which takes and gives arrays of the GPU alone."""
 
     def call(first: Any, *arguments: Any, **options: Any) -> Any:
+        at_work()
         for array in first if isinstance(first, list) else [first]:
             assert isinstance(array, OnGpu), f"{function.__name__} got an array of the host"
         return function(first, *arguments, **options).view(OnGpu)
@@ -53,6 +72,7 @@ UPLOADED: list[tuple[tuple[int, ...], Any]] = []
 
 
 def upload(array: Any) -> Any:
+    at_work()
     if isinstance(array, OnGpu):
         return array
     UPLOADED.append((array.shape, array.dtype))
@@ -81,10 +101,22 @@ class Event:
         assert disable_timing
 
     def record(self) -> None:
+        at_work()
         LOG.append("fetch")
 
     def synchronize(self) -> None:
+        at_work()
         LOG.append("wait")
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> Any:
+    at_work()
+    return np.empty(shape, dtype).view(OnGpu)
+
+
+def pinned(size: int) -> bytearray:
+    at_work()
+    return bytearray(size)
 
 
 LOG: list[str] = []
@@ -92,7 +124,7 @@ LOG: list[str] = []
 
 CUPY = SimpleNamespace(
     asarray=upload,
-    empty=lambda shape, dtype: np.empty(shape, dtype).view(OnGpu),
+    empty=empty,
     stack=on_gpu(np.stack),
     repeat=on_gpu(np.repeat),
     concatenate=on_gpu(np.concatenate),
@@ -101,7 +133,9 @@ CUPY = SimpleNamespace(
         Device=lambda index: nullcontext(),
         Stream=Stream,
         Event=Event,
-        alloc_pinned_memory=bytearray,
+        alloc_pinned_memory=pinned,
+        memory=fake_cupy.cuda.memory,
+        runtime=fake_cupy.cuda.runtime,
     ),
 )
 
@@ -154,11 +188,10 @@ def test_a_language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preci
 def test_a_captioner_and_its_tiers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_unchecked_vlm(tmp_path)
     frames = FrameSet.of(frames_of(5))
-    device = MemoryTier(1 << 17, name="device", move=CUPY.asarray)  # two frames
+    model = VisionLanguageModel(folder, device="cuda:1")
+    device = MemoryTier(1 << 17, name="device", move=model.place.put)  # two frames
     kept = PrefixCache([device, MemoryTier(1 << 16), DiskTier(tmp_path / "kept", 1 << 20)])
-    there = VlmCaptioner(
-        VisionLanguageModel(folder, device="cuda:1"), cache=kept, rows=2, max_new_tokens=8
-    )
+    there = VlmCaptioner(model, cache=kept, rows=2, max_new_tokens=8)
     captions = [there.agnostic(frames), there.aware(frames, ["dog"])]
     assert sum(kept.counts.hits.values()) == 5 and kept.counts.evictions["device"]
     with monkeypatch.context() as patched:

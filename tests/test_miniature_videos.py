@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from granalign_fast.errors import GranAlignError
+from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.metrics import load_ground_truth
 from granalign_fast.miniatures import language, videos
 
@@ -117,4 +118,11 @@ def test_a_video_that_cannot_be_written(tmp_path: Path) -> None:
         videos.render_video(tmp_path / "none" / "one.mp4", 0)
     with pytest.raises(GranAlignError, match="side, frame_rate: got 7, 10; expected an even"):
         videos.render_video(tmp_path / "one.mp4", 0, side=7)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(MissingExtraError, match="writing a video needs the extra"):
+        videos.render_video(tmp_path / "one.mp4", 0)
     assert not list(tmp_path.iterdir())

@@ -117,7 +117,7 @@ def test_a_provider_that_was_silently_dropped(
     """ONNX Runtime has the provider, cannot start it, and runs on the CPU as if nothing were."""
     real = onnxruntime.InferenceSession
 
-    def drops(path: Path, options: object, providers: object) -> object:
+    def drops(path: Path, options: object, providers: object, enable_fallback: int) -> object:
         return real(path, options, providers=["CPUExecutionProvider"])
 
     available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -126,3 +126,23 @@ def test_a_provider_that_was_silently_dropped(
     monkeypatch.setattr(onnxruntime, "InferenceSession", drops)
     with pytest.raises(GranAlignError, match=r"fell back to .*extra \[cuda\]"):
         Session(doubler, device="cuda")
+
+
+def test_a_provider_that_fails_is_not_tried_again_on_the_cpu(
+    doubler: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ONNX Runtime itself would print a banner and load the model once more."""
+    loads: list[Any] = []
+
+    def create(session: Any, providers: Any, *_: Any) -> None:
+        session._fallback_providers = ["CPUExecutionProvider"]
+        loads.append(providers)
+        raise RuntimeError("CUDA failure 2: out of memory")
+
+    available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", create)
+    with pytest.raises(GranAlignError, match=r"CUDA failure 2: out of memory.*see nvidia-smi"):
+        Session(doubler, device="cuda")
+    assert len(loads) == 1 and capsys.readouterr().out == ""

@@ -176,7 +176,7 @@ def providers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     asked: list[Any] = []
 
     class OnCpu:
-        def __init__(self, path: Path, options: Any, providers: Any) -> None:
+        def __init__(self, path: Path, options: Any, providers: Any, enable_fallback: int) -> None:
             asked.append(providers)
             self.session = real(path, options, providers=["CPUExecutionProvider"])
             self.rows: list[int] = []

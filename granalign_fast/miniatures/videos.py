@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.errors import GranAlignError
+from granalign_fast.errors import GranAlignError, MissingExtraError
 
 from . import meaning, queries, scenes
 from .meaning import Spec
@@ -271,9 +271,13 @@ def render_video(
 
     Raises:
         GranAlignError: the file cannot be written, or as `write_script`.
+        MissingExtraError: PyAV is not installed.
     """
-    import av
-    from av.error import FFmpegError
+    try:
+        import av
+        from av.error import FFmpegError
+    except ImportError:
+        raise MissingExtraError("writing a video", "cpu") from None
     from PIL import Image
 
     from granalign_fast.jsonl import replacing
