@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from .errors import GranAlignError
 from .jsonl import replacing
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ class CachedEncoder:
     """A sentence encoder that keeps each list of texts it has embedded in a file of `folder`.
 
     The file's name is a hash of the encoder's fingerprint and of the texts, so another model,
-    precision or text never finds it. A file that cannot be read, or does not fit, is made again.
+    precision or text never finds it. A file that cannot be read, or does not fit, is made again;
+    where none can be written, nothing is kept.
     """
 
     def __init__(self, encoder: SentenceEncoder, folder: str | os.PathLike[str]) -> None:
@@ -52,7 +54,8 @@ class CachedEncoder:
                     progress(len(texts))
                 return np.asarray(embeddings, dtype=np.float32)
         embeddings = self.encoder.encode(texts, progress=progress)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as sink:
-            sink.write(save({"embeddings": embeddings}))
+        with contextlib.suppress(OSError, GranAlignError):  # without it the next call takes as long
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as sink:
+                sink.write(save({"embeddings": embeddings}))
         return embeddings

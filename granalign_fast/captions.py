@@ -241,7 +241,10 @@ class VlmCaptioner:
         tokens = len(self.start) - 1 + manifest.image_tokens
         numbers = 2 * manifest.layers * manifest.kv_heads * manifest.head_dim * tokens
         size = numbers * np.dtype(manifest.cache_dtype).itemsize
-        return sum(tier.limit for tier in self.cache.tiers) // size
+        frames = [(tier.lasting, tier.limit // size) for tier in self.cache.tiers]
+        # A lasting tier holds copies of what the others hold.
+        copied = max((count for lasting, count in frames if lasting), default=0)
+        return max(copied, sum(count for lasting, count in frames if not lasting))
 
     def prefill(self, frames: FrameSet) -> None:
         """Compute and keep what every prompt about these frames begins with.
@@ -249,7 +252,8 @@ class VlmCaptioner:
         Raises:
             GranAlignError: as `agnostic`.
         """
-        self._look(frames, range(len(frames)))
+        for start in range(0, len(frames), self.rows):  # what the cache does not keep may go
+            self._look(frames, range(start, min(start + self.rows, len(frames))))
 
     def answers(
         self, frames: FrameSet, task: str, *, stop_ids: Collection[int] | None = None

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from .errors import GranAlignError, MissingExtraError
 from .jsonl import replacing
@@ -195,7 +195,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise GranAlignError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise GranAlignError(f"{path}: not JSON ({error}); copy or download it again") from None
 
 
@@ -234,8 +234,8 @@ class Manifest:
         """Read the manifest and check every file that it lists, as `known_sha256` does.
 
         Raises:
-            GranAlignError: no manifest, another kind or format version, keys missing, or a file
-                altered.
+            GranAlignError: no manifest, another kind or format version, keys missing, a value of
+                another type, or a file altered.
         """
         path = folder / "manifest.json"
         wanted = f"name a folder that `granalign export {cls.kind}` wrote"
@@ -256,7 +256,18 @@ class Manifest:
                 f"{path}: keys {sorted(set(record) ^ expected)} are missing or unknown; "
                 f"export the model again"
             )
+        types = get_type_hints(cls)
+        for field in fields(cls):
+            if not _is_a(types[field.name], value := record[field.name]):
+                raise GranAlignError(
+                    f"{path}: got {field.name} {value!r:.80}, expected {field.type}; "
+                    f"export the model again"
+                )
         manifest = cls(**record)
+        if not manifest.files:
+            raise GranAlignError(
+                f"{path}: got no files, expected those of the model; export it again"
+            )
         for name, digest in manifest.files.items():
             got = known_sha256(folder / name, digest, again=again)
             if got != digest:
@@ -266,6 +277,16 @@ class Manifest:
                     f"delete the folder and export the model again"
                 )
         return manifest
+
+
+def _is_a(wanted: Any, value: Any) -> bool:
+    """Whether a value of JSON is of an annotated type."""
+    kind, inner = get_origin(wanted), get_args(wanted)
+    if kind is dict:
+        return isinstance(value, dict) and all(_is_a(inner[1], one) for one in value.values())
+    if kind is list:
+        return isinstance(value, list) and all(_is_a(inner[0], one) for one in value)
+    return wanted is Any or type(value) in ((int, float) if wanted is float else (wanted,))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,13 +17,21 @@ import numpy.typing as npt
 
 from .errors import GranAlignError
 from .jsonl import replacing
+from .onnx_run import GATE
 
 Array = Any
 """A NumPy or CuPy array: (2 * layers, kv_heads, tokens, head_dim), keys and values in turn."""
 
 
+_ABANDONED = 3600
+"""Seconds after which nobody writes to a half-written file any more."""
+
+
 def _to_host(array: Array) -> npt.NDArray[Any]:
-    return array if isinstance(array, np.ndarray) else np.asarray(array.get())
+    if isinstance(array, np.ndarray):
+        return array
+    with GATE.run():
+        return np.asarray(array.get())
 
 
 class Tier(Protocol):
@@ -57,7 +67,7 @@ class MemoryTier:
     Args:
         limit: bytes that it may hold.
         name: in the counters.
-        move: makes an array of this place from one of another, such as `cupy.asarray`.
+        move: makes an array of this place from one of another, such as `Place.put`.
     """
 
     lasting = False
@@ -110,7 +120,9 @@ class MemoryTier:
 class DiskTier:
     """Arrays in a folder, a safetensors file each; a later process finds what an earlier one left.
 
-    Files appear under their names when they are whole. One that cannot be read is a miss, and goes.
+    Files appear under their names when they are whole. One that cannot be read is a miss, and goes;
+    where none can be written or removed, those that are there serve on. What a process left
+    half-written when it ended is removed when a later one opens the folder, after an hour.
 
     Args:
         folder: made if it is not there; nothing else should be in it.
@@ -126,19 +138,31 @@ class DiskTier:
         self.limit = _checked(limit, self.name)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            found = [(path.stat(), path.stem) for path in self.folder.glob(f"*{self._SUFFIX}")]
+            found = self._files(f"*{self._SUFFIX}")
+            left = self._files(f".*{self._SUFFIX}.*")
         except OSError as error:
             raise GranAlignError(
                 f"{self.folder}: cannot be used ({error.strerror or error}); name another folder"
             ) from None
-        found.sort(key=lambda pair: pair[0].st_mtime_ns)
-        self._sizes = OrderedDict((key, status.st_size) for status, key in found)
+        found.sort(key=lambda pair: pair[1].st_mtime_ns)
+        self._sizes = OrderedDict((path.stem, status.st_size) for path, status in found)
+        self._held = sum(self._sizes.values())
         self._make_room(0)
+        for path, status in left:
+            if time.time() - status.st_mtime > _ABANDONED:
+                _remove(path)
+
+    def _files(self, pattern: str) -> list[tuple[Path, os.stat_result]]:
+        found = []
+        for path in self.folder.glob(pattern):
+            with suppress(FileNotFoundError):  # another process made room meanwhile
+                found.append((path, path.stat()))
+        return found
 
     @property
     def nbytes(self) -> int:
         """Bytes of all files."""
-        return sum(self._sizes.values())
+        return self._held
 
     def get(self, key: str) -> Array | None:
         """The array of a key; None where there is none that can be read."""
@@ -149,10 +173,11 @@ class DiskTier:
         path = self._path(key)
         try:
             array = load(path.read_bytes())["prefix"]
-            os.utime(path)  # so that a later process knows the order
         except Exception:  # gone, torn or foreign: whatever safetensors makes of it
             self.discard(key)
             return None
+        with suppress(OSError):
+            os.utime(path)  # so that a later process knows the order
         self._sizes.move_to_end(key)
         return array
 
@@ -165,16 +190,18 @@ class DiskTier:
         data = save({"prefix": np.ascontiguousarray(_to_host(array))})
         if len(data) <= self.limit:
             self._make_room(len(data))
-            with replacing(self._path(key)) as file:
-                file.write(data)
-            self._sizes[key] = len(data)
+            with suppress(GranAlignError):  # what is not kept is computed again
+                with replacing(self._path(key)) as file:
+                    file.write(data)
+                self._sizes[key] = len(data)
+                self._held += len(data)
         return []
 
     def discard(self, key: str) -> None:
         """Forget a key, if it is there."""
         if key in self._sizes:
-            del self._sizes[key]
-            self._path(key).unlink(missing_ok=True)
+            self._held -= self._sizes.pop(key)
+            _remove(self._path(key))
 
     def _make_room(self, more: int) -> None:
         while self._sizes and self.nbytes + more > self.limit:
@@ -257,6 +284,11 @@ class PrefixCache:
                 self.counts.evictions[tier.name] += sum(other != name for other, _ in left)
                 leaving += left
             arriving = leaving
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
 
 
 def _checked(limit: int, name: str) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +14,9 @@ import pytest
 from videos import constant, draw, read, render
 
 from granalign_fast.errors import GranAlignError
-from granalign_fast.video.clipping import Cut, cut
+from granalign_fast.jsonl import replacing
+from granalign_fast.video import clipping
+from granalign_fast.video.clipping import Cut, _Job, cut
 from granalign_fast.video.frames import probe
 
 FRAME = 0.04
@@ -164,7 +169,97 @@ def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
     assert decoded(out)[0][0] == (0, 25)
 
 
-def test_a_video_may_be_cut_in_place(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["a.mp4", "a.mkv", "a.ts", "a.avi", "a.flv"])
+@pytest.mark.parametrize("exact", [False, True])
+def test_only_what_the_moment_needs_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, exact: bool
+) -> None:
+    path = render(tmp_path / file, constant(25, 30), tone=0 if file == "a.avi" else 30)
+    frames: list[Any] = []
+    following = _Job._next
+
+    def counted(self: _Job, shown: Any, frame: Any, put: Any) -> Any:
+        frames.append(frame.pts)
+        return following(self, shown, frame, put)
+
+    monkeypatch.setattr(_Job, "_next", counted)
+    cut(path, 28, 29, tmp_path / "b.mkv", exact=exact)
+    assert 25 <= len(frames) <= 60 if exact else not frames
+
+
+@pytest.mark.parametrize("file", ["a.mp4", "a.mkv", "a.ts", "a.flv"])
+def test_an_exact_cut_without_key_frames(tmp_path: Path, file: str) -> None:
+    """Packets are marked as key frames from which a picture only begins to be renewed."""
+    options = {"x264-params": "intra-refresh=1:scenecut=0"}
+    path = render(tmp_path / file, constant(25, 10), gop=40, options=options)
+    cut(path, 6.5, 8, tmp_path / "b.mp4", exact=True)
+    assert [index for _, index in decoded(tmp_path / "b.mp4")[0]] == list(range(162, 200))
+
+
+def test_an_exact_cut_of_a_damaged_video(tmp_path: Path) -> None:
+    """It has the frames that can be decoded, as those that are read have."""
+    import av
+
+    path = render(tmp_path / "a.mp4", constant(25, 10))
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        damaged: list[Any] = [p for p in container.demux(video=0) if p.pts is not None][80:83]
+    for packet in damaged:
+        data[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
+    path.write_bytes(data)
+    out = tmp_path / "b.mp4"
+    assert cut(path, 2, 6, out, exact=True) == Cut(out, 2, 6, copied=False)
+    shown = [index for _, index in decoded(out)[0]]
+    assert shown[:30] == list(range(50, 80)) and shown[-50:] == list(range(100, 150))
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_full_disk_is_called_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, exact: bool
+) -> None:
+    @contextmanager
+    def small(path: Path) -> Iterator[Any]:
+        with replacing(path) as sink:
+            write = sink.write
+
+            def fail(data: bytes) -> int:
+                if sink.tell() + len(data) > 5000:
+                    raise OSError(28, "No space left on device")
+                return write(data)
+
+            yield SimpleNamespace(write=fail, seek=sink.seek, tell=sink.tell)
+
+    path = render(tmp_path / "a.mp4", constant(25, 8), size=(240, 320))
+    monkeypatch.setattr(clipping, "replacing", small)
+    with pytest.raises(GranAlignError, match=r"written \(No space left on device\); make room"):
+        cut(path, 1, 7, tmp_path / f"b{suffix}", exact=exact)
+    assert [one.name for one in tmp_path.iterdir()] == ["a.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("codec", "pix_fmt", "suffix", "message"),
+    [
+        ("libvpx-vp9", "yuv420p", ".mov", r"does not take the codecs of .* ends in \.mkv"),
+        ("libvpx", "yuv420p", ".mp4", r"does not take the codecs of .* ends in \.mkv"),
+        ("rawvideo", "yuv420p", ".mkv", "does not take the codecs of .*; convert the video"),
+    ],
+)
+def test_a_codec_that_the_format_does_not_take(
+    tmp_path: Path, codec: str, pix_fmt: str, suffix: str, message: str
+) -> None:
+    path = render(tmp_path / "a.mkv", constant(25, 2), codec=codec, pix_fmt=pix_fmt)
+    with pytest.raises(GranAlignError, match=message):
+        cut(path, 0.5, 1, tmp_path / f"b{suffix}")
+    assert [one.name for one in tmp_path.iterdir()] == ["a.mkv"]
+
+
+def test_a_video_is_not_cut_in_its_own_place(tmp_path: Path) -> None:
     path = render(tmp_path / "a.mp4", constant(25, 6), gop=25)
-    cut(path, 2, 4, path)
-    assert [index for _, index in decoded(path)[0]] == list(range(50, 100))
+    whole = path.read_bytes()
+    (tmp_path / "b.mp4").hardlink_to(path)
+    (tmp_path / "c.mp4").symlink_to(path)
+    for out in ("a.mp4", "b.mp4", "c.mp4"):
+        with pytest.raises(GranAlignError, match=f"{out}: got the video itself"):
+            cut(path, 2, 4, tmp_path / out)
+    assert path.read_bytes() == whole

@@ -18,6 +18,7 @@ from granalign_fast.device import CUDA
 from granalign_fast.encoders import SentenceEncoder
 from granalign_fast.generation import CausalLM
 from granalign_fast.node_profile import strays
+from granalign_fast.place import Place
 from granalign_fast.prefixes import MemoryTier, PrefixCache
 from granalign_fast.session import Session
 from granalign_fast.vlm import VisionLanguageModel
@@ -89,11 +90,10 @@ def test_generation_says_what_it_says_on_the_cpu(tmp_path: Path) -> None:
 
 
 def test_captions_are_those_of_the_cpu(tmp_path: Path) -> None:
-    import cupy
-
     folder = write_unchecked_vlm(tmp_path)
     frames = FrameSet.of(frames_of(5))
-    kept = PrefixCache([MemoryTier(1 << 17, name="device", move=cupy.asarray), MemoryTier(1 << 20)])
+    on_gpu = MemoryTier(1 << 17, name="device", move=Place.of("cuda").put)
+    kept = PrefixCache([on_gpu, MemoryTier(1 << 20)])
     there, here = (
         VlmCaptioner(VisionLanguageModel(folder, device=device), cache=cache, rows=2)
         for device, cache in (("cuda", kept), ("cpu", None))

@@ -10,11 +10,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from videos import constant, read, render
 
 from granalign_fast.errors import GranAlignError
-from granalign_fast.video.frames import DamagedVideoWarning, Frame, probe, read_frames
+from granalign_fast.video.frames import DamagedVideoWarning, Frame, probe, read_clips, read_frames
+from granalign_fast.video.packets import Packets
 
 SECONDS = 30
 START = {"movflags": "faststart"}
@@ -165,6 +167,30 @@ def test_a_lost_beginning_does_not_move_the_rest(tmp_path: Path) -> None:
     assert len(messages) == 1 and [one.clip for one in found] == list(range(5))
     assert [one.time for one in found] == pytest.approx([1, 3, 5, 7, 9])
     assert [read(one.image) for one in found] == [25, 75, 125, 175, 225]
+
+
+@pytest.mark.parametrize("name", ["mp4", "matroska"])
+def test_clips_by_their_numbers_warn_of_nothing_and_change_no_filter(
+    whole: Callable[[str], Path], tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The filters of warnings belong to all threads."""
+    broken = break_at(whole(name), cut_off, tmp_path / whole(name).name)
+    expected, messages = read_warned(broken)
+    assert messages
+    before, seen = list(warnings.filters), []
+    next_packet = Packets.next
+
+    def watched(self: Packets) -> Any:
+        seen.append(list(warnings.filters) == before)
+        return next_packet(self)
+
+    monkeypatch.setattr(Packets, "next", watched)
+    clips = [len(expected) - 1, 0]
+    for image, clip in zip(read_clips(broken, clips), clips, strict=True):
+        np.testing.assert_array_equal(image, expected[clip].image)
+    with pytest.raises(GranAlignError, match="got no frame for clip 14"):
+        read_clips(broken, [0, 14])
+    assert seen and all(seen)
 
 
 def test_whole_videos_are_not_warned_of(whole: Callable[[str], Path]) -> None:

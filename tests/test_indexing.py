@@ -33,7 +33,7 @@ from videos import constant, render
 
 from granalign_fast.captions import FrameSet, frame_hash
 from granalign_fast.errors import GranAlignError, MissingExtraError
-from granalign_fast.index import CaptionedVideo, VideoIndex, building
+from granalign_fast.index import CaptionedVideo, VideoIndex, building, sources
 from granalign_fast.index.building import index_videos
 from granalign_fast.index.work import only_one
 from granalign_fast.video.frames import DamagedVideoWarning, Frame, probe, read_frames
@@ -324,6 +324,18 @@ def test_a_file_that_changes_meanwhile_is_noticed(folder: Path, tmp_path: Path) 
     with pytest.raises(GranAlignError, match=r"yard\.mp4: changed while it was being indexed"):
         index(videos, out, progress=exchange)
     assert asked(videos, out) == {"yard", "kitchen"}
+
+
+def test_a_file_that_is_replaced_once_it_is_probed_is_noticed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    videos = shutil.copytree(folder, tmp_path / "videos")
+    write_video(new := tmp_path / "yard.mp4", 2, 77)
+    monkeypatch.setattr(
+        sources, "probe", lambda *a, **k: (probe(*a, **k), shutil.copy(new, videos))[0]
+    )
+    with pytest.raises(GranAlignError, match=r"yard\.mp4: changed while it was being indexed"):
+        index(videos, tmp_path / "out")
 
 
 def test_a_file_read_while_it_is_written_anew_is_not_called_damaged(

@@ -147,6 +147,68 @@ def test_a_spoilt_file_is_a_miss_and_goes(tmp_path: Path, spoil: Callable[[Path]
     assert DiskTier(tmp_path, 9 * KIB).get("a") is not None
 
 
+def test_what_another_process_removes_while_one_opens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in "ab":
+        DiskTier(tmp_path, 9 * KIB).put(key, array_of(1))
+    glob = Path.glob
+
+    def racing(self: Path, pattern: str) -> list[Path]:
+        found = list(glob(self, pattern))
+        (tmp_path / "a.safetensors").unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(Path, "glob", racing)
+    tier = DiskTier(tmp_path, 9 * KIB)
+    assert tier.get("a") is None and tier.get("b") is not None
+
+
+def test_half_written_files_of_the_dead_go(tmp_path: Path) -> None:
+    names = (".old.safetensors.0123abcd", ".new.safetensors.0123abcd", "notes.txt")
+    for name in names:
+        (tmp_path / name).write_bytes(bytes(KIB))
+    for name in names[::2]:
+        os.utime(tmp_path / name, (1000, 1000))
+    assert DiskTier(tmp_path, KIB).nbytes == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".new.safetensors.0123abcd",
+        names[2],
+    ]
+
+
+def refuse(*_: Any, **__: Any) -> Any:
+    raise PermissionError(13, "Permission denied")
+
+
+@pytest.mark.parametrize(
+    ("broken", "left"), [("utime", {"b"}), ("unlink", {"a", "b"}), ("replace", set())]
+)
+def test_a_disk_that_refuses_costs_no_more_than_the_keeping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str, left: set[str]
+) -> None:
+    DiskTier(tmp_path, 9 * KIB).put("a", array_of(1))
+    monkeypatch.setattr(os, broken, refuse)
+    cache = PrefixCache([MemoryTier(0), DiskTier(tmp_path, 2 * KIB)])  # room for one
+    assert cache.get("a") is not None
+    cache.put("b", array_of(2))
+    assert (cache.get("b") is None) == (broken == "replace")
+    assert {path.stem for path in tmp_path.iterdir()} == left
+    assert DiskTier(tmp_path, 0).nbytes == 0
+
+
+def test_bytes_held_are_those_of_the_files(tmp_path: Path) -> None:
+    tier = DiskTier(tmp_path, 5 * KIB)
+    random = np.random.default_rng(1)
+    for key in random.integers(9, size=60).tolist():
+        if random.random() < 0.2:
+            tier.discard(str(key))
+        else:
+            tier.put(str(key), array_of(key, 8 * int(random.integers(1, 200))))
+        assert tier.nbytes == sum(path.stat().st_size for path in tmp_path.iterdir()) <= tier.limit
+    assert DiskTier(tmp_path, 5 * KIB).nbytes == tier.nbytes > 0
+
+
 def test_threads_may_share_a_cache(tmp_path: Path) -> None:
     cache = three_tiers(tmp_path)
     wrong = []

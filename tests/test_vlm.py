@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -242,6 +243,44 @@ def test_a_frame_takes_the_bytes_that_arithmetic_says(model: VisionLanguageModel
         for host, more in ((each, 0), (each, each), (each - 1, each), (each - 2, 1))
     ]
     assert room == [1, 2, 1, 0]
+
+
+@pytest.mark.parametrize(("host", "more", "disk"), [(2, 0, 5), (3, 1, 2), (2, 2, 3), (0, 0, 3)])
+def test_as_many_frames_as_there_is_room_for_are_kept(
+    model: VisionLanguageModel, tmp_path: Path, host: int, more: int, disk: int
+) -> None:
+    """A folder has copies of what memory holds; each limit is a little more than so many frames."""
+    captioner, frames = captioner_of(model), frames_of(9)
+    captioner.prefill(FrameSet.of(frames[:1]))
+    each = captioner.cache.nbytes["host"] + 100
+    captioner = captioner_of(
+        model,
+        MemoryTier(more * each, name="device"),
+        MemoryTier(host * each),
+        DiskTier(tmp_path, disk * each),
+    )
+    room = captioner.room
+    assert room == max(host + more, disk)
+    captioner.prefill(FrameSet.of(frames[:room]))
+    counts = captioner.cache.counts
+    assert counts.misses == room
+    captioner.prefill(FrameSet.of(frames[:room]))
+    assert counts.misses == room
+
+
+def test_frames_that_the_cache_does_not_keep_are_dropped(model: VisionLanguageModel) -> None:
+    computed: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+
+    class Watched(PrefixCache):
+        def put(self, key: str, array: Any) -> None:
+            computed.append(weakref.ref(array))
+            alive.append(sum(one() is not None for one in computed))
+            super().put(key, array)
+
+    captioner = VlmCaptioner(model, cache=Watched([MemoryTier(0)]), rows=2)
+    captioner.prefill(FrameSet.of(frames_of(8)))
+    assert len(alive) == 8 and max(alive) <= 2
 
 
 def test_equal_frames_are_looked_at_once(model: VisionLanguageModel) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.models import sha256_of
+from granalign_fast.video.container import short
 from granalign_fast.video.frames import VideoInfo, probe
 
 from . import store
@@ -25,7 +26,7 @@ class VideoFile:
     source: VideoSource
     info: VideoInfo
     changed: int
-    """When, in nanoseconds, before its content was hashed."""
+    """When, in nanoseconds, before it was looked at."""
 
     def record(self) -> dict[str, Any]:
         """What names it in the request of a run, as JSON."""
@@ -33,16 +34,13 @@ class VideoFile:
         return {"path": str(source.path), "bytes": source.bytes, "sha256": source.sha256}
 
     def check_unchanged(self) -> None:
-        """Raise if the file is not the one that was hashed.
+        """Raise if the file is not the one that was probed and hashed.
 
         Raises:
             GranAlignError: it has changed, or is gone.
         """
         path = self.source.path
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise GranAlignError(f"{path}: cannot be read ({error.strerror or error})") from None
+        status = _status(path)
         if (status.st_size, status.st_mtime_ns) != (self.source.bytes, self.changed):
             raise GranAlignError(f"{path}: changed while it was being indexed; index it again")
 
@@ -70,17 +68,24 @@ def examine(videos: Sequence[str | os.PathLike[str]], clip_seconds: float) -> li
                 f"{path}: got the name {path.stem!r} twice, as of {other}; rename one, or index "
                 f"them into different folders"
             )
-    infos = [probe(path, clip_seconds=clip_seconds) for path in paths]
-    return [_identify(path, info) for path, info in zip(paths, infos, strict=True)]
+    # All before the first is read whole: what is no video is found soon.
+    probed = [(_status(path), probe(path, clip_seconds=clip_seconds)) for path in paths]
+    return [
+        VideoFile(
+            path.stem,
+            VideoSource(path, status.st_size, sha256_of(path)),
+            info,
+            status.st_mtime_ns,
+        )
+        for path, (status, info) in zip(paths, probed, strict=True)
+    ]
 
 
-def _identify(path: Path, info: VideoInfo) -> VideoFile:
+def _status(path: Path) -> os.stat_result:
     try:
-        status = path.stat()
-    except OSError as error:
-        raise GranAlignError(f"{path}: cannot be read ({error.strerror or error})") from None
-    source = VideoSource(path, status.st_size, sha256_of(path))
-    return VideoFile(path.stem, source, info, status.st_mtime_ns)
+        return path.stat()
+    except (OSError, ValueError) as error:  # the latter of a null character
+        raise GranAlignError(f"{path}: cannot be read ({short(error)})") from None
 
 
 def finished(

@@ -194,15 +194,10 @@ def put(path: Path, content: bytes) -> None:
     Raises:
         GranAlignError: it cannot be written.
     """
-    try:
-        with replacing(path) as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut could leave the name without the content
-    except OSError as error:
-        raise GranAlignError(
-            f"{path}: cannot be written ({error.strerror or error}); make room, or write elsewhere"
-        ) from None
+    with replacing(path) as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())  # else a power cut could leave the name without the content
 
 
 def _get(path: Path, digest: str) -> bytes:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -72,16 +74,17 @@ def cut(
         exact: encode, so that the cut is where it was asked for.
 
     Raises:
-        GranAlignError: the moment is empty or outside the video, `out` has another suffix or
-            cannot be written, its format does not take the video's or the audio's codec, or the
-            video cannot be read.
+        GranAlignError: the moment is empty or outside the video, `out` is the video itself, has
+            another suffix or cannot be written, its format does not take the video's or the audio's
+            codec, or the video cannot be read.
     """
     from av.error import FFmpegError
 
     path, out = Path(path), Path(out)
-    kind = _FORMATS.get(out.suffix.lower())
-    if kind is None:
+    if out.suffix.lower() not in _FORMATS:
         raise GranAlignError(f"{out}: got suffix {out.suffix!r}, expected one of {list(_FORMATS)}")
+    if out.exists() and path.exists() and out.samefile(path):
+        raise GranAlignError(f"{out}: got the video itself, expected another file to cut it to")
     if not (math.isfinite(start) and math.isfinite(end) and 0 <= start < end):
         raise GranAlignError(
             f"{path}: got a moment from {start} to {end} s, expected 0 <= start < end"
@@ -92,35 +95,38 @@ def cut(
             f"{path}: got a moment from {start} s on, but the video ends at {info.duration:.3f} s"
         )
     end = min(end, info.duration)
-    try:
-        with open_video(path) as video, replacing(out) as sink:
+    with open_video(path) as video, replacing(out) as sink:
+        try:
             origin = round(video.ticks(Fraction(info.start)))
             rate = None if exact else video.stream.average_rate
             near = Fraction(start) + Fraction(1, 2) / rate if rate else Fraction(start)
             with open_video(path) as other:
                 key = _key_frame(other, origin + video.ticks(near))
-            job = _Job(video, kind, origin, key, Fraction(start), Fraction(end))
+            if exact and not _stands_alone(path, key):
+                with open_video(path) as other:
+                    key = _key_frame(other, Fraction(origin))
+            job = _Job(video, out, origin, key, Fraction(start), Fraction(end))
             first, last = job.encode(sink) if exact else job.copy(sink)
             return Cut(out, first, last, not exact)
-    except (FFmpegError, ValueError, IndexError) as error:
-        if isinstance(error, GranAlignError):
-            raise
-        raise GranAlignError(
-            f"{out}: cannot be cut from {path} ({short(error)}); a name that ends in .mkv takes "
-            f"the most codecs"
-        ) from None
-    except OSError as error:
-        raise GranAlignError(f"{out}: cannot be written ({error.strerror or error})") from None
+        except (FFmpegError, ValueError, IndexError) as error:
+            if isinstance(error, GranAlignError):
+                raise
+            if isinstance(error.__context__, OSError):  # closing a file that is full fails again
+                raise error.__context__ from None
+            raise GranAlignError(
+                f"{out}: cannot be cut from {path} ({short(error)}); get the video again, "
+                f"or convert it to MP4"
+            ) from None
 
 
 class _Job:
     """One cut, in presentation times of the source."""
 
     def __init__(
-        self, video: Video, kind: str, origin: int, key: int, start: Fraction, end: Fraction
+        self, video: Video, out: Path, origin: int, key: int, start: Fraction, end: Fraction
     ) -> None:
         self._video = video
-        self._kind = kind
+        self._out = out
         self._origin = origin
         self._key = key
         self._start = origin + video.ticks(start)
@@ -134,8 +140,9 @@ class _Job:
         end = math.ceil(self._end)
         last = key
         with self._open(sink) as target:
-            stream = target.add_stream_from_template(self._video.stream)
-            sounds = self._add_sounds(target)
+            with self._adding(target):
+                stream = target.add_stream_from_template(self._video.stream)
+                sounds = self._add_sounds(target)
             # A frame behind the end is of use if one before the end follows it in the file, and
             # then so are those between the two.
             held: list[Packet[Any]] = []
@@ -171,8 +178,9 @@ class _Job:
             def put(frame: VideoFrame) -> None:
                 nonlocal stream, sounds
                 if stream is None:
-                    stream = _encoder(target, video, frame)
-                    sounds = self._add_sounds(target)
+                    with self._adding(target):
+                        stream = _encoder(target, video, frame)
+                        sounds = self._add_sounds(target)
                 turned = frame.reformat(format=stream.pix_fmt)
                 turned.pts = max(frame.pts or 0, begin) - begin
                 turned.time_base = video.time_base
@@ -180,18 +188,20 @@ class _Job:
                 target.mux(stream.encode(turned))
 
             early: list[Packet[Any]] = []
+            started = False
             for packet in self._packets(self._key):
                 if packet.stream_index != video.stream.index:
                     # The file's header must know the video first.
-                    early.append(packet)
-                else:
-                    for frame in video.stream.codec_context.decode(packet):
+                    if self._is_heard(packet, self._start):
+                        early.append(packet)
+                elif started := started or packet.pts == self._key:
+                    for frame in _decoded(video, packet):
                         shown = self._next(shown, frame, put)
                 if stream is not None:
                     for sound in early:
                         self._mux_sound(target, sound, sounds, self._start)
                     early.clear()
-            for frame in video.stream.codec_context.decode(None):
+            for frame in _decoded(video, None):
                 shown = self._next(shown, frame, put)
             if shown is not None:
                 put(shown)
@@ -213,7 +223,27 @@ class _Job:
     def _open(self, sink: IO[bytes]) -> OutputContainer:
         import av
 
-        return av.open(sink, "w", format=self._kind)
+        return av.open(sink, "w", format=_FORMATS[self._out.suffix.lower()])
+
+    @contextmanager
+    def _adding(self, target: OutputContainer) -> Iterator[None]:
+        """Streams are added in this block, and then the header tells whether the format has them.
+
+        Raises:
+            GranAlignError: it does not.
+        """
+        from av.error import FFmpegError
+
+        try:
+            yield
+            target.start_encoding()
+        except (FFmpegError, ValueError) as error:
+            matroska = self._out.suffix.lower() == ".mkv"
+            remedy = "convert the video" if matroska else "a name that ends in .mkv takes the most"
+            raise GranAlignError(
+                f"{self._out}: does not take the codecs of {self._video.path} ({short(error)}); "
+                f"{remedy}"
+            ) from None
 
     def _packets(self, key: int) -> Iterator[Packet[Any]]:
         """Packets of video and audio from the key frame on, until both are behind the end."""
@@ -239,14 +269,16 @@ class _Job:
         self, target: OutputContainer, packet: Packet[Any], sounds: dict[int, Any], begin: Fraction
     ) -> None:
         """Copy a packet of audio that lies in the moment."""
-        if packet.pts is None or not packet.time_base:
-            return
-        time = packet.pts * packet.time_base
-        origin = begin * self._video.time_base
-        if origin <= time < self._end * self._video.time_base:
-            _shift(packet, round(origin / packet.time_base))
+        if self._is_heard(packet, begin):
+            _shift(packet, round(begin * self._video.time_base / packet.time_base))
             packet.stream = sounds[packet.stream_index]
             target.mux(packet)
+
+    def _is_heard(self, packet: Packet[Any], begin: Fraction) -> bool:
+        if packet.pts is None or not packet.time_base:
+            return False
+        time = packet.pts * packet.time_base / self._video.time_base
+        return begin <= time < self._end
 
     def _duration(self, packet: Packet[Any]) -> int:
         rate = self._video.stream.average_rate
@@ -269,6 +301,18 @@ def _key_frame(video: Video, limit: Fraction) -> int:
     if key is None:
         raise GranAlignError(f"{video.path}: no key frame at the start or before it")
     return key
+
+
+def _stands_alone(path: Path, key: int) -> bool:
+    """Whether a key frame can be decoded without those before it; some are none."""
+    with open_video(path, threads=1) as video:
+        started = False
+        for packet in chain(_from_key(video, key, [video.stream]), [None]):
+            if started := started or packet is None or packet.pts == key:
+                for frame in _decoded(video, packet):
+                    if frame.pts is not None and frame.pts >= key:
+                        return frame.pts == key and frame.key_frame and not frame.is_corrupt
+    return False
 
 
 def _from_key(video: Video, time: int, streams: list[Any]) -> Iterator[Packet[Any]]:
@@ -295,6 +339,16 @@ def _from_key(video: Video, time: int, streams: list[Any]) -> Iterator[Packet[An
             pass
         container.seek(begin)
     yield from (packet for packet in container.demux(streams) if packet.size)
+
+
+def _decoded(video: Video, packet: Packet[Any] | None) -> list[VideoFrame]:
+    """The frames that a packet, or the end, brings; none where it is damaged."""
+    from av.error import FFmpegError
+
+    try:
+        return video.stream.codec_context.decode(packet)
+    except FFmpegError:
+        return []
 
 
 def _shift(packet: Packet[Any], by: int) -> None:

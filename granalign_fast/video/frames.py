@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from fractions import Fraction
@@ -82,10 +81,7 @@ def read_frames(
             be decoded; its frames have no presentation times; or an argument is out of range.
     """
     _check_clip_seconds(clip_seconds)
-    wanted: Wanted | None = None
-    if clips is not None:
-        in_order = isinstance(clips, range) and clips.step > 0
-        wanted = clips if in_order else tuple(sorted(set(clips)))  # type: ignore[assignment]
+    wanted = None if clips is None else _in_order(clips)
     if device == "cuda":
         info = probe(path, clip_seconds=clip_seconds)
         return _cuda_frames(info, Path(path), clip_seconds, wanted)
@@ -102,13 +98,11 @@ def read_clips(
     Raises:
         GranAlignError: as for `read_frames`, or the video has no such clip.
     """
-    with warnings.catch_warnings():
-        # Of damage it was warned when the video was indexed; here these clips alone matter.
-        warnings.simplefilter("ignore", DamagedVideoWarning)
-        found = {
-            frame.clip: frame.image
-            for frame in read_frames(path, clip_seconds=clip_seconds, clips=clips)
-        }
+    _check_clip_seconds(clip_seconds)
+    wanted = _in_order(clips)
+    # Of damage it was warned when the video was indexed; here these clips alone matter.
+    frames = _frames(Path(path), Fraction(clip_seconds), None, skip=True, wanted=wanted, warn=False)
+    found = {frame.clip: frame.image for frame in frames}
     if missing := sorted(set(clips) - found.keys()):
         raise GranAlignError(
             f"{path}: got no frame for clip {missing[0]}, expected one as when it was indexed; "
@@ -179,6 +173,12 @@ def _check_clip_seconds(clip_seconds: float) -> None:
         )
 
 
+def _in_order(clips: Iterable[int]) -> Wanted:
+    if isinstance(clips, range) and clips.step > 0:
+        return clips
+    return tuple(sorted(set(clips)))
+
+
 def _frames(
     path: Path,
     clip: Fraction,
@@ -186,8 +186,9 @@ def _frames(
     *,
     skip: bool,
     wanted: Wanted | None = None,
+    warn: bool = True,
 ) -> Iterator[Frame]:
-    """Frames on the CPU; `skip` leaves out what need not be decoded.
+    """Frames on the CPU; `skip` leaves out what need not be decoded, `warn` is of damage.
 
     The file is opened at once, so that a wrong name is an error where it is given.
     """
@@ -198,7 +199,7 @@ def _frames(
         following = 0
         try:
             with opened:
-                for frame in Reader(video, clip, skip=skip).frames(wanted):
+                for frame in Reader(video, clip, skip=skip).frames(wanted, warn=warn):
                     yield frame
                     following = frame.clip + 1
             return
@@ -206,7 +207,7 @@ def _frames(
             pass
         # From the start once more, decoding everything: rare, slow and right.
         with open_video(path, threads=threads) as again:
-            for frame in Reader(again, clip, skip=False).frames(wanted):
+            for frame in Reader(again, clip, skip=False).frames(wanted, warn=warn):
                 if frame.clip >= following:
                     yield frame
 

@@ -125,8 +125,8 @@ class Reader:
         reason = self._packets.damage or reason
         raise GranAlignError(f"{path}: no frame of it can be shown ({reason}); get it again")
 
-    def frames(self, wanted: Wanted | None = None) -> Iterator[Frame]:
-        """The frames of the wanted clips, or of all, and a warning if the video is damaged."""
+    def frames(self, wanted: Wanted | None = None, *, warn: bool = True) -> Iterator[Frame]:
+        """The frames of the wanted clips, or of all; `warn` if the video is damaged."""
         last = math.inf if wanted is None else max(wanted[-1:], default=-1)
         video, packets = self._video, self._packets
         start, _ = self.begin()
@@ -164,7 +164,7 @@ class Reader:
             clip += 1
         if clip == 0 and last >= 0:
             self._refuse("its beginning cannot be decoded")
-        if reason is not None or clip <= last:
+        if warn and (reason is not None or clip <= last):
             self._warn(reason, start, clip)
 
     def _warn(self, reason: str | None, start: int, clips: int) -> None:
