@@ -84,8 +84,8 @@ bench: .venv/.demo
 KERNEL_TESTS := $(foreach family,context corpus nms proposals ranker ranking similarity,tests/test_$(family).py)
 # Sanitizers are slow: a few cases, which launch every kernel in both embedding types.
 SANITIZED := 33-float or 1-300-384 or 8-300-100 or 33-193-7 or ragged-tuned
-GPU_SECONDS ?= 240
 GPU_LIMIT := 570
+FOR_SANITIZERS := 80
 WITH_CUDA := import onnxruntime as o, sys; sys.exit("CUDAExecutionProvider" not in o.get_available_providers())
 gpu:
 	@if $(PYTHON) -c 'import cupy, hypothesis, pytest' 2>/dev/null; then python=$(PYTHON); \
@@ -104,8 +104,9 @@ gpu:
 	if $$python -c '$(WITH_CUDA)' 2>/dev/null; then \
 	  part "models' tests" 90 $$test tests/test_cuda_models.py; \
 	else jobs=kernels failed+=" models' tests and benchmarks (not run: no onnxruntime-gpu),"; fi; \
-	part benchmarks $$(($(GPU_SECONDS) + 10)) \
-	  $$python -P -m granalign_fast.bench.gpu --seconds $(GPU_SECONDS) --out bench/results $$jobs; \
+	left=$$(($(GPU_LIMIT) - $(FOR_SANITIZERS) - SECONDS)); \
+	part benchmarks $$left \
+	  $$python -P -m granalign_fast.bench.gpu --seconds $$((left - 10)) --out bench/results $$jobs; \
 	parts=2; for tool in memcheck racecheck; do \
 	  limit=$$((($(GPU_LIMIT) - SECONDS) / parts)) parts=$$((parts - 1)); \
 	  if ! command -v compute-sanitizer >/dev/null; then missed+=" $$tool (no compute-sanitizer),"; \

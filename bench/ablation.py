@@ -7,11 +7,13 @@ The rewrites and the captions of all rows are the same; a row leaves out some of
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from granalign_fast.config import preset
+from granalign_fast.errors import GranAlignError
 from granalign_fast.evaluation import read_queries
 from granalign_fast.index import VideoIndex
 from granalign_fast.jsonl import Record
@@ -106,7 +108,10 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=MODELS)
     parser.add_argument("--preset", default="tuned")
     options = parser.parse_args()
-    table = ablation(ModelFolder(options.models), options.folder, options.preset)
+    try:
+        table = ablation(ModelFolder(options.models), options.folder, options.preset)
+    except GranAlignError as error:
+        sys.exit(f"ablation: {error}")
     print(f"{'percent':<42}" + "".join(f"{name.removeprefix('MR-full-'):>9}" for name in COLUMNS))
     for name, row in table.items():
         print(f"{name:<42}" + "".join(f"{row[key]:>9.2f}" for key in COLUMNS))

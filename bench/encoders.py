@@ -1,40 +1,34 @@
-"""Sentence encoders side by side: the same captions, one process, rounds taken in turn.
+"""Captions of one's own to embeddings, side by side:
 
     python -m granalign_fast.bench.encoders --captions captions.jsonl.gz --count 4000
 
-The captions file holds one JSON object a line with a list of strings under ``captions``. Every
-encoder gets the first `count` captions in the file's order, repetitions and all, and starts each
-round from strings. sentence-transformers takes part when it is installed, with its own defaults and
-each of its backends.
-On a CPU only the ratios say something about another machine; where other programs run meanwhile,
-those of the best rounds.
+As the suite ``encoders``, but with the first `count` captions of a file, repetitions and all, in
+the place of made-up ones. It holds one JSON object a line with a list of strings under
+``captions``. sentence-transformers takes part when it is installed, with its own defaults and each
+of its backends. On a CPU only the ratios say something about another machine; where other programs
+run meanwhile, those of the best rounds.
 """
 
 from __future__ import annotations
 
 import argparse
 import platform
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
-
-import numpy.typing as npt
 
 from granalign_fast.encoders import SentenceEncoder
 from granalign_fast.errors import GranAlignError
+from granalign_fast.export.sentence_encoder import SentenceModel
 from granalign_fast.jsonl import iter_jsonl
 from granalign_fast.models import resolve_model
 
 from .peers import Embed, sentence_encoders
-
-_MIN_COSINE = {"int8": 0.99}
-"""Least mean cosine to our fp32 embeddings, 0.99999 for the others: below it, a time means nothing.
-"""
+from .records import OURS
+from .suites.encoders import sentence_judge
+from .timing import Rounds, WrongAnswerError, race
 
 
 def read_captions(path: Path, count: int) -> list[str]:
@@ -52,25 +46,9 @@ def read_captions(path: Path, count: int) -> list[str]:
 def encoders(scratch: Path) -> dict[str, Embed]:
     """What is measured, by name; the first is the baseline of the ratios."""
     found = sentence_encoders(resolve_model(), scratch, lambda note: print(f"bench: {note}"))
-    for precision in ("fp32", "int8"):
-        found[precision] = SentenceEncoder(precision=precision).encode
+    found[OURS] = SentenceEncoder(precision="fp32").encode
+    found[f"{OURS}, int8"] = SentenceEncoder(precision="int8").encode
     return found
-
-
-def measure(
-    embedders: dict[str, Embed], texts: list[str], rounds: int
-) -> tuple[dict[str, list[float]], dict[str, npt.NDArray[Any]]]:
-    """Seconds of every round, and the embeddings of the last, for each encoder."""
-    seconds: dict[str, list[float]] = {name: [] for name in embedders}
-    embeddings: dict[str, npt.NDArray[Any]] = {}
-    for embed in embedders.values():
-        embed(texts[:256])  # memory and thread pools are made at the first call
-    for _ in range(rounds):
-        for name, embed in embedders.items():
-            start = time.perf_counter()
-            embeddings[name] = embed(texts)
-            seconds[name].append(time.perf_counter() - start)
-    return seconds, embeddings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,44 +56,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Time sentence encoders side by side.")
     parser.add_argument("--captions", type=Path, required=True, help="JSON Lines, plain or .gz")
     parser.add_argument("--count", type=int, default=4000, help="captions to embed (4000)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of each encoder (5)")
+    parser.add_argument("--rounds", type=int, default=3, help="of each of the two passes (3)")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as scratch:
-        return compare(options, Path(scratch))
-
-
-def compare(options: argparse.Namespace, scratch: Path) -> int:
-    """The exit code of `main`."""
+    for name in ("count", "rounds"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name}: got {getattr(options, name)}, expected at least 1")
     try:
-        texts = read_captions(options.captions, options.count)
-        embedders = encoders(scratch)
+        with tempfile.TemporaryDirectory() as scratch:
+            compare(read_captions(options.captions, options.count), options.rounds, Path(scratch))
+    except WrongAnswerError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
     except GranAlignError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
-    print(f"{len(texts)} captions, {len(set(texts))} distinct; {options.rounds} rounds in turn")
-    print(f"{platform.machine()}, Python {platform.python_version()}, {_versions()}")
-    seconds, embeddings = measure(embedders, texts, options.rounds)
-    first = next(iter(seconds.values()))
-    agreed = True
-    print(
-        f"{'encoder':24}{'median s':>10}{'ratio':>8}{'best s':>9}{'ratio':>8}"
-        f"{'mean cosine':>14}{'least':>9}"
+    return 0
+
+
+def compare(texts: list[str], rounds: int, scratch: Path) -> None:
+    """Time everything on the same texts, and print it.
+
+    Raises:
+        WrongAnswerError: the embeddings disagree.
+    """
+    judge = sentence_judge(SentenceModel.read(resolve_model()))
+    print(f"{len(texts)} captions, {len(set(texts))} distinct; {_versions()}")
+    found = race(
+        encoders(scratch),
+        lambda rng: texts,
+        judge,
+        rounds=Rounds(most=rounds, seconds=float("inf")),
     )
-    for name, times in seconds.items():
-        median, best = statistics.median(times), min(times)
-        cosine = (embeddings[name] * embeddings["fp32"]).sum(axis=1)
-        agreed &= bool(cosine.mean() >= _MIN_COSINE.get(name, 0.99999))
+    first = next(iter(found.values()))
+    print(f"{'encoder':34}{'median s':>10}{'ratio':>8}{'best s':>9}{'ratio':>8}")
+    for name, samples in found.items():
+        median, best = samples.median, samples.quantile(0)
         print(
-            f"{name:24}{median:>10.2f}{statistics.median(first) / median:>7.1f}x"
-            f"{best:>9.2f}{min(first) / best:>7.1f}x{cosine.mean():>14.5f}{cosine.min():>9.4f}"
+            f"{name:34}{median:>10.2f}{first.median / median:>7.1f}x"
+            f"{best:>9.2f}{first.quantile(0) / best:>7.1f}x"
         )
-    if not agreed:
-        print("bench: the embeddings disagree, the times mean nothing", file=sys.stderr)
-    return 0 if agreed else 1
 
 
 def _versions() -> str:
-    found = []
+    found = [platform.machine(), f"Python {platform.python_version()}"]
     for package in ("onnxruntime", "numpy", "tokenizers", "sentence-transformers", "torch"):
         try:
             found.append(f"{package} {version(package)}")

@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from granalign_fast.config import PRESETS, RetrieverConfig
+from granalign_fast.errors import MissingExtraError
 from granalign_fast.kernels import (
     Ranked,
     Ranking,
@@ -35,6 +37,9 @@ from granalign_fast.kernels import (
     warm_up,
 )
 
+from .limits import Work, host_seconds, measure_limits
+from .workloads import embeddings
+
 STAGES = ("context", "similarity", "proposals", "nms")
 
 LIBRARIES = ((1, 10_000_000), (8, 10_000_000), (64, 10_000_000), (1024, 1_000_000))
@@ -43,24 +48,6 @@ BEST = 100  # clips of each query
 
 LIMITS = ({"limit_us": 60}, {"limit_ms": 1})
 """The GPU time that a `Ranking` may take: of one query, and of QVHighlights val."""
-
-
-def workload(
-    queries: int, clips: int, variants: int, dim: int, dtype: str = "float32"
-) -> tuple[Any, Any, Any]:
-    """Variants `(queries, variants, dim)`, clips `(queries * clips, dim)` and their offsets."""
-    rng = np.random.default_rng(0)
-    scenes = rng.standard_normal((queries, 8, dim), dtype=np.float32)
-    cuts = np.sort(rng.integers(0, clips, (queries, 7)), axis=1)
-    scene = (np.arange(clips) >= cuts[:, :, None]).sum(axis=1)
-    rows = scenes[np.arange(queries)[:, None], scene]
-    rows = rows + 0.7 * rng.standard_normal(rows.shape, dtype=np.float32)
-    asked = scenes[np.arange(queries), rng.integers(0, 8, queries), None]
-    asked = asked + rng.standard_normal((queries, variants, dim), dtype=np.float32)
-    rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
-    asked /= np.linalg.norm(asked, axis=-1, keepdims=True)
-    offsets = np.arange(queries + 1, dtype=np.int64) * clips
-    return asked.astype(dtype), rows.reshape(-1, dim).astype(dtype), offsets
 
 
 def run(
@@ -92,14 +79,27 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
+    for name in ("queries", "clips", "variants", "dim", "rounds"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name}: got {getattr(options, name)}, expected at least 1")
 
     config = PRESETS[options.preset]
-    batch = workload(options.queries, options.clips, options.variants, options.dim, options.dtype)
+    drawn = embeddings(
+        np.random.default_rng(0), options.queries, options.clips, options.variants, options.dim
+    )
+    batch: tuple[Any, Any, Any] = (
+        drawn.variants.astype(options.dtype),
+        drawn.clips.astype(options.dtype),
+        drawn.offsets,
+    )
     on_host = batch
     now: Callable[[], float] = time.perf_counter
     where: dict[str, Any] = {"machine": platform.machine(), "python": platform.python_version()}
     if options.device == "cuda":
-        import cupy
+        try:
+            import cupy
+        except ImportError:
+            sys.exit(f"kernels: {MissingExtraError('the device cuda', 'cuda')}")
 
         def now() -> float:
             cupy.cuda.Device().synchronize()
@@ -131,16 +131,21 @@ def main() -> None:
         print_line(stage, seconds, options.queries)
     # The context is prepared once for a video, whatever is asked.
     print_line("a search", sum(medians.values()) - medians["context"], options.queries)
-    rankings = measure_rankings(on_host, config, options.device, options.rounds)
-    libraries = measure_libraries(options.dim, options.rounds) if options.device == "cuda" else {}
-    if options.json:
-        record = libraries | {
-            "rankings": rankings,
-            "where": where,
-            "options": vars(options) | {"json": None},
-            "seconds": medians,
-        }
-        options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    record = {
+        "where": where,
+        "options": vars(options) | {"json": None},
+        "seconds": medians,
+        "rankings": measure_rankings(on_host, config, options.device, options.rounds),
+    }
+    write(record, options.json)  # what is measured by now is not lost to what follows
+    if options.device == "cuda":
+        write(record | measure_libraries(options.dim, options.rounds), options.json)
+
+
+def write(record: dict[str, Any], path: Path | None) -> None:
+    """As JSON, where a file is asked for."""
+    if path is not None:
+        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def measure_rankings(
@@ -168,7 +173,8 @@ def measure_rankings(
         record = {"queries": queries, "clips": len(given[1]), "dtype": rows.dtype.name}
         host = Ranking(**shape)
         if device == "cpu":
-            records.append(record | {"seconds": host_seconds(partial(host, *given), rounds)})
+            seconds_each = host_seconds(partial(host, *given), rounds)
+            records.append(record | {"seconds": statistics.median(seconds_each)})
             print_line("a ranking", records[-1]["seconds"], queries)
             continue
         found, seconds = measure_on_device(Ranking(**shape, device=device), given, rounds)
@@ -218,33 +224,22 @@ def measure_on_device(
     return found, seconds | {
         "seconds": event_seconds(replay, rounds),
         "seconds_warm": event_seconds(replay, rounds, warm=True),
-        "seconds_host": host_seconds(waited, rounds),
+        "seconds_host": statistics.median(host_seconds(waited, rounds)),
     }
-
-
-def host_seconds(run: Callable[[], object], rounds: int) -> float:
-    """The median by the host's clock, after a round to warm up."""
-    times = []
-    for _ in range(1 + rounds):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
 
 
 def measure_libraries(dim: int, rounds: int) -> dict[str, Any]:
     """Search libraries of float16 embeddings, print how near each came to the GPU's limit.
 
-    The limit is the longer of two times: the bytes of clips and queries, each read once, at the
-    bandwidth of a copy, which counts what it reads and what it writes; and two operations for each
-    number of each pair at the rate of cuBLAS on large matrices. Caches are cold.
+    The limit is that of `limits`: the bytes of clips and queries, each read once, or two operations
+    for each number of each pair. Caches are cold.
     """
     import cupy
 
-    limits = measure_limits(rounds)
+    limits = measure_limits("cuda")
     print(
-        f"a copy: {limits['bandwidth'] / 1e12:.2f} TB/s; "
-        f"float16 products: {limits['rate'] / 1e12:.0f} Tflop/s"
+        f"a copy: {limits.bandwidth / 1e12:.2f} TB/s; "
+        f"float16 products: {limits.rates['fp16'] / 1e12:.0f} Tflop/s"
     )
     clips = random_units(max(clips for _, clips in LIBRARIES), dim)
     found = []
@@ -260,10 +255,9 @@ def measure_libraries(dim: int, rounds: int) -> dict[str, Any]:
             graph = stream.end_capture()
             in_graph = event_seconds(partial(graph.launch, stream), rounds)
             del top
-        moving = 2 * (count + total) * dim / limits["bandwidth"]
-        computing = 2 * count * total * dim / limits["rate"]
-        least = max(moving, computing)
-        bound = "bytes" if moving >= computing else "operations"
+        least, bound = limits.seconds(
+            Work(2.0 * (count + total) * dim, 2.0 * count * total * dim, "fp16")
+        )
         print(
             f"{count:5d} queries x {total:9,d} clips x {dim}, best {BEST}: "
             f"{1e3 * seconds:8.3f} ms, in a graph {1e3 * in_graph:8.3f} ms; "
@@ -275,27 +269,7 @@ def measure_libraries(dim: int, rounds: int) -> dict[str, Any]:
             {"queries": count, "clips": total, "dim": dim, "k": BEST, "seconds": seconds}
             | {"seconds_in_graph": in_graph, "limit_seconds": least, "bound": bound}
         )
-    return {"limits": limits, "libraries": found}
-
-
-def measure_limits(rounds: int) -> dict[str, float]:
-    """Bytes a second of a copy, read and written, and float16 operations a second of cuBLAS."""
-    import cupy
-
-    source = cupy.ones(1 << 31, cupy.uint8)
-    target = cupy.empty_like(source)
-    size = source.nbytes
-
-    def copy() -> None:
-        stream = cupy.cuda.get_current_stream()
-        target.data.copy_from_device_async(source.data, size, stream)
-
-    edge = 8192
-    left, right = random_units(edge, edge), random_units(edge, edge, seed=1)
-    return {
-        "bandwidth": 2 * size / event_seconds(copy, rounds),
-        "rate": 2 * edge**3 / event_seconds(lambda: left @ right, rounds),
-    }
+    return {"limits": asdict(limits), "libraries": found}
 
 
 def random_units(rows: int, dim: int, seed: int = 0) -> Any:

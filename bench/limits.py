@@ -89,7 +89,7 @@ def measure_limits(device: str, *, copy_bytes: int = _COPY_BYTES, edge: int = _E
     """Measure a device.
 
     Args:
-        device: ``cpu`` or ``cuda``.
+        device: ``cpu``, ``cuda`` or ``cuda:1``.
         copy_bytes: of the array that is copied; several times the largest cache.
         edge: rows and columns of the matrices.
 
@@ -98,7 +98,7 @@ def measure_limits(device: str, *, copy_bytes: int = _COPY_BYTES, edge: int = _E
     """
     if Device.parse(device).kind == "cpu":
         return _host_limits(copy_bytes, edge)
-    return _device_limits(copy_bytes * 4, edge * 4)
+    return _device_limits(Device.parse(device).index or 0, copy_bytes * 4, edge * 4)
 
 
 def _host_limits(copy_bytes: int, edge: int) -> Limits:
@@ -121,60 +121,75 @@ def _host_limits(copy_bytes: int, edge: int) -> Limits:
         / min(best_seconds(lambda: left @ left), best_seconds(_onnx_product(left))),
     }
     small = np.clip(left * 40, -127, 127).astype(np.int8)
-    rates["int8"] = operations / best_seconds(_onnx_product(small))
+    # Some processors have no instruction for two unsigned factors, and take several.
+    rates["int8"] = operations / min(
+        best_seconds(_onnx_product(weights)) for weights in (small, small.view(np.uint8))
+    )
     return Limits(2 * copy_bytes / copying, rates)
 
 
-def _onnx_product(matrix: npt.NDArray[Any]) -> Callable[[], object]:
-    """A matrix times itself by ONNX Runtime, which has other code for it than NumPy."""
-    from onnx import TensorProto, helper, numpy_helper
+def _onnx_product(weights: npt.NDArray[Any]) -> Callable[[], object]:
+    """Random activations times weights by ONNX Runtime, which has other code for it than NumPy.
+
+    Args:
+        weights: float32, or 8 bits wide, signed or not: activations of as few bits have no sign.
+    """
+    from onnx import helper, numpy_helper
     from onnxruntime import InferenceSession
 
-    edge = len(matrix)
-    if matrix.dtype == np.float32:
-        kind, result, operator = TensorProto.FLOAT, TensorProto.FLOAT, "MatMul"
-        given = matrix
-    else:
-        kind, result, operator = TensorProto.UINT8, TensorProto.INT32, "MatMulInteger"
-        given = matrix.view(np.uint8)
+    edge, single = len(weights), weights.dtype == np.float32
+    given = weights if single else weights.view(np.uint8)
+    kind, result = (
+        helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        for dtype in (given.dtype, np.float32 if single else np.int32)
+    )
     graph = helper.make_graph(
-        [helper.make_node(operator, ["x", "w"], ["y"])],
+        [helper.make_node("MatMul" if single else "MatMulInteger", ["x", "w"], ["y"])],
         "product",
         [helper.make_tensor_value_info("x", kind, (edge, edge))],
         [helper.make_tensor_value_info("y", result, (edge, edge))],
-        [numpy_helper.from_array(matrix, "w")],
+        [numpy_helper.from_array(weights, "w")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     session = InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return lambda: session.run(None, {"x": given})
 
 
-def _device_limits(copy_bytes: int, edge: int) -> Limits:
+def _device_limits(index: int, copy_bytes: int, edge: int) -> Limits:
     import cupy
-
-    source = cupy.ones(copy_bytes, cupy.uint8)
-    target = cupy.zeros_like(source)
 
     def timed(run: Callable[[], object]) -> float:
         from .timing import CudaClock
 
         return min(CudaClock().time(lambda _: run(), None)[0] for _ in range(_BEST_OF + 1))
 
-    copying = timed(lambda: cupy.copyto(target, source))
-    rates = {}
-    for kind, dtype in (("fp32", cupy.float32), ("fp16", cupy.float16)):
-        matrix = cupy.ones((edge, edge), dtype)
-        rates[kind] = 2.0 * edge**3 / timed(lambda matrix=matrix: matrix @ matrix)  # type: ignore[misc]
-    one = cupy.zeros(1, cupy.float32)
-    return Limits(2 * copy_bytes / copying, rates, timed(lambda: cupy.copyto(one, one)))
+    with cupy.cuda.Device(index):
+        rng = cupy.random.default_rng(0)
+        source = cupy.ones(copy_bytes, cupy.uint8)
+        target = cupy.zeros_like(source)
+        copying = timed(lambda: cupy.copyto(target, source))
+        # Numbers that are all alike take less power, and so a higher clock.
+        drawn = rng.standard_normal((edge, edge), dtype=cupy.float32)
+        rates = {}
+        for kind in ("fp32", "fp16"):
+            matrix = drawn.astype({"fp32": cupy.float32, "fp16": cupy.float16}[kind])
+            rates[kind] = 2.0 * edge**3 / timed(lambda matrix=matrix: matrix @ matrix)  # type: ignore[misc]
+        one = cupy.zeros(1, cupy.float32)
+        overhead = timed(lambda: cupy.copyto(one, one))
+    return Limits(2 * copy_bytes / copying, rates, overhead)
 
 
 def best_seconds(run: Callable[[], object]) -> float:
-    """The fastest of a few runs after one that warms up: a limit is what can be reached."""
+    """The fastest of a few runs: a limit is what can be reached."""
+    return min(host_seconds(run, _BEST_OF))
+
+
+def host_seconds(run: Callable[[], object], rounds: int) -> list[float]:
+    """Of so many runs by the host's clock, after one that warms up."""
     run()
     times = []
-    for _ in range(_BEST_OF):
+    for _ in range(rounds):
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
-    return min(times)
+    return times

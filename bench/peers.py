@@ -171,7 +171,8 @@ def torch_curves(device: str, power: float) -> Callable[[Any], Any] | None:
     """Similarity curves of videos of one length by `torch.bmm`; None without torch.
 
     The result takes ``(variants, clips)``, arrays `(queries, variants, dim)` and
-    `(queries, clips, dim)`, and gives `(queries, variants, clips)` float32 on the host.
+    `(queries, clips, dim)`, and gives `(queries, variants, clips)` float32 where they are: of NumPy
+    on the CPU, of CuPy on a GPU, from which nothing is fetched.
     """
     if not TORCH_KERNELS.installed:
         return None
@@ -183,13 +184,18 @@ def torch_curves(device: str, power: float) -> Callable[[Any], Any] | None:
             cosines = torch.bmm(variants, clips.transpose(1, 2))
             low = cosines.amin(dim=2, keepdim=True)
             span = (cosines.amax(dim=2, keepdim=True) - low).clamp_min(1e-5)
-            return ((cosines - low) / span).pow(power).cpu().numpy()
+            found = ((cosines - low) / span).pow(power)
+        if device == "cpu":
+            return found.numpy()
+        import cupy
+
+        return cupy.from_dlpack(found)
 
     return run
 
 
 def every_frame(path: Path, seconds: Sequence[float]) -> list[npt.NDArray[Any]]:
-    """The frames shown at these times, by decoding all of a video with PyAV, as scripts do."""
+    """The frames shown at these times, by decoding every frame up to the last with PyAV."""
     import av
 
     found: list[npt.NDArray[Any]] = []
@@ -203,6 +209,8 @@ def every_frame(path: Path, seconds: Sequence[float]) -> list[npt.NDArray[Any]]:
             while wanted is not None and frame.time is not None and frame.time > wanted + 1e-6:
                 found.append((shown or frame).to_ndarray(format="rgb24"))
                 wanted = next(todo, None)
+            if wanted is None:
+                break
             shown = frame
         if shown is not None and wanted is not None:
             found += [shown.to_ndarray(format="rgb24")] * (1 + len(list(todo)))

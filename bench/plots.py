@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ _COLOURS = (
 )
 _WIDE = 9.5
 """Inches; a page shows the pictures at about half of their pixels."""
-_SMALLEST_SHARE = 0.01
-"""Of a bar: smaller stages are drawn as one."""
+_SMALLEST_SHARE, _SMALL = 0.01, "less than 1%"
+"""Of a bar: smaller stages are drawn as one, under this name."""
+_LONGER = 4
+"""Bars of one axis are no more than so many times as long as the next shorter one."""
 
 
 def draw_report(report: Report, folder: str | os.PathLike[str]) -> list[Path]:
@@ -51,39 +54,64 @@ def draw_report(report: Report, folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def _stages(report: Report) -> Any | None:
-    """A stacked bar for each breakdown, those of a suite over one axis."""
+    """A stacked bar for each breakdown, those of a suite of about one length over one axis."""
     suites = list(dict.fromkeys(breakdown.suite for breakdown in report.breakdowns))
     if not suites:
         return None
-    groups = [[b for b in report.breakdowns if b.suite == suite] for suite in suites]
-    heights = [len(group) + 1.2 for group in groups]
+    groups = [
+        (suite, own, _colours_of([b for b in report.breakdowns if b.suite == suite]))
+        for suite in suites
+        for own in _alike([b for b in report.breakdowns if b.suite == suite])
+    ]
+    # A legend needs its room beside few bars as well.
+    heights = [
+        max(len(own) + 1.2, 0.36 * len({name for b in own for name in _parts(b)}) + 0.6)
+        for _, own, _ in groups
+    ]
     figure = new_figure(_WIDE, 0.62 * sum(heights) + 0.8, layout="constrained")
     every = figure.subplots(len(groups), 1, height_ratios=heights, squeeze=False)[:, 0]
-    for axes, suite, group in zip(every, suites, groups, strict=True):
-        _stacked(axes, suite, group)
+    for axes, (suite, own, colours) in zip(every, groups, strict=True):
+        _stacked(axes, suite, own, colours)
     figure.suptitle("Where the time goes", x=0.01, ha="left", color=INK, fontsize=14)
     return figure
 
 
-def _stacked(axes: Any, suite: str, group: Sequence[Breakdown]) -> None:
-    longest = max(sum(b.stages.values()) for b in group)
+def _whole(breakdown: Breakdown) -> float:
+    return sum(breakdown.stages.values())
+
+
+def _alike(group: Sequence[Breakdown]) -> list[list[Breakdown]]:
+    """Apart wherever the next longer one is so much longer that it would make slivers of others."""
+    lengths = sorted(map(_whole, group))
+    cuts = [longer for shorter, longer in itertools.pairwise(lengths) if longer > _LONGER * shorter]
+    parts: dict[int, list[Breakdown]] = {}
+    for breakdown in group:
+        parts.setdefault(sum(_whole(breakdown) >= cut for cut in cuts), []).append(breakdown)
+    return list(parts.values())
+
+
+def _colours_of(group: Sequence[Breakdown]) -> dict[str, str]:
+    """Of every stage that is drawn, the same on all of a suite's axes."""
+    names = dict.fromkeys(name for breakdown in group for name in _parts(breakdown))
+    names.pop(_SMALL, None)
+    return dict(zip(names, _COLOURS * 2, strict=False)) | {_SMALL: "#d0d5d9"}
+
+
+def _parts(breakdown: Breakdown) -> dict[str, float]:
+    """What is drawn of it."""
+    least = _SMALLEST_SHARE * _whole(breakdown)
+    parts = {name: value for name, value in breakdown.stages.items() if value >= least}
+    small = sum(value for value in breakdown.stages.values() if value < least)
+    return {name: value for name, value in {**parts, _SMALL: small}.items() if value > 0}
+
+
+def _stacked(axes: Any, suite: str, group: Sequence[Breakdown], colours: Mapping[str, str]) -> None:
+    longest = max(map(_whole, group))
     scale, unit = (1.0, "s") if longest >= 1 else (1e3, "ms") if longest >= 1e-3 else (1e6, "µs")
-    names = dict.fromkeys(
-        name
-        for b in group
-        for name, value in b.stages.items()
-        if value >= _SMALLEST_SHARE * sum(b.stages.values())
-    )
-    colours = dict(zip(names, _COLOURS * 2, strict=False)) | {"less than 1%": "#d0d5d9"}
     shown: set[str] = set()
     for place, breakdown in enumerate(group):
-        whole = sum(breakdown.stages.values())
-        parts = {name: value for name, value in breakdown.stages.items() if name in names}
-        parts["less than 1%"] = whole - sum(parts.values())
         left = 0.0
-        for name, value in parts.items():
-            if value <= 0:
-                continue
+        for name, value in _parts(breakdown).items():
             label = None if name in shown else name
             shown.add(name)
             axes.barh(
@@ -95,7 +123,7 @@ def _stacked(axes: Any, suite: str, group: Sequence[Breakdown]) -> None:
             )
             left += value
         axes.annotate(
-            duration(whole),
+            duration(_whole(breakdown)),
             (left * scale, place),
             xytext=(5, 0),
             textcoords="offset points",

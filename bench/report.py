@@ -65,7 +65,7 @@ def rows(report: Report, suite: str) -> Iterable[tuple[str, ...]]:
             yield (
                 "" if place else _named(task, record),
                 record.runner + (" *" if record.peer else ""),
-                f"{duration(record.each)} a {record.unit}",
+                f"{duration(record.each)} {_article(record.unit)} {record.unit}",
                 duration(record.p90 / record.items),
                 duration(record.p99 / record.items),
                 f"±{record.noise:.0%} of {record.samples}",
@@ -76,8 +76,15 @@ def rows(report: Report, suite: str) -> Iterable[tuple[str, ...]]:
 
 
 def _named(task: str, record: Record) -> str:
-    sizes = ", ".join(f"{value} {name}" for name, value in record.parameters.items())
+    sizes = ", ".join(
+        f"{value} {name.removesuffix('s') if value == 1 else name}"
+        for name, value in record.parameters.items()
+    )
     return f"{task} ({sizes})" if sizes else task
+
+
+def _article(noun: str) -> str:
+    return "an" if noun[0] in "aeiou" else "a"
 
 
 def machine_lines(report: Report) -> list[str]:

@@ -301,11 +301,13 @@ def run_suites(
         if name not in SUITES:
             raise GranAlignError(f"suite: got {name!r}, expected some of: {', '.join(SUITES)}")
     preset(settings.preset)
-    if Device.parse(settings.device).kind != "cpu":
+    device = Device.parse(settings.device)
+    if device.kind != "cpu":
         try:
-            import cupy  # noqa: F401
+            import cupy
         except ImportError:
             raise MissingExtraError("measuring on a GPU", "cuda") from None
+        cupy.cuda.Device(device.index or 0).use()
     say("the machine's limits")
     before = limits or measure_limits(settings.device)
     report = Report(

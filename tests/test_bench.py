@@ -12,7 +12,6 @@ import pytest
 
 from granalign_fast.bench import plots
 from granalign_fast.bench.cost import costs
-from granalign_fast.bench.limits import Limits, Work, measure_limits
 from granalign_fast.bench.plots import draw_report
 from granalign_fast.bench.records import (
     LEAST_DIFFERENCE,
@@ -26,24 +25,8 @@ from granalign_fast.bench.records import (
     tasks,
 )
 from granalign_fast.bench.report import duration, markdown, print_report, size, write_markdown
-from granalign_fast.bench.timing import (
-    Samples,
-)
+from granalign_fast.bench.timing import Samples
 from granalign_fast.errors import GranAlignError
-
-
-def test_limits_are_the_longer_of_bytes_and_operations() -> None:
-    limits = Limits(100.0, {"fp32": 10.0, "int8": 40.0}, overhead=0.5)
-    assert limits.seconds(Work(bytes=400.0, operations=10.0)) == (4.5, "bytes")
-    assert limits.seconds(Work(bytes=100.0, operations=80.0)) == (8.5, "operations")
-    assert limits.seconds(Work(100.0, 80.0, "int8")) == (2.5, "operations")
-    assert Work(1.0, 2.0) + Work(3.0, 4.0) == Work(4.0, 6.0)
-
-
-def test_the_machines_limits_are_measured() -> None:
-    limits = measure_limits("cpu", copy_bytes=1 << 20, edge=64)
-    assert limits.bandwidth > 0 and set(limits.rates) == {"fp32", "int8"}
-    assert min(limits.rates.values()) > 0
 
 
 def record(task: str = "nms", median: float = 1.0, noise: float = 0.02, **known: Any) -> Record:
@@ -302,6 +285,27 @@ def test_pictures_are_drawn_of_what_there_is(tmp_path: Path) -> None:
     assert [path.stem for path in drawn] == names
     assert all(path.stat().st_size > 10_000 for path in drawn)
     assert draw_report(report(record()), tmp_path / "none") == []
+
+
+def test_a_bar_that_is_much_longer_has_an_axis_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = report(record())
+    lengths = {"warm": 0.2, "cold start": 1.45, "captions": 0.06}
+    found.breakdowns = [
+        Breakdown("search", name, {"embed": 0.05, "nms": 1e-5, "other": length - 0.05})
+        for name, length in lengths.items()
+    ] + [Breakdown("index", "a clip", {"decode": 0.004, "embed": 0.004})]
+    drawn: list[Any] = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.append(figure))
+    draw_report(found, tmp_path)
+    bars = [[label.get_text() for label in axes.get_yticklabels()] for axes in drawn[0].axes]
+    assert bars == [["warm", "captions"], ["cold start"], ["a clip"]]
+    units = [axes.get_xlabel() or axes.xaxis.get_label().get_text() for axes in drawn[0].axes]
+    assert units == ["search: ms", "search: s", "index: ms"]
+    legends = [[t.get_text() for t in axes.get_legend().get_texts()] for axes in drawn[0].axes]
+    small = ["embed", "other", "less than 1%"]
+    assert legends == [small, small, ["decode", "embed"]]
 
 
 def test_bars_of_one_task_are_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

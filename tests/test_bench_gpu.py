@@ -133,8 +133,8 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """What would be run, one job breaking and one writing nothing."""
     asked: list[list[str]] = []
 
-    def run(command: list[str], timeout: float, check: bool) -> Any:
-        asked.append(command)
+    def run(command: list[str], timeout: float, check: bool, env: dict[str, str]) -> Any:
+        asked.append([*command, env.get("CUDA_VISIBLE_DEVICES", "all")])
         out = Path(command[command.index("--json") + 1])
         assert timeout > 0 and not out.exists()
         if "encoders" in command:
@@ -169,9 +169,37 @@ def test_jobs_by_name(jobs: list[list[str]], tmp_path: Path) -> None:
         *("kernels-cuda.json", "llm-cuda.json")
     ]
     assert "llama3-8b" in jobs[1]
-    assert all(job[0] == sys.executable and "cuda:1" in job for job in jobs)
+    assert all(job[0] == sys.executable and "cuda" in job and job[-1] == "1" for job in jobs)
     with pytest.raises(SystemExit):
         gpu.main(["shapes"])
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "seen"),
+    [
+        *(("cuda", None, None), ("cuda", "4,5", "4,5"), ("cuda:1", None, "1")),
+        *(("cuda:1", "4,5", "5"), ("cpu", None, None)),
+    ],
+)
+def test_a_job_sees_the_gpu_that_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, device: str, visible: str | None, seen: str | None
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    kind, environment = gpu.chosen_gpu(device)
+    assert kind == device.partition(":")[0]
+    assert environment.get("CUDA_VISIBLE_DEVICES") == seen
+
+
+@pytest.mark.parametrize("device", ["gpu:1", "cuda:2"])
+def test_a_gpu_that_is_not_there_is_refused(
+    monkeypatch: pytest.MonkeyPatch, device: str, capsys: Any
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    with pytest.raises(SystemExit):
+        gpu.main(["kernels", "--device", device])
+    assert f"device '{device}': " in capsys.readouterr().err
 
 
 def test_a_job_leaves_a_report(tmp_path: Path) -> None:

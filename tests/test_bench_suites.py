@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
 import json
 import pkgutil
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import reference
@@ -115,6 +118,26 @@ def test_decoding_every_frame_shows_what_ours_shows(tmp_path: Path) -> None:
     expected = [videos.read(frame.image) for frame in read_frames(path)]
     assert [videos.read(image) for image in found] == expected
     assert len(set(expected)) == info.clips == 4
+
+
+def test_decoding_every_frame_ends_with_the_last_that_is_wanted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = videos.render(tmp_path / "v.mp4", videos.constant(10, 7.3))
+    opened, decoded = av.open, []
+
+    @contextlib.contextmanager
+    def watched(name: str) -> Any:
+        with opened(name) as container:
+            frames = (decoded.append(frame) or frame for frame in container.decode(video=0))
+            yield types.SimpleNamespace(streams=container.streams, decode=lambda stream: frames)
+
+    monkeypatch.setattr(av, "open", watched)
+    found = peers.every_frame(path, [0.5, 1.0])
+    assert [videos.read(image) for image in found] == [
+        videos.read(d.to_ndarray(format="rgb24")) for d in (decoded[5], decoded[10])
+    ]
+    assert len(decoded) == 12 < 73, "one frame says that the last has been shown"
 
 
 def measure(*names: str, settings: Settings = QUICK) -> Report:

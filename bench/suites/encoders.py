@@ -10,21 +10,20 @@ from typing import Any
 import numpy as np
 
 from granalign_fast.bench import peers
+from granalign_fast.bench.judging import PlainFrames, PlainSentences
 from granalign_fast.bench.limits import Work
 from granalign_fast.bench.models_used import models_of
 from granalign_fast.bench.records import OURS
 from granalign_fast.bench.running import Bench, Runner
-from granalign_fast.bench.timing import HostClock, require
+from granalign_fast.bench.timing import HostClock, Judge, require
 from granalign_fast.bench.workloads import VARIANTS, sentences, video
 from granalign_fast.encoders import SentenceEncoder
 from granalign_fast.errors import GranAlignError
-from granalign_fast.export.reference import Bert
 from granalign_fast.export.sentence_encoder import SentenceModel
-from granalign_fast.models import resolve_model
+from granalign_fast.models import CLIP, resolve_model
 from granalign_fast.video.frames import read_frames
 
 _CAPTIONS, _FRAMES = 256, 16
-_JUDGED = 4
 _LEAST_COSINE = {"int8": 0.99, "fp16": 0.9999}
 """Least mean cosine to our fp32 embeddings; 0.99999 for everything else."""
 
@@ -58,18 +57,7 @@ def _sentences(bench: Bench) -> None:
         work = _bert_work(model, lengths, "fp32")
         return own + [Runner(name=n, run=e, peer=True, work=work) for n, e in theirs.items()]
 
-    bert = Bert.load(model.weights, model.config)
-
-    def judge(texts: list[str], outputs: Mapping[str, Any]) -> None:
-        fp32, few = outputs[OURS], tuple(texts[:_JUDGED])
-        expected = bert.embed(model.tokenise(few), pooling=model.pooling, normalise=True)
-        error = float(np.abs(fp32[:_JUDGED] - expected).max())
-        require(error < 1e-4, f"ours: {error:.0e} from the model in NumPy")
-        for name, rows in outputs.items():
-            cosine = float((rows * fp32).sum(axis=1).mean())
-            least = _LEAST_COSINE.get(name.partition(", ")[2].split(" ")[0], 0.99999)
-            require(cosine >= least, f"{name}: mean cosine {cosine:.5f}, expected {least}")
-
+    judge = sentence_judge(model)
     found = bench.race(
         "embed captions",
         runners(count),
@@ -94,6 +82,26 @@ def _sentences(bench: Bench) -> None:
     bench.constant("embed_seconds_per_query", one[OURS].median)
 
 
+def sentence_judge(model: SentenceModel) -> Judge:
+    """Ours in fp32 against the model in NumPy, for a few texts, and all others against ours.
+
+    Args:
+        model: that runners embed with; a precision other than fp32 is in their names.
+    """
+    plain = PlainSentences(model)
+
+    def judge(texts: list[str], outputs: Mapping[str, Any]) -> None:
+        fp32 = outputs[OURS]
+        plain.judge(texts, fp32)
+        for name, rows in outputs.items():
+            require(rows.shape == fp32.shape, f"{name}: embeddings of shape {rows.shape}")
+            cosine = float((rows * fp32).sum(axis=1).mean())
+            least = _LEAST_COSINE.get(name.partition(", ")[2].split(" ")[0], 0.99999)
+            require(cosine >= least, f"{name}: mean cosine {cosine:.5f}, expected {least}")
+
+    return judge
+
+
 def _rng() -> np.random.Generator:
     return np.random.default_rng(1)
 
@@ -112,7 +120,8 @@ def _bert_work(model: SentenceModel, lengths: list[int], kind: str) -> Work:
 
 def _frames(bench: Bench) -> None:
     """Frames by the CLIP of the models' folder."""
-    clip = models_of(bench).clip
+    models = models_of(bench)
+    clip = models.clip
     if clip is None:
         bench.note("frames: these models have no CLIP, and one of random weights is not made")
         return
@@ -125,23 +134,15 @@ def _frames(bench: Bench) -> None:
     def draw(rng: np.random.Generator) -> list[Any]:
         return [images[i] for i in rng.integers(0, len(images), count).tolist()]
 
-    def judge(given: list[Any], outputs: Mapping[str, Any]) -> None:
-        rows = outputs["ours"]
-        alone = clip.encode_frames(given[-1:])
-        require(
-            bool(np.abs(np.linalg.norm(rows, axis=1) - 1).max() < 1e-3)
-            and float(alone[0] @ rows[-1]) > 0.999,
-            "ours: a frame's embedding depends on the others, or has no unit length",
-        )
-
+    plain = PlainFrames(clip, models.found[CLIP])
     found = bench.race(
         "embed frames",
         [Runner(run=clip.encode_frames)],
         draw,
-        judge,
+        lambda given, outputs: plain.judge(given, outputs[OURS]),
         unit="frame",
         items=count,
         clock=HostClock(),
         parameters={"frames": count},
     )
-    bench.constant("clip_seconds_per_frame", found["ours"].median / count)
+    bench.constant("clip_seconds_per_frame", found[OURS].median / count)

@@ -123,7 +123,8 @@ def _whole(
         return nms(*found, threshold=config.nms_threshold, top=config.top)
 
     def loop(given: _Given) -> list[list[plain.Found]]:
-        variants, mixed = bench.to_host(given.variants), bench.to_host(given.mixed)
+        variants = bench.to_host(given.variants[:few])
+        mixed = bench.to_host(given.mixed[: few * CLIPS])
         return [
             plain.search(variants[q], mixed[q * CLIPS : (q + 1) * CLIPS], config)
             for q in range(few)
@@ -168,7 +169,7 @@ def _torch(
 
     def judge(given: _Given, outputs: Mapping[str, Any]) -> None:
         ours = bench.to_host(outputs["ours"].variants)
-        other = outputs["torch"].transpose(1, 0, 2).reshape(ours.shape)
+        other = bench.to_host(outputs["torch"]).transpose(1, 0, 2).reshape(ours.shape)
         error = float(np.abs(ours - other).max())
         require(error < _CURVE_TOLERANCE, f"similarity: {error:.0e} from torch's curves")
 

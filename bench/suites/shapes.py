@@ -22,11 +22,17 @@ import numpy.typing as npt
 from granalign_fast import prompts
 from granalign_fast.bench import peers, random_models
 from granalign_fast.bench.captions import transformers_captions
+from granalign_fast.bench.judging import judge_answers
 from granalign_fast.bench.limits import Work
 from granalign_fast.bench.random_clip import TOWERS, tower_weights, write_tower
 from granalign_fast.bench.records import OURS
 from granalign_fast.bench.running import Bench, Runner
-from granalign_fast.bench.suites.generation import matrix_weights, token_judge
+from granalign_fast.bench.suites.generation import (
+    Matrices,
+    counted,
+    decoder_work,
+    token_judge,
+)
 from granalign_fast.bench.timing import HostClock, difference, require
 from granalign_fast.captions import FrameSet, VlmCaptioner
 from granalign_fast.generation import CausalLM
@@ -143,7 +149,7 @@ def _tower(bench: Bench, name: str) -> None:
 
 def _decoder(bench: Bench, case: _Case) -> None:
     """Both depths of one shape, the rest of the figures at the greater one."""
-    steps = {}
+    steps: dict[int, float] = {}
     for depth in case.depths:
         cut = f"{case.name}@{depth}"
         folder = bench.folder / "shapes" / cut
@@ -151,7 +157,9 @@ def _decoder(bench: Bench, case: _Case) -> None:
             out = random_models.write_export(cut, folder, precision=_precision(bench))
             make = VisionLanguageModel if out.name == VLM else CausalLM
             model = make(out, device=bench.settings.device)
-            steps[depth] = _step(bench, model, case, depth, matrix_weights(out))
+            step = _step(bench, model, case, depth, Matrices.read(out))
+            if step is not None:
+                steps[depth] = step
             if depth == case.depths[-1]:
                 _prefix(bench, model, cut)
                 if isinstance(model, VisionLanguageModel):
@@ -159,11 +167,17 @@ def _decoder(bench: Bench, case: _Case) -> None:
             del model
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-    _extrapolate(bench, case, steps)
+    if len(steps) == len(case.depths):
+        _extrapolate(bench, case, steps)
 
 
-def _step(bench: Bench, model: CausalLM, case: _Case, depth: int, matrices: int) -> float:
-    """Seconds of a decode step: a long answer less a short one, so that the prompt drops out."""
+def _step(
+    bench: Bench, model: CausalLM, case: _Case, depth: int, matrices: Matrices
+) -> float | None:
+    """Seconds of a decode step: a long answer less a short one, so that the prompt drops out.
+
+    None where that difference is lost in the noise.
+    """
     vocabulary = model.manifest.vocabulary
 
     def draw(rng: np.random.Generator) -> list[list[int]]:
@@ -171,63 +185,50 @@ def _step(bench: Bench, model: CausalLM, case: _Case, depth: int, matrices: int)
         return ids
 
     sizes = {"model": case.name, "layers": depth, "rows": case.rows, "precision": _precision(bench)}
-    short, long = (
-        bench.race(
-            f"{case.name}, {depth} layers, {count} new tokens",
-            [
-                Runner(
-                    run=lambda ids, count=count: model.generate(  # type: ignore[misc]
-                        ids, max_new_tokens=count, stop_ids=()
-                    )
-                )
-            ],
-            draw,
-            token_judge({OURS: model}, set()),
-            clock=HostClock(),
-            parameters=sizes,
-            rounds=6,
-            record=False,
-        )[OURS]
-        for count in (_SHORT, _LONG)
+    depths = f"{depth} layer{'s' * (depth != 1)}"
+    found = bench.race(
+        f"{case.name}, {depths}, decode steps",
+        [
+            Runner(
+                name=counted(OURS, count),
+                run=lambda ids, count=count: model.generate(  # type: ignore[misc]
+                    ids, max_new_tokens=count, stop_ids=()
+                ),
+            )
+            for count in (_SHORT, _LONG)
+        ],
+        draw,
+        token_judge({OURS: model}, (), (_SHORT, _LONG)),
+        clock=HostClock(),
+        parameters=sizes,
+        rounds=6,
+        record=False,
     )
-    step = difference(long, short, _LONG - _SHORT)
-    work = _step_work(model, matrices, case.rows)
+    step = difference(found[counted(OURS, _LONG)], found[counted(OURS, _SHORT)], _LONG - _SHORT)
+    if step.median <= 0:
+        bench.note(f"{case.name}, {depths}: a decode step is lost in the noise of its prompts")
+        return None
+    work = decoder_work(model, matrices, rows=case.rows, past=_PROMPT + _LONG / 2)
     bench.record(step, "a decode step", unit="step", work=work, parameters=sizes)
     return step.median
-
-
-def _step_work(model: CausalLM, matrices: int, rows: int) -> Work:
-    """Every weight but the embedding's is read once for all rows, and every row's past."""
-    own = model.manifest
-    width = own.cache_dtype.itemsize
-    past = 2 * own.layers * own.kv_heads * own.head_dim * (_PROMPT + _LONG / 2) * rows
-    return Work(width * (matrices + past), 2.0 * matrices * rows, own.precision)
 
 
 def _extrapolate(bench: Bench, case: _Case, steps: Mapping[int, float]) -> None:
     """A step of all layers, from what each of those between the two depths has taken."""
     shallow, deep = case.depths
     layer = (steps[deep] - steps[shallow]) / (deep - shallow)
-    layers = random_models.shape_of(case.name).text["num_hidden_layers"]
+    text = random_models.shape_of(case.name).text
+    layers = text["num_hidden_layers"]
     whole = steps[deep] + (layers - deep) * layer
     bench.constant(f"{case.name}: seconds of a layer in a decode step", layer)
     bench.constant(f"{case.name}: seconds of a decode step, extrapolated", whole)
-    text = random_models.shape_of(case.name).text
-    width = 2 if bench.on_gpu else 4
-    least, _ = bench.limits.seconds(Work(width * _text_matrices(text), 0.0, _precision(bench)))
+    precision = _precision(bench)
+    least, _ = bench.limits.seconds(Work(Matrices.of(text).bytes(precision), 0.0, precision))
     bench.note(
         f"{case.name}, {case.rows} rows: {1e3 * layer:.3f} ms a layer; a step of all {layers} "
         f"layers extrapolated from {shallow} and {deep}: {1e3 * whole:.2f} ms, "
         f"{whole / least:.2f} times what reading the weights takes"
     )
-
-
-def _text_matrices(text: Mapping[str, Any]) -> int:
-    """Weights that a step multiplies with, the output's among them."""
-    hidden, heads = text["hidden_size"], text["num_attention_heads"]
-    keys = hidden // heads * text["num_key_value_heads"]
-    layer = 2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * text["intermediate_size"]
-    return int(text["num_hidden_layers"] * layer + text["vocab_size"] * hidden)
 
 
 def _prefix(bench: Bench, model: CausalLM, name: str) -> None:
@@ -283,6 +284,7 @@ def _captions(bench: Bench, model: VisionLanguageModel, source: Path, name: str)
 
     def judge(given: Any, outputs: Mapping[str, Any]) -> None:
         mine = outputs[OURS]
+        judge_answers(f"{name}: captions", captioner, frames, prompts.AGNOSTIC_CAPTION, mine)
         for runner, found in outputs.items():
             # In fp16 two likely tokens may change places, and all that follows with them.
             same = np.mean([a[0] == b[0] for a, b in zip(found, mine, strict=True)])
