@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from granalign_fast.errors import GranAlignError, MissingExtraError
+from granalign_fast.models import read_json
 from granalign_fast.published import PublishedModel, model_set
 
 from .clip import export_clip
@@ -29,7 +30,7 @@ def export_model_set(
 ) -> Path:
     """Export every model of a set to `out`, each to the folder of its kind.
 
-    A model that is already there is left as it is, so that an interrupted call can be repeated.
+    A model that is already there is kept as it is, so that an interrupted call can be repeated.
 
     Args:
         name: one of `published.MODEL_SETS`.
@@ -38,25 +39,50 @@ def export_model_set(
         progress: called with the kind and the name of each step as it begins.
 
     Raises:
-        GranAlignError: there is no such set or precision, a model cannot be fetched or exported.
+        GranAlignError: there is no such set or precision, what is there is another model or of
+            another precision, a model cannot be fetched or exported.
         MissingExtraError: an extra that the export needs is not installed.
     """
     if precision not in _PRECISIONS:
         raise GranAlignError(f"precision {precision!r}: expected one of {sorted(_PRECISIONS)}")
     models, out = model_set(name), Path(out)
-    for model in models:
-        if not (out / model.kind).exists():
-            _export(model, out / model.kind, precision, progress)
+    missing = [model for model in models if not _is_there(model, out / model.kind, precision)]
+    for model in missing:
+        _export(model, out / model.kind, precision, progress)
     return out
+
+
+def _is_there(model: PublishedModel, out: Path, precision: str) -> bool:
+    """Whether `out` holds this model; another one is an error."""
+    if not out.exists():
+        return False
+    record = read_json(out / "manifest.json")
+    for key, expected in (
+        ("kind", model.kind),
+        ("source", model.source),
+        ("precision", _precision(model, precision)),
+    ):
+        got = record.get(key) if isinstance(record, dict) else None
+        if got != expected:
+            raise GranAlignError(
+                f"{out}: got a model of {key} {got!r}, expected {expected!r}; "
+                f"name another folder, or delete this one"
+            )
+    return True
+
+
+def _precision(model: PublishedModel, precision: str) -> str:
+    return "fp32" if (model.kind, precision) == ("clip", "int4") else precision
 
 
 def _export(
     model: PublishedModel, out: Path, precision: str, progress: Callable[[str], None] | None
 ) -> None:
-    kept = "fp32" if (model.kind, precision) == ("clip", "int4") else precision
     tell = progress and (lambda step: progress(f"{model.kind}: {step}"))
     try:
-        _EXPORTS[model.kind](model.source, out, precision=kept, progress=tell)
+        _EXPORTS[model.kind](
+            model.source, out, precision=_precision(model, precision), progress=tell
+        )
     except GranAlignError as error:
         if not model.gated or isinstance(error, MissingExtraError):
             raise

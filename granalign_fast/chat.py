@@ -9,7 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .embedding import load_tokenizer
+from .embedding import load_tokenizer, tokenise
 from .errors import GranAlignError
 from .models import one_line, read_json
 
@@ -34,8 +34,16 @@ class ChatTokenizer:
         self._template: Any = None
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of plain text; no special tokens are added, those written out are found."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        """Token ids of plain text; no special tokens are added, those written out are found.
+
+        Raises:
+            GranAlignError: the text is not valid Unicode.
+        """
+        try:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        except (UnicodeEncodeError, TypeError):
+            tokenise(self._tokenizer, text.splitlines())  # names the line that is none
+            raise
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -47,7 +55,8 @@ class ChatTokenizer:
         """Token ids of a conversation, up to where the assistant is to speak.
 
         Raises:
-            GranAlignError: the model has no chat template, or it refuses the messages.
+            GranAlignError: the model has no chat template, or it refuses the messages; a message
+                is not valid Unicode.
         """
         if not messages:
             raise GranAlignError("messages: got none, expected at least one")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from .errors import GranAlignError
@@ -26,13 +28,16 @@ class Finding:
     """Whether the device that was asked for cannot do without."""
 
 
-_EXTRAS = {
-    "cpu": ("onnxruntime",),
-    "cuda": ("onnxruntime-gpu", "cupy-cuda13x"),
-    "tensorrt": ("onnxruntime-gpu", "cupy-cuda13x", "tensorrt-cu13"),
-    "plot": ("matplotlib",),
-    "hub": ("huggingface-hub",),
-    "optimum": ("torch", "transformers", "optimum", "optimum-onnx"),
+_EXTRAS = ("cpu", "cuda", "tensorrt", "plot", "editors", "hub", "optimum")
+# As the package's own metadata say it: transformers<5,>=4.57; extra == "optimum"
+_REQUIREMENT = re.compile(r"""([\w.-]+)([^;\[]*); extra == ["']([\w-]+)["']""")
+_BOUND = re.compile(r"(==|>=|<=|<|>)([\d.]+)")
+_HOLDS = {
+    "==": operator.eq,
+    ">=": operator.ge,
+    "<=": operator.le,
+    "<": operator.lt,
+    ">": operator.gt,
 }
 
 
@@ -73,11 +78,38 @@ def _installed(package: str) -> str | None:
 
 
 def _extras(needed: str) -> Iterator[Finding]:
-    for extra, packages in _EXTRAS.items():
-        found = {package: _installed(package) for package in packages}
-        text = ", ".join(f"{name} {number or 'missing'}" for name, number in found.items())
+    try:
+        known = [_REQUIREMENT.fullmatch(text) for text in requires("granalign-fast") or ()]
+    except PackageNotFoundError:
+        yield Finding("extras", "this package itself is not installed", False, "pip install .")
+        return
+    for extra in _EXTRAS:
+        texts, ok = [], True
+        for package, bounds in (one.group(1, 2) for one in known if one and one[3] == extra):
+            number = _installed(package)
+            fits = number is not None and _fits(number, bounds)
+            ok = ok and fits
+            text = f"{package} {number or 'missing'}"
+            texts.append(f"{text} (expected {bounds.strip()})" if number and not fits else text)
         remedy = f"pip install 'granalign-fast[{extra}]'"
-        yield Finding(f"extra [{extra}]", text, all(found.values()), remedy, extra == needed)
+        if not texts:  # installed before there was this extra
+            texts, ok = ["unknown to this installation"], False
+        yield Finding(f"extra [{extra}]", ", ".join(texts), ok, remedy, extra == needed)
+
+
+def _fits(number: str, bounds: str) -> bool:
+    """Whether a version is within bounds such as ``<5,>=4.57``."""
+    got = _release(number)
+    return all(_HOLDS[sign](got, _release(bound)) for sign, bound in _BOUND.findall(bounds))
+
+
+def _release(number: str) -> tuple[int, ...]:
+    """``(2, 13)`` of ``2.13.0+cpu``, comparable."""
+    found = re.match(r"\d+(?:\.\d+)*", number)
+    numbers = [int(part) for part in found[0].split(".")] if found else []
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return tuple(numbers)
 
 
 def _runtimes() -> Finding:

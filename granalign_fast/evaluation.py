@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .errors import GranAlignError
-from .index import CaptionedVideo, VideoIndex
+from .index import CLIP_SECONDS, CaptionedVideo, VideoIndex
 from .jsonl import Record, iter_jsonl
 from .metrics import auroc, load_ground_truth, score_qvhighlights
+from .metrics.records import clip_count, clips_scored
 from .retriever import MomentRetriever, Request
 from .rewrites import Rewriter
 from .stages import Clock
-from .types import Rewrites, SearchResult
+from .types import Rewrites
 
 PathLike = str | os.PathLike[str]
 
@@ -147,14 +148,21 @@ def evaluate_qvhighlights(
     durations = {query.vid: truth_of[query.qid]["duration"] for query in asked}
     clock.lap("read")
     vids = dict.fromkeys([*durations, *(request.vid for request in missing)])
+    found: list[VideoIndex] = []
     if captions is not None:
         needed = [replace(given[vid], duration=durations.get(vid)) for vid in vids]
-        total = sum(len(video.captions) for video in needed)
-        tell = (lambda more: progress(more, total)) if progress else None
-        found = retriever.index_many(needed, progress=tell)
     else:
         found = [VideoIndex.load(Path(place) / vid) for vid in vids]
-        total = sum(len(index.video.captions) for index in found)
+        needed = [index.video for index in found]
+    videos = dict(zip(vids, needed, strict=True))
+    watched = bool(found) and all(index.frames is not None for index in found)
+    _check_models(retriever, asking=bool(missing), watched=watched)
+    for query in asked:
+        _check_clips(videos[query.vid], truth_of[query.qid], place)
+    total = sum(len(video.captions) for video in needed)
+    if captions is not None:
+        tell = (lambda more: progress(more, total)) if progress else None
+        found = retriever.index_many(needed, progress=tell)
     indices = dict(zip(vids, found, strict=True))
     clock.lap("index")
     rewrites = [query.rewrites for query in [*asked, *missing]]
@@ -171,10 +179,49 @@ def evaluate_qvhighlights(
     ]
     metrics = score_qvhighlights(predictions, truth)
     if missing:
-        metrics["brief"]["exists-AUROC"] = round(100 * _auroc(results, len(asked)), 2)
+        exists = [result.exists or 0.0 for result in results]
+        shown, absent_ones = exists[: len(asked)], exists[len(asked) :]
+        metrics["brief"]["exists-AUROC"] = round(100 * auroc(shown, absent_ones), 2)
     clock.lap("score")
     counts = {"queries": len(asked), "videos": len(vids), "captions": total}
     return Evaluation(metrics, predictions, seconds, counts)
+
+
+def _check_models(retriever: MomentRetriever, *, asking: bool, watched: bool) -> None:
+    """Refuse frames that have to be looked at where there are none, or no model that looks."""
+    if retriever.config.scorer == "recognition":
+        what = "scorer 'recognition'"
+    elif asking:
+        what = "absent queries"
+    else:
+        return
+    if not watched:
+        raise GranAlignError(
+            f"{what}: got captions alone, expected videos to look at; give --indexes that "
+            f"`granalign index` wrote"
+        )
+    if retriever.recogniser is None:
+        raise GranAlignError(
+            f"{what}: got a retriever that does not say whether a video shows a query, expected "
+            f"one with a captioner that recognises; give --models with a vlm"
+        )
+
+
+def _check_clips(video: CaptionedVideo, truth: Record, place: PathLike) -> None:
+    """Refuse clips that are not those of the ground truth's saliency, where it has any."""
+    if "saliency_scores" not in truth:
+        return
+    if video.clip_seconds != CLIP_SECONDS:
+        raise GranAlignError(
+            f"{place}: video {video.vid!r} has clips of {video.clip_seconds:g} s, expected "
+            f"{CLIP_SECONDS:g} s, those of the ground truth's saliency; index it again with them"
+        )
+    if len(video.captions) not in clips_scored(truth):
+        raise GranAlignError(
+            f"{place}: video {video.vid!r} has {len(video.captions)} captions, expected "
+            f"{clip_count(truth)}, one for each {CLIP_SECONDS:g} s clip of the {truth['duration']} "
+            f"s that it has in the ground truth"
+        )
 
 
 class _Indexes(Collection[str]):
@@ -193,15 +240,3 @@ class _Indexes(Collection[str]):
 
     def __len__(self) -> int:
         return len(self.vids)
-
-
-def _auroc(results: Sequence[SearchResult], shown: int) -> float:
-    """How well `exists` tells the first `shown` results from the others, 0 to 1."""
-    scores = [result.exists for result in results]
-    if any(score is None for score in scores):
-        raise GranAlignError(
-            "absent queries: got a retriever that does not say whether a video shows a query, "
-            "expected one with a captioner that recognises; give --models with a vlm"
-        )
-    values = [float(score or 0) for score in scores]
-    return auroc(values[:shown], values[shown:])

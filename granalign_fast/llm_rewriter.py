@@ -41,8 +41,9 @@ _TASKS = (*prompts.SIMPLIFIED, *prompts.DETAILED, prompts.ENTITIES)
 class LlmRewriter:
     """Three simplified and three detailed rewrites, entities and actions, by a language model.
 
-    An answer is stripped of what models put around it ("Sure, here is ...:", numbering, quotation
-    marks). One that is empty, a refusal, endless or stuck falls back to the query and is counted.
+    An answer is stripped of what models put around it ("Sure, here is ...:", thoughts, numbering,
+    quotation marks). One that is empty, a refusal, endless or stuck falls back to the query and is
+    counted.
 
     Args:
         model: an instruction-tuned language model.
@@ -110,17 +111,22 @@ def _assemble(query: str, answers: Sequence[str]) -> Rewrites:
     )
 
 
+_HELLO = "sure(?: thing)?|certainly|of course|okay|ok|absolutely|great|yes"
+_GREETING = re.compile(rf"^(?:{_HELLO})(?:[!.]+(?!\S)|,?$)\s*", re.IGNORECASE)
+# A colon before a word's character is that of a time.
 _PREAMBLE = re.compile(
-    r"^(?:sure|certainly|of course|okay|ok|absolutely|great|yes|here(?:'s| is| are)?)\b[^:\n]*:\s*",
+    rf"^(?:{_HELLO}|here(?:'s| is| are))\b[^:\n]*:(?!\w)\s*",
     re.IGNORECASE,
 )
+_KIND = "simplified|detailed|rewritten|revised|general|precise|final"
+_TEXT = "sentence|rewrite|version|answer|caption|output"
 _LABEL = re.compile(
-    r"^(?:the )?(?:simplified|detailed|rewritten|revised|general|precise|final)?\s*"
-    r"(?:sentence|rewrite|version|answer|caption|output)\s*:\s*",
+    rf"^(?:the )?(?:(?:{_KIND})\s+(?:{_TEXT})\s*(?::(?!\w)|$)|(?:{_KIND}|{_TEXT})\s*:(?!\w))\s*",
     re.IGNORECASE,
 )
 _NUMBER = re.compile(r"^\s*(?:\(?\d{1,2}[.):]|[-*\u2022])\s+")
 _REFUSAL = re.compile(r"\b(?:I(?:'m| am) sorry|I can(?:'t|not| not)|as an AI)\b", re.IGNORECASE)
+_NOTHING = frozenset(("none", "(none)", "n/a", "(n/a)"))
 _QUOTES = "\"'`\u201c\u201d\u2018\u2019*"
 _MOST_WORDS = 60
 _MOST_REPEATS = 3
@@ -132,14 +138,19 @@ def clean(answer: str) -> str | None:
     >>> clean('Sure, here is the simplified sentence:\\n\\n1. "A dog runs."')
     'A dog runs.'
     """
-    for line in answer.replace("\u2019", "'").splitlines():
+    for line in _said(answer).replace("\u2019", "'").splitlines():
         text = line.strip()
-        for pattern in (_PREAMBLE, _NUMBER, _LABEL):
+        for pattern in (_GREETING, _PREAMBLE, _NUMBER, _LABEL):
             text = pattern.sub("", text)
         text = text.strip().strip(_QUOTES).strip()
         if text and not text.endswith(":"):
             return None if _is_degenerate(text) else text
     return None
+
+
+def _said(answer: str) -> str:
+    """The answer without thoughts, finished or cut off, and without bold marks."""
+    return answer.rpartition("</think>")[2].partition("<think>")[0].replace("**", "")
 
 
 def _is_degenerate(text: str) -> bool:
@@ -157,8 +168,9 @@ def _is_degenerate(text: str) -> bool:
 
 def _listed(label: str, answer: str) -> tuple[str, ...]:
     """What an answer lists behind ``label:``, lower case, each once."""
-    found = re.search(rf"\b{label}\b[^:\n]*:([^\n]*)", answer, re.IGNORECASE)
+    found = re.search(rf"\b{label}\b[^:\n]*:([^\n]*)", _said(answer), re.IGNORECASE)
     if not found:
         return ()
     items = (item.strip(" .;" + _QUOTES).lower() for item in found[1].split(","))
-    return tuple(dict.fromkeys(item for item in items if re.search(r"\w", item)))
+    named = (item for item in items if re.search(r"\w", item) and item not in _NOTHING)
+    return tuple(dict.fromkeys(named))

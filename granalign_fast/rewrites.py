@@ -60,15 +60,16 @@ class RuleRewriter:
 
     def _rewrite(self, query: str) -> Rewrites:
         Rewrites(query)  # an empty query is refused before any rule sees it
-        clause = _first_clause(query)
-        rest = query[len(clause) :].strip(" ,;:.")
+        text = query.strip()
+        clause = _first_clause(text)
+        rest = text[len(clause) :].strip(" ,;:.")
         variants = [
-            " ".join(word for word in _WORD.findall(query) if word.lower() not in _EMPTY_WORDS),
+            " ".join(word for word in _WORD.findall(text) if word.lower() not in _EMPTY_WORDS),
             clause,
             rest if len(_WORD.findall(rest)) > 1 else "",
-            _PEOPLE.sub("person", query),
+            _PEOPLE.sub("person", text),
         ]
-        kept = dict.fromkeys(text for text in variants if text.strip() and text != query)
+        kept = dict.fromkeys(variant for variant in variants if variant and variant != text)
         return Rewrites(query, tuple(kept))
 
 

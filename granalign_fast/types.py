@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -30,7 +30,8 @@ class Rewrites:
     count as simplified.
 
     Raises:
-        GranAlignError: a text is not a string, or the query or a rewrite is empty.
+        GranAlignError: a text is not a string, or is empty; a bare string stands where several
+            texts are expected; fallbacks are no count.
     """
 
     query: str
@@ -44,16 +45,20 @@ class Rewrites:
     """How many rewrites are the query itself, because the rewriter gave nothing of use."""
 
     def __post_init__(self) -> None:
-        for name, texts in (
-            ("query", (self.query,)),
-            ("simplified rewrite", self.simplified),
-            ("detailed rewrite", self.detailed),
-            ("entity", self.entities),
-            ("action", self.actions),
+        _check_texts("query", (self.query,))
+        for field_name, name in (
+            ("simplified", "simplified rewrite"),
+            ("detailed", "detailed rewrite"),
+            ("entities", "entity"),
+            ("actions", "action"),
         ):
-            for text in texts:
-                if not isinstance(text, str) or not text.strip():
-                    raise GranAlignError(f"{name}: got {text!r}, expected a text that is not empty")
+            texts = getattr(self, field_name)
+            if not isinstance(texts, list | tuple):
+                raise GranAlignError(f"{field_name}: got {texts!r}, expected a list of texts")
+            _check_texts(name, texts)
+            object.__setattr__(self, field_name, tuple(texts))
+        if type(self.fallbacks) is not int or self.fallbacks < 0:
+            raise GranAlignError(f"fallbacks: got {self.fallbacks!r}, expected an integer from 0")
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], place: str) -> Rewrites:
@@ -82,6 +87,12 @@ class Rewrites:
     def to_record(self) -> dict[str, Any]:
         """As JSON, for `from_record`."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+
+def _check_texts(name: str, texts: Sequence[Any]) -> None:
+    for text in texts:
+        if not isinstance(text, str) or not text.strip():
+            raise GranAlignError(f"{name}: got {text!r}, expected a text that is not empty")
 
 
 @dataclass(frozen=True, slots=True)

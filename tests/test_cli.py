@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 from fakes import BagOfWords
 
-from granalign_fast import cli
+from granalign_fast import cli, retriever
 
 CAPTIONS = ["a red car", "a red car on a road", "a dog runs", "a dog runs fast", "a dog sits"]
 VIDEOS = [{"vid": "street", "captions": CAPTIONS}, {"vid": "park", "captions": CAPTIONS[::-1]}]
@@ -81,6 +83,7 @@ EVALUATE = (
     "--captions=captions.jsonl",
     "--ground-truth=truth.jsonl",
 )
+SEARCH = ("search", "captions.jsonl", "dog", "--vid=park")
 SCORE = ("--predictions=predictions.jsonl", "--ground-truth=truth.jsonl")
 
 
@@ -89,6 +92,22 @@ def test_search_prints_a_table(files, granalign):
     assert (code, err) == (0, "")
     assert "0:04.0" in out
     assert "a dog runs" in out
+
+
+def test_warnings_are_one_line_and_missing_glyphs_none(files, granalign, monkeypatch):
+    code, _, err = granalign("search", "captions.jsonl", "\u72ac", "--vid=park", "--plot=a.png")
+    assert (code, err) == (0, "")
+    find = retriever.MomentRetriever.search
+
+    def warn(*arguments):
+        warnings.warn("frames 3 to 4\nare damaged", stacklevel=1)
+        return find(*arguments)
+
+    monkeypatch.setattr(retriever.MomentRetriever, "search", warn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        code, _, err = granalign("search", "captions.jsonl", "dog", "--vid=park")
+    assert (code, err) == (0, "granalign: warning: frames 3 to 4 are damaged\n")
 
 
 def test_search_prints_one_json_object(files, granalign):
@@ -263,6 +282,9 @@ def test_score_refuses(files, granalign, case):
         ((*EVALUATE, "--preset=best"), "preset: got 'best', expected one of: paper, tuned"),
         (("evaluate", "charades", *EVALUATE[2:]), "dataset: got 'charades'"),
         ((*EVALUATE, "--predictions=no/where.jsonl"), "no/where.jsonl: its folder is not there"),
+        ((*EVALUATE, "--predictions=."), "--predictions .: got a folder, expected the name of"),
+        ((*EVALUATE, "--models=.", "--prefix-gib=inf"), "--prefix-gib: got inf, expected 0 to "),
+        (("bench", "kernels", "--models=nope"), "nope: no such folder; expected one of exported"),
         (("score", "tacos", *SCORE), "dataset: got 'tacos', expected one of: qvhighlights"),
         (
             ("search", "captions.jsonl", "dog"),
@@ -280,10 +302,38 @@ def test_score_refuses(files, granalign, case):
             "no.jsonl: no such file or folder; expected an index, a video or captions",
         ),
         (("search", ".", "dog"), ".: got no manifest.json, expected an index"),
+        ((*SEARCH, "--plot=no/a.png"), "--plot no/a.png: its folder is not there; make it first"),
+        ((*SEARCH, "--clip=no/a.mp4"), "--clip no/a.mp4: its folder is not there"),
+        ((*SEARCH, "--clip=a.avi"), "--clip a.avi: expected a name that ends in .mp4, .mkv or"),
+        ((*SEARCH, "--clip=a.mp4"), "--clip: got captions alone, expected an index of a video"),
+        ((*SEARCH, "--format=edl"), "--format edl: got captions alone, expected an index of a"),
+        ((*SEARCH, "--format=otio"), "--format otio: got captions alone"),
     ],
 )
-def test_arguments_that_do_not_fit(files, granalign, arguments, message):
+def test_arguments_that_do_not_fit(files, granalign, monkeypatch, arguments, message):
+    monkeypatch.setattr("granalign_fast.bench.running.run_suites", None)
+    monkeypatch.setattr(retriever.MomentRetriever, "search_many", None)
     refused(granalign(*arguments), message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "package", "message"),
+    [
+        ((*SEARCH, "--plot=a.png"), "matplotlib", "drawing needs the extra [plot]"),
+        (("search", "a.mp4", "dog", "--format=otio"), "opentimelineio", "the extra [editors]"),
+        (("demo",), "matplotlib", "drawing needs the extra [plot]"),
+        (("bench", "--plots=p"), "matplotlib", "drawing needs the extra [plot]"),
+    ],
+)
+def test_an_extra_that_is_missing(files, granalign, monkeypatch, arguments, package, message):
+    before = sorted(files.iterdir())
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "granalign_fast.cli.options.find_spec",
+        lambda name: None if name == package else found(name),
+    )
+    refused(granalign(*arguments), message)
+    assert sorted(files.iterdir()) == before
 
 
 def test_a_truncated_gzip_file_is_named(files, granalign):
@@ -313,6 +363,20 @@ def test_a_torn_cache_file_is_made_again(files, granalign):
         path.write_bytes(path.read_bytes()[:20])
     second = granalign(*EVALUATE, "--json")[1]
     assert json.loads(first)["tables"] == json.loads(second)["tables"]
+
+
+@pytest.mark.parametrize("cache", ["captions.jsonl", "captions.jsonl/below"])
+def test_without_a_cache_nothing_is_lost(files, granalign, monkeypatch, cache):
+    expected = json.loads(granalign(*EVALUATE, "--json")[1])["tables"]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(files / cache))
+    code, out, err = granalign(*EVALUATE, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["tables"] == expected
+
+
+@pytest.mark.parametrize("command", ["index", "search", "evaluate", "doctor", "bench"])
+def test_the_help_names_the_miniatures(granalign, command):
+    assert "or: miniatures" in " ".join(granalign(command, "--help")[1].split())
 
 
 def test_help_does_not_import_the_heavy_ones():

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import json
+import sys
+
 import pytest
 
-from granalign_fast import doctor
+from granalign_fast import cli, doctor
 from granalign_fast.doctor import examine
 from granalign_fast.errors import GranAlignError
 
@@ -23,6 +26,74 @@ def test_the_cpu_is_ready_here(minilm):
     assert findings["extra [cpu]"].needed
     assert not findings["extra [cuda]"].needed
     assert findings["exported models"].found.startswith("none yet")
+
+
+def test_extras_are_those_of_the_package_within_their_bounds(monkeypatch):
+    """Every extra that users may want, with versions that pip would accept."""
+    versions = {"transformers": "5.0.0", "torch": "2.13.0+cpu", "optimum": "2.1.0"}
+    versions |= {"optimum-onnx": "0.1.0", "sentencepiece": "0.2", "matplotlib": "3.10.1rc1"}
+    versions |= {"tensorrt-cu13": "11.0", "cupy-cuda13x": "14.0", "onnxruntime-gpu": "1.31.0"}
+    monkeypatch.setattr(doctor, "_installed", versions.get)
+    found = by_name()
+    extras = {name: finding for name, finding in found.items() if name.startswith("extra")}
+    assert {name: finding.ok for name, finding in extras.items()} == {
+        "extra [cpu]": False,
+        "extra [cuda]": True,
+        "extra [tensorrt]": False,
+        "extra [plot]": True,
+        "extra [editors]": False,
+        "extra [hub]": False,
+        "extra [optimum]": False,
+    }
+    assert "transformers 5.0.0 (expected " in extras["extra [optimum]"].found
+    assert "torch 2.13.0+cpu, " in extras["extra [optimum]"].found
+    assert extras["extra [editors]"].found == "opentimelineio missing"
+    versions["transformers"] = "4.57.6"
+    assert by_name()["extra [optimum]"].ok
+
+
+@pytest.mark.parametrize(
+    ("number", "bounds", "fits"),
+    [
+        ("4.57", "<5,>=4.57", True),
+        ("4.57.0", "<5,>=4.57", True),
+        ("4.9", "<5,>=4.57", False),
+        ("5.0.0", "<5,>=4.57", False),
+        ("10.16.1.11", "<11,>=10.16", True),
+        ("2.1", "==2.1.0", True),
+        ("2.1.1", "==2.1.0", False),
+        ("1", "", True),
+    ],
+)
+def test_versions_are_compared_as_numbers(number, bounds, fits):
+    assert doctor._fits(number, bounds) is fits
+
+
+def test_without_metadata_the_doctor_says_so(monkeypatch):
+    def unknown(name):
+        raise doctor.PackageNotFoundError
+
+    monkeypatch.setattr(doctor, "requires", unknown)
+    found = by_name()
+    assert not found["extras"].ok
+    assert not any(name.startswith("extra [") for name in found)
+
+
+def test_an_installation_older_than_an_extra(monkeypatch):
+    monkeypatch.setattr(doctor, "requires", lambda name: ['matplotlib>=3.9; extra == "plot"'])
+    monkeypatch.setattr(doctor, "_installed", {"matplotlib": "3.9"}.get)
+    found = by_name()
+    assert found["extra [plot]"].ok
+    assert not found["extra [editors]"].ok
+
+
+def test_the_command_knows_the_miniatures(monkeypatch, capsys):
+    arguments = ["doctor", "--models=miniatures", "--preset=recognition", "--json"]
+    monkeypatch.setattr(sys, "argv", ["granalign", *arguments])
+    with pytest.raises(SystemExit):
+        cli.main()
+    findings = {f["what"]: f for f in json.loads(capsys.readouterr().out)["findings"]}
+    assert all(findings[f"model {kind}"]["ok"] for kind in ("clip", "llm", "vlm"))
 
 
 def test_a_gpu_that_is_not_there_is_missing(monkeypatch):

@@ -102,6 +102,21 @@ def test_what_is_of_no_use_falls_back_to_the_query_and_is_counted():
         ("A man says: stop", "A man says: stop"),
         ("Okay the dog runs", "Okay the dog runs"),
         ("2 dogs run", "2 dogs run"),
+        ("Sure!\n\nA dog runs.", "A dog runs."),
+        ("Certainly!\nHere is the rewritten sentence:\nA dog runs.", "A dog runs."),
+        ("Okay. A dog runs.", "A dog runs."),
+        ("Sure,\nA dog runs.", "A dog runs."),
+        ("Great", None),
+        ("Here a clock shows 10:45.", "Here a clock shows 10:45."),
+        ("Here is a clock that shows 10:45.", "Here is a clock that shows 10:45."),
+        ('Here is the sentence:"A dog runs."', "A dog runs."),
+        ("**Simplified:** A dog runs.", "A dog runs."),
+        ("**Simplified sentence**: A dog runs.", "A dog runs."),
+        ("Rewritten sentence\nA dog runs.", "A dog runs."),
+        ("General", "General"),
+        ("<think>\nA cat?\n</think>\n\nA dog runs.", "A dog runs."),
+        ("A cat?\n</think>\n\nA dog runs.", "A dog runs."),
+        ("<think>\nA cat? No, a", None),
         ("", None),
         ("...", None),
         ("Here are the rewrites:", None),
@@ -111,6 +126,28 @@ def test_what_is_of_no_use_falls_back_to_the_query_and_is_counted():
 )
 def test_cleaning(answer, text):
     assert clean(answer) == text
+
+
+@pytest.mark.parametrize(
+    ("answer", "entities", "actions"),
+    [
+        ("entities: none\nactions: none.", (), ()),
+        ("Entities: a dog, N/A\nActions: n/a", ("a dog",), ()),
+        ("**Entities:** a dog\n**Actions:** (none)", ("a dog",), ()),
+        ("<think>entities: a cat\n</think>entities: a dog\nactions: run", ("a dog",), ("run",)),
+        ("entities: a nun\nactions: run", ("a nun",), ("run",)),
+    ],
+)
+def test_what_a_query_is_about(answer, entities, actions):
+    (rewrites,) = LlmRewriter(Scripted([*GOOD[:6], answer])).rewrite(["a dog"])
+    assert (rewrites.entities, rewrites.actions) == (entities, actions)
+
+
+def test_a_query_that_is_no_unicode_is_named(tmp_path):
+    folder = write_unchecked(tmp_path, LLAMA | {"max_position_embeddings": 2048})
+    rewriter = LlmRewriter(CausalLM(folder))
+    with pytest.raises(GranAlignError, match=r"text 'Sentence: a dog \\udcff.* not valid Unicode"):
+        rewriter.rewrite(["a dog \udcff"])
 
 
 def test_no_query_no_work():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,6 +120,10 @@ def test_missing_predictions_are_counted(load: Load) -> None:
         ({"relevant_windows": [[8, 2]]}, ["starts after it ends"]),
         ({"relevant_windows": [[21, 22]]}, ["starts after its 20 s video"]),
         ({"relevant_clip_ids": [0, 10]}, ["relevant_clip_ids is [0, 10]", "0 to 9"]),
+        ({"relevant_clip_ids": [-1, 3]}, ["relevant_clip_ids is [-1, 3]", "0 to 9"]),
+        ({"relevant_clip_ids": [0.5, 3]}, ["relevant_clip_ids is [0.5, 3]", "distinct integers"]),
+        ({"relevant_clip_ids": ["0", 3]}, ["relevant_clip_ids is ['0', 3]"]),
+        ({"relevant_clip_ids": [NAN, 10**400]}, ["relevant_clip_ids is [nan, 1000"]),
         ({"relevant_clip_ids": [3, 3]}, ["relevant_clip_ids is [3, 3]", "distinct"]),
         ({"relevant_clip_ids": [[0], 3]}, ["relevant_clip_ids is [[0], 3]"]),
         ({"saliency_scores": [[4, 3, 2]]}, ["saliency_scores is [[4, 3, 2]]", "2 lists"]),
@@ -137,6 +142,21 @@ def test_bad_ground_truth_names_file_line_and_value(
     assert "truth.jsonl:2: " in message
     for part in parts:
         assert part in message
+
+
+def test_a_long_video_takes_no_memory(load: Load) -> None:
+    tracemalloc.start()
+    try:
+        assert load([GOOD], [truth([[0, 8]], duration=2e6)]) == [GOOD]
+        assert tracemalloc.get_traced_memory()[1] < 5e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_duration_without_bounds_is_none(load: Load) -> None:
+    ground_truth = {"qid": 1, "duration": 1e9, "relevant_windows": [[0, 8]]}
+    with pytest.raises(GranAlignError, match=r"duration is 1000000000\.0; .* below 1e\+09"):
+        load([GOOD], [ground_truth])
 
 
 @pytest.mark.parametrize("key", ["qid", "duration", "relevant_windows", "saliency_scores"])

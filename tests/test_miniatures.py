@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
+import shlex
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from granalign_fast import cli
 from granalign_fast.bench.ablation import ablation
 from granalign_fast.captions import VlmCaptioner
 from granalign_fast.chat import ChatTokenizer
@@ -63,6 +67,30 @@ def test_moments_are_found(
 ) -> None:
     assert figures(preset)["MR-full-R1@0.5"] >= found, figures(preset)
     assert figures(preset)["exists-AUROC"] >= told, figures(preset)
+
+
+def test_the_commands_for_it_give_the_same(
+    folder: Path,
+    figures: Callable[[str], Figures],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    figures("tuned")  # indexes
+    monkeypatch.setattr(benchmark, "write_benchmark", lambda out, videos: None)
+    monkeypatch.setattr(sys, "argv", ["benchmark", str(folder)])
+    benchmark.main()
+    lines = capsys.readouterr().out.splitlines()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    index, *evaluate = ([*shlex.split(line)] for line in lines)
+    assert index[1:3] == ["index", f"{folder}/videos/*.mp4"]
+    assert index[-2:] == ["--out", f"{folder}/index"]
+    for preset, arguments in zip(("tuned", "recognition"), evaluate, strict=True):
+        monkeypatch.setattr(sys, "argv", [*arguments, "--json"])
+        with pytest.raises(SystemExit):
+            cli.main()
+        found = json.loads(capsys.readouterr().out)
+        assert {key: found[key] for key in figures(preset)} == figures(preset)
 
 
 def test_every_part_earns_its_place(folder: Path, figures: Callable[[str], Figures]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from tiny_bert import edit_json, write_json
 from tiny_llm import write_unchecked
 from tiny_vlm import write_unchecked_vlm
 
-from granalign_fast import GranAlignError, RuleRewriter, published
+from granalign_fast import GranAlignError, RuleRewriter, cli, published
+from granalign_fast.cache import CachedEncoder
 from granalign_fast.captions import VlmCaptioner
+from granalign_fast.cli.options import open_retriever
 from granalign_fast.doctor import examine
 from granalign_fast.errors import MissingExtraError
 from granalign_fast.export import model_set
@@ -52,6 +55,14 @@ def test_a_retriever_gets_what_its_configuration_uses(folder: Path, minilm: Path
     assert recognition.recogniser is models.captioner
 
 
+@pytest.mark.parametrize("cache", [True, False])
+def test_the_command_caches_what_its_encoder_makes(folder: Path, minilm: Path, cache: bool) -> None:
+    models = ModelFolder(folder)
+    found: Any = open_retriever("tuned", None, None, "cpu", models=models, cache=cache).encoder
+    assert isinstance(found, CachedEncoder) is cache
+    assert (found.encoder if cache else found) is models.encoder
+
+
 def test_without_models_of_its_own(tmp_path: Path, folder: Path, minilm: Path) -> None:
     (tmp_path / "eyes").symlink_to(folder / "rewriter")
     models = ModelFolder(tmp_path)
@@ -87,6 +98,39 @@ def test_manifests_of_every_kind(folder: Path, tmp_path: Path) -> None:
         write_json(tmp_path / "manifest.json", record)
         with pytest.raises(GranAlignError, match="got kind"):
             read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers": "3"}, "got layers '3', expected int"),
+        ({"layers": 3.0}, "got layers 3.0, expected int"),
+        ({"layers": True}, "got layers True, expected int"),
+        ({"format_version": True}, "got format_version True, expected int"),
+        ({"source_sha256": 5}, "got source_sha256 5, expected str"),
+        ({"precision": None}, "got precision None, expected str"),
+        ({"eos_ids": 2}, r"got eos_ids 2, expected list\[int\]"),
+        ({"eos_ids": [2, "3"]}, r"got eos_ids \[2, '3'\], expected list\[int\]"),
+        ({"validation": {"error": "0"}}, r"expected dict\[str, float\]"),
+        ({"files": []}, r"got files \[\], expected dict\[str, str\]"),
+        ({"files": {"model.onnx": 3}}, r"expected dict\[str, str\]"),
+        ({"files": {"x" * 999: None}}, r"got files .{80}, expected dict\[str, str\]"),
+        ({"files": {}}, "got no files"),
+    ],
+)
+def test_a_manifest_of_other_types(
+    folder: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    model = shutil.copytree(folder / "rewriter", tmp_path / "model")
+    edit_json(model / "manifest.json", **change)
+    with pytest.raises(GranAlignError, match=message):
+        LlmManifest.read(model)
+
+
+def test_a_manifest_without_an_end(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(GranAlignError, match="not JSON"):
+        LlmManifest.read(tmp_path)
 
 
 WEIGHTS = "model.onnx_data"
@@ -211,6 +255,12 @@ def test_published_sets_are_pinned() -> None:
         published.model_set("large")
 
 
+def lie(folder: Path, **manifest: str) -> None:
+    """A manifest, of a kind like the folder's name."""
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "manifest.json", {"kind": folder.name} | manifest)
+
+
 class TestExportingASet:
     @pytest.fixture
     def calls(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
@@ -231,10 +281,58 @@ class TestExportingASet:
         model_set.export_model_set("open", tmp_path / "a", precision="int4")
         assert calls == [("clip", "fp32"), ("llm", "int4"), ("vlm", "int4")]
 
-    def test_what_is_there_is_kept(self, tmp_path: Path, calls: Any) -> None:
-        (tmp_path / "llm").mkdir()
-        model_set.export_model_set("paper", tmp_path)
-        assert calls == [("clip", "fp16"), ("vlm", "fp16")]
+    @pytest.mark.parametrize(("precision", "of_clip"), [("fp16", "fp16"), ("int4", "fp32")])
+    def test_what_is_there_is_kept(
+        self, tmp_path: Path, calls: Any, precision: str, of_clip: str
+    ) -> None:
+        clip, llm, vlm = published.model_set("paper")
+        lie(tmp_path / "llm", source=llm.source, precision=precision)
+        model_set.export_model_set("paper", tmp_path, precision=precision)
+        assert calls == [("clip", of_clip), ("vlm", precision)]
+        lie(tmp_path / "clip", source=clip.source, precision=of_clip)
+        lie(tmp_path / "vlm", source=vlm.source, precision=precision)
+        model_set.export_model_set("paper", tmp_path, precision=precision)
+        assert len(calls) == 2
+
+    @pytest.mark.parametrize(
+        ("kind", "change", "message"),
+        [
+            ("llm", {"source": "Qwen/Qwen2.5-7B-Instruct@1"}, "llm: got a model of source 'Qwen"),
+            ("vlm", {"precision": "int4"}, "of precision 'int4', expected 'fp16'; name another"),
+            ("vlm", {"kind": "llm"}, "vlm: got a model of kind 'llm', expected 'vlm'"),
+            ("clip", None, "clip/manifest.json: cannot be read"),
+        ],
+    )
+    def test_another_model_is_not_taken_for_the_one(
+        self, tmp_path: Path, calls: Any, kind: str, change: Any, message: str
+    ) -> None:
+        (model,) = (m for m in published.model_set("paper") if m.kind == kind)
+        if change is None:
+            (tmp_path / kind).mkdir()
+        else:
+            lie(tmp_path / kind, **{"source": model.source, "precision": "fp16"} | change)
+        with pytest.raises(GranAlignError, match=message):
+            model_set.export_model_set("paper", tmp_path)
+        assert calls == [], "found before anything is exported"
+
+    def test_the_command_says_what_it_did(
+        self,
+        tmp_path: Path,
+        calls: Any,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        lie(tmp_path / "llm", source=published.model_set("open")[1].source, precision="fp16")
+        monkeypatch.setattr(sys, "argv", ["granalign", "export", "models", "open", str(tmp_path)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert not end.value.code and [kind for kind, _ in calls] == ["clip", "vlm"]
+        written = "written and checked against the source"
+        assert capsys.readouterr().out.splitlines() == [
+            f"{written}: {tmp_path / 'clip'}",
+            f"kept: {tmp_path / 'llm'}",
+            f"{written}: {tmp_path / 'vlm'}",
+        ]
 
     def test_a_gated_model_says_so(self, tmp_path: Path, calls: Any) -> None:
         with pytest.raises(GranAlignError, match="is gated: accept its Llama 3"):
@@ -250,6 +348,5 @@ def test_a_missing_extra_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise MissingExtraError("exporting", "optimum")
 
     monkeypatch.setattr(model_set, "_EXPORTS", {"clip": export, "llm": export, "vlm": export})
-    (tmp_path / "clip").mkdir()
     with pytest.raises(MissingExtraError, match=r"\[optimum\]"):
         model_set.export_model_set("paper", tmp_path)

@@ -166,6 +166,7 @@ def test_unknown_preset():
         ({"vid": 3}, "vid: got 3"),
         ({"captions": ()}, "got none, expected a text for each clip"),
         ({"captions": ("a", 7)}, "caption 1 of 'v': got 7"),
+        ({"captions": "abc"}, "captions of 'v': got 'abc', expected a list of texts"),
         ({"clip_seconds": 0}, "clip_seconds of 'v': got 0"),
         ({"clip_seconds": float("nan")}, "clip_seconds of 'v': got nan"),
         ({"duration": 2.0}, "2 clips of 2.0 s, but the video ends at 2.0 s"),
@@ -175,6 +176,31 @@ def test_unknown_preset():
 def test_bad_videos_are_named(change, message):
     with pytest.raises(GranAlignError, match=message):
         CaptionedVideo(**({"vid": "v", "captions": ("a", "b")} | change))
+
+
+def test_lists_of_texts_become_tuples():
+    assert CaptionedVideo("v", ["a", "b"]) == CaptionedVideo("v", ("a", "b"))
+    lists = Rewrites("a", ["b"], ["c"], ["d"], ["e"])
+    assert lists == Rewrites("a", ("b",), ("c",), ("d",), ("e",))
+    assert hash(lists)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"simplified": "a dog"}, "simplified: got 'a dog', expected a list of texts"),
+        ({"detailed": "a dog"}, "detailed: got 'a dog'"),
+        ({"entities": "a dog"}, "entities: got 'a dog'"),
+        ({"actions": None}, "actions: got None"),
+        ({"simplified": ("a", 7)}, "simplified rewrite: got 7"),
+        ({"fallbacks": "1"}, "fallbacks: got '1', expected an integer from 0"),
+        ({"fallbacks": -1}, "fallbacks: got -1"),
+        ({"fallbacks": True}, "fallbacks: got True"),
+    ],
+)
+def test_bad_rewrites_are_named(change, message):
+    with pytest.raises(GranAlignError, match=message):
+        Rewrites(**({"query": "a dog"} | change))
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,11 @@ def test_the_four_rules():
     )
 
 
+@pytest.mark.parametrize("query", ["a man runs fast in the park", "the"])
+def test_space_around_a_query_changes_nothing(query):
+    assert rules(f"   {query} \n") == rules(query)
+
+
 def test_a_clause_is_not_cut_before_it_names_an_action():
     assert "Woman" not in rules("Woman in plaid shirt sits by a couch.")
     assert "Woman in plaid shirt sits" in rules("Woman in plaid shirt sits by a couch.")

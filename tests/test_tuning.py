@@ -10,7 +10,7 @@ import pytest
 from fakes import BagOfWords
 
 from granalign_fast import GranAlignError, MomentRetriever
-from granalign_fast.bench import tuning
+from granalign_fast.bench import ablation, encoders, kernels, tuning
 from granalign_fast.bench.tuning import Constants
 from granalign_fast.config import preset
 from granalign_fast.evaluation import evaluate_qvhighlights
@@ -173,6 +173,27 @@ def test_unequal_rewrites_are_refused(files):
     write_jsonl(files["queries"], texts)
     with pytest.raises(GranAlignError, match=r"qid 3 has 3 rewrites, expected 2 as the first"):
         tuning.load(BagOfWords(), **files)
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        (ablation, ["nodir"], "ablation: nodir/truth.jsonl: cannot be read"),
+        (ablation, ["nodir", "--models=none"], "ablation: none: no such folder"),
+        (kernels, ["--queries=0"], "--queries: got 0, expected at least 1"),
+        (kernels, ["--rounds=-1"], "--rounds: got -1, expected at least 1"),
+        (kernels, ["--device=cuda", "--queries=2"], "kernels: the device cuda needs the extra"),
+        (encoders, ["--captions=none", "--count=0"], "--count: got 0, expected at least 1"),
+        (encoders, ["--captions=none", "--rounds=0"], "--rounds: got 0, expected at least 1"),
+    ],
+)
+def test_commands_refuse_without_a_traceback(monkeypatch, capsys, module, arguments, message):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.setattr(sys, "argv", ["bench", *arguments])
+    with pytest.raises(SystemExit) as end:
+        module.main()
+    assert end.value.code
+    assert message in f"{capsys.readouterr().err}{end.value.code}"
 
 
 def test_the_command_prints_and_writes(files, monkeypatch, capsys, tmp_path):

@@ -6,6 +6,7 @@ The models are random: what is found means nothing, how it comes about does.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,9 @@ from tokenizers import Tokenizer
 from videos import constant, render
 
 from granalign_fast import cli
+from granalign_fast.cli import searching
 from granalign_fast.index import VideoIndex
+from granalign_fast.video import clipping
 from granalign_fast.video.frames import probe
 
 SECONDS = 13
@@ -138,6 +141,9 @@ def test_what_people_do_with_moments(granalign: Any, models: Path, video: Path) 
         (("index", "{video}", "{video}", "--models", "{models}", "--out", "o"), "street"),
         (("index", "{video}", "--models", "empty", "--out", "o"), "no exported model"),
         (("search", "words.jsonl", "dog", "--clip", "x.mp4"), "got captions alone"),
+        (("search", "own.mp4", QUERY, "--models", "{models}", "--clip", "own.mp4"), "searched vid"),
+        (("search", "own.mp4", QUERY, "--models", "{models}", "--clip", "link.mkv"), "searched vi"),
+        (("search", "gone.mp4", QUERY, "--models", "{models}", "--clip", "x.mp4"), "no such file"),
     ],
 )
 def test_bad_calls(
@@ -145,10 +151,28 @@ def test_bad_calls(
 ) -> None:
     Path("empty").mkdir()
     Path("text.mp4").write_text("not a video")
+    shutil.copy(video, "own.mp4")
+    Path("link.mkv").symlink_to("own.mp4")
     Path("words.jsonl").write_text('{"vid": "a", "captions": ["a dog", "a cat"]}\n')
     given = [argument.format(video=video, models=models) for argument in arguments]
     error = granalign(*given, code=2)
     assert error.count("\n") == 1 and message in error
+    assert Path("own.mp4").read_bytes() == video.read_bytes()
+
+
+def test_an_index_is_not_cut_over_its_video(granalign: Any, models: Path, video: Path) -> None:
+    shutil.copy(video, "own.mp4")
+    granalign("index", "own.mp4", "--models", models, "--out", "library")
+    search = ("search", "library/own", QUERY, "--models", models)
+    assert "the searched video itself" in granalign(*search, "--clip", "own.mp4", code=2)
+    assert Path("own.mp4").read_bytes() == video.read_bytes()
+    Path("own.mp4").unlink()
+    for wish in (("--clip", "x.mp4"), ("--format", "edl")):
+        assert "own.mp4: no such file; put the video there" in granalign(*search, *wish, code=2)
+
+
+def test_clips_that_the_command_takes_are_those_that_can_be_cut() -> None:
+    assert set(searching._CLIPS) == set(clipping._FORMATS)
 
 
 def test_the_whole_search_needs_no_torch(

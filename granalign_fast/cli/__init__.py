@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 
 import typer
 
@@ -31,7 +32,11 @@ app.add_typer(export_app, name="export")
 def main() -> None:
     """The entry point: an error that a user can cause is one line, and the exit code 2."""
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            # matplotlib, of every character that its font lacks, and draws a box in its place.
+            warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")
+            app()
     except GranAlignError as error:
         _fail(str(error))
     except BrokenPipeError:
@@ -40,6 +45,11 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         _fail(f"{error.filename or 'file system'}: {error.strerror or error}")
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning as one line, without the line of source that gave it."""
+    sys.stderr.write(f"granalign: warning: {' '.join(str(message).split())}\n")
 
 
 def _fail(message: str) -> None:

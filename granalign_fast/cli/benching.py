@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from granalign_fast.bench.suites import SUITES
-from granalign_fast.errors import GranAlignError
 
-from .options import MINIATURES, Device, Models, Preset
+from .options import Device, Models, Preset, check_extra, check_target, models_folder
 
 if TYPE_CHECKING:
     from granalign_fast.bench.records import Report
@@ -67,11 +66,10 @@ def bench(
     from granalign_fast.bench.report import print_changes, print_report, write_markdown
     from granalign_fast.bench.running import Settings
 
-    for path in (out, markdown):
-        if path is not None and not path.resolve().parent.is_dir():
-            raise GranAlignError(f"{path}: its folder is not there; make it first")
-        if path is not None and path.is_dir():
-            raise GranAlignError(f"{path}: got a folder, expected the name of a file")
+    check_target("--json", out)
+    check_target("--markdown", markdown)
+    if plots is not None:
+        check_extra("matplotlib", "drawing", "plot")
     before = None if base is None else Report.read(base)
     if known is not None:
         report = Report.read(known)
@@ -120,14 +118,11 @@ def _measured(suites: list[str], settings: Settings) -> Report:
 
 
 def _folder(models: Path | None) -> Path | None:
-    """The folder that ``--models`` names, or that of the package's own."""
-    if models is None or models.exists() or str(models) != MINIATURES:
-        return models
-    from granalign_fast.bench.models_used import miniatures
+    """The folder that ``--models`` names, checked before anything is measured."""
+    if models is None:
+        return None
+    from granalign_fast.model_folder import exported_models
 
-    found = miniatures()
-    if found is None:
-        raise GranAlignError(
-            "--models miniatures: got an installation without them; leave it out for random models"
-        )
-    return found
+    folder = models_folder(models)
+    exported_models(folder)
+    return folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from .options import Device, Json, Models, Preset, print_json
+from .options import Device, Json, Models, Preset, models_folder, print_json
 
 
 def doctor(
@@ -19,7 +19,8 @@ def doctor(
     from granalign_fast.doctor import examine
     from granalign_fast.output.report import print_findings
 
-    findings = examine(device, preset=preset, models=models)
+    folder = None if models is None else models_folder(models)
+    findings = examine(device, preset=preset, models=folder)
     if as_json:
         print_json({"findings": [asdict(finding) for finding in findings]})
     else:

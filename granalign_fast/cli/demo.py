@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import MINIATURES, open_models, short
+from .options import MINIATURES, check_extra, open_models, short
 from .searching import draw, index
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def demo(
     from granalign_fast.index import VideoIndex
     from granalign_fast.miniatures.videos import render_video
 
+    check_extra("matplotlib", "drawing", "plot")
     out.mkdir(parents=True, exist_ok=True)
     video = out / "demo.mp4"
     script = render_video(video, _SEED, seconds=_SECONDS)
@@ -62,10 +63,9 @@ def _chosen(asked: Sequence[Asked]) -> list[Asked]:
 
 
 def _print(asked: Sequence[Asked], results: Sequence[SearchResult]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    from granalign_fast.output.report import clock
+    from granalign_fast.output.report import clock, show
 
     def span(start: float, end: float) -> str:
         return f"{clock(start)} - {clock(end)}"
@@ -82,4 +82,4 @@ def _print(asked: Sequence[Asked], results: Sequence[SearchResult]) -> None:
             "\n".join(span(start, end) for start, end in one.windows) or "nowhere",
             "" if result.exists is None else f"{result.exists:.0%}",
         )
-    Console(highlight=False).print(table)
+    show(table)

@@ -18,6 +18,7 @@ from .options import (
     Precision,
     PrefixGib,
     Preset,
+    check_target,
     open_models,
     open_retriever,
     print_json,
@@ -72,8 +73,7 @@ def evaluate(
         raise GranAlignError(f"--rewriter: got {rewriter!r}, expected given, rules or models")
     if rewriter == "models" and models is None:
         raise GranAlignError("--rewriter models: got no models, expected --models DIR")
-    if predictions is not None and not predictions.resolve().parent.is_dir():
-        raise GranAlignError(f"--predictions {predictions}: its folder is not there; make it first")
+    check_target("--predictions", predictions)
     opened = None if models is None else open_models(models, device, prefix_gib)
     retriever = open_retriever(preset, encoder, precision, device, models=opened, cache=cache)
     made = {

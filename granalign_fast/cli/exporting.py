@@ -111,9 +111,15 @@ def export_models(
     precision: Annotated[str, typer.Option(help="fp16, fp32 or int4.")] = "fp16",
 ) -> None:
     """Write CLIP, the language model and the vision-language model of a published set."""
-    from granalign_fast.export.model_set import export_model_set as run
+    from granalign_fast.export.model_set import export_model_set
+    from granalign_fast.published import model_set
 
-    _export(run, name, out, precision)
+    kept = {model.kind for model in model_set(name) if (out / model.kind).exists()}
+    with status(f"exporting {name} in {precision}"):
+        export_model_set(name, out, precision=precision)
+    for model in model_set(name):
+        what = "kept" if model.kind in kept else "written and checked against the source"
+        typer.echo(f"{what}: {out / model.kind}")
 
 
 def _export(

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from granalign_fast.errors import GranAlignError
+from granalign_fast.errors import GranAlignError, MissingExtraError
 
 if TYPE_CHECKING:
     from granalign_fast.model_folder import ModelFolder
@@ -50,14 +51,28 @@ NewFolder = Annotated[Path, typer.Argument(help="A folder to write; it must not 
 InputFile = Annotated[Path, typer.Option(metavar="FILE", help="JSON Lines, plain or .gz.")]
 
 
+_MOST_GIB = 1 << 20
 MINIATURES = "miniatures"
 """What `--models` may name in the place of a folder: the small models of the package itself."""
 
 
-def check_suffix(plot: Path | None) -> None:
-    """Refuse a picture of an unknown kind before any work."""
-    if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise GranAlignError(f"--plot {plot}: expected a name that ends in .png, .svg or .pdf")
+def check_target(option: str, path: Path | None, suffixes: Sequence[str] = ()) -> None:
+    """Refuse a file that could not be written, or of an unknown kind, before any work."""
+    if path is None:
+        return
+    if suffixes and path.suffix.lower() not in suffixes:
+        listed = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
+        raise GranAlignError(f"{option} {path}: expected a name that ends in {listed}")
+    if not path.resolve().parent.is_dir():
+        raise GranAlignError(f"{option} {path}: its folder is not there; make it first")
+    if path.is_dir():
+        raise GranAlignError(f"{option} {path}: got a folder, expected the name of a file")
+
+
+def check_extra(package: str, what: str, extra: str) -> None:
+    """Refuse before any work what needs an extra that is not installed."""
+    if find_spec(package) is None:
+        raise MissingExtraError(what, extra)
 
 
 def print_json(value: Any) -> None:
@@ -71,20 +86,27 @@ def short(path: Path) -> str:
     return min(str(path), relative, key=len)
 
 
+def models_folder(name: Path) -> Path:
+    """The folder that ``--models`` names, or that of the package's own."""
+    if str(name) == MINIATURES and not name.exists():
+        from granalign_fast.miniatures import MODELS
+
+        return MODELS
+    return name
+
+
 def open_models(folder: Path, device: str, prefix_gib: float) -> ModelFolder:
     """The models, with what they made of frames kept in memory and in the cache folder."""
     from granalign_fast.cache import default_cache
     from granalign_fast.model_folder import ModelFolder
     from granalign_fast.prefixes import DiskTier, MemoryTier, PrefixCache
 
-    if str(folder) == MINIATURES and not folder.exists():
-        from granalign_fast.miniatures import MODELS
-
-        folder = MODELS
+    if not 0 <= prefix_gib <= _MOST_GIB:
+        raise GranAlignError(f"--prefix-gib: got {prefix_gib}, expected 0 to {_MOST_GIB} GiB")
     kept = PrefixCache(
         [MemoryTier(1 << 30), DiskTier(default_cache() / "prefixes", int(prefix_gib * (1 << 30)))]
     )
-    return ModelFolder(folder, device=device, cache=kept)
+    return ModelFolder(models_folder(folder), device=device, cache=kept)
 
 
 def open_retriever(
@@ -105,13 +127,14 @@ def open_retriever(
     config = find(preset)
     if top is not None:
         config = replace(config, top=top)
-    if models is not None and encoder is None and precision is None:
-        return models.retriever(config)
     from granalign_fast.cache import CachedEncoder, default_cache
     from granalign_fast.encoders import SentenceEncoder
     from granalign_fast.retriever import MomentRetriever
 
-    model = SentenceEncoder(encoder, precision=precision, device=device)
+    if models is not None and encoder is None and precision is None:
+        model = models.encoder
+    else:
+        model = SentenceEncoder(encoder, precision=precision, device=device)
     own = CachedEncoder(model, default_cache()) if cache else model
     if models is not None:
         return models.retriever(config, encoder=own)
@@ -141,6 +164,7 @@ def status(what: str) -> Iterator[None]:
         yield
         return
     from rich.console import Console
+    from rich.text import Text
 
-    with Console(stderr=True).status(what):
+    with Console(stderr=True).status(Text(what)):
         yield

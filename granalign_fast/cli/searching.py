@@ -19,7 +19,8 @@ from .options import (
     Precision,
     PrefixGib,
     Preset,
-    check_suffix,
+    check_extra,
+    check_target,
     open_models,
     open_retriever,
     print_json,
@@ -32,14 +33,19 @@ if TYPE_CHECKING:
     from granalign_fast.model_folder import ModelFolder
     from granalign_fast.types import SearchResult
 
-_FORMATS = ("table", "json", "srt", "vtt", "ffmetadata", "edl", "otio")
+_CUTS = ("edl", "otio")
+_FORMATS = ("table", "json", "srt", "vtt", "ffmetadata", *_CUTS)
+_PICTURES, _CLIPS = (".png", ".svg", ".pdf"), (".mp4", ".mkv", ".mov")
 
 
 def index(
     videos: Annotated[list[Path], typer.Argument(help="Video files.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where each gets a folder.")],
     models: Annotated[
-        Path, typer.Option(metavar="DIR", help="A folder of exported models: vlm, clip.")
+        Path,
+        typer.Option(
+            metavar="DIR", help="A folder of exported models (vlm, clip), or: miniatures."
+        ),
     ],
     clip_seconds: Annotated[float, typer.Option(help="Length of a clip.")] = 2.0,
     rows: Annotated[int, typer.Option(min=1, help="Frames in a batch.")] = 16,
@@ -102,26 +108,67 @@ def search(
 ) -> None:
     """Rank the moments of a video that fit a query."""
     from granalign_fast.rewrites import StoredRewriter
+    from granalign_fast.types import Rewrites
 
     form = "json" if as_json else output
     if form not in _FORMATS:
         raise GranAlignError(f"--format: got {form!r}, expected one of: {', '.join(_FORMATS)}")
-    check_suffix(plot)
+    check_target("--plot", plot, _PICTURES)
+    check_target("--clip", clip, _CLIPS)
+    if plot is not None:
+        check_extra("matplotlib", "drawing", "plot")
+    if form == "otio":
+        check_extra("opentimelineio", "the format otio", "editors")
+    if not source.is_dir():
+        _check_video(None if _holds_captions(source) else source, form, clip)
+    Rewrites(query)  # an empty query is refused before any work
+    asked = query if rewrites is None else StoredRewriter(rewrites).rewrite([query])[0]
     opened = None if models is None else open_models(models, device, prefix_gib)
     retriever = open_retriever(preset, encoder, precision, device, models=opened, top=top)
     video: VideoIndex | CaptionedVideo = _find(source, vid, opened)
     from granalign_fast.index import CaptionedVideo
 
     index = retriever.index(video) if isinstance(video, CaptionedVideo) else video
-    stored = None if rewrites is None else StoredRewriter(rewrites)
-    result = retriever.search(index, query if stored is None else stored.rewrite([query])[0])
+    file = None if index.frames is None else index.frames.path
+    _check_video(file, form, clip)
+    rate = _frame_rate(file) if file is not None and form in _CUTS else None
+    result = retriever.search(index, asked)
     if plot is not None:
         draw(index, result, plot)
-    _show(index, result, form)
+    _show(index, result, form, rate)
     if plot is not None and form == "table":
         typer.echo(f"drawn in {short(plot)}")
-    if clip is not None:
-        _cut(index, result, clip)
+    if clip is not None and file is not None:
+        _cut(file, result, clip)
+
+
+def _holds_captions(source: Path) -> bool:
+    return source.name.endswith((".jsonl", ".jsonl.gz"))
+
+
+def _check_video(video: Path | None, form: str, clip: Path | None) -> None:
+    """Refuse captions alone where a video is needed, and to write a clip over its video."""
+    what = "--clip" if clip is not None else f"--format {form}" if form in _CUTS else None
+    if what is None:
+        return
+    if video is None:
+        raise GranAlignError(f"{what}: got captions alone, expected an index of a video or a video")
+    if not video.exists():
+        raise GranAlignError(f"{video}: no such file; put the video there, or name another")
+    if clip is not None and clip.exists() and clip.samefile(video):
+        raise GranAlignError(f"--clip {clip}: got the searched video itself, expected another file")
+
+
+def _frame_rate(video: Path) -> float:
+    """Frames per second, which a cut list counts in."""
+    from granalign_fast.video.frames import probe
+
+    rate = probe(video).frame_rate
+    if rate is None:
+        raise GranAlignError(
+            f"{video}: does not say its frames per second, in which cut lists count; take srt"
+        )
+    return rate
 
 
 def _find(source: Path, vid: str | None, models: ModelFolder | None) -> VideoIndex | CaptionedVideo:
@@ -135,7 +182,7 @@ def _find(source: Path, vid: str | None, models: ModelFolder | None) -> VideoInd
         )
     if source.is_dir():
         return VideoIndex.load(source)
-    if source.name.endswith((".jsonl", ".jsonl.gz")):
+    if _holds_captions(source):
         videos = read_captions(source)
         if vid is None and len(videos) > 1:
             raise GranAlignError(
@@ -177,7 +224,7 @@ def _index_once(video: Path, models: ModelFolder) -> Path:
     return folder
 
 
-def _show(index: VideoIndex, result: SearchResult, form: str) -> None:
+def _show(index: VideoIndex, result: SearchResult, form: str, rate: float | None) -> None:
     from granalign_fast.output.report import print_moments, search_record
 
     if form == "table":
@@ -187,11 +234,6 @@ def _show(index: VideoIndex, result: SearchResult, form: str) -> None:
     else:
         from granalign_fast.output.timelines import Timeline, render
 
-        rate = None
-        if index.frames is not None and index.frames.path is not None and form in ("edl", "otio"):
-            from granalign_fast.video.frames import probe
-
-            rate = probe(index.frames.path).frame_rate
         sys.stdout.write(render(form, Timeline.of_search(index, result, frame_rate=rate)))
 
 
@@ -218,13 +260,11 @@ def draw(
     draw_filmstrip(index, result, strip, path, truth=truth)
 
 
-def _cut(index: VideoIndex, result: SearchResult, path: Path) -> None:
+def _cut(video: Path, result: SearchResult, path: Path) -> None:
     from granalign_fast.video.clipping import cut
 
-    if index.frames is None or index.frames.path is None:
-        raise GranAlignError("--clip: got captions alone, expected an index of a video or a video")
     if not result.moments:
         raise GranAlignError("--clip: there is no moment to cut")
     best = result.moments[0]
-    made = cut(index.frames.path, best.start, best.end, path)
+    made = cut(video, best.start, best.end, path)
     sys.stderr.write(f"{short(path)}: {made.start:.2f} to {made.end:.2f} s of the video\n")

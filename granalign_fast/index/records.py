@@ -36,6 +36,11 @@ class CaptionedVideo:
     def __post_init__(self) -> None:
         if not isinstance(self.vid, str):
             raise GranAlignError(f"vid: got {self.vid!r}, expected a text")
+        if not isinstance(self.captions, list | tuple):
+            raise GranAlignError(
+                f"captions of {self.vid!r}: got {self.captions!r}, expected a list of texts"
+            )
+        object.__setattr__(self, "captions", tuple(self.captions))
         if not self.captions:
             raise GranAlignError(
                 f"captions of {self.vid!r}: got none, expected a text for each clip"

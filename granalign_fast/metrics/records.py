@@ -27,6 +27,7 @@ benchmark's figures include both unclipped. Annotations overshoot too, in Charad
 1.5 s. Beyond five clips it is no rounding but another video or another unit.
 """
 
+_LONGEST = 1e9  # seconds
 _SALIENCY_KEYS = ("relevant_clip_ids", "saliency_scores")
 _PREDICTION_KEYS = ("pred_relevant_windows", "pred_saliency_scores")
 _RATINGS = frozenset(range(5))
@@ -81,10 +82,10 @@ def check_ground_truth(placed: _Placed) -> list[Record]:
         _check_keys(place, record, ("qid", "duration", "relevant_windows"))
         _check_qid(place, record["qid"], places)
         duration = record["duration"]
-        if not (_all_finite([duration]) and duration > 0):
+        if not (_all_finite([duration]) and 0 < duration < _LONGEST):
             raise GranAlignError(
                 f"{place}: duration is {_show(duration)}; expected the video's length, a number of "
-                "seconds above 0"
+                f"seconds above 0 and below {_LONGEST:g}"
             )
         windows = _check_list(place, record, "relevant_windows")
         if not windows:
@@ -149,16 +150,13 @@ def _check_prediction(place: str, record: Record, truth: Record) -> None:
                 f"{place}: pred_saliency_scores[{index}] is {_show(scores[index])}; expected a "
                 "finite number for every clip"
             )
-        if "saliency_scores" in truth:
-            whole = clip_count(truth)
-            most = ceil(truth["duration"] / CLIP_SECONDS)
-            if not max(whole - 1, 1) <= len(scores) <= most:
-                raise GranAlignError(
-                    f"{place}: pred_saliency_scores has {len(scores)} numbers; expected {whole}, "
-                    f"one for each {CLIP_SECONDS:g} s clip of a {truth['duration']} s video (one "
-                    "may be missing at the end): predict for these clips, or leave the key out of "
-                    "every line"
-                )
+        if "saliency_scores" in truth and len(scores) not in clips_scored(truth):
+            raise GranAlignError(
+                f"{place}: pred_saliency_scores has {len(scores)} numbers; expected "
+                f"{clip_count(truth)}, one for each {CLIP_SECONDS:g} s clip of a "
+                f"{truth['duration']} s video (one may be missing at the end): predict for these "
+                "clips, or leave the key out of every line"
+            )
 
 
 def clip_count(truth: Record) -> int:
@@ -166,10 +164,15 @@ def clip_count(truth: Record) -> int:
     return int(truth["duration"] / CLIP_SECONDS)
 
 
+def clips_scored(truth: Record) -> range:
+    """How many clips a prediction may score where the ground truth has saliency."""
+    return range(max(clip_count(truth) - 1, 1), ceil(truth["duration"] / CLIP_SECONDS) + 1)
+
+
 def _check_saliency(place: str, record: Record) -> None:
     ids, scores = (_check_list(place, record, key) for key in _SALIENCY_KEYS)
     clips = clip_count(record)
-    if not (_all_in(ids, frozenset(range(clips))) and len(set(ids)) == len(ids)):
+    if not (_are_clips(ids, clips) and len(set(ids)) == len(ids)):
         raise GranAlignError(
             f"{place}: relevant_clip_ids is {_show(ids)}; expected distinct integers from 0 to "
             f"{clips - 1}, the {CLIP_SECONDS:g} s clips of a {record['duration']} s video"
@@ -253,6 +256,13 @@ def _all_finite(values: Sequence[Any]) -> bool:
     try:
         return all(map(isfinite, values))
     except (TypeError, OverflowError):
+        return False
+
+
+def _are_clips(ids: Sequence[Any], clips: int) -> bool:
+    try:
+        return all(0 <= clip < clips and clip == int(clip) for clip in ids)
+    except TypeError:  # a list or a text among them
         return False
 
 

@@ -1,21 +1,18 @@
 """Held-out videos as files, for the commands to be measured on.
 
 ``python -m granalign_fast.miniatures.benchmark OUT`` writes ``videos/*.mp4``, ``queries.jsonl``,
-``truth.jsonl`` and ``absent.jsonl``; then
-
-```
-granalign index OUT/videos/*.mp4 --models miniatures --out OUT/index
-granalign evaluate qvhighlights --indexes OUT/index --models miniatures --rewriter models \\
-    --queries OUT/queries.jsonl --ground-truth OUT/truth.jsonl --absent OUT/absent.jsonl
-```
+``truth.jsonl`` and ``absent.jsonl``, and prints the commands that index and evaluate them.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
+import sys
 from pathlib import Path
 
+from granalign_fast.errors import GranAlignError
 from granalign_fast.jsonl import Record, write_jsonl
 
 from .videos import ground_truth, render_video
@@ -51,13 +48,32 @@ def write_benchmark(
         write_jsonl(folder / f"{name}.jsonl", records)
 
 
+def commands(out: str | os.PathLike[str]) -> str:
+    """What indexes the videos of `out`, then evaluates ``tuned`` and ``recognition``, for a shell.
+
+    Recognition asks about the queries as they are: it is evaluated without rewrites.
+    """
+    folder = shlex.quote(os.fspath(out))
+    index = f"granalign index {folder}/videos/*.mp4 --models miniatures --out {folder}/index"
+    evaluate = (
+        f"granalign evaluate qvhighlights --indexes {folder}/index --models miniatures "
+        f"--queries {folder}/queries.jsonl --ground-truth {folder}/truth.jsonl "
+        f"--absent {folder}/absent.jsonl --preset"
+    )
+    return "\n".join((index, f"{evaluate} tuned --rewriter models", f"{evaluate} recognition"))
+
+
 def main() -> None:
-    """Parse the command line and write."""
+    """Parse the command line, write, and say what to do with it."""
     parser = argparse.ArgumentParser(description="Write held-out videos and their queries.")
     parser.add_argument("out", type=Path)
     parser.add_argument("--videos", type=int, default=40)
     options = parser.parse_args()
-    write_benchmark(options.out, options.videos)
+    try:
+        write_benchmark(options.out, options.videos)
+    except (GranAlignError, OSError) as error:
+        sys.exit(f"benchmark: {error}")
+    print(commands(options.out))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from granalign_fast.index import VideoIndex
 from granalign_fast.types import Moment, SearchResult
 
 from .plot import CURVE, INK, MOMENT, brief, new_figure, plain, save_figure
+from .report import clock
 
 FRAMES = 12
 """How many frames a strip has at most."""
@@ -234,7 +235,7 @@ def _draw_frames(
         axes.text(
             middle,
             -0.05,
-            _stamp(tile.time, fine=duration < 60),
+            clock(tile.time, fine=duration < 60),
             ha="center",
             va="top",
             fontsize=8,
@@ -322,15 +323,5 @@ def _bar(axes: Any, start: float, end: float, y: float, colour: str, alpha: floa
 def _time_axis(axes: Any, duration: float) -> None:
     step = next((step for step in _STEPS if duration / step <= 12), math.ceil(duration / 12))
     ticks = [step * number for number in range(int(duration / step) + 1)]
-    axes.set_xticks(ticks, [_stamp(tick, fine=step < 1) for tick in ticks])
+    axes.set_xticks(ticks, [clock(tick, fine=step < 1) for tick in ticks])
     axes.set_xlim(0, duration)
-
-
-def _stamp(seconds: float, *, fine: bool) -> str:
-    """``1:02``, ``1:00:02``; with tenths if `fine`."""
-    tenths = round(seconds * 10) if fine else int(seconds + 0.5) * 10
-    minutes, rest = divmod(tenths, 600)
-    last = f"{rest / 10:04.1f}" if fine else f"{rest // 10:02}"
-    if minutes < 60:
-        return f"{minutes}:{last}"
-    return f"{minutes // 60}:{minutes % 60:02}:{last}"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from granalign_fast.doctor import Finding
 from granalign_fast.evaluation import Evaluation
@@ -17,10 +17,19 @@ from granalign_fast.types import Moment, SearchResult
 _HEADLINE = ("MR-full-mAP", "MR-full-R1@0.5", "MR-full-R1@0.7")
 
 
-def clock(seconds: float) -> str:
-    """``1:02.0`` for 62 seconds."""
-    minutes, rest = divmod(seconds, 60)
-    return f"{int(minutes)}:{rest:04.1f}"
+def show(what: RenderableType) -> None:
+    """Print a table or a line; what looks like mark-up in somebody's text is shown as it is."""
+    Console(highlight=False, markup=False, emoji=False).print(what)
+
+
+def clock(seconds: float, *, fine: bool = True) -> str:
+    """``1:02.0`` for 62 seconds, ``1:00:02.0`` an hour later; without tenths unless `fine`."""
+    tenths = round(seconds * 10) if fine else int(seconds + 0.5) * 10
+    minutes, rest = divmod(tenths, 600)
+    last = f"{rest / 10:04.1f}" if fine else f"{rest // 10:02}"
+    if minutes < 60:
+        return f"{minutes}:{last}"
+    return f"{minutes // 60}:{minutes % 60:02}:{last}"
 
 
 def peak_caption(index: VideoIndex, result: SearchResult, moment: Moment) -> str:
@@ -67,9 +76,9 @@ def print_moments(index: VideoIndex, result: SearchResult) -> None:
             f"{moment.score:.3f}",
             peak_caption(index, result, moment),
         )
-    Console(highlight=False).print(table)
+    show(table)
     if result.exists is not None:
-        Console(highlight=False).print(f"shown at all: {result.exists:.0%} likely")
+        show(f"shown at all: {result.exists:.0%} likely")
 
 
 def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
@@ -92,9 +101,8 @@ def print_evaluation(evaluation: Evaluation) -> None:
     queries = evaluation.counts["queries"]
     for stage, value in evaluation.seconds.items():
         table.add_row(stage, f"{value:.3f}", f"{1000 * value / queries:.4f}")
-    Console(highlight=False).print(table)
-    counts = ", ".join(f"{value:,} {name}" for name, value in evaluation.counts.items())
-    Console(highlight=False).print(counts)
+    show(table)
+    show(", ".join(f"{value:,} {name}" for name, value in evaluation.counts.items()))
 
 
 def print_metrics(metrics: dict[str, Any]) -> None:
@@ -106,7 +114,7 @@ def print_metrics(metrics: dict[str, Any]) -> None:
     for name in sorted(brief, key=lambda name: name not in _HEADLINE):
         style = "bold" if name in _HEADLINE else None
         table.add_row(name, f"{brief[name]:.2f}", style=style)
-    Console(highlight=False).print(table)
+    show(table)
 
 
 def print_findings(findings: list[Finding]) -> None:
@@ -116,7 +124,7 @@ def print_findings(findings: list[Finding]) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for finding in findings:
-        mark = "[green]ok[/]" if finding.ok else "[red]missing[/]" if finding.needed else "-"
+        mark = Text("ok", "green") if finding.ok else Text("missing", "red")
         text = finding.found if finding.ok else f"{finding.found}\n  {finding.remedy}"
-        table.add_row(mark, escape(finding.what), escape(text))
-    Console(highlight=False).print(table)
+        table.add_row(mark if finding.ok or finding.needed else "-", finding.what, text)
+    show(table)
