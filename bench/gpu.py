@@ -57,8 +57,8 @@ JOBS = (
     Job("search", ("search",), 0.07, ("--seconds", "1", "--rounds", "3")),
 )
 """The first compiles all kernels. The one that starts new processes, and so takes longest, comes
-last: it gets the time that others have left. Where the size is below 1, as on a CPU, the small shapes take the place of those that
-`--random` names."""
+last: it gets the time that others have left. Where the size is below 1, as on a CPU, the small
+shapes take the place of those that `--random` names."""
 _SMALL = {
     "clip-vit-b32": "clip-mini",
     "llama3-8b": "llama-mini",
