@@ -67,10 +67,8 @@ class Texts(NamedTuple):
 class Ranker(Protocol):
     """Embeds texts, and ranks the moments of batches of requests."""
 
-    def embed(
-        self, encoder: TextEncoder, texts: Sequence[str], known: Texts | None = None
-    ) -> Texts:
-        """The embeddings of texts, of which some may be equal, and those that are known."""
+    def embed(self, encoder: TextEncoder, texts: Sequence[str]) -> Texts:
+        """The embeddings of texts, of which some may be equal."""
         ...
 
     def rank(
@@ -108,16 +106,9 @@ class HostRanker:
     def __init__(self, config: RetrieverConfig) -> None:
         self.config = config
 
-    def embed(
-        self, encoder: TextEncoder, texts: Sequence[str], known: Texts | None = None
-    ) -> Texts:
+    def embed(self, encoder: TextEncoder, texts: Sequence[str]) -> Texts:
         """As the encoder gives them."""
-        new, row = _rows(texts, known)
-        if known is None:
-            return Texts(encoder.encode(new), row)
-        if not new:
-            return known
-        return Texts(np.concatenate([known.embeddings, encoder.encode(new)]), row)
+        return Texts(encoder.encode(texts), _first_rows(texts))
 
     def rank(
         self, batch: Sequence[Question], asked: Sequence[Variants], texts: Texts, clock: Clock
@@ -182,23 +173,13 @@ class DeviceRanker:
         # A ranking overwrites what it has returned: until that is in the stream to be fetched.
         self._turn = Lock()
 
-    def embed(
-        self, encoder: TextEncoder, texts: Sequence[str], known: Texts | None = None
-    ) -> Texts:
+    def embed(self, encoder: TextEncoder, texts: Sequence[str]) -> Texts:
         """Left where the encoder made them, if it can do that; otherwise uploaded."""
-        new, row = _rows(texts, known)
-        if known is not None and not new:
-            return known
         if isinstance(encoder, DeviceTextEncoder):
-            found = encoder.encode_on(new, self._place)
-        else:
-            made = encoder.encode(new)
-            with GATE.run():
-                found = self._place.put(made)
-        if known is None:
-            return Texts(found, row)
-        with GATE.run(), self._place.here():
-            return Texts(self._joined([known.embeddings, found]), row)
+            return Texts(encoder.encode_on(texts, self._place), _first_rows(texts))
+        found = encoder.encode(texts)
+        with GATE.run():
+            return Texts(self._place.put(found), _first_rows(texts))
 
     def rank(
         self, batch: Sequence[Question], asked: Sequence[Variants], texts: Texts, clock: Clock
@@ -321,11 +302,8 @@ class Kept:
             self.bytes -= 0 if found is None else found[1].nbytes
 
 
-def _rows(texts: Sequence[str], known: Texts | None) -> tuple[list[str], dict[str, int]]:
-    """The distinct texts that are not known, and the row of every text behind those that are."""
-    row = {} if known is None else dict(known.row)
-    new = list(dict.fromkeys(text for text in texts if text not in row))
-    return new, row | {text: len(row) + number for number, text in enumerate(new)}
+def _first_rows(texts: Sequence[str]) -> dict[str, int]:
+    return {text: number for number, text in reversed(list(enumerate(texts)))}
 
 
 def _apart(flat: Array, shapes: Sequence[Array]) -> list[Array]:

@@ -25,7 +25,7 @@ from .looking import (
     ways_to_ask,
 )
 from .packing import Question, alike, variants
-from .ranker import Progress, Texts, moments_of, ranker_on
+from .ranker import Progress, moments_of, ranker_on
 from .ranker import TextEncoder as TextEncoder
 from .rewrites import Rewriter, RuleRewriter
 from .stages import Clock, Span
@@ -138,9 +138,9 @@ class MomentRetriever:
 
         Args:
             requests: any mixture of videos and queries.
-            seconds: receives the duration of each stage that there was: ``rewrite`` and ``embed``
-                (beside them ``key_frames`` and ``prefill``; ``wait`` is what these take longer),
-                ``aware``, ``exists``, ``context``, ``similarity``, ``recognise``, ``proposals``,
+            seconds: receives the duration of each stage that there was: ``rewrite`` (beside it
+                ``key_frames`` and ``prefill``; ``wait`` is what these take longer), ``aware``,
+                ``exists``, ``embed``, ``context``, ``similarity``, ``recognise``, ``proposals``,
                 ``nms``, ``results``. Every result has them too. On a GPU, where nothing waits in
                 between, ``rank`` stands for all from ``context`` to ``nms``.
             spans: receives when each of them began and ended.
@@ -154,8 +154,12 @@ class MomentRetriever:
         clock = Clock(seconds, spans)
         if self.config.scorer == "recognition":
             return self._recognised(requests, clock)
-        questions, exists, texts = self._asked(requests, clock)
+        questions, exists = self._asked(requests, clock)
         asked = [variants(question.query, self.config) for question in questions]
+        needed = [text for pair in asked for granularity in pair for text in granularity]
+        needed += [caption for question in questions for caption in question.aware.values()]
+        texts = self._ranker.embed(self.encoder, needed)
+        clock.lap("embed")
 
         results: list[SearchResult | None] = [None] * len(requests)
         for members in alike(asked):
@@ -169,37 +173,29 @@ class MomentRetriever:
 
     def _asked(
         self, requests: Sequence[Request], clock: Clock
-    ) -> tuple[list[Question], list[float | None], Texts]:
-        """Every query rewritten and its key frames captioned; whether each video shows it.
-
-        With the embeddings of all variants and captions.
-        """
+    ) -> tuple[list[Question], list[float | None]]:
+        """Every query rewritten and its key frames captioned; whether each video shows it."""
         plain = {r.query: None for r in requests if isinstance(r.query, str)}
         rewritten: Mapping[str, Rewrites] = {}
-        # Frames can be chosen and looked at before it is known what exactly is asked of them, and
-        # while what is asked is embedded.
+        # Frames can be chosen and looked at before it is known what exactly is asked of them.
         with ThreadPoolExecutor(1) as beside:
             keys = beside.submit(self._key_frames, requests, clock)
             seen = beside.submit(self._prefill, requests, keys, clock) if plain else None
             if plain:
                 rewritten = dict(zip(plain, self.rewriter.rewrite(list(plain)), strict=True))
                 clock.lap("rewrite")
-            queries = [
-                request.query if isinstance(request.query, Rewrites) else rewritten[request.query]
-                for request in requests
-            ]
-            aware = [request.aware or {} for request in requests]
-            pairs = [variants(query, self.config) for query in queries]
-            needed = [text for pair in pairs for granularity in pair for text in granularity]
-            needed += [caption for given in aware for caption in given.values()]
-            texts = self._ranker.embed(self.encoder, needed)
-            clock.lap("embed")
             clips = keys.result()
             if seen:
                 seen.result()
         if any(clips):
             clock.lap("wait")
-        clock.restart()
+        else:
+            clock.restart()
+        queries = [
+            request.query if isinstance(request.query, Rewrites) else rewritten[request.query]
+            for request in requests
+        ]
+        aware = [request.aware or {} for request in requests]
         guided = [
             i
             for i, (request, query) in enumerate(zip(requests, queries, strict=True))
@@ -210,9 +206,6 @@ class MomentRetriever:
             for i, captions in zip(guided, aware_captions(self.captioner, asked), strict=True):
                 aware[i] = captions
             clock.lap("aware")
-            made = [caption for i in guided for caption in aware[i].values()]
-            texts = self._ranker.embed(self.encoder, made, texts)
-            clock.lap("embed")
         exists: list[float | None] = [None] * len(requests)
         if self.recogniser and any(clips):
             count = self.config.exists_frames
@@ -221,8 +214,7 @@ class MomentRetriever:
                     exists[i] = existence(self.recogniser, request.index, keyed, queries[i], count)
             clock.lap("exists")
         indexes = [request.index for request in requests]
-        questions = [Question(*one) for one in zip(indexes, queries, aware, strict=True)]
-        return questions, exists, texts
+        return [Question(*one) for one in zip(indexes, queries, aware, strict=True)], exists
 
     def _key_frames(self, requests: Sequence[Request], clock: Clock) -> list[list[int]]:
         """The key frames of each request; none where nobody would look at them."""
