@@ -68,20 +68,28 @@ class Limits:
 class Yardstick:
     """A few milliseconds of products and sums, always the same, on the device.
 
-    The products are small, as the kernels' are: one that wakes other threads would measure who else
-    is using the cores, not how fast they are.
+    On a CPU every core does them, and all are waited for: a core that somebody else uses makes
+    models slower, and only this tells. The products are small, so that none wakes further threads.
 
     Args:
         to_device: moves an array of NumPy to where it is to run.
+        threads: that do the work at the same time; one on a GPU.
     """
 
-    def __init__(self, to_device: Callable[[npt.NDArray[Any]], Any]) -> None:
+    def __init__(self, to_device: Callable[[npt.NDArray[Any]], Any], threads: int = 1) -> None:
         rng = np.random.default_rng(0)
         self.matrices = to_device(rng.standard_normal((96, 60, 60), dtype=np.float32))
         self.row = to_device(rng.standard_normal(1 << 20, dtype=np.float32))
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        self._threads = threads
 
     def __call__(self, _: object) -> object:
         """Run it."""
+        if self._pool is None:
+            return self._work()
+        return sum(self._pool.map(lambda _: self._work(), range(self._threads)))
+
+    def _work(self) -> Any:
         return (self.matrices @ self.matrices).sum() + (self.row * self.row).sum()
 
 

@@ -77,10 +77,14 @@ def rows(report: Report, suite: str) -> Iterable[tuple[str, ...]]:
 
 def _named(task: str, record: Record) -> str:
     sizes = ", ".join(
-        f"{value} {name.removesuffix('s') if value == 1 else name}"
+        f"{value} {_singular(name) if value == 1 else name}"
         for name, value in record.parameters.items()
     )
     return f"{task} ({sizes})" if sizes else task
+
+
+def _singular(name: str) -> str:
+    return f"{name[:-3]}y" if name.endswith("ies") else name.removesuffix("s")
 
 
 def _article(noun: str) -> str:

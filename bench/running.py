@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from granalign_fast.embedding import cpu_threads
 from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.models import one_line
 from granalign_fast.session import Device
@@ -130,7 +131,7 @@ class Bench:
     @cached_property
     def yardstick(self) -> Yardstick:
         """The fixed work that is timed beside everything."""
-        return Yardstick(self.to_device)
+        return Yardstick(self.to_device, 1 if self.on_gpu else cpu_threads(None))
 
     @property
     def run_of(self) -> SuiteRun:

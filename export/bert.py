@@ -1,10 +1,11 @@
 """BERT as an ONNX graph, written node by node from the weights: tokens in, embeddings out.
 
-The graph is shaped by what ONNX Runtime's CPU kernels do fast. Texts of equal length need no mask,
-which keeps `Attention` on its quickest path. Layer normalisation is spelled out in elementwise
-operators, because the fused kernels sum each row one value at a time and take a third of an int8
-model's time; a GPU's do not, so fp16 uses the operator. All but int8's matrix product is standard
-ONNX.
+The graph is shaped by what ONNX Runtime's CPU kernels do fast. There are two: of texts of equal
+length, which need no mask, and of any texts packed into one row, so that few texts of different
+lengths read the weights once and not once for each. Layer normalisation is spelled out in
+elementwise operators, because the fused kernels sum each row one value at a time and take a third
+of an int8 model's time; a GPU's do not, so fp16 uses the operator. All but int8's matrix product is
+standard ONNX.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from .graph import make_model
 from .quantize import Range, quantise_columns
 from .reference import Array, Bert, Dense, Norm
-from .specs import EMBEDDINGS, FLOAT_CHANNELS, INPUT_IDS, SMOOTHING
+from .specs import EMBEDDINGS, FLOAT_CHANNELS, INPUT_IDS, MASK, POOL, POSITIONS, SMOOTHING
 
 _MICROSOFT = "com.microsoft"
 
@@ -28,6 +29,7 @@ def build_bert(
     pooling: str,
     normalise: bool,
     precision: str,
+    packed: bool = False,
     ranges: dict[str, Range] | None = None,
 ) -> Any:
     """The whole encoder as an `onnx.ModelProto`.
@@ -37,12 +39,13 @@ def build_bert(
         pooling: ``"mean"`` or ``"cls"``.
         normalise: whether rows get unit length.
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
+        packed: whether it takes packed texts, see `specs.POOL`; their pooling is an input.
         ranges: for int8, what `measure_ranges` found.
     """
     if precision == "int8":
-        graph: _Graph = _Int8Graph(ranges or {})
+        graph: _Graph = _Int8Graph(packed, ranges or {})
     else:
-        graph = _HalfGraph() if precision == "fp16" else _Graph()
+        graph = (_HalfGraph if precision == "fp16" else _Graph)(packed)
     x = graph.embed(model)
     state = graph.norm(x, model.norm, model.epsilon)
     for i, layer in enumerate(model.layers):
@@ -68,8 +71,10 @@ class _Graph:
     """A float32 graph under construction: values are known by name, and every name is new."""
 
     dtype: npt.DTypeLike = np.float32
+    width: int
 
-    def __init__(self) -> None:
+    def __init__(self, packed: bool) -> None:
+        self.packed = packed
         self.nodes: list[Any] = []
         self.constants: dict[str, Array] = {}
 
@@ -93,7 +98,11 @@ class _Graph:
         return self.constant(values, np.int64)
 
     def embed(self, model: Bert) -> str:
+        self.width = model.dim
         words = self.op("Gather", self.constant(model.words), INPUT_IDS)
+        if self.packed:
+            positions = self.op("Gather", self.constant(model.positions), POSITIONS)
+            return self.op("Add", words, positions)
         length = self.op("Shape", INPUT_IDS, start=1, end=2)
         zero = self.integers(0)
         positions = self.op("Slice", self.constant(model.positions), zero, length, zero)
@@ -112,7 +121,8 @@ class _Graph:
         self, state: _Normed, query: Dense, key: Dense, value: Dense, heads: int, layer: str
     ) -> str:
         parts = self.products(state, [query, key, value], f"{layer}qkv")
-        return self.op("Attention", *parts, q_num_heads=heads, kv_num_heads=heads)
+        mask = [MASK] if self.packed else []
+        return self.op("Attention", *parts, *mask, q_num_heads=heads, kv_num_heads=heads)
 
     def products(self, state: _Normed, denses: list[Dense], site: str) -> list[str]:
         """Several products of one normalised activation."""
@@ -123,10 +133,13 @@ class _Graph:
         return self.op("Add", y, self.constant(dense.bias))
 
     def pool(self, x: str, pooling: str, normalise: bool) -> None:
-        """Leave (batch, dim) float32 under the output's name."""
+        """Leave an embedding of each text, float32, under the output's name."""
         if self.dtype != np.float32:
             x = self.op("Cast", x, to=1)
-        if pooling == "mean":
+        if self.packed:
+            shape = self.integers(-1, self.width)
+            pooled = self.op("Reshape", self.op("MatMul", POOL, x), shape)
+        elif pooling == "mean":
             pooled = self.op("ReduceMean", x, self.integers(1), keepdims=0)
         else:
             pooled = self.op("Gather", x, self.constant(0, np.int64), axis=1)
@@ -140,11 +153,20 @@ class _Graph:
         from onnx import TensorProto, helper, numpy_helper
 
         integers, floats = TensorProto.INT32, TensorProto.FLOAT
+        value = helper.make_tensor_value_info
+        inputs = [value(INPUT_IDS, integers, ["batch", "sequence"])]
+        if self.packed:
+            inputs += [
+                value(POSITIONS, integers, ["batch", "sequence"]),
+                value(MASK, floats, ["sequence", "sequence"]),
+                value(POOL, floats, ["batch", "texts", "sequence"]),
+            ]
+        rows = "batch_times_texts" if self.packed else "batch"
         return make_model(
             "sentence-encoder",
             nodes=self.nodes,
-            inputs=[helper.make_tensor_value_info(INPUT_IDS, integers, ["batch", "sequence"])],
-            outputs=[helper.make_tensor_value_info(EMBEDDINGS, floats, ["batch", dim])],
+            inputs=inputs,
+            outputs=[value(EMBEDDINGS, floats, [rows, dim])],
             tensors=[numpy_helper.from_array(v, name) for name, v in self.constants.items()],
         )
 
@@ -164,8 +186,8 @@ class _HalfGraph(_Graph):
 class _Int8Graph(_Graph):
     """Products in 8 bits with fixed scales, everything between them in float32."""
 
-    def __init__(self, ranges: dict[str, Range]) -> None:
-        super().__init__()
+    def __init__(self, packed: bool, ranges: dict[str, Range]) -> None:
+        super().__init__(packed)
         self.ranges = ranges
 
     def products(self, state: _Normed, denses: list[Dense], site: str) -> list[str]:

@@ -21,7 +21,7 @@ from granalign_fast.models import (
 from .folder import appearing, read_object, read_tokenizer, source_name, tool_versions
 from .reference import Bert
 from .sentences import CALIBRATION, VALIDATION
-from .specs import MODEL_TYPES, POOLINGS, PRECISIONS
+from .specs import MODEL_TYPES, PACKED_GRAPH, POOLINGS, PRECISIONS
 from .validate import Judge, check_precision, validate
 
 
@@ -100,6 +100,8 @@ def export_sentence_encoder(
 ) -> Path:
     """Export a sentence encoder to `out`: ``model.onnx``, ``tokenizer.json``, ``manifest.json``.
 
+    In fp32 there is ``packed.onnx`` beside it, of packed texts, which the CPU runs.
+
     Pooling and normalisation are inside the graph. The exported model is compared with the source
     on fixed sentences before the folder gets its name; on failure nothing is left behind.
 
@@ -132,7 +134,7 @@ def export_sentence_encoder(
             source=source_name(source, folder),
             weights_sha256=model.weights_sha256,
             source_sha256=model.sha256,
-            files={name: sha256_of(draft / name) for name in ("model.onnx", "tokenizer.json")},
+            files={path.name: sha256_of(path) for path in sorted(draft.iterdir())},
             precision=precision,
             dim=dim,
             max_tokens=model.max_tokens,
@@ -157,14 +159,18 @@ def _write_bert(model: SentenceModel, draft: Path, precision: str) -> tuple[Judg
     from .quantize import measure_ranges
 
     bert = Bert.load(model.weights, model.config)
-    graph = build_bert(
-        bert,
-        pooling=model.pooling,
-        normalise=model.normalise,
-        precision=precision,
-        ranges=measure_ranges(bert, model.tokenise(CALIBRATION)) if precision == "int8" else None,
-    )
-    onnx.save(graph, draft / "model.onnx")
+    ranges = measure_ranges(bert, model.tokenise(CALIBRATION)) if precision == "int8" else None
+    # Weights of 8 bits are read soon enough; fp16 is for a GPU.
+    for name in ["model.onnx"] + [PACKED_GRAPH] * (precision == "fp32"):
+        graph = build_bert(
+            bert,
+            pooling=model.pooling,
+            normalise=model.normalise,
+            precision=precision,
+            packed=name == PACKED_GRAPH,
+            ranges=ranges,
+        )
+        onnx.save(graph, draft / name)
 
     def judge() -> Any:
         # Unit length for the comparison, even where the model leaves it to the caller.

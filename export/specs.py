@@ -14,6 +14,13 @@ INPUT_IDS = "input_ids"
 attention runs on its fastest path, and a text's embedding cannot depend on its neighbours."""
 EMBEDDINGS = "embeddings"
 """float32 (batch, dim)."""
+POSITIONS, MASK, POOL = "positions", "mask", "pool"
+"""What a graph of packed texts takes besides: int32 (batch, sequence), of each token in its own
+text; float32 (sequence, sequence), 0 between tokens of one text and minus infinity elsewhere; and
+float32 (batch, texts, sequence), by which the tokens of each text are summed to its embedding. It
+gives (batch * texts, dim)."""
+PACKED_GRAPH = "packed.onnx"
+"""The graph of packed texts, for the CPU; on a GPU a mask would keep attention from its best."""
 PIXEL_VALUES = "pixel_values"
 """float32 (batch, 3, height, width): what the model's own image processor makes of frames."""
 

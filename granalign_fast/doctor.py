@@ -30,7 +30,7 @@ class Finding:
 
 _EXTRAS = ("cpu", "cuda", "tensorrt", "plot", "editors", "hub", "optimum")
 # As the package's own metadata say it: transformers<5,>=4.57; extra == "optimum"
-_REQUIREMENT = re.compile(r"""([\w.-]+)([^;\[]*); extra == ["']([\w-]+)["']""")
+_REQUIREMENT = re.compile(r"""([\w.-]+)(?:\[[^]]*\])?([^;\[]*); extra == ["']([\w-]+)["']""")
 _BOUND = re.compile(r"(==|>=|<=|<|>)([\d.]+)")
 _HOLDS = {
     "==": operator.eq,

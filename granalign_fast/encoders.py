@@ -18,10 +18,13 @@ from .embedding import (
     tokenise,
 )
 from .errors import GranAlignError
+from .export.specs import PACKED_GRAPH, POOL
 from .models import SentenceManifest, fingerprint, resolve_model
 from .onnx_run import GATE
 from .place import Array, Place
 from .session import Device
+from .text_packing import batches as packed_batches
+from .text_packing import packed
 
 # Texts tokenised at a time: bounds memory, and leaves enough of each length to fill batches.
 _WINDOW = 16384
@@ -40,6 +43,7 @@ class SentenceEncoder(ExportedEncoder[SentenceManifest]):
         device: as for `Session`.
         threads: CPU threads; None for all that this process may use.
         cache_dir: where exports are kept; None for ``granalign-fast`` in the user's cache folder.
+        graph: a file of an exported folder; None for the one that is made for the device.
 
     Raises:
         GranAlignError: the source, precision or device cannot be used; the message says why.
@@ -53,6 +57,7 @@ class SentenceEncoder(ExportedEncoder[SentenceManifest]):
         device: str = "cpu",
         threads: int | None = None,
         cache_dir: str | Path | None = None,
+        graph: str | None = None,
     ) -> None:
         cpu_threads(threads)  # before an export that may take a minute
         wanted = Device.parse(device)
@@ -66,8 +71,12 @@ class SentenceEncoder(ExportedEncoder[SentenceManifest]):
                 f"export the model again in {precision!r}, or ask for what the folder holds"
             )
         _check_device(manifest.precision, wanted)
-        super().__init__(folder, manifest, ["model.onnx"], device=device, threads=threads)
+        if graph is None:
+            packs = wanted.kind == "cpu" and PACKED_GRAPH in manifest.files
+            graph = PACKED_GRAPH if packs else "model.onnx"
+        super().__init__(folder, manifest, [graph], device=device, threads=threads)
         (self._session,) = self._sessions
+        self._packs = POOL in self._session.inputs
         if wanted.kind != "cpu":
             self._workers = 1
 
@@ -76,7 +85,8 @@ class SentenceEncoder(ExportedEncoder[SentenceManifest]):
     ) -> npt.NDArray[np.float32]:
         """Embeddings (texts, dim), float32, C-contiguous, rows of unit length, in the given order.
 
-        A text's embedding does not depend on the other texts. Threads may share an encoder.
+        A text's embedding depends on the other texts by no more than rounding. Threads may share an
+        encoder.
 
         Args:
             texts: any strings; what is over the model's length is cut off.
@@ -136,16 +146,24 @@ class SentenceEncoder(ExportedEncoder[SentenceManifest]):
         """Fill `rows`, yielding the indices of each batch that is finished."""
 
         def run(batch: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-            ids = np.array([tokens[i - start] for i in batch], np.int32)
-            rows[batch] = self._run(ids)
+            own = [tokens[i - start] for i in batch]
+            rows[batch] = (
+                self._run_packed(own) if self._packs else self._run(np.array(own, np.int32))
+            )
             return batch
 
         with ThreadPoolExecutor(self._workers) as pool:
             for start in range(0, len(texts), _WINDOW):
                 tokens = tokenise(self._tokenizer, texts[start : start + _WINDOW])
-                batches = equal_length_batches(tokens, self._batch_tokens)
+                if self._packs:
+                    batches = packed_batches(tokens, self._batch_tokens, self._workers)
+                else:
+                    batches = equal_length_batches(tokens, self._batch_tokens)
                 todo = [batch + start for batch in batches]
                 yield from pool.map(run, todo) if len(todo) > 1 else map(run, todo)
+
+    def _run_packed(self, tokens: list[list[int]]) -> Array:
+        return self._session(**packed(tokens, self.manifest.pooling))["embeddings"]
 
     def _run(self, ids: Array) -> Array:
         if self._session.inputs == ("input_ids",):

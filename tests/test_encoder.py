@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from tiny_bert import edit_json, write_tiny_bert
 
-from granalign_fast import encoders
+from granalign_fast import encoders, text_packing
 from granalign_fast.embedding import equal_length_batches
 from granalign_fast.encoders import SentenceEncoder
 from granalign_fast.errors import GranAlignError, MissingExtraError
@@ -68,7 +68,7 @@ def test_progress_counts_every_text_once(
     monkeypatch.setattr(encoders, "_WINDOW", 3)
     steps: list[int] = []
     expected = encoder.encode(TEXTS)
-    np.testing.assert_array_equal(encoder.encode(TEXTS, progress=steps.append), expected)
+    np.testing.assert_allclose(encoder.encode(TEXTS, progress=steps.append), expected, atol=2e-6)
     assert sum(steps) == len(TEXTS) and min(steps) > 0 and len(steps) > 1
 
 
@@ -111,7 +111,7 @@ class GpuSession:
 def test_embeddings_stay_on_a_gpu(
     source: Path, cache: Path, texts: list[str], normalise: bool
 ) -> None:
-    encoder = SentenceEncoder(source, cache_dir=cache)
+    encoder = SentenceEncoder(source, cache_dir=cache, graph="model.onnx")
     encoder.manifest = replace(encoder.manifest, normalise=normalise)
     expected = encoder.encode(texts)
     encoder._session, encoder._gpu = GpuSession(encoder._session, 1 if normalise else 3), 0
@@ -134,6 +134,55 @@ def test_embeddings_of_another_place_are_brought(
     found = encoder.encode_on(TEXTS, Place(fake_cupy, 0))
     assert isinstance(found, fake_cupy.ndarray)
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize(
+    "texts",
+    [TEXTS, TEXTS[:1], ["a", "b", "c"], ["", "a b c d"], [f"{'x ' * n}y" for n in range(60)]],
+    ids=["mixed", "one", "equally long", "few", "many"],
+)
+def test_packed_texts_have_the_embeddings_of_each_alone(
+    tmp_path: Path, pooling: str, texts: list[str]
+) -> None:
+    source = write_tiny_bert(tmp_path / "tiny", pooling=pooling)
+    packs, plain = (
+        SentenceEncoder(source, cache_dir=tmp_path / "cache", graph=graph)
+        for graph in (None, "model.onnx")
+    )
+    assert (packs._packs, plain._packs) == (True, False)
+    alone = np.concatenate([plain.encode([text]) for text in texts])
+    np.testing.assert_allclose(packs.encode(texts), alone, atol=2e-6)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize(
+    "lengths",
+    [[5], [7, 7, 7], [9, 3, 5, 4], [700, 3, 4], [3, 4] * 40, [12] * 40 + [13, 14], [200, 90]],
+)
+def test_few_texts_of_many_lengths_share_rows(lengths: list[int], workers: int) -> None:
+    batches = text_packing.batches([[0] * n for n in lengths], 512, workers)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    tokens = [[lengths[i] for i in batch] for batch in batches]
+    rows = [own for own in tokens if len(set(own)) > 1]
+    # A row holds what the others do and at most one text more; one length alone may fill a batch.
+    assert all(sum(own) <= 128 + max(own) for own in rows)
+    assert all(sum(own) <= 512 or len(own) == 1 for own in tokens)
+    if 1 < sum(lengths) <= 128:  # all workers have something to do
+        assert len(batches) == min(workers, len(lengths))
+
+
+def test_a_packed_row_by_hand() -> None:
+    found = text_packing.packed([[5, 6], [7]], "mean")
+    assert found["input_ids"].tolist() == [[5, 6, 7]]
+    assert found["positions"].tolist() == [[0, 1, 0]]
+    assert found["pool"].tolist() == [[[0.5, 0.5, 0], [0, 0, 1]]]
+    apart = -np.inf
+    assert found["mask"].tolist() == [[0, 0, apart], [0, 0, apart], [apart, apart, 0]]
+    assert text_packing.packed([[5, 6], [7]], "cls")["pool"].tolist() == [[[1, 0, 0], [0, 0, 1]]]
+    equal = text_packing.packed([[5, 6], [7, 8]], "cls")
+    assert equal["input_ids"].shape == (2, 2) and not equal["mask"].any()
+    assert equal["pool"].tolist() == [[[1, 0]], [[1, 0]]]
 
 
 def test_batches_have_one_length_and_hold_everything_once() -> None:

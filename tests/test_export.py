@@ -26,7 +26,7 @@ from granalign_fast.export.quantize import Range, quantise_columns
 from granalign_fast.export.reference import Bert
 from granalign_fast.export.sentence_encoder import SentenceModel, export_sentence_encoder
 from granalign_fast.export.sentences import CALIBRATION, VALIDATION
-from granalign_fast.export.specs import PRECISIONS, Precision, Tolerance
+from granalign_fast.export.specs import PACKED_GRAPH, PRECISIONS, Precision, Tolerance
 from granalign_fast.models import FORMAT_VERSION, PACKAGED_MODELS, resolve_model
 
 GOLDEN = Path(__file__).parent / "fixtures" / "minilm_golden.json"
@@ -51,7 +51,8 @@ def test_the_graph_gives_what_the_reference_gives(
     out = export_sentence_encoder(
         source, tmp_path / "out", precision=precision, progress=steps.append
     )
-    assert entries(out) == ["manifest.json", "model.onnx", "tokenizer.json"]
+    packed = [PACKED_GRAPH] if precision == "fp32" else []
+    assert entries(out) == ["manifest.json", "model.onnx", *packed, "tokenizer.json"]
     assert entries(tmp_path) == ["out", "source"]
     assert steps == ["reading", "writing the graph", "comparing with the source"]
     manifest = json.loads((out / "manifest.json").read_text())
@@ -64,8 +65,9 @@ def test_the_graph_gives_what_the_reference_gives(
     bert = Bert.load(model.weights, model.config, np.float64)
     texts = ("a", "b c d.", "zebra " * 50, "UPPER")
     expected = bert.embed(model.tokenise(texts), pooling=pooling, normalise=True)
-    error = np.abs(encoder.encode(texts) - expected).max()
-    assert error <= PRECISIONS[precision].tolerance.max_abs_error
+    for graph in ("model.onnx", *packed):
+        error = np.abs(SentenceEncoder(out, graph=graph).encode(texts) - expected).max()
+        assert error <= PRECISIONS[precision].tolerance.max_abs_error
     assert encoder.dim == manifest["dim"] == expected.shape[1]
 
 
@@ -267,6 +269,10 @@ def altered_model(folder: Path) -> None:
     flip_byte(folder / "model.onnx")
 
 
+def altered_packed(folder: Path) -> None:
+    flip_byte(folder / PACKED_GRAPH)
+
+
 def altered_tokenizer(folder: Path) -> None:
     flip_byte(folder / "tokenizer.json")
 
@@ -287,6 +293,7 @@ def lost_model(folder: Path) -> None:
         (another_kind, "got kind 'frame-encoder', expected 'sentence-encoder'"),
         (lost_key, r"keys \['dim'\]"),
         (altered_model, "altered weights"),
+        (altered_packed, "packed.onnx: altered"),
         (truncated_model, "altered weights"),
         (altered_tokenizer, "tokenizer.json: altered file"),
         (lost_model, "cannot be read"),

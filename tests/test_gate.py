@@ -64,7 +64,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> SentenceEncoder:
     folder = tmp_path_factory.mktemp("sentences")
-    return SentenceEncoder(write_tiny_bert(folder / "tiny"), cache_dir=folder / "cache")
+    source = write_tiny_bert(folder / "tiny")
+    return SentenceEncoder(source, cache_dir=folder / "cache", graph="model.onnx")
 
 
 @pytest.mark.parametrize("refused", [None, 1])
