@@ -252,8 +252,9 @@ def compare(base: Report, now: Report) -> list[Change]:
 
     A median has changed when the ratio is beyond what noise may make: that of both records, at
     least that of a typical one, because a small noise may be luck, and never below
-    `LEAST_DIFFERENCE`. Where the yardstick beside them has changed in the same direction, the
-    machine itself has, and the median may by as much again.
+    `LEAST_DIFFERENCE`; and half of what the machine itself has varied by in the less steady of the
+    runs, which passes right after each other do not show. Where the yardstick beside them has
+    changed in the same direction, the median may by as much again.
 
     Raises:
         GranAlignError: the reports are of other work, or of other devices.
@@ -263,6 +264,7 @@ def compare(base: Report, now: Report) -> list[Change]:
     new = {record.key: record for record in now.records}
     suites = set(now.suites)
     typical = max(_usual_noise(base), _usual_noise(now), LEAST_DIFFERENCE)
+    wander = max(base.drift, now.drift) / 2
     changes = [
         Change(key, None, new[key].median, 0.0, "new", new[key].peer)
         for key in new.keys() - old.keys()
@@ -275,7 +277,7 @@ def compare(base: Report, now: Report) -> list[Change]:
     for key in old.keys() & new.keys():
         before, after = old[key], new[key]
         grown = after.median > before.median
-        noise = max(before.noise + after.noise, typical)
+        noise = max(before.noise + after.noise, typical) + wander
         machine = _machine_change(before, after)
         bound = (1 + noise) * max(machine if grown else 1 / machine, 1.0) - 1
         pair = sorted((before.median, after.median))

@@ -108,7 +108,7 @@ def machine_lines(report: Report) -> list[str]:
         f"{machine['system']}, Python {machine['python']}, {packages}; commit {machine['commit']}",
         f"measured limits: {limits['bandwidth'] / 1e9:.1f} GB/s copied, {rates}",
         f"a fixed piece of work, timed beside everything, varied by {report.drift:.0%}: by so much "
-        f"the machine itself was faster or slower at times",
+        f"the machine itself was faster or slower at times; --compare adds half of that to ±",
     ]
 
 

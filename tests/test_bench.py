@@ -103,6 +103,18 @@ def test_only_ours_can_regress() -> None:
     ]
 
 
+def test_an_unsteady_machine_needs_a_greater_change() -> None:
+    def run(median: float, *yardsticks: float) -> Report:
+        others = [record(f"other {n}", yardstick=y) for n, y in enumerate(yardsticks)]
+        return report(record(median=median, yardstick=1.0), *others)
+
+    steady, unsteady = (1.0, 1.0), (1.0, 1.4)
+    for yardsticks, verdict in ((steady, "slower"), (unsteady, "same")):
+        (change,) = (c for c in compare(run(1.0, *yardsticks), run(1.2, *steady)) if "nms" in c.key)
+        assert change.verdict == verdict
+    assert compare(run(1.0, *unsteady), run(1.5, *unsteady))[0].verdict == "slower"
+
+
 @pytest.mark.parametrize("setting", ["preset", "models", "random", "device", "size"])
 def test_other_work_is_not_compared(setting: str) -> None:
     base, now = report(record()), report(record())
