@@ -115,6 +115,8 @@ def test_an_encoder_runs_as_graphs(tmp_path: Path, precision: str) -> None:
     expected = here.encode(texts)
     for _ in range(3):
         near(there.encode(texts), expected, precision)
+    place = Place.of("cuda")
+    near(place.host(there.encode_on(texts, place)), expected, precision)
     run = there._session._run
     assert isinstance(run, GraphRun) and run.refused is None and run.captured
 
