@@ -93,23 +93,27 @@ class Yardstick:
         return (self.matrices @ self.matrices).sum() + (self.row * self.row).sum()
 
 
-def measure_limits(device: str, *, copy_bytes: int = _COPY_BYTES, edge: int = _EDGE) -> Limits:
+def measure_limits(
+    device: str, *, copy_bytes: int = _COPY_BYTES, edge: int = _EDGE, seconds: float = 0.0
+) -> Limits:
     """Measure a device.
 
     Args:
         device: ``cpu``, ``cuda`` or ``cuda:1``.
         copy_bytes: of the array that is copied; several times the largest cache.
         edge: rows and columns of the matrices.
+        seconds: for which each is tried, on a CPU, and at least a few times: somebody else may slow
+            the machine down for a moment.
 
     Raises:
         MissingExtraError: the CPU's int8 rate needs ONNX Runtime, a GPU needs CuPy.
     """
     if Device.parse(device).kind == "cpu":
-        return _host_limits(copy_bytes, edge)
+        return _host_limits(copy_bytes, edge, seconds)
     return _device_limits(Device.parse(device).index or 0, copy_bytes * 4, edge * 4)
 
 
-def _host_limits(copy_bytes: int, edge: int) -> Limits:
+def _host_limits(copy_bytes: int, edge: int, seconds: float) -> Limits:
     threads = cpu_threads(None)
     source = np.ones(copy_bytes, np.uint8)
     target = np.zeros_like(source)
@@ -121,17 +125,17 @@ def _host_limits(copy_bytes: int, edge: int) -> Limits:
         list(pool.map(lambda part: np.copyto(target[part], source[part]), parts))
 
     with ThreadPoolExecutor(threads) as pool:
-        copying = best_seconds(lambda: copy_all(pool))
+        copying = best_seconds(lambda: copy_all(pool), seconds)
     left = np.random.default_rng(0).standard_normal((edge, edge), dtype=np.float32)
     operations = 2.0 * edge**3
     rates = {
         "fp32": operations
-        / min(best_seconds(lambda: left @ left), best_seconds(_onnx_product(left))),
+        / min(best_seconds(run, seconds) for run in (lambda: left @ left, _onnx_product(left))),
     }
     small = np.clip(left * 40, -127, 127).astype(np.int8)
     # Some processors have no instruction for two unsigned factors, and take several.
     rates["int8"] = operations / min(
-        best_seconds(_onnx_product(weights)) for weights in (small, small.view(np.uint8))
+        best_seconds(_onnx_product(weights), seconds) for weights in (small, small.view(np.uint8))
     )
     return Limits(2 * copy_bytes / copying, rates)
 
@@ -187,9 +191,13 @@ def _device_limits(index: int, copy_bytes: int, edge: int) -> Limits:
     return Limits(2 * copy_bytes / copying, rates, overhead)
 
 
-def best_seconds(run: Callable[[], object]) -> float:
-    """The fastest of a few runs: a limit is what can be reached."""
-    return min(host_seconds(run, _BEST_OF))
+def best_seconds(run: Callable[[], object], seconds: float = 0.0) -> float:
+    """The fastest of a few runs, or of as many as fit: a limit is what can be reached."""
+    end = time.perf_counter() + seconds
+    best = min(host_seconds(run, _BEST_OF))
+    while time.perf_counter() < end:
+        best = min(best, *host_seconds(run, _BEST_OF))
+    return best
 
 
 def host_seconds(run: Callable[[], object], rounds: int) -> list[float]:

@@ -310,7 +310,7 @@ def run_suites(
             raise MissingExtraError("measuring on a GPU", "cuda") from None
         cupy.cuda.Device(device.index or 0).use()
     say("the machine's limits")
-    before = limits or measure_limits(settings.device)
+    before = limits or measure_limits(settings.device, seconds=settings.seconds)
     report = Report(
         machine.facts(settings.device),
         asdict(settings) | {"models": None if settings.models is None else settings.models.name},

@@ -38,7 +38,7 @@ def test_eight_bits_are_as_fast_as_with_the_better_weights(
     seconds = {"float32": 4.0, "int8": 0.5, "uint8": 1.0}
     monkeypatch.setattr(limits, "_onnx_product", lambda weights: weights.dtype.name)
     monkeypatch.setattr(
-        limits, "best_seconds", lambda run: seconds[run] if isinstance(run, str) else 8.0
+        limits, "best_seconds", lambda run, _: seconds[run] if isinstance(run, str) else 8.0
     )
     rates = measure_limits("cpu", copy_bytes=1 << 10, edge=8).rates
     assert rates == {"fp32": 2 * 8**3 / 4.0, "int8": 2 * 8**3 / 0.5}
