@@ -4,6 +4,10 @@ One graph serves prefill, the extension of a cached prefix and decoding. `Attent
 takes query heads and fewer key-value heads as they are, and appends to the past inside the
 operator, so nothing is repeated or concatenated outside it. All after the last layer's attention is
 done for the last position alone: a prompt of 300 tokens costs one row of logits, not 300.
+
+The static graph writes to a cache in place, and its `Attention`, of opset 24, is told how much of
+it counts. It does without operators that opset 24 has changed for the sake of a type; see
+`STATIC_GRAPH`.
 """
 
 from __future__ import annotations
@@ -19,13 +23,17 @@ from .llm_source import LlmSource
 from .llm_specs import (
     ATTENTION_MASK,
     BLOCK,
+    CACHED_TOKENS,
     HEAD_BITS,
     INPUT_IDS,
     INT8_PRODUCTS,
+    LAST,
     LINEAR_BITS,
     LOGITS,
     MASKED,
     POSITION_IDS,
+    STATIC_OPSET,
+    WRITE_INDICES,
     past_names,
     present_names,
 )
@@ -42,32 +50,39 @@ class DecoderGraph(GraphBuilder):
         source: the model.
         tensors: where its weights go, those that are not there yet.
         precision: ``"fp32"``, ``"fp16"`` or ``"int4"``.
-        masked: whether the graph takes an attention mask, for rows of different lengths.
+        static: whether to build ``static.onnx``, where `has_static` allows it.
     """
 
     def __init__(
-        self, source: LlmSource, tensors: TensorFile, *, precision: str, masked: bool
+        self, source: LlmSource, tensors: TensorFile, *, precision: str, static: bool = False
     ) -> None:
         dtype = np.float16 if precision == "fp16" else np.float32
         super().__init__(source.checkpoint, tensors, dtype)
         self.shape = source.shape
         self.quantised = precision == "int4"
-        self.masked = masked
+        self.static = static
+        if static:
+            self.opset = STATIC_OPSET
 
     def model(self) -> Any:
         """The `onnx.ModelProto`, whose large tensors lie in the `TensorFile`."""
         x = self._embed()
         self._rotation()
-        mask = self._mask(x) if self.masked else ""
+        mask = "" if self.static else self._mask(x)
         for layer in range(self.shape.layers):
             x = self._layer(x, layer, mask)
         self._logits(self._norm(x, "model.norm.weight", self.shape.epsilon))
         inputs = self._inputs()
-        if self.masked:
+        if self.static:
+            inputs += [self._value(n, np.int64, "batch") for n in (WRITE_INDICES, CACHED_TOKENS)]
+            inputs.append(self._value(LAST, self.dtype, "batch", 1, "sequence"))
+        else:
             inputs.append(self._value(ATTENTION_MASK, np.int64, "batch", "total"))
-        inputs += self._cache(past_names, "past")
-        logits = self._value(LOGITS, np.float32, "batch", 1, self.shape.vocabulary)
-        return self._model("causal-lm", inputs, [logits, *self._cache(present_names, "total")])
+        inputs += self._cache(past_names, "capacity" if self.static else "past")
+        kind = self.dtype if self.static else np.float32
+        logits = self._value(LOGITS, kind, "batch", 1, self.shape.vocabulary)
+        cache = self._cache(present_names, "capacity" if self.static else "total")
+        return self._model("causal-lm", inputs, [logits, *cache])
 
     def _inputs(self) -> list[Any]:
         """What a step is about; cache and mask are the same for every decoder."""
@@ -81,6 +96,9 @@ class DecoderGraph(GraphBuilder):
 
     def _rotation(self) -> None:
         """Cosine and sine of every position, (batch, sequence, head_dim / 2), for all layers."""
+        if self.static:
+            self.cosine, self.sine = self._turned("cosine"), self._turned("sine")
+            return
         if "rotary.frequencies" not in self.tensors:
             self.tensors.add("rotary.frequencies", self.shape.frequencies)
         # In float32 even for fp16, which cannot count past 2048.
@@ -90,6 +108,20 @@ class DecoderGraph(GraphBuilder):
         if self.dtype != np.float32:
             self.cosine = self._cast(self.cosine, self.dtype)
             self.sine = self._cast(self.sine, self.dtype)
+
+    def _turned(self, name: str) -> str:
+        """Cosine or sine of every position, out of a table of all that the context has."""
+        return self._op("Gather", self._table(name, slice(None)), POSITION_IDS, axis=0)
+
+    def _table(self, name: str, pairs: slice) -> str:
+        """Cosines or sines (context, pairs) of these pairs."""
+        tensor = f"rotary.{name}.{pairs.start or 0}"
+        if tensor not in self.tensors:
+            places = np.arange(self.shape.context, dtype=np.float32)[:, None]
+            angles = places * self.shape.frequencies[pairs]
+            turned = np.cos(angles) if name == "cosine" else np.sin(angles)
+            self.tensors.add(tensor, turned.astype(self.dtype))
+        return self._use(tensor)
 
     def _positions(self) -> str:
         """Positions (batch, sequence, 1), or one for each frequency."""
@@ -116,22 +148,35 @@ class DecoderGraph(GraphBuilder):
         normed = self._norm(x, f"{prefix}.input_layernorm.weight", epsilon)
         attended = self._attention(normed, f"{prefix}.self_attn", layer, mask)
         if layer == self.shape.layers - 1:
-            last = self._constant("last", -1)
-            x = self._op("Gather", x, last, axis=1)  # (batch, hidden) from here on
-            attended = self._op("Gather", attended, last, axis=1)
+            x, attended = self._last(x), self._last(attended)
         x = self._op("Add", x, self._linear(attended, f"{prefix}.self_attn.o_proj"))
         normed = self._norm(x, f"{prefix}.post_attention_layernorm.weight", epsilon)
         return self._op("Add", x, self._gated(normed, f"{prefix}.mlp"))
+
+    def _last(self, x: str) -> str:
+        """What is wanted of all positions: (batch, hidden), or (batch, 1, hidden) if static."""
+        if self.static:  # each row ends elsewhere; all summands but one are 0
+            return self._op("MatMul", LAST, x)
+        return self._op("Gather", x, self._constant("last", -1), axis=1)
 
     def _attention(self, x: str, prefix: str, layer: int, mask: str) -> str:
         shape = self.shape
         query = self._heads(self._linear(x, f"{prefix}.q_proj"), f"{prefix}.q_norm", shape.heads)
         key = self._heads(self._linear(x, f"{prefix}.k_proj"), f"{prefix}.k_norm", shape.kv_heads)
         value = self._linear(x, f"{prefix}.v_proj")
-        outputs = [f"attended.{layer}", *present_names(layer)]
+        inputs, outputs = [query, key, value, mask, *past_names(layer)], [f"attended.{layer}"]
+        if self.static:
+            written = (key, value)
+            for past, new, present in zip(
+                past_names(layer), written, present_names(layer), strict=True
+            ):
+                self._add("TensorScatter", [past, new, WRITE_INDICES], [present], axis=1)
+            inputs = [query, *present_names(layer), "", "", "", CACHED_TOKENS]
+        else:
+            outputs += present_names(layer)
         self._add(
             "Attention",
-            [query, key, value, mask, *past_names(layer)],
+            inputs,
             outputs,
             q_num_heads=shape.heads,
             kv_num_heads=shape.kv_heads,
@@ -175,8 +220,12 @@ class DecoderGraph(GraphBuilder):
         )
 
     def _logits(self, x: str) -> None:
-        """(batch, 1, vocabulary) float32 under the output's name."""
+        """(batch, 1, vocabulary) under the output's name."""
         weight = "model.embed_tokens.weight" if self.shape.tied else "lm_head.weight"
+        if self.static:
+            inputs = [x, self._tensor(weight)]
+            self._add("FusedMatMul", inputs, [LOGITS], domain=_MICROSOFT, transB=1)
+            return
         if self.quantised:
             y = self._quantised_product(x, "lm_head.weight", weight, HEAD_BITS)
         else:
@@ -187,6 +236,12 @@ class DecoderGraph(GraphBuilder):
         self._add("Unsqueeze", [y, self._constant("sequence", [1])], [LOGITS])
 
     def _cache(self, names: Callable[[int], tuple[str, str]], length: str) -> list[Any]:
-        shape = ("batch", self.shape.kv_heads, length, self.shape.head_dim)
+        heads, size = self.shape.kv_heads, self.shape.head_dim
+        shape = ("batch", length, heads * size) if self.static else ("batch", heads, length, size)
         layers = range(self.shape.layers)
         return [self._value(name, self.dtype, *shape) for n in layers for name in names(n)]
+
+
+def has_static(source: LlmSource, precision: str) -> bool:
+    """Whether ``static.onnx`` can be built; see `STATIC_GRAPH`."""
+    return precision != "int4" and "model.layers.0.self_attn.q_norm.weight" not in source.checkpoint

@@ -19,12 +19,13 @@ def make_model(
     inputs: Sequence[Any],
     outputs: Sequence[Any],
     tensors: Iterable[Any],
+    opset: int = OPSET,
 ) -> Any:
-    """An `onnx.ModelProto` of our opset, and of version 1 of each other domain in use."""
+    """An `onnx.ModelProto` of an opset, and of version 1 of each other domain in use."""
     from onnx import helper
 
     graph = helper.make_graph(nodes, name, inputs, outputs, list(tensors))
-    domains = {"": OPSET} | {node.domain: 1 for node in nodes if node.domain}
+    domains = {"": opset} | {node.domain: 1 for node in nodes if node.domain}
     return helper.make_model(
         graph,
         producer_name="granalign-fast",
@@ -48,6 +49,7 @@ class GraphBuilder:
         self.checkpoint = checkpoint
         self.tensors = tensors
         self.dtype = dtype
+        self.opset = OPSET
         self.nodes: list[Any] = []
         self.used: dict[str, None] = {}  # in order of use
 
@@ -59,6 +61,7 @@ class GraphBuilder:
             inputs=inputs,
             outputs=outputs,
             tensors=[self.tensors.tensors[name] for name in self.used],
+            opset=self.opset,
         )
 
     def _norm(self, x: str, weight: str, epsilon: float) -> str:

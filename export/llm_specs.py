@@ -11,13 +11,17 @@ POSITION_IDS = "position_ids"
 ATTENTION_MASK = "attention_mask"
 """int64 (batch, past + sequence): 0 for padding. Only ``model.onnx`` takes it."""
 LOGITS = "logits"
-"""float32 (batch, 1, vocabulary): of the last position."""
+"""float32 (batch, 1, vocabulary): of the last position. ``static.onnx`` leaves them in its dtype.
+"""
 
 # The names above and below are optimum's, which `ORTModelForCausalLM` looks for.
 
 
 def past_names(layer: int) -> tuple[str, str]:
-    """Inputs: keys and values (batch, kv_heads, past, head_dim) in the graph's dtype."""
+    """Inputs: keys and values (batch, kv_heads, past, head_dim) in the graph's dtype.
+
+    Of ``static.onnx`` (batch, capacity, kv_heads * head_dim), and its outputs likewise.
+    """
     return f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"
 
 
@@ -28,9 +32,21 @@ def present_names(layer: int) -> tuple[str, str]:
 
 GRAPH = "model.onnx"
 """Takes a mask, so rows may be padded on their left: what `ORTModelForCausalLM` opens."""
-UNPADDED_GRAPH = "unpadded.onnx"
-"""The same weights, no mask. On a GPU, ONNX Runtime runs `Attention` by its Flash kernel only when
-there is no mask input at all; one that masks nothing is enough to lose it."""
+STATIC_GRAPH = "static.onnx"
+"""The same weights over a cache that stays where it is, with room for what is to come: what a GPU
+runs. Rows are padded on their right, where causality hides the padding, so it takes no mask: one
+that masks nothing is enough to lose ONNX Runtime's Flash kernel. Its shapes do not change from step
+to step, so that a CUDA graph can hold one. Only fp32 and fp16 have it, and no Qwen3: on a GPU ONNX
+Runtime 1.31 lacks the Cast and Reshape of its opset."""
+STATIC_OPSET = 24
+"""TensorScatter, and Attention over the first of a cache's tokens."""
+WRITE_INDICES = "write_indices"
+"""int64 (batch,): where in the cache the first of a row's new tokens goes."""
+CACHED_TOKENS = "cached_tokens"
+"""int64 (batch,): tokens of a row in the cache, with all the new ones."""
+LAST = "last"
+"""(batch, 1, sequence) in the graph's dtype: 1 for the token whose logits are wanted, 0 for others.
+"""
 WEIGHTS = "model.onnx_data"
 """The external data of both."""
 

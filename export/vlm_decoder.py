@@ -17,9 +17,9 @@ class VlmDecoderGraph(DecoderGraph):
     """Takes `INPUTS_EMBEDS` in the place of token ids; `POSITION_IDS` are (3, batch, sequence)."""
 
     def __init__(
-        self, source: VlmSource, tensors: TensorFile, *, precision: str, masked: bool
+        self, source: VlmSource, tensors: TensorFile, *, precision: str, static: bool = False
     ) -> None:
-        super().__init__(source, tensors, precision=precision, masked=masked)
+        super().__init__(source, tensors, precision=precision, static=static)
         self.sections = source.sections
 
     def _inputs(self) -> list[Any]:
@@ -37,12 +37,20 @@ class VlmDecoderGraph(DecoderGraph):
         axes = self._constant("axes", np.repeat(np.arange(3), self.sections))
         return self._op("Transpose", self._op("Gather", POSITION_IDS, axes, axis=0), perm=[1, 2, 0])
 
+    def _turned(self, name: str) -> str:
+        # A pair after the other: those of time, of height and of width.
+        ends = np.cumsum(self.sections).tolist()
+        turned = []
+        for axis, (end, pairs) in enumerate(zip(ends, self.sections, strict=True)):
+            if pairs:
+                places = self._op("Gather", POSITION_IDS, self._constant(f"axis.{axis}", axis))
+                table = self._table(name, slice(end - pairs, end))
+                turned.append(self._op("Gather", table, places, axis=0))
+        return self._op("Concat", *turned, axis=-1)
+
 
 class EmbeddingGraph(DecoderGraph):
     """From token ids (batch, sequence) to `INPUTS_EMBEDS`: the table that a tied head has, too."""
-
-    def __init__(self, source: VlmSource, tensors: TensorFile, *, precision: str) -> None:
-        super().__init__(source, tensors, precision=precision, masked=False)
 
     def model(self) -> Any:
         """The `onnx.ModelProto`, whose table lies in the `TensorFile`."""

@@ -19,7 +19,17 @@ from granalign_fast.session import Session
 from granalign_fast.vlm import frame_positions
 
 from .folder import quiet
-from .llm_specs import ATTENTION_MASK, GRAPH, INPUT_IDS, LOGITS, POSITION_IDS, UNPADDED_GRAPH
+from .llm_specs import (
+    ATTENTION_MASK,
+    CACHED_TOKENS,
+    GRAPH,
+    INPUT_IDS,
+    LAST,
+    LOGITS,
+    POSITION_IDS,
+    STATIC_GRAPH,
+    WRITE_INDICES,
+)
 from .llm_validate import (
     Judge,
     check_frequencies,
@@ -147,7 +157,8 @@ def validate_vlm(
     decoder = _Decoder(folder / GRAPH, source)
     ways = {"padded": decoder.padded(rows), "after a prefix": decoder.after_prefix(rows)}
     del decoder
-    ways["unpadded"] = _Decoder(folder / UNPADDED_GRAPH, source).one_by_one(rows)
+    if (folder / STATIC_GRAPH).is_file():
+        ways["static"] = _static(folder, source, rows)
     of_logits, more = compare_logits(ways, expected.judge, tolerance.logits)
     refuse(failures + more, tolerance)
     return {f"image_{name}": value for name, value in measured.items()} | of_logits
@@ -240,15 +251,6 @@ class _Decoder:
         embeds, places, more = _left_padded(rest, follow)
         return self._last(embeds, places, np.concatenate([mask, more], axis=1), cache)
 
-    def one_by_one(self, rows: _Rows) -> Float32:
-        """Row after row, without a mask."""
-        places = rows.positions()
-        found = [
-            self._last(row[None], place[:, None], None)
-            for row, place in zip(rows.embeds, places, strict=True)
-        ]
-        return np.concatenate(found)
-
     def _last(self, *inputs: Any) -> Float32:
         logits: Float32 = self._step(*inputs)[LOGITS][:, 0]
         return logits
@@ -257,16 +259,36 @@ class _Decoder:
         self,
         embeds: npt.NDArray[Any],
         places: Ids,
-        mask: Ids | None,
+        mask: Ids,
         cache: dict[str, npt.NDArray[Any]] | None = None,
     ) -> dict[str, npt.NDArray[Any]]:
         heads, size = self._heads
-        inputs = {INPUTS_EMBEDS: embeds, POSITION_IDS: places}
-        if mask is not None:
-            inputs[ATTENTION_MASK] = mask
+        inputs = {INPUTS_EMBEDS: embeds, POSITION_IDS: places, ATTENTION_MASK: mask}
         empty = np.empty((len(embeds), heads, 0, size), embeds.dtype)
         past = {name: empty for name in self._session.inputs if name not in inputs}
         return self._session(**inputs, **(past | (cache or {})))
+
+
+def _static(folder: Path, source: VlmSource, rows: _Rows) -> Float32:
+    """One batch, padded on the right, in a cache with room for more."""
+    session = Session(folder / STATIC_GRAPH)
+    lengths = np.array([len(row) for row in rows.embeds])
+    count, longest = len(lengths), lengths.max()
+    embeds = np.stack([np.pad(row, ((0, longest - len(row)), (0, 0))) for row in rows.embeds])
+    places = [np.pad(place, ((0, 0), (0, longest - place.shape[1]))) for place in rows.positions()]
+    last = np.arange(longest) == lengths[:, None] - 1
+    inputs = {
+        INPUTS_EMBEDS: embeds,
+        POSITION_IDS: np.stack(places, axis=1),
+        WRITE_INDICES: np.zeros(count, np.int64),
+        CACHED_TOKENS: np.full(count, longest),
+        LAST: last[:, None].astype(embeds.dtype),
+    }
+    width = source.shape.kv_heads * source.shape.head_dim
+    cache = np.zeros((count, longest + 1, width), embeds.dtype)
+    past = {name: cache for name in session.inputs if name not in inputs}
+    logits: Float32 = session(**inputs, **past)[LOGITS][:, 0]
+    return logits
 
 
 def _left_padded(

@@ -19,14 +19,13 @@ import numpy as np
 from .binding import bind_input, bind_output, run_bound
 from .errors import GranAlignError
 from .models import one_line
-from .onnx_run import GATE, Arrays, refusals
+from .onnx_run import GATE, GRAPH_ID, NO_GRAPH, Arrays, refusals
 from .place import Array, Place
 from .profiles import runs
 
 _SLOTS = 64
 """Shapes that are captured; a batch size and a length of text are a shape. Later ones run plainly:
 ONNX Runtime's CUDA provider has no way to forget a graph."""
-_GRAPH_ID, _NO_GRAPH = "gpu_graph_id", "-1"
 
 
 @dataclass
@@ -78,7 +77,7 @@ class GraphRun:
         self._outputs = [output.name for output in session.get_outputs()]
         self._slots: dict[Any, _Slot] = {}
         self._seen: dict[Any, dict[str, tuple[tuple[int, ...], Any]]] = {}
-        self._plain_options = _options(_NO_GRAPH)
+        self._plain_options = _options(NO_GRAPH)
         # ONNX Runtime keeps a graph for the thread that captured it, and runs no two at a time.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"cuda-graphs-{name}")
 
@@ -175,7 +174,6 @@ class GraphRun:
         outputs = {
             name: empty((batch, *rest), dtype) for name, (rest, dtype) in self._seen[key].items()
         }
-        # Ids from 1 on: 0 is that of a run that names none.
         slot = _Slot(inputs, outputs, self.session.io_binding(), _options(len(self._slots) + 1))
         slot.kept += [
             bind_input(slot.binding, name, buffer, *self._device) for name, buffer in inputs.items()
@@ -201,7 +199,7 @@ def _options(graph: int | str) -> Any:
     from onnxruntime import RunOptions
 
     options = RunOptions()
-    options.add_run_config_entry(_GRAPH_ID, str(graph))
+    options.add_run_config_entry(GRAPH_ID, str(graph))
     return options
 
 

@@ -1,14 +1,14 @@
 """The greedy loop: the likeliest token after each row, again and again, without waiting for it.
 
-Tokens, positions and masks stay where the model computes. The host looks at the tokens only every
-few steps, and meanwhile queues the next step: what comes after a row's end is cut off afterwards.
+Tokens and what they are computed from stay where the model computes. The host looks at the tokens
+only every few steps, and meanwhile queues the next step: what comes after a row's end is cut off
+afterwards.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,51 +18,53 @@ from .place import Array, Place
 Cache = tuple[Array, ...]
 """Keys and values of every layer in turn, each (rows, kv_heads, tokens, head_dim)."""
 Ids = npt.NDArray[np.int64]
+"""Token ids."""
+Feed = Callable[[Array, Array], dict[str, Array]]
+"""From token ids and positions (rows, tokens) to what a model's decoder takes for them."""
 
 
-@dataclass(frozen=True)
-class TokenBatch:
-    """Rows of token ids that end together, all three arrays in one place.
+class Rows(Protocol):
+    """Rows of tokens under way, with the keys and values of all that they have so far."""
 
-    Attributes:
-        ids: (rows, tokens).
-        positions: (rows, tokens).
-        mask: (rows, all tokens), 0 for padding, over what the cache holds as well; None where the
-            model takes none.
-    """
+    shrinks: bool
+    """Whether rows that have ended can be left out."""
 
-    ids: Array
-    positions: Array
-    mask: Array | None
+    def extend(self, prompts: Sequence[Sequence[int]]) -> Array:
+        """Add tokens, of each row its own; the logits (rows, vocabulary) that follow them."""
 
-    def keep(self, rows: Array) -> TokenBatch:
-        """The rows that go on, by their numbers."""
-        mask = None if self.mask is None else self.mask[rows]
-        return TokenBatch(self.ids[rows], self.positions[rows], mask)
+    def extend_with(self, positions: Array, **inputs: Array) -> None:
+        """Add as many tokens to each row, given as what the decoder takes for them."""
 
-    def append(self, tokens: Array, xp: Any) -> TokenBatch:
-        """The next step: one token a row."""
-        mask = self.mask
-        if mask is not None:  # padding is on the left: the last column is of ones
-            mask = xp.concatenate([mask, mask[:, -1:]], axis=1)
-        return TokenBatch(tokens[:, None], self.positions[:, -1:] + 1, mask)
+    def append(self, tokens: Array) -> Array:
+        """Add a token (rows,) to each row; the logits (rows, vocabulary) that follow."""
+
+    def keep(self, rows: Array) -> None:
+        """Go on with these alone, by their numbers."""
+
+    def cache(self) -> Cache:
+        """Keys and values, where all rows are equally long."""
 
 
-def left_padded(prompts: Sequence[Sequence[int]], past: int, position: int) -> TokenBatch:
-    """Prompts after `past` tokens, their first one at `position`, as one batch of NumPy's.
+class Decoder(Protocol):
+    """An exported decoder."""
 
-    Padded, and not in batches of equal length: the prompts of a rewriter differ by a few tokens,
-    and a step reads every weight once for all rows. On a CPU the mask costs nothing measurable.
-    """
-    lengths = np.array([len(prompt) for prompt in prompts])
-    longest = int(lengths.max())
-    ids = np.zeros((len(prompts), longest), np.int64)  # any token will do for padding
-    for row, prompt in zip(ids, prompts, strict=True):
-        row[longest - len(prompt) :] = prompt
-    places = np.arange(longest) - (longest - lengths)[:, None]
-    seen = np.ones((len(prompts), past), np.int64)
-    mask = np.concatenate([seen, (places >= 0).astype(np.int64)], axis=1)
-    return TokenBatch(ids, position + np.maximum(places, 0), mask)
+    captures: int
+    """How many shapes of rows have a step that is a CUDA graph by now."""
+
+    def begin(self, rows: int, prefix: Any, tokens: int, steps: int, feed: Feed) -> Rows:
+        """New rows.
+
+        Args:
+            rows: how many.
+            prefix: the `Prefix` that they begin with, of one row for all or of one for each; None
+                for nothing.
+            tokens: that they will be extended by, at most.
+            steps: tokens that will be appended then, at most.
+            feed: of the model.
+        """
+
+    def alone(self, work: Callable[[], Any]) -> Any:
+        """Do work with rows where, and when, the decoder wants it done."""
 
 
 class _Answers:
@@ -102,10 +104,8 @@ class _Answers:
 
 
 def decode(
-    step: Callable[[TokenBatch, Cache], tuple[Array, Cache]],
+    rows: Rows,
     logits: Array,
-    cache: Cache,
-    batch: TokenBatch,
     *,
     most: int,
     stops: Ids,
@@ -115,17 +115,15 @@ def decode(
     """New tokens of each row, without the one that ended it.
 
     Args:
-        step: gives the logits (rows, vocabulary) that follow a batch, and the cache with it.
-        logits: that follow the prompts.
-        cache: with the prompts in it.
-        batch: the prompts.
+        rows: with the prompts in them.
+        logits: (rows, vocabulary) that follow the prompts.
         most: tokens of a row that does not end by itself.
         stops: tokens that end a row.
         place: of all arrays.
         look_every: steps between two looks at the tokens. After 1, a row that has ended costs no
             further step; after more, the next step is queued before the host looks.
     """
-    answers = _Answers(len(batch.ids), stops)
+    answers = _Answers(len(logits), stops)
     at_once = look_every == 1
     unseen: list[Array] = []
     for left in range(most, 0, -1):
@@ -136,8 +134,7 @@ def decode(
             if last or len(unseen) == look_every:
                 arriving, unseen = place.fetch(unseen), []
             if not (last or at_once):
-                batch = batch.append(tokens, place.xp)
-                logits, cache = step(batch, cache)
+                logits = rows.append(tokens)
             if arriving is None:
                 continue
             answers.take(arriving())
@@ -145,12 +142,11 @@ def decode(
                 break
             # On a GPU a step takes hardly longer for a few rows more, but a cache has to be copied
             # to get rid of them: not before half of them have ended.
-            going = answers.drop(0.0 if at_once else 0.5)
+            going = answers.drop(0.0 if at_once else 0.5) if rows.shrinks else None
             if going is not None:
                 kept = place.put(going)
-                batch, cache = batch.keep(kept), tuple(array[kept] for array in cache)
+                rows.keep(kept)
                 logits, tokens = logits[kept], tokens[kept]
             if at_once:
-                batch = batch.append(tokens, place.xp)
-                logits, cache = step(batch, cache)
+                logits = rows.append(tokens)
     return answers.found

@@ -15,13 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from .chat import ChatTokenizer, Message
-from .decoding import Cache, TokenBatch, decode, left_padded
+from .decoding import Cache, Decoder, Rows, decode
 from .errors import GranAlignError
+from .growing_cache import GrowingDecoder
 from .models import Manifest, fingerprint
 from .place import Array, Place
 from .session import Session
+from .static_cache import StaticDecoder
 
-__all__ = ["Cache", "CausalLM", "Decoder", "LlmManifest", "Prefix"]
+__all__ = ["Cache", "CausalLM", "LlmManifest", "Prefix"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,18 +108,22 @@ class Prefix:
 class CausalLM:
     """A language model that `export_llm` wrote. Threads may share one.
 
-    On a GPU, keys, values and logits stay there, steps are queued one behind the other, and token
-    ids come back every few steps. That path is tested on a stand-in for CuPy alone and has not been
-    run on a GPU yet.
+    On a GPU, keys, values and logits stay there, steps are queued one behind the other, as CUDA
+    graphs where they can be, and token ids come back every few steps. That path is tested on a
+    stand-in for CuPy alone and has not been run on a GPU yet.
 
     Args:
         folder: the exported model.
         device: as for `Session`.
         threads: CPU threads; None leaves it to ONNX Runtime.
         memory_limit_bytes: as for `Session`, for each graph of the model.
+        static_cache: keep keys and values in one place, with room for what is to come, and not in
+            arrays that are made anew with each token; see `static_cache`. None for a GPU to do so
+            where the export has a graph for it.
 
     Raises:
-        GranAlignError: the folder is no such model or was altered, or the device cannot be had.
+        GranAlignError: the folder is no such model, was altered, or has no graph for a static
+            cache; or the device cannot be had.
     """
 
     manifest: LlmManifest
@@ -133,31 +139,57 @@ class CausalLM:
         device: str = "cpu",
         threads: int | None = None,
         memory_limit_bytes: int | None = None,
+        static_cache: bool | None = None,
     ) -> None:
         self.place = Place.of(device)
         self.look_every = self.place.look_every
         folder = Path(folder)
 
-        def session(graph: str) -> Session:
+        def session(graph: str, **options: Any) -> Session:
             return Session(
                 folder / graph,
                 device=device,
                 threads=threads,
                 memory_limit_bytes=memory_limit_bytes,
                 stream=self.place.stream,
+                **options,
             )
 
         self._open(folder, session)
+        graph = "static.onnx"
+        has_static = graph in self.manifest.files
+        if static_cache and not has_static:
+            raise GranAlignError(
+                f"{folder}: got no {graph}, expected one for static_cache=True; export the model "
+                f"again, as fp32 or fp16, or leave that to the device"
+            )
+        self._decoder: Decoder
+        if has_static and (_is_better_static(self.place) if static_cache is None else static_cache):
+            self._graph = session(graph, capturable=True)
+            self._decoder = StaticDecoder(self._graph, self.manifest, self.place)
+        else:
+            self._graph = session("model.onnx")
+            self._decoder = GrowingDecoder(self._graph, self.manifest, self.place)
         self.tokenizer = ChatTokenizer(folder)
 
     def _open(self, folder: Path, session: Callable[[str], Session]) -> None:
+        """What comes before the decoder."""
         self.manifest = LlmManifest.read(folder)
-        self._decoder = Decoder(session("model.onnx"), self.manifest, self.place)
 
     @property
     def fingerprint(self) -> str:
         """Names what the model computes: equal for equal source, precision and format."""
         return fingerprint(self.manifest.source_sha256, self.manifest.precision)
+
+    @property
+    def captured_graphs(self) -> int:
+        """How many shapes of batches have a step that is a CUDA graph by now."""
+        return self._decoder.captures
+
+    @property
+    def graphs_refused(self) -> str | None:
+        """Why steps on a GPU are no CUDA graphs; None where they are, or may become."""
+        return self._graph.graphs_refused
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation, by the model's own template, ready for `generate`."""
@@ -174,8 +206,13 @@ class CausalLM:
             GranAlignError: there is no token, one is unknown, or they fill the context.
         """
         self._check([token_ids], None, 1, "token_ids")
-        _, cache, _ = self._extend([token_ids], None)
-        return self._prefix(cache, len(token_ids))
+
+        def work() -> Cache:
+            rows, _ = self._extend([token_ids], None, 0)
+            with self.place.work():
+                return rows.cache()
+
+        return self._prefix(self._decoder.alone(work), len(token_ids))
 
     def _prefix(self, cache: Cache, next_position: int) -> Prefix:
         return Prefix(tuple(map(_read_only, cache)), self.fingerprint, next_position)
@@ -198,11 +235,16 @@ class CausalLM:
             GranAlignError: as for `generate`.
         """
         self._check(prompts, prefix, 0)
-        with self.place.work():
-            logits = self._extend(prompts, prefix)[0]
-            if tokens is not None:
-                logits = logits[:, self.place.put(np.array(tokens, np.int64))]
-            return self.place.host(logits)
+
+        def work() -> npt.NDArray[np.float32]:
+            _, logits = self._extend(prompts, prefix, 0)
+            with self.place.work():
+                if tokens is not None:
+                    logits = logits[:, self.place.put(np.array(tokens, np.int64))]
+                return self.place.host(logits).astype(np.float32, copy=False)
+
+        found: npt.NDArray[np.float32] = self._decoder.alone(work)
+        return found
 
     def generate(
         self,
@@ -235,41 +277,34 @@ class CausalLM:
             raise GranAlignError(f"max_new_tokens: got {max_new_tokens}, expected at least 1")
         self._check(prompts, prefix, max_new_tokens)
         stops = np.array(sorted(self.manifest.eos_ids if stop_ids is None else stop_ids), np.int64)
-        with self.place.here():
-            logits, cache, batch = self._extend(prompts, prefix)
+
+        def work() -> list[list[int]]:
+            rows, logits = self._extend(prompts, prefix, max_new_tokens - 1)
             return decode(
-                self._step,
+                rows,
                 logits,
-                cache,
-                batch,
                 most=max_new_tokens,
                 stops=stops,
                 place=self.place,
                 look_every=self.look_every,
             )
 
-    def _extend(
-        self, prompts: Sequence[Sequence[int]], prefix: Prefix | None
-    ) -> tuple[Array, Cache, TokenBatch]:
-        """Run the prompts after the prefix, whose one row is repeated for each of them."""
-        rows = len(prompts)
-        past, position = (0, 0) if prefix is None else (prefix.length, prefix.next_position)
-        with self.place.work():
-            batch = self._decoder.take(left_padded(prompts, past, position))
-            cache = self._decoder.empty(rows) if prefix is None else prefix.cache
-            if prefix is not None and prefix.rows != rows:
-                cache = tuple(self.place.xp.repeat(array, rows, axis=0) for array in cache)
-            logits, cache = self._step(batch, cache)
-        return logits, cache, batch
+        answers: list[list[int]] = self._decoder.alone(work)
+        return answers
 
-    def _step(self, batch: TokenBatch, cache: Cache) -> tuple[Array, Cache]:
-        """Logits (rows, vocabulary) of the last position, and the cache with the batch in it."""
-        return self._decoder.step(
-            cache,
-            batch.mask,
-            input_ids=batch.ids,
-            position_ids=batch.positions,
-        )
+    def _extend(
+        self, prompts: Sequence[Sequence[int]], prefix: Prefix | None, steps: int
+    ) -> tuple[Rows, Array]:
+        """The prompts behind the prefix, and the logits that follow them."""
+        longest = max(map(len, prompts))
+        with self.place.here():
+            rows = self._decoder.begin(len(prompts), prefix, longest, steps, self._feed)
+            with self.place.work():
+                return rows, rows.extend(prompts)
+
+    def _feed(self, ids: Array, positions: Array) -> dict[str, Array]:
+        """What the decoder takes for tokens (rows, tokens)."""
+        return {"input_ids": ids, "position_ids": positions}
 
     def _check(
         self,
@@ -309,57 +344,9 @@ class CausalLM:
                     )
 
 
-class Decoder:
-    """The exported decoder, a step at a time: the one place that knows how its cache is named.
-
-    Args:
-        session: of the graph.
-        manifest: of the model.
-        place: where the session runs, and the cache is.
-    """
-
-    def __init__(self, session: Session, manifest: LlmManifest, place: Place) -> None:
-        self._session = session
-        self._manifest = manifest
-        self._place = place
-        self._past = [name for name in session.inputs if name.startswith("past_key_values.")]
-        self._present = [name.replace("past_key_values", "present") for name in self._past]
-
-    def empty(self, rows: int) -> Cache:
-        """The cache of no tokens."""
-        shape = (rows, self._manifest.kv_heads, 0, self._manifest.head_dim)
-        with self._place.work():
-            xp = self._place.xp
-            return tuple(xp.empty(shape, self._manifest.cache_dtype) for _ in self._past)
-
-    def take(self, batch: TokenBatch) -> TokenBatch:
-        """A batch of NumPy's where the session runs, with a mask if the graph takes one.
-
-        Raises:
-            GranAlignError: it takes none, and there is padding to hide.
-        """
-        put, mask = self._place.put, batch.mask
-        if "attention_mask" not in self._session.inputs:
-            if mask is not None and not mask.all():
-                raise GranAlignError(
-                    "prompts: got different lengths, expected one length, which this model needs "
-                    "on a GPU; ask about frames one prompt at a time"
-                )
-            mask = None
-        return TokenBatch(put(batch.ids), put(batch.positions), None if mask is None else put(mask))
-
-    def step(self, cache: Cache, mask: Array | None, **inputs: Array) -> tuple[Array, Cache]:
-        """Logits (rows, vocabulary) of the last position, and the cache with the inputs in it.
-
-        All arrays are where the session runs; the mask is one that `take` gave.
-        """
-        # Stock exports of some families tell places by the mask, and all give every position.
-        if "position_ids" not in self._session.inputs:
-            inputs.pop("position_ids", None)
-        if mask is not None:
-            inputs["attention_mask"] = mask
-        outputs = self._session(**inputs, **dict(zip(self._past, cache, strict=True)))
-        return outputs["logits"][:, -1], tuple(outputs[name] for name in self._present)
+def _is_better_static(place: Place) -> bool:
+    """A CPU is as fast either way, and can leave out rows that have ended."""
+    return place.index is not None
 
 
 def _read_only(array: Array) -> Array:

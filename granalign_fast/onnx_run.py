@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .binding import queueing, run_bound
+from .binding import bind_input, bind_output, queueing, run_bound
 from .errors import GranAlignError
 from .models import one_line
 from .profiles import Profile
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 Arrays = Mapping[str, Any]
 """By name; `numpy.ndarray`, or `cupy.ndarray` where `Session` says so."""
 Run = Callable[[Arrays], dict[str, Any]]
+
+GRAPH_ID, NO_GRAPH = "gpu_graph_id", "-1"
+"""ONNX Runtime's option of a run: the number of its CUDA graph, from 1 on, as 0 is that of a run
+that names none."""
 
 
 class _Gate:
@@ -146,6 +150,58 @@ class OnnxRun:
     @cached_property
     def _queueing(self) -> Any:
         return queueing()
+
+
+class BoundRun:
+    """Runs of a session on arrays that stay where they are: a step of a decoder, again and again.
+
+    What is filled into the inputs counts at the next run. An array may be input and output at once,
+    where the graph writes in place.
+
+    Args:
+        run: of the session.
+        inputs: one for each input, contiguous.
+        outputs: one for each output, likewise.
+        capturable: whether the session was made for CUDA graphs.
+
+    Attributes:
+        captured: whether it is a CUDA graph by now.
+    """
+
+    def __init__(self, run: OnnxRun, inputs: Arrays, outputs: Arrays, capturable: bool) -> None:
+        self.captured = False
+        self._run = run
+        self._capturable = capturable
+        self._binding = run.session.io_binding()
+        device = "cpu" if run.stream is None else "cuda"
+        self._kept = [
+            bind(self._binding, name, array, device, run.device)
+            for bind, arrays in ((bind_input, inputs), (bind_output, outputs))
+            for name, array in arrays.items()
+        ]
+        self._options = self._queued(NO_GRAPH)
+
+    def __call__(self) -> None:
+        """Run it; on a GPU, queue it on the session's stream."""
+        with refusals(self._run.name), GATE.run():
+            self._run.session.run_with_iobinding(self._binding, self._options)
+
+    def capture(self, graph: int) -> None:
+        """Run it and keep the run as a CUDA graph, which later runs are.
+
+        Args:
+            graph: a number, from 1 on, that no other graph of the session has.
+        """
+        options = self._queued(str(graph))
+        with refusals(self._run.name), GATE.capture():
+            self._run.session.run_with_iobinding(self._binding, options)
+        self.captured, self._options = True, options
+
+    def _queued(self, graph: str) -> Any:
+        options = queueing()
+        if self._capturable:
+            options.add_run_config_entry(GRAPH_ID, graph)
+        return options
 
 
 @contextmanager

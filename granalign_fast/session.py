@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from .engine_stamp import ENGINE_FOLDER, engine_path
 from .errors import GranAlignError, MissingExtraError
 from .models import one_line, read_json, sha256_of
 from .node_profile import NodeRun, read_profile
-from .onnx_run import GATE, OnnxRun, Run
+from .onnx_run import GATE, Arrays, BoundRun, OnnxRun, Run
 from .profiles import GraphShapes, Profile, graph_shapes
 from .tensorrt_library import Machine
 
@@ -49,6 +50,7 @@ class Session:
             run computes; CUDA's own memory is not in it. None for no limit.
         stream: a `cupy.cuda.Stream`: runs on CuPy's arrays are queued on it and nothing waits for
             them. Whoever uses what comes back does it on this stream, or after it.
+        capturable: allow runs that `bind` makes to become CUDA graphs, on a GPU with a `stream`.
         profile: record which provider runs each node, for `nodes`.
 
     Attributes:
@@ -56,6 +58,7 @@ class Session:
         outputs: names of what it gives.
         backend: what runs it: ``"TensorRT engine"`` or the name of ONNX Runtime's provider.
         precision: of the engine, where one runs; None where the file's own counts.
+        capturable: whether runs that `bind` makes can become CUDA graphs.
 
     Raises:
         GranAlignError: the file is missing or corrupt, or the device cannot be had.
@@ -65,6 +68,7 @@ class Session:
     outputs: tuple[str, ...]
     backend: str
     precision: str | None = None
+    capturable: bool
 
     def __init__(
         self,
@@ -74,6 +78,7 @@ class Session:
         threads: int | None = None,
         memory_limit_bytes: int | None = None,
         stream: Any = None,
+        capturable: bool = False,
         profile: bool = False,
     ) -> None:
         self.path = Path(path)
@@ -82,6 +87,8 @@ class Session:
         self._profile = profile
         self._onnx: Any = None
         self._refused: str | None = None
+        self._plainly: Callable[[], OnnxRun]
+        self.capturable = capturable and not profile
         wanted = Device.parse(device)
         if threads is not None and threads < 1:
             raise GranAlignError(f"threads: got {threads}, expected at least 1, or None")
@@ -97,6 +104,7 @@ class Session:
 
         engine = Engine(path, self.path.parent, device=wanted.index or 0)
         self._run: Run = engine
+        self.capturable = False
         self.inputs, self.outputs = engine.inputs, engine.outputs
         self.backend, self.precision = "TensorRT engine", engine.stamp.precision
         return True
@@ -129,11 +137,12 @@ class Session:
             return self._inference(onnxruntime, chosen, threads)
 
         session = None
-        if graphs is not None:
+        self.capturable = self.capturable and stream is not None
+        if graphs is not None or self.capturable:
             try:
                 session = opened(True)
             except GranAlignError as error:  # such as control flow, or a node on the CPU
-                self._refused, graphs = str(error), None
+                self._refused, graphs, self.capturable = str(error), None, False
         session = opened(False) if session is None else session
         self.backend = providers[0][0]
         if self.backend not in session.get_providers():
@@ -144,9 +153,14 @@ class Session:
         self.inputs = tuple(node.name for node in session.get_inputs())
         self.outputs = tuple(node.name for node in session.get_outputs())
         self._onnx = session
-        if graphs is None:
+
+        def plain(session: Any) -> OnnxRun:
             index = wanted.index or 0
-            self._run = OnnxRun(self.path.name, session, self.outputs, most, index, stream)
+            return OnnxRun(self.path.name, session, self.outputs, most, index, stream)
+
+        if graphs is None:
+            self._run = plain(session)
+            self._plainly = lambda: plain(opened(False))
             return
         from .cuda_graphs import GraphRun
         from .place import Place
@@ -189,8 +203,26 @@ class Session:
 
     @property
     def graphs_refused(self) -> str | None:
-        """Why an encoder on CUDA runs without graphs; None where it does not."""
+        """Why a model on CUDA runs without graphs; None where it does not."""
         return self._refused or getattr(self._run, "refused", None)
+
+    def bind(self, inputs: Arrays, outputs: Arrays) -> BoundRun:
+        """Runs of it on these arrays, again and again; see `BoundRun`.
+
+        Not of an engine, nor of an encoder on a GPU, which have arrays of their own.
+        """
+        assert isinstance(self._run, OnnxRun)
+        return BoundRun(self._run, inputs, outputs, self.capturable)
+
+    def give_up_graphs(self, why: str) -> None:
+        """Load the model once more, not to be captured: a failed capture leaves it unusable.
+
+        What was bound belongs to what was loaded before, and keeps it in memory.
+        """
+        self._refused, self.capturable = why, False
+        del self._run, self._onnx
+        self._run = run = self._plainly()
+        self._onnx = run.session
 
     def nodes(self) -> list[NodeRun]:
         """Every node that has run since the session was made, and what ran it; ends recording.

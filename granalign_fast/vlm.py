@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from .decoding import Cache, TokenBatch
+from .decoding import Cache
 from .errors import GranAlignError
-from .generation import CausalLM, Decoder, LlmManifest, Prefix
+from .generation import CausalLM, LlmManifest, Prefix
 from .images import Image, check_frames, resize
 from .place import Array
 from .session import Session
@@ -57,13 +57,7 @@ class VisionLanguageModel(CausalLM):
 
     def _open(self, folder: Path, session: Callable[[str], Session]) -> None:
         self.manifest = VlmManifest.read(folder)
-        # All prompts about frames are equally long. On a GPU a mask that hides nothing would still
-        # keep ONNX Runtime from its fast attention.
-        graph = "model.onnx" if self.place.index is None else "unpadded.onnx"
-        self._vision, self._embedding, decoder = (
-            session(name) for name in ("vision.onnx", "embedding.onnx", graph)
-        )
-        self._decoder = Decoder(decoder, self.manifest, self.place)
+        self._vision, self._embedding = map(session, ("vision.onnx", "embedding.onnx"))
 
     def prefill_frames(
         self, frames: npt.NDArray[np.uint8] | Sequence[Image], token_ids: Sequence[int]
@@ -92,27 +86,25 @@ class VisionLanguageModel(CausalLM):
         self._check([ids], None, self.manifest.image_tokens, "token_ids")
         place = ids.index(image)
         positions = self._positions(ids)
-        xp = self.place.xp
-        with self.place.here():
-            seen = self._see(frames)
-        with self.place.work():
-            text = self._embed(self.place.put(np.array([ids], np.int64)))
-            before, after = (
-                xp.broadcast_to(part, (len(seen), *part.shape[1:]))
-                for part in (text[:, :place], text[:, place + 1 :])
-            )
-            embeds = xp.concatenate([before, seen, after], axis=1)
-            rows = np.repeat(positions[:, None], len(seen), axis=1)
-            # Embedded tokens have no ids: ones stand for them, and for a mask that hides nothing.
-            ones = np.ones(embeds.shape[:2], np.int64)
-            batch = self._decoder.take(TokenBatch(ones, rows, ones))
-            _, cache = self._decoder.step(
-                self._decoder.empty(len(seen)),
-                batch.mask,
-                inputs_embeds=embeds,
-                position_ids=batch.positions,
-            )
-        return self._prefix(cache, int(positions.max()) + 1)
+
+        def work() -> Cache:
+            xp, put = self.place.xp, self.place.put
+            with self.place.here():
+                seen = self._see(frames)
+                count, more = len(seen), positions.shape[1]
+                rows = self._decoder.begin(count, None, more, 0, self._feed)
+            with self.place.work():
+                text = self._embed(put(np.array([ids], np.int64)))
+                before, after = (
+                    xp.broadcast_to(part, (count, *part.shape[1:]))
+                    for part in (text[:, :place], text[:, place + 1 :])
+                )
+                embeds = xp.concatenate([before, seen, after], axis=1)
+                places = put(np.repeat(positions[:, None], count, axis=1))
+                rows.extend_with(places, inputs_embeds=embeds)
+                return rows.cache()
+
+        return self._prefix(self._decoder.alone(work), int(positions.max()) + 1)
 
     def position_after(self, token_ids: Sequence[int]) -> int:
         """The position of the token that follows such a beginning."""
@@ -132,14 +124,12 @@ class VisionLanguageModel(CausalLM):
         """Embeddings of text tokens, (rows, tokens, hidden)."""
         return self._embedding(input_ids=ids)["inputs_embeds"]
 
-    def _step(self, batch: TokenBatch, cache: Cache) -> tuple[Array, Cache]:
-        return self._decoder.step(
-            cache,
-            batch.mask,
-            inputs_embeds=self._embed(batch.ids),
-            # Text has the same position in time, height and width.
-            position_ids=self.place.xp.repeat(batch.positions[None], 3, axis=0),
-        )
+    def _feed(self, ids: Array, positions: Array) -> dict[str, Array]:
+        # Text has the same position in time, height and width.
+        return {
+            "inputs_embeds": self._embed(ids),
+            "position_ids": self.place.xp.repeat(positions[None], 3, axis=0),
+        }
 
 
 def frame_positions(before: int, grid: Sequence[int], after: int) -> npt.NDArray[np.int64]:

@@ -18,14 +18,15 @@ from granalign_fast.session import Session
 @pytest.mark.parametrize("past", [0, 5])
 def test_a_bound_decoder_equals_the_plain_one(tmp_path: Path, precision: str, past: int) -> None:
     config = CONFIGS["llama-gqa-untied"]
-    session = Session(write_unchecked(tmp_path, config, precision=precision) / "unpadded.onnx")
+    session = Session(write_unchecked(tmp_path, config, precision=precision) / "model.onnx")
     random = np.random.default_rng(0)
     dtype = np.float16 if precision == "fp16" else np.float32
     arrays = {
         "input_ids": random.integers(200, size=(3, 4)),
         "position_ids": past + np.tile(np.arange(4), (3, 1)),
+        "attention_mask": np.ones((3, past + 4), np.int64),
     }
-    for name in session.inputs[2:]:
+    for name in session.inputs[3:]:
         # Not contiguous: kept prefixes are cut out of larger arrays.
         arrays[name] = random.standard_normal((3, 2, 8, past)).astype(dtype).swapaxes(2, 3)
     expected = session(**{name: np.ascontiguousarray(array) for name, array in arrays.items()})
@@ -39,8 +40,8 @@ def test_a_bound_decoder_equals_the_plain_one(tmp_path: Path, precision: str, pa
 
 def test_outputs_feed_the_next_step(tmp_path: Path) -> None:
     config = CONFIGS["qwen2-gqa-tied"]
-    session = Session(write_unchecked(tmp_path, config) / "unpadded.onnx")
-    past = {name: np.empty((2, 2, 0, 8), np.float32) for name in session.inputs[2:]}
+    session = Session(write_unchecked(tmp_path, config) / "model.onnx")
+    past = {name: np.empty((2, 2, 0, 8), np.float32) for name in session.inputs[3:]}
     plain, bound = dict(past), dict(past)
     ids = np.array([[5, 9, 17], [3, 3, 8]])
     for step in range(4):
@@ -48,6 +49,7 @@ def test_outputs_feed_the_next_step(tmp_path: Path) -> None:
         inputs = {
             "input_ids": ids,
             "position_ids": np.tile(np.arange(first, first + ids.shape[1]), (2, 1)),
+            "attention_mask": np.ones((2, first + ids.shape[1]), np.int64),
         }
         one = session(**inputs, **plain)
         other = run_bound(session._run.session, inputs | bound, np, "cpu")
@@ -70,14 +72,15 @@ class ByAddress:
 @pytest.mark.parametrize("past", [0, 5])
 def test_arrays_that_are_not_numpys_go_by_their_address(tmp_path: Path, past: int) -> None:
     folder = write_unchecked(tmp_path, CONFIGS["llama-gqa-untied"], precision="fp16")
-    session = Session(folder / "unpadded.onnx")
+    session = Session(folder / "model.onnx")
     random = np.random.default_rng(0)
     arrays = {
         name: random.standard_normal((3, 2, past, 8)).astype(np.float16)
-        for name in session.inputs[2:]
+        for name in session.inputs[3:]
     } | {
         "input_ids": random.integers(200, size=(3, 4)),
         "position_ids": past + np.tile(np.arange(4), (3, 1)),
+        "attention_mask": np.ones((3, past + 4), np.int64),
     }
     expected = session(**arrays)
     real = session._run.session
@@ -94,10 +97,11 @@ def test_arrays_that_are_not_numpys_go_by_their_address(tmp_path: Path, past: in
 
 def test_a_queued_run_waits_for_nothing(tmp_path: Path) -> None:
     """On the CPU there is nothing to wait for: what is asked is what counts."""
-    session = Session(write_unchecked(tmp_path, CONFIGS["qwen2-gqa-tied"]) / "unpadded.onnx")
-    inputs = {name: np.empty((2, 2, 0, 8), np.float32) for name in session.inputs[2:]} | {
+    session = Session(write_unchecked(tmp_path, CONFIGS["qwen2-gqa-tied"]) / "model.onnx")
+    inputs = {name: np.empty((2, 2, 0, 8), np.float32) for name in session.inputs[3:]} | {
         "input_ids": np.array([[5, 9], [3, 8]]),
         "position_ids": np.array([[0, 1], [0, 1]]),
+        "attention_mask": np.ones((2, 2), np.int64),
     }
     options = queueing()
     assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"

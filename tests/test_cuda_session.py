@@ -15,7 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 from tiny_bert import write_tiny_bert
-from tiny_llm import CONFIGS, write_unchecked
+from tiny_llm import CONFIGS, extension_of, write_unchecked
 from tiny_vlm import CONFIGS as VLM_CONFIGS
 from tiny_vlm import write_unchecked_vlm
 
@@ -48,7 +48,7 @@ def sentences(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An exported decoder of a language model."""
     folder = tmp_path_factory.mktemp("llm")
-    return write_unchecked(folder, CONFIGS["llama-gqa-untied"]) / "unpadded.onnx"
+    return write_unchecked(folder, CONFIGS["llama-gqa-untied"]) / "static.onnx"
 
 
 @pytest.fixture
@@ -88,6 +88,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
         ("cuda", {"memory_limit_bytes": 3 << 30}, {"gpu_mem_limit": str(3 << 30)}),
         ("cuda:1", {"stream": SimpleNamespace(ptr=4711)},
          {"device_id": "1", "user_compute_stream": "4711"}),
+        ("cuda", {"stream": SimpleNamespace(ptr=4711), "capturable": True},
+         {"enable_cuda_graph": "1", "user_compute_stream": "4711"}),
+        ("cuda", {"capturable": True}, {}),
+        ("cuda", {"stream": SimpleNamespace(ptr=4711), "capturable": True, "profile": True},
+         {"user_compute_stream": "4711"}),
     ],
 )  # fmt: skip
 def test_a_decoder_asks_for(
@@ -97,6 +102,7 @@ def test_a_decoder_asks_for(
     assert asked == [SETTINGS | expected]
     assert session.backend == CUDA and isinstance(session._run, OnnxRun)
     assert session._run.stream is given.get("stream")
+    assert session.capturable == ("enable_cuda_graph" in expected)
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1.5, "1"])
@@ -277,22 +283,9 @@ def test_wrong_inputs_are_refused_in_one_line(sentences: Path) -> None:
 # Which provider runs what.
 
 
-def prefix_extension(session: Session, rows: int, past: int, new: int, dtype: Any) -> Any:
-    """The inputs of a decoder with 2 heads of 8 for keys and values."""
-    random = np.random.default_rng(2)
-    arrays = {
-        name: random.standard_normal((rows, 2, past, 8)).astype(dtype)
-        for name in session.inputs
-        if name.startswith("past")
-    }
-    arrays["input_ids"] = random.integers(200, size=(rows, new))
-    arrays["position_ids"] = np.tile(np.arange(past, past + new), (rows, 1))
-    return arrays
-
-
 def test_a_session_says_what_ran_where(decoder: Path) -> None:
     session = Session(decoder, profile=True)
-    given = prefix_extension(session, 3, 20, 4, np.float32)
+    given = extension_of(session, 3, 20, 4)
     expected = Session(decoder)(**given)
     for _ in range(2):
         np.testing.assert_array_equal(session(**given)["logits"], expected["logits"])
@@ -337,7 +330,7 @@ def test_weights_are_in_memory_once(tmp_path: Path) -> None:
     """No two graphs that a model on a GPU loads hold the same tensor."""
     folder = write_unchecked_vlm(tmp_path, VLM_CONFIGS["saved-mha-untied"])
     seen: dict[tuple[str, ...], str] = {}
-    for name in ("vision.onnx", "embedding.onnx", "unpadded.onnx"):
+    for name in ("vision.onnx", "embedding.onnx", "static.onnx"):
         graph = onnx.load(folder / name, load_external_data=False).graph
         for tensor in graph.initializer:
             if tensor.data_location == onnx.TensorProto.EXTERNAL:

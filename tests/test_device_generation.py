@@ -16,9 +16,9 @@ from tiny_vlm import IMAGE, frames_of, write_unchecked_vlm
 
 from granalign_fast import generation
 from granalign_fast.captions import FrameSet, VlmCaptioner
-from granalign_fast.errors import GranAlignError, MissingExtraError
+from granalign_fast.errors import MissingExtraError
 from granalign_fast.generation import CausalLM
-from granalign_fast.onnx_run import GATE
+from granalign_fast.onnx_run import GATE, BoundRun
 from granalign_fast.prefixes import DiskTier, MemoryTier, PrefixCache
 from granalign_fast.session import Session
 from granalign_fast.vlm import VisionLanguageModel
@@ -114,6 +114,14 @@ def empty(shape: tuple[int, ...], dtype: Any) -> Any:
     return np.empty(shape, dtype).view(OnGpu)
 
 
+def filled(value: int) -> Any:
+    def call(shape: tuple[int, ...], dtype: Any) -> Any:
+        at_work()
+        return np.full(shape, value, dtype).view(OnGpu)
+
+    return call
+
+
 def pinned(size: int) -> bytearray:
     at_work()
     return bytearray(size)
@@ -125,6 +133,9 @@ LOG: list[str] = []
 CUPY = SimpleNamespace(
     asarray=upload,
     empty=empty,
+    zeros=filled(0),
+    ones=filled(1),
+    ascontiguousarray=on_gpu(np.ascontiguousarray),
     stack=on_gpu(np.stack),
     repeat=on_gpu(np.repeat),
     concatenate=on_gpu(np.concatenate),
@@ -147,6 +158,7 @@ class GpuSession(Session):
         assert device == "cuda:1" and isinstance(stream, Stream)
         super().__init__(path, device="cpu", **options)
         self.queue = stream
+        self.capturable = options.get("capturable", False)
 
     def __call__(self, **arrays: Any) -> dict[str, Any]:
         assert self.queue.entered, "arithmetic on what it gives would be on another stream"
@@ -154,6 +166,31 @@ class GpuSession(Session):
         assert all(isinstance(array, OnGpu) for array in arrays.values())
         found = super().__call__(**{name: np.asarray(array) for name, array in arrays.items()})
         return {name: array.view(OnGpu) for name, array in found.items()}
+
+    def bind(self, inputs: Any, outputs: Any) -> BoundRun:
+        at_work()
+        assert self.queue.entered
+        assert all(isinstance(array, OnGpu) for array in [*inputs.values(), *outputs.values()])
+        lent = ({n: np.asarray(a) for n, a in arrays.items()} for arrays in (inputs, outputs))
+        return Queued(self._run, *lent, self.capturable)
+
+
+class Queued(BoundRun):
+    """A bound run that says when it runs, and as what."""
+
+    def __init__(self, run: Any, inputs: Any, outputs: Any, capturable: bool) -> None:
+        super().__init__(run, inputs, outputs, capturable)
+        self.rows, tokens = inputs["position_ids"].shape[-2:]
+        self.name = "step" if tokens == 1 else "extend"
+
+    def __call__(self) -> None:
+        LOG.append(f"{'graph' if self.captured else self.name} {self.rows}")
+        super().__call__()
+
+    def capture(self, graph: int) -> None:
+        assert not getattr(GATE._own, "running", False), "it would wait for itself"
+        LOG.append("capture")
+        super().capture(graph)
 
 
 @pytest.fixture(autouse=True)
@@ -178,7 +215,7 @@ def test_a_language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preci
     assert len(CROSSED) == 3, "20 steps, eight to a look"
     with monkeypatch.context() as patched:
         patched.setattr(generation, "Session", Session)
-        here = CausalLM(folder)
+        here = CausalLM(folder, static_cache=True)
     assert answers == here.generate(ends, prefix=here.prefill(start), max_new_tokens=20)
     logits = there.logits(ends, prefix=prefix, tokens=[5, 2])
     assert CROSSED[-1][0] == (len(ends), 2)
@@ -212,8 +249,6 @@ def test_frames_go_there_once(tmp_path: Path) -> None:
         (3, *model.manifest.image_size, 3)
     ]
     assert all(dtype == np.int64 and len(shape) < 3 for shape, dtype in CROSSED)
-    with pytest.raises(GranAlignError, match="got different lengths"):
-        model.logits([[1], [1, 2], [1]], prefix=prefix)
 
 
 def test_without_cupy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,26 +261,32 @@ def test_steps_are_queued_without_the_host(tmp_path: Path) -> None:
     """Nothing goes to the GPU for a step, and while tokens come back the next step is queued."""
     model = CausalLM(write_unchecked(tmp_path, CONFIGS["llama-gqa-untied"]), device="cuda:1")
     prompts = prompts_of(9, 5)
-    uploads = []
-    for count in (1, 30):
+    logs, uploads = [], []
+    for count in (2, 30, 30):
         UPLOADED.clear(), LOG.clear()
         model.generate(prompts, max_new_tokens=count, stop_ids=())
-        uploads.append(list(UPLOADED))
-    assert uploads[0] == uploads[1] and len(uploads[0]) == 3, "ids, positions and mask, once"
-    block = ["step 2"] * 8 + ["fetch", "step 2", "wait"]
-    expected = block + block[1:] * 2 + ["step 2"] * 5 + ["fetch", "wait"]
-    assert expected == LOG
+        uploads.append(list(UPLOADED)), logs.append(list(LOG))
+    assert uploads[0] == uploads[1] == uploads[2] and len(uploads[0]) == 6, "once, for the prompts"
+    for log, step in zip(logs[1:], ("graph 2", "graph 2"), strict=True):
+        block = [step] * 8 + ["fetch", step, "wait"]
+        begun = ["extend 2", *block[1:], *block[1:] * 2, *[step] * 5, "fetch", "wait"]
+        assert [line for line in log if line != "capture"] == begun
+    assert [log.count("capture") for log in logs] == [0, 1, 0] and logs[0][1] == "step 2"
+    assert model.captured_graphs == 1
 
 
 def test_rows_go_when_half_have_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the cache grows; one that stays where it is keeps them."""
     folder = write_unchecked(tmp_path, CONFIGS["llama-gqa-untied"])
-    model, prompts = CausalLM(folder, device="cuda:1"), prompts_of(*RAGGED)
-    free = model.generate(prompts, max_new_tokens=40, stop_ids=())
-    stops = {free[0][2], free[1][0], free[2][11]}
-    LOG.clear()
-    stopped = model.generate(prompts, max_new_tokens=40, stop_ids=stops)
-    with monkeypatch.context() as patched:
-        patched.setattr(generation, "Session", Session)
-        assert stopped == CausalLM(folder).generate(prompts, max_new_tokens=40, stop_ids=stops)
-    steps = [line for line in LOG if line.startswith("step")]
-    assert steps[0] == "step 6" and len(set(steps)) > 1, "no row went"
+    prompts = prompts_of(*RAGGED)
+    for static in (False, True):
+        model = CausalLM(folder, device="cuda:1", static_cache=static)
+        free = model.generate(prompts, max_new_tokens=40, stop_ids=())
+        stops = {free[0][2], free[1][0], free[2][11]}
+        LOG.clear()
+        stopped = model.generate(prompts, max_new_tokens=40, stop_ids=stops)
+        with monkeypatch.context() as patched:
+            patched.setattr(generation, "Session", Session)
+            assert stopped == CausalLM(folder).generate(prompts, max_new_tokens=40, stop_ids=stops)
+        steps = [line.split()[1] for line in LOG if line.startswith(("step", "graph"))]
+        assert steps[0] == "6" and (len(set(steps)) == 1) == static

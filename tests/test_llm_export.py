@@ -88,21 +88,44 @@ def test_attention_takes_grouped_heads_and_the_past(tmp_path: Path, name: str) -
     import onnx
 
     out, layers = write_unchecked(tmp_path, CONFIGS[name]), CONFIGS[name]["num_hidden_layers"]
-    for file, masked in (("model.onnx", True), ("unpadded.onnx", False)):
-        graph = onnx.load(out / file, load_external_data=False).graph
-        assert ("attention_mask" in {value.name for value in graph.input}) == masked
-        attentions = [node for node in graph.node if node.op_type == "Attention"]
-        assert len(attentions) == layers
-        for layer, node in enumerate(attentions):
-            values = {attribute.name: attribute.i for attribute in node.attribute}
-            assert values["kv_num_heads"] == CONFIGS[name]["num_key_value_heads"]
-            assert values["is_causal"] == 1
-            assert bool(node.input[3]) == masked
-            assert node.input[4] == f"past_key_values.{layer}.key"
-            assert node.output[2] == f"present.{layer}.value"
-        # Nothing but the mask is repeated, and nothing is joined to the past outside the operator.
-        assert sum(node.op_type == "Expand" for node in graph.node) == masked
-        assert sum(node.op_type == "Concat" for node in graph.node) == masked
+    graph = onnx.load(out / "model.onnx", load_external_data=False).graph
+    attentions = [node for node in graph.node if node.op_type == "Attention"]
+    assert len(attentions) == layers
+    for layer, node in enumerate(attentions):
+        values = {attribute.name: attribute.i for attribute in node.attribute}
+        assert values["kv_num_heads"] == CONFIGS[name]["num_key_value_heads"]
+        assert values["is_causal"] == 1
+        assert node.input[3] and node.input[4] == f"past_key_values.{layer}.key"
+        assert node.output[2] == f"present.{layer}.value"
+    # Nothing but the mask is repeated, and nothing is joined to the past outside the operator.
+    assert sum(node.op_type == "Expand" for node in graph.node) == 1
+    assert sum(node.op_type == "Concat" for node in graph.node) == 1
+
+
+@pytest.mark.parametrize("precision", sorted(LLM_PRECISIONS))
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_the_static_graph_runs_whole_on_a_gpu(tmp_path: Path, name: str, precision: str) -> None:
+    """One node on the CPU, or one that tells the host of a shape, and it is no CUDA graph."""
+    import onnx
+
+    out = write_unchecked(tmp_path, CONFIGS[name], precision=precision)
+    if "qwen3" in name or precision == "int4":
+        assert not (out / "static.onnx").exists()
+        return
+    model = onnx.load(out / "static.onnx", load_external_data=False)
+    versions = {
+        (node.op_type, onnx.defs.get_schema(node.op_type, 24).since_version)
+        for node in model.graph.node
+        if not node.domain
+    }
+    # What opset 24 has changed for a type alone ONNX Runtime 1.31 has for CPUs only.
+    assert {name for name, since in versions if since > 23} == {"Attention", "TensorScatter"}
+    assert {name for name, since in versions if since <= 23} <= {
+        *("Gather", "MatMul", "Add", "Mul", "Sigmoid", "RMSNormalization", "RotaryEmbedding"),
+        "Concat",
+    }
+    assert {node.op_type for node in model.graph.node if node.domain} == {"FusedMatMul"}
+    onnx.checker.check_model(str(out / "model.onnx"))
 
 
 def test_an_unknown_precision(tmp_path: Path) -> None:
@@ -129,7 +152,7 @@ def test_the_manifest_holds_what_readers_need(tmp_path: Path) -> None:
         "model.onnx_data",
         "tokenizer.json",
         "tokenizer_config.json",
-        "unpadded.onnx",
+        "static.onnx",
     }
 
 
@@ -293,7 +316,8 @@ def test_a_wrong_graph_is_found_and_leaves_nothing(
         return model
 
     monkeypatch.setattr(LlmSource, "read", misread)
-    with pytest.raises(GranAlignError, match=r"padded: .*after a prefix: .*unpadded: ") as error:
+    ways = ["padded", "after a prefix", *["a static step"] * (precision != "int4")]
+    with pytest.raises(GranAlignError, match=": .*".join([*ways, ""])) as error:
         export_llm(source, tmp_path / "out", precision=precision)
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]

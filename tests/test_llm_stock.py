@@ -194,7 +194,7 @@ def test_beyond_what_the_graph_is_right_for(exported: Saved) -> None:
 @needs_torch
 def test_models_that_we_write_ourselves_stay_ours(torch: Any, tmp_path: Path) -> None:
     out = export_llm(write_tiny_llm(tmp_path / "source", CONFIGS["qwen2-gqa-tied"]), tmp_path / "o")
-    assert (out / "unpadded.onnx").is_file()
+    assert (out / "static.onnx").is_file()
 
 
 @needs_torch

@@ -170,6 +170,42 @@ def write_unchecked(
     return out
 
 
+def extension_of(
+    session: Any,
+    rows: int,
+    past: int,
+    new: int,
+    *,
+    heads: int = 2,
+    size: int = 8,
+    dtype: Any = np.float32,
+) -> dict[str, Any]:
+    """Inputs of a decoder's graph, either: new tokens behind a cache, every third row padded."""
+    random, static = np.random.default_rng(3), "attention_mask" not in session.inputs
+    padded = 4 * (np.arange(rows) % 3 == 0)
+    arrays: dict[str, Any] = {
+        "input_ids": random.integers(200, size=(rows, new)),
+        "position_ids": np.tile(np.arange(past, past + new), (rows, 1)),
+    }
+    cache = random.standard_normal((len(session.inputs), rows, heads, past, size)).astype(dtype)
+    for name, kept in zip(session.inputs, cache, strict=True):
+        if name.startswith("past"):
+            arrays[name] = kept
+            if static:  # with room for more
+                arrays[name] = np.zeros((rows, past + new + 9, heads * size), dtype)
+                arrays[name][:, :past] = kept.swapaxes(1, 2).reshape(rows, past, -1)
+    if static:
+        last = np.arange(new) == (new - 1 - padded)[:, None]
+        return arrays | {
+            "write_indices": np.full(rows, past),
+            "cached_tokens": np.full(rows, past + new),
+            "last": last[:, None].astype(dtype),
+        }
+    seen = np.ones((rows, past), np.int64)
+    mask = np.concatenate([seen, np.arange(new) >= padded[:, None]], axis=1)
+    return arrays | {"attention_mask": mask}
+
+
 def prompts_of(*lengths: int) -> list[list[int]]:
     """Token ids of prompts, always the same; no special tokens."""
     random = np.random.default_rng(1)

@@ -158,6 +158,9 @@ def _decoder(bench: Bench, case: _Case) -> None:
             make = VisionLanguageModel if out.name == VLM else CausalLM
             model = make(out, device=bench.settings.device)
             step = _step(bench, model, case, depth, Matrices.read(out))
+            if bench.on_gpu:
+                why = "" if model.captured_graphs else f"no CUDA graph: {model.graphs_refused}"
+                bench.note(f"{cut}: {why or 'a step is a CUDA graph'}")
             if step is not None:
                 steps[depth] = step
             if depth == case.depths[-1]:

@@ -1,0 +1,204 @@
+"""A cache that stays where it is gives what one that grows gives; and its steps as CUDA graphs."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_llm import CONFIGS, RAGGED, prompts_of, write_unchecked
+from tiny_vlm import IMAGE, frames_of, write_unchecked_vlm
+
+from granalign_fast import static_cache
+from granalign_fast.errors import GranAlignError
+from granalign_fast.generation import CausalLM
+from granalign_fast.onnx_run import BoundRun
+from granalign_fast.session import Session
+from granalign_fast.vlm import VisionLanguageModel
+
+NAMES = [name for name in sorted(CONFIGS) if "qwen3" not in name]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_unchecked(tmp_path_factory.mktemp("llm"), CONFIGS["llama-gqa-untied"])
+
+
+@pytest.fixture
+def capturing(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Sessions that are told they can be captured: the CPU ignores it. The numbers of graphs."""
+    opened, captured, graphs = Session.__init__, BoundRun.capture, []
+
+    def opens(self: Session, path: Path, *, capturable: bool = False, **options: Any) -> None:
+        opened(self, path, **options)
+        self.capturable = capturable
+
+    def captures(self: BoundRun, graph: int) -> None:
+        captured(self, graph)
+        graphs.append(graph)
+
+    monkeypatch.setattr(Session, "__init__", opens)
+    monkeypatch.setattr(BoundRun, "capture", captures)
+    yield graphs
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_it_gives_what_a_growing_one_gives(tmp_path: Path, name: str, precision: str) -> None:
+    out = write_unchecked(tmp_path, CONFIGS[name], precision=precision)
+    grows, stays = CausalLM(out), CausalLM(out, static_cache=True)
+    start, *ends = prompts_of(23, *RAGGED)
+    error = {"fp32": 2e-5, "fp16": 1e-2}[precision]
+    prefixes = [model.prefill(start) for model in (grows, stays)]
+    for one, other in zip(*(prefix.cache for prefix in prefixes), strict=True):
+        assert one.shape == other.shape and one.dtype == other.dtype
+        np.testing.assert_allclose(one, other, atol=error)
+    for mixed in prefixes:  # of the same shape: each model takes the other's
+        found, expected = (m.logits(ends, prefix=mixed) for m in (stays, grows))
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, atol=error)
+    if precision == "fp32":  # where the nearest two tokens cannot swap
+        for prefix in (prefixes[1], None):
+            found, expected = (
+                model.generate(ends, prefix=prefix, max_new_tokens=40, stop_ids=())
+                for model in (stays, grows)
+            )
+            assert found == expected
+
+
+def test_over_the_bounds_of_its_room(folder: Path) -> None:
+    """Prompts and answers that fill a capacity to its last place, and go one beyond."""
+    grows, stays = CausalLM(folder), CausalLM(folder, static_cache=True)
+    for length, new in ((250, 6), (250, 7), (251, 7), (1, 256), (256, 1), (257, 2)):
+        prompts = prompts_of(length, 3)
+        found, expected = (
+            model.generate(prompts, max_new_tokens=new, stop_ids=()) for model in (stays, grows)
+        )
+        assert found == expected
+
+
+def test_frames(tmp_path: Path) -> None:
+    out = write_unchecked_vlm(tmp_path)
+    grows, stays = (VisionLanguageModel(out, static_cache=static) for static in (False, True))
+    before, ends = [5, 6, IMAGE, 7], prompts_of(4, 9, 2)
+    prefixes = [model.prefill_frames(frames_of(3), before) for model in (grows, stays)]
+    np.testing.assert_allclose(prefixes[1].cache[-1], prefixes[0].cache[-1], atol=1e-5)
+    found, expected = (
+        model.generate(ends, prefix=prefixes[1], max_new_tokens=12, stop_ids=())
+        for model in (stays, grows)
+    )
+    assert found == expected
+    logits = [model.logits(ends, prefix=prefixes[0]) for model in (stays, grows)]
+    np.testing.assert_allclose(*logits, atol=1e-5)
+
+
+def test_rows_stop_by_themselves(folder: Path) -> None:
+    grows, stays = CausalLM(folder), CausalLM(folder, static_cache=True)
+    prompts = prompts_of(*RAGGED)
+    free = grows.generate(prompts, max_new_tokens=30, stop_ids=())
+    for stops in ({free[0][0], free[1][3]}, range(300), {free[4][29]}):
+        for every in (1, 8):
+            stays.look_every = every
+            found = stays.generate(prompts, max_new_tokens=30, stop_ids=stops)
+            assert found == grows.generate(prompts, max_new_tokens=30, stop_ids=stops)
+
+
+def test_threads_share_one(folder: Path) -> None:
+    stays = CausalLM(folder, static_cache=True)
+    batches = [prompts_of(*lengths) for lengths in ((5, 9), (9, 5), (30, 2), (1, 1))]
+
+    def ask(prompts: list[list[int]]) -> Any:
+        return stays.generate(prompts, prefix=prefix, max_new_tokens=9, stop_ids=())
+
+    prefix = stays.prefill(prompts_of(17)[0])
+    expected = [ask(prompts) for prompts in batches]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(ask, batches * 4)) == expected * 4
+
+
+def test_a_step_is_captured_when_its_shape_comes_again(folder: Path, capturing: list[int]) -> None:
+    stays = CausalLM(folder, static_cache=True)
+    grows = CausalLM(folder)
+    batches = {2: prompts_of(4, 9), 3: prompts_of(9, 1, 5), 1: prompts_of(7)}
+    expected = {
+        rows: grows.generate(prompts, max_new_tokens=20, stop_ids=())
+        for rows, prompts in batches.items()
+    }
+    for rows, numbers in ((2, []), (3, []), (2, [1]), (2, [1]), (1, [1]), (3, [1, 2]), (2, [1, 2])):
+        found = stays.generate(batches[rows], max_new_tokens=20, stop_ids=())
+        assert found == expected[rows]
+        assert capturing == numbers and stays.captured_graphs == len(numbers)
+    for _ in range(2):  # nothing comes after: there is no step, and nothing to keep
+        stays.generate(prompts_of(4, 4, 4, 4), max_new_tokens=1)
+        stays.logits(prompts_of(4, 4))
+    assert capturing == [1, 2]
+
+
+def test_answers_of_one_token_leave_nothing_to_capture(folder: Path, capturing: list[int]) -> None:
+    stays = CausalLM(folder, static_cache=True)
+    stays.look_every = 1
+    prompts = prompts_of(4, 9)
+    for _ in range(3):
+        assert stays.generate(prompts, max_new_tokens=5, stop_ids=range(320)) == [[], []]
+    assert capturing == []
+    for _ in range(2):
+        stays.generate(prompts, max_new_tokens=5, stop_ids=())
+    assert capturing == [1]
+
+
+def test_shapes_that_are_kept(
+    folder: Path, capturing: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stays = CausalLM(folder, static_cache=True)
+
+    def ask(rows: int) -> weakref.ref[Any]:
+        stays.generate(prompts_of(*[3] * rows), max_new_tokens=3, stop_ids=())
+        (newest,) = list(stays._decoder._slots.values())[-1:]  # type: ignore[attr-defined]
+        return weakref.ref(newest)
+
+    first, second = ask(1), ask(2)
+    assert ask(1)() is first()
+    for rows in range(3, 6):
+        ask(rows)
+    gc.collect()
+    assert second() is None, "the longest unused goes"
+    assert first() is not None and capturing == [1]
+    monkeypatch.setattr(static_cache, "_GRAPHS", 2)
+    for rows in (3, 4, 5, 4, 3):
+        ask(rows)
+    assert capturing == [1, 2], "ONNX Runtime forgets no graph"
+
+
+def test_a_model_that_cannot_be_captured_goes_on(
+    folder: Path, capturing: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stays = CausalLM(folder, static_cache=True)
+    prompts = prompts_of(*RAGGED)
+    expected = stays.generate(prompts, max_new_tokens=9, stop_ids=())
+    assert stays.graphs_refused is None
+    before = weakref.ref(stays._graph._onnx)
+
+    def fails(self: BoundRun, graph: int) -> None:
+        raise GranAlignError("static.onnx: operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(BoundRun, "capture", fails)
+    for _ in range(3):
+        assert stays.generate(prompts, max_new_tokens=9, stop_ids=()) == expected
+        assert stays.graphs_refused and "not permitted" in stays.graphs_refused
+    gc.collect()
+    assert before() is None, "the weights would be in memory twice"
+    assert stays.captured_graphs == 0
+
+
+def test_exports_that_have_none(tmp_path: Path) -> None:
+    for name, precision in (("qwen3-gqa-untied", "fp32"), ("llama-mha-tied", "int4")):
+        out = write_unchecked(tmp_path / precision, CONFIGS[name], precision=precision)
+        with pytest.raises(GranAlignError, match=r"got no static.onnx, expected one") as error:
+            CausalLM(out, static_cache=True)
+        assert "\n" not in str(error.value)
+        CausalLM(out)
