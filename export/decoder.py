@@ -38,7 +38,7 @@ from .llm_specs import (
     present_names,
 )
 from .quantize_blocks import quantise_blocks
-from .weights import TensorFile
+from .weights import JoinedProjections, TensorFile
 
 _MICROSOFT = "com.microsoft"
 
@@ -57,7 +57,7 @@ class DecoderGraph(GraphBuilder):
         self, source: LlmSource, tensors: TensorFile, *, precision: str, static: bool = False
     ) -> None:
         dtype = np.float16 if precision == "fp16" else np.float32
-        super().__init__(source.checkpoint, tensors, dtype)
+        super().__init__(JoinedProjections(source.checkpoint), tensors, dtype)
         self.shape = source.shape
         self.quantised = precision == "int4"
         self.static = static
@@ -69,9 +69,10 @@ class DecoderGraph(GraphBuilder):
         x = self._embed()
         self._rotation()
         mask = "" if self.static else self._mask(x)
+        more = ""
         for layer in range(self.shape.layers):
-            x = self._layer(x, layer, mask)
-        self._logits(self._norm(x, "model.norm.weight", self.shape.epsilon))
+            x, more = self._layer(x, more, layer, mask)
+        self._logits(self._sum(x, more, "model.norm.weight")[1])
         inputs = self._inputs()
         if self.static:
             inputs += [self._value(n, np.int64, "batch") for n in (WRITE_INDICES, CACHED_TOKENS)]
@@ -143,15 +144,32 @@ class DecoderGraph(GraphBuilder):
         # ONNX Runtime's kernel wants a row for every query, where the standard would broadcast.
         return self._op("Expand", added, shape)
 
-    def _layer(self, x: str, layer: int, mask: str) -> str:
-        prefix, epsilon = f"model.layers.{layer}", self.shape.epsilon
-        normed = self._norm(x, f"{prefix}.input_layernorm.weight", epsilon)
+    def _layer(self, x: str, more: str, layer: int, mask: str) -> tuple[str, str]:
+        """What goes past a layer and what comes out of it, to be added by the next one."""
+        prefix = f"model.layers.{layer}"
+        x, normed = self._sum(x, more, f"{prefix}.input_layernorm.weight")
         attended = self._attention(normed, f"{prefix}.self_attn", layer, mask)
         if layer == self.shape.layers - 1:
             x, attended = self._last(x), self._last(attended)
-        x = self._op("Add", x, self._linear(attended, f"{prefix}.self_attn.o_proj"))
-        normed = self._norm(x, f"{prefix}.post_attention_layernorm.weight", epsilon)
-        return self._op("Add", x, self._gated(normed, f"{prefix}.mlp"))
+        more = self._linear(attended, f"{prefix}.self_attn.o_proj")
+        x, normed = self._sum(x, more, f"{prefix}.post_attention_layernorm.weight")
+        return x, self._gated(normed, f"{prefix}.mlp")
+
+    def _sum(self, x: str, more: str, weight: str) -> tuple[str, str]:
+        """A sum, and it normalised; without `more` x is the sum."""
+        epsilon = self.shape.epsilon
+        if not more or not self.static:
+            x = self._op("Add", x, more) if more else x
+            return x, self._norm(x, weight, epsilon)
+        summed, normed = f"sum.{len(self.nodes)}", f"normed.{len(self.nodes)}"
+        self._add(
+            "SkipSimplifiedLayerNormalization",
+            [x, more, self._tensor(weight)],
+            [normed, "", "", summed],
+            domain=_MICROSOFT,
+            epsilon=epsilon,
+        )
+        return summed, normed
 
     def _last(self, x: str) -> str:
         """What is wanted of all positions: (batch, hidden), or (batch, 1, hidden) if static."""
@@ -161,19 +179,18 @@ class DecoderGraph(GraphBuilder):
 
     def _attention(self, x: str, prefix: str, layer: int, mask: str) -> str:
         shape = self.shape
-        query = self._heads(self._linear(x, f"{prefix}.q_proj"), f"{prefix}.q_norm", shape.heads)
-        key = self._heads(self._linear(x, f"{prefix}.k_proj"), f"{prefix}.k_norm", shape.kv_heads)
-        value = self._linear(x, f"{prefix}.v_proj")
-        inputs, outputs = [query, key, value, mask, *past_names(layer)], [f"attended.{layer}"]
+        heads = [shape.heads, shape.kv_heads, shape.kv_heads]
+        sizes = self._constant("qkv", [count * shape.head_dim for count in heads])
+        parts = [f"{part}.{layer}" for part in ("query", "key", "value")]
+        self._add("Split", [self._linear(x, f"{prefix}.qkv_proj"), sizes], parts, axis=-1)
+        query = self._heads(parts[0], f"{prefix}.q_norm", shape.heads)
+        key = self._heads(parts[1], f"{prefix}.k_norm", shape.kv_heads)
+        added, past, present = (key, parts[2]), past_names(layer), present_names(layer)
+        inputs, outputs = [query, *added, mask, *past], [f"attended.{layer}", *present]
         if self.static:
-            written = (key, value)
-            for past, new, present in zip(
-                past_names(layer), written, present_names(layer), strict=True
-            ):
-                self._add("TensorScatter", [past, new, WRITE_INDICES], [present], axis=1)
-            inputs = [query, *present_names(layer), "", "", "", CACHED_TOKENS]
-        else:
-            outputs += present_names(layer)
+            for new, before, after in zip(added, past, present, strict=True):
+                self._add("TensorScatter", [before, new, WRITE_INDICES], [after], axis=1)
+            inputs, outputs = [query, *present, "", "", "", CACHED_TOKENS], outputs[:1]
         self._add(
             "Attention",
             inputs,

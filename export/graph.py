@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .specs import IR_VERSION, OPSET
-from .weights import Checkpoint, TensorFile
+from .weights import Checkpoint, JoinedProjections, TensorFile
 
 
 def make_model(
@@ -44,7 +44,10 @@ class GraphBuilder:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, tensors: TensorFile, dtype: type[np.generic]
+        self,
+        checkpoint: Checkpoint | JoinedProjections,
+        tensors: TensorFile,
+        dtype: type[np.generic],
     ) -> None:
         self.checkpoint = checkpoint
         self.tensors = tensors

@@ -122,9 +122,12 @@ def test_the_static_graph_runs_whole_on_a_gpu(tmp_path: Path, name: str, precisi
     assert {name for name, since in versions if since > 23} == {"Attention", "TensorScatter"}
     assert {name for name, since in versions if since <= 23} <= {
         *("Gather", "MatMul", "Add", "Mul", "Sigmoid", "RMSNormalization", "RotaryEmbedding"),
-        "Concat",
+        "Split",
     }
-    assert {node.op_type for node in model.graph.node if node.domain} == {"FusedMatMul"}
+    assert {node.op_type for node in model.graph.node if node.domain} == {
+        "FusedMatMul",
+        "SkipSimplifiedLayerNormalization",
+    }
     onnx.checker.check_model(str(out / "model.onnx"))
 
 
