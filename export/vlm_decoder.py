@@ -1,4 +1,4 @@
-"""The decoder of Qwen2.5-VL: `DecoderGraph` from embeddings, with positions in three dimensions."""
+"""The decoder of Qwen2.5-VL: `DecoderGraph` with images and positions in three dimensions."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 from .decoder import DecoderGraph
 from .llm_specs import INPUT_IDS, POSITION_IDS
 from .vlm_source import VlmSource
-from .vlm_specs import INPUTS_EMBEDS
+from .vlm_specs import IMAGE_AT, IMAGE_EMBEDS, INPUTS_EMBEDS
 from .weights import TensorFile
 
 
 class VlmDecoderGraph(DecoderGraph):
-    """Takes `INPUTS_EMBEDS` in the place of token ids; `POSITION_IDS` are (3, batch, sequence)."""
+    """Takes images as `INPUTS_EMBEDS` or, if static, as `IMAGE_EMBEDS`; see `vlm_specs`."""
 
     def __init__(
         self, source: VlmSource, tensors: TensorFile, *, precision: str, static: bool = False
@@ -23,13 +23,21 @@ class VlmDecoderGraph(DecoderGraph):
         self.sections = source.sections
 
     def _inputs(self) -> list[Any]:
+        hidden = self.shape.hidden
+        places = self._value(POSITION_IDS, np.int64, 3, "batch", "sequence")
+        if not self.static:
+            return [self._value(INPUTS_EMBEDS, self.dtype, "batch", "sequence", hidden), places]
         return [
-            self._value(INPUTS_EMBEDS, self.dtype, "batch", "sequence", self.shape.hidden),
-            self._value(POSITION_IDS, np.int64, 3, "batch", "sequence"),
+            self._value(INPUT_IDS, np.int64, "batch", "sequence"),
+            places,
+            self._value(IMAGE_EMBEDS, self.dtype, "batch", "image_tokens", hidden),
+            self._value(IMAGE_AT, np.int64, "batch"),
         ]
 
     def _embed(self) -> str:
-        return INPUTS_EMBEDS
+        if not self.static:
+            return INPUTS_EMBEDS
+        return self._op("TensorScatter", super()._embed(), IMAGE_EMBEDS, IMAGE_AT, axis=1)
 
     def _positions(self) -> str:
         # Each pair turns with one of the three. Gathered, and not multiplied out of a matrix of

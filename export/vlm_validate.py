@@ -43,6 +43,7 @@ from .vlm_source import VlmSource
 from .vlm_specs import (
     EMBEDDING_GRAPH,
     FRAMES,
+    IMAGE_AT,
     IMAGE_EMBEDS,
     INPUTS_EMBEDS,
     PATCHES_GRAPH,
@@ -158,7 +159,7 @@ def validate_vlm(
     ways = {"padded": decoder.padded(rows), "after a prefix": decoder.after_prefix(rows)}
     del decoder
     if (folder / STATIC_GRAPH).is_file():
-        ways["static"] = _static(folder, source, rows)
+        ways["static"] = _static(folder, source, expected.prompts, embeds[VISION_GRAPH])
     of_logits, more = compare_logits(ways, expected.judge, tolerance.logits)
     refuse(failures + more, tolerance)
     return {f"image_{name}": value for name, value in measured.items()} | of_logits
@@ -269,23 +270,28 @@ class _Decoder:
         return self._session(**inputs, **(past | (cache or {})))
 
 
-def _static(folder: Path, source: VlmSource, rows: _Rows) -> Float32:
-    """One batch, padded on the right, in a cache with room for more."""
+def _static(
+    folder: Path, source: VlmSource, prompts: list[list[int]], frames: npt.NDArray[Any]
+) -> Float32:
+    """Token ids and frames as one batch, padded on the right, in a cache with room for more."""
     session = Session(folder / STATIC_GRAPH)
-    lengths = np.array([len(row) for row in rows.embeds])
+    lengths = np.array([len(ids) for ids in prompts])
     count, longest = len(lengths), lengths.max()
-    embeds = np.stack([np.pad(row, ((0, longest - len(row)), (0, 0))) for row in rows.embeds])
-    places = [np.pad(place, ((0, 0), (0, longest - place.shape[1]))) for place in rows.positions()]
+    rows, columns = source.grid
+    after = longest - _BEFORE - rows * columns
+    places = frame_positions(_BEFORE, source.grid, after)  # of padding, too
     last = np.arange(longest) == lengths[:, None] - 1
     inputs = {
-        INPUTS_EMBEDS: embeds,
-        POSITION_IDS: np.stack(places, axis=1),
+        INPUT_IDS: np.stack([np.pad(ids, (0, longest - len(ids))) for ids in prompts]),
+        POSITION_IDS: np.tile(places[:, None], (1, count, 1)),
+        IMAGE_EMBEDS: frames,
+        IMAGE_AT: np.array([ids.index(source.image_token) for ids in prompts]),
         WRITE_INDICES: np.zeros(count, np.int64),
         CACHED_TOKENS: np.full(count, longest),
-        LAST: last[:, None].astype(embeds.dtype),
+        LAST: last[:, None].astype(frames.dtype),
     }
     width = source.shape.kv_heads * source.shape.head_dim
-    cache = np.zeros((count, longest + 1, width), embeds.dtype)
+    cache = np.zeros((count, longest + 1, width), frames.dtype)
     past = {name: cache for name in session.inputs if name not in inputs}
     logits: Float32 = session(**inputs, **past)[LOGITS][:, 0]
     return logits

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -126,6 +126,7 @@ class CausalLM:
             cache; or the device cannot be had.
     """
 
+    _manifest_kind: ClassVar[type[LlmManifest]] = LlmManifest
     manifest: LlmManifest
     place: Place
     """Where keys and values are."""
@@ -155,7 +156,7 @@ class CausalLM:
                 **options,
             )
 
-        self._open(folder, session)
+        self.manifest = self._manifest_kind.read(folder)
         graph = "static.onnx"
         has_static = graph in self.manifest.files
         if static_cache and not has_static:
@@ -163,8 +164,12 @@ class CausalLM:
                 f"{folder}: got no {graph}, expected one for static_cache=True; export the model "
                 f"again, as fp32 or fp16, or leave that to the device"
             )
+        if static_cache is None:
+            static_cache = has_static and _is_better_static(self.place)
+        self._static = static_cache
+        self._open(session)
         self._decoder: Decoder
-        if has_static and (_is_better_static(self.place) if static_cache is None else static_cache):
+        if static_cache:
             self._graph = session(graph, capturable=True)
             self._decoder = StaticDecoder(self._graph, self.manifest, self.place)
         else:
@@ -172,9 +177,8 @@ class CausalLM:
             self._decoder = GrowingDecoder(self._graph, self.manifest, self.place)
         self.tokenizer = ChatTokenizer(folder)
 
-    def _open(self, folder: Path, session: Callable[[str], Session]) -> None:
-        """What comes before the decoder."""
-        self.manifest = LlmManifest.read(folder)
+    def _open(self, session: Callable[[str], Session]) -> None:
+        """Open what comes before the decoder."""
 
     @property
     def fingerprint(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -53,11 +53,14 @@ class VisionLanguageModel(CausalLM):
     Args and errors are those of `CausalLM`.
     """
 
+    _manifest_kind: ClassVar[type[LlmManifest]] = VlmManifest
     manifest: VlmManifest
 
-    def _open(self, folder: Path, session: Callable[[str], Session]) -> None:
-        self.manifest = VlmManifest.read(folder)
-        self._vision, self._embedding = map(session, ("vision.onnx", "embedding.onnx"))
+    def _open(self, session: Callable[[str], Session]) -> None:
+        self._vision = session("vision.onnx")
+        self._without: dict[int, dict[str, Array]] = {}
+        if not self._static:  # whose graph has the table of embeddings itself
+            self._embedding = session("embedding.onnx")
 
     def prefill_frames(
         self, frames: npt.NDArray[np.uint8] | Sequence[Image], token_ids: Sequence[int]
@@ -88,20 +91,14 @@ class VisionLanguageModel(CausalLM):
         positions = self._positions(ids)
 
         def work() -> Cache:
-            xp, put = self.place.xp, self.place.put
+            put = self.place.put
             with self.place.here():
                 seen = self._see(frames)
                 count, more = len(seen), positions.shape[1]
                 rows = self._decoder.begin(count, None, more, 0, self._feed)
             with self.place.work():
-                text = self._embed(put(np.array([ids], np.int64)))
-                before, after = (
-                    xp.broadcast_to(part, (count, *part.shape[1:]))
-                    for part in (text[:, :place], text[:, place + 1 :])
-                )
-                embeds = xp.concatenate([before, seen, after], axis=1)
                 places = put(np.repeat(positions[:, None], count, axis=1))
-                rows.extend_with(places, inputs_embeds=embeds)
+                rows.extend_with(places, **self._framed(ids, place, seen))
                 return rows.cache()
 
         return self._prefix(self._decoder.alone(work), int(positions.max()) + 1)
@@ -120,16 +117,41 @@ class VisionLanguageModel(CausalLM):
         images = [resize(frame, height, width, self.manifest.resample) for frame in frames]
         return self._vision(frames=self.place.put(np.stack(images)))["image_embeds"]
 
+    def _framed(self, ids: list[int], place: int, seen: Array) -> dict[str, Array]:
+        """What the decoder takes for token ids with each frame in this place."""
+        xp, put, count = self.place.xp, self.place.put, len(seen)
+        if self._static:
+            whole = ids[:place] + ids[place : place + 1] * self.manifest.image_tokens
+            tokens = np.tile(np.array(whole + ids[place + 1 :], np.int64), (count, 1))
+            at = put(np.full(count, place))
+            return {"input_ids": put(tokens), "image_embeds": seen, "image_at": at}
+        text = self._embed(put(np.array([ids], np.int64)))
+        before, after = (
+            xp.broadcast_to(part, (count, *part.shape[1:]))
+            for part in (text[:, :place], text[:, place + 1 :])
+        )
+        return {"inputs_embeds": xp.concatenate([before, seen, after], axis=1)}
+
     def _embed(self, ids: Array) -> Array:
         """Embeddings of text tokens, (rows, tokens, hidden)."""
         return self._embedding(input_ids=ids)["inputs_embeds"]
 
     def _feed(self, ids: Array, positions: Array) -> dict[str, Array]:
         # Text has the same position in time, height and width.
-        return {
-            "inputs_embeds": self._embed(ids),
-            "position_ids": self.place.xp.repeat(positions[None], 3, axis=0),
-        }
+        places = self.place.xp.repeat(positions[None], 3, axis=0)
+        if self._static:
+            return {"input_ids": ids, "position_ids": places, **self._no_frames(len(ids))}
+        return {"inputs_embeds": self._embed(ids), "position_ids": places}
+
+    def _no_frames(self, rows: int) -> dict[str, Array]:
+        """What stands for frames where there are none; the same arrays for every step."""
+        if rows not in self._without:
+            xp, manifest = self.place.xp, self.manifest
+            self._without[rows] = {
+                "image_embeds": xp.empty((rows, 0, manifest.hidden), manifest.cache_dtype),
+                "image_at": xp.zeros(rows, np.int64),
+            }
+        return self._without[rows]
 
 
 def frame_positions(before: int, grid: Sequence[int], after: int) -> npt.NDArray[np.int64]:

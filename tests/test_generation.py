@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from tiny_llm import (
     write_unchecked,
 )
 
+from granalign_fast import generation
 from granalign_fast.errors import GranAlignError
 from granalign_fast.export.llm_specs import LLM_PRECISIONS
 from granalign_fast.generation import CausalLM, Prefix
@@ -34,6 +35,14 @@ from granalign_fast.models import FORMAT_VERSION
 
 Written = Callable[..., Path]
 USER = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture(params=[False, True], ids=["growing", "static"], autouse=True, scope="module")
+def caches(request: pytest.FixtureRequest) -> Iterator[None]:
+    """All of it with both kinds of cache, where an export has both."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generation, "_is_better_static", lambda place: request.param)
+        yield
 
 
 @pytest.fixture(scope="module")

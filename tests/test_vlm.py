@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tiny_vlm import CONFIGS, EOS, IMAGE, PUBLISHED, frames_of, write_unchecked_vlm
 
-from granalign_fast import prompts
+from granalign_fast import generation, prompts
 from granalign_fast.captions import Captioner, FrameSet, Recogniser, VlmCaptioner, frame_hash
 from granalign_fast.errors import GranAlignError
 from granalign_fast.generation import CausalLM
@@ -25,13 +25,21 @@ TEXT = [int(value) for value in np.random.default_rng(3).integers(0, 250, 30)]
 PROMPT = [*TEXT[:5], IMAGE, *TEXT[5:]]
 
 
+@pytest.fixture(params=[False, True], ids=["growing", "static"], autouse=True, scope="module")
+def caches(request: pytest.FixtureRequest) -> Iterator[None]:
+    """All of it with both kinds of cache, where an export has both."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generation, "_is_better_static", lambda place: request.param)
+        yield
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_unchecked_vlm(tmp_path_factory.mktemp("vlm"))
 
 
 @pytest.fixture(scope="module")
-def model(folder: Path) -> VisionLanguageModel:
+def model(folder: Path, caches: None) -> VisionLanguageModel:
     return VisionLanguageModel(folder)
 
 

@@ -268,11 +268,18 @@ def test_frames_and_logits_are_those_of_numpy(
     growing = np.empty((1, manifest.kv_heads, 0, manifest.head_dim), np.float32)
     static = np.zeros((1, count + 3, manifest.kv_heads * manifest.head_dim), np.float32)
     for graph, cache, more in (
-        ("model.onnx", growing, {"attention_mask": np.ones((1, count), np.int64)}),
+        (
+            "model.onnx",
+            growing,
+            {"inputs_embeds": row, "attention_mask": np.ones((1, count), np.int64)},
+        ),
         (
             "static.onnx",
             static,
             {
+                "input_ids": np.array([ids]),
+                "image_embeds": embeds[:1],
+                "image_at": np.array([3]),
                 "write_indices": np.array([0]),
                 "cached_tokens": np.array([count]),
                 "last": np.eye(count, dtype=np.float32)[None, -1:],
@@ -281,6 +288,6 @@ def test_frames_and_logits_are_those_of_numpy(
     ):
         session = Session(out / graph)
         past = {name: cache for name in session.inputs if name.startswith("past")}
-        got = session(inputs_embeds=row, position_ids=places, **more, **past)["logits"]
+        got = session(position_ids=places, **more, **past)["logits"]
         assert got.shape == (1, 1, manifest.vocabulary)
         np.testing.assert_allclose(got[0, 0], expected, atol=1e-4, rtol=0)
