@@ -88,7 +88,7 @@ def judge_tokens(
     Args:
         who: gave the answers.
         model: that they are of.
-        asked: prompts, all of one length.
+        asked: prompts.
         answers: token ids of each.
         prefix: what the prompts begin with.
 
@@ -97,11 +97,7 @@ def judge_tokens(
     """
     require(len(answers) == len(asked), f"{who}: {len(answers)} answers, not {len(asked)}")
     for step in range(max(map(len, answers))):
-        # Rows that have ended go on with any token: on a GPU all must be of one length.
-        rows = [
-            [*prompt, *answer[:step], *([prompt[-1]] * (step - len(answer)))]
-            for prompt, answer in zip(asked, answers, strict=True)
-        ]
+        rows = [[*prompt, *answer[:step]] for prompt, answer in zip(asked, answers, strict=True)]
         for row, (logits, answer) in enumerate(
             zip(model.logits(rows, prefix=prefix), answers, strict=True)
         ):

@@ -85,10 +85,12 @@ class Prefix:
         """
         place = Place(np) if place is None else place
         there = [place.put(array) for array in arrays]
+        count, *rest = there[0].shape
         with place.work():
-            layers = range(len(there[0]))
-            cache = tuple(place.xp.stack([array[i] for array in there]) for i in layers)
-        return cls(cache, model, next_position)
+            whole = place.xp.empty((count, len(there), *rest), there[0].dtype)
+            for row, array in enumerate(there):  # on a GPU a launch for each, not for each layer
+                whole[:, row] = array
+            return cls(tuple(whole[i] for i in range(count)), model, next_position)
 
     def unstack(self, place: Place | None = None) -> list[Array]:
         """Each row by itself: (2 * layers, kv_heads, length, head_dim), read-only."""

@@ -15,6 +15,7 @@ import pytest
 
 from granalign_fast.bench import gpu, random_clip, random_models
 from granalign_fast.bench.limits import Limits
+from granalign_fast.bench.query_parts import CAPTIONS, RECOGNITION, REWRITES
 from granalign_fast.bench.records import Report
 from granalign_fast.bench.running import Settings, run_suites
 from granalign_fast.errors import GranAlignError
@@ -30,6 +31,7 @@ def test_the_shapes_are_measured() -> None:
     assert tasks == {
         *("embed prepared images", "a decode step"),
         *("prompts behind a kept prefix", "caption new frames"),
+        *(REWRITES, CAPTIONS, RECOGNITION),
     }
     steps = [record for record in found.records if record.task == "a decode step"]
     assert [(r.parameters["model"], r.parameters["layers"]) for r in steps] == [
@@ -41,9 +43,18 @@ def test_the_shapes_are_measured() -> None:
         layer = (deep.median - shallow.median) / 2
         said = found.constant(f"{name}: seconds of a decode step, extrapolated")
         assert said == pytest.approx(deep.median + layer)
+    for name, task in (
+        *(("llama-mini", REWRITES), ("qwen2.5-vl-mini", CAPTIONS)),
+        ("qwen2.5-vl-mini", RECOGNITION),
+    ):
+        few, many = (r.median for r in found.records if r.task == task)
+        said = found.constant(f"{name}: seconds of {task}, extrapolated")
+        assert said == pytest.approx(many + (many - few) / 2)
     one = Settings(size=0.05, rounds=3, seconds=0.0, random=("llama-mini",))
     alone = run_suites(["shapes"], one, limits=LIMITS)
-    assert {r.parameters["model"] for r in alone.records} == {"llama-mini", "llama-mini@3"}
+    assert {r.parameters["model"] for r in alone.records} == {
+        *("llama-mini", "llama-mini@1", "llama-mini@3"),
+    }
     notes = " ".join(found.suites["shapes"].notes)
     assert "a step of all 4 layers extrapolated from 1 and 3" in notes
 

@@ -4,7 +4,8 @@ The image tower of CLIP ViT-B/32 beside torch; a decode step and the extension o
 Llama 3 8B and Qwen2.5-VL 7B; captions of new frames beside transformers. The large decoders are cut
 to a few layers, two depths of each, so that writing and loading them takes seconds: all layers are
 alike, so the difference is what a layer takes, and a step of the whole model is extrapolated from
-it. On a CPU small shapes take their place.
+it, and likewise the parts of a query: rewrites, captions of key frames, recognition. On a CPU
+small shapes take their place.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from granalign_fast import prompts
-from granalign_fast.bench import peers, random_models
+from granalign_fast.bench import peers, query_parts, random_models
 from granalign_fast.bench.captions import transformers_captions
 from granalign_fast.bench.judging import judge_answers
 from granalign_fast.bench.limits import Work
@@ -148,8 +149,9 @@ def _tower(bench: Bench, name: str) -> None:
 
 
 def _decoder(bench: Bench, case: _Case) -> None:
-    """Both depths of one shape, the rest of the figures at the greater one."""
+    """Both depths of one shape, what is not of a layer at the greater one alone."""
     steps: dict[int, float] = {}
+    parts: dict[str, dict[int, float]] = {}
     for depth in case.depths:
         cut = f"{case.name}@{depth}"
         folder = bench.folder / "shapes" / cut
@@ -163,6 +165,12 @@ def _decoder(bench: Bench, case: _Case) -> None:
                 bench.note(f"{cut}: {why or 'a step is a CUDA graph'}")
             if step is not None:
                 steps[depth] = step
+            if isinstance(model, VisionLanguageModel):
+                seconds = query_parts.looking(bench, model, cut)
+            else:
+                seconds = query_parts.rewriting(bench, model, cut)
+            for task, taken in seconds.items():
+                parts.setdefault(task, {})[depth] = taken
             if depth == case.depths[-1]:
                 _prefix(bench, model, cut)
                 if isinstance(model, VisionLanguageModel):
@@ -172,6 +180,14 @@ def _decoder(bench: Bench, case: _Case) -> None:
             shutil.rmtree(folder, ignore_errors=True)
     if len(steps) == len(case.depths):
         _extrapolate(bench, case, steps)
+    layers = random_models.shape_of(case.name).text["num_hidden_layers"]
+    for task, by_depth in parts.items():
+        _, whole = query_parts.of_all_layers(by_depth, layers)
+        bench.constant(f"{case.name}: seconds of {task}, extrapolated", whole)
+        bench.note(
+            f"{case.name}: {task}, extrapolated from {case.depths[0]} and {case.depths[1]} layers "
+            f"to {layers}: {1e3 * whole:.0f} ms"
+        )
 
 
 def _step(
@@ -219,10 +235,9 @@ def _step(
 def _extrapolate(bench: Bench, case: _Case, steps: Mapping[int, float]) -> None:
     """A step of all layers, from what each of those between the two depths has taken."""
     shallow, deep = case.depths
-    layer = (steps[deep] - steps[shallow]) / (deep - shallow)
     text = random_models.shape_of(case.name).text
     layers = text["num_hidden_layers"]
-    whole = steps[deep] + (layers - deep) * layer
+    layer, whole = query_parts.of_all_layers(steps, layers)
     bench.constant(f"{case.name}: seconds of a layer in a decode step", layer)
     bench.constant(f"{case.name}: seconds of a decode step, extrapolated", whole)
     precision = _precision(bench)
