@@ -96,22 +96,13 @@ class DecoderGraph(GraphBuilder):
         return self._cast(x, np.float32) if self.quantised else x
 
     def _rotation(self) -> None:
-        """Cosine and sine of every position, (batch, sequence, head_dim / 2), for all layers."""
-        if self.static:
-            self.cosine, self.sine = self._turned("cosine"), self._turned("sine")
-            return
-        if "rotary.frequencies" not in self.tensors:
-            self.tensors.add("rotary.frequencies", self.shape.frequencies)
-        # In float32 even for fp16, which cannot count past 2048.
-        positions = self._cast(self._positions(), np.float32)
-        angles = self._op("Mul", positions, self._use("rotary.frequencies"))
-        self.cosine, self.sine = self._op("Cos", angles), self._op("Sin", angles)
-        if self.dtype != np.float32:
-            self.cosine = self._cast(self.cosine, self.dtype)
-            self.sine = self._cast(self.sine, self.dtype)
+        """Cosine and sine of every position, (batch, sequence, head_dim / 2), for all layers.
+
+        Out of tables: fp16 could not compute them, and a GPU lacks the operators of this opset.
+        """
+        self.cosine, self.sine = self._turned("cosine"), self._turned("sine")
 
     def _turned(self, name: str) -> str:
-        """Cosine or sine of every position, out of a table of all that the context has."""
         return self._op("Gather", self._table(name, slice(None)), POSITION_IDS, axis=0)
 
     def _table(self, name: str, pairs: slice) -> str:
@@ -123,10 +114,6 @@ class DecoderGraph(GraphBuilder):
             turned = np.cos(angles) if name == "cosine" else np.sin(angles)
             self.tensors.add(tensor, turned.astype(self.dtype))
         return self._use(tensor)
-
-    def _positions(self) -> str:
-        """Positions (batch, sequence, 1), or one for each frequency."""
-        return self._op("Unsqueeze", POSITION_IDS, self._constant("last_axis", [-1]))
 
     def _mask(self, x: str) -> str:
         """What padding adds to scores, (batch, 1, sequence, total); the operator adds causality.

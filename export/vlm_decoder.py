@@ -39,12 +39,6 @@ class VlmDecoderGraph(DecoderGraph):
             return INPUTS_EMBEDS
         return self._op("TensorScatter", super()._embed(), IMAGE_EMBEDS, IMAGE_AT, axis=1)
 
-    def _positions(self) -> str:
-        # Each pair turns with one of the three. Gathered, and not multiplied out of a matrix of
-        # zeros and ones: a GPU may round such a product's inputs to 10 bits, and positions with it.
-        axes = self._constant("axes", np.repeat(np.arange(3), self.sections))
-        return self._op("Transpose", self._op("Gather", POSITION_IDS, axes, axis=0), perm=[1, 2, 0])
-
     def _turned(self, name: str) -> str:
         # A pair after the other: those of time, of height and of width.
         ends = np.cumsum(self.sections).tolist()
