@@ -65,9 +65,15 @@ def resolve_model(source: str | Path | None = None) -> Path:
     if isinstance(source, str) and source in PACKAGED_MODELS:
         return _packaged(PACKAGED_MODELS[source])
     folder = Path(source)
-    if folder.is_dir():
-        return folder
-    if folder.exists():
+    try:
+        if folder.is_dir():
+            return folder
+        there = folder.exists()
+    except OSError as error:  # such as a name that is too long
+        raise GranAlignError(
+            f"{str(source)[:80]!r}: cannot be looked for ({error.strerror}); expected a folder"
+        ) from None
+    if there:
         raise GranAlignError(f"{folder}: got a file, expected a model folder; name its folder")
     hub = _HUB_ID.fullmatch(source) if isinstance(source, str) else None
     if hub is None:

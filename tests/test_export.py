@@ -330,6 +330,7 @@ def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
         ("no/such@main", "revision 'main', expected the 40 hex digits"),
         ("nothing", "no such folder"),
         ("/no/such/folder", "no such folder"),
+        ("a" * 5000, "File name too long"),
     ],
 )
 def test_unresolvable_names(name: str, message: str) -> None:
