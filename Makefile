@@ -43,14 +43,22 @@ wheel: .venv/.lint
 	cd dist && venv/bin/granalign demo --out demo
 
 # Every kernel, in both embedding types, for the two architectures that most will run it on.
-# ptxas says what each takes; a warning, such as of spilled registers, is an error.
-cubins:
+# ptxas says what each takes; a warning, such as of spilled registers, is an error. What the machine
+# code is said to do, such as to load 16 bytes at a time, is looked for in it.
+CUOBJDUMP := nvidia-cuda-cuobjdump==13.5.37 nvidia-cuda-nvdisasm==13.5.37
+cubins: .venv/.test
 	@command -v nvcc >/dev/null || { echo "nvcc is not on the PATH: kernels not compiled"; exit 0; }; \
+	rm -rf out/cubins; mkdir -p out/cubins; \
+	$(PIP) --no-deps --upgrade --target out/cuobjdump $(CUOBJDUMP); \
 	for source in kernels/*.cu; do for arch in sm_80 sm_90; do for half in "" -DGRANALIGN_HALF; do \
 	  echo "$$source $$arch $$half"; \
 	  nvcc -std=c++17 --fmad=false -arch=$$arch $$half -cubin -Werror all-warnings -Xptxas -v,-warn-spills \
-	    -o /dev/null $$source 2>&1 | grep -v "gmem\|Compil\|Function properties"; \
-	done; done; done
+	    -o "out/cubins/$$(basename $$source .cu)-$$arch$$half.cubin" $$source 2>&1 \
+	    | grep -v "gmem\|Compil\|Function properties"; \
+	done; done; done; \
+	export PATH="$$PWD/out/cuobjdump/nvidia/cu13/bin:$$PATH"; \
+	chmod +x out/cuobjdump/nvidia/cu13/bin/*; \
+	$(BIN)/python .ci/check_machine_code.py cuobjdump out/cubins/*.cubin
 
 # TensorRT's Python bindings are a small wheel; the libraries beneath them are not. Over stubs of the
 # nine functions that they need, every class, flag and signature that we use is compared with theirs.
