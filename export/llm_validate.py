@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from granalign_fast.errors import GranAlignError
-from granalign_fast.generation import CausalLM
+from granalign_fast.generation import CausalLM, Prefix
 from granalign_fast.models import one_line
 
 from .folder import quiet
@@ -108,9 +108,9 @@ def refuse_missing(folder: Path, missing: Sequence[str]) -> None:
 
 
 def validate_llm(folder: Path, expected: Judge, tolerance: LlmTolerance) -> dict[str, float]:
-    """Compare an exported folder with its source: one padded batch, after a prefix, and a step.
+    """Compare an exported folder with its source: one padded batch, and after a prefix.
 
-    A step, behind a batch, is taken where the cache is static; not all folders have such a graph.
+    With a static cache, too, where the folder has a graph for it, and then after a step.
 
     Returns:
         What was measured: ``max_abs_error`` and ``relative_error``, the worst of these ways;
@@ -130,7 +130,10 @@ def validate_llm(folder: Path, expected: Judge, tolerance: LlmTolerance) -> dict
     }
     if (folder / STATIC_GRAPH).is_file():
         del model  # one at a time: each holds its weights
-        ways["a static step"] = _static_step(CausalLM(folder, static_cache=True), prompts)
+        model = CausalLM(folder, static_cache=True)
+        ends = [ids[1:] for ids in prompts]
+        ways["static"] = model.logits(ends, prefix=model.prefill(prompts[0][:1]))
+        ways["a static step"] = static_step(model, prompts, None)
     measured, failures = compare_logits(ways, expected, tolerance)
     refuse(failures, tolerance)
     return measured
@@ -217,7 +220,8 @@ def round_weights(head: Any, decoder: Any) -> None:
             round_linear(module, LINEAR_BITS)
 
 
-def _static_step(model: CausalLM, prompts: list[list[int]]) -> Float32:
-    rows, _ = model._extend([ids[:-1] for ids in prompts], None, 1)
+def static_step(model: CausalLM, prompts: list[list[int]], prefix: Prefix | None) -> Float32:
+    """Logits after prompts whose last token is appended to the others."""
+    rows, _ = model._extend([ids[:-1] for ids in prompts], prefix, 1)
     logits: Float32 = rows.append(np.array([ids[-1] for ids in prompts]))
     return logits

@@ -151,7 +151,7 @@ ENGINE_GRAPHS = {
     # built from a graph that casts first, the provider would cut the graph in two.
     "vlm": (EngineGraph("vision.onnx", (1, 4, 16), by_provider=False),),
 }
-"""By the manifest's kind. Decoders are not TensorRT's: their cache grows with every token."""
+"""By the manifest's kind. Decoders, with their caches, are not TensorRT's."""
 
 DYNAMIC_AXES = {
     "batch": "batch",

@@ -14,22 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError
+from granalign_fast.generation import Prefix
 from granalign_fast.models import one_line
 from granalign_fast.session import Session
-from granalign_fast.vlm import frame_positions
+from granalign_fast.vlm import VisionLanguageModel, frame_positions
 
 from .folder import quiet
-from .llm_specs import (
-    ATTENTION_MASK,
-    CACHED_TOKENS,
-    GRAPH,
-    INPUT_IDS,
-    LAST,
-    LOGITS,
-    POSITION_IDS,
-    STATIC_GRAPH,
-    WRITE_INDICES,
-)
+from .llm_specs import ATTENTION_MASK, GRAPH, INPUT_IDS, LOGITS, POSITION_IDS, STATIC_GRAPH
 from .llm_validate import (
     Judge,
     check_frequencies,
@@ -37,13 +28,13 @@ from .llm_validate import (
     compare_values,
     refuse_missing,
     round_weights,
+    static_step,
 )
 from .validate import refuse
 from .vlm_source import VlmSource
 from .vlm_specs import (
     EMBEDDING_GRAPH,
     FRAMES,
-    IMAGE_AT,
     IMAGE_EMBEDS,
     INPUTS_EMBEDS,
     PATCHES_GRAPH,
@@ -159,7 +150,7 @@ def validate_vlm(
     ways = {"padded": decoder.padded(rows), "after a prefix": decoder.after_prefix(rows)}
     del decoder
     if (folder / STATIC_GRAPH).is_file():
-        ways["static"] = _static(folder, source, expected.prompts, embeds[VISION_GRAPH])
+        ways |= _static(folder, expected)
     of_logits, more = compare_logits(ways, expected.judge, tolerance.logits)
     refuse(failures + more, tolerance)
     return {f"image_{name}": value for name, value in measured.items()} | of_logits
@@ -270,31 +261,21 @@ class _Decoder:
         return self._session(**inputs, **(past | (cache or {})))
 
 
-def _static(
-    folder: Path, source: VlmSource, prompts: list[list[int]], frames: npt.NDArray[Any]
-) -> Float32:
-    """Token ids and frames as one batch, padded on the right, in a cache with room for more."""
-    session = Session(folder / STATIC_GRAPH)
-    lengths = np.array([len(ids) for ids in prompts])
-    count, longest = len(lengths), lengths.max()
-    rows, columns = source.grid
-    after = longest - _BEFORE - rows * columns
-    places = frame_positions(_BEFORE, source.grid, after)  # of padding, too
-    last = np.arange(longest) == lengths[:, None] - 1
-    inputs = {
-        INPUT_IDS: np.stack([np.pad(ids, (0, longest - len(ids))) for ids in prompts]),
-        POSITION_IDS: np.tile(places[:, None], (1, count, 1)),
-        IMAGE_EMBEDS: frames,
-        IMAGE_AT: np.array([ids.index(source.image_token) for ids in prompts]),
-        WRITE_INDICES: np.zeros(count, np.int64),
-        CACHED_TOKENS: np.full(count, longest),
-        LAST: last[:, None].astype(frames.dtype),
+def _static(folder: Path, expected: VlmJudge) -> dict[str, Float32]:
+    """Behind frames that are known, as one batch; and with the last token of each appended."""
+    model = VisionLanguageModel(folder, static_cache=True)
+    image, count = model.manifest.image_token, model.manifest.image_tokens
+    kept, ends = [], []
+    for frame, ids in zip(expected.frames, expected.prompts, strict=True):
+        at = ids.index(image)
+        kept += model.prefill_frames(frame[None], ids[: at + 1]).unstack()
+        ends.append(ids[at + count :])
+    begun = expected.prompts[0][: _BEFORE + 1]
+    prefix = Prefix.stack(kept, model.fingerprint, model.position_after(begun))
+    return {
+        "static": model.logits(ends, prefix=prefix),
+        "a static step": static_step(model, ends, prefix),
     }
-    width = source.shape.kv_heads * source.shape.head_dim
-    cache = np.zeros((count, longest + 1, width), frames.dtype)
-    past = {name: cache for name in session.inputs if name not in inputs}
-    logits: Float32 = session(**inputs, **past)[LOGITS][:, 0]
-    return logits
 
 
 def _left_padded(

@@ -66,7 +66,7 @@ CUDA_SETTINGS = (
     ),
 )
 """On every CUDA session. Its arena keeps to the default, which takes more than it is asked for: a
-cache grows with every token, and finds room in what an earlier one has left."""
+cache that grows with every token finds room in what an earlier one has left."""
 
 WEIGHTS_APART = ("session.use_device_allocator_for_initializers", "1")
 """A session's option: weights are allocated to their size and not from the arena, which would round

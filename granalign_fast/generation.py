@@ -118,7 +118,8 @@ class CausalLM:
         folder: the exported model.
         device: as for `Session`.
         threads: CPU threads; None leaves it to ONNX Runtime.
-        memory_limit_bytes: as for `Session`, for each graph of the model.
+        memory_limit_bytes: as for `Session`, for each graph of the model; a static cache is beside
+            it, and those of the last six shapes of batches are kept.
         static_cache: keep keys and values in one place, with room for what is to come, and not in
             arrays that are made anew with each token; see `static_cache`. None for a GPU to do so
             where the export has a graph for it.
@@ -194,7 +195,9 @@ class CausalLM:
 
     @property
     def graphs_refused(self) -> str | None:
-        """Why steps on a GPU are no CUDA graphs; None where they are, or may become."""
+        """Why steps on a GPU are no CUDA graphs; None where they are, or may become.
+
+        Sixty-four shapes of batches can be captured, those of later ones are not."""
         return self._graph.graphs_refused
 
     def chat(self, messages: Sequence[Message]) -> list[int]:

@@ -122,9 +122,10 @@ def left_padded(prompts: Sequence[Sequence[int]], past: int, position: int) -> t
     """
     lengths = np.array([len(prompt) for prompt in prompts])
     longest = int(lengths.max())
-    ids = np.zeros((len(prompts), longest), np.int64)  # any token will do for padding
-    for row, prompt in zip(ids, prompts, strict=True):
-        row[longest - len(prompt) :] = prompt
+    # Padded with the first token of each: hidden, it takes part multiplied by 0, and must not be
+    # one that overflows.
+    padded = [[*[prompt[0]] * (longest - len(prompt)), *prompt] for prompt in prompts]
+    ids = np.array(padded, np.int64)
     places = np.arange(longest) - (longest - lengths)[:, None]
     seen = np.ones((len(prompts), past), np.int64)
     mask = np.concatenate([seen, (places >= 0).astype(np.int64)], axis=1)

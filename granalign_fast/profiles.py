@@ -111,7 +111,7 @@ class GraphShapes:
 def graph_shapes(graph: Path) -> GraphShapes | None:
     """The shapes of a graph in an exported folder; None of one that is not TensorRT's to run.
 
-    Decoders are such: their cache grows with every token, and CUDA runs them.
+    Decoders are such, with their caches, and CUDA runs them.
 
     Raises:
         GranAlignError: there is no manifest beside the graph, or an axis of it is not known.

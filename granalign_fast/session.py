@@ -6,22 +6,20 @@ ONNX Runtime runs it, or TensorRT where `granalign export tensorrt` has built an
 from __future__ import annotations
 
 import shutil
-import tempfile
-from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .cache import default_cache
-from .device import CUDA, WEIGHTS_APART, cuda_options
+from .device import CUDA
 from .device import Device as Device
 from .engine_stamp import ENGINE_FOLDER, engine_path
 from .errors import GranAlignError, MissingExtraError
-from .models import one_line, read_json, sha256_of
+from .loading import Loader
+from .models import read_json, sha256_of
 from .node_profile import NodeRun, read_profile
-from .onnx_run import GATE, Arrays, BoundRun, OnnxRun, Run
+from .onnx_run import Arrays, BoundRun, OnnxRun, Run
 from .profiles import GraphShapes, Profile, graph_shapes
 from .tensorrt_library import Machine
 
@@ -47,7 +45,8 @@ class Session:
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"tensorrt"``.
         threads: CPU threads within one call; None leaves it to ONNX Runtime.
         memory_limit_bytes: of ONNX Runtime's arena on a GPU, which then has the weights and what a
-            run computes; CUDA's own memory is not in it. None for no limit.
+            run computes; CUDA's own memory is not in it, nor are arrays of CuPy's, such as a static
+            cache. None for no limit.
         stream: a `cupy.cuda.Stream`: runs on CuPy's arrays are queued on it and nothing waits for
             them. Whoever uses what comes back does it on this stream, or after it.
         capturable: allow runs that `bind` makes to become CUDA graphs, on a GPU with a `stream`.
@@ -85,9 +84,8 @@ class Session:
         self._memory_limit = memory_limit_bytes
         self._stream = stream
         self._profile = profile
-        self._onnx: Any = None
+        self._run: Run | None
         self._refused: str | None = None
-        self._plainly: Callable[[], OnnxRun]
         self.capturable = capturable and not profile
         wanted = Device.parse(device)
         if threads is not None and threads < 1:
@@ -103,7 +101,7 @@ class Session:
         from .engine import Engine
 
         engine = Engine(path, self.path.parent, device=wanted.index or 0)
-        self._run: Run = engine
+        self._run = engine
         self.capturable = False
         self.inputs, self.outputs = engine.inputs, engine.outputs
         self.backend, self.precision = "TensorRT engine", engine.stamp.precision
@@ -129,21 +127,20 @@ class Session:
             if wanted.kind == "cuda" and stream is None and not self._profile:
                 graphs = _fixed_batches(self.path)
 
-        def opened(with_graphs: bool) -> Any:
-            cuda = cuda_options(
-                wanted, memory_limit_bytes=self._memory_limit, graphs=with_graphs, stream=stream
-            )
-            chosen = [(name, cuda if name == CUDA else own) for name, own in providers]
-            return self._inference(onnxruntime, chosen, threads)
-
+        # Without a way back to this object: a cycle would keep the weights when it goes.
+        self._loader = Loader(
+            *(self.path, wanted, tuple(providers), threads, self._memory_limit, stream),
+            self._profile,
+        )
+        self._most = most
         session = None
         self.capturable = self.capturable and stream is not None
         if graphs is not None or self.capturable:
             try:
-                session = opened(True)
+                session = self._loader.load(graphs=True)
             except GranAlignError as error:  # such as control flow, or a node on the CPU
                 self._refused, graphs, self.capturable = str(error), None, False
-        session = opened(False) if session is None else session
+        session = self._loader.load() if session is None else session
         self.backend = providers[0][0]
         if self.backend not in session.get_providers():
             raise GranAlignError(
@@ -152,49 +149,18 @@ class Session:
             )
         self.inputs = tuple(node.name for node in session.get_inputs())
         self.outputs = tuple(node.name for node in session.get_outputs())
-        self._onnx = session
-
-        def plain(session: Any) -> OnnxRun:
-            index = wanted.index or 0
-            return OnnxRun(self.path.name, session, self.outputs, most, index, stream)
-
         if graphs is None:
-            self._run = plain(session)
-            self._plainly = lambda: plain(opened(False))
+            self._run = self._plain(session)
             return
         from .cuda_graphs import GraphRun
         from .place import Place
 
         place = Place(_cupy(wanted, device), wanted.index or 0)
-        self._run = GraphRun(self.path.name, session, graphs, place, lambda: opened(False))
+        self._run = GraphRun(self.path.name, session, graphs, place, self._loader.load)
 
-    def _inference(self, onnxruntime: Any, providers: list[Any], threads: int | None) -> Any:
-        """ONNX Runtime's session."""
-        on_gpu = any(name == CUDA for name, _ in providers)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors only: warnings would not name the model
-        # Else its threads turn in circles for 40 ms after a run, and whatever comes next, another
-        # model or the decoding of a video, has a core less: a third of a query's time.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        if on_gpu and self._memory_limit is None:
-            options.add_session_config_entry(*WEIGHTS_APART)
-        if self._profile:
-            options.enable_profiling = True
-            options.profile_file_prefix = str(Path(tempfile.mkdtemp()) / "profile")
-        try:
-            with GATE.run() if on_gpu else nullcontext():
-                # Else what fails on a GPU, now or in a run, would be tried again on the CPU.
-                return onnxruntime.InferenceSession(
-                    self.path, options, providers=providers, enable_fallback=0
-                )
-        except Exception as error:  # ONNX Runtime's errors have no common base of their own
-            check = ", or see nvidia-smi for its driver and free memory" if on_gpu else ""
-            raise GranAlignError(
-                f"{self.path}: ONNX Runtime cannot load it ({one_line(error)}); "
-                f"export the model again{check}"
-            ) from None
+    def _plain(self, session: Any) -> OnnxRun:
+        index, stream = self._loader.wanted.index or 0, self._loader.stream
+        return OnnxRun(self.path.name, session, self.outputs, self._most, index, stream)
 
     @property
     def captured_graphs(self) -> int:
@@ -211,8 +177,9 @@ class Session:
 
         Not of an engine, nor of an encoder on a GPU, which have arrays of their own.
         """
-        assert isinstance(self._run, OnnxRun)
-        return BoundRun(self._run, inputs, outputs, self.capturable)
+        run = self._ready()
+        assert isinstance(run, OnnxRun)
+        return BoundRun(run, inputs, outputs, self.capturable)
 
     def give_up_graphs(self, why: str) -> None:
         """Load the model once more, not to be captured: a failed capture leaves it unusable.
@@ -220,9 +187,14 @@ class Session:
         What was bound belongs to what was loaded before, and keeps it in memory.
         """
         self._refused, self.capturable = why, False
-        del self._run, self._onnx
-        self._run = run = self._plainly()
-        self._onnx = run.session
+        self._run = None  # else the weights would be in memory twice meanwhile
+        self._ready()
+
+    def _ready(self) -> Run:
+        """What runs it; loaded again where that has failed the last time."""
+        if self._run is None:
+            self._run = self._plain(self._loader.load())
+        return self._run
 
     def nodes(self) -> list[NodeRun]:
         """Every node that has run since the session was made, and what ran it; ends recording.
@@ -236,7 +208,8 @@ class Session:
                 f"asked once"
             )
         self._profile = False
-        path = Path(self._onnx.end_profiling())
+        assert isinstance(self._run, OnnxRun)
+        path = Path(self._run.session.end_profiling())
         try:
             return read_profile(path)
         finally:
@@ -248,7 +221,7 @@ class Session:
             raise GranAlignError(
                 f"{self.path.name}: got inputs {sorted(arrays)}, expected {sorted(self.inputs)}"
             )
-        return self._run(arrays)
+        return self._ready()(arrays)
 
 
 def _tensorrt_providers(

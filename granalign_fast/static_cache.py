@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -29,11 +29,20 @@ if TYPE_CHECKING:
 
 _ROOM = 256
 """Tokens: capacities are multiples of it. Prompts of one task differ by less, and share a graph."""
-_KEPT = 4
-"""Shapes whose memory is kept for the next batch: a rewriter has one, a captioner one for each
-task, and one more for what is left over of a video."""
+_KEPT = 6
+"""Shapes whose memory is kept for the next batch: a rewriter has one, a captioner some for each
+task, as rows are rounded."""
 _GRAPHS = 64
 """Captures in all. ONNX Runtime keeps a graph as long as its session, used or not."""
+
+
+class _Parts(NamedTuple):
+    """What a cache is made with."""
+
+    session: Session
+    manifest: LlmManifest
+    place: Place
+    past: list[str]
 
 
 class StaticDecoder:
@@ -43,13 +52,14 @@ class StaticDecoder:
         session: of the graph, made with `capturable`.
         manifest: of the model.
         place: where the session runs, and caches are.
+
+    Attributes:
+        captures: see `Decoder`.
     """
 
     def __init__(self, session: Session, manifest: LlmManifest, place: Place) -> None:
-        self.session = session
-        self.place = place
-        self.manifest = manifest
-        self.past = [name for name in session.inputs if name.startswith("past_key_values.")]
+        past = [name for name in session.inputs if name.startswith("past_key_values.")]
+        self._parts = _Parts(session, manifest, place, past)
         self.captures = 0
         self._slots: OrderedDict[tuple[int, int], _Slot] = OrderedDict()
         # ONNX Runtime keeps a graph for the thread that captured it.
@@ -63,51 +73,74 @@ class StaticDecoder:
         self, rows: int, prefix: Prefix | None, tokens: int, steps: int, feed: Feed
     ) -> StaticRows:
         """New rows, of which there may be one batch at a time; see `Decoder`."""
+        place, manifest = self._parts.place, self._parts.manifest
         length = 0 if prefix is None else prefix.length
-        capacity = -(-(length + tokens + steps) // _ROOM) * _ROOM
-        slot = self._slot(rows, capacity) if steps else self._new(rows, capacity)
+        room = length + tokens + steps
+        if steps:
+            slot = self._slot(_rounded(rows), -(-room // _ROOM) * _ROOM)
+        else:
+            with place.work():
+                slot = _Slot(self._parts, rows, room)
+        position = 0
         if prefix is not None:
-            heads, size = self.manifest.kv_heads, self.manifest.head_dim
-            with self.place.work():
+            position, shape = prefix.next_position, (rows, -1, manifest.kv_heads, manifest.head_dim)
+            with place.work():
                 for there, cached in zip(slot.cache, prefix.cache, strict=True):
-                    split = there.reshape(rows, capacity, heads, size)
-                    split[:, :length] = cached.swapaxes(1, 2)
-        position = 0 if prefix is None else prefix.next_position
-        return StaticRows(self, slot, length, position, feed)
+                    split = there[:rows].reshape(shape)
+                    split[:, :length] = place.put(cached).swapaxes(1, 2)
+        return StaticRows(slot, rows, length, position, feed)
 
     def _slot(self, rows: int, capacity: int) -> _Slot:
         """The memory of a shape; from its second time on, its step is a CUDA graph."""
-        slot, failed = self._slots.pop((rows, capacity), None), None
-        if slot is not None and slot.is_plain and self._may_capture:
-            try:
-                slot.capture(self.captures + 1)
-                self.captures += 1
-            except GranAlignError as error:
-                failed = str(error)
+        session, failed = self._parts.session, None
+        slot = self._slots.pop((rows, capacity), None)
+        if slot is not None:
+            slot.clear()
+            if slot.is_plain and session.capturable and self.captures < _GRAPHS:
+                try:
+                    slot.capture(self.captures + 1)
+                    self.captures += 1
+                except GranAlignError as error:
+                    failed = str(error)
         if failed is not None:
             slot = None
             self._slots.clear()
-            self.session.give_up_graphs(failed)
+            session.give_up_graphs(failed)
+        keep = self._make_room()
         if slot is None:
-            while len(self._slots) >= _KEPT:
-                self._slots.popitem(last=False)
-            slot = self._new(rows, capacity)
-        self._slots[rows, capacity] = slot
+            with self._parts.place.work():
+                slot = _Slot(self._parts, rows, capacity)
+        if keep:
+            self._slots[rows, capacity] = slot
         return slot
 
-    @property
-    def _may_capture(self) -> bool:
-        return self.session.capturable and self.captures < _GRAPHS
+    def _make_room(self) -> bool:
+        """Whether there is room for one more shape, if need be by forgetting the longest unused."""
+        if len(self._slots) < _KEPT:
+            return True
+        oldest = list(self._slots)
+        if self.captures >= _GRAPHS:  # there will be no other graphs
+            oldest = [key for key in oldest if not self._slots[key].is_graph]
+        if oldest:
+            del self._slots[oldest[0]]
+        return bool(oldest)
 
-    def _new(self, rows: int, capacity: int) -> _Slot:
-        with self.place.work():
-            return _Slot(self, rows, capacity)
+
+def _rounded(rows: int) -> int:
+    """Rows of a step: few numbers, so that batches share a graph; a row more takes next to nothing.
+
+    >>> [_rounded(rows) for rows in (1, 2, 3, 5, 7, 9, 17, 40, 64)]
+    [1, 2, 3, 6, 8, 12, 24, 48, 64]
+    """
+    power = 1 << (rows - 1).bit_length()
+    return power * 3 // 4 if rows <= power * 3 // 4 else power
 
 
 class _Slot:
     """The memory of batches of one shape, and the step that is bound to it.
 
     Attributes:
+        parts: what it is made with.
         cache: keys and values of every layer in turn, each (rows, capacity, kv_heads * head_dim).
         ids: (rows, 1), the token of each row that a step adds.
         state: (3, rows): where it goes in the cache, how many tokens are there with it, and its
@@ -115,14 +148,15 @@ class _Slot:
         positions: the last of these, (rows, 1).
     """
 
-    def __init__(self, decoder: StaticDecoder, rows: int, capacity: int) -> None:
-        self._decoder = decoder
-        xp, manifest = decoder.place.xp, decoder.manifest
+    def __init__(self, parts: _Parts, rows: int, capacity: int) -> None:
+        self.parts = parts
+        xp, manifest = parts.place.xp, parts.manifest
         kind, width = manifest.cache_dtype, manifest.kv_heads * manifest.head_dim
-        # Zeros: what nobody has written is multiplied by nothing, and must not be NaN.
-        self.cache = [xp.zeros((rows, capacity, width), kind) for _ in decoder.past]
+        self._whole = xp.zeros((len(parts.past), rows, capacity, width), kind)
+        self.cache = [self._whole[layer] for layer in range(len(parts.past))]
         self.ids = xp.zeros((rows, 1), np.int64)
         self.state = xp.zeros((3, rows), np.int64)
+        self.state[1] = 1
         self.positions = self.state[2][:, None]
         self._last = xp.ones((rows, 1, 1), kind)
         self._inputs: dict[str, Array] = {}
@@ -130,36 +164,52 @@ class _Slot:
         self._step: BoundRun | None = None
 
     @property
+    def is_graph(self) -> bool:
+        """Whether its step is a CUDA graph."""
+        return self._step is not None and self._step.captured
+
+    @property
     def is_plain(self) -> bool:
-        """Whether there is a step that could become a CUDA graph."""
+        """Whether it has a step that is none."""
         return self._step is not None and not self._step.captured
+
+    def clear(self) -> None:
+        """Forget the batch before: places that nobody writes to must hold no NaN of its."""
+        with self.parts.place.work():
+            self._whole[...] = 0
+            self.state[...] = 0
+            self.state[1] = 1
 
     def capture(self, graph: int) -> None:
         """Make the step a CUDA graph; it is run meanwhile, on the first place of the cache."""
         assert self._step is not None
-        with self._decoder.place.work():
-            self.state[...] = 0
-            self.state[1] = 1
-        with self._decoder.place.here():
+        with self.parts.place.here():
             self._step.capture(graph)
 
     def bind(
-        self, inputs: dict[str, Array], write: Array, cached: Array, last: Array
+        self, rows: int, inputs: dict[str, Array], write: Array, cached: Array, last: Array
     ) -> tuple[BoundRun, Array]:
-        """A run that adds tokens to the cache, and where its logits (rows, 1, vocabulary) go."""
-        decoder, rows = self._decoder, len(self.ids)
-        manifest = decoder.manifest
-        logits = decoder.place.xp.empty((rows, 1, manifest.vocabulary), manifest.cache_dtype)
-        past = dict(zip(decoder.past, self.cache, strict=True))
-        present = {n.replace("past_key_values", "present"): a for n, a in past.items()}
+        """A run that adds tokens to the first rows, and where its logits (rows, 1, vocabulary) go.
+
+        Args:
+            rows: how many.
+            inputs: what it is about.
+            write: where in the cache the new tokens go.
+            cached: how many tokens are there with them.
+            last: of which token the logits are wanted.
+        """
+        session, manifest, place, names = self.parts
+        logits = place.xp.empty((rows, 1, manifest.vocabulary), manifest.cache_dtype)
+        past = {name: cache[:rows] for name, cache in zip(names, self.cache, strict=True)}
+        present = {name.replace("past_key_values", "present"): past[name] for name in names}
         inputs = inputs | {"write_indices": write, "cached_tokens": cached, "last": last}
-        return decoder.session.bind(inputs | past, present | {"logits": logits}), logits
+        return session.bind(inputs | past, present | {"logits": logits}), logits
 
     def step(self, inputs: dict[str, Array]) -> Array:
         """Logits (rows, vocabulary) after one more token a row, until the next step."""
         if self._step is None:
-            self._inputs = inputs
-            self._step, self._logits = self.bind(inputs, self.state[0], self.state[1], self._last)
+            self._inputs, write, cached = inputs, self.state[0], self.state[1]
+            self._step, self._logits = self.bind(len(self.ids), inputs, write, cached, self._last)
         for name, array in inputs.items():
             if array is not self._inputs[name]:
                 self._inputs[name][...] = array
@@ -168,61 +218,57 @@ class _Slot:
 
 
 class StaticRows:
-    """Rows of a `StaticDecoder`; see `Rows`."""
+    """Rows of a `StaticDecoder`, the first ones of a slot; see `Rows`."""
 
     shrinks = False
 
-    def __init__(
-        self, decoder: StaticDecoder, slot: _Slot, length: int, position: int, feed: Feed
-    ) -> None:
-        self._decoder = decoder
+    def __init__(self, slot: _Slot, rows: int, length: int, position: int, feed: Feed) -> None:
         self._slot = slot
-        self._feed = feed
+        self._rows = rows
         self._length = length
         self._position = position
+        self._feed = feed
 
     def extend(self, prompts: Sequence[Sequence[int]]) -> Array:
         """Add tokens, of each row its own; the logits that follow them."""
         lengths = np.array([len(prompt) for prompt in prompts])
         longest = int(lengths.max())
-        ids = np.zeros((len(prompts), longest), np.int64)  # any token will do for padding
-        for row, prompt in zip(ids, prompts, strict=True):
-            row[: len(prompt)] = prompt
+        # Padded with the last token of each: hidden from those before it, it takes part multiplied
+        # by 0, and must not be one that overflows.
+        padded = [[*prompt, *[prompt[-1]] * (longest - len(prompt))] for prompt in prompts]
+        ids = np.array(padded, np.int64)
         positions = np.tile(self._position + np.arange(longest), (len(ids), 1))
-        put = self._decoder.place.put
+        put, ends = self._slot.parts.place.put, self._length + lengths
         logits = self._run(longest, lengths, self._feed(put(ids), put(positions)))
-        ends = self._length + lengths
         state = np.stack([ends, ends + 1, self._position + lengths])
-        self._slot.state[...] = put(state)
-        self._length += longest
+        self._slot.state[:, : self._rows] = put(state)
         return logits
 
     def extend_with(self, positions: Array, **inputs: Array) -> None:
         """Add as many tokens to each row, given as what the decoder takes for them."""
-        rows, more = len(self._slot.ids), positions.shape[-1]
-        self._run(more, np.full(rows, more), {"position_ids": positions, **inputs})
-        self._length += more
+        more = positions.shape[-1]
+        self._run(more, np.full(self._rows, more), {"position_ids": positions, **inputs})
 
     def _run(self, more: int, lengths: Any, inputs: dict[str, Array]) -> Array:
         """Run `more` tokens a row, of which `lengths` count."""
-        put, slot = self._decoder.place.put, self._slot
+        put, kind = self._slot.parts.place.put, self._slot.parts.manifest.cache_dtype
+        write = np.full(self._rows, self._length)
         last = np.arange(more) == lengths[:, None] - 1
-        run, logits = slot.bind(
-            inputs,
-            put(np.full(len(lengths), self._length)),
-            put(np.full(len(lengths), self._length + more)),
-            put(last[:, None].astype(self._decoder.manifest.cache_dtype)),
+        run, logits = self._slot.bind(
+            *(self._rows, inputs, put(write), put(write + more)),
+            put(last[:, None].astype(kind)),
         )
         run()
+        self._length += more
         return logits[:, 0]
 
     def append(self, tokens: Array) -> Array:
         """Add a token to each row; the logits that follow, until the next one is added."""
         slot = self._slot
-        slot.ids[:, 0] = tokens
+        slot.ids[: self._rows, 0] = tokens
         logits = slot.step(self._feed(slot.ids, slot.positions))
         slot.state += 1
-        return logits
+        return logits[: self._rows]
 
     def keep(self, rows: Array) -> None:
         """Not to be asked for: a cache that stays where it is loses no row."""
@@ -230,10 +276,9 @@ class StaticRows:
 
     def cache(self) -> Cache:
         """Keys and values of as many tokens as each row has, in memory of their own."""
-        decoder, slot = self._decoder, self._slot
-        heads, size = decoder.manifest.kv_heads, decoder.manifest.head_dim
-        found = []
-        for array in slot.cache:
-            split = array.reshape(*array.shape[:2], heads, size)[:, : self._length]
-            found.append(decoder.place.xp.ascontiguousarray(split.swapaxes(1, 2)))
+        manifest, found = self._slot.parts.manifest, []
+        shape = (self._rows, -1, manifest.kv_heads, manifest.head_dim)
+        for array in self._slot.cache:
+            split = array[: self._rows].reshape(shape)[:, : self._length]
+            found.append(split.swapaxes(1, 2).copy())
         return tuple(found)

@@ -17,7 +17,7 @@ from tiny_vlm import IMAGE, frames_of, write_unchecked_vlm
 from granalign_fast import generation
 from granalign_fast.captions import FrameSet, VlmCaptioner
 from granalign_fast.errors import MissingExtraError
-from granalign_fast.generation import CausalLM
+from granalign_fast.generation import CausalLM, Prefix
 from granalign_fast.onnx_run import GATE, BoundRun
 from granalign_fast.prefixes import DiskTier, MemoryTier, PrefixCache
 from granalign_fast.session import Session
@@ -37,6 +37,11 @@ class OnGpu(np.ndarray[Any, Any]):
             at_work()
             assert index.dtype != bool, "the host would wait to know how many it leaves"
         return super().__getitem__(index)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        at_work()
+        assert isinstance(value, OnGpu | int), "CuPy takes nothing of the host"
+        super().__setitem__(index, value)
 
     def argmax(self, axis: Any = None, out: Any = None, **options: Any) -> Any:
         at_work()
@@ -217,6 +222,9 @@ def test_a_language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preci
         patched.setattr(generation, "Session", Session)
         here = CausalLM(folder, static_cache=True)
     assert answers == here.generate(ends, prefix=here.prefill(start), max_new_tokens=20)
+    rows = [np.array(row) for row in prefix.unstack(there.place)]
+    brought = Prefix.stack(rows, prefix.model, prefix.next_position)
+    assert there.generate(ends, prefix=brought, max_new_tokens=20) == answers
     logits = there.logits(ends, prefix=prefix, tokens=[5, 2])
     assert CROSSED[-1][0] == (len(ends), 2)
     np.testing.assert_array_equal(logits, here.logits(ends, prefix=here.prefill(start))[:, [5, 2]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,12 +12,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_llm import CONFIGS, RAGGED, prompts_of, write_unchecked
+from safetensors.numpy import load_file, save_file
+from tiny_llm import (
+    CONFIGS,
+    RAGGED,
+    VOCABULARY,
+    prompts_of,
+    write_tiny_llm,
+    write_unchecked,
+)
 from tiny_vlm import IMAGE, frames_of, write_unchecked_vlm
 
 from granalign_fast import static_cache
 from granalign_fast.errors import GranAlignError
 from granalign_fast.generation import CausalLM
+from granalign_fast.loading import Loader
 from granalign_fast.onnx_run import BoundRun
 from granalign_fast.session import Session
 from granalign_fast.vlm import VisionLanguageModel
@@ -155,24 +165,75 @@ def test_answers_of_one_token_leave_nothing_to_capture(folder: Path, capturing: 
 def test_shapes_that_are_kept(
     folder: Path, capturing: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(static_cache, "_KEPT", 4)
     stays = CausalLM(folder, static_cache=True)
+    slots = stays._decoder._slots  # type: ignore[attr-defined]
 
-    def ask(rows: int) -> weakref.ref[Any]:
+    def ask(rows: int) -> None:
         stays.generate(prompts_of(*[3] * rows), max_new_tokens=3, stop_ids=())
-        (newest,) = list(stays._decoder._slots.values())[-1:]  # type: ignore[attr-defined]
-        return weakref.ref(newest)
 
-    first, second = ask(1), ask(2)
-    assert ask(1)() is first()
-    for rows in range(3, 6):
+    def kept() -> list[int]:
+        return sorted(rows for rows, _ in slots)
+
+    for rows in (1, 2, 1, 3, 4, 6):
         ask(rows)
-    gc.collect()
-    assert second() is None, "the longest unused goes"
-    assert first() is not None and capturing == [1]
+    assert kept() == [1, 3, 4, 6] and capturing == [1], "the longest unused goes"
+    ask(5)  # rounded
+    assert kept() == [1, 3, 4, 6] and capturing == [1, 2]
     monkeypatch.setattr(static_cache, "_GRAPHS", 2)
-    for rows in (3, 4, 5, 4, 3):
+    for rows in (8, 12, 8, 12, 8, 16):
         ask(rows)
     assert capturing == [1, 2], "ONNX Runtime forgets no graph"
+    assert kept() == [1, 6, 8, 16], "and there will be no other"
+    monkeypatch.setattr(static_cache, "_KEPT", 2)
+    del slots[8, 256], slots[16, 256]
+    ask(8)
+    assert kept() == [1, 6]
+
+
+def test_no_batch_leaves_anything_to_the_next(folder: Path) -> None:
+    """Places that nobody has written take part, multiplied by 0: NaN must not be among them."""
+    stays, grows = (CausalLM(folder, static_cache=static) for static in (True, False))
+    prompts = prompts_of(4, 9, 2)
+    for _ in range(2):
+        found = stays.generate(prompts, max_new_tokens=9, stop_ids=())
+        assert found == grows.generate(prompts, max_new_tokens=9, stop_ids=())
+        (slot,) = stays._decoder._slots.values()  # type: ignore[attr-defined]
+        for cache in slot.cache:
+            cache[...] = np.nan
+
+
+def test_padding_is_nothing_new_to_a_row(tmp_path: Path) -> None:
+    """A token that overflows hurts the rows that have it, and no others."""
+    source = write_tiny_llm(tmp_path / "source", CONFIGS["llama-gqa-untied"])
+    weights = load_file(source / "model.safetensors")
+    prompts = prompts_of(*RAGGED)
+    unused = sorted(set(range(VOCABULARY)) - {token for prompt in prompts for token in prompt})
+    assert 0 in unused, "the token that comes to mind"
+    expected = CausalLM(write_unchecked(tmp_path)).logits(prompts)
+    weights["model.embed_tokens.weight"][unused] = np.inf
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    shutil.rmtree(tmp_path / "out")
+    out = write_unchecked(tmp_path)
+    for static in (False, True):
+        found = CausalLM(out, static_cache=static).logits(prompts)
+        np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_a_model_goes_when_nobody_has_it(folder: Path, static: bool) -> None:
+    """At once: the next one is loaded into the memory of this one."""
+    gc.collect()
+    gc.disable()
+    try:
+        model = CausalLM(folder, static_cache=static)
+        for _ in range(2):
+            model.generate(prompts_of(3, 4), max_new_tokens=3)
+        gone = [weakref.ref(model._graph), weakref.ref(model._graph._run.session)]
+        del model
+        assert [found() for found in gone] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_a_model_that_cannot_be_captured_goes_on(
@@ -182,12 +243,21 @@ def test_a_model_that_cannot_be_captured_goes_on(
     prompts = prompts_of(*RAGGED)
     expected = stays.generate(prompts, max_new_tokens=9, stop_ids=())
     assert stays.graphs_refused is None
-    before = weakref.ref(stays._graph._onnx)
+    before = weakref.ref(stays._graph._run.session)
+
+    def no_memory(self: Loader, graphs: bool = False) -> Any:
+        raise GranAlignError("static.onnx: out of memory")
 
     def fails(self: BoundRun, graph: int) -> None:
         raise GranAlignError("static.onnx: operation not permitted when stream is capturing")
 
     monkeypatch.setattr(BoundRun, "capture", fails)
+    load = Loader.load
+    monkeypatch.setattr(Loader, "load", no_memory)
+    for _ in range(2):
+        with pytest.raises(GranAlignError, match="out of memory"):
+            stays.generate(prompts, max_new_tokens=9)
+    monkeypatch.setattr(Loader, "load", load)
     for _ in range(3):
         assert stays.generate(prompts, max_new_tokens=9, stop_ids=()) == expected
         assert stays.graphs_refused and "not permitted" in stays.graphs_refused

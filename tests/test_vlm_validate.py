@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_bert import edit_json
-from tiny_llm import PREFIX_ERROR, one_thread
+from tiny_llm import PREFIX_ERROR, one_thread, write_tiny_llm
 from tiny_vlm import (
     CONFIGS,
     EOS,
@@ -25,6 +25,8 @@ from tiny_vlm import (
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.export import vlm_validate
+from granalign_fast.export.decoder import DecoderGraph
+from granalign_fast.export.llm import export_llm
 from granalign_fast.export.vlm import export_vlm
 from granalign_fast.export.vlm_source import Pixels, VlmSource
 from granalign_fast.export.vlm_specs import VLM_PRECISIONS
@@ -117,9 +119,11 @@ def test_other_arithmetic_of_pixels(torch: Any, tmp_path: Path, changes: dict[st
     assert VlmManifest.read(out).resample == changes.get("resample", 3)
 
 
+STATIC = ".*static: .*a static step: "
+LOGITS = f"padded: .*after a prefix: {STATIC}"
 MISTAKES: list[tuple[str, Callable[[VlmSource], None], str]] = [
-    ("decoder", lambda m: wrong(m.shape, epsilon=1e-1), "padded: .*after a prefix: .*static: "),
-    ("sections", lambda m: wrong(m, sections=(0, 4, 4)), "padded: .*after a prefix: .*static: "),
+    ("decoder", lambda m: wrong(m.shape, epsilon=1e-1), LOGITS),
+    ("sections", lambda m: wrong(m, sections=(0, 4, 4)), LOGITS),
     ("windows", lambda m: wrong(m.vision, full_layers=frozenset()), "vision.onnx: .*patches.onnx:"),
     (
         "mean",
@@ -150,7 +154,7 @@ def test_a_wrong_graph_is_found_and_leaves_nothing(
 
     monkeypatch.setattr(vlm_validate, "judge_vlm", then_misread)
     if precision == "int4":  # has no such graph
-        message = message.removesuffix(".*static: ")
+        message = message.removesuffix(STATIC)
     with pytest.raises(GranAlignError, match=message) as error:
         export_vlm(source, tmp_path / "out", precision=precision, image_size=IMAGE_SIZE)
     assert "\n" not in str(error.value)
@@ -202,3 +206,24 @@ def test_weights_that_transformers_would_make_up(torch: Any, tmp_path: Path) -> 
     with pytest.raises(GranAlignError, match="transformers cannot run it"):
         export_vlm(source, tmp_path / "out", image_size=IMAGE_SIZE)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize("operator", ["TensorScatter", "Attention"])
+def test_a_cache_that_is_not_told_where_or_how_much(
+    torch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operator: str
+) -> None:
+    """The static graph alone is wrong: it writes to the beginning, or reads the whole capacity."""
+    add = DecoderGraph._add
+
+    def forgets(self: Any, kind: str, inputs: list[str], outputs: list[str], **more: Any) -> None:
+        told = {"TensorScatter": "write_indices", "Attention": "cached_tokens"}[operator]
+        if kind == operator and inputs[-1] == told:
+            inputs = inputs[:-1]
+        add(self, kind, inputs, outputs, **more)
+
+    monkeypatch.setattr(DecoderGraph, "_add", forgets)
+    llm, vlm = write_tiny_llm(tmp_path / "llm"), write_tiny_vlm(tmp_path / "vlm")
+    with pytest.raises(GranAlignError, match=r"rounding=0.0\): static: .*a static step: "):
+        export_llm(llm, tmp_path / "out")
+    with pytest.raises(GranAlignError, match=r": static: .*a static step: "):
+        export_vlm(vlm, tmp_path / "out", image_size=IMAGE_SIZE)
