@@ -11,15 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .binding import bind_input, bind_output, run_bound
+from .binding import run_bound
 from .errors import GranAlignError
-from .models import one_line
-from .onnx_run import GATE, GRAPH_ID, NO_GRAPH, Arrays, refusals
+from .onnx_run import NO_GRAPH, Arrays, BoundRun, refusals, run_options
 from .place import Array, Place
 from .profiles import runs
 
@@ -28,16 +26,12 @@ _SLOTS = 64
 ONNX Runtime's CUDA provider has no way to forget a graph."""
 
 
-@dataclass
-class _Slot:
-    """One shape: its buffers, bound once and for all, and the options that name its graph."""
+class _Slot(NamedTuple):
+    """One shape: its buffers, and the runs that are bound to them."""
 
     inputs: dict[str, Array]
     outputs: dict[str, Array]
-    binding: Any
-    options: Any
-    kept: list[Any] = field(default_factory=list)
-    captured: bool = False
+    run: BoundRun
 
 
 class GraphRun:
@@ -77,14 +71,14 @@ class GraphRun:
         self._outputs = [output.name for output in session.get_outputs()]
         self._slots: dict[Any, _Slot] = {}
         self._seen: dict[Any, dict[str, tuple[tuple[int, ...], Any]]] = {}
-        self._plain_options = _options(NO_GRAPH)
+        self._plain_options = run_options(NO_GRAPH)
         # ONNX Runtime keeps a graph for the thread that captured it, and runs no two at a time.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"cuda-graphs-{name}")
 
     @property
     def captured(self) -> int:
         """How many shapes run as a graph."""
-        return sum(slot.captured for slot in self._slots.values())
+        return sum(slot.run.captured for slot in self._slots.values())
 
     def __call__(self, arrays: Arrays) -> dict[str, Any]:
         """Run it on arrays with as many rows as each other; the same kind comes back."""
@@ -129,16 +123,15 @@ class GraphRun:
             if slot is None:
                 return self._plain(key, arrays)
             self._fill(slot, arrays, used, batch)
-        try:
-            with GATE.run() if slot.captured else GATE.capture():
-                self.session.run_with_iobinding(slot.binding, slot.options)
-        except Exception as error:  # ONNX Runtime's errors have no common base of their own
-            if slot.captured:
-                raise
-            with self._place.work():
-                self._give_up(error)
-                return self._plain(key, arrays)
-        slot.captured = True
+        if slot.run.captured:
+            slot.run()
+        else:
+            try:
+                slot.run.capture(len(self._slots))
+            except GranAlignError as error:
+                with self._place.work():
+                    self._give_up(error)
+                    return self._plain(key, arrays)
         return {name: output[:used] for name, output in slot.outputs.items()}
 
     def _fill(self, slot: _Slot, arrays: Arrays, used: int, batch: int) -> None:
@@ -174,33 +167,25 @@ class GraphRun:
         outputs = {
             name: empty((batch, *rest), dtype) for name, (rest, dtype) in self._seen[key].items()
         }
-        slot = _Slot(inputs, outputs, self.session.io_binding(), _options(len(self._slots) + 1))
-        slot.kept += [
-            bind_input(slot.binding, name, buffer, *self._device) for name, buffer in inputs.items()
-        ]
-        slot.kept += [
-            bind_output(slot.binding, name, outputs[name], *self._device) for name in self._outputs
-        ]
+        run = BoundRun(
+            *(self.name, self.session, inputs, {n: outputs[n] for n in self._outputs}),
+            device=self._device,
+            queued=False,
+            capturable=True,
+        )
+        slot = _Slot(inputs, outputs, run)
         self._slots[key] = slot
         return slot
 
-    def _give_up(self, error: BaseException) -> None:
+    def _give_up(self, error: GranAlignError) -> None:
         """Go on without graphs, on another session: a failed capture leaves this one unusable."""
-        self.refused = one_line(error)
+        self.refused = str(error)
         self._slots.clear()
         self.session = self._plainly()
 
     def _wait(self) -> None:
         if self._place.index is not None:
             self._place.xp.cuda.get_current_stream().synchronize()
-
-
-def _options(graph: int | str) -> Any:
-    from onnxruntime import RunOptions
-
-    options = RunOptions()
-    options.add_run_config_entry(GRAPH_ID, str(graph))
-    return options
 
 
 def fixed_batches(manifest: Mapping[str, Any], graph: str) -> tuple[int, ...] | None:

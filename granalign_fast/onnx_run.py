@@ -147,61 +147,99 @@ class OnnxRun:
                     queued=True,
                 )
 
+    def bind(self, inputs: Arrays, outputs: Arrays, *, capturable: bool) -> BoundRun:
+        """Runs on these arrays; see `BoundRun`."""
+        queued = self.stream is not None
+        return BoundRun(
+            *(self.name, self.session, inputs, outputs),
+            device=("cuda", self.device) if queued else ("cpu", 0),
+            queued=queued,
+            capturable=capturable,
+        )
+
     @cached_property
     def _queueing(self) -> Any:
         return queueing()
 
 
 class BoundRun:
-    """Runs of a session on arrays that stay where they are: a step of a decoder, again and again.
+    """Runs of a session on arrays that stay where they are: of one shape, again and again.
 
     What is filled into the inputs counts at the next run. An array may be input and output at once,
     where the graph writes in place.
 
     Args:
-        run: of the session.
+        name: of the model, for messages.
+        session: an `onnxruntime.InferenceSession`.
         inputs: one for each input, contiguous.
         outputs: one for each output, likewise.
+        device: ``"cpu"`` or ``"cuda"``, and its number.
+        queued: on a GPU, queue runs on the session's stream and wait for nothing.
         capturable: whether the session was made for CUDA graphs.
 
     Attributes:
         captured: whether it is a CUDA graph by now.
     """
 
-    def __init__(self, run: OnnxRun, inputs: Arrays, outputs: Arrays, capturable: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        session: Any,
+        inputs: Arrays,
+        outputs: Arrays,
+        *,
+        device: tuple[str, int],
+        queued: bool,
+        capturable: bool,
+    ) -> None:
         self.captured = False
-        self._run = run
-        self._capturable = capturable
-        self._binding = run.session.io_binding()
-        device = "cpu" if run.stream is None else "cuda"
+        self._name = name
+        self._session = session
+        self._queued = queued
+        self._binding = session.io_binding()
         self._kept = [
-            bind(self._binding, name, array, device, run.device)
+            bind(self._binding, name, array, *device)
             for bind, arrays in ((bind_input, inputs), (bind_output, outputs))
             for name, array in arrays.items()
         ]
-        self._options = self._queued(NO_GRAPH)
+        self._options = run_options(NO_GRAPH if capturable else None, queued=queued)
 
     def __call__(self) -> None:
-        """Run it; on a GPU, queue it on the session's stream."""
-        with refusals(self._run.name), GATE.run():
-            self._run.session.run_with_iobinding(self._binding, self._options)
+        """Run it."""
+        with refusals(self._name), GATE.run():
+            self._session.run_with_iobinding(self._binding, self._options)
 
     def capture(self, graph: int) -> None:
         """Run it and keep the run as a CUDA graph, which later runs are.
 
         Args:
             graph: a number, from 1 on, that no other graph of the session has.
+
+        Raises:
+            GranAlignError: it cannot be one; the session is of no use any more.
         """
-        options = self._queued(str(graph))
-        with refusals(self._run.name), GATE.capture():
-            self._run.session.run_with_iobinding(self._binding, options)
+        options = run_options(str(graph), queued=self._queued)
+        try:
+            with GATE.capture():
+                self._session.run_with_iobinding(self._binding, options)
+        except Exception as error:  # ONNX Runtime's errors have no common base of their own
+            raise GranAlignError(f"{self._name}: cannot be captured ({one_line(error)})") from None
         self.captured, self._options = True, options
 
-    def _queued(self, graph: str) -> Any:
-        options = queueing()
-        if self._capturable:
-            options.add_run_config_entry(GRAPH_ID, graph)
-        return options
+
+def run_options(graph: str | None, *, queued: bool = False) -> Any:
+    """`onnxruntime.RunOptions` of a run.
+
+    Args:
+        graph: the number of its CUDA graph, or `NO_GRAPH`; None for a session without.
+        queued: whether it returns when all its work is in the session's stream.
+    """
+    from onnxruntime import RunOptions
+
+    options = queueing() if queued else RunOptions()
+    if graph is not None:
+        options.add_run_config_entry(GRAPH_ID, graph)
+    return options
 
 
 @contextmanager

@@ -179,7 +179,7 @@ class Session:
         """
         run = self._ready()
         assert isinstance(run, OnnxRun)
-        return BoundRun(run, inputs, outputs, self.capturable)
+        return run.bind(inputs, outputs, capturable=self.capturable)
 
     def give_up_graphs(self, why: str) -> None:
         """Load the model once more, not to be captured: a failed capture leaves it unusable.

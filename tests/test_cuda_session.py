@@ -249,7 +249,8 @@ def test_what_cannot_be_captured_goes_on_plainly(sentences: Path) -> None:
         rows = run({"input_ids": ids})["embeddings"]
         np.testing.assert_allclose(rows, plain(input_ids=ids)["embeddings"], atol=1e-6)
     assert session.ids == [-1, -1, 1, 2] and run.captured == 0
-    assert run.refused == "operation not permitted when stream is capturing"
+    why = "operation not permitted when stream is capturing"
+    assert run.refused == f"model.onnx: cannot be captured ({why})"
     assert run.session is not session and run.session.ids == [0, 0, 0]
 
 

@@ -177,19 +177,25 @@ class GpuSession(Session):
         assert self.queue.entered
         assert all(isinstance(array, OnGpu) for array in [*inputs.values(), *outputs.values()])
         lent = ({n: np.asarray(a) for n, a in arrays.items()} for arrays in (inputs, outputs))
-        return Queued(self._run, *lent, self.capturable)
+        run = self._run
+        return Queued(
+            *(run.name, run.session, *lent),
+            device=("cpu", 0),
+            queued=True,
+            capturable=self.capturable,
+        )
 
 
 class Queued(BoundRun):
     """A bound run that says when it runs, and as what."""
 
-    def __init__(self, run: Any, inputs: Any, outputs: Any, capturable: bool) -> None:
-        super().__init__(run, inputs, outputs, capturable)
+    def __init__(self, name: str, session: Any, inputs: Any, outputs: Any, **more: Any) -> None:
+        super().__init__(name, session, inputs, outputs, **more)
         self.rows, tokens = inputs["position_ids"].shape[-2:]
-        self.name = "step" if tokens == 1 else "extend"
+        self.kind = "step" if tokens == 1 else "extend"
 
     def __call__(self) -> None:
-        LOG.append(f"{'graph' if self.captured else self.name} {self.rows}")
+        LOG.append(f"{'graph' if self.captured else self.kind} {self.rows}")
         super().__call__()
 
     def capture(self, graph: int) -> None:
