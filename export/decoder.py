@@ -6,8 +6,7 @@ operator, so nothing is repeated or concatenated outside it. All after the last 
 done for the last position alone: a prompt of 300 tokens costs one row of logits, not 300.
 
 The static graph writes to a cache in place, and its `Attention`, of opset 24, is told how much of
-it counts. It does without operators that opset 24 has changed for the sake of a type; see
-`STATIC_GRAPH`.
+it counts.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ class DecoderGraph(GraphBuilder):
         source: the model.
         tensors: where its weights go, those that are not there yet.
         precision: ``"fp32"``, ``"fp16"`` or ``"int4"``.
-        static: whether to build ``static.onnx``, where `has_static` allows it.
+        static: whether to build ``static.onnx``.
     """
 
     def __init__(
@@ -80,8 +79,7 @@ class DecoderGraph(GraphBuilder):
         else:
             inputs.append(self._value(ATTENTION_MASK, np.int64, "batch", "total"))
         inputs += self._cache(past_names, "capacity" if self.static else "past")
-        kind = self.dtype if self.static else np.float32
-        logits = self._value(LOGITS, kind, "batch", 1, self.shape.vocabulary)
+        logits = self._value(LOGITS, np.float32, "batch", 1, self.shape.vocabulary)
         cache = self._cache(present_names, "capacity" if self.static else "total")
         return self._model("causal-lm", inputs, [logits, *cache])
 
@@ -98,7 +96,7 @@ class DecoderGraph(GraphBuilder):
     def _rotation(self) -> None:
         """Cosine and sine of every position, (batch, sequence, head_dim / 2), for all layers.
 
-        Out of tables: fp16 could not compute them, and a GPU lacks the operators of this opset.
+        Out of tables: fp16 could not compute them, and a step needs few operators so.
         """
         self.cosine, self.sine = self._turned("cosine"), self._turned("sine")
 
@@ -224,28 +222,23 @@ class DecoderGraph(GraphBuilder):
         )
 
     def _logits(self, x: str) -> None:
-        """(batch, 1, vocabulary) under the output's name."""
+        """(batch, 1, vocabulary) float32 under the output's name."""
         weight = "model.embed_tokens.weight" if self.shape.tied else "lm_head.weight"
-        if self.static:
-            inputs = [x, self._tensor(weight)]
-            self._add("FusedMatMul", inputs, [LOGITS], domain=_MICROSOFT, transB=1)
-            return
+        # Both take the matrix as it is stored, so that a tied one is stored once.
         if self.quantised:
             y = self._quantised_product(x, "lm_head.weight", weight, HEAD_BITS)
+        elif self.static:
+            y = self._op("FusedMatMul", x, self._tensor(weight), domain=_MICROSOFT, transB=1)
         else:
-            # Gemm takes the matrix as it is stored, so that a tied one is stored once.
             y = self._op("Gemm", x, self._tensor(weight), transB=1)
         if self.dtype != np.float32:
             y = self._cast(y, np.float32)
-        self._add("Unsqueeze", [y, self._constant("sequence", [1])], [LOGITS])
+        if not self.static:
+            y = self._op("Unsqueeze", y, self._constant("sequence", [1]))
+        self.nodes[-1].output[0] = LOGITS
 
     def _cache(self, names: Callable[[int], tuple[str, str]], length: str) -> list[Any]:
         heads, size = self.shape.kv_heads, self.shape.head_dim
         shape = ("batch", length, heads * size) if self.static else ("batch", heads, length, size)
         layers = range(self.shape.layers)
         return [self._value(name, self.dtype, *shape) for n in layers for name in names(n)]
-
-
-def has_static(source: LlmSource, precision: str) -> bool:
-    """Whether ``static.onnx`` can be built; see `STATIC_GRAPH`."""
-    return precision != "int4" and "model.layers.0.self_attn.q_norm.weight" not in source.checkpoint

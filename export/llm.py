@@ -12,7 +12,7 @@ from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.generation import LlmManifest
 from granalign_fast.models import resolve_model, sha256_of
 
-from .decoder import DecoderGraph, has_static
+from .decoder import DecoderGraph
 from .folder import appearing, source_name, tool_versions
 from .llm_source import DecoderShape, LlmSource, ModelSource, UnwrittenError
 from .llm_specs import GRAPH, LLM_PRECISIONS, STATIC_GRAPH, WEIGHTS
@@ -32,7 +32,7 @@ def export_llm(
     """Export a language model to `out`, for `CausalLM` and `ORTModelForCausalLM`.
 
     Of a Llama, Qwen2 or Qwen3 the folder holds ``model.onnx`` and, over the same file of weights,
-    mostly ``static.onnx``, which a GPU runs; see `llm_specs`. Other families, and settings
+    ``static.onnx``, which a GPU runs; see `llm_specs`. Other families, and settings
     that these graphs lack, go through optimum's stock export in fp32: ``model.onnx`` alone, slower,
     with the logits of every position; see `llm_stock` for how much context it has. The exported
     model is compared with the source before the folder gets its name; on failure nothing is left
@@ -136,7 +136,7 @@ def complete(
 def _write_graphs(model: LlmSource, folder: Path, precision: str) -> None:
     with (folder / WEIGHTS).open("wb") as file:
         tensors = TensorFile(file, WEIGHTS)
-        for graph in (GRAPH, STATIC_GRAPH)[: 1 + has_static(model, precision)]:
+        for graph in (GRAPH, STATIC_GRAPH):
             static = graph == STATIC_GRAPH
             written = DecoderGraph(model, tensors, precision=precision, static=static).model()
             (folder / graph).write_bytes(written.SerializeToString())

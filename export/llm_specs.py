@@ -11,8 +11,7 @@ POSITION_IDS = "position_ids"
 ATTENTION_MASK = "attention_mask"
 """int64 (batch, past + sequence): 0 for padding. Only ``model.onnx`` takes it."""
 LOGITS = "logits"
-"""float32 (batch, 1, vocabulary): of the last position. ``static.onnx`` leaves them in its dtype.
-"""
+"""float32 (batch, 1, vocabulary): of the last position."""
 
 # The names above and below are optimum's, which `ORTModelForCausalLM` looks for.
 
@@ -36,8 +35,7 @@ STATIC_GRAPH = "static.onnx"
 """The same weights over a cache that stays where it is, with room for what is to come: what a GPU
 runs. Rows are padded on their right, where causality hides the padding, so it takes no mask: one
 that masks nothing is enough to lose ONNX Runtime's Flash kernel. Its shapes do not change from step
-to step, so that a CUDA graph can hold one. Only fp32 and fp16 have it, and no Qwen3: on a GPU ONNX
-Runtime 1.31 lacks the Cast and Reshape of its opset."""
+to step, so that a CUDA graph can hold one."""
 STATIC_OPSET = 24
 """TensorScatter, and Attention over the first of a cache's tokens."""
 WRITE_INDICES = "write_indices"

@@ -12,7 +12,6 @@ from granalign_fast.generation import LlmManifest
 from granalign_fast.models import resolve_model
 from granalign_fast.vlm import VlmManifest
 
-from .decoder import has_static
 from .folder import appearing, source_name
 from .llm import complete
 from .llm_specs import GRAPH, STATIC_GRAPH, WEIGHTS
@@ -41,8 +40,8 @@ def export_vlm(
 ) -> Path:
     """Export a Qwen2.5-VL model to `out`, for frames of one size.
 
-    The folder holds ``vision.onnx``, ``embedding.onnx`` and the decoder, ``model.onnx`` and but for
-    int4 ``static.onnx``, which a GPU runs; ``patches.onnx`` is the vision tower once more,
+    The folder holds ``vision.onnx``, ``embedding.onnx`` and the decoder twice, ``model.onnx`` and
+    ``static.onnx``, which a GPU runs; ``patches.onnx`` is the vision tower once more,
     over the same weights, for the pixels of transformers' processor. See `vlm_specs`. The exported
     model is compared with the source before the folder gets its name; on failure nothing is left
     behind. Nothing is unpickled, and no code of the source's runs.
@@ -118,7 +117,7 @@ def _write_decoder(model: VlmSource, folder: Path, precision: str) -> None:
         tensors = TensorFile(file, WEIGHTS)
         embedding = EmbeddingGraph(model, tensors, precision=precision)
         _save(embedding.model(), folder / EMBEDDING_GRAPH)
-        for graph in (GRAPH, STATIC_GRAPH)[: 1 + has_static(model, precision)]:
+        for graph in (GRAPH, STATIC_GRAPH):
             static = graph == STATIC_GRAPH
             decoder = VlmDecoderGraph(model, tensors, precision=precision, static=static)
             _save(decoder.model(), folder / graph)

@@ -20,7 +20,7 @@ from granalign_fast.session import Session
 from granalign_fast.vlm import VisionLanguageModel, frame_positions
 
 from .folder import quiet
-from .llm_specs import ATTENTION_MASK, GRAPH, INPUT_IDS, LOGITS, POSITION_IDS, STATIC_GRAPH
+from .llm_specs import ATTENTION_MASK, GRAPH, INPUT_IDS, LOGITS, POSITION_IDS
 from .llm_validate import (
     Judge,
     check_frequencies,
@@ -149,8 +149,7 @@ def validate_vlm(
     decoder = _Decoder(folder / GRAPH, source)
     ways = {"padded": decoder.padded(rows), "after a prefix": decoder.after_prefix(rows)}
     del decoder
-    if (folder / STATIC_GRAPH).is_file():
-        ways |= _static(folder, expected)
+    ways |= _static(folder, expected)
     of_logits, more = compare_logits(ways, expected.judge, tolerance.logits)
     refuse(failures + more, tolerance)
     return {f"image_{name}": value for name, value in measured.items()} | of_logits

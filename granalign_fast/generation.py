@@ -165,7 +165,7 @@ class CausalLM:
         if static_cache and not has_static:
             raise GranAlignError(
                 f"{folder}: got no {graph}, expected one for static_cache=True; export the model "
-                f"again, as fp32 or fp16, or leave that to the device"
+                f"again, or leave that to the device"
             )
         if static_cache is None:
             static_cache = has_static and _is_better_static(self.place)
@@ -250,7 +250,7 @@ class CausalLM:
             with self.place.work():
                 if tokens is not None:
                     logits = logits[:, self.place.put(np.array(tokens, np.int64))]
-                return self.place.host(logits).astype(np.float32, copy=False)
+                return self.place.host(logits)
 
         found: npt.NDArray[np.float32] = self._decoder.alone(work)
         return found

@@ -199,7 +199,7 @@ class _Slot:
             last: of which token the logits are wanted.
         """
         session, manifest, place, names = self.parts
-        logits = place.xp.empty((rows, 1, manifest.vocabulary), manifest.cache_dtype)
+        logits = place.xp.empty((rows, 1, manifest.vocabulary), np.float32)
         past = {name: cache[:rows] for name, cache in zip(names, self.cache, strict=True)}
         present = {name.replace("past_key_values", "present"): past[name] for name in names}
         inputs = inputs | {"write_indices": write, "cached_tokens": cached, "last": last}

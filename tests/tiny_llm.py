@@ -206,28 +206,6 @@ def extension_of(
     return arrays | {"attention_mask": mask}
 
 
-STATIC_OPERATORS = (
-    *("Gather", "MatMul", "Add", "Mul", "Sigmoid", "RMSNormalization", "RotaryEmbedding"),
-    *("FusedMatMul", "SkipSimplifiedLayerNormalization", "Attention", "TensorScatter", "Split"),
-)
-"""ONNX Runtime has all of them for CUDA, and none asks the host for anything."""
-
-
-def operators_for_a_graph(path: Path) -> set[str]:
-    """Operators of a valid graph of opset 24, with none that it has for the sake of a type alone.
-
-    Those ONNX Runtime 1.31 has for CPUs only.
-    """
-    import onnx
-
-    onnx.checker.check_model(str(path), full_check=True)
-    nodes = onnx.load(path, load_external_data=False).graph.node
-    own = {node.op_type for node in nodes if not node.domain}
-    new = {name for name in own if onnx.defs.get_schema(name, 24).since_version > 23}
-    assert new == {"Attention", "TensorScatter"}
-    return {node.op_type for node in nodes}
-
-
 def prompts_of(*lengths: int) -> list[list[int]]:
     """Token ids of prompts, always the same; no special tokens."""
     random = np.random.default_rng(1)
