@@ -15,6 +15,11 @@ Array = Any
 _CPU, _CUDA = 1, 2
 
 
+def on_host(array: Array) -> bool:
+    """Whether it is NumPy's; CuPy's `data` is a pointer."""
+    return isinstance(array.data, memoryview)
+
+
 def run_bound(
     session: Any,
     arrays: Mapping[str, Array],
@@ -77,7 +82,7 @@ def bind_input(binding: Any, name: str, array: Array, device: str, index: int) -
     """
     from onnxruntime import OrtValue
 
-    if isinstance(array, np.ndarray):
+    if on_host(array):
         value = _lent(array)
     elif array.size:
         address = array.data.ptr
@@ -92,7 +97,7 @@ def bind_input(binding: Any, name: str, array: Array, device: str, index: int) -
 
 def bind_output(binding: Any, name: str, array: Array, device: str, index: int) -> Any:
     """Bind a contiguous array to be written to; returns what has to be kept meanwhile."""
-    if isinstance(array, np.ndarray):
+    if on_host(array):
         value = _lent(array)
         binding.bind_ortvalue_output(name, value)
         return value

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .binding import run_bound
+from .binding import on_host, run_bound
 from .errors import GranAlignError
 from .onnx_run import NO_GRAPH, Arrays, BoundRun, refusals, run_options
 from .place import Array, Place
@@ -87,13 +87,13 @@ class GraphRun:
             raise GranAlignError(
                 f"{self.name}: got arrays of {sorted(rows)} rows, expected as many in each"
             )
-        on_host = all(isinstance(array, np.ndarray) for array in arrays.values())
-        if not on_host:  # what fills them is on this thread's stream, not on the other's
+        from_host = all(map(on_host, arrays.values()))
+        if not from_host:  # what fills them is on this thread's stream, not on the other's
             with self._place.work():
                 self._wait()
-        return self._thread.submit(self._run, arrays, rows.pop(), on_host).result()
+        return self._thread.submit(self._run, arrays, rows.pop(), from_host).result()
 
-    def _run(self, arrays: Arrays, rows: int, on_host: bool) -> dict[str, Any]:
+    def _run(self, arrays: Arrays, rows: int, from_host: bool) -> dict[str, Any]:
         results: dict[str, Any] = {}
         start = 0
         with self._place.here(), refusals(self.name):
@@ -104,10 +104,10 @@ class GraphRun:
                 with self._place.work():
                     for name, found in outputs.items():
                         if name not in results:
-                            empty = np.empty if on_host else self._place.xp.empty
+                            empty = np.empty if from_host else self._place.xp.empty
                             results[name] = empty((rows, *found.shape[1:]), found.dtype)
                         # Copied: the next run, captured or not, may write to the same memory.
-                        part = self._place.host(found) if on_host else found
+                        part = self._place.host(found) if from_host else found
                         results[name][start : start + used] = part
                     self._wait()
                 start += used
@@ -138,7 +138,7 @@ class GraphRun:
         """Bring the rows of a run to where its graph reads them."""
         for name, array in arrays.items():
             buffer = slot.inputs[name]
-            if self._place.index is not None and isinstance(array, np.ndarray):
+            if self._place.index is not None and on_host(array):
                 buffer[:used].set(np.ascontiguousarray(array))
             else:
                 buffer[:used] = array

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .binding import bind_input, bind_output, queueing, run_bound
+from .binding import bind_input, bind_output, on_host, queueing, run_bound
 from .errors import GranAlignError
 from .models import one_line
 from .profiles import Profile
@@ -129,7 +129,7 @@ class OnnxRun:
 
     def _call(self, arrays: Arrays) -> dict[str, Any]:
         with refusals(self.name), GATE.run():
-            if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            if not all(map(on_host, arrays.values())):
                 return self._on_gpu(arrays)
             results = self.session.run(None, dict(arrays))
         return dict(zip(self.outputs, results, strict=True))

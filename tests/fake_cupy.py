@@ -80,8 +80,23 @@ def stack(arrays: list[ndarray]) -> ndarray:
 linalg, maximum = np.linalg, np.maximum
 
 
+def ones(shape: tuple[int, ...], dtype: Any) -> ndarray:
+    return np.ones(shape, dtype).view(ndarray)
+
+
+def repeat(array: ndarray, count: int, axis: int) -> ndarray:
+    return np.repeat(array, count, axis).view(ndarray)
+
+
 def from_dlpack(exporter: Any) -> ndarray:
-    return np.from_dlpack(exporter).view(ndarray)
+    if exporter.__dlpack_device__()[0] == 1:
+        return np.from_dlpack(exporter).view(ndarray)
+    value = exporter._value  # of the stand-in for a CUDA runtime, whose memory is the host's
+    kind = {"tensor(float)": ctypes.c_float, "tensor(float16)": ctypes.c_uint16}[value.data_type()]
+    memory = (kind * int(np.prod(value.shape()))).from_address(value.data_ptr())
+    memory.owner = value
+    array = np.ctypeslib.as_array(memory).reshape(value.shape())
+    return (array.view(np.float16) if kind is ctypes.c_uint16 else array).view(ndarray)
 
 
 class _Runtime:

@@ -153,8 +153,26 @@ class Binding:
         self.pointers[name] = value.data_ptr()
         self.real.bind_ortvalue_output(name, value)
 
-    def bind_output(self, name: str, device: str, index: int) -> None:
-        self.real.bind_output(name, "cpu", 0)
+    def bind_input(
+        self, name: str, device: str, index: int, kind: Any, shape: Any, address: int
+    ) -> None:
+        self.pointers[name] = address
+        self.real.bind_input(name, "cpu", 0, kind, shape, address)
+
+    def bind_output(
+        self,
+        name: str,
+        device: str,
+        index: int,
+        kind: Any = None,
+        shape: Any = (),
+        address: int = 0,
+    ) -> None:
+        if address:
+            self.pointers[name] = address
+            self.real.bind_output(name, "cpu", 0, kind, shape, address)
+        else:
+            self.real.bind_output(name, "cpu", 0)
 
     def synchronize_outputs(self) -> None:
         self.real.synchronize_outputs()

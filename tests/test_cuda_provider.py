@@ -1,0 +1,187 @@
+"""ONNX Runtime's own CUDA provider over a CUDA runtime that does nothing: what it would launch.
+
+``make cuda-provider`` runs this. Nothing is computed, so nothing here is about numbers.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fake_cupy
+import numpy as np
+import pytest
+from tiny_bert import write_tiny_bert
+from tiny_llm import CONFIGS, LLAMA, RAGGED, extension_of, prompts_of, write_unchecked
+from tiny_vlm import CONFIGS as VLM_CONFIGS
+from tiny_vlm import IMAGE, frames_of, write_unchecked_vlm
+
+from granalign_fast.bench.random_clip import TOWERS, tower_weights, write_tower
+from granalign_fast.device import CUDA
+from granalign_fast.encoders import SentenceEncoder
+from granalign_fast.export.llm_specs import LLM_PRECISIONS
+from granalign_fast.generation import CausalLM
+from granalign_fast.node_profile import strays
+from granalign_fast.place import Place
+from granalign_fast.session import Session
+from granalign_fast.vlm import VisionLanguageModel
+
+pytestmark = pytest.mark.needs_cuda_provider
+LOG = os.environ.get("FAKE_CUDA_LOG")
+# Heads as wide as those of Llama 3 8B and Qwen2.5-VL 7B, so that the same kernels run.
+WIDE = LLAMA | {"hidden_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2}
+Asked = Callable[[], list[str]]
+
+
+@pytest.fixture(autouse=True)
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Asked]:
+    """What has been asked of the runtime since this was last called."""
+    if LOG is None:
+        pytest.skip("no CUDA provider over a runtime that does nothing: make cuda-provider")
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy)
+    Path(LOG).touch()
+    with Path(LOG).open() as log:
+        log.seek(0, os.SEEK_END)
+        yield lambda: log.read().splitlines()
+
+
+def every_node_there(path: Path, inputs: Callable[[Session], dict[str, Any]]) -> None:
+    session = Session(path, device="cuda", profile=True)
+    session(**inputs(session))
+    nodes = session.nodes()
+    assert nodes and strays(nodes, CUDA) == []
+
+
+@pytest.mark.parametrize("graph", ["model.onnx", "static.onnx"])
+@pytest.mark.parametrize("precision", sorted(LLM_PRECISIONS))
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_language_models(tmp_path: Path, name: str, precision: str, graph: str) -> None:
+    config = CONFIGS[name]
+    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    dtype = np.float16 if precision == "fp16" else np.float32
+
+    def inputs(session: Session) -> dict[str, Any]:
+        heads = config["num_key_value_heads"]
+        return extension_of(session, 7, 20, 4, heads=heads, size=size, dtype=dtype)
+
+    every_node_there(write_unchecked(tmp_path, config, precision=precision) / graph, inputs)
+
+
+@pytest.mark.parametrize("precision", sorted(LLM_PRECISIONS))
+@pytest.mark.parametrize("name", sorted(VLM_CONFIGS))
+def test_vision_language_models(tmp_path: Path, name: str, precision: str) -> None:
+    out = write_unchecked_vlm(tmp_path, VLM_CONFIGS[name], precision=precision)
+    every_node_there(out / "vision.onnx", lambda session: {"frames": frames_of(3)})
+    every_node_there(out / "embedding.onnx", lambda session: {"input_ids": np.array([[1, 2]])})
+    manifest = VisionLanguageModel(out).manifest
+    count, shape = manifest.image_tokens, (2, manifest.image_tokens, manifest.hidden)
+    kind, width = manifest.cache_dtype, manifest.kv_heads * manifest.head_dim
+    places = np.tile(np.arange(count), (3, 2, 1))
+
+    def growing(session: Session) -> dict[str, Any]:
+        past = np.zeros((2, manifest.kv_heads, 0, manifest.head_dim), kind)
+        given = {name: past for name in session.inputs if name.startswith("past")}
+        mask = np.ones((2, count), np.int64)
+        embeds = np.zeros(shape, kind)
+        return given | {
+            "inputs_embeds": embeds,
+            "position_ids": places,
+            "attention_mask": mask,
+        }
+
+    def static(session: Session) -> dict[str, Any]:
+        past = np.zeros((2, count + 4, width), kind)
+        given = {name: past for name in session.inputs if name.startswith("past")}
+        return given | {
+            "input_ids": np.zeros((2, count), np.int64),
+            "position_ids": places,
+            "image_embeds": np.zeros(shape, kind),
+            "image_at": np.zeros(2, np.int64),
+            "write_indices": np.zeros(2, np.int64),
+            "cached_tokens": np.full(2, count),
+            "last": np.zeros((2, 1, count), kind),
+        }
+
+    every_node_there(out / "model.onnx", growing)
+    every_node_there(out / "static.onnx", static)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_encoders(tmp_path: Path, precision: str) -> None:
+    cache = tmp_path / "cache"
+    encoder = SentenceEncoder(write_tiny_bert(tmp_path / "b"), precision=precision, cache_dir=cache)
+    graph = cache / encoder.fingerprint / "model.onnx"
+    every_node_there(graph, lambda session: {"input_ids": np.ones((3, 5), np.int32)})
+    shape = TOWERS["clip-mini"]
+    path = write_tower(shape, tower_weights(shape), tmp_path / "clip", half=precision == "fp16")
+    # Its convolution needs more of cuDNN to run; a node elsewhere would refuse graphs.
+    assert Session(path, device="cuda").graphs_refused is None
+
+
+def kernels(lines: list[str]) -> list[str]:
+    return [line for line in lines if re.search("(?:launch|graph on)", line)]
+
+
+def captured(lines: list[str]) -> list[str]:
+    """What a capture was made of, which holds nothing that the host has a part in."""
+    inside = [line.removeprefix("captured: ") for line in lines if line.startswith("captured: ")]
+    there = ("launch", "queue a fill", "queue a copy device to device")
+    other = [line for line in inside if not line.startswith(there)]
+    assert not other, other
+    return inside
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_a_step_is_one_launch(tmp_path: Path, asked: Asked, precision: str) -> None:
+    """From a shape's second batch on; none asks the host for anything or lets it wait."""
+    model = CausalLM(write_unchecked(tmp_path, WIDE, precision=precision), device="cuda")
+    prefix = model.prefill(prompts_of(30)[0])
+    asked()
+
+    def steps(new: int) -> list[str]:
+        model.generate(prompts_of(*RAGGED), prefix=prefix, max_new_tokens=new, stop_ids=())
+        return asked()
+
+    layers = WIDE["num_hidden_layers"]
+    first = steps(2)
+    launches = captured(steps(2))
+    assert model.captured_graphs == 1 and model.graphs_refused is None
+    assert 10 * layers < len(launches) < 20 * layers
+    later = steps(9)
+    assert kernels(later)[-9:-8] != kernels(later)[-8:-7]
+    assert kernels(later)[-8:] == [f"graph on stream  {model.place.stream.ptr}"] * 8
+    assert not [line for line in later if line.startswith(("wait", "allocate", "free", "copy"))]
+    flash = [line for line in first if "flash_fwd" in line]
+    assert len(flash) >= 2 * layers if precision == "fp16" else not flash
+
+
+def test_captions_are_steps(tmp_path: Path, asked: Asked) -> None:
+    folder = write_unchecked_vlm(tmp_path, VLM_CONFIGS["published-gqa-tied"], precision="fp16")
+    model = VisionLanguageModel(folder, device="cuda")
+    prefix = model.prefill_frames(frames_of(3), [5, 6, IMAGE, 7])
+    for _ in range(2):
+        model.generate(prompts_of(4, 9, 2), prefix=prefix, max_new_tokens=5, stop_ids=())
+    lines = asked()
+    assert captured(lines) and model.captured_graphs == 1 and model.graphs_refused is None
+    graphs = [line for line in lines if line.startswith("graph on")]
+    # ONNX Runtime launches it once where it captures.
+    assert graphs == [f"graph on stream  {model.place.stream.ptr}"] * 5
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_encoder_is_one_launch(tmp_path: Path, asked: Asked, precision: str) -> None:
+    source = write_tiny_bert(tmp_path / "tiny")
+    encoder = SentenceEncoder(
+        source, precision=precision, device="cuda", cache_dir=tmp_path / "cache"
+    )
+    texts, place = ["a b c", "d e f", "a c e"], Place.of("cuda")
+    run = encoder._session._run
+    for _ in range(2):
+        encoder.encode_on(texts, place)
+    assert captured(asked()) and run.refused is None and run.captured == 1  # type: ignore[union-attr]
+    encoder.encode_on(texts, place)
+    assert [line.split()[0] for line in kernels(asked())] == ["graph"]
