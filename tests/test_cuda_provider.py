@@ -44,9 +44,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Asked]:
         pytest.skip("no CUDA provider over a runtime that does nothing: make cuda-provider")
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy)
     Path(LOG).touch()
-    with Path(LOG).open() as log:
-        log.seek(0, os.SEEK_END)
+    with Path(LOG).open() as log, Path(LOG).open() as all_of_it:
+        for file in (log, all_of_it):
+            file.seek(0, os.SEEK_END)
         yield lambda: log.read().splitlines()
+        empty = [line for line in all_of_it if "empty launch" in line]
+        assert not empty, "CUDA refuses a launch of nothing"
 
 
 def every_node_there(path: Path, inputs: Callable[[Session], dict[str, Any]]) -> None:
