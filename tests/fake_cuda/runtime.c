@@ -1,6 +1,6 @@
 /* A CUDA runtime without a GPU: what ONNX Runtime's CUDA provider needs to load models and run them.
  *
- * A device's memory is the host's, copies are made at once, kernels do nothing. What is asked of it
+ * A device's memory is the host's, and zero at first; copies are made at once, kernels do nothing. What is asked of it
  * is written, a line each, to the file that FAKE_CUDA_LOG names. While a stream captures, whatever
  * CUDA forbids then fails as it would on a GPU. There is one device, as an H200 describes itself.
  * Arguments that a function has no use for are left out of its signature.
@@ -126,7 +126,9 @@ static const char *directions[] = {"host to host", "host to device", "device to 
 static cudaError_t give(const char *what, void **memory, size_t size) {
   cudaError_t error = unless_capturing(what, (long)size);
   if (error) return error;
-  return posix_memalign(memory, 256, size ? size : 1) ? cudaErrorMemoryAllocation : cudaSuccess;
+  if (posix_memalign(memory, 256, size ? size : 1)) return cudaErrorMemoryAllocation;
+  memset(*memory, 0, size);
+  return cudaSuccess;
 }
 static cudaError_t take(const char *what, void *memory) {
   cudaError_t error = unless_capturing(what, 0);
