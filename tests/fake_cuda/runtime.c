@@ -1,9 +1,9 @@
-/* A CUDA runtime without a GPU: what ONNX Runtime's CUDA provider needs to load models and run them.
+/* A CUDA runtime without a GPU: what ONNX Runtime's CUDA provider needs to run models.
  *
- * A device's memory is the host's, and zero at first; copies are made at once, kernels do nothing. What is asked of it
- * is written, a line each, to the file that FAKE_CUDA_LOG names. While a stream captures, whatever
- * CUDA forbids then fails as it would on a GPU. There is one device, as an H200 describes itself.
- * Arguments that a function has no use for are left out of its signature.
+ * A device's memory is the host's, and zero at first; copies are made at once, kernels do nothing.
+ * What is asked is written, a line each, to the file that FAKE_CUDA_LOG names. While a stream
+ * captures, what CUDA forbids then fails as it would on a GPU. There is one device, as an H200
+ * describes itself. Arguments that a function has no use for are left out of its signature.
  */
 #include <driver_types.h>
 #include <stdint.h>
