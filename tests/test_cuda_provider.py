@@ -188,3 +188,21 @@ def test_an_encoder_is_one_launch(tmp_path: Path, asked: Asked, precision: str) 
     assert captured(asked()) and run.refused is None and run.captured == 1  # type: ignore[union-attr]
     encoder.encode_on(texts, place)
     assert [line.split()[0] for line in kernels(asked())] == ["graph"]
+
+
+def test_what_cannot_be_captured_goes_on(
+    tmp_path: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On sessions that are loaded again, launch by launch."""
+    monkeypatch.setenv("FAKE_CUDA_NO_CAPTURE", "1")
+    model = CausalLM(write_unchecked(tmp_path / "llm", WIDE, precision="fp16"), device="cuda")
+    for _ in range(3):
+        model.generate(prompts_of(4, 9), max_new_tokens=5, stop_ids=())
+    assert "cannot be captured" in str(model.graphs_refused) and model.captured_graphs == 0
+    encoder = SentenceEncoder(
+        write_tiny_bert(tmp_path / "bert"), device="cuda", cache_dir=tmp_path / "cache"
+    )
+    for _ in range(3):
+        assert encoder.encode_on(["a b c", "d e f"], Place.of("cuda")).shape[0] == 2
+    assert "cannot be captured" in str(encoder._session.graphs_refused)
+    assert not [line for line in asked() if line.startswith(("graph", "captured"))]

@@ -3,7 +3,8 @@
  * A device's memory is the host's, and zero at first; copies are made at once, kernels do nothing.
  * What is asked is written, a line each, to the file that FAKE_CUDA_LOG names. While a stream
  * captures, what CUDA forbids then fails as it would on a GPU. There is one device, as an H200
- * describes itself. Arguments that a function has no use for are left out of its signature.
+ * describes itself. Where FAKE_CUDA_NO_CAPTURE is set, nothing can be captured. Arguments that a
+ * function has no use for are left out of its signature.
  */
 #include <driver_types.h>
 #include <stdint.h>
@@ -247,6 +248,7 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t stream, enum cudaStreamCaptureSta
   return cudaSuccess;
 }
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream) {
+  if (getenv("FAKE_CUDA_NO_CAPTURE")) return cudaErrorStreamCaptureUnsupported;
   say("capture on stream", "", (long)(intptr_t)stream);
   capturing = 1;
   return cudaSuccess;
