@@ -119,7 +119,7 @@ class CausalLM:
         device: as for `Session`.
         threads: CPU threads; None leaves it to ONNX Runtime.
         memory_limit_bytes: as for `Session`, for each graph of the model; a static cache is beside
-            it, and those of the last six shapes of batches are kept.
+            it, and those of the last six shapes of batches are kept, 4 GiB at most.
         static_cache: keep keys and values in one place, with room for what is to come, and not in
             arrays that are made anew with each token; see `static_cache`. None for a GPU to do so
             where the export has a graph for it.

@@ -32,6 +32,8 @@ _ROOM = 256
 _KEPT = 6
 """Shapes whose memory is kept for the next batch: a rewriter has one, a captioner some for each
 task, as rows are rounded."""
+_KEPT_BYTES = 4 << 30
+"""Of all of them: 64 rows of 512 tokens are 1.9 GB for Qwen2.5-VL 7B in fp16."""
 _GRAPHS = 64
 """Captures in all. ONNX Runtime keeps a graph as long as its session, used or not."""
 
@@ -43,6 +45,16 @@ class _Parts(NamedTuple):
     manifest: LlmManifest
     place: Place
     past: list[str]
+
+    @property
+    def width(self) -> int:
+        """Numbers of a token in each of the arrays."""
+        return self.manifest.kv_heads * self.manifest.head_dim
+
+    def size(self, rows: int, capacity: int) -> int:
+        """Bytes of a cache."""
+        token = len(self.past) * self.width * self.manifest.cache_dtype.itemsize
+        return rows * capacity * token
 
 
 class StaticDecoder:
@@ -79,8 +91,7 @@ class StaticDecoder:
         if steps:
             slot = self._slot(_rounded(rows), -(-room // _ROOM) * _ROOM)
         else:
-            with place.work():
-                slot = _Slot(self._parts, rows, room)
+            slot = self._new(rows, room)
         position = 0
         if prefix is not None:
             position, shape = prefix.next_position, (rows, -1, manifest.kv_heads, manifest.head_dim)
@@ -106,24 +117,33 @@ class StaticDecoder:
             slot = None
             self._slots.clear()
             session.give_up_graphs(failed)
-        keep = self._make_room()
-        if slot is None:
-            with self._parts.place.work():
-                slot = _Slot(self._parts, rows, capacity)
+        keep = self._make_room(self._parts.size(rows, capacity))
+        slot = self._new(rows, capacity) if slot is None else slot
         if keep:
             self._slots[rows, capacity] = slot
         return slot
 
-    def _make_room(self) -> bool:
-        """Whether there is room for one more shape, if need be by forgetting the longest unused."""
-        if len(self._slots) < _KEPT:
-            return True
-        oldest = list(self._slots)
-        if self.captures >= _GRAPHS:  # there will be no other graphs
-            oldest = [key for key in oldest if not self._slots[key].is_graph]
-        if oldest:
-            del self._slots[oldest[0]]
-        return bool(oldest)
+    def _make_room(self, size: int) -> bool:
+        """Whether one more shape can be kept, if need be by forgetting those longest unused."""
+        kept = self._slots
+        while len(kept) >= _KEPT or size + sum(slot.nbytes for slot in kept.values()) > _KEPT_BYTES:
+            oldest = list(kept)
+            if self.captures >= _GRAPHS:  # there will be no other graphs
+                oldest = [key for key in oldest if not kept[key].is_graph]
+            if not oldest:
+                return False
+            del kept[oldest[0]]
+        return True
+
+    def _new(self, rows: int, capacity: int) -> _Slot:
+        try:
+            with self._parts.place.work():
+                return _Slot(self._parts, rows, capacity)
+        except GranAlignError:  # no memory: that of other shapes may do
+            if not self._slots:
+                raise
+        self._slots.clear()
+        return self._new(rows, capacity)
 
 
 def _rounded(rows: int) -> int:
@@ -141,6 +161,7 @@ class _Slot:
 
     Attributes:
         parts: what it is made with.
+        nbytes: of its cache.
         cache: keys and values of every layer in turn, each (rows, capacity, kv_heads * head_dim).
         ids: (rows, 1), the token of each row that a step adds.
         state: (3, rows): where it goes in the cache, how many tokens are there with it, and its
@@ -150,9 +171,9 @@ class _Slot:
 
     def __init__(self, parts: _Parts, rows: int, capacity: int) -> None:
         self.parts = parts
-        xp, manifest = parts.place.xp, parts.manifest
-        kind, width = manifest.cache_dtype, manifest.kv_heads * manifest.head_dim
-        self._whole = xp.zeros((len(parts.past), rows, capacity, width), kind)
+        xp, kind = parts.place.xp, parts.manifest.cache_dtype
+        self.nbytes = parts.size(rows, capacity)
+        self._whole = xp.zeros((len(parts.past), rows, capacity, parts.width), kind)
         self.cache = [self._whole[layer] for layer in range(len(parts.past))]
         self.ids = xp.zeros((rows, 1), np.int64)
         self.state = xp.zeros((3, rows), np.int64)

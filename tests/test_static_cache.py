@@ -191,6 +191,34 @@ def test_shapes_that_are_kept(
     assert kept() == [1, 6]
 
 
+def test_memory_that_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stays = CausalLM(folder, static_cache=True)
+    slots = stays._decoder._slots  # type: ignore[attr-defined]
+
+    def ask(rows: int) -> list[int]:
+        stays.generate(prompts_of(*[3] * rows), max_new_tokens=3, stop_ids=())
+        return [rows for rows, _ in slots]
+
+    ask(1), ask(2)
+    row = slots[1, 256].nbytes
+    assert row == sum(cache.nbytes for cache in slots[1, 256].cache)
+    monkeypatch.setattr(static_cache, "_KEPT_BYTES", 4 * row)
+    assert ask(1) == [2, 1] and ask(2) == [1, 2] and ask(3) == [3]
+    assert ask(6) == [], "more than may be kept"
+
+    made, limit = static_cache._Slot.__init__, 3
+
+    def scarce(self: Any, parts: Any, rows: int, capacity: int) -> None:
+        if rows + sum(rows for rows, _ in slots) > limit:
+            raise GranAlignError("GPU 0 failed (out of memory)")
+        made(self, parts, rows, capacity)
+
+    monkeypatch.setattr(static_cache._Slot, "__init__", scarce)
+    assert ask(2) == [2] and ask(3) == [3], "the memory of another shape"
+    with pytest.raises(GranAlignError, match="out of memory"):
+        ask(4)
+
+
 def test_no_batch_leaves_anything_to_the_next(folder: Path) -> None:
     """Places that nobody has written take part, multiplied by 0: NaN must not be among them."""
     stays, grows = (CausalLM(folder, static_cache=static) for static in (True, False))
