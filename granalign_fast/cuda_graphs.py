@@ -3,8 +3,9 @@
 A small encoder's run is some hundred launches, which take the host longer than the GPU needs for
 them. ONNX Runtime captures them as a CUDA graph (its provider option ``enable_cuda_graph``), one
 for each shape, which its run option ``gpu_graph_id`` names; inputs and outputs must then lie where
-they lay at the capture. None of this has met a GPU yet: it is tested with ONNX Runtime's CPU
-provider, which takes the same calls and captures nothing.
+they lay at the capture. None of this has met a GPU yet: results are tested with ONNX Runtime's CPU
+provider, which takes the same calls and captures nothing, captures with the one for CUDA over a
+runtime that computes nothing.
 """
 
 from __future__ import annotations

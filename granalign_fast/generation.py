@@ -111,8 +111,9 @@ class CausalLM:
     """A language model that `export_llm` wrote. Threads may share one.
 
     On a GPU, keys, values and logits stay there, steps are queued one behind the other, as CUDA
-    graphs where they can be, and token ids come back every few steps. That path is tested on a
-    stand-in for CuPy alone and has not been run on a GPU yet.
+    graphs where they can be, and token ids come back every few steps. That path has not been run on
+    a GPU yet: it is tested on a stand-in for CuPy, with ONNX Runtime's CPU provider for its results
+    and with the one for CUDA, over a runtime that computes nothing, for what it launches.
 
     Args:
         folder: the exported model.
@@ -197,7 +198,8 @@ class CausalLM:
     def graphs_refused(self) -> str | None:
         """Why steps on a GPU are no CUDA graphs; None where they are, or may become.
 
-        Sixty-four shapes of batches can be captured, those of later ones are not."""
+        Sixty-four shapes of batches are captured; those that come later are not.
+        """
         return self._graph.graphs_refused
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
