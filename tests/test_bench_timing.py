@@ -135,7 +135,7 @@ def test_a_yardstick_is_timed_beside_each_round() -> None:
     )
     assert found["a"].seconds == (3.0,) * PASSES * 4
     assert found[YARDSTICK].seconds == (2.0,) * PASSES * 4
-    one, again, three = (float(Yardstick(np.asarray, n)(None)) for n in (1, 1, 3))  # type: ignore[arg-type]
+    one, again, three = (Yardstick(np.asarray, n)(None) for n in (1, 1, 3))
     assert one == again == pytest.approx(three / 3)
 
 

@@ -12,6 +12,7 @@ from tiny_bert import write_tiny_bert
 from tiny_llm import LLAMA, RAGGED, extension_of, prompts_of, write_unchecked
 from tiny_vlm import frames_of, write_unchecked_vlm
 
+from granalign_fast.bench.judging import judge_tokens
 from granalign_fast.captions import FrameSet, VlmCaptioner
 from granalign_fast.cuda_graphs import GraphRun
 from granalign_fast.device import CUDA
@@ -92,8 +93,8 @@ def test_a_step_is_a_graph(tmp_path: Path, precision: str) -> None:
         )
         if precision == "fp32":
             assert found == expected
-        else:  # the nearest two tokens may swap, and all that follows them
-            assert [row[0] for row in found] == [row[0] for row in expected]
+        # The nearest two tokens may swap in fp16: each is judged by a pass without kept steps.
+        judge_tokens("a step that is a graph", plain, prompts, found)
     assert model.graphs_refused is None and model.captured_graphs == 1
 
 

@@ -21,6 +21,7 @@ from tiny_vlm import CONFIGS as VLM_CONFIGS
 from tiny_vlm import IMAGE, frames_of, write_unchecked_vlm
 
 from granalign_fast.bench.random_clip import TOWERS, tower_weights, write_tower
+from granalign_fast.cuda_graphs import GraphRun
 from granalign_fast.device import CUDA
 from granalign_fast.encoders import SentenceEncoder
 from granalign_fast.export.llm_specs import LLM_PRECISIONS
@@ -150,16 +151,41 @@ def test_a_step_is_one_launch(tmp_path: Path, asked: Asked, precision: str) -> N
         return asked()
 
     layers = WIDE["num_hidden_layers"]
-    first = steps(2)
+    steps(2)
     launches = captured(steps(2))
     assert model.captured_graphs == 1 and model.graphs_refused is None
     assert 10 * layers < len(launches) < 20 * layers
     later = steps(9)
-    assert kernels(later)[-9:-8] != kernels(later)[-8:-7]
-    assert kernels(later)[-8:] == [f"graph on stream  {model.place.stream.ptr}"] * 8
-    assert not [line for line in later if line.startswith(("wait", "allocate", "free", "copy"))]
-    flash = [line for line in first if "flash_fwd" in line]
-    assert len(flash) >= 2 * layers if precision == "fp16" else not flash
+    graph = f"graph on stream  {model.place.stream.ptr}"
+    assert later[later.index(graph) :] == [graph] * 8, "and nothing in between"
+    forbidden = ("wait", "allocate", "free", "copy", "host function")
+    assert not [line for line in later if line.startswith(forbidden) or " host" in line]
+
+
+@pytest.mark.parametrize("kept", [0, 30])
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_attention_is_flash(tmp_path: Path, asked: Asked, precision: str, kept: int) -> None:
+    """In fp16, each layer's: of prompts of different lengths, behind a prefix, and of a step."""
+    model = CausalLM(write_unchecked(tmp_path, WIDE, precision=precision), device="cuda")
+    layers, prefix = WIDE["num_hidden_layers"], None
+    if kept:
+        asked()
+        prefix = model.prefill(prompts_of(kept)[0])
+    else:
+        model.logits(prompts_of(3))
+    asked()
+    model.logits(prompts_of(*RAGGED), prefix=prefix)
+    extension = asked()
+    model.generate(prompts_of(*RAGGED), prefix=prefix, max_new_tokens=2, stop_ids=())
+    both = asked()
+    forward = re.compile(r"flash_fwd_(?:splitkv_)?kernel")
+    for lines, passes in ((extension, 1), (both, 2)):
+        flash = [line for line in lines if forward.search(line)]
+        other = [line for line in lines if "attention_kernel" in line or "Softmax" in line]
+        if precision == "fp16":
+            assert len(flash) == passes * layers and not other
+        else:
+            assert not flash and other
 
 
 def test_captions_are_steps(tmp_path: Path, asked: Asked) -> None:
@@ -185,7 +211,8 @@ def test_an_encoder_is_one_launch(tmp_path: Path, asked: Asked, precision: str) 
     run = encoder._session._run
     for _ in range(2):
         encoder.encode_on(texts, place)
-    assert captured(asked()) and run.refused is None and run.captured == 1  # type: ignore[union-attr]
+    assert isinstance(run, GraphRun)
+    assert captured(asked()) and run.refused is None and run.captured == 1
     encoder.encode_on(texts, place)
     assert [line.split()[0] for line in kernels(asked())] == ["graph"]
 

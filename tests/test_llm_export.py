@@ -88,18 +88,25 @@ def test_attention_takes_grouped_heads_and_the_past(tmp_path: Path, name: str) -
     import onnx
 
     out, layers = write_unchecked(tmp_path, CONFIGS[name]), CONFIGS[name]["num_hidden_layers"]
-    graph = onnx.load(out / "model.onnx", load_external_data=False).graph
-    attentions = [node for node in graph.node if node.op_type == "Attention"]
-    assert len(attentions) == layers
-    for layer, node in enumerate(attentions):
-        values = {attribute.name: attribute.i for attribute in node.attribute}
-        assert values["kv_num_heads"] == CONFIGS[name]["num_key_value_heads"]
-        assert values["is_causal"] == 1
-        assert node.input[3] and node.input[4] == f"past_key_values.{layer}.key"
-        assert node.output[2] == f"present.{layer}.value"
-    # Nothing but the mask is repeated, and nothing is joined to the past outside the operator.
-    assert sum(node.op_type == "Expand" for node in graph.node) == 1
-    assert sum(node.op_type == "Concat" for node in graph.node) == 1
+    for file, static in (("model.onnx", False), ("static.onnx", True)):
+        onnx.checker.check_model(str(out / file), full_check=True)
+        graph = onnx.load(out / file, load_external_data=False).graph
+        assert ("attention_mask" in {value.name for value in graph.input}) == (not static)
+        attentions = [node for node in graph.node if node.op_type == "Attention"]
+        assert len(attentions) == layers
+        for layer, node in enumerate(attentions):
+            values = {attribute.name: attribute.i for attribute in node.attribute}
+            assert values["kv_num_heads"] == CONFIGS[name]["num_key_value_heads"]
+            assert values["is_causal"] == 1 and bool(node.input[3]) == (not static)
+            if static:
+                assert node.input[1] == f"present.{layer}.key"
+                assert list(node.input[4:]) == ["", "", "cached_tokens"]
+            else:
+                assert node.input[4] == f"past_key_values.{layer}.key"
+                assert node.output[2] == f"present.{layer}.value"
+        # Nothing but the mask is repeated, and nothing is joined to the past outside the operator.
+        assert sum(node.op_type == "Expand" for node in graph.node) == (not static)
+        assert sum(node.op_type == "Concat" for node in graph.node) == (not static)
 
 
 def test_an_unknown_precision(tmp_path: Path) -> None:

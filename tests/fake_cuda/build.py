@@ -54,8 +54,8 @@ def build(library: str, functions: list[str], out: Path) -> None:
     if library == RUNTIME:
         sources.append(Path(__file__).with_name("runtime.c"))
         own = set(re.findall(r"^[a-z].*?\b(\w+)\(", sources[0].read_text(), re.MULTILINE))
-    code = [SPECIAL.get(name, "int %s(void) { return 0; }") % name for name in functions
-            if name not in own]  # fmt: skip
+    rest_of_them = [name for name in functions if name not in own]
+    code = [SPECIAL.get(name, "int %s(void) { return 0; }") % name for name in rest_of_them]
     rest, script = out / f"{library}.c", out / f"{library}.map"
     rest.write_text("\n".join(code) + "\n")
     # The provider asks for its functions by version, which is the library's name.
