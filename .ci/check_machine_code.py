@@ -17,6 +17,8 @@ EXPECTED = {
     "corpus": {"one": (WIDE,), "few": (WIDE,)},
     # Copies past the registers, 16 bytes wide, and tensor cores.
     "corpus_many": {"many": (r"LDGSTS\S*\.128", r"HMMA\.")},
+    # Copies of boxes, products of warpgroups, registers that go from one warpgroup to another.
+    "corpus_sm90": {"many_sm90": (r"UTMALDG\.2D", r"HGMMA\.64x256x16\.F32", "USETMAXREG")},
     "similarity": {"cosines": (WIDE,)},
 }
 """By source and kernel: instructions that there must be."""

@@ -16,7 +16,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,21 +29,18 @@ from granalign_fast.kernels import (
     Ranking,
     RankingRules,
     context,
-    corpus,
     nms,
     proposals,
     similarity,
     warm_up,
 )
 
-from .limits import Work, host_seconds, measure_limits
+from .libraries import measure_libraries
+from .limits import host_seconds
+from .timing import event_seconds
 from .workloads import embeddings
 
 STAGES = ("context", "similarity", "proposals", "nms")
-
-LIBRARIES = ((1, 10_000_000), (8, 10_000_000), (64, 10_000_000), (1024, 1_000_000))
-"""Queries and clips of the searches of a library, on CUDA."""
-BEST = 100  # clips of each query
 
 LIMITS = ({"limit_us": 60}, {"limit_ms": 1})
 """The GPU time that a `Ranking` may take: of one query, and of QVHighlights val."""
@@ -139,7 +135,11 @@ def main() -> None:
     }
     write(record, options.json)  # what is measured by now is not lost to what follows
     if options.device == "cuda":
-        write(record | measure_libraries(options.dim, options.rounds), options.json)
+        found = measure_libraries(
+            options.dim, options.rounds, lambda found: write(record | found, options.json)
+        )
+        if wrong := [case["wrong"] for case in found["libraries"] if "wrong" in case]:
+            sys.exit("; ".join(wrong))
 
 
 def write(record: dict[str, Any], path: Path | None) -> None:
@@ -226,102 +226,6 @@ def measure_on_device(
         "seconds_warm": event_seconds(replay, rounds, warm=True),
         "seconds_host": statistics.median(host_seconds(waited, rounds)),
     }
-
-
-def measure_libraries(dim: int, rounds: int) -> dict[str, Any]:
-    """Search libraries of float16 embeddings, print how near each came to the GPU's limit.
-
-    The limit is that of `limits`: the bytes of clips and queries, each read once, or two operations
-    for each number of each pair. Caches are cold.
-    """
-    import cupy
-
-    limits = measure_limits("cuda")
-    print(
-        f"a copy: {limits.bandwidth / 1e12:.2f} TB/s; "
-        f"float16 products: {limits.rates['fp16'] / 1e12:.0f} Tflop/s"
-    )
-    clips = random_units(max(clips for _, clips in LIBRARIES), dim)
-    found = []
-    for count, total in LIBRARIES:
-        queries, part = random_units(count, dim, seed=1), clips[:total]
-        check_library(queries, part)
-        stream = cupy.cuda.Stream(non_blocking=True)
-        pool = cupy.cuda.MemoryPool()  # lives as long as the graph
-        with cupy.cuda.using_allocator(pool.malloc), stream:
-            seconds = event_seconds(partial(corpus, queries, part, k=BEST), rounds)
-            stream.begin_capture()
-            top = corpus(queries, part, k=BEST)
-            graph = stream.end_capture()
-            in_graph = event_seconds(partial(graph.launch, stream), rounds)
-            del top
-        least, bound = limits.seconds(
-            Work(2.0 * (count + total) * dim, 2.0 * count * total * dim, "fp16")
-        )
-        print(
-            f"{count:5d} queries x {total:9,d} clips x {dim}, best {BEST}: "
-            f"{1e3 * seconds:8.3f} ms, in a graph {1e3 * in_graph:8.3f} ms; "
-            f"limit {1e3 * least:8.3f} ms by {bound}: {seconds / least:.2f} and "
-            f"{in_graph / least:.2f} times the limit, {least / seconds:.0%} and "
-            f"{least / in_graph:.0%} of it"
-        )
-        found.append(
-            {"queries": count, "clips": total, "dim": dim, "k": BEST, "seconds": seconds}
-            | {"seconds_in_graph": in_graph, "limit_seconds": least, "bound": bound}
-        )
-    return {"limits": asdict(limits), "libraries": found}
-
-
-def random_units(rows: int, dim: int, seed: int = 0) -> Any:
-    """`(rows, dim)` float16 rows of unit length on the device, made a piece at a time."""
-    import cupy
-
-    rng = cupy.random.default_rng(seed)
-    units = cupy.empty((rows, dim), cupy.float16)
-    for first in range(0, rows, 1 << 18):
-        part = units[first : first + (1 << 18)]
-        drawn = rng.standard_normal(part.shape, dtype=cupy.float32)
-        part[...] = drawn / cupy.linalg.norm(drawn, axis=1, keepdims=True)
-    return units
-
-
-def event_seconds(run: Callable[[], object], rounds: int, *, warm: bool = False) -> float:
-    """The median by CUDA events on the current stream, after three rounds to warm up.
-
-    The L2 cache is cold, or holds what a call just before has left there. Emptying it takes the GPU
-    so long that the host has launched everything before the clock starts: what it takes for that
-    does not count.
-    """
-    import cupy
-
-    flush = cupy.empty(1 << 28, cupy.uint8)  # several times the L2 cache
-    start, end = cupy.cuda.Event(), cupy.cuda.Event()
-    times: list[float] = []
-    for _ in range(3 + rounds):
-        for _ in range(8):
-            flush.fill(0)
-        if warm:
-            run()
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(cupy.cuda.get_elapsed_time(start, end) / 1e3)
-    return statistics.median(times[3:])
-
-
-def check_library(queries: Any, clips: Any, sample: int = 100_000) -> None:
-    """Stop if the device's clips are not the NumPy twin's, in a part of the library."""
-    import cupy
-
-    queries, clips = queries[:32], clips[:sample]
-    got = corpus(queries, clips, k=BEST)
-    expected = corpus(cupy.asnumpy(queries), cupy.asnumpy(clips), k=BEST)
-    off = np.abs(cupy.asnumpy(got.scores) - expected.scores).max()
-    same = (cupy.asnumpy(got.rows) == expected.rows).mean()
-    # Scores that differ by less than the rounding may change places.
-    if not off < 1e-5 or same < 0.99:
-        sys.exit(f"corpus: scores {off} off, {same:.1%} of the rows are the NumPy twin's")
 
 
 def print_line(name: str, seconds: float, queries: int) -> None:

@@ -287,3 +287,28 @@ def require(right: bool, complaint: str) -> None:
     """
     if not right:
         raise WrongAnswerError(f"{complaint}: the times mean nothing")
+
+
+def event_seconds(run: Callable[[], object], rounds: int, *, warm: bool = False) -> float:
+    """The median by CUDA events on the current stream, after three rounds to warm up.
+
+    The L2 cache is cold, or holds what a call just before has left there. Emptying it takes the GPU
+    so long that the host has launched everything before the clock starts: what it takes for that
+    does not count.
+    """
+    import cupy
+
+    flush = cupy.empty(1 << 28, cupy.uint8)  # several times the L2 cache
+    start, end = cupy.cuda.Event(), cupy.cuda.Event()
+    times: list[float] = []
+    for _ in range(3 + rounds):
+        for _ in range(8):
+            flush.fill(0)
+        if warm:
+            run()
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        times.append(cupy.cuda.get_elapsed_time(start, end) / 1e3)
+    return float(np.median(times[3:]))

@@ -37,9 +37,15 @@ WORKSPACE = 1 << 30
 _THREADS = 256  # WARPS * WARP of corpus.cuh
 _STREAMED = 128  # clips that a block of `one` and `few` scores at a time
 _WAVES = 16  # blocks of theirs a multiprocessor
-_TILE_QUERIES = 128  # of `many`
+_TILE_QUERIES = 128  # of `many` and `many_sm90`
 _TILE_CLIPS = 192
 _CHUNK = 64  # bytes of a row in a stage of `many`
+_SM90_CLIPS = 256  # of a tile of `many_sm90`
+_SM90_THREADS = 384
+_SM90_LINE = 128  # bytes of a row in a stage of `many_sm90`
+_SM90_STAGES = (3, 4)  # at least and at most
+_SM90_SHARED = 232448  # bytes that a block can have
+_SM90_OTHER = 8 * 288 + 9 * 8  # of these for keys that wait and for barriers
 _FIRST = 4096  # clips before there is any bar: all of them become candidates
 _GROWTH = 8  # A segment is so many times what came before: of clips in no order, 8 k pass the bar.
 
@@ -200,9 +206,10 @@ def _search(
     room = min(workspace // (8 * count), k + max(total, _FIRST))
     segments = list(_segments(total, room, k))
     multiprocessors = _multiprocessors(launcher)
-    many = count > FEW
+    hopper = _Hopper.of(launcher, queries, clips) if count > FEW else None
+    many = count > FEW and hopper is None
     steps = 2 * -(-dim * queries.dtype.itemsize // _CHUNK)
-    tiles = -(-count // _TILE_QUERIES)
+    tiles: int = -(-count // _TILE_QUERIES)
     fragments = tiles * _TILE_QUERIES // 16 * steps * 32 if many else 0
     packed = launcher.empty((fragments, 4), np.uint32) if many else None
     lists = launcher.empty((count, room), np.uint64)
@@ -214,6 +221,11 @@ def _search(
         launcher.launch(
             family, kernel, *arguments, blocks=blocks, threads=_THREADS, options=options
         )
+
+    def tiled(clips: int, tile: int) -> int:
+        """Blocks that walk over so many clips, `tile` at a time, for each tile of queries."""
+        walkers = min(max(multiprocessors // tiles, 1), -(-clips // tile))
+        return tiles * walkers
 
     def keep(*, last: bool) -> None:
         shape = (np.int64(room), np.int32(k), np.int32(last))
@@ -236,10 +248,17 @@ def _search(
     for begin, end in segments:
         if begin:
             keep(last=False)
+        if hopper is not None:
+            hopper.launch(
+                launcher,
+                (np.int64(begin), np.int64(end)),
+                (np.int32(count), np.int64(room), bars, lists, counts),
+                blocks=tiled(end - begin, _SM90_CLIPS),
+            )
+            continue
         if many:
             family, kernel = "corpus_many", "many"
-            walkers = max(multiprocessors // tiles, 1)
-            blocks = tiles * min(walkers, -(-(end - begin) // _TILE_CLIPS))
+            blocks = tiled(end - begin, _TILE_CLIPS)
         else:
             family, kernel = "corpus", "one" if count == 1 else "few"
             blocks = min(_WAVES * multiprocessors, -(-(end - begin) // _STREAMED))
@@ -259,6 +278,49 @@ def _search(
             blocks=blocks,
         )
     keep(last=True)
+
+
+class _Hopper(NamedTuple):
+    """What `many_sm90` is told of a search's embeddings."""
+
+    queries: Array
+    clips: Array
+    chunks: int
+    stages: int
+    shared: int
+
+    @classmethod
+    def of(cls, launcher: Launcher, queries: Array, clips: Array) -> _Hopper | None:
+        """`None` where the device or the embeddings are not for it.
+
+        It is for float16, rows of a multiple of 16 bytes, up to 512 numbers: a block's queries must
+        leave room for clips.
+        """
+        if queries.dtype != np.float16:
+            return None
+        chunks = -(-queries.shape[1] * queries.itemsize // _SM90_LINE)
+        kept, stage = (rows * _SM90_LINE for rows in (chunks * _TILE_QUERIES, _SM90_CLIPS))
+        stages = min((_SM90_SHARED - _SM90_OTHER - kept) // stage, _SM90_STAGES[1])
+        if stages < _SM90_STAGES[0]:
+            return None
+        maps = launcher.tensor_map(queries, _TILE_QUERIES), launcher.tensor_map(clips, _SM90_CLIPS)
+        if maps[0] is None or maps[1] is None:
+            return None
+        return cls(*maps, chunks, stages, kept + stages * stage + _SM90_OTHER)
+
+    def launch(
+        self, launcher: Launcher, run: tuple[Any, ...], rest: tuple[Any, ...], *, blocks: int
+    ) -> None:
+        """Search a run of clips."""
+        shape = np.int32(self.chunks), np.int32(self.stages)
+        launcher.launch(
+            "corpus_sm90",
+            "many_sm90",
+            *(self.queries, self.clips, *run, *shape, *rest),
+            blocks=blocks,
+            threads=_SM90_THREADS,
+            shared=self.shared,
+        )
 
 
 def _multiprocessors(launcher: Launcher) -> int:

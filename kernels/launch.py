@@ -12,6 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from .binary import kept_binary
+from .tensor_map import encoded_map, mappable
+
 Array = Any
 """A `numpy.ndarray` or a `cupy.ndarray`; CuPy is not imported until one shows up."""
 
@@ -36,6 +39,18 @@ class Launcher(Protocol):
     def upload(self, host: npt.NDArray[Any]) -> Array:
         """A device copy of a host array, made without waiting for the device."""
 
+    def tensor_map(self, array: Array, rows: int) -> Array | None:
+        """By which a kernel for sm_90 gets boxes of a matrix, an argument like any other.
+
+        Args:
+            array: `(rows, columns)`.
+            rows: of a box, up to 256; its rows are 128 bytes of the matrix's, swizzled.
+
+        Returns:
+            `None` where the device has no such copies, or where the matrix does not allow them.
+        """
+        ...
+
     def launch(
         self,
         family: str,
@@ -44,8 +59,20 @@ class Launcher(Protocol):
         blocks: int,
         threads: int,
         options: tuple[str, ...] = (),
+        shared: int = 0,
     ) -> None:
-        """Run `kernel` of ``family.cu`` compiled with `options`; ``None`` passes a null pointer."""
+        """Run a kernel.
+
+        Args:
+            family: ``family.cu`` holds it; one that ends in ``_sm90`` is for that architecture.
+            kernel: its name.
+            arguments: arrays of the device, NumPy scalars, what `tensor_map` gave; ``None`` passes
+                a null pointer.
+            blocks: of the grid.
+            threads: of a block.
+            options: of the compiler.
+            shared: bytes of dynamic shared memory of a block.
+        """
 
     def copy(self, target: Array, source: Array) -> None:
         """Copy a device array into the beginning of another one of its dtype."""
@@ -76,6 +103,15 @@ class CupyLauncher:
 
         return cupy.asarray(host)
 
+    def tensor_map(self, array: Array, rows: int) -> Array | None:
+        """By which a kernel for sm_90 gets boxes of a matrix; see `Launcher`."""
+        import cupy
+
+        device = cupy.cuda.Device()
+        if device.compute_capability != "90" or not mappable(array):
+            return None
+        return encoded_map(array, rows)
+
     def launch(
         self,
         family: str,
@@ -84,13 +120,15 @@ class CupyLauncher:
         blocks: int,
         threads: int,
         options: tuple[str, ...] = (),
+        shared: int = 0,
     ) -> None:
-        """Run `kernel` of ``family.cu`` compiled with `options`; ``None`` passes a null pointer."""
+        """Run a kernel; see `Launcher`."""
         import cupy
 
-        function = _compiled(family, options, cupy.cuda.Device().id).get_function(kernel)
+        function = _function(family, kernel, options, shared, cupy.cuda.Device().id)
         null = np.uint64(0)
-        function((blocks,), (threads,), tuple(null if a is None else a for a in arguments))
+        given = tuple(null if a is None else a for a in arguments)
+        function((blocks,), (threads,), given, shared_mem=shared)
 
     def copy(self, target: Array, source: Array) -> None:
         """Copy a device array into the beginning of another one of its dtype."""
@@ -121,11 +159,24 @@ class CupyLauncher:
 
 
 @functools.cache
+def _function(family: str, kernel: str, options: tuple[str, ...], shared: int, device: int) -> Any:
+    """A kernel, ready to be called on a device."""
+    function = _compiled(family, options, device).get_function(kernel)
+    if shared:
+        function.max_dynamic_shared_size_bytes = shared
+    return function
+
+
+@functools.cache
 def _compiled(family: str, options: tuple[str, ...], device: int) -> Any:
-    """One module a source, set of options and device; CuPy keeps the binary on disk besides."""
+    """One module a source, set of options and device; binaries are kept on disk besides."""
     import cupy
 
-    return cupy.RawModule(code=source(family), options=("--std=c++17", *options))
+    options = ("--std=c++17", *options)
+    if family.endswith("_sm90"):
+        # CuPy would compile for sm_90, which lacks what only sm_90a has.
+        return cupy.RawModule(path=str(kept_binary(source(family), (*options, "-arch=sm_90a"))))
+    return cupy.RawModule(code=source(family), options=options)
 
 
 def source(family: str) -> str:

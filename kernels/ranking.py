@@ -300,6 +300,8 @@ def warm_up(dtype: npt.DTypeLike = np.float32, *, device: str = "cuda") -> None:
         return
     one = launcher.upload(np.ones((1, 1), dtype))
     ranking(one.reshape(1, 1, 1), one)
-    for queries in (1, 2, FEW + 1):  # each goes another way
-        corpus(launcher.upload(np.ones((queries, 1), dtype)), one, k=1)
+    # Each goes another way; rows of 16 bytes may go yet another.
+    for queries, dim in ((1, 1), (2, 1), (FEW + 1, 1), (FEW + 1, 16 // one.itemsize)):
+        clips = launcher.upload(np.ones((1, dim), dtype))
+        corpus(launcher.upload(np.ones((queries, dim), dtype)), clips, k=1)
     launcher.finish()

@@ -5,7 +5,8 @@
 // a kernel that lacks a barrier gives a wrong result in one order or the other. Threads that wait at
 // different places are reported, where a GPU would hang. Shared memory is filled with rubbish
 // before each block, because on a GPU it starts as whatever the last block left. An asynchronous
-// copy happens as late as it may with the first warp first, and at once with the last one first.
+// copy happens as late as it may with the first warp first, and at once with the last one first; so
+// do copies of boxes and products of warpgroups (hopper_on_cpu.h).
 #pragma once
 #include <setjmp.h>
 #include <ucontext.h>
@@ -14,6 +15,8 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
+#include <functional>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -24,6 +27,7 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __shared__ static __attribute__((section("block_shared")))
+#define __grid_constant__
 
 using std::max;
 using std::min;
@@ -51,7 +55,13 @@ __shared__ int block_shared_anchor = 0;
 namespace emulator {
 
 constexpr unsigned kWarp = 32;
-enum class Wait { nothing, block, warp, ended };
+enum class Wait { nothing, block, warp, condition, ended };
+
+// What happens some time after it was asked for; of a group, which closes later.
+struct Later {
+    int group;
+    std::function<void()> happen;
+};
 
 struct Copy {
     void* to;
@@ -70,6 +80,8 @@ struct Fiber {
     unsigned turn = 0;  // of what its warp does together
     std::vector<Copy> copies;
     int group = 0;  // the copies that are not yet closed
+    std::deque<Later> products;
+    int product_group = 0;
 };
 
 static std::vector<Fiber> fibers;
@@ -77,9 +89,11 @@ static jmp_buf scheduler;
 static unsigned current = 0;
 static void (*body)(void*) = nullptr;
 static void* body_argument = nullptr;
-static bool copies_at_once = false, misaligned = false;
+static bool copies_at_once = false, misaligned = false, advanced = false;
+static std::deque<std::function<void()>> boxes;  // on their way to shared memory
 
 static void stop_at(Wait wait) {
+    advanced |= wait != Wait::condition;
     fibers[current].wait = wait;
     if (_setjmp(fibers[current].place) == 0) _longjmp(scheduler, 1);
 }
@@ -134,6 +148,7 @@ static bool run_block(unsigned threads, bool backwards) {
         fiber.started = false;
         fiber.turn = 0;
         fiber.copies.clear();
+        fiber.products.clear();
         getcontext(&fiber.context);
         fiber.context.uc_stack.ss_sp = fiber.stack.data();
         fiber.context.uc_stack.ss_size = fiber.stack.size();
@@ -141,10 +156,14 @@ static bool run_block(unsigned threads, bool backwards) {
         makecontext(&fiber.context, entry, 0);
     }
     const unsigned warps = (threads + kWarp - 1) / kWarp;
+    boxes.clear();
     do {
+        advanced = false;
         for (unsigned w = 0; w < warps; ++w) {
             const unsigned begin = (backwards ? warps - 1 - w : w) * kWarp;
             const unsigned end = min(begin + kWarp, threads);
+            for (unsigned t = begin; t < end; ++t)
+                if (fibers[t].wait == Wait::condition) fibers[t].wait = Wait::nothing;
             // A warp runs ahead as far as it can, so that what it must not overtake shows.
             do {
                 for (unsigned i = 0; i < end - begin; ++i) {
@@ -153,16 +172,29 @@ static bool run_block(unsigned threads, bool backwards) {
                 }
             } while (release(begin, end, Wait::warp));
         }
-    } while (release(0, threads, Wait::block));
+        if (!advanced && !boxes.empty()) {  // nothing else is left to happen
+            boxes.back()();  // in no order that could be relied on
+            boxes.pop_back();
+            advanced = true;
+        }
+    } while (release(0, threads, Wait::block) || advanced);
     for (const auto& fiber : fibers)
         if (fiber.wait != Wait::ended) return false;
     return true;
 }
 
+// As the driver does, wherever the host has it.
+template <class T>
+T copied(const void* from) {
+    std::remove_const_t<T> value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+
 template <class... Args, size_t... I>
 bool run_grid(void (*kernel)(Args...), unsigned blocks, unsigned threads, void** arguments,
               bool backwards, std::index_sequence<I...>) {
-    std::tuple<Args...> values{*static_cast<Args*>(arguments[I])...};
+    std::tuple<Args...> values{copied<Args>(arguments[I])...};
     auto call = [&] { std::apply(kernel, values); };
     body_argument = &call;
     body = [](void* f) { (*static_cast<decltype(call)*>(f))(); };
@@ -205,6 +237,13 @@ static inline unsigned __ballot_sync(unsigned, bool vote) {
     return mask;
 }
 static inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+static inline int __ffs(unsigned bits) { return __builtin_ffs((int)bits); }
+static inline unsigned __reduce_or_sync(unsigned, unsigned bits) {
+    const unsigned* const all = emulator::gathered(bits);
+    unsigned together = 0;
+    for (unsigned lane = 0; lane < emulator::kWarp; ++lane) together |= all[lane];
+    return together;
+}
 static inline int __clz(unsigned bits) { return bits ? __builtin_clz(bits) : 32; }
 
 // Fibers take turns, so a plain read-modify-write is atomic.

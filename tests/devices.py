@@ -53,7 +53,7 @@ def on(name: str) -> Iterator[There]:
             pytest.skip(missing)
         yield There("cuda", _to_cupy, _to_numpy)
     else:
-        emulator = Emulator(backwards=name.endswith("backwards"))
+        emulator = Emulator(backwards=name.endswith("backwards"), hopper="hopper" in name)
         with pytest.MonkeyPatch.context() as patch:
             for module in launch_users():
                 patch.setattr(module, "launcher_for", lambda **_: emulator)
@@ -72,6 +72,13 @@ def call(kernel: Callable[..., Any], device: str, *arguments: Any, **options: An
 def launch_users() -> list[Any]:
     families = ("context", "corpus", "nms", "proposals", "ranking", "similarity")
     return [_module(name) for name in families]
+
+
+def forget_kernels() -> None:
+    """Have kernels compiled anew, by whatever CuPy is by then."""
+    launch = _module("launch")
+    launch._function.cache_clear()
+    launch._compiled.cache_clear()
 
 
 def _module(name: str) -> Any:

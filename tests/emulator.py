@@ -16,17 +16,25 @@ import numpy as np
 import numpy.typing as npt
 
 from granalign_fast.kernels.launch import source
+from granalign_fast.kernels.tensor_map import TENSOR_MAP, mappable
 
 HEADER = Path(__file__).with_name("cuda_on_cpu.h")
+HOPPER = Path(__file__).with_name("hopper_on_cpu.h")
+DYNAMIC_SHARED = 232448  # of hopper_on_cpu.h, and of sm_90
 GUARD = 64  # items on either side of an output, to see writes outside it
 RUBBISH = 0xA5
 
 
 class Emulator:
-    """Looks like a device. `backwards` runs the threads of a block in the opposite order."""
+    """Looks like a device.
 
-    def __init__(self, *, backwards: bool = False) -> None:
-        self.backwards = backwards
+    Args:
+        backwards: run the threads of a block in the opposite order.
+        hopper: have what sm_90 has.
+    """
+
+    def __init__(self, *, backwards: bool = False, hopper: bool = False) -> None:
+        self.backwards, self.hopper = backwards, hopper
         self._guarded: list[npt.NDArray[np.uint8]] = []
         self._recorded: list[Callable[[], object]] | None = None
 
@@ -41,6 +49,9 @@ class Emulator:
         device[...] = host
         return device
 
+    def tensor_map(self, array: npt.NDArray[Any], rows: int) -> npt.NDArray[Any] | None:
+        return emulated_map(array, rows) if self.hopper and mappable(array) else None
+
     def launch(
         self,
         family: str,
@@ -49,7 +60,9 @@ class Emulator:
         blocks: int,
         threads: int,
         options: tuple[str, ...] = (),
+        shared: int = 0,
     ) -> None:
+        assert shared <= DYNAMIC_SHARED
         if self._recorded is not None:
             run = functools.partial(self.launch, blocks=blocks, threads=threads, options=options)
             self._recorded.append(functools.partial(run, family, kernel, *arguments))
@@ -76,6 +89,15 @@ class Emulator:
         assert self._recorded is None, "no waiting within a recording"
 
 
+def emulated_map(array: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
+    """TensorMap of hopper_on_cpu.h."""
+    found = np.zeros(1, TENSOR_MAP)
+    item = array.itemsize
+    fields = [array.ctypes.data, len(array), array.shape[1] * item, item, rows]
+    found.view(np.int64)[: len(fields)] = fields
+    return found
+
+
 def emulate(
     text: str,
     kernel: str,
@@ -89,10 +111,14 @@ def emulate(
     defines = tuple(option for option in options if option.startswith("-D"))
     run = getattr(_library(text, defines), f"run_{kernel}")
     run.restype = ctypes.c_bool
-    # As cuLaunchKernel wants them: the address of every argument, a pointer's or a number's.
+
+    def is_pointer(a: Any) -> bool:
+        return a is None or (isinstance(a, np.ndarray) and a.dtype != TENSOR_MAP)
+
+    # As cuLaunchKernel wants them: the address of every argument, a pointer's or a value's.
     values = [
-        ctypes.c_void_p(a.ctypes.data if isinstance(a, np.ndarray) else None)
-        if a is None or isinstance(a, np.ndarray)
+        ctypes.c_void_p(None if a is None else a.ctypes.data)
+        if is_pointer(a)
         else np.asarray(a).ctypes.data_as(ctypes.POINTER(ctypes.c_char))
         for a in arguments
     ]
@@ -110,7 +136,11 @@ def emulate(
 
 @functools.cache
 def _library(text: str, defines: tuple[str, ...]) -> ctypes.CDLL:
-    code = f'#include "{HEADER}"\n' + text.replace("#include <cuda_fp16.h>", "")
+    # What only Hopper has brings as much shared memory as a block can have: for those who ask.
+    headers = [HEADER] + [HOPPER] * ("dynamic_shared" in text)
+    code = "".join(f'#include "{header}"\n' for header in headers) + text.replace(
+        "#include <cuda_fp16.h>", ""
+    )
     for kernel in re.findall(
         r'extern "C" __global__ void (?:__launch_bounds__\(.*?\) )?(\w+)\(', text
     ):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -57,6 +58,10 @@ def asarray(array: np.ndarray) -> ndarray:
         return array
     UPLOADED.append((array.shape, array.dtype))
     return np.array(array).view(ndarray)
+
+
+def asnumpy(array: ndarray) -> np.ndarray:
+    return array.get()
 
 
 def zeros(shape: tuple[int, ...], dtype: Any) -> ndarray:
@@ -183,6 +188,10 @@ class _Device:
     def __init__(self, device: int = 0) -> None:
         self.id = device
 
+    @property
+    def compute_capability(self) -> str:
+        return "{major}{minor}".format_map(_Runtime.gpus[self.id])
+
     def __enter__(self) -> None:
         _Runtime.getDeviceProperties(self.id)
 
@@ -190,8 +199,48 @@ class _Device:
         pass
 
 
+class _Nvrtc:
+    """What is compiled is the text; what the options are goes in its last line."""
+
+    class NVRTCError(RuntimeError):
+        pass
+
+    programs: ClassVar[dict[int, tuple[str, bytes]]] = {}
+    version = (13, 0)
+
+    @classmethod
+    def getVersion(cls) -> tuple[int, int]:
+        return cls.version
+
+    @classmethod
+    def createProgram(cls, text: str, name: str, headers: Any, includes: Any) -> int:
+        assert not headers and not includes and name.endswith(".cu")
+        cls.programs[len(cls.programs)] = (text, b"")
+        return len(cls.programs) - 1
+
+    @classmethod
+    def compileProgram(cls, program: int, options: tuple[str, ...]) -> None:
+        text, _ = cls.programs[program]
+        if "#error" in text:
+            raise cls.NVRTCError
+        LOG.append("compile")
+        cls.programs[program] = (text, f"{text}\n// {' '.join(options)}\n".encode())
+
+    @classmethod
+    def getProgramLog(cls, program: int) -> str:
+        return "kernel.cu(1): error"
+
+    @classmethod
+    def getCUBIN(cls, program: int) -> bytes:
+        return cls.programs[program][1]  # the 0 at its end is lost, as in CuPy
+
+    @classmethod
+    def destroyProgram(cls, program: int) -> None:
+        LOG.append("destroy")
+
+
 class cuda:
-    runtime, memory = _Runtime, _Memory
+    runtime, memory, nvrtc = _Runtime, _Memory, _Nvrtc
     Device, Event, Graph, Stream = _Device, Event, Graph, Stream
     _null = Stream(null=True)
 
@@ -207,11 +256,27 @@ class cuda:
 class RawModule:
     """Compiled by the emulator. While a stream captures, a kernel is put away instead of run."""
 
-    def __init__(self, code: str, options: tuple[str, ...]) -> None:
-        self.code, self.options = code, options
+    def __init__(
+        self, code: str | None = None, options: tuple[str, ...] = (), path: str | None = None
+    ) -> None:
+        assert (code is None) != (path is None)
+        if path is not None:
+            code = Path(path).read_text(encoding="utf-8")
+            assert code.endswith("\0"), "not whole"
+            code = code[:-1]
+        self.code = code
+        self.options = options
 
     def get_function(self, name: str) -> Callable[..., None]:
-        def launch(blocks: tuple[int], threads: tuple[int], arguments: tuple[Any, ...]) -> None:
+        def launch(
+            blocks: tuple[int],
+            threads: tuple[int],
+            arguments: tuple[Any, ...],
+            shared_mem: int = 0,
+        ) -> None:
+            # More than 48 KiB are to be asked for first.
+            assert shared_mem <= getattr(launch, "max_dynamic_shared_size_bytes", 48 << 10)
+
             def run() -> None:
                 LOG.append(f"run {name}")
                 emulate(self.code, name, arguments, *blocks, *threads, self.options)

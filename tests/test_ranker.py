@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import re
 import sys
 import weakref
@@ -16,7 +15,7 @@ from typing import Any
 import fake_cupy
 import numpy as np
 import pytest
-from devices import cuda_missing
+from devices import cuda_missing, forget_kernels
 
 from granalign_fast import (
     CaptionedVideo,
@@ -110,13 +109,12 @@ def cupy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
             pytest.skip(missing)
         yield sys.modules["cupy"]
         return
-    launch = importlib.import_module("granalign_fast.kernels.launch")
-    launch._compiled.cache_clear()
+    forget_kernels()
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy)
     monkeypatch.setattr(fake_cupy.ndarray, "__module__", "cupy.core")
     forget()
     yield fake_cupy
-    launch._compiled.cache_clear()
+    forget_kernels()
 
 
 emulated = pytest.mark.parametrize("cupy", ["emulated"], indirect=True)
