@@ -35,8 +35,8 @@ __device__ __forceinline__ void append_all(const Waiting& waiting, const int cou
     __syncwarp();
 }
 
-#define PART(group)                                              \
-    case group:                                                  \
+#define PART(group)                                                          \
+    case group:                                                              \
         for (int i = 0; i < SIFTED; ++i) part[i] = sums[group * SIFTED + i]; \
         break;
 
@@ -141,10 +141,12 @@ extern "C" __global__ void __launch_bounds__(3 * GROUP, 1) many_sm90(
             float part[SIFTED];
             switch (group) {  // registers have no index
                 PART(0) PART(1) PART(2) PART(3) PART(4) PART(5) PART(6) PART(7)
-                PART(8) PART(9) PART(10) PART(11) PART(12) PART(13) PART(14) PART(15)
+                PART(8) PART(9) PART(10) PART(11) PART(12) PART(13) PART(14)
+                default: PART(15)
             }
 #pragma unroll
             for (int i = 0; i < SIFTED; ++i) {
+                if (!__any_sync(ALL, !(part[i] < bounds[i / 2 % 2]))) continue;
                 const int row = lane / 4 + i / 2 % 2 * 8;
                 const long long clip =
                     tile + (group * SIFTED + i) / 4 * 8 + lane % 4 * 2 + i % 2;

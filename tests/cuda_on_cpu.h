@@ -236,6 +236,7 @@ static inline unsigned __ballot_sync(unsigned, bool vote) {
     for (unsigned lane = 0; lane < emulator::kWarp; ++lane) mask |= (unsigned)votes[lane] << lane;
     return mask;
 }
+static inline bool __any_sync(unsigned mask, bool vote) { return __ballot_sync(mask, vote) != 0; }
 static inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 static inline int __ffs(unsigned bits) { return __builtin_ffs((int)bits); }
 static inline unsigned __reduce_or_sync(unsigned, unsigned bits) {
