@@ -17,21 +17,19 @@ from granalign_fast.clip import ClipEncoder, Preprocessing
 from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.models import ClipManifest, one_line, resolve_model, sha256_of, weights_file
 
+from .clip_towers import ImageShape, TextShape, write_towers
 from .folder import appearing, quiet, read_object, read_tokenizer, source_name, tool_versions
 from .sentences import VALIDATION
 from .specs import (
     CLIP_FAMILIES,
     CLIP_PRECISIONS,
     CLIP_PROCESSORS,
-    EMBEDDINGS,
-    INPUT_IDS,
-    OPTIMUM_OPSET,
-    PIXEL_VALUES,
     PRECISIONS,
     ClipFamily,
     Tolerance,
 )
 from .validate import check_precision, compare, refuse
+from .weights import Checkpoint
 
 # Height and width of the frames that an export is compared on: video, portrait, odd, tiny.
 _FRAME_SIZES = ((360, 640), (640, 360), (240, 321), (97, 97), (31, 57), (500, 60))
@@ -78,8 +76,13 @@ def export_clip(
         (draft / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
         preprocessing = asdict(judge.preprocessing())
         expected = judge.embed()
+        max_tokens = judge.max_tokens
+        shapes = judge.shapes({tower: rows.shape[1] for tower, rows in expected.items()})
+        # Let go of the source, which cycles inside torch hold: from here on memory has the towers.
+        del judge
+        gc.collect()
         tell("writing the graphs")
-        judge.write(draft, precision)
+        write_towers(draft, config["model_type"], shapes, Checkpoint(folder), precision)
         settings = [weights_sha256, tokenizer_json, config, preprocessing]
         manifest = ClipManifest(
             source=source_name(source, folder),
@@ -88,14 +91,11 @@ def export_clip(
             files={path.name: sha256_of(path) for path in sorted(draft.iterdir())},
             precision=precision,
             dim=expected["image"].shape[1],
-            max_tokens=judge.max_tokens,
+            max_tokens=max_tokens,
             preprocessing=preprocessing,
             tools=tool_versions(),
             validation={},
         )
-        # The comparison loads the towers: let go of the source, which cycles inside torch hold.
-        del judge
-        gc.collect()
         manifest.write(draft)
         tell("comparing with the source")
         measured = _validate(draft, expected, PRECISIONS[precision].tolerance)
@@ -125,7 +125,6 @@ class _Judge:
                 local_files_only=True,
                 use_safetensors=True,
                 dtype=torch.float32,
-                attn_implementation="eager",  # the one that every tracer understands
                 output_loading_info=True,
             )
             processor = transformers.AutoImageProcessor.from_pretrained(
@@ -227,91 +226,11 @@ class _Judge:
                 )
         return {tower: x / np.linalg.norm(x, axis=1, keepdims=True) for tower, x in rows.items()}
 
-    def write(self, draft: Path, precision: str) -> None:
-        """Write ``image.onnx`` and ``text.onnx``; in fp16 the model is fp16 from then on."""
-        import torch
-
-        model = self.model.half() if precision == "fp16" else self.model
-        size = int(model.config.vision_config.image_size)
-        image = _Tower(
-            "image",
-            lambda pixels: model.get_image_features(pixels.to(model.dtype)),
-            PIXEL_VALUES,
-            torch.zeros(2, 3, size, size),
-            {0: "batch"},
-        )
-        text = _Tower(
-            "text",
-            model.get_text_features,
-            INPUT_IDS,
-            torch.zeros(2, self.max_tokens, dtype=torch.int32),
-            {0: "batch", 1: "sequence"},
-        )
-
-        for tower in (image, text):
-            try:
-                tower.write(model, draft / f"{tower.name}.onnx")
-            except Exception as error:  # whatever stops a tracer
-                raise GranAlignError(
-                    f"{self.folder}: torch cannot export its {tower.name} tower "
-                    f"({one_line(error)}); free memory and disk, or choose another model"
-                ) from None
-
-
-@dataclass(frozen=True)
-class _Tower:
-    """One half of a model: its name, how it is called, and on what it is traced."""
-
-    name: str
-    features: Callable[[Any], Any]
-    input_name: str
-    example: Any
-    axes: dict[int, str]
-
-    def write(self, model: Any, path: Path) -> None:
-        """Trace the tower with the normalisation that both halves lack, and save it as ONNX."""
-        import onnx
-        import torch
-
-        features = self.features
-
-        class Normalised(torch.nn.Module):  # type: ignore[misc]
-            def __init__(self) -> None:
-                super().__init__()
-                self.model = model
-
-            def forward(self, inputs: Any) -> Any:
-                rows = features(inputs).float()
-                return rows / rows.norm(dim=-1, keepdim=True)
-
-        tower = Normalised()
-        with torch.inference_mode():
-            torch.onnx.export(
-                tower,
-                (self.example,),
-                str(path),
-                dynamo=False,  # the newer exporter needs one more package
-                export_params=False,
-                do_constant_folding=False,  # ONNX Runtime folds when it loads
-                opset_version=OPTIMUM_OPSET,
-                input_names=[self.input_name],
-                output_names=[EMBEDDINGS],
-                dynamic_axes={self.input_name: self.axes, EMBEDDINGS: {0: "batch"}},
-            )
-        # The weights follow one by one, as torch would hold each of them three times more. In
-        # protobuf, whose messages merge when they stand one after another, that is one model.
-        graph = onnx.load(path)
-        weights = dict(tower.named_parameters())
-        names = [value.name for value in graph.graph.input if value.name in weights]
-        data = [value for value in graph.graph.input if value.name not in weights]
-        del graph.graph.input[:]
-        graph.graph.input.extend(data)
-        with path.open("wb") as file:
-            file.write(graph.SerializeToString())
-            for name in names:
-                part, array = onnx.ModelProto(), weights[name].detach().numpy()
-                part.graph.initializer.add().CopyFrom(onnx.numpy_helper.from_array(array, name))
-                file.write(part.SerializeToString())
+    def shapes(self, sizes: dict[str, int]) -> tuple[ImageShape, TextShape]:
+        """Of both towers, whose embeddings have these sizes."""
+        config = self.model.config
+        image = ImageShape.of(config.vision_config, sizes["image"])
+        return image, TextShape.of(config.text_config, sizes["text"])
 
 
 def validation_frames() -> list[npt.NDArray[np.uint8]]:

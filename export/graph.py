@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .specs import IR_VERSION, OPSET
-from .weights import Checkpoint, JoinedProjections, TensorFile
+from .weights import TensorFile, Tensors
 
 
 def make_model(
@@ -45,7 +45,7 @@ class GraphBuilder:
 
     def __init__(
         self,
-        checkpoint: Checkpoint | JoinedProjections,
+        checkpoint: Tensors,
         tensors: TensorFile,
         dtype: type[np.generic],
     ) -> None:
@@ -63,7 +63,7 @@ class GraphBuilder:
             nodes=self.nodes,
             inputs=inputs,
             outputs=outputs,
-            tensors=[self.tensors.tensors[name] for name in self.used],
+            tensors=[t for t in map(self.tensors.tensors.get, self.used) if t is not None],
             opset=self.opset,
         )
 

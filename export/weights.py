@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,20 @@ _ALIGNMENT = 4096
 """Bytes: tensors begin on pages, so that ONNX Runtime can map them instead of reading them."""
 _INLINE = 1024
 """Bytes: smaller tensors, shapes among them, stay inside the graph, which shape inference reads."""
+
+
+class Tensors(Protocol):
+    """Where weights come from, by their names."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, without reading it."""
+        ...
+
+    def read(self, name: str) -> Float32:
+        """A tensor as float32."""
+        ...
 
 
 class Checkpoint:
@@ -181,3 +195,32 @@ class TensorFile:
                 )
             ],
         )
+
+
+class EmbeddedTensors(TensorFile):
+    """Tensors within the ONNX file itself, which is written part by part.
+
+    In protobuf messages merge when they stand one after another: each tensor is a model of its own,
+    and the graph is the last.
+
+    Args:
+        file: the ONNX file.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file, "")
+
+    def add(self, name: str, array: npt.NDArray[Any]) -> None:
+        """Write a tensor."""
+        from onnx import ModelProto, numpy_helper
+
+        part = ModelProto()
+        part.graph.initializer.add().CopyFrom(
+            numpy_helper.from_array(np.asarray(array, order="C"), name)
+        )
+        self._file.write(part.SerializeToString())
+        self.tensors[name] = None
+
+    def finish(self, model: Any) -> None:
+        """Write the graph."""
+        self._file.write(model.SerializeToString())

@@ -1,0 +1,334 @@
+"""The two towers of CLIP and SigLIP: what goes into their layers, and what comes out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from granalign_fast.errors import GranAlignError
+from granalign_fast.models import one_line
+
+from .clip_graph import ClipGraph, State, Transformer
+from .specs import INPUT_IDS, PIXEL_VALUES
+from .weights import EmbeddedTensors, Float32, TensorFile, Tensors
+
+_LEGACY_END = 2
+"""CLIP's first configurations name this as the end of text, which it is not: the highest id is."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageShape:
+    """An image tower.
+
+    Attributes:
+        layers: its transformer.
+        side: of an image, in pixels.
+        patch: of a patch; what a row of patches leaves of an image is not seen.
+        out: numbers of an embedding.
+    """
+
+    layers: Transformer
+    side: int
+    patch: int
+    out: int
+
+    @classmethod
+    def of(cls, config: Any, out: int) -> ImageShape:
+        """Of transformers' configuration of the tower.
+
+        Raises:
+            GranAlignError: images are not of three colours.
+        """
+        if config.num_channels != 3:
+            raise GranAlignError(
+                f"num_channels: got {config.num_channels}, expected 3; choose another model"
+            )
+        return cls(Transformer.of(config), int(config.image_size), int(config.patch_size), out)
+
+    @property
+    def grid(self) -> int:
+        """Patches in a row, and rows."""
+        return self.side // self.patch
+
+
+@dataclass(frozen=True, slots=True)
+class TextShape:
+    """A text tower.
+
+    Attributes:
+        layers: its transformer.
+        words: token ids that it knows.
+        tokens: of a text, at most.
+        out: numbers of an embedding.
+        end: id of the token, the first of its kind, that a text is pooled at.
+    """
+
+    layers: Transformer
+    words: int
+    tokens: int
+    out: int
+    end: int
+
+    @classmethod
+    def of(cls, config: Any, out: int) -> TextShape:
+        """Of transformers' configuration of the tower."""
+        sizes = int(config.vocab_size), int(config.max_position_embeddings)
+        return cls(Transformer.of(config), *sizes, out, int(config.eos_token_id))
+
+
+class ImageGraph(ClipGraph):
+    """Pixels to embeddings.
+
+    Patches never overlap: they are cut out and meet the weights in one product.
+
+    Args:
+        family: ``"clip"`` or ``"siglip"``.
+        shape: of the tower.
+        weights: where weights come from, by transformers' names.
+        tensors: where they go.
+        precision: ``"fp32"`` or ``"fp16"``.
+    """
+
+    def __init__(
+        self,
+        family: str,
+        shape: ImageShape,
+        weights: Tensors,
+        tensors: TensorFile,
+        *,
+        precision: str,
+    ) -> None:
+        self.image, self.clip = shape, family == "clip"
+        self.patches = shape.grid**2
+        super().__init__(
+            *(_Apart(weights), tensors, shape.layers),
+            prefix="vision_model",
+            tokens=self.patches + self.clip,
+            precision=precision,
+        )
+
+    def model(self) -> Any:
+        """The `onnx.ModelProto`, less the tensors."""
+        side, out = self.image.side, self.image.out
+        patches = self._patches(PIXEL_VALUES)
+        x = self._layers(self._from_class(patches) if self.clip else self._from_patches(patches))
+        norm = f"{self.prefix}.post_layernorm"
+        if self.clip:
+            (y,) = self._products(x.normed, norm, ["visual_projection"])
+        else:
+            y = self._head(x.normed, norm)
+        return self._finish(y, self._value(PIXEL_VALUES, np.float32, "batch", 3, side, side), out)
+
+    def _patches(self, x: str) -> str:
+        """Patches (batch, patches, hidden), row by row, less bias and positions."""
+        patch, grid = self.image.patch, self.image.grid
+        edge = patch * grid
+        if edge < self.image.side:
+            bounds = [self._constant(f"cut.{at}", [at, at]) for at in (0, edge)]
+            x = self._op("Slice", x, *bounds, self._constant("cut.axes", [2, 3]))
+        if self.dtype != np.float32:
+            x = self._cast(x, self.dtype)
+        # Lines of a patch, as they lie in an image, in the order of patches: a line is moved whole.
+        lines = np.arange(3 * edge * grid).reshape(3, grid, patch, grid)
+        order = lines.transpose(1, 3, 0, 2).ravel()
+        x = self._op("Reshape", x, self._constant("cut.lines", [0, lines.size, patch]))
+        x = self._op("Gather", x, self._constant("cut.order", order, np.int32), axis=1)
+        values = 3 * patch**2
+        x = self._op("Reshape", x, self._constant("cut.patches", [0, self.patches, values]))
+        name, hidden = f"{self.prefix}.embeddings.patch_embedding.weight", self.shape.hidden
+        weight = self._stored(
+            f"{name}.transposed",
+            lambda: self._read(name, hidden, 3, patch, patch).reshape(hidden, values).T,
+        )
+        return self._op("MatMul", x, weight)
+
+    def _from_class(self, patches: str) -> State:
+        """CLIP: one more token, for all, and a norm before the first layer."""
+        hidden, prefix = self.shape.hidden, f"{self.prefix}.embeddings"
+        pads = self._constant("class", [0, 1, 0, 0, 0, 0])
+        x = self._op("Pad", patches, pads)
+
+        def table() -> Any:
+            found = self._wide(f"{prefix}.position_embedding.weight", self.patches + 1, hidden)
+            found[0] += self._wide(f"{prefix}.class_embedding", hidden)
+            return found
+
+        norm = f"{self.prefix}.pre_layrnorm"
+        affine = [self._own(f"{norm}.{part}", hidden) for part in ("weight", "bias")]
+        stream = f"stream.{len(self.nodes)}"
+        places = self._stored("positions", table)
+        self._skip_norm([x, places, *affine], [stream])
+        return State(stream, self._normed(stream))
+
+    def _from_patches(self, patches: str) -> State:
+        """SigLIP: what stands at a place is the same for all images, so the bias is in it."""
+        hidden, prefix = self.shape.hidden, f"{self.prefix}.embeddings"
+
+        def table() -> Any:
+            found = self._wide(f"{prefix}.position_embedding.weight", self.patches, hidden)
+            return found + self._wide(f"{prefix}.patch_embedding.bias", hidden)
+
+        return self._added(patches, self._stored("positions", table))
+
+    def _pools(self, layer: int) -> bool:
+        return self.clip and super()._pools(layer)
+
+    def _pooled(self, x: str) -> str:
+        return self._op("Gather", x, self._constant("first", [0]), axis=1)
+
+    def _head(self, x: str, norm: str) -> str:
+        """SigLIP: attention of one query that is the same for all images, and a perceptron."""
+        prefix, hidden = f"{self.prefix}.head", self.shape.hidden
+        batch = self._op("Shape", x, end=1)
+        size = self._op("Concat", batch, self._constant("query.size", [1, hidden]), axis=0)
+        query = self._op("Expand", self._stored("query", lambda: self._query(prefix)), size)
+        maps = [f"{prefix}.attention.{part}_proj" for part in "kv"]
+        y = self._attention([query, *self._products(x, norm, maps)])
+        y = self._plain(y, f"{prefix}.attention.out_proj", hidden, hidden)
+        # The bias is a stream that is the same for all images: one row for all of them.
+        bias = f"{prefix}.attention.out_proj.bias"
+        own = self._stored(f"{bias}.row", lambda: self._read(bias, hidden)[None, None])
+        state = self._added(y, own)
+        y = self._mlp(state.normed, f"{prefix}.layernorm", f"{prefix}.mlp")
+        y = self._op("Add", y, self._own(f"{prefix}.mlp.fc2.bias", hidden))
+        return self._op("Add", y, state.stream)
+
+    def _query(self, prefix: str) -> Any:
+        weight, bias = self._map(f"{prefix}.attention.q_proj", self.shape.hidden)
+        return self._wide(f"{prefix}.probe", 1, 1, self.shape.hidden) @ weight + bias
+
+
+class _Apart:
+    """Weights in which the joined projections of SigLIP's head, as torch has them, are three."""
+
+    def __init__(self, weights: Tensors) -> None:
+        self._weights = weights
+
+    def __contains__(self, name: str) -> bool:
+        return self._joined(name)[0] in self._weights
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, without reading it."""
+        stored, part = self._joined(name)
+        first, *rest = self._weights.shape(stored)
+        return (first if part is None else first // 3, *rest)
+
+    def read(self, name: str) -> Float32:
+        """A tensor as float32."""
+        stored, part = self._joined(name)
+        array = self._weights.read(stored)
+        return array if part is None else array.reshape(3, -1, *array.shape[1:])[part]
+
+    @staticmethod
+    def _joined(name: str) -> tuple[str, int | None]:
+        """What a tensor is stored in, and which third of it."""
+        match = re.fullmatch(r"(.*\.head\.attention\.)([qkv])_proj\.(weight|bias)", name)
+        if match is None:
+            return name, None
+        return f"{match[1]}in_proj_{match[3]}", "qkv".index(match[2])
+
+
+class TextGraph(ClipGraph):
+    """Token ids of texts of equal length to embeddings; arguments as of `ImageGraph`."""
+
+    def __init__(
+        self,
+        family: str,
+        shape: TextShape,
+        weights: Tensors,
+        tensors: TensorFile,
+        *,
+        precision: str,
+    ) -> None:
+        self.text, self.causal = shape, family == "clip"
+        super().__init__(
+            *(weights, tensors, shape.layers),
+            prefix="text_model",
+            tokens=shape.tokens,
+            precision=precision,
+        )
+
+    def model(self) -> Any:
+        """The `onnx.ModelProto`, less the tensors."""
+        prefix, hidden = f"{self.prefix}.embeddings", self.shape.hidden
+        words = self._own(f"{prefix}.token_embedding.weight", self.text.words, hidden)
+        places = self._own(f"{prefix}.position_embedding.weight", self.text.tokens, hidden)
+        state = self._added(self._op("Gather", words, INPUT_IDS), self._first(places))
+        if self.causal:
+            self.end = self._end()
+        state = self._layers(state)
+        head = "text_projection" if self.causal else f"{self.prefix}.head"
+        (y,) = self._products(state.normed, f"{self.prefix}.final_layer_norm", [head])
+        return self._finish(y, self._value(INPUT_IDS, np.int32, "batch", "sequence"), self.text.out)
+
+    def _first(self, table: str) -> str:
+        """As many rows of a table as a text has tokens."""
+        length = self._op("Shape", INPUT_IDS, start=1, end=2)
+        return self._op("Slice", table, self._constant("start", [0]), length)
+
+    def _end(self) -> str:
+        """Where each text is pooled, (batch, 1): at its first end, or else at its first token.
+
+        The place of the greatest score, as places of a largest value want no reduction; scores
+        differ from token to token, so that the first of several ends is the greatest.
+        """
+        tokens = self.text.tokens
+        scale = self._constant("tokens", tokens, np.int32)
+        if self.text.end == _LEGACY_END:
+            score = self._op("Mul", INPUT_IDS, scale)
+        else:
+            end = self._op("Equal", INPUT_IDS, self._constant("end", self.text.end, np.int32))
+            score = self._op("Where", end, scale, self._constant("no", 0, np.int32))
+        fewer = self._constant("fewer", np.arange(tokens)[::-1], np.int32)
+        score = self._op("Add", score, self._first(fewer))
+        found = f"end.{len(self.nodes)}"
+        self._add("TopK", [score, self._constant("one", [1])], [f"{found}.score", found])
+        return found
+
+    def _pooled(self, x: str) -> str:
+        if self.causal:
+            return self._op("GatherND", x, self.end, batch_dims=1)
+        return self._op("Gather", x, self._constant("last", [-1]), axis=1)
+
+
+def write_towers(
+    draft: Path,
+    family: str,
+    shapes: Iterable[ImageShape | TextShape],
+    weights: Tensors,
+    precision: str,
+) -> None:
+    """Write ``image.onnx`` and ``text.onnx`` to a folder, those whose shapes are given.
+
+    Args:
+        draft: the folder.
+        family: one of `CLIP_FAMILIES`.
+        shapes: of the towers.
+        weights: by transformers' names.
+        precision: one of `CLIP_PRECISIONS`.
+
+    Raises:
+        GranAlignError: a tensor is missing or misshapen, or the graph cannot be written.
+    """
+    for shape in shapes:
+        name = "image" if isinstance(shape, ImageShape) else "text"
+        path = draft / f"{name}.onnx"
+        try:
+            with path.open("wb") as file:
+                tensors = EmbeddedTensors(file)
+                graph: ImageGraph | TextGraph
+                if isinstance(shape, ImageShape):
+                    graph = ImageGraph(family, shape, weights, tensors, precision=precision)
+                else:
+                    graph = TextGraph(family, shape, weights, tensors, precision=precision)
+                tensors.finish(graph.model())
+        except (OSError, MemoryError) as error:
+            raise GranAlignError(
+                f"{path}: the {name} tower cannot be written ({one_line(error)}); free memory "
+                f"and disk, or choose another model"
+            ) from None
