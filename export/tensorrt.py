@@ -27,6 +27,7 @@ from granalign_fast.tensorrt_library import Machine, complaint, libraries, logge
 
 from .folder import appearing
 from .specs import ENGINE_GRAPHS, ENGINE_PRECISIONS
+from .standard import standardise
 from .validate import check_precision
 
 
@@ -187,6 +188,7 @@ def build_engine(
     model = load_graph(graph)
     files = external_files(model)
     cast_bytes(model)
+    standardise(model)
     try:
         with cupy.cuda.Device(device.index or 0):
             builder = trt.Builder(log)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -81,6 +81,28 @@ class Checkpoint:
                 f"copy or download the model again"
             )
         return self._where[name]
+
+
+class GivenTensors:
+    """Weights that are in memory.
+
+    Args:
+        arrays: by name.
+    """
+
+    def __init__(self, arrays: Mapping[str, Float32]) -> None:
+        self._arrays = arrays
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._arrays
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor."""
+        return self._arrays[name].shape
+
+    def read(self, name: str) -> Float32:
+        """A tensor."""
+        return self._arrays[name]
 
 
 class JoinedProjections:

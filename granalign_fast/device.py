@@ -36,10 +36,11 @@ class Device:
 
 
 CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
 _PROVIDERS = {
     "cpu": ("CPUExecutionProvider", "cpu"),
     "cuda": (CUDA, "cuda"),
-    "tensorrt": ("TensorrtExecutionProvider", "tensorrt"),
+    "tensorrt": (TENSORRT, "tensorrt"),
 }
 
 

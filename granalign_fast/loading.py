@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .device import CUDA, WEIGHTS_APART, Device, cuda_options
+from .device import CUDA, TENSORRT, WEIGHTS_APART, Device, cuda_options
 from .errors import GranAlignError
 from .models import one_line
 from .onnx_run import GATE
@@ -71,11 +71,21 @@ class Loader:
             with GATE.run() if on_gpu else nullcontext():
                 # Else what fails on a GPU, now or in a run, would be tried again on the CPU.
                 return onnxruntime.InferenceSession(
-                    self.path, options, providers=providers, enable_fallback=0
+                    self._model(), options, providers=providers, enable_fallback=0
                 )
+        except GranAlignError:
+            raise
         except Exception as error:  # ONNX Runtime's errors have no common base of their own
             check = ", or see nvidia-smi for its driver and free memory" if on_gpu else ""
             raise GranAlignError(
                 f"{self.path}: ONNX Runtime cannot load it ({one_line(error)}); "
                 f"export the model again{check}"
             ) from None
+
+    def _model(self) -> Path | bytes:
+        """The file, or for TensorRT, which lacks ONNX Runtime's own operators, what is in it."""
+        if self.providers[0][0] != TENSORRT:
+            return self.path
+        from .export.standard import standard_bytes
+
+        return standard_bytes(self.path) or self.path
