@@ -71,7 +71,6 @@ ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "gelu_new": ("Gelu", {"approximate": "tanh"}),
     "gelu_pytorch_tanh": ("Gelu", {"approximate": "tanh"}),
     "quick_gelu": ("QuickGelu", {"alpha": 1.702, "domain": MICROSOFT}),
-    "relu": ("Relu", {}),
 }
 """By transformers' name."""
 

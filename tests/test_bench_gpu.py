@@ -105,7 +105,9 @@ def test_vit_b32_has_as_many_weights_as_published() -> None:
     weights = sum(array.size for array in random_clip.tower_weights(shape).values())
     assert weights == pytest.approx(87.8e6, rel=0.002)
     assert shape.tokens == 50
-    assert shape.operations == pytest.approx(8.8e9, rel=0.02)
+    # 8.8 thousand millions are published for all tokens of all layers; the last needs one token's
+    # query and all that follows it, which is 10 parts of 12.
+    assert shape.operations == pytest.approx(8.8e9 * (1 - 10 / 12 / 12), rel=0.01)
 
 
 @pytest.mark.needs_torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.export import clip as module
 from granalign_fast.export.clip import export_clip, validation_frames
 from granalign_fast.export.specs import PRECISIONS, Precision, Tolerance
+from granalign_fast.export.weights import EmbeddedTensors
 from granalign_fast.session import Session
 
 TEXTS = ["a dog", "The dog runs.", "", "naïve café 🐕", "x " * 100, "the the the"]
@@ -223,12 +225,14 @@ def test_no_room_leaves_nothing(
     failure: Exception,
     message: str,
 ) -> None:
-    def write(tower: Any, model: Any, path: Path) -> None:
-        path.write_bytes(b"half of it")
+    finish = EmbeddedTensors.finish
+
+    def no_room(tensors: EmbeddedTensors, model: Any) -> None:
+        finish(tensors, model)
         raise failure
 
-    monkeypatch.setattr(module._Tower, "write", write)
-    with pytest.raises(GranAlignError, match=f"image tower .*{message}.*free memory and disk"):
+    monkeypatch.setattr(EmbeddedTensors, "finish", no_room)
+    with pytest.raises(GranAlignError, match=rf"image tower .*{message}.*free memory and disk"):
         export_clip(one_source, tmp_path / "out")
     assert entries(tmp_path) == []
 
@@ -250,6 +254,12 @@ def nan_weights(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
+def another_activation(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["hidden_act"] = "mish"
+    write_json(folder / "config.json", config)
+
+
 def another_processor(folder: Path) -> None:
     edit_json(folder / "preprocessor_config.json", image_processor_type="ViTImageProcessor")
 
@@ -269,6 +279,7 @@ def resized_below_the_crop(folder: Path) -> None:
         (torn_weights, "transformers cannot load it"),
         (missing_tensor, "lacks 1 tensors, such as text_projection.weight"),
         (nan_weights, "gives image embeddings with NaN"),
+        (another_activation, r"got the activation 'mish', expected one of \['gelu'"),
         (another_processor, "got the image processor ViTImageProcessor"),
         (another_size, r"cut to \(20, 20\), expected pixels of 30 x 30"),
         (resized_below_the_crop, "resized to {'shortest_edge': 29}"),

@@ -14,6 +14,9 @@ from tiny_bert import write_json
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from granalign_fast.clip import Preprocessing
+from granalign_fast.export.clip_graph import Transformer
+from granalign_fast.export.clip_towers import ImageShape, TextShape, write_towers
+from granalign_fast.export.weights import GivenTensors
 from granalign_fast.models import ClipManifest, sha256_of
 
 PREPROCESSING = Preprocessing(
@@ -160,6 +163,75 @@ def write_bare_source(folder: Path) -> Path:
     write_json(folder / "preprocessor_config.json", {})
     save_file({"weight": np.zeros(3, np.float32)}, folder / "model.safetensors")
     _letters().save(str(folder / "tokenizer.json"))
+    return folder
+
+
+WORDS = 40
+"""Token ids that the texts of `write_unchecked_clip` may have; the last one ends a text."""
+
+
+def random_clip(family: str, *, layers: int = 2, end: int = WORDS - 1) -> tuple[Any, Any, Any]:
+    """The shapes of an image and a text tower, and random weights of both, without torch.
+
+    An image is of 5 x 5 patches of 7 pixels, and a rest that no patch is of.
+    """
+    activation = {"clip": "quick_gelu", "siglip": "gelu_pytorch_tanh"}[family]
+    stack = Transformer(128, 192, layers, 2, activation, 1e-5)
+    out = 48 if family == "clip" else stack.hidden
+    image, text = ImageShape(stack, 37, 7, out), TextShape(stack, WORDS, MAX_TOKENS, out, end)
+    hidden, rng = stack.hidden, np.random.default_rng(0)
+    patches = image.grid**2
+    sizes: dict[str, tuple[int, ...]] = {
+        "vision_model.embeddings.patch_embedding.weight": (hidden, 3, 7, 7),
+        "vision_model.embeddings.position_embedding.weight": (patches + (family == "clip"), hidden),
+        "text_model.embeddings.token_embedding.weight": (WORDS, hidden),
+        "text_model.embeddings.position_embedding.weight": (MAX_TOKENS, hidden),
+    }
+
+    def linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
+        return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+    def mlp(name: str) -> dict[str, tuple[int, ...]]:
+        up = linear(f"{name}.fc1", hidden, stack.wide)
+        return up | linear(f"{name}.fc2", stack.wide, hidden)
+
+    norms = ["vision_model.post_layernorm", "text_model.final_layer_norm"]
+    for tower in ("vision_model", "text_model"):
+        for layer in range(layers):
+            prefix = f"{tower}.encoder.layers.{layer}"
+            for part in ("q", "k", "v", "out"):
+                sizes |= linear(f"{prefix}.self_attn.{part}_proj", hidden, hidden)
+            sizes |= mlp(f"{prefix}.mlp")
+            norms += [f"{prefix}.layer_norm1", f"{prefix}.layer_norm2"]
+    if family == "clip":
+        norms.append("vision_model.pre_layrnorm")
+        sizes["vision_model.embeddings.class_embedding"] = (hidden,)
+        sizes |= {f"{name}_projection.weight": (out, hidden) for name in ("visual", "text")}
+    else:
+        head = "vision_model.head"
+        norms.append(f"{head}.layernorm")
+        sizes["vision_model.embeddings.patch_embedding.bias"] = (hidden,)
+        sizes |= linear("text_model.head", hidden, out) | mlp(f"{head}.mlp")
+        sizes[f"{head}.probe"] = (1, 1, hidden)
+        sizes |= linear(f"{head}.attention.out_proj", hidden, hidden)
+        sizes[f"{head}.attention.in_proj_weight"] = (3 * hidden, hidden)
+        sizes[f"{head}.attention.in_proj_bias"] = (3 * hidden,)
+    sizes |= {f"{norm}.{part}": (hidden,) for norm in norms for part in ("weight", "bias")}
+
+    def draw(name: str, size: tuple[int, ...]) -> Any:
+        fan = int(np.prod(size[1:])) if len(size) > 1 else 4
+        # Strong words and sharp attention, so that different inputs give different embeddings.
+        scale = 8 if "token" in name else 3 if "q_proj" in name or "v_proj" in name else 1
+        return (scale * rng.standard_normal(size) / fan**0.5).astype(np.float32)
+
+    return image, text, {name: draw(name, size) for name, size in sizes.items()}
+
+
+def write_random_clip(folder: Path, family: str, *, precision: str, **changes: Any) -> Path:
+    """Both towers of `random_clip` as they are exported, without all else of an export."""
+    *shapes, weights = random_clip(family, **changes)
+    folder.mkdir(parents=True)
+    write_towers(folder, family, shapes, GivenTensors(weights), precision)
     return folder
 
 
