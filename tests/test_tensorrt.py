@@ -18,7 +18,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 from tiny_bert import flip_byte, write_tiny_bert
-from tiny_clip import write_tiny_export
+from tiny_clip import write_random_clip, write_tiny_export
 from tiny_llm import write_unchecked
 from tiny_vlm import write_unchecked_vlm
 
@@ -176,8 +176,13 @@ def providers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     asked: list[Any] = []
 
     class OnCpu:
-        def __init__(self, path: Path, options: Any, providers: Any, enable_fallback: int) -> None:
+        def __init__(
+            self, path: Path | bytes, options: Any, providers: Any, enable_fallback: int
+        ) -> None:
             asked.append(providers)
+            model = onnx.load_from_string(path) if isinstance(path, bytes) else onnx.load(path)
+            if providers[0][0] == "TensorrtExecutionProvider":
+                assert {node.domain for node in model.graph.node} == {""}, "not TensorRT's"
             self.session = real(path, options, providers=["CPUExecutionProvider"])
             self.rows: list[int] = []
 
@@ -245,6 +250,20 @@ def test_an_fp16_graph_may_compute_in_fp16(tmp_path: Path, providers: list[Any])
     folder = write_tiny_export(tmp_path / "clip", precision="fp16")
     Session(folder / "text.onnx", device="tensorrt")
     assert providers[0][0][1]["trt_fp16_enable"] == "True"
+
+
+def test_fused_operators_reach_the_provider_as_standard_ones(
+    tmp_path: Path, providers: list[Any]
+) -> None:
+    folder = write_random_clip(tmp_path / "clip", "clip", precision="fp16")
+    record = {"kind": "clip", "precision": "fp16", "max_tokens": 12}
+    (folder / "manifest.json").write_text(json.dumps(record))
+    (folder / "tokenizer.json").write_text("{}")
+    ids = np.ones((3, 5), np.int32)
+    expected = Session(folder / "text.onnx")(input_ids=ids)["embeddings"]
+    session = Session(folder / "text.onnx", device="tensorrt")
+    assert session.backend == "TensorrtExecutionProvider"
+    np.testing.assert_allclose(session(input_ids=ids)["embeddings"], expected, atol=5e-3)
 
 
 def test_what_is_not_tensorrts_runs_by_cuda(tmp_path: Path, providers: list[Any]) -> None:

@@ -17,7 +17,7 @@ import fake_tensorrt
 import numpy as np
 import pytest
 from tiny_bert import flip_byte, write_tiny_bert
-from tiny_clip import random_frames, write_tiny_export
+from tiny_clip import MAX_TOKENS, random_frames, write_random_clip, write_tiny_export
 from tiny_vlm import frames_of, write_unchecked_vlm
 
 from granalign_fast import engine as engines
@@ -28,6 +28,7 @@ from granalign_fast.engine_stamp import EngineStamp
 from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.export.sentence_encoder import export_sentence_encoder
 from granalign_fast.export.tensorrt import build_engine, export_tensorrt
+from granalign_fast.models import sha256_of
 from granalign_fast.profiles import graph_shapes
 from granalign_fast.session import Device, Session
 
@@ -99,6 +100,25 @@ def test_both_towers_of_clip(exported: dict[str, Path], tmp_path: Path) -> None:
     )
     texts = ["a", "b c", "d", "e f", "g h"]
     np.testing.assert_allclose(ours.encode_texts(texts), expected.encode_texts(texts), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_fused_operators_reach_tensorrt_as_standard_ones(tmp_path: Path, family: str) -> None:
+    """Of a graph that TensorRT could not read as it is."""
+    folder = write_tiny_export(tmp_path / "fp16", precision="fp16", max_tokens=MAX_TOKENS)
+    write_random_clip(tmp_path / "towers", family, precision="fp16")
+    record = json.loads((folder / "manifest.json").read_text())
+    for name in ("image.onnx", "text.onnx"):
+        shutil.copy(tmp_path / "towers" / name, folder / name)
+        record["files"][name] = sha256_of(folder / name)
+    (folder / "manifest.json").write_text(json.dumps(record))
+    built = export_tensorrt(folder, tmp_path / "out")
+    pixels = np.random.default_rng(0).standard_normal((5, 3, 37, 37), dtype=np.float32)
+    for name, arrays in (("image", {"pixel_values": pixels}), ("text", {"input_ids": ids(5)})):
+        session = Session(built / f"{name}.onnx", device="tensorrt")
+        assert session.backend == "TensorRT engine" and session.precision == "fp16"
+        expected = Session(folder / f"{name}.onnx")(**arrays)["embeddings"]
+        np.testing.assert_allclose(session(**arrays)["embeddings"], expected, atol=5e-3)
 
 
 def test_a_vision_tower_takes_bytes(exported: dict[str, Path], tmp_path: Path) -> None:
