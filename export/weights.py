@@ -80,7 +80,13 @@ class Checkpoint:
                 f"{self.folder}: no tensor {name!r}, expected it from config.json; "
                 f"copy or download the model again"
             )
-        return self._where[name]
+        path, kind, *_ = found = self._where[name]
+        if kind not in _DTYPES:
+            raise GranAlignError(
+                f"{path}: got {name} in {kind}, expected float32, float16 or bfloat16; choose "
+                f"another copy of the model"
+            )
+        return found
 
 
 class GivenTensors:
@@ -155,10 +161,7 @@ def _files(folder: Path) -> list[Path]:
 
 def _read_header(path: Path) -> Iterator[tuple[str, tuple[Path, str, tuple[int, ...], int]]]:
     """Name, and file, dtype, shape and byte offset, of every tensor of a file."""
-    torn = GranAlignError(
-        f"{path}: torn, or no safetensors of float32, float16 or bfloat16; "
-        f"copy or download the model again"
-    )
+    torn = GranAlignError(f"{path}: torn, or no safetensors; copy or download the model again")
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -174,7 +177,8 @@ def _read_header(path: Path) -> Iterator[tuple[str, tuple[Path, str, tuple[int, 
             count = int(np.prod(shape, dtype=np.int64))
             if not 0 <= begin <= end <= size - 8 - length:
                 raise torn
-            if end - begin != count * np.dtype(_DTYPES[kind]).itemsize:
+            # Others are no matter until they are asked for: old CLIPs have a range of integers.
+            if kind in _DTYPES and end - begin != count * np.dtype(_DTYPES[kind]).itemsize:
                 raise torn
             yield name, (path, kind, shape, 8 + length + begin)
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -56,8 +56,9 @@ CUDA_SETTINGS = (
     Setting(
         "cudnn_conv_algo_search",
         "HEURISTIC",
-        "The default tries every algorithm at each new shape, in the middle of a request. An image "
-        "tower has one convolution, its first layer: there is next to nothing to find.",
+        "The default tries every algorithm at each new shape, in the middle of a request. Our own "
+        "graphs have no convolution; another's image tower has one, its first layer: there is next "
+        "to nothing to find.",
     ),
     Setting(
         "use_tf32",

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from reference_clip import embed_images, embed_texts
+from safetensors.numpy import save_file
 from tiny_clip import MAX_TOKENS, WORDS, random_clip, write_random_clip
 
 from granalign_fast.errors import GranAlignError
@@ -17,7 +18,7 @@ from granalign_fast.export import clip_graph
 from granalign_fast.export.clip_towers import ImageShape, write_towers
 from granalign_fast.export.specs import PRECISIONS
 from granalign_fast.export.standard import MICROSOFT, standardise
-from granalign_fast.export.weights import GivenTensors
+from granalign_fast.export.weights import Checkpoint, GivenTensors
 from granalign_fast.session import Session
 
 FAMILIES = ["clip", "siglip"]
@@ -139,6 +140,12 @@ def test_what_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert "\n" not in str(error.value)
     with pytest.raises(GranAlignError, match=r"image tower cannot be written .*free memory and"):
         write_towers(tmp_path / "nowhere", "siglip", [image], GivenTensors(weights), "fp32")
+
+    save_file({"ids": np.arange(3), "x": np.ones(2, np.float32)}, tmp_path / "model.safetensors")
+    checkpoint = Checkpoint(tmp_path)
+    assert checkpoint.read("x").tolist() == [1, 1]
+    with pytest.raises(GranAlignError, match="got ids in I64, expected float32, float16"):
+        checkpoint.read("ids")
 
     class Config:
         num_channels = 4
