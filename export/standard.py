@@ -130,28 +130,10 @@ def _skip_simplified(parts: _Parts) -> None:
     )
 
 
-def _gelu(parts: _Parts) -> None:
-    tanh = {"approximate": "tanh"} if parts.node.op_type == "FastGelu" else {}
-    x = parts.sum(parts.inputs[0], parts.given(1))
-    parts.op("Gelu", x, output=parts.output(0), **tanh)
-
-
 def _quick_gelu(parts: _Parts) -> None:
     x = parts.inputs[0]
     scaled = parts.op("Mul", x, parts.constant(parts.number("alpha", 1.702), x))
     parts.op("Mul", x, parts.op("Sigmoid", scaled), output=parts.output(0))
-
-
-def _fused_matmul(parts: _Parts) -> None:
-    """Of operands with three axes, where it transposes."""
-    operands = [
-        parts.op("Transpose", name, perm=[0, 2, 1]) if parts.whole(f"trans{side}", 0) else name
-        for side, name in zip("AB", parts.inputs, strict=True)
-    ]
-    alpha = parts.number("alpha", 1.0)
-    product = parts.op("MatMul", *operands, output="" if alpha != 1 else parts.output(0))
-    if alpha != 1:
-        parts.op("Mul", product, parts.constant(alpha, product), output=parts.output(0))
 
 
 def _attention(parts: _Parts) -> None:
@@ -172,10 +154,6 @@ def _attention(parts: _Parts) -> None:
 
 _DEFINITIONS: dict[str, Callable[[_Parts], None]] = {
     "Attention": _attention,
-    "BiasGelu": _gelu,
-    "FastGelu": _gelu,
-    "FusedMatMul": _fused_matmul,
-    "Gelu": _gelu,
     "QuickGelu": _quick_gelu,
     "SkipLayerNormalization": _skip_layer_normalization,
     "SkipSimplifiedLayerNormalization": _skip_simplified,
