@@ -10,6 +10,7 @@ embedding needs is computed: one row.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -82,7 +83,7 @@ class State(NamedTuple):
     normed: str
 
 
-class ClipGraph(GraphBuilder):
+class ClipGraph(GraphBuilder, ABC):
     """What both towers have in common.
 
     Args:
@@ -138,13 +139,14 @@ class ClipGraph(GraphBuilder):
         epsilon = self.shape.epsilon
         self._add("SkipLayerNormalization", inputs, outputs, domain=MICROSOFT, epsilon=epsilon)
 
-    def _products(self, x: str, norm: str, names: list[str]) -> list[str]:
-        """What linear maps of as many outputs each, biases included, make of a norm's rows.
+    def _products(self, x: str, norm: str, names: list[str], size: int) -> list[str]:
+        """What linear maps, biases included, make of a norm's rows.
 
         Args:
             x: of `_normed`: rows n + s, where the numbers of n sum to 0 and s is `_SHIFT`.
             norm: whose gains g and biases b the rows lack.
             names: of the maps, with weights W and biases c.
+            size: outputs of each map.
 
         The rows of x sum to s for each of their H numbers, so a bias can be had from a matrix with
         equal rows: of x (G + u) with G = diag(g) W and each row of u = (b W + c - sum(s G)) / (s H)
@@ -152,10 +154,10 @@ class ClipGraph(GraphBuilder):
         same to all scores of a query, which changes no share of the softmax: it is left out.
         """
         if len(names) > 1 and not self.joined:
-            return [self._products(x, norm, [name])[0] for name in names]
+            return [self._products(x, norm, [name], size)[0] for name in names]
         folded = f"{norm}.{'.'.join(name.rpartition('.')[2] for name in names)}.{names[0]}"
         if folded not in self.tensors:
-            matrices = [self._folded(norm, name) for name in names]
+            matrices = [self._folded(norm, name, size) for name in names]
             self.tensors.add(folded, np.concatenate(matrices, axis=1).astype(self.dtype))
         y = self._op("MatMul", x, self._use(folded))
         if len(names) == 1:
@@ -164,10 +166,10 @@ class ClipGraph(GraphBuilder):
         self._add("Split", [y], parts, axis=-1, num_outputs=len(names))
         return parts
 
-    def _folded(self, norm: str, name: str) -> Float64:
+    def _folded(self, norm: str, name: str, size: int) -> Float64:
         """The matrix (hidden, outputs) of `_products`."""
         hidden = self.shape.hidden
-        weight, bias = self._map(name, hidden)
+        weight, bias = self._map(name, hidden, size)
         gains = weight * self._wide(f"{norm}.weight", hidden)[:, None]
         constant = self._wide(f"{norm}.bias", hidden) @ weight + bias
         if name.endswith("k_proj"):
@@ -175,12 +177,11 @@ class ClipGraph(GraphBuilder):
         centred: Float64 = gains - gains.mean(axis=0) + constant / (_SHIFT * hidden)
         return centred
 
-    def _map(self, name: str, inputs: int) -> tuple[Float64, Float64]:
+    def _map(self, name: str, inputs: int, outputs: int) -> tuple[Float64, Float64]:
         """The transposed weight and the bias of a linear map; zeros where it has none."""
-        size = self.checkpoint.shape(f"{name}.weight")[0]
-        weight = self._wide(f"{name}.weight", size, inputs).T
+        weight = self._wide(f"{name}.weight", outputs, inputs).T
         has_bias = not name.endswith("projection")  # only those of CLIP at the end have none
-        return weight, self._wide(f"{name}.bias", size) if has_bias else np.zeros(size)
+        return weight, self._wide(f"{name}.bias", outputs) if has_bias else np.zeros(outputs)
 
     def _wide(self, name: str, *size: int) -> Float64:
         """A tensor of the checkpoint in float64, for sums that are made once."""
@@ -227,10 +228,10 @@ class ClipGraph(GraphBuilder):
         maps = [f"{prefix}.self_attn.{part}_proj" for part in "qkv"]
         norm, stream = f"{prefix}.layer_norm1", state.stream
         if pools and not self.causal:
-            query = self._products(self._pooled(state.normed), norm, maps[:1])
-            parts = query + self._products(state.normed, norm, maps[1:])
+            query = self._products(self._pooled(state.normed), norm, maps[:1], hidden)
+            parts = query + self._products(state.normed, norm, maps[1:], hidden)
         else:
-            parts = self._products(state.normed, norm, maps)
+            parts = self._products(state.normed, norm, maps, hidden)
         y = self._attention(parts)
         if pools:
             stream = self._pooled(stream)
@@ -249,13 +250,13 @@ class ClipGraph(GraphBuilder):
     def _mlp(self, x: str, norm: str, prefix: str) -> str:
         """Without its last bias."""
         kind, settings = ACTIVATIONS[self.shape.activation]
-        (y,) = self._products(x, norm, [f"{prefix}.fc1"])
+        (y,) = self._products(x, norm, [f"{prefix}.fc1"], self.shape.wide)
         y = self._op(kind, y, **settings)
         return self._plain(y, f"{prefix}.fc2", self.shape.wide, self.shape.hidden)
 
+    @abstractmethod
     def _pooled(self, x: str) -> str:
         """The one row of each input that its embedding is made of."""
-        raise NotImplementedError
 
     # The end.
 

@@ -119,7 +119,7 @@ class ImageGraph(ClipGraph):
         x = self._layers(self._from_class(patches) if self.clip else self._from_patches(patches))
         norm = f"{self.prefix}.post_layernorm"
         if self.clip:
-            (y,) = self._products(x.normed, norm, ["visual_projection"])
+            (y,) = self._products(x.normed, norm, ["visual_projection"], out)
         else:
             y = self._head(x.normed, norm)
         return self._finish(y, self._value(PIXEL_VALUES, np.float32, "batch", 3, side, side), out)
@@ -188,7 +188,7 @@ class ImageGraph(ClipGraph):
         size = self._op("Concat", batch, self._constant("query.size", [1, hidden]), axis=0)
         query = self._op("Expand", self._stored("query", lambda: self._query(prefix)), size)
         maps = [f"{prefix}.attention.{part}_proj" for part in "kv"]
-        y = self._attention([query, *self._products(x, norm, maps)])
+        y = self._attention([query, *self._products(x, norm, maps, hidden)])
         y = self._plain(y, f"{prefix}.attention.out_proj", hidden, hidden)
         # The bias is a stream that is the same for all images: one row for all of them.
         bias = f"{prefix}.attention.out_proj.bias"
@@ -199,8 +199,9 @@ class ImageGraph(ClipGraph):
         return self._op("Add", y, state.stream)
 
     def _query(self, prefix: str) -> Any:
-        weight, bias = self._map(f"{prefix}.attention.q_proj", self.shape.hidden)
-        return self._wide(f"{prefix}.probe", 1, 1, self.shape.hidden) @ weight + bias
+        hidden = self.shape.hidden
+        weight, bias = self._map(f"{prefix}.attention.q_proj", hidden, hidden)
+        return self._wide(f"{prefix}.probe", 1, 1, hidden) @ weight + bias
 
 
 class _Apart:
@@ -263,7 +264,9 @@ class TextGraph(ClipGraph):
             self.end = self._end()
         state = self._layers(state)
         head = "text_projection" if self.causal else f"{self.prefix}.head"
-        (y,) = self._products(state.normed, f"{self.prefix}.final_layer_norm", [head])
+        (y,) = self._products(
+            state.normed, f"{self.prefix}.final_layer_norm", [head], self.text.out
+        )
         return self._finish(y, self._value(INPUT_IDS, np.int32, "batch", "sequence"), self.text.out)
 
     def _first(self, table: str) -> str:

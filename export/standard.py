@@ -1,7 +1,7 @@
 """What ONNX Runtime's own operators are in standard ones, for readers that lack them.
 
-On a GPU each of these is one launch, where its definition is up to three, and the CPU has them too:
-so fp16 graphs have them, and TensorRT gets their definitions.
+On a GPU each of these is fewer launches than its definition, and the CPU has them too: so fp16
+graphs have them, and TensorRT gets their definitions.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def standardise(model: Any, kinds: Collection[str] | None = None) -> None:
 
 
 def standard_bytes(path: Path) -> bytes | None:
-    """A file's model in standard operators; None where it has no others, or has external data.
+    """A file's model in standard operators; None where it has no others, or lies in several files.
 
     Raises:
         GranAlignError: the file is not an ONNX model.
@@ -47,7 +47,8 @@ def standard_bytes(path: Path) -> bytes | None:
     from granalign_fast.profiles import load_graph
 
     model = load_graph(path)
-    if not any(_known(node) for node in model.graph.node):
+    apart = any(tensor.external_data for tensor in model.graph.initializer)
+    if apart or not any(_known(node) for node in model.graph.node):
         return None
     standardise(model)
     data: bytes = model.SerializeToString()

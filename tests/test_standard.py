@@ -134,10 +134,15 @@ def test_files(tmp_path: Path) -> None:
     data = standard_bytes(path)
     assert data is not None and path.read_bytes() == model.SerializeToString()
     np.testing.assert_allclose(run(data, arrays)[0], run(model, arrays)[0], atol=1e-6)
+    large = numpy_helper.from_array(np.zeros(1000, np.float32), "large")
+    model.graph.initializer.append(large)
+    onnx.save(model, path, save_as_external_data=True, location="data")
+    assert standard_bytes(path) is None
+    model, _ = write("quick-gelu", np.float32)
     standardise(model)
     onnx.save(model, path)
     assert standard_bytes(path) is None
-    path.write_bytes(b"\\xff" * 20)
+    path.write_bytes(b"\xff" * 20)
     with pytest.raises(GranAlignError, match="not an ONNX model"):
         standard_bytes(path)
 
