@@ -30,6 +30,8 @@ _FULL = 2 * 132 * 128 * 256 // 64
 """Tokens of an input times width, from where a product of that width alone fills a GPU twice: 132
 processors, tiles of 128 x 256, batches of 64. Query, key and value then have one each: joined they
 would gain nothing, and have to be split."""
+_NOTHING = 1e-30
+"""Beside the mean square of any embedding; where that is 0, the embedding stays 0."""
 
 Float64 = npt.NDArray[np.float64]
 
@@ -265,7 +267,9 @@ class ClipGraph(GraphBuilder, ABC):
         if self.dtype != np.float32:
             x = self._cast(x, np.float32)
         x = self._op("Reshape", x, self._constant("embedding", [-1, size]))
-        self._add("LpNormalization", [x], [EMBEDDINGS], axis=-1, p=2)
+        # Over the square root of the mean square, and of the count: over the length, in one launch.
+        scale = self._constant("unit", np.full(size, size**-0.5), np.float32)
+        self._add("RMSNormalization", [x, scale], [EMBEDDINGS], axis=-1, epsilon=_NOTHING)
         given = self._value(EMBEDDINGS, np.float32, "batch", size)
         model = self._model(self.prefix, [taken], [given])
         if self.dtype == np.float32:
