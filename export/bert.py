@@ -1,11 +1,11 @@
 """BERT as an ONNX graph, written node by node from the weights: tokens in, embeddings out.
 
-The graph is shaped by what ONNX Runtime's CPU kernels do fast. There are two: of texts of equal
-length, which need no mask, and of any texts packed into one row, so that few texts of different
-lengths read the weights once and not once for each. Layer normalisation is spelled out in
+In fp32 and int8 it is shaped by what ONNX Runtime's CPU kernels do fast. There are two: of texts of
+equal length, which need no mask, and of any texts packed into one row, so that few texts of
+different lengths read the weights once and not once for each. Layer normalisation is spelled out in
 elementwise operators, because the fused kernels sum each row one value at a time and take a third
-of an int8 model's time; a GPU's do not, so fp16 uses the operator. All but int8's matrix product is
-standard ONNX.
+of an int8 model's time. All but int8's matrix product is standard ONNX. In fp16 it is shaped by
+what a GPU does fast, with ONNX Runtime's own operators: nine launches a layer, products included.
 """
 
 from __future__ import annotations
@@ -18,7 +18,16 @@ import numpy.typing as npt
 from .graph import make_model
 from .quantize import Range, quantise_columns
 from .reference import Array, Bert, Dense, Norm
-from .specs import EMBEDDINGS, FLOAT_CHANNELS, INPUT_IDS, MASK, POOL, POSITIONS, SMOOTHING
+from .specs import (
+    EMBEDDINGS,
+    FLOAT_CHANNELS,
+    INPUT_IDS,
+    MASK,
+    PADDED_IDS,
+    POOL,
+    POSITIONS,
+    SMOOTHING,
+)
 
 _MICROSOFT = "com.microsoft"
 
@@ -40,21 +49,20 @@ def build_bert(
         normalise: whether rows get unit length.
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
         packed: whether it takes packed texts, see `specs.POOL`; their pooling is an input.
+            In fp16 there are none: texts of any lengths are padded, see `specs.PADDED_IDS`.
         ranges: for int8, what `measure_ranges` found.
     """
     if precision == "int8":
         graph: _Graph = _Int8Graph(packed, ranges or {})
     else:
-        graph = (_HalfGraph if precision == "fp16" else _Graph)(packed)
-    x = graph.embed(model)
-    state = graph.norm(x, model.norm, model.epsilon)
+        graph = _HalfGraph() if precision == "fp16" else _Graph(packed)
+    state = graph.embed(model)
     for i, layer in enumerate(model.layers):
         context = graph.attention(state, layer.query, layer.key, layer.value, model.heads, f"{i}.")
-        y = graph.product(context, layer.out, f"{i}.out")
-        state = graph.norm(graph.op("Add", y, state.x), layer.out_norm, model.epsilon)
+        state = graph.joined(context, layer.out, state, layer.out_norm, f"{i}.out")
         (wide,) = graph.products(state, [layer.up], f"{i}.up")
-        y = graph.product(graph.op("Gelu", wide), layer.down, f"{i}.down")
-        state = graph.norm(graph.op("Add", y, state.x), layer.down_norm, model.epsilon)
+        wide = graph.op("Gelu", wide)
+        state = graph.joined(wide, layer.down, state, layer.down_norm, f"{i}.down")
     graph.pool(state.x, pooling, normalise)
     return graph.model(model.dim)
 
@@ -71,7 +79,9 @@ class _Graph:
     """A float32 graph under construction: values are known by name, and every name is new."""
 
     dtype: npt.DTypeLike = np.float32
+    ids = INPUT_IDS
     width: int
+    epsilon: float
 
     def __init__(self, packed: bool) -> None:
         self.packed = packed
@@ -97,8 +107,12 @@ class _Graph:
     def integers(self, *values: int) -> str:
         return self.constant(values, np.int64)
 
-    def embed(self, model: Bert) -> str:
-        self.width = model.dim
+    def embed(self, model: Bert) -> _Normed:
+        """The normalised sum of each token's word and position."""
+        self.width, self.epsilon = model.dim, model.epsilon
+        return self.norm(self._embedded(model), model.norm)
+
+    def _embedded(self, model: Bert) -> str:
         words = self.op("Gather", self.constant(model.words), INPUT_IDS)
         if self.packed:
             positions = self.op("Gather", self.constant(model.positions), POSITIONS)
@@ -108,11 +122,11 @@ class _Graph:
         positions = self.op("Slice", self.constant(model.positions), zero, length, zero)
         return self.op("Add", words, positions)
 
-    def norm(self, x: str, norm: Norm, epsilon: float) -> _Normed:
+    def norm(self, x: str, norm: Norm) -> _Normed:
         columns = self.integers(-1)
         centred = self.op("Sub", x, self.op("ReduceMean", x, columns))
         variance = self.op("ReduceMean", self.op("Mul", centred, centred), columns)
-        deviation = self.op("Sqrt", self.op("Add", variance, self.constant(epsilon)))
+        deviation = self.op("Sqrt", self.op("Add", variance, self.constant(self.epsilon)))
         plain = self.op("Mul", centred, self.op("Reciprocal", deviation))
         scaled = self.op("Mul", plain, self.constant(norm.gamma))
         return _Normed(plain, self.op("Add", scaled, self.constant(norm.beta)), norm)
@@ -132,10 +146,12 @@ class _Graph:
         y = self.op("MatMul", x, self.constant(dense.weight))
         return self.op("Add", y, self.constant(dense.bias))
 
+    def joined(self, x: str, dense: Dense, state: _Normed, norm: Norm, site: str) -> _Normed:
+        """The end of half a layer: a product, added to what went in, and normalised."""
+        return self.norm(self.op("Add", self.product(x, dense, site), state.x), norm)
+
     def pool(self, x: str, pooling: str, normalise: bool) -> None:
         """Leave an embedding of each text, float32, under the output's name."""
-        if self.dtype != np.float32:
-            x = self.op("Cast", x, to=1)
         if self.packed:
             shape = self.integers(-1, self.width)
             pooled = self.op("Reshape", self.op("MatMul", POOL, x), shape)
@@ -154,7 +170,7 @@ class _Graph:
 
         integers, floats = TensorProto.INT32, TensorProto.FLOAT
         value = helper.make_tensor_value_info
-        inputs = [value(INPUT_IDS, integers, ["batch", "sequence"])]
+        inputs = [value(self.ids, integers, ["batch", "sequence"])]
         if self.packed:
             inputs += [
                 value(POSITIONS, integers, ["batch", "sequence"]),
@@ -172,15 +188,82 @@ class _Graph:
 
 
 class _HalfGraph(_Graph):
-    """float16 throughout, but for the sums of layer normalisation and everything after pooling."""
+    """float16 throughout, but for sums within a kernel and everything from pooling on.
+
+    It is shaped by what costs on a GPU, launches and passes over the activations: query, key and
+    value are one product, a product's bias and what is added to it are taken in by the kernel that
+    comes next. Texts of different lengths share a run, as a run costs more than its padding.
+    """
 
     dtype = np.float16
+    ids = PADDED_IDS
+    there: str
+    mask: str
 
-    def norm(self, x: str, norm: Norm, epsilon: float) -> _Normed:
-        gamma, beta = self.constant(norm.gamma), self.constant(norm.beta)
-        # stash_type 1: mean and variance in float32
-        y = self.op("LayerNormalization", x, gamma, beta, axis=-1, epsilon=epsilon, stash_type=1)
+    def __init__(self) -> None:
+        super().__init__(packed=False)
+
+    def embed(self, model: Bert) -> _Normed:
+        self.width, self.epsilon = model.dim, model.epsilon
+        length, rows = self._shape(1), self._shape(0)
+        zero, one = self.integers(0), self.integers(1)
+        self.there = self.op("Cast", self.ids, to=9)  # whether it is a token, as bool
+        # Nothing looks at what is no token: this is added to the score of each pair.
+        barred = self.constant(np.finfo(np.float16).min)
+        mask = self.op("Where", self.there, self.constant(0), barred)
+        mask = self.op("Unsqueeze", mask, self.integers(1, 2))
+        self.mask = self.op("Expand", mask, self.op("Concat", rows, one, length, length, axis=0))
+        nothing = np.zeros_like(model.words[:1])
+        words = self.op("Gather", self.constant(np.concatenate([nothing, model.words])), self.ids)
+        positions = self.op("Slice", self.constant(model.positions), zero, length, zero)
+        return self._normed([words, positions], model.norm)
+
+    def attention(
+        self, state: _Normed, query: Dense, key: Dense, value: Dense, heads: int, layer: str
+    ) -> str:
+        weight, bias = (
+            self.constant(np.concatenate(parts, axis=-1))
+            for parts in zip(query, key, value, strict=True)
+        )
+        inputs = (state.x, weight, bias, "", "", self.mask)
+        return self.op("Attention", *inputs, domain=_MICROSOFT, num_heads=heads)
+
+    def joined(self, x: str, dense: Dense, state: _Normed, norm: Norm, site: str) -> _Normed:
+        y = self.op("MatMul", x, self.constant(dense.weight))
+        return self._normed([y, state.x], norm, dense.bias)
+
+    def _normed(self, terms: list[str], norm: Norm, bias: Array | None = None) -> _Normed:
+        """The normalised sum of two terms and a bias, in one kernel; its statistics are float32."""
+        learnt = [norm.gamma, norm.beta] + ([] if bias is None else [bias])
+        y = self.op(
+            "SkipLayerNormalization",
+            *(*terms, *(self.constant(value) for value in learnt)),
+            domain=_MICROSOFT,
+            epsilon=self.epsilon,
+        )
         return _Normed(y, y, norm)
+
+    def pool(self, x: str, pooling: str, normalise: bool) -> None:
+        last = self.integers(-1)
+        if pooling == "cls":
+            pooled = self.op("Cast", self.op("Gather", x, self.constant(0, np.int64), axis=1), to=1)
+        else:
+            # Sums over tokens are products: a reduction would be several launches, by cuDNN.
+            tokens = self.op("Unsqueeze", self.op("Cast", self.there, to=1), last)
+            pooled = self._sum(self.op("Cast", x, to=1), tokens, last)
+            if not normalise:  # which undoes any factor
+                pooled = self.op("Div", pooled, self._sum(tokens, tokens, last))
+        if normalise:
+            self.op("LpNormalization", pooled, axis=-1, p=2)
+        self.nodes[-1].output[0] = EMBEDDINGS
+
+    def _sum(self, x: str, tokens: str, last: str) -> str:
+        """x (batch, sequence, columns) summed over tokens: (batch, columns)."""
+        across = self.op("Transpose", x, perm=[0, 2, 1])  # which the product takes in
+        return self.op("Squeeze", self.op("MatMul", across, tokens), last)
+
+    def _shape(self, axis: int) -> str:
+        return self.op("Shape", self.ids, start=axis, end=axis + 1)
 
 
 class _Int8Graph(_Graph):

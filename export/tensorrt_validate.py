@@ -16,7 +16,7 @@ from granalign_fast.session import Session
 
 from .llm_validate import compare_values
 from .sentences import VALIDATION
-from .specs import EMBEDDINGS, ENGINE_PRECISIONS, INPUT_IDS, PIXEL_VALUES
+from .specs import EMBEDDINGS, ENGINE_PRECISIONS, INPUT_IDS, PADDED_IDS, PIXEL_VALUES
 from .validate import compare, refuse
 from .vlm_specs import FRAMES, IMAGE_EMBEDS, VISION_ENGINES
 
@@ -71,7 +71,7 @@ def sample_inputs(graph: Path) -> list[Arrays]:
         GranAlignError: the graph takes something else.
     """
     inputs = read_inputs(graph)
-    if INPUT_IDS in inputs:
+    if {INPUT_IDS, PADDED_IDS} & inputs.keys():
         return _texts(graph, set(inputs))
     for name, shape in inputs.items():
         sizes = [size for size in shape[1:] if isinstance(size, int)]
@@ -90,6 +90,9 @@ def _texts(graph: Path, names: set[str]) -> list[Arrays]:
         ids = np.array([tokens[i] for i in batch], np.int32)
         if names == {INPUT_IDS}:
             cases.append({INPUT_IDS: ids})
+            continue
+        if names == {PADDED_IDS}:
+            cases.append({PADDED_IDS: ids + 1})
             continue
         wide = ids.astype(np.int64)  # optimum's graphs
         arrays: Arrays = {

@@ -1,4 +1,4 @@
-"""Sentences to embeddings: no torch, no padding, every text embedded once."""
+"""Sentences to embeddings: no torch, every text embedded once, on a CPU without padding."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from .embedding import (
     tokenise,
 )
 from .errors import GranAlignError
-from .export.specs import PACKED_GRAPH, POOL
+from .export.specs import PACKED_GRAPH, PADDED_IDS, POOL
 from .models import SentenceManifest, fingerprint, resolve_model
 from .onnx_run import GATE
 from .place import Array, Place
 from .session import Device
 from .text_packing import batches as packed_batches
 from .text_packing import packed
+from .text_padding import batches as padded_batches
+from .text_padding import padded
 
 # Texts tokenised at a time: bounds memory, and leaves enough of each length to fill batches.
 _WINDOW = 16384
@@ -77,6 +79,7 @@ class SentenceEncoder(ExportedEncoder[SentenceManifest]):
         super().__init__(folder, manifest, [graph], device=device, threads=threads)
         (self._session,) = self._sessions
         self._packs = POOL in self._session.inputs
+        self._pads = self._session.inputs == (PADDED_IDS,)
         if wanted.kind != "cpu":
             self._workers = 1
 
@@ -125,10 +128,10 @@ class SentenceEncoder(ExportedEncoder[SentenceManifest]):
                 return place.put(found)
         unique, row_of = distinct(texts)
         tokens = tokenise(self._tokenizer, unique)
-        batches = equal_length_batches(tokens, self._batch_tokens)
+        batches = self._batches(tokens)
         with place.here():
             with GATE.run():  # what allocates must not meet a capture; runs see to that themselves
-                ids = [place.put(np.array([tokens[i] for i in b], np.int32)) for b in batches]
+                ids = [place.put(self._ids([tokens[i] for i in batch])) for batch in batches]
             parts = [self._run(batch) for batch in ids]
             with GATE.run():
                 rows = place.xp.concatenate(parts).astype(np.float32, copy=False)
@@ -147,27 +150,35 @@ class SentenceEncoder(ExportedEncoder[SentenceManifest]):
 
         def run(batch: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
             own = [tokens[i - start] for i in batch]
-            rows[batch] = (
-                self._run_packed(own) if self._packs else self._run(np.array(own, np.int32))
-            )
+            rows[batch] = self._run_packed(own) if self._packs else self._run(self._ids(own))
             return batch
 
         with ThreadPoolExecutor(self._workers) as pool:
             for start in range(0, len(texts), _WINDOW):
                 tokens = tokenise(self._tokenizer, texts[start : start + _WINDOW])
-                if self._packs:
-                    batches = packed_batches(tokens, self._batch_tokens, self._workers)
-                else:
-                    batches = equal_length_batches(tokens, self._batch_tokens)
-                todo = [batch + start for batch in batches]
+                todo = [batch + start for batch in self._batches(tokens)]
                 yield from pool.map(run, todo) if len(todo) > 1 else map(run, todo)
+
+    def _batches(self, tokens: list[list[int]]) -> list[npt.NDArray[np.int64]]:
+        if self._packs:
+            return packed_batches(tokens, self._batch_tokens, self._workers)
+        if self._pads:
+            lengths = [len(ids) for ids in tokens]
+            return padded_batches(lengths, self._batch_tokens, self.manifest.max_tokens)
+        return equal_length_batches(tokens, self._batch_tokens)
+
+    def _ids(self, tokens: list[list[int]]) -> npt.NDArray[np.int32]:
+        """Texts of one batch as a graph without packing takes them."""
+        if self._pads:
+            return padded(tokens, self.manifest.max_tokens)
+        return np.array(tokens, np.int32)
 
     def _run_packed(self, tokens: list[list[int]]) -> Array:
         return self._session(**packed(tokens, self.manifest.pooling))["embeddings"]
 
     def _run(self, ids: Array) -> Array:
-        if self._session.inputs == ("input_ids",):
-            return self._session(input_ids=ids)["embeddings"]
+        if len(self._session.inputs) == 1:
+            return self._session(**{self._session.inputs[0]: ids})["embeddings"]
         # A graph of optimum's wants more, which for texts without padding is always the same.
         with GATE.run():
             wide = ids.astype(np.int64)
@@ -185,10 +196,14 @@ def _exported(
     """The cached export of a raw model, made now if there is none."""
     from .cache import default_cache
     from .export.sentence_encoder import SentenceModel, export_sentence_encoder
+    from .export.specs import PRECISIONS
+    from .export.validate import check_precision
 
+    check_precision(precision)
     model = SentenceModel.read(folder)
     cache = Path(cache_dir) if cache_dir is not None else default_cache()
-    out = cache / fingerprint(model.sha256, precision)
+    # An earlier graph's embeddings are the same to within the precision, and so is their name.
+    out = cache / (fingerprint(model.sha256, precision) + PRECISIONS[precision].graph)
     if not (out / "manifest.json").is_file():
         try:
             export_sentence_encoder(source, out, precision=precision)

@@ -15,6 +15,7 @@ from typing import Any
 
 import fake_cupy
 import numpy as np
+import onnx
 import pytest
 from tiny_bert import write_tiny_bert
 from tiny_clip import write_random_clip
@@ -205,6 +206,8 @@ def test_an_encoder_is_one_launch(tmp_path: Path, asked: Asked, precision: str) 
         source, precision=precision, device="cuda", cache_dir=tmp_path / "cache"
     )
     texts, place = ["a b c", "d e f", "a c e"], Place.of("cuda")
+    if precision == "fp16":
+        texts += ["a", "", "a b c d e f g", "a b"]  # whose lengths are padded to one
     run = encoder._session._run
     for _ in range(2):
         encoder.encode_on(texts, place)
@@ -252,6 +255,26 @@ def test_a_tower_is_one_launch(
         assert sum("flash_fwd" in line for line in made[3]) == 3 + pooling
         slow = ("softmax", "attention_kernel", "transpose")
         assert not [line for line in made[3] if any(name in line.lower() for name in slow)]
+
+
+def test_launches_of_an_encoder(tmp_path: Path, asked: Asked) -> None:
+    """Of a layer, besides its four products: scores in one kernel, sums and norms in one each."""
+    found = []
+    for layers in (1, 2):
+        source = write_tiny_bert(tmp_path / f"tiny{layers}", num_hidden_layers=layers)
+        encoder = SentenceEncoder(
+            source, precision="fp16", device="cuda", cache_dir=tmp_path / "cache"
+        )
+        graph = onnx.load(encoder._session.path).graph
+        products = [node for node in graph.node if node.op_type in ("MatMul", "Attention")]
+        assert len(products) == 4 * layers + 1, "and one of pooling"
+        for _ in range(2):
+            encoder.encode_on(["a b c", "d"], Place.of("cuda"))
+        found.append(captured(asked()))
+    one, two = found
+    assert len(two) - len(one) <= 5 and len(one) <= 15
+    efficient = [line for line in two if "attention_kernel" in line]
+    assert len(efficient) == 2 and "Softmax" not in "".join(two)
 
 
 def test_what_cannot_be_captured_goes_on(
