@@ -26,6 +26,10 @@ _SLOTS = 64
 """Shapes that are captured; a batch size and a length of text are a shape. Later ones run plainly:
 ONNX Runtime's CUDA provider has no way to forget a graph."""
 
+_FEW_TEXTS = 16
+"""Rows of texts that a run takes as long for as for one: some 400 tokens are a fraction of a wave
+on a GPU, and the launches are the same."""
+
 
 class _Slot(NamedTuple):
     """One shape: its buffers, and the runs that are bound to them."""
@@ -46,7 +50,7 @@ class GraphRun:
     Args:
         name: of the model, for messages.
         session: an `onnxruntime.InferenceSession` with ``enable_cuda_graph``.
-        batches: sizes of runs, ascending, the first 1.
+        batches: sizes of runs, ascending.
         place: of the buffers, without a stream: ONNX Runtime captures on its own.
         plainly: makes a session without graphs, for when capturing fails.
 
@@ -199,4 +203,8 @@ def fixed_batches(manifest: Mapping[str, Any], graph: str) -> tuple[int, ...] | 
     from .export.specs import ENGINE_GRAPHS
 
     specs = ENGINE_GRAPHS.get(str(manifest.get("kind")), ())
-    return next((spec.batches for spec in specs if spec.file == graph), None)
+    for spec in specs:
+        if spec.file == graph:
+            least = 1 if spec.tokens is None else _FEW_TEXTS
+            return tuple(batch for batch in spec.batches if batch >= least)
+    return None

@@ -59,11 +59,12 @@ def runs(rows: int, batches: Sequence[int]) -> list[tuple[int, int]]:
 
     The largest batches come first. What is left goes into the smallest batch that holds it if that
     is at least half full, and otherwise into smaller ones: so less than half of any run is wasted,
-    and there is at most one run of each size but the largest.
+    and there is at most one run of each size but the largest. What is less than the least size is
+    one run of it.
 
     Args:
         rows: of the request.
-        batches: sizes in ascending order; the first is 1.
+        batches: sizes in ascending order.
 
     Returns:
         For each run the rows that it takes and its batch size, of which the rest is filled up.
@@ -72,11 +73,13 @@ def runs(rows: int, batches: Sequence[int]) -> list[tuple[int, int]]:
     [(64, 64), (64, 64), (16, 16), (4, 4), (2, 4)]
     >>> runs(40, (1, 4, 16, 64))
     [(40, 64)]
+    >>> runs(21, (16, 64))
+    [(16, 16), (5, 16)]
     """
     found = []
     while rows > 0:
         holding = next((batch for batch in batches if batch >= rows), None)
-        if holding is not None and 2 * rows >= holding:
+        if holding is not None and (2 * rows >= holding or holding == batches[0]):
             found.append((rows, holding))
             break
         batch = max(batch for batch in batches if batch <= rows)
