@@ -3,11 +3,14 @@
 All that depends on the size alone is a constant. Most layers attend within windows of the frame,
 and at its right and lower edge windows are cut off: tokens are sorted so that windows of equal size
 lie side by side, and each size is a batch of its own. So there is neither mask nor padding.
+
+In fp16, for a GPU, a product's bias, what it is added to and the norm of that are one launch.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +21,7 @@ from .vlm_specs import FRAMES, IMAGE_EMBEDS, PIXEL_VALUES, VISION_EPSILON, VISIO
 from .weights import Float32, TensorFile
 
 Order = npt.NDArray[np.int64]
+_MICROSOFT = "com.microsoft"
 
 
 def window_order(grid: tuple[int, int], edge: int) -> tuple[Order, list[tuple[int, int]]]:
@@ -42,6 +46,14 @@ def window_order(grid: tuple[int, int], edge: int) -> tuple[Order, list[tuple[in
     return order, [(len(windows), size) for size, windows in by_size.items()]
 
 
+class _State(NamedTuple):
+    """A sum that is not taken yet: x and perhaps a product, and the name of that one's bias."""
+
+    x: str
+    more: str = ""
+    bias: str = ""
+
+
 class VisionGraph(GraphBuilder):
     """Builds the graph; weights go to a `TensorFile` that both entries share.
 
@@ -61,6 +73,7 @@ class VisionGraph(GraphBuilder):
         self.shape, self.pixels = source.vision, source.pixels
         self.image_size, self.grid = source.image_size, source.grid
         self.frames = frames
+        self.fused = precision == "fp16"
         self.unit = self.shape.merge**2  # patches of a token
         self.tokens = self.grid[0] * self.grid[1]
         self.patches = self.tokens * self.unit
@@ -71,9 +84,10 @@ class VisionGraph(GraphBuilder):
         """The `onnx.ModelProto`, whose large tensors lie in the `TensorFile`."""
         x = self._from_frames() if self.frames else self._from_patches()
         self._rotation(x)
+        state = _State(x)
         for layer in range(self.shape.layers):
-            x = self._layer(x, layer)
-        self._merge(x)
+            state = self._layer(state, layer)
+        self._merge(state)
         embeds = self._value(IMAGE_EMBEDS, self.dtype, "batch", self.tokens, self.shape.out)
         return self._model("vision", [self._input()], [embeds])
 
@@ -157,9 +171,9 @@ class VisionGraph(GraphBuilder):
         angles = [place.astype(np.float32) * frequencies for place in places]
         return np.concatenate(angles, axis=1, dtype=np.float32)
 
-    def _layer(self, x: str, layer: int) -> str:
+    def _layer(self, state: _State, layer: int) -> _State:
         prefix = f"visual.blocks.{layer}"
-        normed = self._norm(x, f"{prefix}.norm1.weight", VISION_EPSILON)
+        x, normed = self._sum(state, f"{prefix}.norm1.weight")
         parts = [f"{name}.{layer}" for name in ("query", "key", "value")]
         self._add(
             "Split", [self._linear(normed, f"{prefix}.attn.qkv")], parts, axis=-1, num_outputs=3
@@ -168,9 +182,30 @@ class VisionGraph(GraphBuilder):
         attended = self._attention(
             [self._rotated(query), self._rotated(key), value], layer in self.shape.full_layers
         )
-        x = self._op("Add", x, self._linear(attended, f"{prefix}.attn.proj"))
-        normed = self._norm(x, f"{prefix}.norm2.weight", VISION_EPSILON)
-        return self._op("Add", x, self._gated(normed, f"{prefix}.mlp"))
+        more = self._product(attended, f"{prefix}.attn.proj.weight")
+        state = _State(x, more, f"{prefix}.attn.proj.bias")
+        x, normed = self._sum(state, f"{prefix}.norm2.weight")
+        gate = self._silu(self._linear(normed, f"{prefix}.mlp.gate_proj"))
+        wide = self._op("Mul", gate, self._linear(normed, f"{prefix}.mlp.up_proj"))
+        more = self._product(wide, f"{prefix}.mlp.down_proj.weight")
+        return _State(x, more, f"{prefix}.mlp.down_proj.bias")
+
+    def _sum(self, state: _State, weight: str) -> tuple[str, str]:
+        """What a state stands for, and that normalised."""
+        x, more, bias = state
+        if self.fused and more:
+            summed, normed = f"sum.{len(self.nodes)}", f"normed.{len(self.nodes)}"
+            self._add(
+                "SkipSimplifiedLayerNormalization",
+                [more, x, self._tensor(weight), self._tensor(bias)],
+                [normed, "", "", summed],
+                domain=_MICROSOFT,
+                epsilon=VISION_EPSILON,
+            )
+            return summed, normed
+        if more:
+            x = self._op("Add", x, self._op("Add", more, self._tensor(bias)))
+        return x, self._norm(x, weight, VISION_EPSILON)
 
     def _rotated(self, x: str) -> str:
         return self._op("RotaryEmbedding", x, self.cosine, self.sine, num_heads=self.shape.heads)
@@ -196,17 +231,17 @@ class VisionGraph(GraphBuilder):
         """Query, key and value of the windows of each size."""
         if len(self.windows) == 1:
             return [parts]
-        lengths = self._constant("lengths", [count * size for count, size in self.windows])
-        found = []
-        for part in parts:
-            outputs = [f"{part}.of.{size}" for _, size in self.windows]
-            self._add("Split", [part, lengths], outputs, axis=1)
-            found.append(outputs)
-        return [list(group) for group in zip(*found, strict=True)]
+        # Not split: that brings lengths from the host on CUDA, which no CUDA graph can repeat.
+        edges = np.cumsum([0, *(count * size for count, size in self.windows)])
+        places = [
+            self._constant(f"windows.from.{start}", np.arange(start, end))
+            for start, end in itertools.pairwise(edges.tolist())
+        ]
+        return [[self._op("Gather", part, place, axis=1) for part in parts] for place in places]
 
-    def _merge(self, x: str) -> None:
+    def _merge(self, state: _State) -> None:
         """Join the patches of a token, and leave tokens row by row under the output's name."""
-        x = self._norm(x, "visual.merger.ln_q.weight", VISION_EPSILON)
+        _, x = self._sum(state, "visual.merger.ln_q.weight")
         x = self._op("Reshape", x, self._constant("joined", [0, self.tokens, -1]))
         x = self._op("Gelu", self._linear(x, "visual.merger.mlp.0"))
         x = self._linear(x, "visual.merger.mlp.2")

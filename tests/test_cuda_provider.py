@@ -21,12 +21,13 @@ from tiny_bert import write_tiny_bert
 from tiny_clip import write_random_clip
 from tiny_llm import CONFIGS, LLAMA, RAGGED, extension_of, prompts_of, write_unchecked
 from tiny_vlm import CONFIGS as VLM_CONFIGS
-from tiny_vlm import IMAGE, frames_of, write_unchecked_vlm
+from tiny_vlm import IMAGE, IMAGE_SIZE, PUBLISHED, VISION, frames_of, write_unchecked_vlm
 
 from granalign_fast.cuda_graphs import GraphRun
 from granalign_fast.device import CUDA
 from granalign_fast.encoders import SentenceEncoder
 from granalign_fast.export.llm_specs import LLM_PRECISIONS
+from granalign_fast.export.vlm_specs import VISION_GRAPH
 from granalign_fast.generation import CausalLM
 from granalign_fast.node_profile import strays
 from granalign_fast.place import Place
@@ -275,6 +276,30 @@ def test_launches_of_an_encoder(tmp_path: Path, asked: Asked) -> None:
     assert len(two) - len(one) <= 5 and len(one) <= 15
     efficient = [line for line in two if "attention_kernel" in line]
     assert len(efficient) == 2 and "Softmax" not in "".join(two)
+
+
+# Two windows of unequal size are cut out of query, key and value, and joined again.
+@pytest.mark.parametrize(("size", "most"), [((112, 224), 11), (IMAGE_SIZE, 19)])
+def test_launches_of_a_vision_tower(
+    tmp_path: Path, asked: Asked, size: tuple[int, int], most: int
+) -> None:
+    """Of a layer with windows, besides its five products; a CUDA graph has no part of the host."""
+    found = []
+    for depth in (2, 3):
+        vision = VISION | {"depth": depth, "fullatt_block_indexes": [0]}
+        config = PUBLISHED | {"vision_config": vision}
+        folder = tmp_path / str(depth)
+        folder.mkdir()
+        out = write_unchecked_vlm(folder, config, precision="fp16", image_size=size)
+        session = Session(out / VISION_GRAPH, device="cuda")
+        for _ in range(2):
+            session(frames=frames_of(1, size))
+        assert session.captured_graphs == 1
+        found.append(captured(asked()))
+    less, more = found
+    assert 0 < len(more) - len(less) <= most
+    flash = [line for line in more if "flash_fwd" in line]
+    assert len(flash) == (3 if most == 11 else 5) and "Softmax" not in "".join(more)
 
 
 def test_what_cannot_be_captured_goes_on(
