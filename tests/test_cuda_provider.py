@@ -200,24 +200,6 @@ def test_captions_are_steps(tmp_path: Path, asked: Asked) -> None:
     assert graphs == [f"graph on stream  {model.place.stream.ptr}"] * 5
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_an_encoder_is_one_launch(tmp_path: Path, asked: Asked, precision: str) -> None:
-    source = write_tiny_bert(tmp_path / "tiny")
-    encoder = SentenceEncoder(
-        source, precision=precision, device="cuda", cache_dir=tmp_path / "cache"
-    )
-    texts, place = ["a b c", "d e f", "a c e"], Place.of("cuda")
-    if precision == "fp16":
-        texts += ["a", "", "a b c d e f g", "a b"]  # whose lengths are padded to one
-    run = encoder._session._run
-    for _ in range(2):
-        encoder.encode_on(texts, place)
-    assert isinstance(run, GraphRun)
-    assert captured(asked()) and run.refused is None and run.captured == 1
-    encoder.encode_on(texts, place)
-    assert [line.split()[0] for line in kernels(asked())] == ["graph"]
-
-
 TOWER_INPUTS = {
     "image": {"pixel_values": np.zeros((3, 3, 37, 37), np.float32)},
     "text": {"input_ids": np.ones((3, 9), np.int32)},
@@ -300,6 +282,24 @@ def test_launches_of_a_vision_tower(
     assert 0 < len(more) - len(less) <= most
     flash = [line for line in more if "flash_fwd" in line]
     assert len(flash) == (3 if most == 11 else 5) and "Softmax" not in "".join(more)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_encoder_is_one_launch(tmp_path: Path, asked: Asked, precision: str) -> None:
+    source = write_tiny_bert(tmp_path / "tiny")
+    encoder = SentenceEncoder(
+        source, precision=precision, device="cuda", cache_dir=tmp_path / "cache"
+    )
+    texts, place = ["a b c", "d e f", "a c e"], Place.of("cuda")
+    if precision == "fp16":
+        texts += ["a", "", "a b c d e f g", "a b"]  # whose lengths are padded to one
+    run = encoder._session._run
+    for _ in range(2):
+        encoder.encode_on(texts, place)
+    assert isinstance(run, GraphRun)
+    assert captured(asked()) and run.refused is None and run.captured == 1
+    encoder.encode_on(texts, place)
+    assert [line.split()[0] for line in kernels(asked())] == ["graph"]
 
 
 def test_what_cannot_be_captured_goes_on(
