@@ -23,7 +23,7 @@ text; float32 (sequence, sequence), 0 between tokens of one text and minus infin
 float32 (batch, texts, sequence), by which the tokens of each text are summed to its embedding. It
 gives (batch * texts, dim)."""
 PACKED_GRAPH = "packed.onnx"
-"""The graph of packed texts, for the CPU; on a GPU a mask would keep attention from its best."""
+"""The graph of packed texts, for the CPU; a GPU's graph takes `PADDED_IDS`."""
 PIXEL_VALUES = "pixel_values"
 """float32 (batch, 3, height, width): what the model's own image processor makes of frames."""
 

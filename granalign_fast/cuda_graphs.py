@@ -204,7 +204,10 @@ def fixed_batches(manifest: Mapping[str, Any], graph: str) -> tuple[int, ...] | 
 
     specs = ENGINE_GRAPHS.get(str(manifest.get("kind")), ())
     for spec in specs:
+        if spec.file == graph and spec.tokens is not None:
+            # One size more than TensorRT, to which each is minutes of building.
+            sizes = (*spec.batches, 4 * spec.batches[-1])
+            return tuple(size for size in sizes if size >= _FEW_TEXTS)
         if spec.file == graph:
-            least = 1 if spec.tokens is None else _FEW_TEXTS
-            return tuple(batch for batch in spec.batches if batch >= least)
+            return spec.batches
     return None

@@ -54,13 +54,16 @@ Profile = dict[str, Bounds]
 """Bounds of every input; in TensorRT's words, an optimisation profile."""
 
 
+_WASTED = 128
+"""Rows: beyond that another run's launches cost less than its wasted rows."""
+
+
 def runs(rows: int, batches: Sequence[int]) -> list[tuple[int, int]]:
     """Cut a request into runs of the given batch sizes.
 
     The largest batches come first. What is left goes into the smallest batch that holds it if that
-    is at least half full, and otherwise into smaller ones: so less than half of any run is wasted,
-    and there is at most one run of each size but the largest. What is less than the least size is
-    one run of it.
+    is at least half full, with no more than `_WASTED` rows wasted, and otherwise into smaller ones.
+    What is less than the least size is one run of it.
 
     Args:
         rows: of the request.
@@ -79,7 +82,7 @@ def runs(rows: int, batches: Sequence[int]) -> list[tuple[int, int]]:
     found = []
     while rows > 0:
         holding = next((batch for batch in batches if batch >= rows), None)
-        if holding is not None and (2 * rows >= holding or holding == batches[0]):
+        if holding is not None and (holding == batches[0] or holding - rows <= min(rows, _WASTED)):
             found.append((rows, holding))
             break
         batch = max(batch for batch in batches if batch <= rows)

@@ -8,6 +8,7 @@ multiples of eight, as ONNX Runtime's memory-efficient attention wants them wher
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -30,8 +31,9 @@ def batches(lengths: Sequence[int], budget: int, longest: int) -> list[npt.NDArr
         budget: tokens of a run, filled up.
         longest: the model's greatest length.
     """
-    order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
-    widths = np.array([_width(lengths[i], longest) for i in order], np.int64)
+    own = np.asarray(lengths, np.int64)
+    order = np.argsort(-own, kind="stable")
+    widths = _width(own[order], longest)
     starts = sorted({0, *(np.flatnonzero(np.diff(widths)) + 1).tolist(), len(order)})
     # The least cost of all texts from each start on, and where the next width should begin.
     least, following = {len(order): 0}, dict[int, int]()
@@ -60,13 +62,15 @@ def padded(tokens: Sequence[Sequence[int]], longest: int) -> npt.NDArray[np.int3
         longest: the model's greatest length.
     """
     lengths = np.array([len(ids) for ids in tokens])
-    rows = np.zeros((len(tokens), _width(int(lengths.max()), longest)), np.int32)
-    rows[np.arange(rows.shape[1]) < lengths[:, None]] = np.concatenate(tokens) + 1
+    rows = np.zeros((len(tokens), _width(lengths, longest).max()), np.int32)
+    ids = np.fromiter(itertools.chain.from_iterable(tokens), np.int32, lengths.sum())
+    rows[np.arange(rows.shape[1]) < lengths[:, None]] = ids + 1
     return rows
 
 
-def _width(length: int, longest: int) -> int:
-    return min(math.ceil(length / _STEP) * _STEP, longest)
+def _width(lengths: npt.NDArray[np.int64], longest: int) -> npt.NDArray[np.int64]:
+    """What texts of these lengths are filled up to."""
+    return np.minimum(-(-lengths // _STEP) * _STEP, longest)
 
 
 def _rows(budget: int, width: int) -> int:

@@ -58,7 +58,7 @@ def cost(batches: list[list[int]], budget: int) -> int:
     return total
 
 
-@pytest.mark.parametrize("budget", [512, 16384])
+@pytest.mark.parametrize("budget", [512, 32768])
 @pytest.mark.parametrize(
     "lengths",
     [[5], [24] * 70, [11, 14, 19, 19, 22, 23], [3] * 900 + [250], [250] * 90 + [9] * 300 + [30]],
