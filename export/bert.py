@@ -254,7 +254,10 @@ class _HalfGraph(_Graph):
             if not normalise:  # which undoes any factor
                 pooled = self.op("Div", pooled, self._sum(tokens, tokens, last))
         if normalise:
-            self.op("LpNormalization", pooled, axis=-1, p=2)
+            # Unit length in one launch: each value by the root of the mean square, and of how many.
+            scale = self.constant(np.full(self.width, self.width**-0.5), np.float32)
+            tiny = 1e-24 / self.width  # 0 stays 0
+            self.op("RMSNormalization", pooled, scale, axis=-1, epsilon=tiny)
         self.nodes[-1].output[0] = EMBEDDINGS
 
     def _sum(self, x: str, tokens: str, last: str) -> str:
