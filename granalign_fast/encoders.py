@@ -30,6 +30,9 @@ from .text_padding import padded
 
 # Texts tokenised at a time: bounds memory, and leaves enough of each length to fill batches.
 _WINDOW = 16384
+_GPU_WINDOW = 4096
+"""On a GPU the texts of one window are tokenised while those of the one before are embedded, which
+takes about as long."""
 
 
 class SentenceEncoder(ExportedEncoder[SentenceManifest]):
@@ -154,10 +157,28 @@ class SentenceEncoder(ExportedEncoder[SentenceManifest]):
             return batch
 
         with ThreadPoolExecutor(self._workers) as pool:
-            for start in range(0, len(texts), _WINDOW):
-                tokens = tokenise(self._tokenizer, texts[start : start + _WINDOW])
+            for start, tokens in self._tokenised(texts):
                 todo = [batch + start for batch in self._batches(tokens)]
                 yield from pool.map(run, todo) if len(todo) > 1 else map(run, todo)
+
+    def _tokenised(self, texts: list[str]) -> Iterator[tuple[int, list[list[int]]]]:
+        """Window by window: where it starts, and its texts' tokens."""
+        size = _WINDOW if self._gpu is None else _GPU_WINDOW
+        starts = range(0, len(texts), size)
+
+        def read(start: int) -> list[list[int]]:
+            return tokenise(self._tokenizer, texts[start : start + size])
+
+        if self._gpu is None or len(starts) < 2:  # a CPU has nothing to do it with beside
+            yield from ((start, read(start)) for start in starts)
+            return
+        with ThreadPoolExecutor(1) as beside:
+            coming = beside.submit(read, 0)
+            for start in starts:
+                tokens = coming.result()
+                if start != starts[-1]:
+                    coming = beside.submit(read, start + size)
+                yield start, tokens
 
     def _batches(self, tokens: list[list[int]]) -> list[npt.NDArray[np.int64]]:
         if self._packs:

@@ -62,14 +62,19 @@ def test_no_texts(encoder: SentenceEncoder, texts: list[str]) -> None:
     assert rows.shape == (0, encoder.dim) and rows.dtype == np.float32
 
 
+@pytest.mark.parametrize(("window", "gpu"), [("_WINDOW", None), ("_GPU_WINDOW", 0)])
 def test_progress_counts_every_text_once(
-    encoder: SentenceEncoder, monkeypatch: pytest.MonkeyPatch
+    encoder: SentenceEncoder, monkeypatch: pytest.MonkeyPatch, window: str, gpu: int | None
 ) -> None:
-    monkeypatch.setattr(encoders, "_WINDOW", 3)
-    steps: list[int] = []
+    """On a GPU the texts that come next are tokenised meanwhile."""
     expected = encoder.encode(TEXTS)
+    monkeypatch.setattr(encoders, window, 3)
+    monkeypatch.setattr(encoder, "_gpu", gpu)
+    steps: list[int] = []
     np.testing.assert_allclose(encoder.encode(TEXTS, progress=steps.append), expected, atol=2e-6)
     assert sum(steps) == len(TEXTS) and min(steps) > 0 and len(steps) > 1
+    with pytest.raises(GranAlignError, match="not valid Unicode"):
+        encoder.encode([*"abcdefgh", "\ud800", *"ijk"])
 
 
 def test_threads_share_an_encoder(encoder: SentenceEncoder) -> None:
