@@ -19,7 +19,7 @@ from tiny_llm import CONFIGS, extension_of, write_unchecked
 from tiny_vlm import CONFIGS as VLM_CONFIGS
 from tiny_vlm import write_unchecked_vlm
 
-from granalign_fast.cuda_graphs import GraphRun
+from granalign_fast.cuda_graphs import GraphRun, fixed_batches
 from granalign_fast.encoders import SentenceEncoder
 from granalign_fast.errors import GranAlignError
 from granalign_fast.node_profile import nodes_by_provider, read_profile, strays
@@ -249,6 +249,20 @@ def test_graphs_give_what_plain_runs_give(sentences: Path, place: str) -> None:
         assert graph.pointers.keys() == {"input_ids", "embeddings"}
     assert len({p for g in session.graphs.values() for p in g.pointers.values()}) == 8
     assert len(session.threads) == 1 and threading.get_ident() not in session.threads
+
+
+@pytest.mark.parametrize(
+    ("kind", "graph", "sizes"),
+    [
+        ("sentence-encoder", "model.onnx", (16, 64, 256, 1024)),
+        ("clip", "image.onnx", (1, 4, 16, 64)),
+        ("sentence-encoder", "packed.onnx", None),
+        ("llm", "model.onnx", None),
+    ],
+)
+def test_sizes_of_runs(kind: str, graph: str, sizes: tuple[int, ...] | None) -> None:
+    """A few texts take as long as one, an image does not."""
+    assert fixed_batches({"kind": kind}, graph) == sizes
 
 
 def test_a_shape_is_captured_when_it_comes_again(sentences: Path) -> None:
