@@ -54,7 +54,7 @@ def cost(batches: list[list[int]], budget: int) -> int:
     total = 0
     for widths in batches:
         rows = 2 ** int(math.log2(max(1, budget // max(widths))))
-        total += math.ceil(len(widths) / rows) * 2048 + len(widths) * max(widths)
+        total += math.ceil(len(widths) / rows) * (budget // 16) + len(widths) * max(widths)
     return total
 
 
@@ -78,7 +78,7 @@ def test_batches_cost_the_least(lengths: list[int], budget: int) -> None:
     padded = [[math.ceil(lengths[i] / 8) * 8 for i in batch] for batch in batches]
     assert cost(padded, budget) == min(ways)
     assert all(len(own) * max(own) <= budget or len(own) == 1 for own in padded)
-    if len(lengths) < 10:
+    if len(lengths) < 10 and budget > 512:
         assert len(batches) == 1, "a query and its rewrites are one run"
 
 
