@@ -1,4 +1,8 @@
-"""What this installation can do, and what is missing; nothing is downloaded or loaded for it."""
+"""What this installation can do, and what is missing; nothing is downloaded for it.
+
+Of a GPU that is asked for it is tried out: a driver, CUDA's libraries and its headers may each be
+there and not fit.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,12 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-from .errors import GranAlignError
+from .errors import GranAlignError, MissingExtraError
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,7 @@ def examine(
         _runtimes(),
         _provider(wanted.provider, wanted.extra),
         _gpu(needed=wanted.kind != "cpu"),
+        *(_trials(device, wanted.index or 0) if wanted.kind != "cpu" else ()),
         _default_model(),
         *_models(models, recognising=config.scorer == "recognition"),
         *_exports(),
@@ -146,6 +151,24 @@ def _gpu(*, needed: bool) -> Finding:
         return Finding("GPU", f"nvidia-smi failed: {type(error).__name__}", False, remedy, needed)
     found = "; ".join((done.stdout or done.stderr).strip().splitlines())
     return Finding("GPU", found, done.returncode == 0 and bool(found), remedy, needed)
+
+
+def _trials(device: str, index: int) -> Iterator[Finding]:
+    """A model and kernels, run there."""
+    from .gpu_probe import probe_kernels, probe_session
+
+    trials: dict[str, Callable[[], str]] = {
+        f"a model on {device}": lambda: probe_session(device),
+        "kernels": lambda: probe_kernels(index),
+    }
+    remedy = "pip install 'granalign-fast[cuda]', whose extras bring CUDA's libraries and headers"
+    for what, trial in trials.items():
+        try:
+            yield Finding(what, trial(), True)
+        except MissingExtraError:  # which has a line of its own
+            continue
+        except GranAlignError as error:
+            yield Finding(what, str(error), False, remedy, needed=True)
 
 
 def _default_model() -> Finding:

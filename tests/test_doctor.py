@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 
+import fake_cupy
 import pytest
+from devices import forget_kernels
+from emulator import emulated_map
 
-from granalign_fast import cli, doctor
+from granalign_fast import cli, doctor, gpu_probe
 from granalign_fast.doctor import examine
 from granalign_fast.errors import GranAlignError
+from granalign_fast.gpu_probe import probe_session
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +115,64 @@ def test_a_gpu_is_named_with_its_driver(tmp_path, monkeypatch):
     tool.chmod(0o755)
     monkeypatch.setattr(doctor.shutil, "which", lambda name: str(tool))
     assert by_name("cuda")["GPU"].found == "NVIDIA H200, 580.1, 143771 MiB"
+
+
+@pytest.fixture
+def cupy(monkeypatch, tmp_path):
+    """CuPy's stand-in in its place, its kernels emulated."""
+    forget_kernels()
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy)
+    monkeypatch.setattr(fake_cupy.ndarray, "__module__", "cupy.core")
+    module = importlib.import_module("granalign_fast.kernels.corpus")
+    monkeypatch.setattr(module, "_attribute", lambda _: 2)
+    monkeypatch.setattr("granalign_fast.kernels.launch.encoded_map", emulated_map)
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "kernels"))
+    yield fake_cupy
+    forget_kernels()
+
+
+def test_a_gpu_is_tried_out(cupy):
+    fake_cupy.LOG.clear()
+    finding = by_name("cuda")["kernels"]
+    assert finding.ok and finding.found == "compiled for sm_90, results right"
+    assert {"run one", "run many_sm90"} <= set(fake_cupy.LOG)
+
+
+def test_kernels_that_are_wrong_or_do_not_compile(cupy, monkeypatch):
+    get_function = cupy.RawModule.get_function
+
+    def broken(self, name):
+        if name != "one":
+            return get_function(self, name)
+        raise RuntimeError("Failed to find CUDA headers.")
+
+    monkeypatch.setattr(cupy.RawModule, "get_function", broken)
+    finding = by_name("cuda")["kernels"]
+    assert not finding.ok and finding.needed and "[cuda]" in finding.remedy
+    assert finding.found == "GPU 0: Failed to find CUDA headers."
+    monkeypatch.setattr(cupy.RawModule, "get_function", get_function)
+    monkeypatch.setattr(cupy, "asnumpy", lambda array: array.get() + 1)
+    forget_kernels()
+    assert by_name("cuda")["kernels"].found == "GPU 0: 100% of what 1 queries found is wrong"
+
+
+def test_a_model_is_tried_out(monkeypatch):
+    assert probe_session("cpu") == "CPUExecutionProvider"
+    monkeypatch.setattr(gpu_probe, "probe_session", lambda device: f"{device} did it")
+    assert by_name("cuda:1")["a model on cuda:1"].found == "cuda:1 did it"
+
+    def broken(device):
+        raise GranAlignError("ONNX Runtime fell back")
+
+    monkeypatch.setattr(gpu_probe, "probe_session", broken)
+    finding = by_name("cuda")["a model on cuda"]
+    assert not finding.ok and finding.needed and finding.found == "ONNX Runtime fell back"
+
+
+def test_what_is_not_installed_is_not_tried_out(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert not {"kernels", "a model on cuda"} & by_name("cuda").keys()
+    assert not by_name("cuda")["extra [cuda]"].ok
 
 
 def test_two_runtimes_are_one_too_many(monkeypatch):
