@@ -217,7 +217,7 @@ class PlainFrames:
         """
         require(len(rows) == len(images), f"frames: {len(rows)} embeddings of {len(images)}")
         for number, (image, row) in enumerate(zip(images, rows, strict=True)):
-            pixels = self._prepare(image)[None]
-            expected = self._session.run(["embeddings"], {"pixel_values": pixels})[0][0]
+            prepared = self._prepare(image)[None]
+            expected = self._session.run(["embeddings"], {"frames": prepared})[0][0]
             off = float(np.abs(row - expected).max())
             require(off < _FRAME_TOLERANCE, f"frames: embedding {number} is {off:.0e} off")

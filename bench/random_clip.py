@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from granalign_fast.export.clip_graph import Transformer
-from granalign_fast.export.clip_towers import ImageShape, write_towers
+from granalign_fast.export.clip_towers import ImageShape, Levels, write_towers
 from granalign_fast.export.weights import GivenTensors
 from granalign_fast.models import CLIP
 
@@ -28,6 +28,12 @@ _BEFORE, _AFTER = f"{_TOWER}.pre_layrnorm", f"{_TOWER}.post_layernorm"
 _PATCH, _CLASS = f"{_EMBEDDINGS}.patch_embedding.weight", f"{_EMBEDDINGS}.class_embedding"
 _POSITION, _PROJECTION = f"{_EMBEDDINGS}.position_embedding.weight", "visual_projection.weight"
 """Names that transformers gives them."""
+LEVELS = Levels(
+    rescale=1 / 255,
+    mean=(0.48145466, 0.4578275, 0.40821073),
+    std=(0.26862954, 0.26130258, 0.27577711),
+)
+"""Of all published CLIPs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +82,7 @@ class TowerShape:
         """As the export knows it."""
         sizes = self.hidden, 4 * self.hidden, self.layers, self.heads
         layers = Transformer(*sizes, activation="quick_gelu", epsilon=_EPSILON)
-        return ImageShape(layers, self.side, self.patch, self.out)
+        return ImageShape(layers, self.side, self.patch, self.out, LEVELS)
 
 
 TOWERS: Mapping[str, TowerShape] = {
@@ -133,10 +139,18 @@ def write_tower(shape: TowerShape, weights: Weights, folder: Path, *, half: bool
     return folder / "image.onnx"
 
 
+def prepared(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """What the image processor makes of frames (images, side, side, 3): (images, 3, side, side)."""
+    scaled = (frames.transpose(0, 3, 1, 2) * LEVELS.rescale).astype(np.float32)
+    mean, std = (np.array(x, np.float32)[:, None, None] for x in (LEVELS.mean, LEVELS.std))
+    found: npt.NDArray[np.float32] = np.ascontiguousarray((scaled - mean) / std)
+    return found
+
+
 def torch_tower(
     shape: TowerShape, weights: Weights, device: str, *, half: bool, compiled: bool
 ) -> Callable[[Any], npt.NDArray[np.float32]]:
-    """The same tower by torch, pixels as a torch tensor there to embeddings here.
+    """The same tower by torch, pixels of `prepared` as a torch tensor there to embeddings here.
 
     As transformers computes it with its fastest attention: all tokens of every layer.
 

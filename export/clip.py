@@ -17,7 +17,7 @@ from granalign_fast.clip import ClipEncoder, Preprocessing
 from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.models import ClipManifest, one_line, resolve_model, sha256_of, weights_file
 
-from .clip_towers import ImageShape, TextShape, write_towers
+from .clip_towers import ImageShape, Levels, TextShape, write_towers
 from .folder import appearing, quiet, read_object, read_tokenizer, source_name, tool_versions
 from .sentences import VALIDATION
 from .specs import (
@@ -44,7 +44,7 @@ def export_clip(
 ) -> Path:
     """Export CLIP or SigLIP to `out`: both towers, ``tokenizer.json``, ``manifest.json``.
 
-    ``image.onnx`` takes `specs.PIXEL_VALUES`, ``text.onnx`` takes `specs.INPUT_IDS`; both give
+    ``image.onnx`` takes `specs.FRAMES`, ``text.onnx`` takes `specs.INPUT_IDS`; both give
     `specs.EMBEDDINGS`, normalised in the graph. From frames and sentences to embeddings, the
     export is compared with transformers before the folder gets its name; on failure nothing is
     left behind.
@@ -74,16 +74,16 @@ def export_clip(
         judge = _Judge.load(folder, family)
         tokenizer_json = judge.prepare_tokenizer(text_tokenizer, family)
         (draft / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
-        preprocessing = asdict(judge.preprocessing())
+        preprocessing, levels = asdict(judge.preprocessing()), judge.levels()
         expected = judge.embed()
         max_tokens = judge.max_tokens
-        shapes = judge.shapes({tower: rows.shape[1] for tower, rows in expected.items()})
+        shapes = judge.shapes({tower: rows.shape[1] for tower, rows in expected.items()}, levels)
         # Let go of the source, which cycles inside torch hold: from here on memory has the towers.
         del judge
         gc.collect()
         tell("writing the graphs")
         write_towers(draft, config["model_type"], shapes, Checkpoint(folder), precision)
-        settings = [weights_sha256, tokenizer_json, config, preprocessing]
+        settings = [weights_sha256, tokenizer_json, config, preprocessing | asdict(levels)]
         manifest = ClipManifest(
             source=source_name(source, folder),
             weights_sha256=weights_sha256,
@@ -165,7 +165,7 @@ class _Judge:
         return text
 
     def preprocessing(self) -> Preprocessing:
-        """What the model's image processor does.
+        """How the model's image processor resizes and cuts frames.
 
         Raises:
             GranAlignError: it does something else, or its pixels do not fit the model.
@@ -192,6 +192,12 @@ class _Judge:
             resize=resize,
             crop=crop,
             resample=int(processor.resample),
+        )
+
+    def levels(self) -> Levels:
+        """What the model's image processor makes of bytes."""
+        processor = self.image_processor
+        return Levels(
             rescale=float(processor.rescale_factor) if processor.do_rescale else 1.0,
             mean=tuple(processor.image_mean) if processor.do_normalize else (0.0,) * 3,
             std=tuple(processor.image_std) if processor.do_normalize else (1.0,) * 3,
@@ -226,10 +232,10 @@ class _Judge:
                 )
         return {tower: x / np.linalg.norm(x, axis=1, keepdims=True) for tower, x in rows.items()}
 
-    def shapes(self, sizes: dict[str, int]) -> tuple[ImageShape, TextShape]:
+    def shapes(self, sizes: dict[str, int], levels: Levels) -> tuple[ImageShape, TextShape]:
         """Of both towers, whose embeddings have these sizes."""
         config = self.model.config
-        image = ImageShape.of(config.vision_config, sizes["image"])
+        image = ImageShape.of(config.vision_config, sizes["image"], levels)
         return image, TextShape.of(config.text_config, sizes["text"])
 
 

@@ -13,12 +13,54 @@ import numpy as np
 from granalign_fast.errors import GranAlignError
 from granalign_fast.models import one_line
 
-from .clip_graph import ClipGraph, State, Transformer
-from .specs import INPUT_IDS, PIXEL_VALUES
+from .clip_graph import ClipGraph, Float64, State, Transformer
+from .specs import FRAMES, INPUT_IDS
 from .weights import EmbeddedTensors, Float32, TensorFile, Tensors
 
+CENTRE = 128
+"""Taken from a frame's bytes before any product, whose sums would else be of one sign and large."""
 _LEGACY_END = 2
 """CLIP's first configurations name this as the end of text, which it is not: the highest id is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """What an image processor makes of a frame's bytes: ``(byte * rescale - mean) / std``.
+
+    Attributes:
+        rescale: factor of the values 0 to 255.
+        mean: subtracted from each colour after rescaling.
+        std: divides each colour after that.
+    """
+
+    rescale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def step(self) -> float:
+        """A power of two near what one level is worth, so that weights keep their magnitude."""
+        slope = np.abs(self._slopes).mean()
+        return float(2.0 ** np.rint(np.log2(slope))) if slope else 1.0
+
+    def folded(self, weight: Float64) -> tuple[Float64, Float64]:
+        """A linear map of what the processor makes, as one of ``(byte - CENTRE) * step``.
+
+        Args:
+            weight: (..., 3, outputs), with the colours.
+
+        Returns:
+            Its weight, of the same shape, and its bias, (outputs,).
+        """
+        gains = self._slopes / self.step
+        offsets = (CENTRE * self.rescale - np.array(self.mean)) / np.array(self.std)
+        bias = (weight * offsets[:, None]).reshape(-1, weight.shape[-1]).sum(axis=0)
+        return weight * gains[:, None], bias
+
+    @property
+    def _slopes(self) -> Float64:
+        slopes: Float64 = self.rescale / np.array(self.std)
+        return slopes
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +72,17 @@ class ImageShape:
         side: of an image, in pixels.
         patch: of a patch; what a row of patches leaves of an image is not seen.
         out: numbers of an embedding.
+        levels: what a frame's bytes stand for.
     """
 
     layers: Transformer
     side: int
     patch: int
     out: int
+    levels: Levels
 
     @classmethod
-    def of(cls, config: Any, out: int) -> ImageShape:
+    def of(cls, config: Any, out: int, levels: Levels) -> ImageShape:
         """Of transformers' configuration of the tower.
 
         Raises:
@@ -48,7 +92,7 @@ class ImageShape:
             raise GranAlignError(
                 f"num_channels: got {config.num_channels}, expected 3; choose another model"
             )
-        return cls(Transformer.of(config), int(config.image_size), int(config.patch_size), out)
+        return cls(Transformer.of(config), int(config.image_size), int(config.patch_size), out, levels)
 
     @property
     def grid(self) -> int:
@@ -82,9 +126,12 @@ class TextShape:
 
 
 class ImageGraph(ClipGraph):
-    """Pixels to embeddings.
+    """Bytes of frames to embeddings.
 
-    Patches never overlap: they are cut out and meet the weights in one product.
+    Patches never overlap: they are cut out, as bytes, and meet the weights in one product. What an
+    image processor does to bytes is linear, so it is in these weights and in what stands at each
+    place. All that is left of it is to take `CENTRE` off and to give the rest a power of two for a
+    scale: one launch, and exact in float16, which normalised pixels are not.
 
     Args:
         family: ``"clip"`` or ``"siglip"``.
@@ -115,37 +162,42 @@ class ImageGraph(ClipGraph):
     def model(self) -> Any:
         """The `onnx.ModelProto`, less the tensors."""
         side, out = self.image.side, self.image.out
-        patches = self._patches(PIXEL_VALUES)
+        patches = self._patches(FRAMES)
         x = self._layers(self._from_class(patches) if self.clip else self._from_patches(patches))
         norm = f"{self.prefix}.post_layernorm"
         if self.clip:
             (y,) = self._products(x.normed, norm, ["visual_projection"], out)
         else:
             y = self._head(x.normed, norm)
-        return self._finish(y, self._value(PIXEL_VALUES, np.float32, "batch", 3, side, side), out)
+        return self._finish(y, self._value(FRAMES, np.uint8, "batch", side, side, 3), out)
 
     def _patches(self, x: str) -> str:
         """Patches (batch, patches, hidden), row by row, less bias and positions."""
         patch, grid = self.image.patch, self.image.grid
-        edge = patch * grid
+        edge, line = patch * grid, 3 * patch
         if edge < self.image.side:
             bounds = [self._constant(f"cut.{at}", [at, at]) for at in (0, edge)]
-            x = self._op("Slice", x, *bounds, self._constant("cut.axes", [2, 3]))
-        if self.dtype != np.float32:
-            x = self._cast(x, self.dtype)
-        # Lines of a patch, as they lie in an image, in the order of patches: a line is moved whole.
-        lines = np.arange(3 * edge * grid).reshape(3, grid, patch, grid)
-        order = lines.transpose(1, 3, 0, 2).ravel()
-        x = self._op("Reshape", x, self._constant("cut.lines", [0, lines.size, patch]))
-        x = self._op("Gather", x, self._constant("cut.order", order, np.int32), axis=1)
-        values = 3 * patch**2
-        x = self._op("Reshape", x, self._constant("cut.patches", [0, self.patches, values]))
-        name, hidden = f"{self.prefix}.embeddings.patch_embedding.weight", self.shape.hidden
-        weight = self._stored(
-            f"{name}.transposed",
-            lambda: self._read(name, hidden, 3, patch, patch).reshape(hidden, values).T,
-        )
+            x = self._op("Slice", x, *bounds, self._constant("cut.axes", [1, 2]))
+        # Lines of a patch, as they lie in a frame, in the order of patches: a line is moved whole.
+        x = self._op("Reshape", x, self._constant("cut.lines", [-1, patch, grid, line]))
+        x = self._op("Transpose", x, perm=[0, 2, 1, 3])
+        size = [-1, self.patches, patch * line]
+        x = self._op("Reshape", x, self._constant("cut.patches", size))
+        levels = self._constant("step", self.image.levels.step, self.dtype)
+        x = self._op("DequantizeLinear", x, levels, self._constant("centre", CENTRE, np.uint8))
+        name = f"{self.prefix}.embeddings.patch_embedding.weight.levels"
+        weight = self._stored(name, lambda: self._patch_map()[0])
         return self._op("MatMul", x, weight)
+
+    def _patch_map(self) -> tuple[Float64, Float64]:
+        """What becomes of a patch's ``(byte - CENTRE) * step``: weight and bias."""
+        patch, hidden = self.image.patch, self.shape.hidden
+        name = f"{self.prefix}.embeddings.patch_embedding"
+        own = self._wide(f"{name}.weight", hidden, 3, patch, patch).transpose(2, 3, 1, 0)
+        weight, bias = self.image.levels.folded(own)
+        if not self.clip:
+            bias = bias + self._wide(f"{name}.bias", hidden)
+        return weight.reshape(-1, hidden), bias
 
     def _from_class(self, patches: str) -> State:
         """CLIP: one more token, for all, and a norm before the first layer."""
@@ -156,6 +208,7 @@ class ImageGraph(ClipGraph):
         def table() -> Any:
             found = self._wide(f"{prefix}.position_embedding.weight", self.patches + 1, hidden)
             found[0] += self._wide(f"{prefix}.class_embedding", hidden)
+            found[1:] += self._patch_map()[1]
             return found
 
         norm = f"{self.prefix}.pre_layrnorm"
@@ -166,12 +219,12 @@ class ImageGraph(ClipGraph):
         return State(stream, self._normed(stream))
 
     def _from_patches(self, patches: str) -> State:
-        """SigLIP: what stands at a place is the same for all images, so the bias is in it."""
+        """SigLIP: no token for all, and the first layer's own norm."""
         hidden, prefix = self.shape.hidden, f"{self.prefix}.embeddings"
 
         def table() -> Any:
             found = self._wide(f"{prefix}.position_embedding.weight", self.patches, hidden)
-            return found + self._wide(f"{prefix}.patch_embedding.bias", hidden)
+            return found + self._patch_map()[1]
 
         return self._added(patches, self._stored("positions", table))
 

@@ -24,8 +24,8 @@ float32 (batch, texts, sequence), by which the tokens of each text are summed to
 gives (batch * texts, dim)."""
 PACKED_GRAPH = "packed.onnx"
 """The graph of packed texts, for the CPU; a GPU's graph takes `PADDED_IDS`."""
-PIXEL_VALUES = "pixel_values"
-"""float32 (batch, 3, height, width): what the model's own image processor makes of frames."""
+FRAMES = "frames"
+"""uint8 (batch, height, width, 3): RGB, resized and cut to what the model takes."""
 
 POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 """Flags of ``1_Pooling/config.json`` and what we call them."""

@@ -16,9 +16,9 @@ from granalign_fast.session import Session
 
 from .llm_validate import compare_values
 from .sentences import VALIDATION
-from .specs import EMBEDDINGS, ENGINE_PRECISIONS, INPUT_IDS, PADDED_IDS, PIXEL_VALUES
+from .specs import EMBEDDINGS, ENGINE_PRECISIONS, FRAMES, INPUT_IDS, PADDED_IDS
 from .validate import compare, refuse
-from .vlm_specs import FRAMES, IMAGE_EMBEDS, VISION_ENGINES
+from .vlm_specs import IMAGE_EMBEDS, VISION_ENGINES
 
 _FRAMES = 3
 """Frames that are compared; large towers take seconds for each on a CPU."""
@@ -77,9 +77,6 @@ def sample_inputs(graph: Path) -> list[Arrays]:
         sizes = [size for size in shape[1:] if isinstance(size, int)]
         if name == FRAMES:
             return [{name: _blocks(sizes[0], sizes[1])}]
-        if name == PIXEL_VALUES and len(sizes) == 3:
-            levels = _blocks(sizes[1], sizes[2]).transpose(0, 3, 1, 2) / np.float32(127.5) - 1
-            return [{name: np.ascontiguousarray(levels, np.float32)}]
     raise GranAlignError(f"{graph}: got inputs {sorted(inputs)}, expected texts or frames")
 
 

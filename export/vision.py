@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .graph import GraphBuilder
+from .specs import FRAMES
 from .vlm_source import VlmSource
-from .vlm_specs import FRAMES, IMAGE_EMBEDS, PIXEL_VALUES, VISION_EPSILON, VISION_THETA
+from .vlm_specs import IMAGE_EMBEDS, PIXEL_VALUES, VISION_EPSILON, VISION_THETA
 from .weights import Float32, TensorFile
 
 Order = npt.NDArray[np.int64]

@@ -16,8 +16,6 @@ IMAGE_PROCESSORS = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast")
 """Image processors whose arithmetic `vision.onnx` has inside. The fast one resizes differently; a
 frame comes here resized already."""
 
-FRAMES = "frames"
-"""uint8 (batch, height, width, 3): RGB, already of the export's image size."""
 PIXEL_VALUES = "pixel_values"
 """float32 (batch, patches, channels * frames * height * width of a patch): normalised patches in
 the order of transformers' processor, which goes through the merged tokens row by row."""
@@ -32,7 +30,7 @@ ids and both of these, and writes the image over what the ids stand for there. W
 are (batch, 0, hidden) and zeros."""
 
 VISION_GRAPH = "vision.onnx"
-"""From `FRAMES`: what the fast loop runs."""
+"""From `specs.FRAMES`: what the fast loop runs."""
 PATCHES_GRAPH = "patches.onnx"
 """From `PIXEL_VALUES`, with the same weights: what goes with transformers' processor."""
 EMBEDDING_GRAPH = "embedding.onnx"

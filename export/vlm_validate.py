@@ -30,11 +30,11 @@ from .llm_validate import (
     round_weights,
     static_step,
 )
+from .specs import FRAMES
 from .validate import refuse
 from .vlm_source import VlmSource
 from .vlm_specs import (
     EMBEDDING_GRAPH,
-    FRAMES,
     IMAGE_EMBEDS,
     INPUTS_EMBEDS,
     PATCHES_GRAPH,

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -24,6 +23,7 @@ from .embedding import (
 from .errors import GranAlignError
 from .images import Image, check_frames, resize
 from .models import ClipManifest
+from .place import Place
 
 # Frames in one run. On a CPU 4, 8 and 16 frames of ViT-B/32 took equally long, and fewer
 # take less memory; on a GPU a run must be worth its launches.
@@ -33,35 +33,28 @@ _GPU_BATCH_FRAMES = 64
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a frame becomes pixels: resize, crop the centre, rescale, normalise.
+    """How a frame becomes what the image tower takes: resize, and crop the centre.
 
     Equal to the Pillow-based ``CLIPImageProcessor`` and ``SiglipImageProcessor`` of transformers
     4.57 in every bit, for frames of any size (tested); their torchvision-based "fast" variants
-    differ from both.
+    differ from both. What they do to the bytes then is in the tower.
 
     Attributes:
         resize: the length of the shorter edge, in pixels, or height and width.
         crop: height and width of the centre that is kept, within what `resize` gives.
         resample: Pillow's number of the filter, such as 3 for bicubic.
-        rescale: factor of the values 0 to 255.
-        mean: subtracted from each channel after rescaling.
-        std: divides each channel after that.
     """
 
     resize: tuple[int, ...]
     crop: tuple[int, int]
     resample: int
-    rescale: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
-    def __call__(self, frame: Image) -> npt.NDArray[np.float32]:
-        """Pixels (3, height, width) of a frame (any height, any width, 3)."""
+    def __call__(self, frame: Image) -> Image:
+        """What is kept, (crop height, crop width, 3), of a frame (any height, any width, 3)."""
         height, width = self._resized(*frame.shape[:2])
         image = resize(frame, height, width, self.resample)
         top, left = (height - self.crop[0]) // 2, (width - self.crop[1]) // 2
-        kept = image[top : top + self.crop[0], left : left + self.crop[1]]
-        return np.stack([self._levels[channel][kept[..., channel]] for channel in range(3)])
+        return image[top : top + self.crop[0], left : left + self.crop[1]]
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         if len(self.resize) == 2:
@@ -71,14 +64,6 @@ class Preprocessing:
         if width <= height:
             return int(edge * height / width), edge
         return edge, int(edge * width / height)
-
-    @cached_property
-    def _levels(self) -> npt.NDArray[np.float32]:
-        """What each value of each channel becomes, (3, 256), in the processor's own precision."""
-        scaled = (np.arange(256, dtype=np.float64) * self.rescale).astype(np.float32)
-        mean, std = np.array([self.mean, self.std], np.float32)[..., None]
-        levels: npt.NDArray[np.float32] = (scaled - mean) / std
-        return levels
 
 
 class ClipEncoder(ExportedEncoder[ClipManifest]):
@@ -104,6 +89,7 @@ class ClipEncoder(ExportedEncoder[ClipManifest]):
         graphs = ["image.onnx", "text.onnx"]
         super().__init__(folder, manifest, graphs, device=device, threads=threads)
         self._image, self._text = self._sessions
+        self._place = Place.of(device)
         self._batch_frames = _BATCH_FRAMES.get(self._kind, _GPU_BATCH_FRAMES)
         # On a GPU one run at a time, while the other workers prepare frames for the next.
         on_cpu = self._kind == "cpu"
@@ -117,7 +103,7 @@ class ClipEncoder(ExportedEncoder[ClipManifest]):
     ) -> npt.NDArray[np.float32]:
         """Embeddings (frames, dim), float32, rows of unit length, in the given order.
 
-        Pixels are held for a few batches at a time, however many frames there are.
+        What frames become is held for a few batches at a time, however many frames there are.
 
         Args:
             frames: uint8 RGB (frames, height, width, 3), or a sequence of uint8 RGB
@@ -132,10 +118,12 @@ class ClipEncoder(ExportedEncoder[ClipManifest]):
         rows = np.empty((len(frames), self.dim), np.float32)
 
         def run(start: int) -> int:
-            batch = [self._prepare(frame) for frame in frames[start : start + self._batch_frames]]
-            pixels = np.stack(batch)
+            chosen = frames[start : start + self._batch_frames]
+            batch = self._place.staging((len(chosen), *self._prepare.crop, 3), np.uint8)
+            for i, frame in enumerate(chosen):
+                batch[i] = self._prepare(frame)
             with self._turn:
-                found = self._image(pixel_values=pixels)["embeddings"]
+                found = self._image(frames=batch)["embeddings"]
             rows[start : start + len(batch)] = found
             return len(batch)
 

@@ -68,7 +68,7 @@ class ExportedEncoder(Generic[_Manifest]):
     def fingerprint(self) -> str:
         """Names the embeddings: equal for equal weights, settings, precision and format."""
         precision = self._sessions[0].precision or self.manifest.precision
-        return fingerprint(self.manifest.source_sha256, precision)
+        return fingerprint(self.manifest.source_sha256, precision, self.manifest.format_version)
 
 
 def distinct(texts: Sequence[str]) -> tuple[list[str], npt.NDArray[np.int64]]:

@@ -18,6 +18,8 @@ from .jsonl import replacing
 
 FORMAT_VERSION = 1
 """Of exported folders: rises whenever the same weights would give other embeddings."""
+CLIP_FORMAT_VERSION = 2
+"""Of CLIP's folders, whose image tower takes bytes from here on."""
 
 SENTENCE_ENCODER = "sentence-encoder"
 CLIP = "clip"
@@ -135,9 +137,9 @@ def weights_file(folder: Path) -> Path:
     )
 
 
-def fingerprint(source_sha256: str, precision: str) -> str:
+def fingerprint(source_sha256: str, precision: str, version: int = FORMAT_VERSION) -> str:
     """Names the embeddings of a model: its weights and settings, the precision and the format."""
-    return f"{source_sha256[:16]}-{precision}-v{FORMAT_VERSION}"
+    return f"{source_sha256[:16]}-{precision}-v{version}"
 
 
 def sha256_of(path: Path) -> str:
@@ -251,10 +253,10 @@ class Manifest:
         kind = record.get("kind") if isinstance(record, dict) else None
         if kind != cls.kind:
             raise GranAlignError(f"{path}: got kind {kind!r}, expected {cls.kind!r}; {wanted}")
-        if record.get("format_version") != FORMAT_VERSION:
+        if record.get("format_version") != cls.format_version:
             raise GranAlignError(
                 f"{path}: got format version {record.get('format_version')!r}, expected "
-                f"{FORMAT_VERSION}; export the model again"
+                f"{cls.format_version}; export the model again"
             )
         expected = {field.name for field in fields(cls)}
         if set(record) != expected:
@@ -310,6 +312,7 @@ class SentenceManifest(Manifest):
 class ClipManifest(Manifest):
     """The manifest of an exported CLIP or SigLIP; `preprocessing` is a `clip.Preprocessing`."""
 
+    format_version: int = CLIP_FORMAT_VERSION
     kind: str = CLIP
     dim: int
     max_tokens: int

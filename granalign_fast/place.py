@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,6 +112,19 @@ class Place:
         with self.work():
             return self.xp.asarray(array)
 
+    def staging(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """A new array of this machine's memory, to be filled and put here, or the other way.
+
+        Of a GPU it is pinned, which the GPU reads and writes by itself; all other memory the driver
+        first has to copy to such memory.
+        """
+        if self.index is None:
+            return np.empty(shape, dtype)
+        count = math.prod(shape)
+        with self.work():
+            memory = self.xp.cuda.alloc_pinned_memory(count * np.dtype(dtype).itemsize)
+        return np.frombuffer(memory, dtype, count).reshape(shape)
+
     def host(self, array: Array) -> npt.NDArray[Any]:
         """The array in this machine's memory; the same one if it is there already."""
         if isinstance(array, np.ndarray) and self.xp is np:
@@ -131,8 +145,7 @@ class Place:
         with self.work():
             stacked = self.xp.stack(arrays)
             # Only into pinned memory does a copy go on while the caller does.
-            memory = self.xp.cuda.alloc_pinned_memory(stacked.nbytes)
-            found = np.frombuffer(memory, stacked.dtype, stacked.size).reshape(stacked.shape)
+            found = self.staging(stacked.shape, stacked.dtype)
             stacked.get(out=found, blocking=False)
             done = self.xp.cuda.Event(disable_timing=True)
             done.record()

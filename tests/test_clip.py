@@ -1,4 +1,4 @@
-"""CLIP at run time, without torch: pixels, batches, and everything that is refused."""
+"""CLIP at run time, without torch: bytes, batches, and everything that is refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 from tiny_bert import edit_json, flip_byte, write_json
 from tiny_clip import (
     DIM,
@@ -24,7 +26,7 @@ from tiny_clip import (
 
 from granalign_fast.clip import ClipEncoder, Preprocessing
 from granalign_fast.errors import GranAlignError
-from granalign_fast.models import FORMAT_VERSION
+from granalign_fast.models import CLIP_FORMAT_VERSION, sha256_of
 
 
 @pytest.fixture
@@ -39,21 +41,18 @@ def tiny(tmp_path: Path) -> Path:
     "size", [(10, 10), (11, 10), (10, 13), (7, 9), (101, 3), (1, 1), (640, 360)]
 )
 @pytest.mark.parametrize("resize", [(10,), (8,), (9, 12)])
-def test_pixels_of_one_colour(size: tuple[int, int], resize: tuple[int, ...]) -> None:
-    """Whatever the size: 3 channels, the kept shape, and each value rescaled and normalised."""
+def test_frames_of_one_colour(size: tuple[int, int], resize: tuple[int, ...]) -> None:
+    """Whatever the size: the kept shape, and the same colour everywhere."""
     prepare = replace(PREPROCESSING, resize=resize)
-    frame = np.full((*size, 3), (0, 128, 255), np.uint8)
-    pixels = prepare(frame)
-    assert pixels.shape == (3, 8, 8) and pixels.dtype == np.float32
-    expected = (np.array([0, 128, 255]) / 255 - prepare.mean) / prepare.std
-    np.testing.assert_allclose(pixels, np.broadcast_to(expected[:, None, None], (3, 8, 8)), 1e-6)
+    kept = prepare(np.full((*size, 3), (0, 128, 255), np.uint8))
+    assert kept.shape == (8, 8, 3) and kept.dtype == np.uint8
+    np.testing.assert_array_equal(kept, np.broadcast_to((0, 128, 255), (8, 8, 3)))
 
 
 def test_the_centre_is_kept() -> None:
     """At the size that it is resized to, a frame is only cut; an odd rest goes below and right."""
-    plain = Preprocessing((10,), (7, 8), 3, rescale=1.0, mean=(0.0,) * 3, std=(1.0,) * 3)
     (frame,) = random_frames([(10, 13)])
-    np.testing.assert_array_equal(plain(frame), frame[1:8, 2:10].transpose(2, 0, 1))
+    np.testing.assert_array_equal(Preprocessing((10,), (7, 8), 3)(frame), frame[1:8, 2:10])
 
 
 # The encoder, on a hand-made export.
@@ -61,7 +60,7 @@ def test_the_centre_is_kept() -> None:
 
 def test_shape_order_and_batches(tiny: Path) -> None:
     encoder = ClipEncoder(tiny, threads=2)
-    assert encoder.dim == DIM and encoder.fingerprint == f"{'1' * 16}-fp32-v{FORMAT_VERSION}"
+    assert encoder.dim == DIM and encoder.fingerprint == f"{'1' * 16}-fp32-v{CLIP_FORMAT_VERSION}"
     frames = random_frames(SIZES * 3)
     steps: list[int] = []
     rows = encoder.encode_frames(frames, progress=steps.append)
@@ -144,12 +143,18 @@ def test_bad_texts(tiny: Path, texts: Any, message: str) -> None:
         ClipEncoder(tiny).encode_texts(texts)
 
 
-def test_an_embedding_that_is_not_finite(tmp_path: Path) -> None:
+def test_an_embedding_that_is_not_finite(tiny: Path) -> None:
     """Damage that no hash can know of, as it was there from the start: an error, not a ranking."""
-    damaged = {**vars(PREPROCESSING), "mean": (0.0, 0.0, np.inf)}
-    folder = write_tiny_export(tmp_path / "tiny", preprocessing=damaged)
+    path = tiny / "image.onnx"
+    model = onnx.load(path)
+    weight = numpy_helper.to_array(model.graph.initializer[0]).copy()
+    weight[0, 0] = np.inf
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "weight"))
+    onnx.save(model, path)
+    files = json.loads((tiny / "manifest.json").read_text())["files"]
+    edit_json(tiny / "manifest.json", files=files | {path.name: sha256_of(path)})
     with pytest.raises(GranAlignError, match=r"embedding of frames\[0\] is not finite"):
-        ClipEncoder(folder).encode_frames([GOOD])
+        ClipEncoder(tiny).encode_frames([GOOD])
 
 
 def test_unusable_settings(tiny: Path) -> None:
@@ -159,8 +164,9 @@ def test_unusable_settings(tiny: Path) -> None:
         ClipEncoder(tiny, threads=0)
 
 
-def another_version(folder: Path) -> None:
-    edit_json(folder / "manifest.json", format_version=FORMAT_VERSION + 1)
+def older_version(folder: Path) -> None:
+    """Its image tower takes floats."""
+    edit_json(folder / "manifest.json", format_version=1)
 
 
 def another_kind(folder: Path) -> None:
@@ -173,7 +179,7 @@ def lost_manifest(folder: Path) -> None:
 
 def lost_setting(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
-    del manifest["preprocessing"]["std"]
+    del manifest["preprocessing"]["crop"]
     write_json(folder / "manifest.json", manifest)
 
 
@@ -193,10 +199,10 @@ def lost_tokenizer(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (another_version, f"got format version {FORMAT_VERSION + 1}, expected {FORMAT_VERSION}"),
+        (older_version, "got format version 1, expected 2; export the model again"),
         (another_kind, "got kind 'sentence-encoder', expected 'clip'"),
         (lost_manifest, "no manifest.json; name a folder that `granalign export clip` wrote"),
-        (lost_setting, "unusable preprocessing .*std"),
+        (lost_setting, "unusable preprocessing .*crop"),
         (truncated_image, "image.onnx: altered weights"),
         (altered_text, "text.onnx: altered weights"),
         (lost_tokenizer, "tokenizer.json: cannot be read"),

@@ -125,7 +125,7 @@ def one_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def embed_with_transformers(
     source: Path, frames: list[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels, image rows and text rows, as a user of transformers would get them."""
+    """Bytes, image rows and text rows, as a user of transformers would get them."""
     import torch
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
@@ -140,7 +140,15 @@ def embed_with_transformers(
     with torch.inference_mode():
         image, text = model.get_image_features(pixels), model.get_text_features(**tokens)
     normalised = [(x / x.norm(dim=-1, keepdim=True)).numpy() for x in (image, text)]
-    return pixels.numpy(), *normalised
+    return bytes_by(processor, frames), *normalised
+
+
+def bytes_by(processor: Any, frames: list[np.ndarray]) -> np.ndarray:
+    """What transformers makes of frames before it makes numbers of bytes: channels last."""
+    only_resized = {"do_rescale": False, "do_normalize": False, "return_tensors": "np"}
+    found = processor(frames, input_data_format="channels_last", **only_resized)["pixel_values"]
+    assert found.dtype == np.uint8
+    return np.ascontiguousarray(found.transpose(0, 2, 3, 1))
 
 
 @pytest.mark.needs_torch
@@ -153,7 +161,7 @@ def test_embeddings_against_transformers(source: Path, tmp_path: Path, precision
     assert steps == ["reading", "writing the graphs", "comparing with the source"]
 
     frames = random_frames([(90, 160), (160, 90), (61, 47), (33, 101), (32, 32), (17, 200)], 1)
-    pixels, image, text = embed_with_transformers(source, frames)
+    resized, image, text = embed_with_transformers(source, frames)
     tolerance = PRECISIONS[precision].tolerance.max_abs_error
     assert tolerance == {"fp32": 1e-5, "fp16": 5e-3}[precision]
     encoder = ClipEncoder(out)
@@ -161,7 +169,7 @@ def test_embeddings_against_transformers(source: Path, tmp_path: Path, precision
     np.testing.assert_allclose(encoder.encode_texts(TEXTS), text, 0, tolerance)
     tower = Session(out / "image.onnx")
     for batch in (1, 6):
-        got = tower(pixel_values=pixels[:batch])["embeddings"]
+        got = tower(frames=resized[:batch])["embeddings"]
         np.testing.assert_allclose(got, image[:batch], 0, tolerance)
         np.testing.assert_allclose(encoder.encode_texts(TEXTS[:batch]), text[:batch], 0, tolerance)
     # The comparison would be empty if the model gave the same for everything.
@@ -172,14 +180,33 @@ def test_embeddings_against_transformers(source: Path, tmp_path: Path, precision
 
 
 @pytest.mark.needs_torch
-def test_pixels_are_the_processors_to_the_bit(source: Path, tmp_path: Path) -> None:
+def test_bytes_are_the_processors(source: Path, tmp_path: Path) -> None:
     from transformers import AutoImageProcessor
 
     encoder = ClipEncoder(export_clip(source, tmp_path / "out"))
     processor = AutoImageProcessor.from_pretrained(source, use_fast=False)
     for frame in [*random_frames(SIZES), *validation_frames()]:
-        expected = processor(frame, return_tensors="np", input_data_format="channels_last")
-        np.testing.assert_array_equal(encoder._prepare(frame), expected["pixel_values"][0])
+        np.testing.assert_array_equal(encoder._prepare(frame), bytes_by(processor, [frame])[0])
+
+
+@pytest.mark.needs_torch
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rescale_factor": 1 / 127.5, "image_mean": [1.0, 0.9, 1.1]},
+        {"do_normalize": False},
+        {"do_rescale": False, "image_mean": [120.0] * 3, "image_std": [50.0] * 3},
+    ],
+)
+def test_other_levels(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Whatever the processor is told to make of bytes, the tower does it."""
+    pytest.importorskip("torch")
+    source = write_tiny_clip(tmp_path / "source", "clip-given-id")
+    edit_json(source / "preprocessor_config.json", **settings)
+    frames = random_frames([(40, 50), (60, 31)], 3)
+    _, image, _ = embed_with_transformers(source, frames)
+    encoder = ClipEncoder(export_clip(source, tmp_path / "out"))
+    np.testing.assert_allclose(encoder.encode_frames(frames), image, 0, 1e-5)
 
 
 @pytest.mark.needs_torch

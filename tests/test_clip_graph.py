@@ -11,11 +11,11 @@ import onnx
 import pytest
 from reference_clip import embed_images, embed_texts
 from safetensors.numpy import save_file
-from tiny_clip import MAX_TOKENS, WORDS, random_clip, write_random_clip
+from tiny_clip import LEVELS, MAX_TOKENS, WORDS, random_clip, write_random_clip
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.export import clip_graph
-from granalign_fast.export.clip_towers import ImageShape, write_towers
+from granalign_fast.export.clip_towers import CENTRE, ImageShape, Levels, write_towers
 from granalign_fast.export.specs import PRECISIONS
 from granalign_fast.export.standard import MICROSOFT, standardise
 from granalign_fast.export.weights import Checkpoint, GivenTensors
@@ -24,11 +24,17 @@ from granalign_fast.session import Session
 FAMILIES = ["clip", "siglip"]
 
 
-def pixels_of(count: int) -> np.ndarray:
-    """Noise over colours, no two images alike."""
+def frames_of(count: int) -> np.ndarray:
+    """Noise over colours, no two frames alike, and all bytes."""
     rng = np.random.default_rng(count)
-    colours = 2 * rng.standard_normal((count, 3, 1, 1), dtype=np.float32)
-    return colours + rng.standard_normal((count, 3, 37, 37), dtype=np.float32)
+    colours = rng.integers(0, 128, (count, 1, 1, 3))
+    return (colours + rng.integers(0, 128, (count, 37, 37, 3))).astype(np.uint8)
+
+
+def pixels_of(frames: np.ndarray, levels: Levels = LEVELS) -> np.ndarray:
+    """As the processors make them of frames, in float64: (frames, 3, height, width)."""
+    pixels = (frames.astype(np.float64) * levels.rescale - levels.mean) / levels.std
+    return pixels.transpose(0, 3, 1, 2)
 
 
 def ids_of(count: int, length: int) -> np.ndarray:
@@ -59,9 +65,9 @@ def test_towers(
     image, text, weights = random_clip(family)
     tolerance = PRECISIONS[precision].tolerance.max_abs_error
     for count in (1, 5):
-        pixels = pixels_of(count)
-        expected = embed_images(image, weights, family, pixels)
-        got = run(folder / "image.onnx", pixel_values=pixels)
+        frames = frames_of(count)
+        expected = embed_images(image, weights, family, pixels_of(frames))
+        got = run(folder / "image.onnx", frames=frames)
         assert got.dtype == np.float32
         np.testing.assert_allclose(got, expected, 0, tolerance)
     assert (expected @ expected.T)[0, 1:].max() < 0.995
@@ -98,7 +104,7 @@ def test_texts_are_pooled_at_their_first_end(tmp_path: Path, end: int) -> None:
 def test_in_standard_operators_all_is_the_same(tmp_path: Path, family: str, precision: str) -> None:
     folder = write_random_clip(tmp_path / "towers", family, precision=precision)
     inputs: dict[str, Any] = {
-        "image.onnx": {"pixel_values": pixels_of(3)},
+        "image.onnx": {"frames": frames_of(3)},
         "text.onnx": {"input_ids": ids_of(3, 7)},
     }
     for name, arrays in inputs.items():
@@ -121,11 +127,44 @@ def test_other_activations(tmp_path: Path, activation: str) -> None:
     write_towers(tmp_path, "clip", [image], GivenTensors(weights), "fp32")
     same = {"gelu_new": "gelu_pytorch_tanh"}.get(activation, activation)
     expected = embed_images(
-        replace(image, layers=replace(image.layers, activation=same)), weights, "clip", pixels_of(2)
+        replace(image, layers=replace(image.layers, activation=same)),
+        *(weights, "clip", pixels_of(frames_of(2))),
     )
     np.testing.assert_allclose(
-        run(tmp_path / "image.onnx", pixel_values=pixels_of(2)), expected, 0, 1e-5
+        run(tmp_path / "image.onnx", frames=frames_of(2)), expected, 0, 1e-5
     )
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [
+        Levels(1 / 255, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+        Levels(1 / 255, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+        Levels(1.0, (127.5, 127.5, 127.5), (40.0, 60.0, 80.0)),
+        Levels(2 / 255, (1.0, 1.0, 1.0), (1.0, 0.01, 3.0)),
+    ],
+)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_levels(tmp_path: Path, family: str, precision: str, levels: Levels) -> None:
+    """CLIP's, those of processors that leave a step out, and colours of different weight."""
+    image, _, weights = random_clip(family)
+    image = replace(image, levels=levels)
+    write_towers(tmp_path, family, [image], GivenTensors(weights), precision)
+    frames = frames_of(6)
+    frames[:2] = np.array([0, 255])[:, None, None, None]
+    expected = embed_images(image, weights, family, pixels_of(frames, levels))
+    tolerance = PRECISIONS[precision].tolerance.max_abs_error
+    got = run(tmp_path / "image.onnx", frames=frames)
+    np.testing.assert_allclose(got, expected, 0, tolerance)
+
+
+def test_what_a_level_is_worth() -> None:
+    """A power of two, so that float16 has each byte as it is; nothing at all is worth 1."""
+    assert LEVELS.step == 2.0**-5
+    values = (np.arange(256) - CENTRE) * LEVELS.step
+    np.testing.assert_array_equal(values.astype(np.float16).astype(np.float64), values)
+    assert Levels(0.0, (0.5,) * 3, (1.0,) * 3).step == 1
 
 
 def test_what_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,4 +190,4 @@ def test_what_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         num_channels = 4
 
     with pytest.raises(GranAlignError, match="num_channels: got 4, expected 3"):
-        ImageShape.of(Config(), 8)
+        ImageShape.of(Config(), 8, LEVELS)

@@ -15,18 +15,12 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from granalign_fast.clip import Preprocessing
 from granalign_fast.export.clip_graph import Transformer
-from granalign_fast.export.clip_towers import ImageShape, TextShape, write_towers
+from granalign_fast.export.clip_towers import ImageShape, Levels, TextShape, write_towers
 from granalign_fast.export.weights import GivenTensors
 from granalign_fast.models import ClipManifest, sha256_of
 
-PREPROCESSING = Preprocessing(
-    resize=(10,),
-    crop=(8, 8),
-    resample=3,
-    rescale=1 / 255,
-    mean=(0.5, 0.4, 0.3),
-    std=(0.3, 0.2, 0.1),
-)
+PREPROCESSING = Preprocessing(resize=(10,), crop=(8, 8), resample=3)
+LEVELS = Levels(rescale=1 / 255, mean=(0.5, 0.4, 0.3), std=(0.3, 0.2, 0.1))
 DIM, MAX_TOKENS = 6, 12
 
 # Video, portrait, odd, square, one edge or both smaller than what is kept, one pixel wide.
@@ -183,7 +177,8 @@ def random_clip(family: str, *, layers: int = 2, end: int = WORDS - 1) -> tuple[
     activation = {"clip": "quick_gelu", "siglip": "gelu_pytorch_tanh"}[family]
     stack = Transformer(128, 192, layers, 2, activation, 1e-5)
     out = 48 if family == "clip" else stack.hidden
-    image, text = ImageShape(stack, 37, 7, out), TextShape(stack, WORDS, MAX_TOKENS, out, end)
+    image = ImageShape(stack, 37, 7, out, LEVELS)
+    text = TextShape(stack, WORDS, MAX_TOKENS, out, end)
     hidden, rng = stack.hidden, np.random.default_rng(0)
     patches = image.grid**2
     sizes: dict[str, tuple[int, ...]] = {
@@ -243,20 +238,21 @@ def write_random_clip(folder: Path, family: str, *, precision: str, **changes: A
 def write_tiny_export(folder: Path, **changes: Any) -> Path:
     """What an export looks like, with two linear towers; `changes` override the manifest.
 
-    The image tower is a product of all pixels, the text tower the sum of its tokens' vectors.
+    The image tower is a product of all bytes, the text tower the sum of its tokens' vectors.
     """
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     rows, columns = PREPROCESSING.crop
-    pixels = helper.make_tensor_value_info(
-        "pixel_values", TensorProto.FLOAT, ["batch", 3, rows, columns]
+    frames = helper.make_tensor_value_info(
+        "frames", TensorProto.UINT8, ["batch", rows, columns, 3]
     )
     weight = rng.normal(size=(3 * rows * columns, DIM)).astype(np.float32)
     nodes = [
-        helper.make_node("Flatten", ["pixel_values"], ["flat"]),
+        helper.make_node("Cast", ["frames"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["numbers"], ["flat"]),
         helper.make_node("MatMul", ["flat", "weight"], ["sum"]),
     ]
-    _save_tower(folder / "image.onnx", nodes, pixels, {"weight": weight})
+    _save_tower(folder / "image.onnx", nodes, frames, {"weight": weight})
 
     ids = helper.make_tensor_value_info("input_ids", TensorProto.INT32, ["batch", "sequence"])
     table = rng.normal(size=(len(string.ascii_lowercase) + 1, DIM)).astype(np.float32)
