@@ -149,15 +149,15 @@ class EngineGraph:
     by_provider: bool = True
 
 
+# Graphs that sort bytes before they make numbers of them: TensorRT only casts bytes. An engine is
+# built from a graph that casts first, the provider would cut the graph in two.
 ENGINE_GRAPHS = {
     # Captions and rewrites have 10 to 30 tokens.
     "sentence-encoder": (EngineGraph("model.onnx", (1, 4, 16, 64, 256), tokens=24),),
     "clip": (
-        EngineGraph("image.onnx", (1, 4, 16, 64)),
+        EngineGraph("image.onnx", (1, 4, 16, 64), by_provider=False),
         EngineGraph("text.onnx", (1, 4, 16, 64), tokens=16),
     ),
-    # It sorts bytes before it makes numbers of them, and TensorRT only casts bytes: an engine is
-    # built from a graph that casts first, the provider would cut the graph in two.
     "vlm": (EngineGraph("vision.onnx", (1, 4, 16), by_provider=False),),
 }
 """By the manifest's kind. Decoders, with their caches, are not TensorRT's."""

@@ -234,8 +234,9 @@ def external_files(model: Any) -> list[str]:
 def cast_bytes(model: Any) -> None:
     """Make inputs of bytes float32 at once: with bytes TensorRT can do nothing else.
 
-    All later operators only move values, until the graph's own cast, which then changes nothing; so
-    results are the same to the bit.
+    All later operators only move values, until the graph's own cast, which then changes nothing, or
+    until it takes a level off and scales the rest, which is spelled out; so results are the same to
+    the bit.
     """
     from onnx import TensorProto, helper
 
@@ -251,6 +252,29 @@ def cast_bytes(model: Any) -> None:
         cast = helper.make_node("Cast", [value.name], [numbers], name=numbers, to=TensorProto.FLOAT)
         graph.node.insert(0, cast)
         del graph.value_info[:]  # what is left of bytes there is wrong now
+    nodes = [part for node in graph.node for part in _levels(graph, node)]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _levels(graph: Any, node: Any) -> list[Any]:
+    """A `DequantizeLinear` of what were bytes as a cast, a difference and a product."""
+    from onnx import helper, numpy_helper
+
+    if node.op_type != "DequantizeLinear":
+        return [node]
+    x, step, centre = node.input
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    kind, dtype = tensors[step].data_type, numpy_helper.to_array(tensors[step]).dtype
+    numbers, less, level = (f"{node.name}.{part}" for part in ("numbers", "less", "level"))
+    taken = numpy_helper.to_array(tensors[centre]).astype(dtype)
+    graph.initializer.append(numpy_helper.from_array(taken, level))
+    graph.initializer.remove(tensors[centre])
+    return [
+        helper.make_node("Cast", [x], [numbers], name=numbers, to=kind),
+        helper.make_node("Sub", [numbers, level], [less], name=less),
+        helper.make_node("Mul", [less, step], node.output, name=node.name),
+    ]
 
 
 def _network_flags(trt: Any, *, typed: bool) -> int:

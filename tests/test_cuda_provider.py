@@ -18,11 +18,13 @@ import numpy as np
 import onnx
 import pytest
 from tiny_bert import write_tiny_bert
-from tiny_clip import write_random_clip
+from tiny_clip import MAX_TOKENS, random_frames, write_random_clip, write_tiny_export
 from tiny_llm import CONFIGS, LLAMA, RAGGED, extension_of, prompts_of, write_unchecked
 from tiny_vlm import CONFIGS as VLM_CONFIGS
 from tiny_vlm import IMAGE, IMAGE_SIZE, PUBLISHED, VISION, frames_of, write_unchecked_vlm
 
+from granalign_fast.bench import random_clip
+from granalign_fast.clip import ClipEncoder
 from granalign_fast.cuda_graphs import GraphRun
 from granalign_fast.device import CUDA
 from granalign_fast.encoders import SentenceEncoder
@@ -201,7 +203,7 @@ def test_captions_are_steps(tmp_path: Path, asked: Asked) -> None:
 
 
 TOWER_INPUTS = {
-    "image": {"pixel_values": np.zeros((3, 3, 37, 37), np.float32)},
+    "image": {"frames": np.zeros((3, 37, 37, 3), np.uint8)},
     "text": {"input_ids": np.ones((3, 9), np.int32)},
 }
 
@@ -234,6 +236,10 @@ def test_a_tower_is_one_launch(
         assert len(made[3]) - len(made[2]) == 5
         # All else: patches or words, places, the pooled row, unit length.
         assert len(made[2]) - 10 <= 14
+        if tower == "image":
+            # The rest that no patch is of, the patches, and what a level is worth.
+            cut, turned, numbers = made[3].pop(0), made[3].pop(0), made[3].pop(0)
+            assert "Slice" in cut and "Transpose" in turned and "DequantizeLinear" in numbers
         pooling = family == "siglip" and tower == "image"
         assert sum("flash_fwd" in line for line in made[3]) == 3 + pooling
         slow = ("softmax", "attention_kernel", "transpose")
@@ -300,6 +306,32 @@ def test_an_encoder_is_one_launch(tmp_path: Path, asked: Asked, precision: str) 
     assert captured(asked()) and run.refused is None and run.captured == 1
     encoder.encode_on(texts, place)
     assert [line.split()[0] for line in kernels(asked())] == ["graph"]
+
+
+def test_frames_are_patches_in_two_launches(tmp_path: Path, asked: Asked) -> None:
+    """Of 16 bytes at a time, and of bytes to float16; places and norms behind the product."""
+    shape = random_clip.TOWERS["clip-mini"]
+    path = random_clip.write_tower(shape, random_clip.tower_weights(shape), tmp_path, half=True)
+    session = Session(path, device="cuda")
+    frames = np.zeros((3, shape.side, shape.side, 3), np.uint8)
+    for _ in range(2):
+        session(frames=frames)
+    first, second, third, *_ = [line for line in captured(asked()) if line.startswith("launch")]
+    assert "ParallelizeMultipleElementsPerThreadInInnermostDimILi1E" in first
+    assert "DequantizeLinearKernel" in second and "Ih6__half" in second
+    assert "Pad" in third
+
+
+def test_frames_come_as_bytes(tmp_path: Path, asked: Asked) -> None:
+    """A batch goes to the GPU once, and nothing as large comes back."""
+    folder = write_tiny_export(tmp_path / "tiny", max_tokens=MAX_TOKENS)
+    encoder = ClipEncoder(folder, device="cuda")
+    for _ in range(3):
+        fake_cupy.UPLOADED.clear()
+        asked()
+        assert encoder.encode_frames(random_frames([(20, 30)] * 64)).shape[0] == 64
+    assert [line.split()[0] for line in kernels(asked())] == ["graph"]
+    assert not fake_cupy.UPLOADED, "filled where it lies"
 
 
 def test_what_cannot_be_captured_goes_on(

@@ -77,6 +77,7 @@ def test_shapes_of_clip(tmp_path: Path) -> None:
     assert image is not None and text is not None and text.precision == "fp16"
     assert text.profiles[-1]["input_ids"] == Bounds((64, 1), (64, 16), (64, 77))
     assert len({b.least[1:] for p in image.profiles for b in p.values()}) == 1
+    assert text.by_provider and not image.by_provider
     # A tokenizer that pads gives texts of one length alone.
     record = json.loads((folder / "tokenizer.json").read_text())
     record["padding"] = {"strategy": {"Fixed": 77}, "pad_id": 0}
@@ -165,6 +166,26 @@ def test_bytes_are_cast_first() -> None:
     model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
     cast_bytes(model)
     assert len(model.SerializeToString()) == len(again)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_levels_of_bytes_are_spelled_out(tmp_path: Path, precision: str) -> None:
+    """An image tower takes a level off its bytes and scales them: the same to the bit."""
+    path = write_random_clip(tmp_path / "towers", "clip", precision=precision) / "image.onnx"
+    model = onnx.load(path)
+    assert [node.op_type for node in model.graph.node].count("DequantizeLinear") == 1
+    cast_bytes(model)
+    onnx.checker.check_model(model)
+    assert "DequantizeLinear" not in {node.op_type for node in model.graph.node}
+    assert TensorProto.UINT8 not in {tensor.data_type for tensor in model.graph.initializer}
+    frames = np.random.default_rng(0).integers(0, 256, (4, 37, 37, 3), np.uint8)
+    results = [
+        onnxruntime.InferenceSession(given, providers=["CPUExecutionProvider"]).run(
+            None, {"frames": frames}
+        )[0]
+        for given in (path, model.SerializeToString())
+    ]
+    np.testing.assert_array_equal(*results)
 
 
 CUDA_OPTIONS = {setting.option: setting.value for setting in CUDA_SETTINGS}

@@ -113,8 +113,8 @@ def test_fused_operators_reach_tensorrt_as_standard_ones(tmp_path: Path, family:
         record["files"][name] = sha256_of(folder / name)
     (folder / "manifest.json").write_text(json.dumps(record))
     built = export_tensorrt(folder, tmp_path / "out")
-    pixels = np.random.default_rng(0).standard_normal((5, 3, 37, 37), dtype=np.float32)
-    for name, arrays in (("image", {"pixel_values": pixels}), ("text", {"input_ids": ids(5)})):
+    frames = np.random.default_rng(0).integers(0, 256, (5, 37, 37, 3), np.uint8)
+    for name, arrays in (("image", {"frames": frames}), ("text", {"input_ids": ids(5)})):
         session = Session(built / f"{name}.onnx", device="tensorrt")
         assert session.backend == "TensorRT engine" and session.precision == "fp16"
         expected = Session(folder / f"{name}.onnx")(**arrays)["embeddings"]
