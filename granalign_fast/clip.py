@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,9 @@ from .place import Place
 # take less memory; on a GPU a run must be worth its launches.
 _BATCH_FRAMES = {"cpu": 4}
 _GPU_BATCH_FRAMES = 64
+
+Frames = npt.NDArray[np.uint8] | Sequence[Image]
+"""uint8 RGB (frames, height, width, 3), or (height, width, 3) of each, in any size."""
 
 
 @dataclass(frozen=True)
@@ -91,13 +94,13 @@ class ClipEncoder(ExportedEncoder[ClipManifest]):
         self._image, self._text = self._sessions
         self._place = Place.of(device)
         self._batch_frames = _BATCH_FRAMES.get(self._kind, _GPU_BATCH_FRAMES)
-        # On a GPU one run at a time, while the other workers prepare frames for the next.
+        # On a GPU one run at a time.
         on_cpu = self._kind == "cpu"
         self._turn: AbstractContextManager[Any] = nullcontext() if on_cpu else Lock()
 
     def encode_frames(
         self,
-        frames: npt.NDArray[np.uint8] | Sequence[Image],
+        frames: Frames,
         *,
         progress: Callable[[int], None] | None = None,
     ) -> npt.NDArray[np.float32]:
@@ -116,23 +119,60 @@ class ClipEncoder(ExportedEncoder[ClipManifest]):
         """
         check_frames(frames)
         rows = np.empty((len(frames), self.dim), np.float32)
-
-        def run(start: int) -> int:
-            chosen = frames[start : start + self._batch_frames]
-            batch = self._place.staging((len(chosen), *self._prepare.crop, 3), np.uint8)
-            for i, frame in enumerate(chosen):
-                batch[i] = self._prepare(frame)
-            with self._turn:
-                found = self._image(frames=batch)["embeddings"]
-            rows[start : start + len(batch)] = found
-            return len(batch)
-
+        embed = self._in_workers if self._kind == "cpu" else self._in_turn
         with ThreadPoolExecutor(self._workers) as pool:
-            for done in pool.map(run, range(0, len(frames), self._batch_frames)):
+            for done in embed(frames, rows, pool):
                 if progress:
                     progress(done)
         check_finite(rows, lambda i: f"frames[{i}]")
         return rows
+
+    def _in_workers(
+        self, frames: Frames, rows: npt.NDArray[np.float32], pool: Executor
+    ) -> Iterator[int]:
+        """Fill `rows`, each worker with batches of its own; how many rows of each."""
+
+        def run(start: int) -> int:
+            batch, filling = self._begin(frames, start, map)
+            return self._embed(batch, filling, rows[start:])
+
+        return pool.map(run, range(0, len(frames), self._batch_frames))
+
+    def _in_turn(
+        self, frames: Frames, rows: npt.NDArray[np.float32], pool: Executor
+    ) -> Iterator[int]:
+        """The same for a GPU: all workers prepare one batch, and the next while it runs."""
+        starts = range(0, len(frames), self._batch_frames)
+        following = self._begin(frames, 0, pool.map)
+        for start in starts:
+            batch, filling = following
+            if start + self._batch_frames < len(frames):
+                following = self._begin(frames, start + self._batch_frames, pool.map)
+            yield self._embed(batch, filling, rows[start:])
+
+    def _begin(
+        self, frames: Frames, start: int, each: Callable[..., Iterator[None]]
+    ) -> tuple[npt.NDArray[np.uint8], Iterator[None]]:
+        """A batch, and what fills it while it is gone through."""
+        chosen = frames[start : start + self._batch_frames]
+        batch = self._place.staging((len(chosen), *self._prepare.crop, 3), np.uint8)
+
+        def fill(i: int) -> None:
+            batch[i] = self._prepare(chosen[i])
+
+        return batch, each(fill, range(len(chosen)))
+
+    def _embed(
+        self,
+        batch: npt.NDArray[np.uint8],
+        filling: Iterator[None],
+        rows: npt.NDArray[np.float32],
+    ) -> int:
+        for _ in filling:
+            pass
+        with self._turn:
+            rows[: len(batch)] = self._image(frames=batch)["embeddings"]
+        return len(batch)
 
     def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Embeddings (texts, dim), float32, rows of unit length, in the given order.

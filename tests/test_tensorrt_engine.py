@@ -91,13 +91,35 @@ def test_sentences_as_on_the_cpu(exported: dict[str, Path], tmp_path: Path, prec
     assert [flags] == fake_tensorrt.BUILT
 
 
-def test_both_towers_of_clip(exported: dict[str, Path], tmp_path: Path) -> None:
+def test_both_towers_of_clip(
+    exported: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames of many batches; each is uploaded as bytes, from memory that the GPU can read."""
     folder = export_tensorrt(exported["clip"], tmp_path / "out")
+    pinned: list[Any] = []
+    uploaded: list[tuple[int, Any]] = []
+    allocate, upload = fake_cupy.cuda.alloc_pinned_memory, fake_cupy.ndarray.set
+
+    def alloc_pinned_memory(size: int) -> Any:
+        pinned.append(np.frombuffer(memory := allocate(size), np.uint8))
+        return memory
+
+    def set_from(self: Any, array: np.ndarray, stream: Any = None) -> None:
+        if array.ndim == 4:
+            uploaded.append((len(array), array))
+        upload(self, array, stream)
+
+    monkeypatch.setattr(fake_cupy.cuda, "alloc_pinned_memory", alloc_pinned_memory)
+    monkeypatch.setattr(fake_cupy.ndarray, "set", set_from)
     ours, expected = ClipEncoder(folder, device="tensorrt"), ClipEncoder(exported["clip"])
-    frames = random_frames([(20 + i, 30) for i in range(70)])
+    frames, done = random_frames([(20 + i, 30) for i in range(150)]), []
     np.testing.assert_allclose(
-        ours.encode_frames(frames), expected.encode_frames(frames), atol=1e-5
+        ours.encode_frames(frames, progress=done.append), expected.encode_frames(frames), atol=1e-5
     )
+    assert done == [64, 64, 22] and sum(count for count, _ in uploaded) == 150
+    for _, array in uploaded:
+        assert array.dtype == np.uint8
+        assert any(np.shares_memory(array, memory) for memory in pinned)
     texts = ["a", "b c", "d", "e f", "g h"]
     np.testing.assert_allclose(ours.encode_texts(texts), expected.encode_texts(texts), atol=1e-5)
 
