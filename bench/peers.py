@@ -275,7 +275,7 @@ def image_towers(
         half: in float16.
 
     Returns:
-        Pixels (images, 3, side, side), float32 on the device, to embeddings on the host.
+        Pixels (images, 3, side, side) on the device to embeddings on the host.
     """
     found: dict[str, Callable[[Any], npt.NDArray[np.float32]]] = {}
     for compiled in (False, True) if device != "cpu" else (False,):

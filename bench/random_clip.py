@@ -141,9 +141,11 @@ def write_tower(shape: TowerShape, weights: Weights, folder: Path, *, half: bool
 
 def prepared(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """What the image processor makes of frames (images, side, side, 3): (images, 3, side, side)."""
-    scaled = (frames.transpose(0, 3, 1, 2) * LEVELS.rescale).astype(np.float32)
+    found = np.array(frames.transpose(0, 3, 1, 2), np.float32, order="C")
     mean, std = (np.array(x, np.float32)[:, None, None] for x in (LEVELS.mean, LEVELS.std))
-    found: npt.NDArray[np.float32] = np.ascontiguousarray((scaled - mean) / std)
+    found *= np.float32(LEVELS.rescale)
+    found -= mean
+    found /= std
     return found
 
 

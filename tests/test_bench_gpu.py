@@ -86,16 +86,16 @@ def test_a_suite_that_raises_is_a_failure_of_its_own(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("half", [False, True])
 def test_the_tower_is_clips(tmp_path: Path, half: bool) -> None:
-    """The graph gives unit rows that depend on the pixels alone; batches do not matter."""
+    """The graph gives unit rows that depend on the frame alone; batches do not matter."""
     shape = random_clip.TOWERS["clip-mini"]
     weights = random_clip.tower_weights(shape)
     path = random_clip.write_tower(shape, weights, tmp_path, half=half)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    pixels = np.random.default_rng(0).standard_normal((5, 3, 64, 64), dtype=np.float32)
-    (rows,) = session.run(None, {"pixel_values": pixels})
+    frames = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), np.uint8)
+    (rows,) = session.run(None, {"frames": frames})
     assert rows.shape == (5, shape.out) and rows.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
-    (alone,) = session.run(None, {"pixel_values": pixels[3:4]})
+    (alone,) = session.run(None, {"frames": frames[3:4]})
     np.testing.assert_allclose(alone[0], rows[3], atol=5e-3 if half else 1e-5)
     assert float((rows @ rows.T - np.eye(5)).max()) < 0.999, "all images alike: nothing is compared"
 
@@ -118,9 +118,10 @@ def test_torch_computes_the_same_tower(tmp_path: Path, half: bool) -> None:
     weights = random_clip.tower_weights(shape)
     path = random_clip.write_tower(shape, weights, tmp_path, half=half)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    pixels = np.random.default_rng(0).standard_normal((4, 3, 64, 64), dtype=np.float32)
-    (rows,) = session.run(None, {"pixel_values": pixels})
+    frames = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
+    (rows,) = session.run(None, {"frames": frames})
     tower = random_clip.torch_tower(shape, weights, "cpu", half=half, compiled=False)
+    pixels = random_clip.prepared(frames)
     np.testing.assert_allclose(tower(torch.from_numpy(pixels)), rows, atol=1e-2 if half else 1e-5)
 
 

@@ -25,7 +25,7 @@ from granalign_fast.bench import peers, query_parts, random_models
 from granalign_fast.bench.captions import transformers_captions
 from granalign_fast.bench.judging import judge_answers
 from granalign_fast.bench.limits import Work
-from granalign_fast.bench.random_clip import TOWERS, tower_weights, write_tower
+from granalign_fast.bench.random_clip import TOWERS, prepared, tower_weights, write_tower
 from granalign_fast.bench.records import OURS
 from granalign_fast.bench.running import Bench, Runner
 from granalign_fast.bench.suites.generation import (
@@ -114,12 +114,16 @@ def _tower(bench: Bench, name: str) -> None:
     where = _torch_device(bench)
     count = bench.settings.scaled(_IMAGES[where], 2)
     kind = _precision(bench)
-    values = shape.matrices * (2 if half else 4) + 4.0 * count * 3 * shape.side**2
-    work = Work(values, count * shape.operations, kind)
+    weights_read, values = shape.matrices * (2 if half else 4), count * 3 * shape.side**2
+    operations = count * shape.operations
+    ours = Work(weights_read + values, operations, kind)
+    others = Work(weights_read + values * (2.0 if half else 4.0), operations, kind)
 
     def draw(rng: np.random.Generator) -> Any:
-        pixels = rng.standard_normal((count, 3, shape.side, shape.side), dtype=np.float32)
-        return bench.to_device(pixels)
+        """Bytes for us, and what becomes of them for all others, where they are wanted."""
+        frames = rng.integers(0, 256, (count, shape.side, shape.side, 3), np.uint8)
+        pixels = prepared(frames).astype(np.float16 if half else np.float32)
+        return bench.to_device(frames), bench.to_device(pixels)
 
     def judge(given: Any, outputs: Mapping[str, Any]) -> None:
         for runner, rows in outputs.items():
@@ -131,10 +135,13 @@ def _tower(bench: Bench, name: str) -> None:
         "embed prepared images",
         [
             Runner(
-                run=lambda pixels: bench.to_host(session(pixel_values=pixels)["embeddings"]),
-                work=work,
+                run=lambda given: bench.to_host(session(frames=given[0])["embeddings"]),
+                work=ours,
             ),
-            *(Runner(name=n, run=tower, work=work, peer=True) for n, tower in theirs.items()),
+            *(
+                Runner(name=n, run=lambda given, run=run: run(given[1]), work=others, peer=True)  # type: ignore[misc]
+                for n, run in theirs.items()
+            ),
         ],
         draw,
         judge,
@@ -143,6 +150,11 @@ def _tower(bench: Bench, name: str) -> None:
         clock=HostClock(),
         parameters={"tower": name, "images": count, "precision": kind},
     )
+    if theirs:
+        bench.note(
+            f"{name}: ours takes the frames' bytes, and cuts and normalises them within the time "
+            f"measured; others get pixels in their own precision, normalised before it"
+        )
     if bench.on_gpu:
         why = session.graphs_refused
         bench.note(f"{name}: no CUDA graph: {why}" if why else f"{name}: as a CUDA graph")
