@@ -92,7 +92,9 @@ class ImageShape:
             raise GranAlignError(
                 f"num_channels: got {config.num_channels}, expected 3; choose another model"
             )
-        return cls(Transformer.of(config), int(config.image_size), int(config.patch_size), out, levels)
+        return cls(
+            Transformer.of(config), int(config.image_size), int(config.patch_size), out, levels
+        )
 
     @property
     def grid(self) -> int:

@@ -130,9 +130,7 @@ def test_other_activations(tmp_path: Path, activation: str) -> None:
         replace(image, layers=replace(image.layers, activation=same)),
         *(weights, "clip", pixels_of(frames_of(2))),
     )
-    np.testing.assert_allclose(
-        run(tmp_path / "image.onnx", frames=frames_of(2)), expected, 0, 1e-5
-    )
+    np.testing.assert_allclose(run(tmp_path / "image.onnx", frames=frames_of(2)), expected, 0, 1e-5)
 
 
 @pytest.mark.parametrize(

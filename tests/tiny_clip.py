@@ -243,9 +243,7 @@ def write_tiny_export(folder: Path, **changes: Any) -> Path:
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     rows, columns = PREPROCESSING.crop
-    frames = helper.make_tensor_value_info(
-        "frames", TensorProto.UINT8, ["batch", rows, columns, 3]
-    )
+    frames = helper.make_tensor_value_info("frames", TensorProto.UINT8, ["batch", rows, columns, 3])
     weight = rng.normal(size=(3 * rows * columns, DIM)).astype(np.float32)
     nodes = [
         helper.make_node("Cast", ["frames"], ["numbers"], to=TensorProto.FLOAT),
