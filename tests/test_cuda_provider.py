@@ -208,6 +208,10 @@ TOWER_INPUTS = {
 }
 
 
+# Launches that are of no layer: of an image three make numbers of its patches.
+REST = {("clip", "image"): 10, ("clip", "text"): 12, ("siglip", "image"): 13, ("siglip", "text"): 6}
+
+
 @pytest.mark.parametrize("tower", sorted(TOWER_INPUTS))
 @pytest.mark.parametrize("family", ["clip", "siglip"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -234,8 +238,8 @@ def test_a_tower_is_one_launch(
     if precision == "fp16":
         # The split of query, key and value, attention, two norms and the activation.
         assert len(made[3]) - len(made[2]) == 5
-        # All else: patches or words, places, the pooled row, unit length.
-        assert len(made[2]) - 10 <= 14
+        # Patches or words, places, the pooled row, unit length.
+        assert len(made[2]) - 10 <= REST[family, tower]
         if tower == "image":
             # The rest that no patch is of, the patches, and what a level is worth.
             cut, turned, numbers = made[3].pop(0), made[3].pop(0), made[3].pop(0)
