@@ -17,11 +17,9 @@ import fake_tensorrt
 import numpy as np
 import pytest
 from tiny_bert import flip_byte, write_tiny_bert
-from tiny_clip import MAX_TOKENS, random_frames, write_random_clip, write_tiny_export
 from tiny_vlm import frames_of, write_unchecked_vlm
 
 from granalign_fast import engine as engines
-from granalign_fast.clip import ClipEncoder
 from granalign_fast.encoders import SentenceEncoder
 from granalign_fast.engine import Engine
 from granalign_fast.engine_stamp import EngineStamp
@@ -43,7 +41,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         precision: export_sentence_encoder(source, root / precision, precision=precision)
         for precision in ("fp32", "fp16", "int8")
-    } | {"clip": write_tiny_export(root / "clip"), "vlm": write_unchecked_vlm(root / "vlm")}
+    } | {"vlm": write_unchecked_vlm(root / "vlm")}
 
 
 @pytest.fixture(autouse=True)
@@ -89,58 +87,6 @@ def test_sentences_as_on_the_cpu(exported: dict[str, Path], tmp_path: Path, prec
     assert encoder._session.precision == precision
     flags = ([] if precision == "fp32" else ["TF32"], 1 << 1)
     assert [flags] == fake_tensorrt.BUILT
-
-
-def test_both_towers_of_clip(
-    exported: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Frames of many batches; each is uploaded as bytes, from memory that the GPU can read."""
-    folder = export_tensorrt(exported["clip"], tmp_path / "out")
-    pinned: list[Any] = []
-    uploaded: list[tuple[int, Any]] = []
-    allocate, upload = fake_cupy.cuda.alloc_pinned_memory, fake_cupy.ndarray.set
-
-    def alloc_pinned_memory(size: int) -> Any:
-        pinned.append(np.frombuffer(memory := allocate(size), np.uint8))
-        return memory
-
-    def set_from(self: Any, array: np.ndarray, stream: Any = None) -> None:
-        if array.ndim == 4:
-            uploaded.append((len(array), array))
-        upload(self, array, stream)
-
-    monkeypatch.setattr(fake_cupy.cuda, "alloc_pinned_memory", alloc_pinned_memory)
-    monkeypatch.setattr(fake_cupy.ndarray, "set", set_from)
-    ours, expected = ClipEncoder(folder, device="tensorrt"), ClipEncoder(exported["clip"])
-    frames, done = random_frames([(20 + i, 30) for i in range(150)]), []
-    np.testing.assert_allclose(
-        ours.encode_frames(frames, progress=done.append), expected.encode_frames(frames), atol=1e-5
-    )
-    assert done == [64, 64, 22] and sum(count for count, _ in uploaded) == 150
-    for _, array in uploaded:
-        assert array.dtype == np.uint8
-        assert any(np.shares_memory(array, memory) for memory in pinned)
-    texts = ["a", "b c", "d", "e f", "g h"]
-    np.testing.assert_allclose(ours.encode_texts(texts), expected.encode_texts(texts), atol=1e-5)
-
-
-@pytest.mark.parametrize("family", ["clip", "siglip"])
-def test_fused_operators_reach_tensorrt_as_standard_ones(tmp_path: Path, family: str) -> None:
-    """Of a graph that TensorRT could not read as it is."""
-    folder = write_tiny_export(tmp_path / "fp16", precision="fp16", max_tokens=MAX_TOKENS)
-    write_random_clip(tmp_path / "towers", family, precision="fp16")
-    record = json.loads((folder / "manifest.json").read_text())
-    for name in ("image.onnx", "text.onnx"):
-        shutil.copy(tmp_path / "towers" / name, folder / name)
-        record["files"][name] = sha256_of(folder / name)
-    (folder / "manifest.json").write_text(json.dumps(record))
-    built = export_tensorrt(folder, tmp_path / "out")
-    frames = np.random.default_rng(0).integers(0, 256, (5, 37, 37, 3), np.uint8)
-    for name, arrays in (("image", {"frames": frames}), ("text", {"input_ids": ids(5)})):
-        session = Session(built / f"{name}.onnx", device="tensorrt")
-        assert session.backend == "TensorRT engine" and session.precision == "fp16"
-        expected = Session(folder / f"{name}.onnx")(**arrays)["embeddings"]
-        np.testing.assert_allclose(session(**arrays)["embeddings"], expected, atol=5e-3)
 
 
 def test_a_vision_tower_takes_bytes(exported: dict[str, Path], tmp_path: Path) -> None:
@@ -280,8 +226,6 @@ def test_stamps_that_are_none(built: Path, change: Any, message: str) -> None:
 def test_a_plan_that_tensorrt_does_not_take(built: Path) -> None:
     path = built / "tensorrt" / "model.engine"
     path.write_bytes(b"something else")
-    from granalign_fast.models import sha256_of
-
     stamp = json.loads(path.with_suffix(".engine.json").read_text())
     stamp["engine_sha256"] = sha256_of(path)
     path.with_suffix(".engine.json").write_text(json.dumps(stamp))
