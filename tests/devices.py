@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import importlib
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from emulator import Emulator
+from emulator import Emulator, emulated_map
 
 
 @functools.cache
@@ -72,6 +74,27 @@ def call(kernel: Callable[..., Any], device: str, *arguments: Any, **options: An
 def launch_users() -> list[Any]:
     families = ("context", "corpus", "nms", "proposals", "ranking", "similarity")
     return [_module(name) for name in families]
+
+
+@contextmanager
+def standing_in(patch: pytest.MonkeyPatch, folder: Path) -> Iterator[Any]:
+    """CuPy's stand-in in its place, as a Hopper GPU whose kernels are emulated.
+
+    Args:
+        patch: undoes it.
+        folder: where binaries are kept.
+    """
+    import fake_cupy
+
+    forget_kernels()
+    patch.setitem(sys.modules, "cupy", fake_cupy)
+    patch.setattr(fake_cupy.ndarray, "__module__", "cupy.core")
+    patch.setattr(_module("corpus"), "_attribute", lambda _: 2)
+    patch.setattr(_module("launch"), "encoded_map", emulated_map)
+    patch.setenv("CUPY_CACHE_DIR", str(folder))
+    fake_cupy.LOG.clear()
+    yield fake_cupy
+    forget_kernels()
 
 
 def forget_kernels() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +9,7 @@ from typing import Any
 import fake_cupy
 import numpy as np
 import pytest
-from devices import forget_kernels
-from emulator import emulated_map
+from devices import standing_in
 
 from granalign_fast.bench import libraries
 from granalign_fast.bench.limits import Limits
@@ -24,13 +21,6 @@ WAYS = {"streamed": [1], "products of warps": [9, 130], "products of warpgroups"
 @pytest.fixture
 def cupy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     """CuPy's stand-in as a Hopper GPU; what it takes no times of is made up."""
-    forget_kernels()
-    monkeypatch.setitem(sys.modules, "cupy", fake_cupy)
-    monkeypatch.setattr(fake_cupy.ndarray, "__module__", "cupy.core")
-    module = importlib.import_module("granalign_fast.kernels.corpus")
-    monkeypatch.setattr(module, "_attribute", lambda _: 2)
-    monkeypatch.setattr("granalign_fast.kernels.launch.encoded_map", emulated_map)
-    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path))
 
     def units(rows: int, dim: int, seed: int = 0) -> Any:
         return fake_cupy.asarray(
@@ -42,8 +32,8 @@ def cupy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     monkeypatch.setattr(libraries, "measure_limits", lambda _: Limits(1e9, {"fp16": 1e12}, 1e-6))
     times = {"seconds": 2.0, "seconds_in_graph": 1.0, "limit_seconds": 0.5, "bound": "bytes"}
     monkeypatch.setattr(libraries, "_timed", lambda *_: times)
-    yield fake_cupy
-    forget_kernels()
+    with standing_in(monkeypatch, tmp_path) as found:
+        yield found
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +10,8 @@ from typing import Any
 import fake_cupy
 import numpy as np
 import pytest
-from devices import call, cuda_missing, forget_kernels, on
-from emulator import Emulator, emulated_map
+from devices import call, cuda_missing, forget_kernels, on, standing_in
+from emulator import Emulator
 from test_corpus import check, check_exactly, unit, whole
 
 from granalign_fast.kernels import binary
@@ -197,16 +195,8 @@ def test_what_can_be_mapped() -> None:
 
 @pytest.fixture
 def cupy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    forget_kernels()
-    monkeypatch.setitem(sys.modules, "cupy", fake_cupy)
-    monkeypatch.setattr(fake_cupy.ndarray, "__module__", "cupy.core")
-    module = importlib.import_module("granalign_fast.kernels.corpus")
-    monkeypatch.setattr(module, "_attribute", lambda _: 2)
-    monkeypatch.setattr("granalign_fast.kernels.launch.encoded_map", emulated_map)
-    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "kernels"))
-    fake_cupy.LOG.clear()
-    yield fake_cupy
-    forget_kernels()
+    with standing_in(monkeypatch, tmp_path / "kernels") as found:
+        yield found
 
 
 def test_through_cupy(cupy: Any, launched: list[str], tmp_path: Path) -> None:

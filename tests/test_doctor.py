@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 
-import fake_cupy
 import pytest
-from devices import forget_kernels
-from emulator import emulated_map
+from devices import forget_kernels, standing_in
 
 from granalign_fast import cli, doctor, gpu_probe
 from granalign_fast.doctor import examine
@@ -119,23 +116,14 @@ def test_a_gpu_is_named_with_its_driver(tmp_path, monkeypatch):
 
 @pytest.fixture
 def cupy(monkeypatch, tmp_path):
-    """CuPy's stand-in in its place, its kernels emulated."""
-    forget_kernels()
-    monkeypatch.setitem(sys.modules, "cupy", fake_cupy)
-    monkeypatch.setattr(fake_cupy.ndarray, "__module__", "cupy.core")
-    module = importlib.import_module("granalign_fast.kernels.corpus")
-    monkeypatch.setattr(module, "_attribute", lambda _: 2)
-    monkeypatch.setattr("granalign_fast.kernels.launch.encoded_map", emulated_map)
-    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "kernels"))
-    yield fake_cupy
-    forget_kernels()
+    with standing_in(monkeypatch, tmp_path / "kernels") as found:
+        yield found
 
 
 def test_a_gpu_is_tried_out(cupy):
-    fake_cupy.LOG.clear()
     finding = by_name("cuda")["kernels"]
     assert finding.ok and finding.found == "compiled for sm_90, results right"
-    assert {"run one", "run many_sm90"} <= set(fake_cupy.LOG)
+    assert {"run one", "run many_sm90"} <= set(cupy.LOG)
 
 
 def test_kernels_that_are_wrong_or_do_not_compile(cupy, monkeypatch):

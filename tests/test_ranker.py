@@ -15,7 +15,7 @@ from typing import Any
 import fake_cupy
 import numpy as np
 import pytest
-from devices import cuda_missing, forget_kernels
+from devices import cuda_missing, standing_in
 
 from granalign_fast import (
     CaptionedVideo,
@@ -102,19 +102,18 @@ WORKLOADS: dict[str, Callable[[], list[Request]]] = {
 
 
 @pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.needs_cuda)])
-def cupy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def cupy(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Any]:
     """CuPy, or its stand-in with emulated kernels."""
     if request.param == "cuda":
         if missing := cuda_missing():
             pytest.skip(missing)
         yield sys.modules["cupy"]
         return
-    forget_kernels()
-    monkeypatch.setitem(sys.modules, "cupy", fake_cupy)
-    monkeypatch.setattr(fake_cupy.ndarray, "__module__", "cupy.core")
     forget()
-    yield fake_cupy
-    forget_kernels()
+    with standing_in(monkeypatch, tmp_path) as found:
+        yield found
 
 
 emulated = pytest.mark.parametrize("cupy", ["emulated"], indirect=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,7 @@ import fake_cupy
 import numpy as np
 import pytest
 import reference
-from devices import DEVICES, There, forget_kernels, on
-from emulator import emulated_map
+from devices import DEVICES, There, on, standing_in
 
 from granalign_fast.bench import kernels as bench
 from granalign_fast.config import PRESETS
@@ -213,14 +212,10 @@ def test_what_is_not_a_number_is_not_ranked(device: str, rules: RankingRules) ->
 
 
 @pytest.fixture
-def cupy(monkeypatch: pytest.MonkeyPatch) -> Any:
+def cupy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     """CuPy's stand-in in its place, its kernels emulated."""
-    forget_kernels()
-    monkeypatch.setitem(sys.modules, "cupy", fake_cupy)
-    monkeypatch.setattr(fake_cupy.ndarray, "__module__", "cupy.core")
-    fake_cupy.LOG.clear()
-    yield fake_cupy
-    forget_kernels()
+    with standing_in(monkeypatch, tmp_path) as found:
+        yield found
 
 
 def forbid_all_but_launches(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,10 +285,6 @@ def test_warming_up_compiles_all_that_there_is(cupy: Any, dtype: Any, tmp_path: 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fake_cupy, "RawModule", Recorded)
-        module = importlib.import_module("granalign_fast.kernels.corpus")
-        patch.setattr(module, "_attribute", lambda _: 2)
-        patch.setattr("granalign_fast.kernels.launch.encoded_map", emulated_map)
-        patch.setenv("CUPY_CACHE_DIR", str(tmp_path))
         warm_up(dtype)
         half = dtype == np.float16
         embedded = {"context", "similarity", "corpus", "corpus_many"}
