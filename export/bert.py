@@ -23,13 +23,12 @@ from .specs import (
     FLOAT_CHANNELS,
     INPUT_IDS,
     MASK,
+    MICROSOFT,
     PADDED_IDS,
     POOL,
     POSITIONS,
     SMOOTHING,
 )
-
-_MICROSOFT = "com.microsoft"
 
 
 def build_bert(
@@ -226,7 +225,7 @@ class _HalfGraph(_Graph):
             for parts in zip(query, key, value, strict=True)
         )
         inputs = (state.x, weight, bias, "", "", self.mask)
-        return self.op("Attention", *inputs, domain=_MICROSOFT, num_heads=heads)
+        return self.op("Attention", *inputs, domain=MICROSOFT, num_heads=heads)
 
     def joined(self, x: str, dense: Dense, state: _Normed, norm: Norm, site: str) -> _Normed:
         y = self.op("MatMul", x, self.constant(dense.weight))
@@ -238,7 +237,7 @@ class _HalfGraph(_Graph):
         y = self.op(
             "SkipLayerNormalization",
             *(*terms, *(self.constant(value) for value in learnt)),
-            domain=_MICROSOFT,
+            domain=MICROSOFT,
             epsilon=self.epsilon,
         )
         return _Normed(y, y, norm)
@@ -297,7 +296,7 @@ class _Int8Graph(_Graph):
         scale, zero = self.constant(step), self.constant(centre, np.uint8)
         scaled = self.op("Mul", x, self.constant(1 / factors))
         # Microsoft's, because that of opset 23 is missing in ONNX Runtime 1.23.
-        eight = self.op("QuantizeLinear", scaled, scale, zero, domain=_MICROSOFT)
+        eight = self.op("QuantizeLinear", scaled, scale, zero, domain=MICROSOFT)
         products = []
         for dense in denses:
             weight, columns = quantise_columns((kept * factors)[:, None] * dense.weight)
@@ -306,7 +305,7 @@ class _Int8Graph(_Graph):
             product = self.op(
                 "MatMulIntegerToFloat",
                 *(eight, weight_name, scale, columns_name, zero, "", bias),
-                domain=_MICROSOFT,
+                domain=MICROSOFT,
             )
             if len(strongest):
                 few = self.op("Gather", x, self.constant(strongest, np.int64), axis=-1)

@@ -20,8 +20,8 @@ import numpy.typing as npt
 from granalign_fast.errors import GranAlignError
 
 from .graph import GraphBuilder
-from .specs import EMBEDDINGS
-from .standard import MICROSOFT, standardise
+from .specs import EMBEDDINGS, MICROSOFT
+from .standard import standardise
 from .weights import Float32, TensorFile, Tensors
 
 _SHIFT = 0.25
@@ -132,14 +132,10 @@ class ClipGraph(GraphBuilder, ABC):
 
     def _added(self, update: str, stream: str, *bias: str) -> State:
         """The stream with a layer's update in it, and its norm."""
-        state = State(f"stream.{len(self.nodes)}", f"normed.{len(self.nodes)}")
         inputs = [update, stream, self.gain, self.shift, *bias]
-        self._skip_norm(inputs, [state.normed, "", "", state.stream])
-        return state
-
-    def _skip_norm(self, inputs: list[str], outputs: list[str]) -> None:
-        epsilon = self.shape.epsilon
-        self._add("SkipLayerNormalization", inputs, outputs, domain=MICROSOFT, epsilon=epsilon)
+        return State(
+            *self._sum_and_norm("SkipLayerNormalization", inputs, self.shape.epsilon),
+        )
 
     def _products(self, x: str, norm: str, names: list[str], size: int) -> list[str]:
         """What linear maps, biases included, make of a norm's rows.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from granalign_fast.errors import GranAlignError
 from granalign_fast.models import one_line
 
 from .clip_graph import ClipGraph, Float64, State, Transformer
-from .specs import FRAMES, INPUT_IDS
+from .specs import FRAMES, INPUT_IDS, MICROSOFT
 from .weights import EmbeddedTensors, Float32, TensorFile, Tensors
 
 CENTRE = 128
@@ -188,9 +189,10 @@ class ImageGraph(ClipGraph):
         levels = self._constant("step", self.image.levels.step, self.dtype)
         x = self._op("DequantizeLinear", x, levels, self._constant("centre", CENTRE, np.uint8))
         name = f"{self.prefix}.embeddings.patch_embedding.weight.levels"
-        weight = self._stored(name, lambda: self._patch_map()[0])
+        weight = self._stored(name, lambda: self._patch_map[0])
         return self._op("MatMul", x, weight)
 
+    @cached_property
     def _patch_map(self) -> tuple[Float64, Float64]:
         """What becomes of a patch's ``(byte - CENTRE) * step``: weight and bias."""
         patch, hidden = self.image.patch, self.shape.hidden
@@ -210,14 +212,14 @@ class ImageGraph(ClipGraph):
         def table() -> Any:
             found = self._wide(f"{prefix}.position_embedding.weight", self.patches + 1, hidden)
             found[0] += self._wide(f"{prefix}.class_embedding", hidden)
-            found[1:] += self._patch_map()[1]
+            found[1:] += self._patch_map[1]
             return found
 
         norm = f"{self.prefix}.pre_layrnorm"
         affine = [self._own(f"{norm}.{part}", hidden) for part in ("weight", "bias")]
-        stream = f"stream.{len(self.nodes)}"
-        places = self._stored("positions", table)
-        self._skip_norm([x, places, *affine], [stream])
+        inputs = [x, self._stored("positions", table), *affine]
+        settings = {"domain": MICROSOFT, "epsilon": self.shape.epsilon}
+        stream = self._op("SkipLayerNormalization", *inputs, **settings)
         return State(stream, self._normed(stream))
 
     def _from_patches(self, patches: str) -> State:
@@ -226,7 +228,7 @@ class ImageGraph(ClipGraph):
 
         def table() -> Any:
             found = self._wide(f"{prefix}.position_embedding.weight", self.patches, hidden)
-            return found + self._patch_map()[1]
+            return found + self._patch_map[1]
 
         return self._added(patches, self._stored("positions", table))
 

@@ -37,9 +37,8 @@ from .llm_specs import (
     present_names,
 )
 from .quantize_blocks import quantise_blocks
+from .specs import MICROSOFT
 from .weights import JoinedProjections, TensorFile
-
-_MICROSOFT = "com.microsoft"
 
 
 class DecoderGraph(GraphBuilder):
@@ -146,15 +145,8 @@ class DecoderGraph(GraphBuilder):
         if not more or not self.static:
             x = self._op("Add", x, more) if more else x
             return x, self._norm(x, weight, epsilon)
-        summed, normed = f"sum.{len(self.nodes)}", f"normed.{len(self.nodes)}"
-        self._add(
-            "SkipSimplifiedLayerNormalization",
-            [x, more, self._tensor(weight)],
-            [normed, "", "", summed],
-            domain=_MICROSOFT,
-            epsilon=epsilon,
-        )
-        return summed, normed
+        inputs = [x, more, self._tensor(weight)]
+        return self._sum_and_norm("SkipSimplifiedLayerNormalization", inputs, epsilon)
 
     def _last(self, x: str) -> str:
         """What is wanted of all positions: (batch, hidden), or (batch, 1, hidden) if static."""
@@ -213,7 +205,7 @@ class DecoderGraph(GraphBuilder):
             "MatMulNBits",
             x,
             *(self._use(part) for part in parts),
-            domain=_MICROSOFT,
+            domain=MICROSOFT,
             K=columns,
             N=rows,
             bits=bits,
@@ -228,7 +220,7 @@ class DecoderGraph(GraphBuilder):
         if self.quantised:
             y = self._quantised_product(x, "lm_head.weight", weight, HEAD_BITS)
         elif self.static:
-            y = self._op("FusedMatMul", x, self._tensor(weight), domain=_MICROSOFT, transB=1)
+            y = self._op("FusedMatMul", x, self._tensor(weight), domain=MICROSOFT, transB=1)
         else:
             y = self._op("Gemm", x, self._tensor(weight), transB=1)
         if self.dtype != np.float32:

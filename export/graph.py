@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .specs import IR_VERSION, OPSET
+from .specs import IR_VERSION, MICROSOFT, OPSET
 from .weights import TensorFile, Tensors
 
 
@@ -72,6 +72,18 @@ class GraphBuilder:
         return self._op(
             "RMSNormalization", x, self._tensor(weight), axis=-1, epsilon=epsilon, stash_type=1
         )
+
+    def _sum_and_norm(self, kind: str, inputs: list[str], epsilon: float) -> tuple[str, str]:
+        """A sum, and it normalised, by an operator of ONNX Runtime's that is one launch on a GPU.
+
+        Args:
+            kind: the operator.
+            inputs: two summands, what the norm has learnt, and perhaps a bias that is added too.
+            epsilon: of the norm.
+        """
+        summed, normed = f"sum.{len(self.nodes)}", f"normed.{len(self.nodes)}"
+        self._add(kind, inputs, [normed, "", "", summed], domain=MICROSOFT, epsilon=epsilon)
+        return summed, normed
 
     def _linear(self, x: str, name: str) -> str:
         """A product with `name`.weight, and `name`.bias added where the checkpoint has it."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 OPSET = 23
 """The first ONNX opset with `Attention`."""
 IR_VERSION = 11
+MICROSOFT = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
 """The file format that goes with opset 23, so that older runtimes can read the file."""
 
 INPUT_IDS = "input_ids"

@@ -10,8 +10,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-MICROSOFT = "com.microsoft"
-"""The domain of ONNX Runtime's own operators."""
+from .specs import MICROSOFT
 
 _EPSILON = 1e-12
 """Of ONNX Runtime's norms, where they name none."""

@@ -22,7 +22,6 @@ from .vlm_specs import IMAGE_EMBEDS, PIXEL_VALUES, VISION_EPSILON, VISION_THETA
 from .weights import Float32, TensorFile
 
 Order = npt.NDArray[np.int64]
-_MICROSOFT = "com.microsoft"
 
 
 def window_order(grid: tuple[int, int], edge: int) -> tuple[Order, list[tuple[int, int]]]:
@@ -195,15 +194,8 @@ class VisionGraph(GraphBuilder):
         """What a state stands for, and that normalised."""
         x, more, bias = state
         if self.fused and more:
-            summed, normed = f"sum.{len(self.nodes)}", f"normed.{len(self.nodes)}"
-            self._add(
-                "SkipSimplifiedLayerNormalization",
-                [more, x, self._tensor(weight), self._tensor(bias)],
-                [normed, "", "", summed],
-                domain=_MICROSOFT,
-                epsilon=VISION_EPSILON,
-            )
-            return summed, normed
+            inputs = [more, x, self._tensor(weight), self._tensor(bias)]
+            return self._sum_and_norm("SkipSimplifiedLayerNormalization", inputs, VISION_EPSILON)
         if more:
             x = self._op("Add", x, self._op("Add", more, self._tensor(bias)))
         return x, self._norm(x, weight, VISION_EPSILON)

@@ -206,33 +206,36 @@ def _search(
     room = min(workspace // (8 * count), k + max(total, _FIRST))
     segments = list(_segments(total, room, k))
     multiprocessors = _multiprocessors(launcher)
-    hopper = _Hopper.of(launcher, queries, clips) if count > FEW else None
-    many = count > FEW and hopper is None
-    steps = 2 * -(-dim * queries.dtype.itemsize // _CHUNK)
     tiles: int = -(-count // _TILE_QUERIES)
-    fragments = tiles * _TILE_QUERIES // 16 * steps * 32 if many else 0
-    packed = launcher.empty((fragments, 4), np.uint32) if many else None
+    walkers = max(multiprocessors // tiles, 1)
+    options = options_for(queries.dtype)
+    steps, fragments, packed = 2 * -(-dim * queries.dtype.itemsize // _CHUNK), 0, None
+    shape = (np.int32(dim),)
+    if count <= FEW:
+        kernel = "one" if count == 1 else "few"
+        most = _WAVES * multiprocessors
+        way = _Way("corpus", kernel, (queries, clips), shape, 1, most, _STREAMED, options)
+    elif (found := _by_warpgroups(launcher, queries, clips, tiles, walkers)) is not None:
+        way = found
+    else:
+        fragments = tiles * _TILE_QUERIES // 16 * steps * 32
+        packed = launcher.empty((fragments, 4), np.uint32)
+        given = (packed, clips)
+        way = _Way("corpus_many", "many", given, shape, tiles, walkers, _TILE_CLIPS, options)
     lists = launcher.empty((count, room), np.uint64)
     counts = launcher.empty((count,), np.int32)
     bars = launcher.empty((count,), np.uint64)
-    options = options_for(queries.dtype)
 
-    def launch(family: str, kernel: str, *arguments: Any, blocks: int) -> None:
+    def launch(kernel: str, *arguments: Any, blocks: int) -> None:
         launcher.launch(
-            family, kernel, *arguments, blocks=blocks, threads=_THREADS, options=options
+            "corpus", kernel, *arguments, blocks=blocks, threads=_THREADS, options=options
         )
 
-    def tiled(clips: int, tile: int) -> int:
-        """Blocks that walk over so many clips, `tile` at a time, for each tile of queries."""
-        walkers = min(max(multiprocessors // tiles, 1), -(-clips // tile))
-        return tiles * walkers
-
     def keep(*, last: bool) -> None:
-        shape = (np.int64(room), np.int32(k), np.int32(last))
-        launch("corpus", "keep", lists, counts, bars, *shape, scores, rows, blocks=count)
+        limits = (np.int64(room), np.int32(k), np.int32(last))
+        launch("keep", lists, counts, bars, *limits, scores, rows, blocks=count)
 
     launch(
-        "corpus",
         "prepare",
         queries,
         np.int32(count),
@@ -248,79 +251,65 @@ def _search(
     for begin, end in segments:
         if begin:
             keep(last=False)
-        if hopper is not None:
-            hopper.launch(
-                launcher,
-                (np.int64(begin), np.int64(end)),
-                (np.int32(count), np.int64(room), bars, lists, counts),
-                blocks=tiled(end - begin, _SM90_CLIPS),
-            )
-            continue
-        if many:
-            family, kernel = "corpus_many", "many"
-            blocks = tiled(end - begin, _TILE_CLIPS)
-        else:
-            family, kernel = "corpus", "one" if count == 1 else "few"
-            blocks = min(_WAVES * multiprocessors, -(-(end - begin) // _STREAMED))
-        launch(
-            family,
-            kernel,
-            packed if many else queries,
-            clips,
-            np.int64(begin),
-            np.int64(end),
-            np.int32(dim),
-            np.int32(count),
-            np.int64(room),
-            bars,
-            lists,
-            counts,
-            blocks=blocks,
-        )
+        way.launch(launcher, begin, end, np.int32(count), np.int64(room), bars, lists, counts)
     keep(last=True)
 
 
-class _Hopper(NamedTuple):
-    """What `many_sm90` is told of a search's embeddings."""
+class _Way(NamedTuple):
+    """A kernel that scores clips, and how."""
 
-    queries: Array
-    clips: Array
-    chunks: int
-    stages: int
-    shared: int
+    family: str
+    kernel: str
+    embeddings: tuple[Array, Array]
+    """Queries and clips, as it takes them."""
+    shape: tuple[np.int32, ...]
+    tiles: int
+    """Of queries: blocks of one have the same."""
+    walkers: int
+    """Blocks of a tile of queries, at most."""
+    clips: int
+    """That a block scores at a time."""
+    options: tuple[str, ...] = ()
+    threads: int = _THREADS
+    shared: int = 0
 
-    @classmethod
-    def of(cls, launcher: Launcher, queries: Array, clips: Array) -> _Hopper | None:
-        """`None` where the device or the embeddings are not for it.
-
-        It is for float16, rows of a multiple of 16 bytes, up to 512 numbers: a block's queries must
-        leave room for clips.
-        """
-        if queries.dtype != np.float16:
-            return None
-        chunks = -(-queries.shape[1] * queries.itemsize // _SM90_LINE)
-        kept, stage = (rows * _SM90_LINE for rows in (chunks * _TILE_QUERIES, _SM90_CLIPS))
-        stages = min((_SM90_SHARED - _SM90_OTHER - kept) // stage, _SM90_STAGES[1])
-        if stages < _SM90_STAGES[0]:
-            return None
-        maps = launcher.tensor_map(queries, _TILE_QUERIES), launcher.tensor_map(clips, _SM90_CLIPS)
-        if maps[0] is None or maps[1] is None:
-            return None
-        return cls(*maps, chunks, stages, kept + stages * stage + _SM90_OTHER)
-
-    def launch(
-        self, launcher: Launcher, run: tuple[Any, ...], rest: tuple[Any, ...], *, blocks: int
-    ) -> None:
-        """Search a run of clips."""
-        shape = np.int32(self.chunks), np.int32(self.stages)
+    def launch(self, launcher: Launcher, begin: int, end: int, *rest: Any) -> None:
+        """Score the clips from `begin` up to `end`."""
         launcher.launch(
-            "corpus_sm90",
-            "many_sm90",
-            *(self.queries, self.clips, *run, *shape, *rest),
-            blocks=blocks,
-            threads=_SM90_THREADS,
+            self.family,
+            self.kernel,
+            *(*self.embeddings, np.int64(begin), np.int64(end), *self.shape, *rest),
+            blocks=self.tiles * min(self.walkers, -(-(end - begin) // self.clips)),
+            threads=self.threads,
+            options=self.options,
             shared=self.shared,
         )
+
+
+def _by_warpgroups(
+    launcher: Launcher, queries: Array, clips: Array, tiles: int, walkers: int
+) -> _Way | None:
+    """`None` where the device or the embeddings are not for it.
+
+    It is for float16, rows of a multiple of 16 bytes, up to 512 numbers: a block's queries must
+    leave room for clips.
+    """
+    if queries.dtype != np.float16:
+        return None
+    chunks = -(-queries.shape[1] * queries.itemsize // _SM90_LINE)
+    kept, stage = (rows * _SM90_LINE for rows in (chunks * _TILE_QUERIES, _SM90_CLIPS))
+    stages = min((_SM90_SHARED - _SM90_OTHER - kept) // stage, _SM90_STAGES[1])
+    if stages < _SM90_STAGES[0]:
+        return None
+    maps = launcher.tensor_map(queries, _TILE_QUERIES), launcher.tensor_map(clips, _SM90_CLIPS)
+    if maps[0] is None or maps[1] is None:
+        return None
+    return _Way(
+        *("corpus_sm90", "many_sm90", maps, (np.int32(chunks), np.int32(stages))),
+        *(tiles, walkers, _SM90_CLIPS),
+        threads=_SM90_THREADS,
+        shared=kept + stages * stage + _SM90_OTHER,
+    )
 
 
 def _multiprocessors(launcher: Launcher) -> int:

@@ -16,12 +16,14 @@ from tiny_clip import LEVELS, MAX_TOKENS, WORDS, random_clip, write_random_clip
 from granalign_fast.errors import GranAlignError
 from granalign_fast.export import clip_graph
 from granalign_fast.export.clip_towers import CENTRE, ImageShape, Levels, write_towers
-from granalign_fast.export.specs import PRECISIONS
-from granalign_fast.export.standard import MICROSOFT, standardise
+from granalign_fast.export.specs import MICROSOFT
+from granalign_fast.export.standard import standardise
 from granalign_fast.export.weights import Checkpoint, GivenTensors
 from granalign_fast.session import Session
 
 FAMILIES = ["clip", "siglip"]
+# Of embeddings; 1.4e-7 and 3.1e-4 measured. An export is refused at ten and five times as much.
+TOLERANCE = {"fp32": 1e-6, "fp16": 1e-3}
 
 
 def frames_of(count: int) -> np.ndarray:
@@ -63,18 +65,19 @@ def test_towers(
         monkeypatch.setattr(clip_graph, "_FULL", 0)
     folder = write_random_clip(tmp_path / "towers", family, precision=precision)
     image, text, weights = random_clip(family)
-    tolerance = PRECISIONS[precision].tolerance.max_abs_error
     for count in (1, 5):
         frames = frames_of(count)
         expected = embed_images(image, weights, family, pixels_of(frames))
         got = run(folder / "image.onnx", frames=frames)
         assert got.dtype == np.float32
-        np.testing.assert_allclose(got, expected, 0, tolerance)
+        np.testing.assert_allclose(got, expected, 0, TOLERANCE[precision])
     assert (expected @ expected.T)[0, 1:].max() < 0.995
     for length in (1, 5, MAX_TOKENS):
         ids = ids_of(4, length)
         expected = embed_texts(text, weights, family, ids)
-        np.testing.assert_allclose(run(folder / "text.onnx", input_ids=ids), expected, 0, tolerance)
+        np.testing.assert_allclose(
+            run(folder / "text.onnx", input_ids=ids), expected, 0, TOLERANCE[precision]
+        )
     assert (expected @ expected.T)[0, 1:].max() < 0.995
     splits = sum(n.op_type == "Split" for n in onnx.load(folder / "image.onnx").graph.node)
     assert bool(splits) != separate
@@ -152,9 +155,8 @@ def test_other_levels(tmp_path: Path, family: str, precision: str, levels: Level
     frames = frames_of(6)
     frames[:2] = np.array([0, 255])[:, None, None, None]
     expected = embed_images(image, weights, family, pixels_of(frames, levels))
-    tolerance = PRECISIONS[precision].tolerance.max_abs_error
     got = run(tmp_path / "image.onnx", frames=frames)
-    np.testing.assert_allclose(got, expected, 0, tolerance)
+    np.testing.assert_allclose(got, expected, 0, TOLERANCE[precision])
 
 
 def test_what_a_level_is_worth() -> None:

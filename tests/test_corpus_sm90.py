@@ -10,7 +10,7 @@ from typing import Any
 import fake_cupy
 import numpy as np
 import pytest
-from devices import call, cuda_missing, forget_kernels, on, standing_in
+from devices import call, forget_kernels, standing_in
 from emulator import Emulator
 from test_corpus import check, check_exactly, unit, whole
 
@@ -44,15 +44,12 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def searched(launched: list[str], device: str, asked: Any, clips: Any, k: int, **more: Any) -> Top:
     """By `many_sm90`, on a GPU that has it."""
+    top = call(corpus, device, asked, clips, k=k, **more)
+    has_it = True
     if device == "cuda":
-        if missing := cuda_missing():
-            pytest.skip(missing)
         import cupy
 
         has_it = cupy.cuda.Device().compute_capability == "90"
-    else:
-        has_it = True
-    top = call(corpus, device, asked, clips, k=k, **more)
     assert ("many_sm90" in launched) == has_it and ("many" in launched) != has_it
     return top
 
@@ -147,15 +144,15 @@ def test_no_clips(launched: list[str]) -> None:
 
 
 @pytest.mark.needs_cuda
-def test_tensor_cores_without_hoppers_own() -> None:
+def test_tensor_cores_without_hoppers_own(
+    launched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The kernel of other GPUs, with its widest loads."""
-    if missing := cuda_missing():
-        pytest.skip(missing)
     rng = np.random.default_rng(0)
     asked, clips = whole(rng, 130, 64, HALF), whole(rng, 700, 64, HALF)
-    with on("cuda"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CupyLauncher, "tensor_map", lambda *_: None)
-        check_exactly(call(corpus, "cuda", asked, clips, k=30), asked, clips, 30)
+    monkeypatch.setattr(CupyLauncher, "tensor_map", lambda *_: None)
+    check_exactly(call(corpus, "cuda", asked, clips, k=30), asked, clips, 30)
+    assert "many" in launched and "many_sm90" not in launched
 
 
 class Driver:

@@ -77,4 +77,4 @@ def test_fused_operators_reach_tensorrt_as_standard_ones(tmp_path: Path, family:
         session = Session(built / f"{name}.onnx", device="tensorrt")
         assert session.backend == "TensorRT engine" and session.precision == "fp16"
         expected = Session(folder / f"{name}.onnx")(**arrays)["embeddings"]
-        np.testing.assert_allclose(session(**arrays)["embeddings"], expected, atol=5e-3)
+        np.testing.assert_allclose(session(**arrays)["embeddings"], expected, atol=1e-3)

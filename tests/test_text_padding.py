@@ -97,6 +97,6 @@ def test_an_earlier_export_is_left_where_it_is(tmp_path: Path) -> None:
     ours = SentenceEncoder(source, precision="fp16", cache_dir=cache)
     assert ours._session.inputs == (PADDED_IDS,) and len(list(cache.iterdir())) == 2
     assert ours.fingerprint == by_name.fingerprint, "embeddings of both may be compared"
-    np.testing.assert_allclose(ours.encode(TEXTS), by_name.encode(TEXTS), atol=4e-3)
+    np.testing.assert_allclose(ours.encode(TEXTS), by_name.encode(TEXTS), atol=2e-3)
     again = SentenceEncoder(source, precision="fp16", cache_dir=cache)
     assert again._session.path == ours._session.path and len(list(cache.iterdir())) == 2

@@ -11,7 +11,7 @@ small shapes take their place.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -139,8 +139,8 @@ def _tower(bench: Bench, name: str) -> None:
                 work=ours,
             ),
             *(
-                Runner(name=n, run=lambda given, run=run: run(given[1]), work=others, peer=True)  # type: ignore[misc]
-                for n, run in theirs.items()
+                Runner(name=n, run=partial(_on_pixels, tower), work=others, peer=True)
+                for n, tower in theirs.items()
             ),
         ],
         draw,
@@ -158,6 +158,11 @@ def _tower(bench: Bench, name: str) -> None:
     if bench.on_gpu:
         why = session.graphs_refused
         bench.note(f"{name}: no CUDA graph: {why}" if why else f"{name}: as a CUDA graph")
+
+
+def _on_pixels(run: Callable[[Any], Any], given: tuple[Any, Any]) -> Any:
+    """What takes pixels, of frames and their pixels."""
+    return run(given[1])
 
 
 def _decoder(bench: Bench, case: _Case) -> None:
