@@ -203,11 +203,11 @@ def fixed_batches(manifest: Mapping[str, Any], graph: str) -> tuple[int, ...] | 
     from .export.specs import ENGINE_GRAPHS
 
     specs = ENGINE_GRAPHS.get(str(manifest.get("kind")), ())
-    for spec in specs:
-        if spec.file == graph and spec.tokens is not None:
-            # One size more than TensorRT, to which each is minutes of building.
-            sizes = (*spec.batches, 4 * spec.batches[-1])
-            return tuple(size for size in sizes if size >= _FEW_TEXTS)
-        if spec.file == graph:
-            return spec.batches
-    return None
+    spec = next((spec for spec in specs if spec.file == graph), None)
+    if spec is None:
+        return None
+    if spec.tokens is None:
+        return spec.batches
+    # One size more than TensorRT, to which each is minutes of building.
+    sizes = (*spec.batches, 4 * spec.batches[-1])
+    return tuple(size for size in sizes if size >= _FEW_TEXTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from typing import Any
 
 import numpy as np
@@ -45,8 +46,7 @@ def encoded_map(array: Any, rows: int, driver: Any = None) -> Any:
     Raises:
         RuntimeError: the driver refuses.
     """
-    if driver is None:
-        driver = ctypes.CDLL("libcuda.so.1")
+    driver = driver or _driver()
     memory = np.zeros(TENSOR_MAP.itemsize + _ALIGNMENT, np.uint8)
     first = -memory.ctypes.data % _ALIGNMENT
     encoded = memory[first : first + TENSOR_MAP.itemsize].view(TENSOR_MAP)
@@ -71,3 +71,9 @@ def encoded_map(array: Any, rows: int, driver: Any = None) -> Any:
             f"CUDA's driver refuses a tensor map of {count} x {columns} {array.dtype}: error {code}"
         )
     return encoded
+
+
+@functools.cache
+def _driver() -> Any:
+    """Loaded once, as a search is told of two matrices."""
+    return ctypes.CDLL("libcuda.so.1")
