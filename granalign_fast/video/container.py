@@ -108,7 +108,7 @@ def open_video(path: str | os.PathLike[str], *, threads: int | None = None) -> I
             # Without "file:" a name such as "http:x.mp4" would be a protocol.
             f"file:{path}",
             container_options={"protocol_whitelist": "file"},
-            metadata_errors="replace",
+            **_tolerate_bad_metadata(av.__version__),
         )
     except (FFmpegError, ValueError, IndexError) as error:
         raise GranAlignError(
@@ -120,6 +120,11 @@ def open_video(path: str | os.PathLike[str], *, threads: int | None = None) -> I
         stream.thread_type = "AUTO"
         stream.thread_count = threads or 0
         yield Video(path, container, stream, Fraction(stream.time_base or 0))
+
+
+def _tolerate_bad_metadata(pyav: str) -> dict[str, Any]:
+    """The option by which PyAV opens a file whose metadata are not UTF-8: 19 needs none."""
+    return {"metadata_errors": "replace"} if int(pyav.split(".")[0]) < 19 else {}
 
 
 def _check_file(path: Path) -> None:
@@ -172,11 +177,8 @@ def clip_count(duration: float, clip_seconds: float) -> int:
 
 def display_matrix(frame: av.VideoFrame) -> npt.NDArray[np.int32] | None:
     """The nine numbers by which a player turns and mirrors the frame; None where it need not."""
-    found: Any = frame.side_data  # typed as a mapping of names, but iterates over its values
-    for data in found:
-        if data.type.name == "DISPLAYMATRIX":
-            return np.frombuffer(bytes(data), np.int32)
-    return None
+    data = frame.side_data.get("DISPLAYMATRIX")
+    return None if data is None else np.frombuffer(bytes(data), np.int32)
 
 
 def upright(frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
