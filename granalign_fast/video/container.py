@@ -177,7 +177,7 @@ def clip_count(duration: float, clip_seconds: float) -> int:
 
 def display_matrix(frame: av.VideoFrame) -> npt.NDArray[np.int32] | None:
     """The nine numbers by which a player turns and mirrors the frame; None where it need not."""
-    data = frame.side_data.get("DISPLAYMATRIX")
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
     return None if data is None else np.frombuffer(bytes(data), np.int32)
 
 
