@@ -22,14 +22,15 @@ help:
 demo: .venv/.demo
 	$(BIN)/granalign demo --out out/demo
 
+# As many processes as there are cores.
 test: .venv/.test
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 # The demo and the tests as a newcomer's `pip install` sets them up: the newest Python at hand and the
 # newest version of every dependency.
 test-newest: .venv-newest/.ready
 	.venv-newest/bin/granalign demo --out out/demo-newest
-	.venv-newest/bin/pytest
+	.venv-newest/bin/pytest -n auto
 
 lint: .venv/.lint
 	$(BIN)/ruff check .
@@ -82,13 +83,13 @@ cuda-provider: .venv/.test
 	  { echo "nvcc or gcc is not on the PATH: ONNX Runtime's CUDA provider not run"; exit 0; }; \
 	$(PIP) --no-deps --upgrade --target $(PROVIDER) onnxruntime-gpu; \
 	rm -rf $(PROVIDER)/lib; \
-	$(BIN)/python tests/fake_cuda/build.py \
+	$(BIN)/python tests/helpers/fake_cuda/build.py \
 	  $(PROVIDER)/onnxruntime/capi/libonnxruntime_providers_cuda.so $(PROVIDER)/lib; \
 	$(WITH_PROVIDER) FAKE_CUDA_LOG="$$PWD/$(PROVIDER)/log" GRANALIGN_FORBID_SKIPS=1 \
-	  $(BIN)/pytest -q tests/test_cuda_provider.py
+	  $(BIN)/pytest -q tests/runtime/test_cuda_provider.py
 
 host-time: cuda-provider
-	$(WITH_PROVIDER) $(BIN)/python tests/fake_cuda/host_time.py
+	$(WITH_PROVIDER) $(BIN)/python tests/helpers/fake_cuda/host_time.py
 
 # TensorRT's Python bindings are a small wheel; the libraries beneath them are not. Over stubs of the
 # nine functions that they need, every class, flag and signature that we use is compared with theirs.
@@ -100,10 +101,10 @@ tensorrt-bindings: .venv/.test
 	$(PIP) --no-deps --upgrade --target out/tensorrt $(TENSORRT_BINDINGS); \
 	for library in nvinfer nvinfer_plugin nvonnxparser; do \
 	  gcc -shared -fPIC -Wl,-soname,lib$$library.so.10 -o out/tensorrt/lib$$library.so.10 \
-	    tests/tensorrt_stubs.c; \
+	    tests/helpers/tensorrt_stubs.c; \
 	done; \
 	GRANALIGN_TENSORRT_BINDINGS=out/tensorrt GRANALIGN_FORBID_SKIPS=1 \
-	  $(BIN)/pytest -q tests/test_tensorrt_bindings.py
+	  $(BIN)/pytest -q tests/runtime/test_tensorrt_bindings.py
 
 # Peers that need torch take part where `make test-optimum` has set up their environment. To publish:
 # make bench BENCH_OUT=bench/results BENCH_PAGE=bench/RESULTS.md
@@ -119,7 +120,7 @@ bench: .venv/.demo
 # machines often cannot reach a registry. Otherwise .venv gets them. What fails keeps nothing else
 # from running, each part has its time, and all of them together less than ten minutes. The last
 # line names what failed and what was not run; the exit code says whether anything did.
-KERNEL_TESTS := $(foreach family,context corpus corpus_sm90 nms proposals ranker ranking similarity,tests/test_$(family).py)
+KERNEL_TESTS := tests/kernels tests/search/test_ranker.py
 # Sanitizers are slow: a few cases, which launch every kernel in both embedding types.
 SANITIZED := 33-float or 1-300-384 or 8-300-100 or 33-193-7 or 33-193-8 or ragged-tuned
 GPU_LIMIT := 570
@@ -140,11 +141,11 @@ gpu:
 	}; \
 	part "kernels' tests" 150 $$test $(KERNEL_TESTS); \
 	if $$python -c '$(WITH_CUDA)' 2>/dev/null; then \
-	  part "models' tests" 90 $$test tests/test_cuda_models.py; \
+	  part "models' tests" 90 $$test tests/models/test_cuda_models.py; \
 	else jobs=kernels failed+=" models' tests and benchmarks (not run: no onnxruntime-gpu),"; fi; \
 	left=$$(($(GPU_LIMIT) - $(FOR_SANITIZERS) - SECONDS)); \
 	part benchmarks $$left \
-	  $$python -P -m granalign_fast.bench.gpu --seconds $$((left - 10)) --out bench/results $$jobs; \
+	  $$python -P -m granalign_fast.bench.commands.gpu --seconds $$((left - 10)) --out bench/results $$jobs; \
 	parts=2; for tool in memcheck racecheck; do \
 	  limit=$$((($(GPU_LIMIT) - SECONDS) / parts)) parts=$$((parts - 1)); \
 	  if ! command -v compute-sanitizer >/dev/null; then missed+=" $$tool (no compute-sanitizer),"; \
@@ -156,7 +157,7 @@ gpu:
 
 # The export of other architectures goes through optimum: its own environment, it brings torch.
 test-optimum: .venv-optimum/.ready
-	GRANALIGN_FORBID_SKIPS=1 .venv-optimum/bin/pytest -m needs_torch
+	GRANALIGN_FORBID_SKIPS=1 .venv-optimum/bin/pytest -n auto -m needs_torch
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

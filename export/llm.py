@@ -9,17 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from granalign_fast.errors import GranAlignError, MissingExtraError
-from granalign_fast.generation import LlmManifest
-from granalign_fast.models import resolve_model, sha256_of
+from granalign_fast.export.checks.encoder import check_precision
+from granalign_fast.export.checks.language_model import judge, validate_llm
+from granalign_fast.export.graphs.decoder import DecoderGraph
+from granalign_fast.export.graphs.tensor_file import TensorFile
+from granalign_fast.export.optimum.stock_decoder import CacheShape, StockSource, write_stock
+from granalign_fast.export.sources.folder import appearing, source_name, tool_versions
+from granalign_fast.export.sources.language_model import (
+    DecoderShape,
+    LlmSource,
+    ModelSource,
+    UnwrittenError,
+)
+from granalign_fast.files import sha256_of
+from granalign_fast.models.graph_contract import GRAPH, STATIC_GRAPH, WEIGHTS
+from granalign_fast.models.manifest import LlmManifest
+from granalign_fast.models.sources import resolve_model
 
-from .decoder import DecoderGraph
-from .folder import appearing, source_name, tool_versions
-from .llm_source import DecoderShape, LlmSource, ModelSource, UnwrittenError
-from .llm_specs import GRAPH, LLM_PRECISIONS, STATIC_GRAPH, WEIGHTS
-from .llm_stock import CacheShape, StockSource, write_stock
-from .llm_validate import judge, validate_llm
-from .validate import check_precision
-from .weights import TensorFile
+from .llm_specs import LLM_PRECISIONS
 
 
 def export_llm(

@@ -4,49 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-INPUT_IDS = "input_ids"
-"""int64 (batch, sequence)."""
-POSITION_IDS = "position_ids"
-"""int64 (batch, sequence): a token's place in its own row, padding not counted."""
-ATTENTION_MASK = "attention_mask"
-"""int64 (batch, past + sequence): 0 for padding. Only ``model.onnx`` takes it."""
-LOGITS = "logits"
-"""float32 (batch, 1, vocabulary): of the last position."""
-
 # The names above and below are optimum's, which `ORTModelForCausalLM` looks for.
 
-
-def past_names(layer: int) -> tuple[str, str]:
-    """Inputs: keys and values (batch, kv_heads, past, head_dim) in the graph's dtype.
-
-    Of ``static.onnx`` (batch, capacity, kv_heads * head_dim), and its outputs likewise.
-    """
-    return f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"
-
-
-def present_names(layer: int) -> tuple[str, str]:
-    """Outputs: keys and values (batch, kv_heads, past + sequence, head_dim)."""
-    return f"present.{layer}.key", f"present.{layer}.value"
-
-
-GRAPH = "model.onnx"
-"""Takes a mask, so rows may be padded on their left: what `ORTModelForCausalLM` opens."""
-STATIC_GRAPH = "static.onnx"
-"""The same weights over a cache that stays where it is, with room for what is to come: what a GPU
-runs. Rows are padded on their right, where causality hides the padding, so it takes no mask: one
-that masks nothing is enough to lose ONNX Runtime's Flash kernel. Its shapes do not change from step
-to step, so that a CUDA graph can hold one."""
-STATIC_OPSET = 24
-"""TensorScatter, and Attention over the first of a cache's tokens."""
-WRITE_INDICES = "write_indices"
-"""int64 (batch,): where in the cache the first of a row's new tokens goes."""
-CACHED_TOKENS = "cached_tokens"
-"""int64 (batch,): tokens of a row in the cache, with all the new ones."""
-LAST = "last"
-"""(batch, 1, sequence) in the graph's dtype: 1 for the token whose logits are wanted, 0 for others.
-"""
-WEIGHTS = "model.onnx_data"
-"""The external data of both."""
 
 MASKED = -1e4
 """Added to the scores of padding: float16 holds it, and its exponential is 0 in every precision."""

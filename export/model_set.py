@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from granalign_fast.errors import GranAlignError, MissingExtraError
-from granalign_fast.models import read_json
-from granalign_fast.published import PublishedModel, model_set
+from granalign_fast.files import read_json
+from granalign_fast.models.published import PublishedModel, model_set
 
-from .clip import export_clip
+from .frame_encoder import export_clip
 from .llm import export_llm
 from .vlm import export_vlm
 

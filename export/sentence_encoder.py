@@ -2,93 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from granalign_fast.errors import GranAlignError, MissingExtraError
-from granalign_fast.models import (
-    SentenceManifest,
-    read_json,
-    resolve_model,
-    sha256_of,
-    weights_file,
+from granalign_fast.errors import MissingExtraError
+from granalign_fast.export.checks.encoder import Judge, check_precision, validate
+from granalign_fast.export.checks.sentences import CALIBRATION, VALIDATION
+from granalign_fast.export.sources.bert import Bert
+from granalign_fast.export.sources.folder import (
+    appearing,
+    source_name,
+    tool_versions,
 )
+from granalign_fast.files import sha256_of
+from granalign_fast.models.graph_contract import PACKED_GRAPH
+from granalign_fast.models.manifest import SentenceManifest
+from granalign_fast.models.sources import resolve_model
 
-from .folder import appearing, read_object, read_tokenizer, source_name, tool_versions
-from .reference import Bert
-from .sentences import CALIBRATION, VALIDATION
-from .specs import MODEL_TYPES, PACKED_GRAPH, POOLINGS, PRECISIONS
-from .validate import Judge, check_precision, validate
-
-
-@dataclass(frozen=True)
-class SentenceModel:
-    """What a sentence-transformers folder says about itself.
-
-    `sha256` covers the weights and everything here that shapes an embedding.
-    """
-
-    folder: Path
-    config: dict[str, Any]
-    weights: Path
-    weights_sha256: str
-    tokenizer_json: str
-    max_tokens: int
-    pooling: str
-    normalise: bool
-    sha256: str
-
-    @classmethod
-    def read(cls, folder: Path) -> SentenceModel:
-        """Read a folder's settings and hash its weights.
-
-        Raises:
-            GranAlignError: it is not a sentence-transformers text encoder that can be exported.
-        """
-        config = _read_config(folder)
-        modules = _read_modules(folder, config)
-        weights = weights_file(folder)
-        weights_sha256 = sha256_of(weights)
-        pooling = _read_pooling(folder / modules["Pooling"])
-        settings = read_object(folder / "sentence_bert_config.json")
-        max_tokens = _max_tokens(folder, config, settings)
-        lower = settings.get("do_lower_case") is True
-        tokenizer_json = _prepare_tokenizer(folder, max_tokens, lower=lower)
-        parts = json.dumps(
-            [weights_sha256, tokenizer_json, config, max_tokens, pooling, sorted(modules)],
-            sort_keys=True,
-        )
-        return cls(
-            folder=folder,
-            config=config,
-            weights=weights,
-            weights_sha256=weights_sha256,
-            tokenizer_json=tokenizer_json,
-            max_tokens=max_tokens,
-            pooling=pooling,
-            normalise="Normalize" in modules,
-            sha256=hashlib.sha256(parts.encode()).hexdigest(),
-        )
-
-    @property
-    def is_plain_bert(self) -> bool:
-        """Whether our own graph fits; other architectures are exported by optimum."""
-        return (
-            self.config.get("model_type") == "bert"
-            and self.config.get("hidden_act") == "gelu"
-            and self.config.get("position_embedding_type", "absolute") == "absolute"
-        )
-
-    def tokenise(self, texts: tuple[str, ...]) -> list[list[int]]:
-        """Token ids of each text, cut off at the model's length."""
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_str(self.tokenizer_json)
-        return [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+from .sources.sentence_encoder import SentenceModel
+from .specs import PRECISIONS
 
 
 def export_sentence_encoder(
@@ -127,7 +61,7 @@ def export_sentence_encoder(
         if model.is_plain_bert:
             judge, dim = _write_bert(model, draft, precision)
         else:
-            from .with_optimum import write_with_optimum
+            from granalign_fast.export.optimum.stock_encoder import write_with_optimum
 
             judge, dim = write_with_optimum(model, draft, precision)
         manifest = SentenceManifest(
@@ -155,8 +89,8 @@ def _write_bert(model: SentenceModel, draft: Path, precision: str) -> tuple[Judg
         import onnx
     except ImportError:
         raise MissingExtraError("exporting a sentence encoder", "cpu") from None
-    from .bert import build_bert
-    from .quantize import measure_ranges
+    from granalign_fast.export.graphs.bert import build_bert
+    from granalign_fast.export.graphs.int8 import measure_ranges
 
     bert = Bert.load(model.weights, model.config)
     ranges = measure_ranges(bert, model.tokenise(CALIBRATION)) if precision == "int8" else None
@@ -177,69 +111,3 @@ def _write_bert(model: SentenceModel, draft: Path, precision: str) -> tuple[Judg
         return bert.embed(model.tokenise(VALIDATION), pooling=model.pooling, normalise=True)
 
     return judge, bert.dim
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    if not (folder / "config.json").is_file():
-        raise GranAlignError(
-            f"{folder}: no config.json; expected a sentence-transformers folder with config.json, "
-            f"modules.json and model.safetensors"
-        )
-    return read_object(folder / "config.json")
-
-
-def _read_modules(folder: Path, config: dict[str, Any]) -> dict[str, str]:
-    """The steps after tokenising, by class name, and the sub-folder of each."""
-    kind = config.get("model_type")
-    path = folder / "modules.json"
-    if not path.is_file() or kind not in MODEL_TYPES:
-        raise GranAlignError(
-            f"{folder}: got a {kind!r} model{'' if path.is_file() else ' without modules.json'}, "
-            f"expected a sentence-transformers text encoder of {sorted(MODEL_TYPES)}"
-        )
-    modules = read_json(path)
-    try:
-        steps = {module["type"].rpartition(".")[2]: str(module["path"]) for module in modules}
-    except (TypeError, KeyError, AttributeError):
-        raise GranAlignError(f"{path}: expected a list of modules with type and path") from None
-    if list(steps) not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        raise GranAlignError(
-            f"{path}: got the modules {list(steps)}, expected Transformer, Pooling and perhaps "
-            f"Normalize; choose a model without further layers"
-        )
-    return steps
-
-
-def _read_pooling(folder: Path) -> str:
-    flags = read_object(folder / "config.json")
-    chosen = [key for key, value in flags.items() if key.startswith("pooling_mode") and value]
-    if len(chosen) != 1 or chosen[0] not in POOLINGS:
-        raise GranAlignError(
-            f"{folder}: got pooling {chosen}, expected one of {sorted(POOLINGS)}; choose a model "
-            f"that pools so"
-        )
-    return POOLINGS[chosen[0]]
-
-
-def _max_tokens(folder: Path, config: dict[str, Any], settings: dict[str, Any]) -> int:
-    positions = config.get("max_position_embeddings")
-    if isinstance(positions, int):
-        positions -= MODEL_TYPES[config["model_type"]]
-    known = [n for n in (settings.get("max_seq_length"), positions) if isinstance(n, int) and n > 2]
-    if not known:
-        raise GranAlignError(f"{folder}: no max_seq_length in sentence_bert_config.json")
-    return min(known)
-
-
-def _prepare_tokenizer(folder: Path, max_tokens: int, *, lower: bool) -> str:
-    """The tokenizer as JSON, with the model's length and case in it, and without padding."""
-    from tokenizers import normalizers
-
-    tokenizer = read_tokenizer(folder)
-    if lower:
-        steps = [normalizers.Lowercase(), tokenizer.normalizer]
-        tokenizer.normalizer = normalizers.Sequence([step for step in steps if step])
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_tokens)
-    text: str = tokenizer.to_str()
-    return text

@@ -4,30 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-OPSET = 23
-"""The first ONNX opset with `Attention`."""
-IR_VERSION = 11
-MICROSOFT = "com.microsoft"
-"""The domain of ONNX Runtime's own operators."""
 """The file format that goes with opset 23, so that older runtimes can read the file."""
 
-INPUT_IDS = "input_ids"
-"""int32 (batch, sequence): token ids of texts of equal length. Without padding no mask is needed,
-attention runs on its fastest path, and a text's embedding cannot depend on its neighbours."""
-PADDED_IDS = "padded_ids"
-"""int32 (batch, sequence): of texts of any lengths, each token's id plus one, and 0 where there is
-none. So fp16's graph takes them, for a GPU, where a run costs more than some padding does."""
-EMBEDDINGS = "embeddings"
-"""float32 (batch, dim)."""
-POSITIONS, MASK, POOL = "positions", "mask", "pool"
-"""What a graph of packed texts takes besides: int32 (batch, sequence), of each token in its own
-text; float32 (sequence, sequence), 0 between tokens of one text and minus infinity elsewhere; and
-float32 (batch, texts, sequence), by which the tokens of each text are summed to its embedding. It
-gives (batch * texts, dim)."""
-PACKED_GRAPH = "packed.onnx"
-"""The graph of packed texts, for the CPU; a GPU's graph takes `PADDED_IDS`."""
-FRAMES = "frames"
-"""uint8 (batch, height, width, 3): RGB, resized and cut to what the model takes."""
 
 POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 """Flags of ``1_Pooling/config.json`` and what we call them."""
@@ -83,7 +61,7 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Precision:
-    """What a precision is called, what it may cost, and where it can run.
+    """What a precision is called, and what it may cost.
 
     Attributes:
         graph: the version of our own BERT's graph, in the name of a cached export: a new graph is
@@ -92,7 +70,6 @@ class Precision:
 
     name: str
     tolerance: Tolerance
-    devices: tuple[str, ...] = ("cpu", "cuda", "tensorrt")
     graph: str = ""
 
 
@@ -104,8 +81,7 @@ PRECISIONS = {
         # 11 bits of mantissa over every layer: 3e-4 measured.
         Precision("fp16", Tolerance(5e-3, 0.9999, 0.9999), graph="-padded"),
         # 8 bits: the mean counts for retrieval, the worst sentence guards against a bad range.
-        # Only the CPU has kernels for 8-bit matrix products with a float result.
-        Precision("int8", Tolerance(0.1, 0.95, 0.99), devices=("cpu",)),
+        Precision("int8", Tolerance(0.1, 0.95, 0.99)),
     )
 }
 
@@ -131,46 +107,6 @@ drowns the others: 0.001 of cosine. More than 4 gain nothing."""
 RANGE_HEADROOM = 1.1
 """Measured ranges are widened by this much, as a clipped outlier costs more than a coarser step."""
 
-
-@dataclass(frozen=True)
-class EngineGraph:
-    """A graph that TensorRT runs, and what it is made ready for.
-
-    Attributes:
-        file: its name in the exported folder.
-        batches: rows of a run, ascending from 1. Each costs building time and some memory; steps
-            of four waste less than half of a run (`profiles.runs`) and rarely that.
-        tokens: the length of texts that kernels are chosen for; None where there are no texts.
-        by_provider: whether ONNX Runtime's TensorRT provider can take it whole; then it needs the
-            shapes of these inputs alone.
-    """
-
-    file: str
-    batches: tuple[int, ...]
-    tokens: int | None = None
-    by_provider: bool = True
-
-
-# Graphs that sort bytes before they make numbers of them: TensorRT only casts bytes. An engine is
-# built from a graph that casts first, the provider would cut the graph in two.
-ENGINE_GRAPHS = {
-    # Captions and rewrites have 10 to 30 tokens.
-    "sentence-encoder": (EngineGraph("model.onnx", (1, 4, 16, 64, 256), tokens=24),),
-    "clip": (
-        EngineGraph("image.onnx", (1, 4, 16, 64), by_provider=False),
-        EngineGraph("text.onnx", (1, 4, 16, 64), tokens=16),
-    ),
-    "vlm": (EngineGraph("vision.onnx", (1, 4, 16), by_provider=False),),
-}
-"""By the manifest's kind. Decoders, with their caches, are not TensorRT's."""
-
-DYNAMIC_AXES = {
-    "batch": "batch",
-    "batch_size": "batch",
-    "sequence": "tokens",
-    "sequence_length": "tokens",
-}
-"""What our exporters and optimum's call an axis, and what it holds."""
 
 ENGINE_PRECISIONS = {
     "fp32": PRECISIONS["fp32"].tolerance,

@@ -15,20 +15,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from granalign_fast.cache import default_cache
-from granalign_fast.engine_stamp import ENGINE_FOLDER, EngineStamp, engine_path
-from granalign_fast.errors import GranAlignError
-from granalign_fast.jsonl import replacing
-from granalign_fast.model_folder import read_manifest
-from granalign_fast.models import one_line, sha256_of
-from granalign_fast.profiles import GraphShapes, Profile, graph_shapes, load_graph
-from granalign_fast.session import Device
-from granalign_fast.tensorrt_library import Machine, complaint, libraries, logger
+from granalign_fast.errors import GranAlignError, one_line
+from granalign_fast.export.checks.encoder import check_precision
+from granalign_fast.export.sources.folder import appearing
+from granalign_fast.files import default_cache, replacing, sha256_of
+from granalign_fast.models.exported_graph import graph_shapes
+from granalign_fast.models.graph_contract import ENGINE_GRAPHS
+from granalign_fast.models.manifest import read_manifest
+from granalign_fast.runtime.device import Device
+from granalign_fast.runtime.engine_stamp import ENGINE_FOLDER, EngineStamp, engine_path
+from granalign_fast.runtime.shapes import GraphShapes, Profile, load_graph
+from granalign_fast.runtime.standard_operators import standardise
+from granalign_fast.runtime.tensorrt_library import Machine, complaint, libraries, logger
 
-from .folder import appearing
-from .specs import ENGINE_GRAPHS, ENGINE_PRECISIONS
-from .standard import standardise
-from .validate import check_precision
+from .specs import ENGINE_PRECISIONS
 
 
 def export_tensorrt(
@@ -74,7 +74,7 @@ def export_tensorrt(
     machine = Machine.here(wanted.index or 0)
     cache = Path(cache_dir) if cache_dir is not None else default_cache()
     timings = cache / ENGINE_FOLDER / f"{machine.slug}.timings"
-    from .tensorrt_validate import validate_engine
+    from granalign_fast.export.checks.engine import validate_engine
 
     with _draft(folder, Path(out) if out is not None else None) as draft:
         for graph, shapes in graphs.items():

@@ -8,26 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from granalign_fast.errors import MissingExtraError
-from granalign_fast.generation import LlmManifest
-from granalign_fast.models import resolve_model
-from granalign_fast.vlm import VlmManifest
-
-from .folder import appearing, source_name
-from .llm import complete
-from .llm_specs import GRAPH, STATIC_GRAPH, WEIGHTS
-from .validate import check_precision
-from .vision import VisionGraph
-from .vlm_decoder import EmbeddingGraph, VlmDecoderGraph
-from .vlm_source import VlmSource
-from .vlm_specs import (
+from granalign_fast.export.checks.encoder import check_precision
+from granalign_fast.export.graphs.tensor_file import TensorFile
+from granalign_fast.export.graphs.vision_tower import VisionGraph
+from granalign_fast.export.graphs.vlm_decoder import EmbeddingGraph, VlmDecoderGraph
+from granalign_fast.export.sources.folder import appearing, source_name
+from granalign_fast.export.sources.vision_language_model import VlmSource
+from granalign_fast.models.graph_contract import (
     EMBEDDING_GRAPH,
-    IMAGE_SIZE,
+    GRAPH,
     PATCHES_GRAPH,
+    STATIC_GRAPH,
     VISION_GRAPH,
     VISION_WEIGHTS,
-    VLM_PRECISIONS,
+    WEIGHTS,
 )
-from .weights import TensorFile
+from granalign_fast.models.manifest import LlmManifest, VlmManifest
+from granalign_fast.models.sources import resolve_model
+
+from .llm import complete
+from .vlm_specs import IMAGE_SIZE, VLM_PRECISIONS
 
 
 def export_vlm(
@@ -67,7 +67,7 @@ def export_vlm(
         import transformers  # noqa: F401
     except ImportError:
         raise MissingExtraError("exporting a vision-language model", "optimum") from None
-    from .vlm_validate import judge_vlm, validate_vlm
+    from granalign_fast.export.checks.vision_language_model import judge_vlm, validate_vlm
 
     out = Path(out)
     tell("reading")

@@ -16,27 +16,6 @@ IMAGE_PROCESSORS = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast")
 """Image processors whose arithmetic `vision.onnx` has inside. The fast one resizes differently; a
 frame comes here resized already."""
 
-PIXEL_VALUES = "pixel_values"
-"""float32 (batch, patches, channels * frames * height * width of a patch): normalised patches in
-the order of transformers' processor, which goes through the merged tokens row by row."""
-IMAGE_EMBEDS = "image_embeds"
-"""(batch, image tokens, hidden) in the decoder's dtype: rows of tokens from the top."""
-INPUTS_EMBEDS = "inputs_embeds"
-"""(batch, sequence, hidden) in the decoder's dtype. What ``model.onnx`` takes in the place of token
-ids; the `POSITION_IDS` of decoders are int64 (3, batch, sequence): time, row and column."""
-IMAGE_AT = "image_at"
-"""int64 (batch,): which token is the first that `IMAGE_EMBEDS` are for. ``static.onnx`` takes token
-ids and both of these, and writes the image over what the ids stand for there. Without an image they
-are (batch, 0, hidden) and zeros."""
-
-VISION_GRAPH = "vision.onnx"
-"""From `specs.FRAMES`: what the fast loop runs."""
-PATCHES_GRAPH = "patches.onnx"
-"""From `PIXEL_VALUES`, with the same weights: what goes with transformers' processor."""
-EMBEDDING_GRAPH = "embedding.onnx"
-"""From token ids to `INPUTS_EMBEDS`, for ``model.onnx``."""
-VISION_WEIGHTS = "vision.onnx_data"
-"""The external data of the first two; those of all else are in `llm_specs.WEIGHTS`."""
 
 CHAT_TEMPLATE = "chat_template.json"
 """Where older folders keep the template of their processor, beside the tokenizer's files."""

@@ -6,35 +6,60 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import RetrieverConfig
-    from .encoders import SentenceEncoder
     from .errors import GranAlignError
+    from .export.frame_encoder import export_clip
+    from .export.llm import export_llm
+    from .export.model_set import export_model_set
+    from .export.sentence_encoder import export_sentence_encoder
+    from .export.tensorrt import export_tensorrt
+    from .export.vlm import export_vlm
     from .index import CaptionedVideo, VideoIndex
-    from .model_folder import ModelFolder
-    from .retriever import MomentRetriever, Request
-    from .rewrites import RuleRewriter, StoredRewriter
+    from .language.captioner import VlmCaptioner
+    from .language.llm_rewriter import LlmRewriter
+    from .language.rewriters import RuleRewriter, StoredRewriter
+    from .models.frame_encoder import FrameEncoder
+    from .models.language_model import CausalLM
+    from .models.vision_language_model import VisionLanguageModel
+    from .pipeline import ModelFolder, MomentRetriever, SentenceEncoder
+    from .search.retriever import Request
     from .types import Moment, Rewrites, SearchResult
 
 __version__ = "0.1.0"
 
-_HOME = {
+_MODULES = {
     "CaptionedVideo": "index",
+    "CausalLM": "models.language_model",
+    "FrameEncoder": "models.frame_encoder",
     "GranAlignError": "errors",
-    "ModelFolder": "model_folder",
+    "LlmRewriter": "language.llm_rewriter",
+    "ModelFolder": "pipeline",
     "Moment": "types",
-    "MomentRetriever": "retriever",
-    "Request": "retriever",
+    "MomentRetriever": "pipeline",
+    "Request": "search.retriever",
     "RetrieverConfig": "config",
     "Rewrites": "types",
-    "RuleRewriter": "rewrites",
+    "RuleRewriter": "language.rewriters",
     "SearchResult": "types",
-    "SentenceEncoder": "encoders",
-    "StoredRewriter": "rewrites",
+    "SentenceEncoder": "pipeline",
+    "StoredRewriter": "language.rewriters",
     "VideoIndex": "index",
+    "VisionLanguageModel": "models.vision_language_model",
+    "VlmCaptioner": "language.captioner",
+    "export_clip": "export.frame_encoder",
+    "export_llm": "export.llm",
+    "export_model_set": "export.model_set",
+    "export_sentence_encoder": "export.sentence_encoder",
+    "export_tensorrt": "export.tensorrt",
+    "export_vlm": "export.vlm",
 }
+"""Public names, and the module that defines each."""
 
 __all__ = [
     "CaptionedVideo",
+    "CausalLM",
+    "FrameEncoder",
     "GranAlignError",
+    "LlmRewriter",
     "ModelFolder",
     "Moment",
     "MomentRetriever",
@@ -46,13 +71,26 @@ __all__ = [
     "SentenceEncoder",
     "StoredRewriter",
     "VideoIndex",
+    "VisionLanguageModel",
+    "VlmCaptioner",
+    "export_clip",
+    "export_llm",
+    "export_model_set",
+    "export_sentence_encoder",
+    "export_tensorrt",
+    "export_vlm",
 ]
+
+
+def __dir__() -> list[str]:
+    """Names for `dir` and for completion, those not yet imported among them."""
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that ``import granalign_fast`` is instant."""
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)

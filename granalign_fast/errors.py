@@ -15,3 +15,9 @@ class MissingExtraError(GranAlignError, ImportError):
             f"{what} needs the extra [{extra}], which is not installed: "
             f"run pip install 'granalign-fast[{extra}]'"
         )
+
+
+def one_line(error: BaseException) -> str:
+    """An error of another library, short enough to stand inside one of ours."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."

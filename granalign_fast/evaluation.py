@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .datasets.qvhighlights import PathLike, read_absent, read_captions, read_queries
 from .errors import GranAlignError
 from .index import CLIP_SECONDS, CaptionedVideo, VideoIndex
-from .jsonl import Record, iter_jsonl
+from .jsonl import Record
 from .metrics import auroc, load_ground_truth, score_qvhighlights
 from .metrics.records import clip_count, clips_scored
-from .retriever import MomentRetriever, Request
-from .rewrites import Rewriter
-from .stages import Clock
-from .types import Rewrites
-
-PathLike = str | os.PathLike[str]
+from .pipeline import MomentRetriever
+from .protocols import Rewriter
+from .search.clock import Clock
+from .search.retriever import Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,77 +29,6 @@ class Evaluation:
     """Of each stage, in seconds."""
     counts: dict[str, int]
     """How many queries, videos and captions there were."""
-
-
-def read_captions(path: PathLike) -> dict[str, CaptionedVideo]:
-    """Captioned videos by `vid`, from JSON Lines of `vid` and `captions`.
-
-    Raises:
-        GranAlignError: the file cannot be read, a line is not such a record, or a vid repeats.
-    """
-    videos: dict[str, CaptionedVideo] = {}
-    for place, record in iter_jsonl(path, required=("vid", "captions")):
-        video = CaptionedVideo.from_record(record, place)
-        if video.vid in videos:
-            raise GranAlignError(f"{place}: vid {video.vid!r} repeats; expected one line a video")
-        videos[video.vid] = video
-    return videos
-
-
-def read_absent(path: PathLike, captions: PathLike, videos: Collection[str]) -> list[Query]:
-    """Queries about what their videos do not show.
-
-    Raises:
-        GranAlignError: the file cannot be read, or a line is no such query; names file and line.
-    """
-    found = []
-    for place, record in iter_jsonl(path, required=("query", "vid")):
-        vid = record["vid"]
-        if not isinstance(vid, str) or vid not in videos:
-            raise GranAlignError(f"{place}: video {vid!r} is not in {captions}; leave it out")
-        found.append(Query(record.get("qid"), vid, Rewrites.from_record(record, place)))
-    return found
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """One line of a queries file."""
-
-    qid: Any
-    vid: str
-    rewrites: Rewrites
-
-
-def read_queries(
-    path: PathLike, captions: PathLike, videos: Collection[str], truth: list[Record]
-) -> list[Query]:
-    """Queries in file order, each with captions in `videos` and an answer in `truth`.
-
-    Raises:
-        GranAlignError: the file cannot be read, or a line is no such query; names file and line.
-    """
-    known = {record["qid"]: record for record in truth}
-    queries: dict[Any, Query] = {}
-    for place, record in iter_jsonl(path, required=("qid", "query", "vid")):
-        qid, vid = record["qid"], record["vid"]
-        if not isinstance(qid, int | str) or qid not in known:
-            raise GranAlignError(
-                f"{place}: qid {qid!r} is not in the ground truth; check that both are of one split"
-            )
-        if qid in queries:
-            raise GranAlignError(f"{place}: qid {qid!r} repeats; expected one line a query")
-        if not isinstance(vid, str) or vid not in videos:
-            raise GranAlignError(
-                f"{place}: video {vid!r} of qid {qid!r} has no captions in {captions}; caption it "
-                "or leave the query out"
-            )
-        queries[qid] = Query(qid, vid, Rewrites.from_record(record, place))
-    if missing := [qid for qid in known if qid not in queries]:
-        raise GranAlignError(
-            f"{path}: {len(missing)} of {len(known)} qids of the ground truth have no query, the "
-            f"first is {missing[0]!r}; check that both are of one split"
-        )
-    return list(queries.values())
 
 
 def evaluate_qvhighlights(

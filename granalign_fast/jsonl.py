@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from .errors import GranAlignError
+from .files import replacing
 
 Record = dict[str, Any]
 
@@ -114,29 +115,3 @@ def _line(record: Record, what: str) -> bytes:
         return line.encode()
     except UnicodeEncodeError:  # half of a surrogate pair: read_jsonl takes it, if it is escaped
         return (json.dumps(record) + "\n").encode()
-
-
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A binary file that becomes `path` when the block ends well, and vanishes when it does not.
-
-    Raises:
-        GranAlignError: it cannot be written, which every OSError of the block is taken for.
-    """
-    path = Path(path)
-    # Made like any new file, so that the system gives it the permissions of one.
-    temporary = path.parent / f".{path.name}.{os.urandom(4).hex()}"
-    try:
-        sink = temporary.open("xb")
-        try:
-            with sink:
-                yield sink
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise GranAlignError(
-            f"{path}: cannot be written ({error.strerror or error}); make room, or write elsewhere"
-        ) from None

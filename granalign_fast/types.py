@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -126,3 +127,90 @@ class SearchResult:
             ],
             "pred_saliency_scores": [round(s, 4) for s in self.saliency.tolist()],
         }
+
+
+Image = npt.NDArray[np.uint8]
+"""uint8 RGB (height, width, 3)."""
+
+
+_FRAMES = "expected uint8 (height, width, 3) in RGB"
+
+
+def check_frames(frames: npt.NDArray[Any] | Sequence[npt.NDArray[Any]]) -> None:
+    """Raise for the first thing that is not a frame, before any work.
+
+    Raises:
+        GranAlignError: there is no frame, or one is not uint8 (height, width, 3).
+    """
+    if isinstance(frames, np.ndarray) and frames.ndim != 4:
+        raise GranAlignError(
+            f"frames: got shape {frames.shape}, expected (frames, height, width, 3); "
+            f"pass one frame as frame[None]"
+        )
+    if len(frames) == 0:
+        raise GranAlignError("frames: got none, expected at least one")
+    for i, frame in enumerate(frames):
+        if not isinstance(frame, np.ndarray):
+            raise GranAlignError(
+                f"frames[{i}]: got {type(frame).__name__}, {_FRAMES}; pass NumPy arrays"
+            )
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
+            raise GranAlignError(
+                f"frames[{i}]: got {frame.dtype} {frame.shape}, {_FRAMES}; "
+                f"convert the frame as its decoder gives it, before any scaling"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class FrameSet:
+    """Frames that are known by their hashes, so that one whose prefix is kept need not be decoded.
+
+    Attributes:
+        hashes: of each frame, as `frame_hash` gives it.
+        load: gives the frames with these numbers, uint8 RGB (height, width, 3) each.
+    """
+
+    hashes: tuple[str, ...]
+    load: Callable[[Sequence[int]], Sequence[Image]]
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    @classmethod
+    def of(cls, frames: npt.NDArray[np.uint8] | Sequence[Image]) -> FrameSet:
+        """Frames that are in memory.
+
+        Raises:
+            GranAlignError: there is no frame, or something is not one.
+        """
+        check_frames(frames)
+        hashes = tuple(frame_hash(frame) for frame in frames)
+        return cls(hashes, lambda numbers: [frames[i] for i in numbers])
+
+    @classmethod
+    def joined(cls, sets: Sequence[FrameSet]) -> FrameSet:
+        """The frames of all sets, one after another; each set loads its own in one call."""
+        places = [(part, number) for part in sets for number in range(len(part))]
+
+        def load(numbers: Sequence[int]) -> list[Image]:
+            wanted: dict[int, tuple[FrameSet, list[int]]] = {}
+            for i in numbers:
+                part, number = places[i]
+                wanted.setdefault(id(part), (part, []))[1].append(number)
+            loaded = {key: iter(part.load(own)) for key, (part, own) in wanted.items()}
+            return [next(loaded[id(places[i][0])]) for i in numbers]
+
+        return cls(tuple(part.hashes[number] for part, number in places), load)
+
+    def take(self, numbers: Sequence[int]) -> FrameSet:
+        """Some of them, in the order of `numbers`."""
+        chosen = list(numbers)
+        hashes = tuple(self.hashes[i] for i in chosen)
+        return FrameSet(hashes, lambda own: self.load([chosen[i] for i in own]))
+
+
+def frame_hash(frame: Image) -> str:
+    """Names a frame by its size and pixels: 32 hex digits."""
+    digest = hashlib.blake2b(repr(frame.shape).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(frame).data)
+    return digest.hexdigest()

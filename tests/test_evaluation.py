@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import BagOfWords
+from helpers.fakes import BagOfWords
 
 from granalign_fast import CaptionedVideo, GranAlignError, MomentRetriever, Rewrites, VideoIndex
-from granalign_fast.captions import FrameSet
 from granalign_fast.evaluation import evaluate_qvhighlights
 from granalign_fast.index import FrameTable
 from granalign_fast.jsonl import Record, write_jsonl
+from granalign_fast.types import FrameSet
 
 CAPTIONS = ("a red car", "a red car", "a dog runs", "a dog runs", "a wet road")
 SALIENCY: Record = {"relevant_clip_ids": [2], "saliency_scores": [[4, 4, 4]]}

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from granalign_fast.errors import GranAlignError
-from granalign_fast.jsonl import Record, read_jsonl, replacing, write_jsonl
+from granalign_fast.files import replacing
+from granalign_fast.jsonl import Record, read_jsonl, write_jsonl
 
 RECORDS: list[Record] = [
     {"query": "a dog", "scores": [0.1, 1e300, -3]},

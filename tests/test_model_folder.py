@@ -10,21 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_bert import edit_json, write_json
-from tiny_llm import write_unchecked
-from tiny_vlm import write_unchecked_vlm
+from helpers.tiny_bert import edit_json, write_json
+from helpers.tiny_llm import write_unchecked
+from helpers.tiny_vlm import write_unchecked_vlm
 
-from granalign_fast import GranAlignError, RuleRewriter, cli, published
-from granalign_fast.cache import CachedEncoder
-from granalign_fast.captions import VlmCaptioner
+from granalign_fast import GranAlignError, RuleRewriter, cli
+from granalign_fast.cli.diagnosis import examine
 from granalign_fast.cli.options import open_retriever
-from granalign_fast.doctor import examine
 from granalign_fast.errors import MissingExtraError
 from granalign_fast.export import model_set
-from granalign_fast.generation import LlmManifest
-from granalign_fast.llm_rewriter import LlmRewriter
-from granalign_fast.model_folder import ModelFolder, exported_models, read_manifest
-from granalign_fast.models import sha256_of
+from granalign_fast.files import sha256_of
+from granalign_fast.language.captioner import VlmCaptioner
+from granalign_fast.language.llm_rewriter import LlmRewriter
+from granalign_fast.models import published
+from granalign_fast.models.embedding_cache import CachedEncoder
+from granalign_fast.models.manifest import LlmManifest, exported_models, read_manifest
+from granalign_fast.pipeline import ModelFolder
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_models_are_found_by_what_they_are(folder: Path) -> None:
     assert "vlm" in models and "clip" not in models
     assert isinstance(models.rewriter, LlmRewriter)
     assert isinstance(models.captioner, VlmCaptioner)
-    assert models.clip is None
+    assert models.frame_encoder is None
     assert models.captioner is models.captioner, "loaded once"
 
 
@@ -149,8 +150,8 @@ class TestOpeningAgain:
             names.append(path.name)
             return sha256_of(path)
 
-        monkeypatch.setattr("granalign_fast.models.sha256_of", counted)
-        monkeypatch.setattr("granalign_fast.models._LARGE", 0)
+        monkeypatch.setattr("granalign_fast.files.sha256_of", counted)
+        monkeypatch.setattr("granalign_fast.files._LARGE", 0)
         monkeypatch.setattr(time, "time_ns", lambda: now() + 5 * 10**9)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         return names
@@ -187,7 +188,7 @@ class TestOpeningAgain:
         self, model: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         """A disk that loses bits by itself leaves all times as they were."""
-        mark = "granalign_fast.models._mark"
+        mark = "granalign_fast.files._mark"
         monkeypatch.setattr(mark, lambda path, digest: tmp_path / path.name)
         LlmManifest.read(model)
         (model / WEIGHTS).write_bytes(bytes((model / WEIGHTS).stat().st_size))
@@ -205,7 +206,7 @@ class TestOpeningAgain:
     def test_small_and_new_files_are_always_read(
         self, model: Path, reads: list[str], monkeypatch: Any, name: str, value: int
     ) -> None:
-        monkeypatch.setattr(f"granalign_fast.models.{name}", value)
+        monkeypatch.setattr(f"granalign_fast.files.{name}", value)
         files = [*LlmManifest.read(model).files, *LlmManifest.read(model).files]
         assert sorted(reads) == sorted(files)
 

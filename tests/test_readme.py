@@ -19,8 +19,8 @@ def test_the_python_examples_run(code, minilm, capsys):
 
 
 _WITH_EXAMPLES = (
-    *("chat", "llm_rewriter", "metrics.existence", "output.filmstrip", "output.timelines"),
-    *("output.timelines", "retriever", "vlm"),
+    *("models.chat", "language.llm_rewriter", "metrics.existence", "output.filmstrip"),
+    *("output.timeline", "pipeline", "models.vision_language_model"),
 )
 
 

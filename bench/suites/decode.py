@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from granalign_fast.bench import peers
-from granalign_fast.bench.limits import Work
-from granalign_fast.bench.records import OURS
-from granalign_fast.bench.running import Bench, Runner
-from granalign_fast.bench.timing import HostClock, require
-from granalign_fast.bench.workloads import video
+from granalign_fast.bench.harness.limits import Work
+from granalign_fast.bench.harness.records import OURS
+from granalign_fast.bench.harness.runner import Bench, Runner
+from granalign_fast.bench.harness.timing import HostClock, require
+from granalign_fast.bench.harness.workloads import video
+from granalign_fast.bench.peers import runtimes as peers
 from granalign_fast.video.frames import VideoInfo, probe, read_clips, read_frames
 
 _CLIP_SECONDS = 2.0

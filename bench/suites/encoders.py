@@ -9,18 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from granalign_fast.bench import peers
-from granalign_fast.bench.judging import PlainFrames, PlainSentences
-from granalign_fast.bench.limits import Work
-from granalign_fast.bench.models_used import models_of
-from granalign_fast.bench.records import OURS
-from granalign_fast.bench.running import Bench, Runner
-from granalign_fast.bench.timing import HostClock, Judge, require
-from granalign_fast.bench.workloads import VARIANTS, sentences, video
-from granalign_fast.encoders import SentenceEncoder
+from granalign_fast.bench.harness.judges import PlainFrames, PlainSentences
+from granalign_fast.bench.harness.limits import Work
+from granalign_fast.bench.harness.models import models_of
+from granalign_fast.bench.harness.records import OURS
+from granalign_fast.bench.harness.runner import Bench, Runner
+from granalign_fast.bench.harness.timing import HostClock, Judge, require
+from granalign_fast.bench.harness.workloads import VARIANTS, sentences, video
+from granalign_fast.bench.peers import runtimes as peers
 from granalign_fast.errors import GranAlignError
-from granalign_fast.export.sentence_encoder import SentenceModel
-from granalign_fast.models import CLIP, resolve_model
+from granalign_fast.export.sources.sentence_encoder import SentenceModel
+from granalign_fast.models.manifest import CLIP
+from granalign_fast.models.sources import resolve_model
+from granalign_fast.pipeline import SentenceEncoder
 from granalign_fast.video.frames import read_frames
 
 _CAPTIONS, _FRAMES = 256, 16
@@ -121,7 +122,7 @@ def _bert_work(model: SentenceModel, lengths: list[int], kind: str) -> Work:
 def _frames(bench: Bench) -> None:
     """Frames by the CLIP of the models' folder."""
     models = models_of(bench)
-    clip = models.clip
+    clip = models.frame_encoder
     if clip is None:
         bench.note("frames: these models have no CLIP, and one of random weights is not made")
         return

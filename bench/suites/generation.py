@@ -13,27 +13,26 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from granalign_fast import prompts
-from granalign_fast.bench import random_models
-from granalign_fast.bench.generators import Generate, generators
-from granalign_fast.bench.judging import (
+from granalign_fast.bench.harness import random_models
+from granalign_fast.bench.harness.judges import (
     LOGITS_TOLERANCE,
     beginnings,
     judge_answers,
     judge_recognition,
     judge_tokens,
 )
-from granalign_fast.bench.limits import Work
-from granalign_fast.bench.models_used import models_of
-from granalign_fast.bench.records import OURS
-from granalign_fast.bench.running import Bench, Runner
-from granalign_fast.bench.timing import HostClock, Judge, difference, require
-from granalign_fast.captions import FrameSet
+from granalign_fast.bench.harness.limits import Work
+from granalign_fast.bench.harness.models import models_of
+from granalign_fast.bench.harness.records import OURS
+from granalign_fast.bench.harness.runner import Bench, Runner
+from granalign_fast.bench.harness.timing import HostClock, Judge, difference, require
+from granalign_fast.bench.peers.generators import Generate, generators
 from granalign_fast.export.llm_specs import BLOCK, HEAD_BITS, LINEAR_BITS
-from granalign_fast.generation import CausalLM
-from granalign_fast.images import Image
-from granalign_fast.model_folder import LLM
-from granalign_fast.prefixes import PrefixCache
+from granalign_fast.language import prompts
+from granalign_fast.models.language_model import CausalLM
+from granalign_fast.models.manifest import LLM
+from granalign_fast.models.prefix_cache import PrefixCache
+from granalign_fast.types import FrameSet, Image
 
 _ROWS, _TOKENS = 7, 64
 """Prompts of one query, and their length."""

@@ -10,21 +10,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.bench.judging import PlainFrames, PlainSentences, judge_answers
-from granalign_fast.bench.models_used import models_of
-from granalign_fast.bench.records import OURS
-from granalign_fast.bench.running import Bench, Runner
-from granalign_fast.bench.timing import Draw, HostClock, require
-from granalign_fast.bench.workloads import video
-from granalign_fast.captions import FrameSet, VlmCaptioner, frame_hash
+from granalign_fast.bench.harness.judges import PlainFrames, PlainSentences, judge_answers
+from granalign_fast.bench.harness.models import models_of
+from granalign_fast.bench.harness.records import OURS
+from granalign_fast.bench.harness.runner import Bench, Runner
+from granalign_fast.bench.harness.timing import Draw, HostClock, require
+from granalign_fast.bench.harness.workloads import video
 from granalign_fast.errors import GranAlignError
-from granalign_fast.export.sentence_encoder import SentenceModel
-from granalign_fast.images import Image
+from granalign_fast.export.sources.sentence_encoder import SentenceModel
 from granalign_fast.index import VideoIndex
-from granalign_fast.model_folder import ModelFolder
-from granalign_fast.models import CLIP, SENTENCE_ENCODER, resolve_model
-from granalign_fast.prefixes import PrefixCache
-from granalign_fast.prompts import AGNOSTIC_CAPTION
+from granalign_fast.language.captioner import VlmCaptioner
+from granalign_fast.language.prompts import AGNOSTIC_CAPTION
+from granalign_fast.models.manifest import CLIP, SENTENCE_ENCODER
+from granalign_fast.models.prefix_cache import PrefixCache
+from granalign_fast.models.sources import resolve_model
+from granalign_fast.pipeline import ModelFolder
+from granalign_fast.types import FrameSet, Image, frame_hash
 from granalign_fast.video.frames import Frame, probe, read_frames
 
 _ROWS = 16
@@ -97,7 +98,9 @@ class IndexJudge:
         # A sentence encoder from elsewhere is there as an export alone.
         self.alone = models.encoder if SENTENCE_ENCODER in models else None
         self.sentences = None if self.alone else PlainSentences(SentenceModel.read(resolve_model()))
-        self.clip = PlainFrames(models.clip, models.found[CLIP]) if models.clip else None
+        self.clip = (
+            PlainFrames(models.frame_encoder, models.found[CLIP]) if models.frame_encoder else None
+        )
 
     def index(self, index: VideoIndex) -> None:
         """Judge a whole index.
@@ -155,7 +158,7 @@ class IndexJudge:
         captioner = self.captioner
         kept = sum(captioner.cache.nbytes.values())
         prefix = captioner.model.prefill_frames(self.images[:1], captioner.start)
-        (alone,) = prefix.unstack(captioner.model.place)
+        (alone,) = prefix.unstack(captioner.model.device)
         require(kept == alone.nbytes * len(set(self.hashes)), f"prefixes: {kept} bytes are kept")
         (seen,) = captioner._look(FrameSet.of(self.images[:1]), [0])
         off = float(abs(seen - alone).max() / abs(alone).max())
@@ -186,7 +189,7 @@ def _stages(
         ),
         "embed captions": (lambda rng: texts, models.encoder.encode, judge.texts),
     }
-    if (clip := models.clip) is not None and (plain := judge.clip) is not None:
+    if (clip := models.frame_encoder) is not None and (plain := judge.clip) is not None:
         stages["embed frames"] = (lambda rng: images, clip.encode_frames, plain.judge)
     medians = {}
     for name, (draw, stage, judged) in stages.items():

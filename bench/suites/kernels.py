@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from granalign_fast.bench import peers, plain
-from granalign_fast.bench.limits import Work
-from granalign_fast.bench.records import OURS
-from granalign_fast.bench.running import Bench, Runner
-from granalign_fast.bench.timing import require
-from granalign_fast.bench.workloads import CLIPS, DIM, VARIANTS, Batch, embeddings
+from granalign_fast.bench.harness.limits import Work
+from granalign_fast.bench.harness.records import OURS
+from granalign_fast.bench.harness.runner import Bench, Runner
+from granalign_fast.bench.harness.timing import require
+from granalign_fast.bench.harness.workloads import CLIPS, DIM, VARIANTS, Batch, embeddings
+from granalign_fast.bench.peers import plain_method as plain
+from granalign_fast.bench.peers import runtimes as peers
 from granalign_fast.config import RetrieverConfig, preset
 from granalign_fast.kernels import Curves, Proposals, Ranked, context, nms, proposals, similarity
 

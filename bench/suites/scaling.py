@@ -7,15 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from granalign_fast.bench import machine, plain
-from granalign_fast.bench.limits import Work
-from granalign_fast.bench.records import OURS
-from granalign_fast.bench.running import Bench, Runner
-from granalign_fast.bench.suites.kernels import ranked_lists, stage_work
-from granalign_fast.bench.timing import require
-from granalign_fast.bench.workloads import CLIPS, DIM, VARIANTS, Batch, embeddings
+from granalign_fast.bench.harness import machine
+from granalign_fast.bench.harness.limits import Work
+from granalign_fast.bench.harness.records import OURS
+from granalign_fast.bench.harness.runner import Bench, Runner
+from granalign_fast.bench.harness.timing import require
+from granalign_fast.bench.harness.workloads import CLIPS, DIM, VARIANTS, Batch, embeddings
+from granalign_fast.bench.peers import plain_method as plain
 from granalign_fast.config import preset
 from granalign_fast.kernels import context, corpus, nms, proposals, similarity
+
+from .kernels import ranked_lists, stage_work
 
 _CLIPS = (75, 1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 _QUERIES = (1, 4, 16, 64, 256, 1024)

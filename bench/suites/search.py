@@ -16,19 +16,19 @@ from typing import Any
 
 import numpy as np
 
-from granalign_fast.bench.judging import judge_result
-from granalign_fast.bench.models_used import models_of
-from granalign_fast.bench.records import OURS
-from granalign_fast.bench.running import Bench, Runner
-from granalign_fast.bench.suites.index import captioner_of
-from granalign_fast.bench.timing import HostClock, Run, require
-from granalign_fast.bench.workloads import CLIPS, captioned, rewritten, sentence, video
+from granalign_fast.bench.harness.judges import judge_result
+from granalign_fast.bench.harness.models import models_of
+from granalign_fast.bench.harness.records import OURS
+from granalign_fast.bench.harness.runner import Bench, Runner
+from granalign_fast.bench.harness.timing import HostClock, Run, require
+from granalign_fast.bench.harness.workloads import CLIPS, captioned, rewritten, sentence, video
 from granalign_fast.config import preset
-from granalign_fast.encoders import SentenceEncoder
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index import VideoIndex
-from granalign_fast.prefixes import PrefixCache
-from granalign_fast.retriever import MomentRetriever
+from granalign_fast.models.prefix_cache import PrefixCache
+from granalign_fast.pipeline import MomentRetriever, SentenceEncoder
+
+from .index import captioner_of
 
 _CLI = "from granalign_fast.cli import main; main()"
 

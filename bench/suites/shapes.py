@@ -20,28 +20,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast import prompts
-from granalign_fast.bench import peers, query_parts, random_models
-from granalign_fast.bench.captions import transformers_captions
-from granalign_fast.bench.judging import judge_answers
-from granalign_fast.bench.limits import Work
-from granalign_fast.bench.random_clip import TOWERS, prepared, tower_weights, write_tower
-from granalign_fast.bench.records import OURS
-from granalign_fast.bench.running import Bench, Runner
-from granalign_fast.bench.suites.generation import (
-    Matrices,
-    counted,
-    decoder_work,
-    token_judge,
-)
-from granalign_fast.bench.timing import HostClock, difference, require
-from granalign_fast.captions import FrameSet, VlmCaptioner
-from granalign_fast.generation import CausalLM
-from granalign_fast.model_folder import VLM
-from granalign_fast.models import one_line
-from granalign_fast.prefixes import PrefixCache
-from granalign_fast.session import Session
-from granalign_fast.vlm import VisionLanguageModel
+from granalign_fast.bench.commands.captions import transformers_captions
+from granalign_fast.bench.harness import query_parts, random_models
+from granalign_fast.bench.harness.judges import judge_answers
+from granalign_fast.bench.harness.limits import Work
+from granalign_fast.bench.harness.random_clip import TOWERS, prepared, tower_weights, write_tower
+from granalign_fast.bench.harness.records import OURS
+from granalign_fast.bench.harness.runner import Bench, Runner
+from granalign_fast.bench.harness.timing import HostClock, difference, require
+from granalign_fast.bench.peers import runtimes as peers
+from granalign_fast.errors import one_line
+from granalign_fast.language import prompts
+from granalign_fast.language.captioner import VlmCaptioner
+from granalign_fast.models.exported_graph import open_session
+from granalign_fast.models.language_model import CausalLM
+from granalign_fast.models.manifest import VLM
+from granalign_fast.models.prefix_cache import PrefixCache
+from granalign_fast.models.vision_language_model import VisionLanguageModel
+from granalign_fast.types import FrameSet
+
+from .generation import Matrices, counted, decoder_work, token_judge
 
 _IMAGES = {"cpu": 8, "cuda": 64}
 _SHORT, _LONG = 2, 34
@@ -110,7 +108,7 @@ def _tower(bench: Bench, name: str) -> None:
     shape, half = TOWERS[name], bench.on_gpu
     weights = tower_weights(shape)
     path = write_tower(shape, weights, bench.folder / "shapes" / name, half=half)
-    session = Session(path, device=bench.settings.device)
+    session = open_session(path, device=bench.settings.device)
     where = _torch_device(bench)
     count = bench.settings.scaled(_IMAGES[where], 2)
     kind = _precision(bench)

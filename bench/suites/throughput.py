@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from granalign_fast.bench.judging import judge_result
-from granalign_fast.bench.records import OURS
-from granalign_fast.bench.running import Bench, Runner
-from granalign_fast.bench.suites.search import captions_retriever
-from granalign_fast.bench.timing import HostClock, Samples, require
-from granalign_fast.bench.workloads import CLIPS, captioned, rewritten
-from granalign_fast.retriever import Request
+from granalign_fast.bench.harness.judges import judge_result
+from granalign_fast.bench.harness.records import OURS
+from granalign_fast.bench.harness.runner import Bench, Runner
+from granalign_fast.bench.harness.timing import HostClock, Samples, require
+from granalign_fast.bench.harness.workloads import CLIPS, captioned, rewritten
+from granalign_fast.search.retriever import Request
 from granalign_fast.types import Rewrites
+
+from .search import captions_retriever
 
 CLIENTS = (1, 4, 16, 64)
 _VIDEOS = 64

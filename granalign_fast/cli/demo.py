@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .options import MINIATURES, check_extra, open_models, short
-from .searching import draw, index
+from .search import draw, index
 
 if TYPE_CHECKING:
     from granalign_fast.miniatures.videos import Asked
@@ -65,7 +65,7 @@ def _chosen(asked: Sequence[Asked]) -> list[Asked]:
 def _print(asked: Sequence[Asked], results: Sequence[SearchResult]) -> None:
     from rich.table import Table
 
-    from granalign_fast.output.report import clock, show
+    from granalign_fast.output.tables import clock, show
 
     def span(start: float, end: float) -> str:
         return f"{clock(start)} - {clock(end)}"

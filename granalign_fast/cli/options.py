@@ -16,8 +16,7 @@ import typer
 from granalign_fast.errors import GranAlignError, MissingExtraError
 
 if TYPE_CHECKING:
-    from granalign_fast.model_folder import ModelFolder
-    from granalign_fast.retriever import MomentRetriever
+    from granalign_fast.pipeline import ModelFolder, MomentRetriever
 
 Preset = Annotated[
     str,
@@ -97,9 +96,9 @@ def models_folder(name: Path) -> Path:
 
 def open_models(folder: Path, device: str, prefix_gib: float) -> ModelFolder:
     """The models, with what they made of frames kept in memory and in the cache folder."""
-    from granalign_fast.cache import default_cache
-    from granalign_fast.model_folder import ModelFolder
-    from granalign_fast.prefixes import DiskTier, MemoryTier, PrefixCache
+    from granalign_fast.files import default_cache
+    from granalign_fast.models.prefix_cache import DiskTier, MemoryTier, PrefixCache
+    from granalign_fast.pipeline import ModelFolder
 
     if not 0 <= prefix_gib <= _MOST_GIB:
         raise GranAlignError(f"--prefix-gib: got {prefix_gib}, expected 0 to {_MOST_GIB} GiB")
@@ -127,9 +126,9 @@ def open_retriever(
     config = find(preset)
     if top is not None:
         config = replace(config, top=top)
-    from granalign_fast.cache import CachedEncoder, default_cache
-    from granalign_fast.encoders import SentenceEncoder
-    from granalign_fast.retriever import MomentRetriever
+    from granalign_fast.files import default_cache
+    from granalign_fast.models.embedding_cache import CachedEncoder
+    from granalign_fast.pipeline import MomentRetriever, SentenceEncoder
 
     if models is not None and encoder is None and precision is None:
         model = models.encoder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from .records import CLIP_SECONDS, CaptionedVideo, FrameTable, VideoIndex, VideoSource
+from .records import CLIP_SECONDS, CaptionedVideo, FrameTable, VideoSource
+from .video_index import VideoIndex
 
 __all__ = ["CLIP_SECONDS", "CaptionedVideo", "FrameTable", "VideoIndex", "VideoSource"]

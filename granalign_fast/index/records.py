@@ -143,7 +143,7 @@ class FrameTable:
             if not isinstance(name, str) or not name:
                 raise GranAlignError(f"hash of frame {clip}: got {name!r}, expected a text")
         if self.embeddings is not None:
-            _check_rows(self.embeddings, clips, "embeddings of frames", "a row for each frame")
+            check_rows(self.embeddings, clips, "embeddings of frames", "a row for each frame")
 
     @property
     def path(self) -> Path | None:
@@ -151,65 +151,8 @@ class FrameTable:
         return None if self.source is None else self.source.path
 
 
-@dataclass(frozen=True, slots=True)
-class VideoIndex:
-    """A captioned video, the embeddings of its captions, and what is known of its frames.
-
-    Raises:
-        GranAlignError: the embeddings are not float32 or float16 with a row for each caption, or
-            the frames are not as many.
-    """
-
-    video: CaptionedVideo
-    embeddings: npt.NDArray[Any] = field(repr=False)
-    """`(clips, dim)`, rows of unit length."""
-    frames: FrameTable | None = None
-    """None where the captions were given without a video."""
-    models: Mapping[str, str] = field(default_factory=dict)
-    """The fingerprints of the models that made it, by what they are: ``sentence-encoder``, ..."""
-
-    def __post_init__(self) -> None:
-        vid, clips = self.video.vid, len(self.video.captions)
-        _check_rows(self.embeddings, clips, f"embeddings of {vid!r}", "a row for each caption")
-        if self.frames is not None and len(self.frames.hashes) != clips:
-            raise GranAlignError(
-                f"frames of {vid!r}: got {len(self.frames.hashes)}, expected {clips}, one for "
-                f"each caption"
-            )
-        for name, model in self.models.items():
-            if not isinstance(name, str) or not isinstance(model, str):
-                raise GranAlignError(
-                    f"models of {vid!r}: got {name!r}: {model!r}, expected a fingerprint as a text"
-                )
-
-    @staticmethod
-    def load(folder: str | Path) -> VideoIndex:
-        """Read the folder that `save`, or ``granalign index``, wrote.
-
-        Raises:
-            GranAlignError: the folder is missing, torn, altered, or of another kind or format.
-        """
-        from .store import load
-
-        return load(Path(folder))
-
-    def save(self, folder: str | Path) -> None:
-        """Write the index as a folder, whole or not at all.
-
-        Raises:
-            GranAlignError: the folder exists or cannot be written, or a caption is not Unicode.
-        """
-        from .store import save
-
-        save(self, Path(folder))
-
-    def seconds(self, clip: int) -> float:
-        """Where clip number `clip` begins; the end of the video for the one after the last."""
-        time = clip * self.video.clip_seconds
-        return time if self.video.duration is None else min(time, self.video.duration)
-
-
-def _check_rows(rows: npt.NDArray[Any], count: int, what: str, why: str) -> None:
+def check_rows(rows: npt.NDArray[Any], count: int, what: str, why: str) -> None:
+    """Raise unless there are `count` rows of float32 or float16."""
     shape, dtype = rows.shape, np.dtype(rows.dtype)
     if len(shape) != 2 or shape[0] != count or dtype not in (np.float32, np.float16):
         raise GranAlignError(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast import prompts
+from granalign_fast.language import prompts
 
 from . import language, meaning, queries, scenes, train_llm, vlm
 from .pool import Pool, draw

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from granalign_fast import prompts
+from granalign_fast.language import prompts
 
-from . import language, meaning, packing, queries, scenes, vlm
+from . import batches as packing
+from . import language, meaning, queries, scenes, vlm
 from .scenes import Scene
 
 QUESTIONS, AWARE = 8, 3  # of each frame, behind one prefix

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from granalign_fast import prompts
+from granalign_fast.language import prompts
 
-from . import language, meaning, packing, queries, scenes, training, wordlevel
+from . import batches as packing
+from . import language, meaning, queries, scenes, training, wordlevel
 from .queries import Query
 
 STEPS, RATE = 1400, 2e-3

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import packing, questions, scenes, training, vlm
-from .looker import Looker
+from . import batches as packing
+from . import questions, scenes, training, vlm
 from .pool import LABELS, draw
 from .questions import Questions
+from .vision_questions import Looker
 
 SCENES, UNNAMED = 12_000, 6_000
 SIGNS = 0.5  # of the scenes; there is more to read than to tell

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from granalign_fast.folders import appearing
+from granalign_fast.files import appearing
 
 THREADS = 2
 """Of torch: results depend on it in the last digits."""

@@ -280,7 +280,7 @@ def render_video(
         raise MissingExtraError("writing a video", "cpu") from None
     from PIL import Image
 
-    from granalign_fast.jsonl import replacing
+    from granalign_fast.files import replacing
 
     if side < 2 or side % 2 or frame_rate < 1:
         raise GranAlignError(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast import prompts
+from granalign_fast.language import prompts
 
 from . import pool, scenes, training, wordlevel
 from .drawing import SIDE

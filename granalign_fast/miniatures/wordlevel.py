@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from granalign_fast import prompts
+from granalign_fast.language import prompts
 
 from .words import vocabulary
 

@@ -13,12 +13,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from granalign_fast.errors import GranAlignError
-from granalign_fast.images import check_frames
 from granalign_fast.index import VideoIndex
-from granalign_fast.types import Moment, SearchResult
+from granalign_fast.types import Moment, SearchResult, check_frames
 
 from .plot import CURVE, INK, MOMENT, brief, new_figure, plain, save_figure
-from .report import clock
+from .tables import clock
 
 FRAMES = 12
 """How many frames a strip has at most."""

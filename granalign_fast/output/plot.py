@@ -9,11 +9,11 @@ from typing import Any, Literal
 import numpy as np
 
 from granalign_fast.errors import GranAlignError, MissingExtraError
+from granalign_fast.files import replacing
 from granalign_fast.index import VideoIndex
-from granalign_fast.jsonl import replacing
 from granalign_fast.types import SearchResult
 
-from .report import clock, peak_caption
+from .tables import clock, peak_caption
 
 INK, CURVE, VARIANT, MOMENT = "#22303c", "#1f6f8b", "#9db4c0", "#f2a65a"
 """The colours of every picture: text, saliency, its parts, predicted moments."""

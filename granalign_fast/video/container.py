@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.errors import GranAlignError
-from granalign_fast.models import one_line
+from granalign_fast.errors import GranAlignError, one_line
 
 if TYPE_CHECKING:
     import av

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from granalign_fast.errors import GranAlignError
-from granalign_fast.images import Image
-from granalign_fast.models import one_line
+from granalign_fast.errors import GranAlignError, one_line
+from granalign_fast.types import Image
 
 from .container import (
     DamagedVideoWarning,

@@ -1,0 +1,121 @@
+"""What each part of the method adds: ``python -m granalign_fast.bench.commands.ablation FOLDER``.
+
+FOLDER is what ``granalign_fast.miniatures.benchmark`` wrote, its videos indexed to FOLDER/index.
+The rewrites and the captions of all rows are the same; a row leaves out some of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from granalign_fast.config import preset
+from granalign_fast.datasets.qvhighlights import read_queries
+from granalign_fast.errors import GranAlignError
+from granalign_fast.index import VideoIndex
+from granalign_fast.jsonl import Record
+from granalign_fast.metrics import load_ground_truth, score_qvhighlights
+from granalign_fast.miniatures import MODELS
+from granalign_fast.pipeline import ModelFolder, MomentRetriever
+from granalign_fast.search.retriever import Request
+from granalign_fast.types import Rewrites, SearchResult
+
+COLUMNS = ("MR-full-mAP", "MR-full-R1@0.5", "MR-full-R1@0.7")
+Variant = Callable[[SearchResult], tuple[Rewrites, Mapping[int, str]]]
+
+
+def _rewrites(result: SearchResult) -> Rewrites:
+    assert result.rewrites is not None
+    return result.rewrites
+
+
+def _query(result: SearchResult) -> tuple[Rewrites, Mapping[int, str]]:
+    return Rewrites(result.query), {}
+
+
+def _agnostic(result: SearchResult) -> tuple[Rewrites, Mapping[int, str]]:
+    return replace(_rewrites(result), detailed=()), {}
+
+
+def _aware(result: SearchResult) -> tuple[Rewrites, Mapping[int, str]]:
+    # Without simplified rewrites the query must not stand in for them.
+    return replace(_rewrites(result), simplified=()), result.aware
+
+
+def _crossed(result: SearchResult) -> tuple[Rewrites, Mapping[int, str]]:
+    own = _rewrites(result)
+    return replace(own, simplified=own.detailed, detailed=own.simplified), result.aware
+
+
+def _full(result: SearchResult) -> tuple[Rewrites, Mapping[int, str]]:
+    return _rewrites(result), result.aware
+
+
+VARIANTS: Mapping[str, tuple[Variant, bool]] = {
+    "query alone, agnostic captions": (_query, True),
+    "simplified rewrites, agnostic captions": (_agnostic, True),
+    "detailed rewrites, aware captions": (_aware, False),
+    "both, crossed: simplified with aware": (_crossed, True),
+    "both: the method": (_full, True),
+}
+"""What meets what, and whether the query itself is one of the simplified variants."""
+
+
+def ablation(
+    models: ModelFolder, folder: Path, config: str = "tuned"
+) -> dict[str, dict[str, float]]:
+    """The metrics of every variant, in percent.
+
+    Args:
+        models: a language model and a vision-language model among them.
+        folder: as `miniatures.benchmark.write_benchmark` writes it, with ``index`` in it.
+        config: a preset.
+
+    Raises:
+        GranAlignError: a file is missing or bad.
+    """
+    truth = load_ground_truth(folder / "truth.jsonl")
+    vids = {record["vid"] for record in truth}
+    asked = read_queries(folder / "queries.jsonl", folder / "index", vids, truth)
+    indexes = {vid: VideoIndex.load(folder / "index" / vid) for vid in vids}
+    retriever = models.retriever(config)
+    whole = retriever.search_many([Request(indexes[q.vid], q.rewrites.query) for q in asked])
+    found = {}
+    for name, (variant, own) in VARIANTS.items():
+        chosen = preset(config)
+        plain = MomentRetriever(models.encoder, replace(chosen, use_query=chosen.use_query and own))
+        requests = [Request(indexes[r.vid], *variant(r)) for r in whole]
+        results = plain.search_many(requests)
+        found[name] = _scored(results, [q.qid for q in asked], truth)
+    return found
+
+
+def _scored(
+    results: Sequence[SearchResult], qids: Sequence[object], truth: Sequence[Record]
+) -> dict[str, float]:
+    lines = [{"qid": q} | r.to_record() for q, r in zip(qids, results, strict=True)]
+    brief = score_qvhighlights(lines, truth)["brief"]
+    return {key: brief[key] for key in COLUMNS}
+
+
+def main() -> None:
+    """Parse the command line, measure, print."""
+    parser = argparse.ArgumentParser(description="What each part of the method adds.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--models", type=Path, default=MODELS)
+    parser.add_argument("--preset", default="tuned")
+    options = parser.parse_args()
+    try:
+        table = ablation(ModelFolder(options.models), options.folder, options.preset)
+    except GranAlignError as error:
+        sys.exit(f"ablation: {error}")
+    print(f"{'percent':<42}" + "".join(f"{name.removeprefix('MR-full-'):>9}" for name in COLUMNS))
+    for name, row in table.items():
+        print(f"{name:<42}" + "".join(f"{row[key]:>9.2f}" for key in COLUMNS))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,348 @@
+"""Where the tuned preset's constants come from: ``python -m granalign_fast.bench.commands.tuning``.
+
+Two checks on a split with ground truth, for which QVHighlights has val. The ablation scores the
+preset with one part left out at a time. The cross-validation chooses all constants anew on some of
+the videos and scores them on the others: what the preset's own figures are above that, the choice
+owes to having seen the answers. What it cannot show is how much the rule itself owes to them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from granalign_fast import kernels
+from granalign_fast.config import RetrieverConfig, preset
+from granalign_fast.datasets.qvhighlights import PathLike, read_captions, read_queries
+from granalign_fast.errors import GranAlignError
+from granalign_fast.files import default_cache
+from granalign_fast.jsonl import Record
+from granalign_fast.kernels import ContextRules, Curves, ProposalRules
+from granalign_fast.metrics import load_ground_truth, retrieval_of_each, score_qvhighlights
+from granalign_fast.models.embedding_cache import CachedEncoder
+from granalign_fast.pipeline import MomentRetriever, SentenceEncoder
+from granalign_fast.protocols import TextEncoder
+from granalign_fast.search.batches import Question
+from granalign_fast.search.retriever import results_of
+
+SEED, SWEEPS, RESAMPLES = 0, 3, 1000
+COLUMNS = {
+    "MR-full-mAP": "mAP@avg",
+    "MR-full-R1@0.5": "R1@0.5",
+    "MR-full-R1@0.7": "R1@0.7",
+    "HL-min-VeryGood-mAP": "HL-mAP",
+    "HL-min-VeryGood-Hit1": "Hit1",
+}
+"""What is reported of ``brief``, and its heading; the first three also as `Benchmark.figures`."""
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constants:
+    """What is chosen on the data; the defaults are where the ascent starts.
+
+    That the query is a variant, and every variant's curve a source of candidates, is not chosen.
+    """
+
+    context: tuple[int, int] | None = None
+    """Radius and power."""
+    power: float = 1.0
+    sigma: float = 1.0
+    high_factor: float = 0.0
+    low_factor: float = 0.0
+    own_share: float = 0.0
+    length_weight: float = 0.3
+    nms_threshold: float = 0.75
+
+    def config(self) -> RetrieverConfig:
+        """The configuration with these constants."""
+        rules = asdict(self)
+        mixing, power, threshold = map(rules.pop, ("context", "power", "nms_threshold"))
+        return RetrieverConfig(
+            use_query=True,
+            context=mixing and ContextRules(radius=mixing[0], power=mixing[1]),
+            power=power,
+            proposals=ProposalRules(variants=True, **rules),
+            nms_threshold=threshold,
+        )
+
+
+GRIDS: Mapping[str, tuple[Any, ...]] = {
+    # Radius and power in one: with no mixing to start from, a power alone changes nothing, and a
+    # radius alone would be judged by an arbitrary power.
+    "context": (None, *product((3, 4, 5, 6, 8), (1, 2, 3, 4))),
+    "power": (1.0, 1.25, 1.5, 1.75),
+    "sigma": (0.5, 0.75, 1.0, 1.25, 1.5),
+    "high_factor": (0.0, 0.4, 0.5, 0.6),
+    "low_factor": (0.0, 0.8, 0.9, 0.95),
+    "own_share": (0.0, 0.5, 1.0),
+    "length_weight": (0.2, 0.25, 0.3, 0.35),
+    "nms_threshold": (0.7, 0.75, 0.8),
+}
+"""The values that are tried, in this order of constants."""
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """Queries, each with its ground truth, and captions, embedded once; and what came of them."""
+
+    requests: Sequence[Question]
+    truth: Sequence[Record]
+    texts: npt.NDArray[np.float32]
+    """`(queries, variants, dim)`: the query, then its rewrites."""
+    agnostic: npt.NDArray[np.float32]
+    offsets: Ints
+    videos: Ints
+    """These three as `similarity` takes them."""
+    _curves: dict[Any, Curves] = field(default_factory=dict, init=False)
+    _figures: dict[RetrieverConfig, Floats] = field(default_factory=dict, init=False)
+
+    def curves(self, config: RetrieverConfig) -> Curves:
+        """The curves of all queries; kept, while the mixed captions are too large for that."""
+        key = config.context, config.power, config.use_query
+        if key not in self._curves:
+            first = 0 if config.use_query or self.texts.shape[1] == 1 else 1
+            texts, captions = np.ascontiguousarray(self.texts[:, first:]), self.agnostic
+            if config.context is not None:
+                captions = kernels.context(captions, self.offsets, rules=config.context)
+            self._curves[key] = kernels.similarity(
+                texts, captions, self.offsets, videos=self.videos, power=config.power
+            )
+        return self._curves[key]
+
+    def predictions(self, config: RetrieverConfig) -> list[Record]:
+        """The line of a submission for each query."""
+        curves = self.curves(config)
+        found = kernels.proposals(*curves, rules=config.proposals)
+        ranked = kernels.nms(*found, threshold=config.nms_threshold, top=config.top)
+        pairs = zip(self.truth, results_of(self.requests, curves, ranked), strict=True)
+        return [{"qid": truth["qid"]} | result.to_record() for truth, result in pairs]
+
+    def score(self, predictions: Sequence[Record]) -> dict[str, float]:
+        """The `COLUMNS`, in percent."""
+        brief = score_qvhighlights(predictions, self.truth)["brief"]
+        return {key: brief[key] for key in COLUMNS if key in brief}
+
+    def figures(self, config: RetrieverConfig) -> Floats:
+        """`(queries, 3)`: mAP@avg, R1@0.5 and R1@0.7 of each query; `score` has their means."""
+        if config not in self._figures:
+            each = retrieval_of_each(self.predictions(config), self.truth)
+            self._figures[config] = np.stack(list(each.values()), axis=1)
+        return self._figures[config]
+
+
+def load(
+    encoder: TextEncoder, queries: PathLike, captions: PathLike, ground_truth: PathLike
+) -> Benchmark:
+    """Read the files as `evaluate_qvhighlights` does, and embed the same texts in the same order.
+
+    Raises:
+        GranAlignError: bad input, or queries with unequal numbers of rewrites.
+    """
+    truth = load_ground_truth(ground_truth)
+    videos = read_captions(captions)
+    asked = read_queries(queries, captions, videos, truth)
+    rewrites = [query.rewrites for query in asked]
+    texts = [(own.query, *own.simplified, *own.detailed) for own in rewrites]
+    for query, own in zip(asked, texts, strict=True):
+        if len(own) != len(texts[0]):
+            raise GranAlignError(
+                f"{queries}: qid {query.qid!r} has {len(own) - 1} rewrites, expected "
+                f"{len(texts[0]) - 1} as the first: give every query equally many"
+            )
+    truth_of = {record["qid"]: record for record in truth}
+    durations = {query.vid: truth_of[query.qid]["duration"] for query in asked}
+    needed = [replace(videos[vid], duration=duration) for vid, duration in durations.items()]
+    indices = MomentRetriever(encoder).index_many(needed, progress=_counter("captions"))
+    number = {vid: i for i, vid in enumerate(durations)}
+    embedded = encoder.encode([text for own in texts for text in own], progress=_counter("texts"))
+    return Benchmark(
+        requests=[Question(indices[number[query.vid]], query.rewrites, {}) for query in asked],
+        truth=[truth_of[query.qid] for query in asked],
+        texts=embedded.reshape(len(asked), len(texts[0]), -1),
+        agnostic=np.concatenate([index.embeddings for index in indices]),
+        offsets=np.cumsum([0, *(len(index.embeddings) for index in indices)]),
+        videos=np.array([number[query.vid] for query in asked]),
+    )
+
+
+def ablation(benchmark: Benchmark) -> dict[str, dict[str, float]]:
+    """The tuned preset, and the same with one part changed at a time, by what was changed."""
+    tuned = preset("tuned")
+
+    def rules(**changes: Any) -> RetrieverConfig:
+        return replace(tuned, proposals=replace(tuned.proposals, **changes))
+
+    configs = {
+        "tuned": tuned,
+        "no context mixing": replace(tuned, context=None),
+        "power 1": replace(tuned, power=1.0),
+        "no Gaussian": rules(sigma=0.0),
+        "no high level": rules(high_factor=0.0),
+        "no low level": rules(low_factor=0.0),
+        "neither level": rules(high_factor=0.0, low_factor=0.0),
+        "length weight 0": rules(length_weight=0.0),
+        "own share 0": rules(own_share=0.0),
+        "fused curve only": rules(variants=False),
+        "without the query": replace(tuned, use_query=False),
+    }
+    table = {name: benchmark.score(benchmark.predictions(one)) for name, one in configs.items()}
+    alone = replace(benchmark, texts=benchmark.texts[:, :1])
+    table["query only"] = alone.score(alone.predictions(tuned))
+    table["paper"] = benchmark.score(benchmark.predictions(preset("paper")))
+    return table
+
+
+def folds_of(videos: Ints, folds: int) -> Ints:
+    """The fold of each query, by its video; folds differ by at most one video.
+
+    Raises:
+        GranAlignError: fewer than two folds, or more than there are videos.
+    """
+    count = int(videos.max()) + 1
+    if not 2 <= folds <= count:
+        raise GranAlignError(f"folds: got {folds}, expected 2 to {count}, the number of videos")
+    order: Ints = np.random.default_rng(SEED).permutation(count)
+    return order[videos] % folds
+
+
+def ascend(
+    objective: Callable[[Constants], float], start: Constants, grids: Mapping[str, Sequence[Any]]
+) -> Constants:
+    """Coordinate ascent: one constant after the other takes the best value of its grid.
+
+    Ends after `SWEEPS` sweeps, or with one that changes nothing. A tie changes nothing.
+    """
+    best, highest = start, objective(start)
+    for sweep in range(SWEEPS):
+        before = best
+        for name, values in grids.items():
+            for trial in [replace(best, **{name: value}) for value in values]:
+                if (value := objective(trial)) > highest:
+                    best, highest = trial, value
+        _say(f"  sweep {sweep + 1}: {highest:.2f}")
+        if best == before:
+            break
+    return best
+
+
+def crossvalidation(benchmark: Benchmark, folds: int) -> dict[str, Any]:
+    """Constants chosen without each fold, and the figures of every query by those of its fold."""
+    fold_of = folds_of(benchmark.videos, folds)
+    chosen, predictions = [], []
+    for fold in range(folds):
+        held = fold_of == fold
+        _say(f"fold {fold + 1} of {folds}: {held.sum()} of {len(held)} queries held out")
+
+        def objective(constants: Constants, training: npt.NDArray[np.bool_] = ~held) -> float:
+            return float(benchmark.figures(constants.config())[training, 0].mean())
+
+        constants = ascend(objective, Constants(), GRIDS)
+        chosen.append(asdict(constants))
+        predictions.append(benchmark.predictions(constants.config()))
+    pooled = [predictions[fold][i] for i, fold in enumerate(fold_of.tolist())]
+    tuned = preset("tuned")
+    bounds = interval(benchmark.figures(tuned), benchmark.videos).tolist()
+    return {
+        "chosen": chosen,
+        "held_out": benchmark.score(pooled),
+        "tuned": benchmark.score(benchmark.predictions(tuned)),
+        "tuned_95%": dict(zip(COLUMNS, bounds, strict=False)),
+    }
+
+
+def interval(figures: Floats, videos: Ints) -> Floats:
+    """`(columns, 2)`: 95% percentile bootstrap intervals of the means, by resampling videos.
+
+    Queries are not drawn one by one: those of a video share its captions.
+    """
+    count = int(videos.max()) + 1
+    sums = np.stack([np.bincount(videos, column, count) for column in figures.T], axis=1)
+    sizes = np.bincount(videos, minlength=count)
+    share = np.full(count, 1 / count)
+    drawn = np.random.default_rng(SEED).multinomial(count, share, size=RESAMPLES)
+    means = (drawn @ sums) / (drawn @ sizes)[:, None]
+    return np.percentile(means, [2.5, 97.5], axis=0).T.round(2)
+
+
+def print_scores(lines: Mapping[str, Mapping[str, float]]) -> None:
+    """A table of `COLUMNS`, a line a name."""
+    columns = list(next(iter(lines.values())))
+    print(f"{'percent':<24}" + "".join(f"{COLUMNS[key]:>9}" for key in columns))
+    for name, line in lines.items():
+        print(f"{name:<24}" + "".join(f"{line[key]:9.2f}" for key in columns))
+
+
+def print_crossvalidation(result: Mapping[str, Any]) -> None:
+    """The constants of each fold, the figures, and the interval of the preset's."""
+    chosen = result["chosen"]
+    print(f"{'chosen without fold':<24}" + "".join(f"{i + 1:>9}" for i in range(len(chosen))))
+    for name in chosen[0]:
+        print(f"{name:<24}" + "".join(f"{one[name]!s:>9}" for one in chosen))
+    print()
+    print_scores({"held out, pooled": result["held_out"], "tuned, all queries": result["tuned"]})
+    bounds = (f"{COLUMNS[key]} {a:.2f} to {b:.2f}" for key, (a, b) in result["tuned_95%"].items())
+    print("tuned, 95% bootstrap over videos: " + ", ".join(bounds))
+
+
+def _counter(what: str) -> Callable[[int], None]:
+    """Counts what is embedded and says so now and then."""
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        before, done = done, done + more
+        if done // 10_000 > before // 10_000:
+            _say(f"{done:,} {what} embedded")
+
+    return count
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Print the tables, and write them where ``--json`` says."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--queries", type=Path, required=True)
+    parser.add_argument("--captions", type=Path, required=True)
+    parser.add_argument("--ground-truth", type=Path, required=True)
+    parser.add_argument("--encoder", help="a sentence encoder's folder; default: all-MiniLM-L6-v2")
+    parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32")
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--only", choices=("ablation", "crossvalidation"))
+    options = parser.parse_args()
+
+    record: dict[str, Any] = {"precision": options.precision, "folds": options.folds, "seed": SEED}
+    try:
+        model = SentenceEncoder(options.encoder, precision=options.precision)
+        encoder = CachedEncoder(model, default_cache())
+        benchmark = load(encoder, options.queries, options.captions, options.ground_truth)
+        if options.only != "crossvalidation":
+            record["ablation"] = ablation(benchmark)
+            print_scores(record["ablation"])
+            print()
+        if options.only != "ablation":
+            record["crossvalidation"] = crossvalidation(benchmark, options.folds)
+            print_crossvalidation(record["crossvalidation"])
+    except GranAlignError as error:
+        sys.exit(f"tuning: {error}")
+    if options.json:
+        options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

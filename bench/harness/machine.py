@@ -1,0 +1,178 @@
+"""What a measurement was made on, and how much memory it took."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import resource
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from granalign_fast.models.encoder import cpu_threads
+from granalign_fast.runtime.device import Device
+
+_PACKAGES = (
+    *(
+        "granalign-fast",
+        "numpy",
+        "onnxruntime",
+        "onnxruntime-gpu",
+        "av",
+        "tokenizers",
+        "cupy-cuda13x",
+    ),
+    *("torch", "transformers", "optimum-onnx", "sentence-transformers", "optimum-intel"),
+    *("openvino", "onnxruntime-genai", "opencv-python-headless", "torchcodec"),
+)
+
+
+def facts(device: str) -> dict[str, Any]:
+    """Processor, memory, versions, commit and, on one, the GPU: all that a figure depends on."""
+    found: dict[str, Any] = {
+        "cpu": _cpu_name(),
+        "cores": cpu_threads(None),
+        "caches": _caches(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "clock_mhz": _clock_mhz(),
+        "load": [round(load, 2) for load in os.getloadavg()],
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "packages": _versions(),
+        "commit": _commit(),
+        "device": device,
+    }
+    if Device.parse(device).kind != "cpu":
+        found["gpu"] = _gpu()
+    return found
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def _cpu_name() -> str:
+    for line in _read("/proc/cpuinfo").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _clock_mhz() -> float | None:
+    """Of the first core, as it is now; a guest often sees only what the host announces."""
+    for line in _read("/proc/cpuinfo").splitlines():
+        if line.startswith("cpu MHz"):
+            return float(line.partition(":")[2])
+    return None
+
+
+def _caches() -> dict[str, int]:
+    """Bytes of each cache that the first core has a share in, such as ``L3``."""
+    found = {}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        kind, level = _read(index / "type"), _read(index / "level")
+        size = _read(index / "size")
+        if kind in ("Data", "Unified") and size.endswith("K"):
+            found[f"L{level}"] = int(size[:-1]) << 10
+    return found
+
+
+def _commit() -> str | None:
+    """Of the checkout that this file lies in; None outside of one. A ``+`` marks changed files."""
+    asked = ["git", "-C", str(Path(__file__).resolve().parent)]
+    try:
+        commit, changed = (
+            subprocess.run(
+                [*asked, *rest], capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
+            for rest in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "-uno"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + "+" * bool(changed)
+
+
+def _gpu() -> dict[str, Any]:
+    import cupy
+
+    runtime = cupy.cuda.runtime
+    properties = runtime.getDeviceProperties(cupy.cuda.Device().id)
+    return {
+        "name": properties["name"].decode(),
+        "memory_bytes": int(properties["totalGlobalMem"]),
+        "l2_bytes": int(properties["l2CacheSize"]),
+        "clock_mhz": properties["clockRate"] / 1e3,
+        "driver": _driver() or runtime.driverGetVersion(),
+        "runtime": runtime.runtimeGetVersion(),
+    }
+
+
+def _driver() -> str | None:
+    """The driver's release, such as ``580.95.05``."""
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.split("\n")[0].strip() or None
+
+
+def last_cache_bytes(device: str) -> int:
+    """The largest cache: what a cold run must not find its input in."""
+    if Device.parse(device).kind != "cpu":
+        return int(_gpu()["l2_bytes"])
+    return max(_caches().values(), default=32 << 20)
+
+
+def available_bytes() -> int:
+    """Memory that a workload may take without anything being written to a disk for it."""
+    for line in _read("/proc/meminfo").splitlines():
+        if line.startswith("MemAvailable"):
+            return int(line.split()[1]) << 10
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+
+
+class PeakMemory:
+    """The most memory that this process, and its pool on a device, held since this was made.
+
+    Where the system cannot start anew (all but Linux), it is the most since the process began.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._on_device = Device.parse(device).kind != "cpu"
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        if self._on_device:
+            import cupy
+
+            cupy.get_default_memory_pool().free_all_blocks()
+
+    def host_bytes(self) -> int:
+        """Resident memory at its peak."""
+        for line in _read("/proc/self/status").splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) << 10
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most << 10
+
+    def device_bytes(self) -> int | None:
+        """What CuPy's pool has grown to; None on a CPU. ONNX Runtime's arenas are not in it."""
+        if not self._on_device:
+            return None
+        import cupy
+
+        return int(cupy.get_default_memory_pool().total_bytes())
+
+
+def _read(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""

@@ -1,0 +1,360 @@
+"""Models of random weights in the shape of real ones, written and exported without torch.
+
+Speed depends on the shape alone, but for one thing: random weights never end an answer, so that
+captions and rewrites run to their greatest length.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from granalign_fast.errors import GranAlignError
+
+from .machine import available_bytes
+
+_SPECIAL = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
+    *("<|image_pad|>", "<|video_pad|>"),
+)
+_ANSWERS = ("yes", "no")
+"""What recognition reads."""
+_IDS = {name: 256 + i for i, name in enumerate(_SPECIAL)}
+_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}"
+    "{% else %}{% for c in m.content %}{% if c.type == 'image' %}<|vision_start|><|image_pad|>"
+    "<|vision_end|>{% else %}{{ c.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_NAMED_TOKENS = 16384
+"""Tokens that have a text; of a larger vocabulary the others have none."""
+_SPREAD = 1.4
+"""Of a matrix's products with unit vectors: enough for greedy tokens to differ between steps."""
+_BLOCK = 1_048_573
+"""Random numbers that weights repeat; a prime, so that no two rows of a matrix are alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """A decoder, and for a vision-language model the tower before it.
+
+    Attributes:
+        kind: ``llm`` or ``vlm``.
+        architecture: as in ``config.json``.
+        text: settings of the decoder.
+        vision: settings of the tower; empty without one.
+        image_size: height and width of frames.
+        precision: of the export.
+    """
+
+    kind: str
+    architecture: str
+    text: Mapping[str, Any]
+    vision: Mapping[str, Any] = field(default_factory=dict)
+    image_size: tuple[int, int] = (112, 112)
+    precision: str = "fp32"
+
+    @property
+    def weights(self) -> int:
+        """How many there are."""
+        return sum(int(np.prod(shape)) for shape in _shapes(self).values())
+
+
+def _text(
+    hidden: int, wide: int, layers: int, heads: int, kv_heads: int, vocabulary: int, **more: Any
+) -> dict[str, Any]:
+    return {
+        "hidden_act": "silu",
+        "hidden_size": hidden,
+        "intermediate_size": wide,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "eos_token_id": _IDS["<|im_end|>"],
+        **more,
+    }
+
+
+def _vision(hidden: int, wide: int, depth: int, heads: int, out: int, full: list[int]) -> Any:
+    return {
+        "depth": depth,
+        "hidden_act": "silu",
+        "hidden_size": hidden,
+        "intermediate_size": wide,
+        "num_heads": heads,
+        "in_chans": 3,
+        "out_hidden_size": out,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "spatial_patch_size": 14,
+        "temporal_patch_size": 2,
+        "tokens_per_second": 2,
+        "window_size": 112,
+        "fullatt_block_indexes": full,
+    }
+
+
+def _sections(*sections: int) -> dict[str, Any]:
+    return {"rope_scaling": {"type": "mrope", "mrope_section": list(sections)}}
+
+
+_LLAMA, _QWEN = "LlamaForCausalLM", "Qwen2ForCausalLM"
+_QWEN_VL = "Qwen2_5_VLForConditionalGeneration"
+SHAPES: Mapping[str, ModelShape] = {
+    "llama-mini": ModelShape("llm", _LLAMA, _text(128, 384, 4, 4, 2, 2048)),
+    "llama-108m": ModelShape("llm", _LLAMA, _text(768, 2304, 12, 12, 4, 16384)),
+    "llama3-8b": ModelShape(
+        *("llm", _LLAMA, _text(4096, 14336, 32, 32, 8, 128256, rope_theta=500000.0)),
+        precision="int4",
+    ),
+    "qwen2.5-7b": ModelShape(
+        *("llm", _QWEN, _text(3584, 18944, 28, 28, 4, 152064, rope_theta=1e6)), precision="int4"
+    ),
+    "qwen2.5-vl-mini": ModelShape(
+        *("vlm", _QWEN_VL, _text(128, 384, 4, 4, 2, 2048, **_sections(4, 6, 6))),
+        _vision(64, 192, 4, 4, 128, [1, 3]),
+    ),
+    "qwen2.5-vl-112m": ModelShape(
+        "vlm",
+        _QWEN_VL,
+        _text(768, 2304, 12, 12, 2, 16384, tie_word_embeddings=True, **_sections(8, 12, 12)),
+        _vision(384, 1152, 8, 6, 768, [3, 7]),
+        (336, 560),
+    ),
+    "qwen2.5-vl-7b": ModelShape(
+        "vlm",
+        _QWEN_VL,
+        _text(3584, 18944, 28, 28, 4, 152064, rope_theta=1e6, **_sections(16, 24, 24)),
+        _vision(1280, 3420, 32, 16, 3584, [7, 15, 23, 31]),
+        (336, 560),
+        "int4",
+    ),
+}
+
+
+def shape_of(name: str) -> ModelShape:
+    """A shape by its name; ``llama3-8b@4`` is one of 4 layers, all else being the same.
+
+    Raises:
+        GranAlignError: there is none of that name, or it has not as many layers.
+    """
+    known, cut, layers = name.partition("@")
+    if known not in SHAPES:
+        raise GranAlignError(f"random model: got {name!r}, expected some of: {', '.join(SHAPES)}")
+    shape = SHAPES[known]
+    if not cut:
+        return shape
+    most = shape.text["num_hidden_layers"]
+    if not layers.isdigit() or not 0 < int(layers) <= most:
+        raise GranAlignError(f"random model: got {name!r}, expected 1 to {most} layers behind '@'")
+    kept = int(layers)
+    vision = dict(shape.vision)
+    if vision:
+        vision["depth"] = min(vision["depth"], kept)
+        full = [block for block in vision["fullatt_block_indexes"] if block < kept]
+        vision["fullatt_block_indexes"] = full or [vision["depth"] - 1]
+    return replace(shape, text={**shape.text, "num_hidden_layers": kept}, vision=vision)
+
+
+def write_source(name: str, folder: Path) -> Path:
+    """Write a folder as transformers would save such a model; it is there already the next time.
+
+    Raises:
+        GranAlignError: there is no such shape, or neither memory nor disk has room for it.
+    """
+    from safetensors.numpy import save_file
+
+    shape = shape_of(name)
+    if (folder / "model.safetensors").is_file():
+        return folder
+    width = 4 if shape.precision == "fp32" else 2
+    _check_room(name, shape.weights * width, folder.parent)
+    folder.mkdir(parents=True)
+    block = (
+        np.random.default_rng(0).standard_normal(_BLOCK)
+        * _SPREAD
+        / shape.text["hidden_size"] ** 0.5
+    )
+    block = block.astype(np.float32 if width == 4 else np.float16)
+    save_file(
+        {key: _weight(key, own, block) for key, own in _shapes(shape).items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    _write_settings(shape, folder)
+    _write_tokenizer(folder, min(shape.text["vocab_size"], _NAMED_TOKENS))
+    return folder
+
+
+def write_export(name: str, folder: Path, *, precision: str | None = None) -> Path:
+    """Write such a model and export it to ``folder/llm`` or ``folder/vlm``; returns that.
+
+    Nothing is compared with transformers here; whoever measures it judges it.
+
+    Raises:
+        GranAlignError: as for `write_source`.
+    """
+    from granalign_fast.export.llm import write_llm
+    from granalign_fast.export.sources.language_model import LlmSource
+    from granalign_fast.export.sources.vision_language_model import VlmSource
+    from granalign_fast.export.vlm import write_vlm
+    from granalign_fast.files import appearing
+
+    shape = shape_of(name)
+    out = folder / shape.kind
+    if out.is_dir():
+        return out
+    source = write_source(name, folder / "sources" / name)
+    precision = precision or shape.precision
+    with appearing(out) as draft:
+        if shape.kind == "llm":
+            write_llm(LlmSource.read(source), draft, precision=precision, name=name)
+        else:
+            read = VlmSource.read(source, shape.image_size)
+            write_vlm(read, draft, precision=precision, name=name)
+    return out
+
+
+def _check_room(name: str, needed: int, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    memory, disk = available_bytes(), shutil.disk_usage(folder).free
+    if 1.3 * needed > memory or 2.5 * needed > disk:
+        raise GranAlignError(
+            f"{name}: got {memory >> 30} GiB of free memory and {disk >> 30} GiB of disk, expected "
+            f"{int(1.3 * needed) >> 30} and {int(2.5 * needed) >> 30}; choose a smaller model, or "
+            f"set TMPDIR to a larger disk"
+        )
+
+
+def _shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
+    """Every tensor of such a model, as it is published."""
+    text = shape.text
+    hidden, wide = text["hidden_size"], text["intermediate_size"]
+    keys = hidden // text["num_attention_heads"] * text["num_key_value_heads"]
+    found: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (text["vocab_size"], hidden),
+        "model.norm.weight": (hidden,),
+    }
+    if not text["tie_word_embeddings"]:
+        found["lm_head.weight"] = (text["vocab_size"], hidden)
+    for layer in range(text["num_hidden_layers"]):
+        here = f"model.layers.{layer}"
+        found |= {
+            f"{here}.input_layernorm.weight": (hidden,),
+            f"{here}.post_attention_layernorm.weight": (hidden,),
+            f"{here}.self_attn.q_proj.weight": (hidden, hidden),
+            f"{here}.self_attn.k_proj.weight": (keys, hidden),
+            f"{here}.self_attn.v_proj.weight": (keys, hidden),
+            f"{here}.self_attn.o_proj.weight": (hidden, hidden),
+            f"{here}.mlp.gate_proj.weight": (wide, hidden),
+            f"{here}.mlp.up_proj.weight": (wide, hidden),
+            f"{here}.mlp.down_proj.weight": (hidden, wide),
+        }
+        if shape.architecture != _LLAMA:
+            for part, size in (("q", hidden), ("k", keys), ("v", keys)):
+                found[f"{here}.self_attn.{part}_proj.bias"] = (size,)
+    return found | (_vision_shapes(shape.vision) if shape.vision else {})
+
+
+def _vision_shapes(vision: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    hidden, wide, out = (
+        vision["hidden_size"],
+        vision["intermediate_size"],
+        vision["out_hidden_size"],
+    )
+    joined, edge = hidden * vision["spatial_merge_size"] ** 2, vision["patch_size"]
+    found: dict[str, tuple[int, ...]] = {
+        "visual.patch_embed.proj.weight": (hidden, 3, vision["temporal_patch_size"], edge, edge),
+        "visual.merger.ln_q.weight": (hidden,),
+    }
+    linear = {"merger.mlp.0": (joined, joined), "merger.mlp.2": (out, joined)}
+    for layer in range(vision["depth"]):
+        here = f"blocks.{layer}"
+        found |= {f"visual.{here}.norm{i}.weight": (hidden,) for i in (1, 2)}
+        linear |= {
+            f"{here}.attn.qkv": (3 * hidden, hidden),
+            f"{here}.attn.proj": (hidden, hidden),
+            f"{here}.mlp.gate_proj": (wide, hidden),
+            f"{here}.mlp.up_proj": (wide, hidden),
+            f"{here}.mlp.down_proj": (hidden, wide),
+        }
+    for name, (rows, columns) in linear.items():
+        found |= {f"visual.{name}.weight": (rows, columns), f"visual.{name}.bias": (rows,)}
+    return found
+
+
+def _weight(name: str, shape: tuple[int, ...], block: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if len(shape) == 1 and "bias" not in name:  # gains of norms
+        return np.ones(shape, block.dtype)
+    return np.resize(block, shape)
+
+
+def _write_settings(shape: ModelShape, folder: Path) -> None:
+    config: dict[str, Any] = {"architectures": [shape.architecture], **shape.text}
+    if shape.kind == "llm":
+        config["model_type"] = "llama" if shape.architecture == _LLAMA else "qwen2"
+    else:
+        config |= {
+            "model_type": "qwen2_5_vl",
+            "image_token_id": _IDS["<|image_pad|>"],
+            "video_token_id": _IDS["<|video_pad|>"],
+            "vision_start_token_id": _IDS["<|vision_start|>"],
+            "vision_end_token_id": _IDS["<|vision_end|>"],
+            "vision_config": dict(shape.vision),
+        }
+        _write(folder / "preprocessor_config.json", _PREPROCESSOR)
+    _write(folder / "config.json", config)
+    _write(folder / "generation_config.json", {"eos_token_id": _IDS["<|im_end|>"]})
+
+
+_PREPROCESSOR = {
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "min_pixels": 3136,
+    "max_pixels": 12845056,
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+
+
+def _write_tokenizer(folder: Path, vocabulary: int) -> None:
+    """A token for each byte, the special ones, and words that only a model says."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    letters = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    answers = {name: 256 + len(_SPECIAL) + i for i, name in enumerate(_ANSWERS)}
+    first = 256 + len(_SPECIAL) + len(_ANSWERS)
+    words = {f"\u0120word{i}": i for i in range(first, vocabulary)}
+    tokenizer = Tokenizer(models.BPE({**letters, **_IDS, **answers, **words}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(_SPECIAL))
+    tokenizer.add_tokens([AddedToken(name, single_word=True) for name in _ANSWERS])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    _write(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": "<|im_end|>",
+            "pad_token": "<|endoftext|>",
+            "chat_template": _TEMPLATE,
+        },
+    )
+
+
+def _write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

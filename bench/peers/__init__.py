@@ -1,0 +1,1 @@
+"""What other people use for the same work."""

@@ -1,0 +1,1 @@
+"""Every export compared with its source."""

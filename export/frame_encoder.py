@@ -1,0 +1,296 @@
+"""A CLIP or SigLIP folder in, a checked folder of two ONNX towers out; all of it, or nothing."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from granalign_fast.errors import GranAlignError, MissingExtraError, one_line
+from granalign_fast.export.checks.encoder import check_precision, compare, refuse
+from granalign_fast.export.checks.sentences import VALIDATION
+from granalign_fast.export.graphs.clip_towers import ImageShape, Levels, TextShape, write_towers
+from granalign_fast.export.sources.checkpoint import Checkpoint
+from granalign_fast.export.sources.folder import (
+    appearing,
+    quiet,
+    read_object,
+    read_tokenizer,
+    source_name,
+    tool_versions,
+)
+from granalign_fast.files import sha256_of
+from granalign_fast.models.frame_encoder import FrameEncoder, Preprocessing
+from granalign_fast.models.manifest import FrameEncoderManifest
+from granalign_fast.models.sources import resolve_model, weights_file
+
+from .specs import (
+    CLIP_FAMILIES,
+    CLIP_PRECISIONS,
+    CLIP_PROCESSORS,
+    PRECISIONS,
+    ClipFamily,
+    Tolerance,
+)
+
+# Height and width of the frames that an export is compared on: video, portrait, odd, tiny.
+_FRAME_SIZES = ((360, 640), (640, 360), (240, 321), (97, 97), (31, 57), (500, 60))
+
+
+def export_clip(
+    source: str | Path,
+    out: str | Path,
+    *,
+    precision: str = "fp32",
+    progress: Callable[[str], None] | None = None,
+) -> Path:
+    """Export CLIP or SigLIP to `out`: both towers, ``tokenizer.json``, ``manifest.json``.
+
+    ``image.onnx`` takes `specs.FRAMES`, ``text.onnx`` takes `specs.INPUT_IDS`; both give
+    `specs.EMBEDDINGS`, normalised in the graph. From frames and sentences to embeddings, the
+    export is compared with transformers before the folder gets its name; on failure nothing is
+    left behind.
+
+    Args:
+        source: a folder as transformers saves it, with safetensors, a fast tokenizer and
+            ``preprocessor_config.json``; or a hub id as for `resolve_model`.
+        out: a folder to write; it must not exist.
+        precision: ``"fp32"`` or ``"fp16"``, whose inputs and outputs are float32 as well.
+        progress: called with the name of each step as it begins.
+
+    Raises:
+        GranAlignError: the source is of another kind or damaged, `out` exists, or the exported
+            model is too far from its source.
+        MissingExtraError: torch or transformers is not installed.
+    """
+    tell = progress or (lambda step: None)
+    check_precision(precision, CLIP_PRECISIONS)
+    out = Path(out)
+    tell("reading")
+    folder = resolve_model(source)
+    config = _read_config(folder)
+    family = CLIP_FAMILIES[config["model_type"]]
+    weights_sha256 = sha256_of(weights_file(folder))
+    text_tokenizer = read_tokenizer(folder)
+    with appearing(out) as draft, quiet():
+        judge = _Judge.load(folder, family)
+        tokenizer_json = judge.prepare_tokenizer(text_tokenizer, family)
+        (draft / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
+        preprocessing, levels = asdict(judge.preprocessing()), judge.levels()
+        expected = judge.embed()
+        max_tokens = judge.max_tokens
+        shapes = judge.shapes({tower: rows.shape[1] for tower, rows in expected.items()}, levels)
+        # Let go of the source, which cycles inside torch hold: from here on memory has the towers.
+        del judge
+        gc.collect()
+        tell("writing the graphs")
+        write_towers(draft, config["model_type"], shapes, Checkpoint(folder), precision)
+        settings = [weights_sha256, tokenizer_json, config, preprocessing | asdict(levels)]
+        manifest = FrameEncoderManifest(
+            source=source_name(source, folder),
+            weights_sha256=weights_sha256,
+            source_sha256=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+            files={path.name: sha256_of(path) for path in sorted(draft.iterdir())},
+            precision=precision,
+            dim=expected["image"].shape[1],
+            max_tokens=max_tokens,
+            preprocessing=preprocessing,
+            tools=tool_versions(),
+            validation={},
+        )
+        manifest.write(draft)
+        tell("comparing with the source")
+        measured = _validate(draft, expected, PRECISIONS[precision].tolerance)
+        replace(manifest, validation=measured).write(draft)
+    return out
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """The source as transformers runs it: what is exported, and what the export is held to."""
+
+    folder: Path
+    model: Any
+    image_processor: Any
+    tokenizer: Any
+
+    @classmethod
+    def load(cls, folder: Path, family: ClipFamily) -> _Judge:
+        try:
+            import torch
+            import transformers
+        except ImportError:
+            raise MissingExtraError("exporting CLIP", "optimum") from None
+        try:
+            model, report = getattr(transformers, family.model).from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+            processor = transformers.AutoImageProcessor.from_pretrained(
+                folder, local_files_only=True, use_fast=False
+            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # whatever a damaged or foreign file makes of transformers
+            raise GranAlignError(
+                f"{folder}: transformers cannot load it ({one_line(error)}); "
+                f"copy or download the model again"
+            ) from None
+        # transformers would fill them with random numbers.
+        if absent := sorted(report["missing_keys"]):
+            raise GranAlignError(
+                f"{folder / 'model.safetensors'}: lacks {len(absent)} tensors, such as "
+                f"{absent[0]}; copy or download the model again"
+            )
+        return cls(folder, model.eval(), processor, tokenizer)
+
+    @property
+    def max_tokens(self) -> int:
+        """The length of the longest text, special tokens counted."""
+        return int(self.model.config.text_config.max_position_embeddings)
+
+    def prepare_tokenizer(self, tokenizer: Any, family: ClipFamily) -> str:
+        """A `tokenizers.Tokenizer` as JSON, with the model's length and padding in it."""
+        tokenizer.enable_truncation(self.max_tokens)
+        if family.padded:
+            tokenizer.enable_padding(
+                direction=self.tokenizer.padding_side,
+                length=self.max_tokens,
+                pad_id=self.tokenizer.pad_token_id,
+                pad_token=self.tokenizer.pad_token,
+            )
+        else:
+            tokenizer.no_padding()
+        text: str = tokenizer.to_str()
+        return text
+
+    def preprocessing(self) -> Preprocessing:
+        """How the model's image processor resizes and cuts frames.
+
+        Raises:
+            GranAlignError: it does something else, or its pixels do not fit the model.
+        """
+        processor = self.image_processor
+        size = int(self.model.config.vision_config.image_size)
+        if type(processor).__name__ not in CLIP_PROCESSORS:
+            raise GranAlignError(
+                f"{self.folder}: got the image processor {type(processor).__name__}, expected one "
+                f"of {CLIP_PROCESSORS}; choose a model that uses it"
+            )
+        shape = dict(processor.size)
+        edges = shape.get("shortest_edge"), shape.get("height"), shape.get("width")
+        resize = tuple(edge for edge in edges if edge)
+        crop = resize
+        if getattr(processor, "do_center_crop", False):
+            crop = processor.crop_size["height"], processor.crop_size["width"]
+        if not processor.do_resize or crop != (size, size) or min(resize, default=0) < size:
+            raise GranAlignError(
+                f"{self.folder / 'preprocessor_config.json'}: got frames resized to {shape} and "
+                f"cut to {crop}, expected pixels of {size} x {size}, as the model's config says"
+            )
+        return Preprocessing(
+            resize=resize,
+            crop=crop,
+            resample=int(processor.resample),
+        )
+
+    def levels(self) -> Levels:
+        """What the model's image processor makes of bytes."""
+        processor = self.image_processor
+        return Levels(
+            rescale=float(processor.rescale_factor) if processor.do_rescale else 1.0,
+            mean=tuple(processor.image_mean) if processor.do_normalize else (0.0,) * 3,
+            std=tuple(processor.image_std) if processor.do_normalize else (1.0,) * 3,
+        )
+
+    def embed(self) -> dict[str, npt.NDArray[np.float32]]:
+        """The source's embeddings of `validation_frames` and `VALIDATION`, of unit length.
+
+        Raises:
+            GranAlignError: they are not finite.
+        """
+        import torch
+
+        pixels = self.image_processor(images=validation_frames(), return_tensors="pt")
+        texts = self.tokenizer(
+            list(VALIDATION),
+            padding="max_length",
+            truncation=True,
+            max_length=self.max_tokens,
+            return_tensors="pt",
+        )
+        with torch.inference_mode():
+            rows = {
+                "image": self.model.get_image_features(pixels["pixel_values"]).numpy(),
+                "text": self.model.get_text_features(texts["input_ids"]).numpy(),
+            }
+        for tower, x in rows.items():
+            if not np.isfinite(x).all():
+                raise GranAlignError(
+                    f"{self.folder / 'model.safetensors'}: gives {tower} embeddings with NaN or "
+                    f"infinity; copy or download the model again"
+                )
+        return {tower: x / np.linalg.norm(x, axis=1, keepdims=True) for tower, x in rows.items()}
+
+    def shapes(self, sizes: dict[str, int], levels: Levels) -> tuple[ImageShape, TextShape]:
+        """Of both towers, whose embeddings have these sizes."""
+        config = self.model.config
+        image = ImageShape.of(config.vision_config, sizes["image"], levels)
+        return image, TextShape.of(config.text_config, sizes["text"])
+
+
+def validation_frames() -> list[npt.NDArray[np.uint8]]:
+    """Frames (height, width, 3) of several sizes: coloured blocks, no two frames alike."""
+    frames = []
+    for seed, (height, width) in enumerate(_FRAME_SIZES):
+        blocks = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), np.uint8)
+        frames.append(
+            blocks[np.ix_(np.arange(height) * 5 // height, np.arange(width) * 5 // width)]
+        )
+    return frames
+
+
+def _validate(
+    draft: Path, expected: dict[str, npt.NDArray[np.float32]], tolerance: Tolerance
+) -> dict[str, float]:
+    """Compare a folder with its source, frames and sentences in, embeddings out."""
+    encoder = FrameEncoder(draft, device="cpu")
+    frames = validation_frames()
+    towers = {
+        "image": ([f"{f.shape[1]} x {f.shape[0]}" for f in frames], encoder.encode_frames(frames)),
+        "text": (VALIDATION, encoder.encode_texts(VALIDATION)),
+    }
+    measured: dict[str, float] = {}
+    failures: list[str] = []
+    for tower, (labels, got) in towers.items():
+        found, wrong = compare(labels, got, expected[tower], tolerance)
+        measured |= {f"{tower}_{name}": value for name, value in found.items()}
+        failures += [f"{tower} {line}" for line in wrong]
+    refuse(failures, tolerance)
+    return measured
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a folder that this module can export."""
+    for name in ("config.json", "preprocessor_config.json"):
+        if not (folder / name).is_file():
+            raise GranAlignError(
+                f"{folder}: no {name}; expected a transformers folder of CLIP or SigLIP with "
+                f"config.json, preprocessor_config.json, tokenizer.json and model.safetensors"
+            )
+    config = read_object(folder / "config.json")
+    if config.get("model_type") not in CLIP_FAMILIES:
+        raise GranAlignError(
+            f"{folder}: got a {config.get('model_type')!r} model, expected one of "
+            f"{sorted(CLIP_FAMILIES)}"
+        )
+    return config

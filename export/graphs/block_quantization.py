@@ -1,0 +1,64 @@
+"""Weights in few bits with a scale and a zero point a block, as MatMulNBits has them.
+
+ONNX Runtime's own quantiser rounds likewise, but takes whole graphs and sets up Python's logging.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from granalign_fast.export.sources.checkpoint import Float32
+
+
+def quantise_blocks(
+    weight: Float32, bits: int, block: int
+) -> tuple[npt.NDArray[np.uint8], Float32, npt.NDArray[np.uint8]]:
+    """Round to nearest between the least and the greatest value of each block, 0 included.
+
+    Args:
+        weight: (rows, columns), rows being outputs; columns are padded to whole blocks.
+        bits: 4 or 8.
+        block: columns that share a scale.
+
+    Returns:
+        Packed values (rows, blocks, block * bits / 8), scales (rows, blocks) and packed zero points
+        (rows, blocks * bits / 8, rounded up). Two 4-bit values share a byte, the first is its lower
+        half.
+    """
+    rows, columns = weight.shape
+    padded = np.pad(weight, ((0, 0), (0, -columns % block)))
+    blocks = padded.reshape(rows, -1, block)
+    low = np.minimum(blocks.min(axis=2), 0)
+    high = np.maximum(blocks.max(axis=2), 0)
+    top = 2**bits - 1
+    scales = ((high - low) / top).astype(np.float32)
+    steps = np.where(scales == 0, np.float32(1), scales)
+    zeros = np.clip(np.rint(-low / steps), 0, top)
+    values = np.clip(np.rint(blocks / steps[:, :, None]) + zeros[:, :, None], 0, top)
+    return _pack(values.astype(np.uint8), bits), scales, _pack(zeros.astype(np.uint8), bits)
+
+
+def rounded(weight: Float32, bits: int, block: int) -> Float32:
+    """What `quantise_blocks` makes of a weight, as float32 again: (rows, columns)."""
+    packed, scales, zeros = quantise_blocks(weight, bits, block)
+    values = _unpack(packed, bits).astype(np.float32)
+    centre = _unpack(zeros, bits)[:, : scales.shape[1], None].astype(np.float32)
+    whole = ((values - centre) * scales[:, :, None]).reshape(len(weight), -1)
+    return whole[:, : weight.shape[1]]
+
+
+def _pack(values: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
+    if bits == 8:
+        return values
+    if values.shape[-1] % 2:
+        values = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, 1)])
+    packed: npt.NDArray[np.uint8] = values[..., ::2] | values[..., 1::2] << np.uint8(4)
+    return packed
+
+
+def _unpack(packed: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
+    if bits == 8:
+        return packed
+    pairs = np.stack([packed & np.uint8(15), packed >> np.uint8(4)], axis=-1)
+    return pairs.reshape(*packed.shape[:-1], -1)

@@ -1,0 +1,234 @@
+"""A Llama or Qwen decoder as an ONNX graph, written node by node from its safetensors.
+
+One graph serves prefill, the extension of a cached prefix and decoding. `Attention` of opset 23
+takes query heads and fewer key-value heads as they are, and appends to the past inside the
+operator, so nothing is repeated or concatenated outside it. All after the last layer's attention is
+done for the last position alone: a prompt of 300 tokens costs one row of logits, not 300.
+
+The static graph writes to a cache in place, and its `Attention`, of opset 24, is told how much of
+it counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from granalign_fast.export.llm_specs import BLOCK, HEAD_BITS, INT8_PRODUCTS, LINEAR_BITS, MASKED
+from granalign_fast.export.sources.checkpoint import JoinedProjections
+from granalign_fast.export.sources.language_model import LlmSource
+from granalign_fast.models.graph_contract import (
+    ATTENTION_MASK,
+    CACHED_TOKENS,
+    INPUT_IDS,
+    LAST,
+    LOGITS,
+    POSITION_IDS,
+    STATIC_OPSET,
+    WRITE_INDICES,
+    past_names,
+    present_names,
+)
+from granalign_fast.runtime.standard_operators import MICROSOFT
+
+from .block_quantization import quantise_blocks
+from .builder import GraphBuilder
+from .tensor_file import TensorFile
+
+
+class DecoderGraph(GraphBuilder):
+    """Builds the graph; weights go to a `TensorFile` that several graphs may share.
+
+    Args:
+        source: the model.
+        tensors: where its weights go, those that are not there yet.
+        precision: ``"fp32"``, ``"fp16"`` or ``"int4"``.
+        static: whether to build ``static.onnx``.
+    """
+
+    def __init__(
+        self, source: LlmSource, tensors: TensorFile, *, precision: str, static: bool = False
+    ) -> None:
+        dtype = np.float16 if precision == "fp16" else np.float32
+        super().__init__(JoinedProjections(source.checkpoint), tensors, dtype)
+        self.shape = source.shape
+        self.quantised = precision == "int4"
+        self.static = static
+        if static:
+            self.opset = STATIC_OPSET
+
+    def model(self) -> Any:
+        """The `onnx.ModelProto`, whose large tensors lie in the `TensorFile`."""
+        x = self._embed()
+        self._rotation()
+        mask = "" if self.static else self._mask(x)
+        more = ""
+        for layer in range(self.shape.layers):
+            x, more = self._layer(x, more, layer, mask)
+        self._logits(self._sum(x, more, "model.norm.weight")[1])
+        inputs = self._inputs()
+        if self.static:
+            inputs += [self._value(n, np.int64, "batch") for n in (WRITE_INDICES, CACHED_TOKENS)]
+            inputs.append(self._value(LAST, self.dtype, "batch", 1, "sequence"))
+        else:
+            inputs.append(self._value(ATTENTION_MASK, np.int64, "batch", "total"))
+        inputs += self._cache(past_names, "capacity" if self.static else "past")
+        logits = self._value(LOGITS, np.float32, "batch", 1, self.shape.vocabulary)
+        cache = self._cache(present_names, "capacity" if self.static else "total")
+        return self._model("causal-lm", inputs, [logits, *cache])
+
+    def _inputs(self) -> list[Any]:
+        """What a step is about; cache and mask are the same for every decoder."""
+        names = (INPUT_IDS, POSITION_IDS)
+        return [self._value(name, np.int64, "batch", "sequence") for name in names]
+
+    def _embed(self) -> str:
+        table = self._tensor("model.embed_tokens.weight", np.float16 if self.quantised else None)
+        x = self._op("Gather", table, INPUT_IDS, axis=0)
+        return self._cast(x, np.float32) if self.quantised else x
+
+    def _rotation(self) -> None:
+        """Cosine and sine of every position, (batch, sequence, head_dim / 2), for all layers.
+
+        Out of tables: fp16 could not compute them, and a step needs few operators so.
+        """
+        self.cosine, self.sine = self._turned("cosine"), self._turned("sine")
+
+    def _turned(self, name: str) -> str:
+        return self._op("Gather", self._table(name, slice(None)), POSITION_IDS, axis=0)
+
+    def _table(self, name: str, pairs: slice) -> str:
+        """Cosines or sines (context, pairs) of these pairs."""
+        tensor = f"rotary.{name}.{pairs.start or 0}"
+        if tensor not in self.tensors:
+            places = np.arange(self.shape.context, dtype=np.float32)[:, None]
+            angles = places * self.shape.frequencies[pairs]
+            turned = np.cos(angles) if name == "cosine" else np.sin(angles)
+            self.tensors.add(tensor, turned.astype(self.dtype))
+        return self._use(tensor)
+
+    def _mask(self, x: str) -> str:
+        """What padding adds to scores, (batch, 1, sequence, total); the operator adds causality.
+
+        A finite number: a row that sees nothing but padding must not become NaN, as its values
+        still take part, multiplied by 0, in the rows after it.
+        """
+        seen = self._cast(ATTENTION_MASK, self.dtype)
+        hidden = self._op("Sub", self._constant("one", 1, self.dtype), seen)
+        added = self._op("Mul", hidden, self._constant("masked", MASKED, self.dtype))
+        added = self._op("Unsqueeze", added, self._constant("head_and_row", [1, 2]))
+        rows = self._op("Shape", x, start=1, end=2)
+        ones = self._constant("ones", [1, 1])
+        shape = self._op("Concat", ones, rows, self._constant("one_more", [1]), axis=0)
+        # ONNX Runtime's kernel wants a row for every query, where the standard would broadcast.
+        return self._op("Expand", added, shape)
+
+    def _layer(self, x: str, more: str, layer: int, mask: str) -> tuple[str, str]:
+        """What goes past a layer and what comes out of it, to be added by the next one."""
+        prefix = f"model.layers.{layer}"
+        x, normed = self._sum(x, more, f"{prefix}.input_layernorm.weight")
+        attended = self._attention(normed, f"{prefix}.self_attn", layer, mask)
+        if layer == self.shape.layers - 1:
+            x, attended = self._last(x), self._last(attended)
+        more = self._linear(attended, f"{prefix}.self_attn.o_proj")
+        x, normed = self._sum(x, more, f"{prefix}.post_attention_layernorm.weight")
+        return x, self._gated(normed, f"{prefix}.mlp")
+
+    def _sum(self, x: str, more: str, weight: str) -> tuple[str, str]:
+        """A sum, and it normalised; without `more` x is the sum."""
+        epsilon = self.shape.epsilon
+        if not more or not self.static:
+            x = self._op("Add", x, more) if more else x
+            return x, self._norm(x, weight, epsilon)
+        inputs = [x, more, self._tensor(weight)]
+        return self._sum_and_norm("SkipSimplifiedLayerNormalization", inputs, epsilon)
+
+    def _last(self, x: str) -> str:
+        """What is wanted of all positions: (batch, hidden), or (batch, 1, hidden) if static."""
+        if self.static:  # each row ends elsewhere; all summands but one are 0
+            return self._op("MatMul", LAST, x)
+        return self._op("Gather", x, self._constant("last", -1), axis=1)
+
+    def _attention(self, x: str, prefix: str, layer: int, mask: str) -> str:
+        shape = self.shape
+        heads = [shape.heads, shape.kv_heads, shape.kv_heads]
+        sizes = self._constant("qkv", [count * shape.head_dim for count in heads])
+        parts = [f"{part}.{layer}" for part in ("query", "key", "value")]
+        self._add("Split", [self._linear(x, f"{prefix}.qkv_proj"), sizes], parts, axis=-1)
+        query = self._heads(parts[0], f"{prefix}.q_norm", shape.heads)
+        key = self._heads(parts[1], f"{prefix}.k_norm", shape.kv_heads)
+        added, past, present = (key, parts[2]), past_names(layer), present_names(layer)
+        inputs, outputs = [query, *added, mask, *past], [f"attended.{layer}", *present]
+        if self.static:
+            for new, before, after in zip(added, past, present, strict=True):
+                self._add("TensorScatter", [before, new, WRITE_INDICES], [after], axis=1)
+            inputs, outputs = [query, *present, "", "", "", CACHED_TOKENS], outputs[:1]
+        self._add(
+            "Attention",
+            inputs,
+            outputs,
+            q_num_heads=shape.heads,
+            kv_num_heads=shape.kv_heads,
+            is_causal=1,
+        )
+        return outputs[0]
+
+    def _heads(self, x: str, norm: str, heads: int) -> str:
+        """Normalise each head, where the model does, and rotate it; (batch, sequence, width)."""
+        if f"{norm}.weight" in self.checkpoint:
+            split = self._constant("split", [0, 0, -1, self.shape.head_dim])
+            x = self._op("Reshape", x, split)
+            x = self._norm(x, f"{norm}.weight", self.shape.epsilon)
+            x = self._op("Reshape", x, self._constant("join", [0, 0, -1]))
+        return self._op("RotaryEmbedding", x, self.cosine, self.sine, num_heads=heads)
+
+    def _product(self, x: str, weight: str) -> str:
+        if self.quantised:
+            return self._quantised_product(x, weight, weight, LINEAR_BITS)
+        return super()._product(x, weight)
+
+    def _quantised_product(self, x: str, name: str, weight: str, bits: int) -> str:
+        parts = [f"{name}.{part}" for part in ("packed", "scales", "zeros")]
+        if parts[0] not in self.tensors:
+            arrays: tuple[npt.NDArray[Any], ...] = quantise_blocks(
+                self.checkpoint.read(weight), bits, BLOCK
+            )
+            for part, array in zip(parts, arrays, strict=True):
+                self.tensors.add(part, array)
+        rows, columns = self.checkpoint.shape(weight)
+        return self._op(
+            "MatMulNBits",
+            x,
+            *(self._use(part) for part in parts),
+            domain=MICROSOFT,
+            K=columns,
+            N=rows,
+            bits=bits,
+            block_size=BLOCK,
+            accuracy_level=INT8_PRODUCTS,
+        )
+
+    def _logits(self, x: str) -> None:
+        """(batch, 1, vocabulary) float32 under the output's name."""
+        weight = "model.embed_tokens.weight" if self.shape.tied else "lm_head.weight"
+        # Both take the matrix as it is stored, so that a tied one is stored once.
+        if self.quantised:
+            y = self._quantised_product(x, "lm_head.weight", weight, HEAD_BITS)
+        elif self.static:
+            y = self._op("FusedMatMul", x, self._tensor(weight), domain=MICROSOFT, transB=1)
+        else:
+            y = self._op("Gemm", x, self._tensor(weight), transB=1)
+        if self.dtype != np.float32:
+            y = self._cast(y, np.float32)
+        if not self.static:
+            y = self._op("Unsqueeze", y, self._constant("sequence", [1]))
+        self.nodes[-1].output[0] = LOGITS
+
+    def _cache(self, names: Callable[[int], tuple[str, str]], length: str) -> list[Any]:
+        heads, size = self.shape.kv_heads, self.shape.head_dim
+        shape = ("batch", length, heads * size) if self.static else ("batch", heads, length, size)
+        layers = range(self.shape.layers)
+        return [self._value(name, self.dtype, *shape) for n in layers for name in names(n)]

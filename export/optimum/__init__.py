@@ -1,0 +1,1 @@
+"""Exports of other architectures, and use from transformers, through optimum."""

@@ -1,0 +1,237 @@
+"""An exported vision-language model under transformers' own `generate`, by way of optimum.
+
+For users of transformers: its processor before, its `GenerationMixin` inside. It needs torch;
+`VisionLanguageModel`, which reuses what it has seen of a frame, does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from granalign_fast.errors import GranAlignError, MissingExtraError
+from granalign_fast.models.graph_contract import (
+    EMBEDDING_GRAPH,
+    GRAPH,
+    IMAGE_EMBEDS,
+    INPUTS_EMBEDS,
+    PATCHES_GRAPH,
+)
+from granalign_fast.models.manifest import VlmManifest
+
+try:
+    import torch
+    from onnxruntime import InferenceSession
+    from optimum.onnxruntime import ORTModelForCausalLM
+    from transformers import AutoModelForImageTextToText, Qwen2_5_VLForConditionalGeneration
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+except ImportError:
+    raise MissingExtraError("optimum's model class", "optimum") from None
+
+
+@dataclass
+class VlmOutput(CausalLMOutputWithPast):  # type: ignore[misc]
+    """Logits (batch, 1, vocabulary), past, and what positions are ahead of the number of tokens.
+
+    `rope_deltas`, (batch, 1), go from step to step among the arguments of `generate`: the model
+    itself remembers nothing of a call.
+    """
+
+    rope_deltas: torch.Tensor | None = None
+
+
+class ORTModelForImageTextToText(ORTModelForCausalLM):  # type: ignore[misc]
+    """What `export_vlm` wrote, as an optimum model: ``from_pretrained(folder).generate(...)``.
+
+    It takes what the processor gives: `input_ids`, `attention_mask`, `pixel_values` and
+    `image_grid_thw`, rows padded on the left; text alone works as well. Images must have the
+    export's size.
+
+    Raises:
+        GranAlignError: the folder is no such export, or an image has another size.
+    """
+
+    auto_model_class = AutoModelForImageTextToText
+    manifest: VlmManifest
+
+    # Images belong to rows by the order of both; this repeats them with the rows, for beams.
+    _expand_inputs_for_generation = Qwen2_5_VLForConditionalGeneration._expand_inputs_for_generation
+    _get_image_nums_and_video_nums = (
+        Qwen2_5_VLForConditionalGeneration._get_image_nums_and_video_nums
+    )
+
+    @classmethod
+    def from_pretrained(cls, model_id: str | Path, *args: Any, **kwargs: Any) -> Any:
+        """Open a folder that `export_vlm` wrote; all else is optimum's.
+
+        Raises:
+            GranAlignError: it is no such folder, or was altered.
+        """
+        manifest = VlmManifest.read(Path(model_id))  # before optimum asks the hub
+        return super().from_pretrained(model_id, *args, manifest=manifest, **kwargs)
+
+    @classmethod
+    def _from_pretrained(
+        cls, model_id: str | Path, config: Any, *, manifest: VlmManifest, **kwargs: Any
+    ) -> Any:
+        model = super()._from_pretrained(model_id, config, **kwargs | {"file_name": GRAPH})
+        model.manifest = manifest
+        # optimum-onnx 0.1.0 does not know this family's key-value heads.
+        model.num_key_value_heads = manifest.kv_heads
+        model.embed_size_per_head = manifest.head_dim
+        model._patches, model._embedding = (
+            InferenceSession(
+                Path(model_id) / name,
+                kwargs.get("session_options"),
+                providers=model.providers,
+                provider_options=[model.provider_options[name] for name in model.providers],
+            )
+            for name in (PATCHES_GRAPH, EMBEDDING_GRAPH)
+        )
+        return model
+
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.Tensor, past_key_values: Any = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """What `forward` takes at one step: the tokens that the past does not hold."""
+        first = past_key_values is None
+        past = 0 if first else past_key_values[0][0].shape[2]
+        names = ["attention_mask", "rope_deltas", "use_cache"]
+        if first:
+            names += ["pixel_values", "image_grid_thw"]
+        kept = {name: kwargs.get(name) for name in names}
+        return kept | {"input_ids": input_ids[:, past:], "past_key_values": past_key_values}
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        updated: dict[str, Any] = super()._update_model_kwargs_for_generation(
+            outputs, model_kwargs, *args, **kwargs
+        )
+        return updated | {"rope_deltas": outputs.rope_deltas}
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        pixel_values: torch.Tensor | None = None,
+        image_grid_thw: torch.Tensor | None = None,
+        rope_deltas: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> VlmOutput:
+        """One step: logits of the last position.
+
+        Args:
+            input_ids: (batch, sequence).
+            attention_mask: (batch, past + sequence); None if nothing is padded.
+            past_key_values: keys and values of every layer, as an output has them.
+            pixel_values: (patches of all images, values), as the processor gives them.
+            image_grid_thw: (images, 3), of patches.
+            rope_deltas: of the step before; None at the first.
+            use_cache: whether the output holds keys and values.
+        """
+        flat = [array for layer in past_key_values or () for array in layer]
+        past = flat[0].shape[2] if flat else 0
+        batch, length = input_ids.shape
+        if attention_mask is None:
+            attention_mask = input_ids.new_ones(batch, past + length)
+        if past and rope_deltas is None:
+            raise GranAlignError(
+                "rope_deltas: got none with past_key_values, expected those of the step before; "
+                "pass outputs.rope_deltas on"
+            )
+        if rope_deltas is None:
+            positions = self._positions(input_ids, attention_mask)
+            rope_deltas = positions.amax((0, 2))[:, None] + 1 - length
+        else:
+            positions = torch.arange(past, past + length, device=input_ids.device) + rope_deltas
+            positions = positions.expand(3, batch, length)
+        embeds = self._run(self._embedding, INPUTS_EMBEDS, input_ids=input_ids)
+        if pixel_values is not None:
+            seen = self._see(pixel_values, image_grid_thw, input_ids)
+            embeds[input_ids == self.manifest.image_token] = seen.flatten(0, 1)
+        if not flat:
+            shape = (batch, self.num_key_value_heads, 0, self.embed_size_per_head)
+            empty = torch.zeros(shape, dtype=self.dtype, device=self.device)
+            flat = [empty] * len(self.key_value_input_names)
+        inputs = {
+            "inputs_embeds": embeds,
+            "attention_mask": attention_mask,
+            "position_ids": positions,
+            **dict(zip(self.key_value_input_names, flat, strict=True)),
+        }
+        outputs = self._step(inputs, batch, past + length)
+        cache = tuple(outputs[name] for name in self.key_value_output_names)
+        keep = self.config.use_cache if use_cache is None else use_cache
+        layers = tuple(cache[i : i + 2] for i in range(0, len(cache), 2)) if keep else None
+        return VlmOutput(logits=outputs["logits"], past_key_values=layers, rope_deltas=rope_deltas)
+
+    def _positions(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Time, row and column of every token, (3, batch, sequence); padding gets anything.
+
+        A frame's tokens count from the place of its first, and take as many positions as its
+        longer side has tokens.
+        """
+        rows, columns = self.manifest.image_grid
+        frame = (ids == self.manifest.image_token) & (mask == 1)
+        place = mask.cumsum(-1) - 1
+        done, within = frame.cumsum(-1), torch.zeros_like(place)
+        within[frame] = (done[frame] - 1) % (rows * columns)
+        whole = torch.where(frame, done - 1, done) // (rows * columns)  # frames before this token
+        start = place - within - whole * (rows * columns - max(rows, columns))
+        down = torch.where(frame, within // columns, 0)
+        right = torch.where(frame, within % columns, 0)
+        return torch.stack([start, start + down, start + right])
+
+    def _see(
+        self, pixels: torch.Tensor, grids: torch.Tensor | None, ids: torch.Tensor
+    ) -> torch.Tensor:
+        """Embeddings (images, image tokens, hidden), for as many images as the ids have room."""
+        _, patches, values = self._patches.get_inputs()[0].shape
+        height, width = self.manifest.image_size
+        merge = round((patches / self.manifest.image_tokens) ** 0.5)
+        wanted = [1, *(merge * side for side in self.manifest.image_grid)]
+        found = [] if grids is None else grids.tolist()
+        if (
+            not found
+            or any(grid != wanted for grid in found)
+            or len(pixels) != patches * len(found)
+        ):
+            raise GranAlignError(
+                f"image_grid_thw: got {found} for {len(pixels)} patches, expected {wanted} for "
+                f"every image; resize images to {height} x {width}, which the export is for"
+            )
+        room = int((ids == self.manifest.image_token).sum())
+        if room != self.manifest.image_tokens * len(found):
+            raise GranAlignError(
+                f"input_ids: got {room} image tokens for {len(found)} images, expected "
+                f"{self.manifest.image_tokens} for each"
+            )
+        pixels = pixels.reshape(len(found), patches, values).float()
+        return self._run(self._patches, IMAGE_EMBEDS, pixel_values=pixels)
+
+    def _run(self, session: InferenceSession, output: str, **inputs: torch.Tensor) -> torch.Tensor:
+        arrays = {name: tensor.numpy(force=True) for name, tensor in inputs.items()}
+        return torch.from_numpy(session.run([output], arrays)[0]).to(self.device)
+
+    def _step(self, inputs: dict[str, Any], batch: int, length: int) -> dict[str, torch.Tensor]:
+        """Run the decoder as optimum does, with bound buffers or without."""
+        if not self.use_io_binding:
+            arrays = self._prepare_onnx_inputs(True, inputs)
+            outputs: dict[str, torch.Tensor] = self._prepare_onnx_outputs(
+                True, self.session.run(None, arrays)
+            )
+            return outputs
+        shape = (batch, self.num_key_value_heads, length, self.embed_size_per_head)
+        known = dict.fromkeys(self.key_value_output_names, shape)
+        shapes, buffers = self._prepare_io_binding(inputs, known_output_shapes=known)
+        if self.device.type == "cpu":
+            self.session.run_with_iobinding(self._io_binding)
+        else:
+            self._io_binding.synchronize_inputs()
+            self.session.run_with_iobinding(self._io_binding)
+            self._io_binding.synchronize_outputs()
+        return {name: buffers[name].view(shapes[name]) for name in buffers}

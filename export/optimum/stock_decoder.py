@@ -1,0 +1,198 @@
+"""Language models whose graph we do not write: optimum's stock export of them, in fp32."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from granalign_fast.errors import GranAlignError, MissingExtraError, one_line
+from granalign_fast.export.checks.language_model import load_source
+from granalign_fast.export.sources.folder import quiet
+from granalign_fast.export.sources.language_model import (
+    ARCHITECTURES,
+    LlmShape,
+    ModelSource,
+    read_config,
+    refuse_newer,
+)
+from granalign_fast.models.graph_contract import GRAPH, past_names
+
+_TASK = "text-generation-with-past"
+
+_CONTEXTS = ("max_position_embeddings", "max_seq_len", "seq_length")
+"""What families call the number of tokens that they were made for."""
+
+_WINDOWS = ("sliding_window", "window_size")
+"""What they call the number of tokens that a layer looks back, where it does not see them all."""
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """What a step hands to the next: keys and values (rows, kv_heads, tokens, head_dim) a layer."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class StockSource(ModelSource):
+    """A model folder of an architecture, or with a setting, that optimum can export.
+
+    Its context is what the graph is right for, which may be less than the model's:
+
+    - A window counts what lies between two tokens, and so the padding that shorter prompts have
+      behind a prefix. Up to the window's size nothing is lost.
+    - ``longrope`` has other frequencies for long texts. A traced graph has one branch, for short
+      ones.
+    """
+
+    @classmethod
+    def read(cls, folder: Path) -> StockSource:
+        """Read the settings, open the weights and hash both.
+
+        Raises:
+            GranAlignError: optimum has no export of such models, or a file is missing or torn.
+            MissingExtraError: optimum, transformers or torch is not installed.
+        """
+        config, place = read_config(folder), folder / "config.json"
+        text = config.get("text_config")
+        for settings in (config, text if isinstance(text, dict) else {}):
+            refuse_newer(settings, place)
+        named, kind = config.get("architectures"), config.get("model_type")
+        architecture = str(named[0]) if isinstance(named, list) and named else "none"
+        shape = _read_shape(folder, architecture, f"architecture {architecture!r} of type {kind!r}")
+        return cls.open(folder, config, shape)
+
+
+def write_stock(source: ModelSource, folder: Path) -> CacheShape:
+    """Write ``model.onnx``, and ``model.onnx_data`` where it is large, to a folder.
+
+    Raises:
+        GranAlignError: optimum fails, or the model keeps other things than keys and values of
+            equal shape.
+    """
+    import onnx
+    from optimum.exporters.onnx import onnx_export_from_model
+
+    raw = folder / "raw"
+    try:
+        with _quiet():
+            # Not `main_export`, which would load the model with PyTorch's own attention.
+            model, _ = load_source(source.folder)
+            model.config.use_cache = True
+            onnx_export_from_model(
+                model,
+                raw,
+                task=_TASK,
+                custom_onnx_configs={"model": _onnx_config(model.config)},
+                do_validation=False,  # ours follows
+            )
+        del model
+        graph = onnx.load(raw / GRAPH, load_external_data=False).graph
+    except Exception as error:  # whatever stops a tracer
+        raise GranAlignError(
+            f"{source.folder}: optimum cannot export it ({one_line(error)}); "
+            f"choose a model that it supports"
+        ) from None
+    for path in raw.glob(f"{GRAPH}*"):
+        path.rename(folder / path.name)
+    shutil.rmtree(raw)  # its copies of settings and tokenizer, which are written anew
+    return _cache_shape(graph, source.folder)
+
+
+def _read_shape(folder: Path, architecture: str, got: str) -> LlmShape:
+    place = folder / "config.json"
+    try:
+        from optimum.exporters.onnx import onnx_export_from_model  # noqa: F401
+        from transformers import AutoConfig
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    except ImportError:
+        raise MissingExtraError(f"exporting a model of {got}", "optimum") from None
+    try:
+        with _quiet():
+            # A `PretrainedConfig`, which knows the defaults of its family.
+            settings = AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+            _onnx_config(settings)
+        # transformers would load another head's weights too, and make up the ones that lack.
+        if MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(settings.model_type) != architecture:
+            raise ValueError("it is no causal language model")
+        text = settings.get_text_config()
+        return LlmShape(architecture, int(text.vocab_size), _context(text))
+    except Exception as error:  # of unknown types, and of settings that do not fit them
+        raise GranAlignError(
+            f"{place}: got {got}, expected one of {sorted(ARCHITECTURES)}, or one that optimum can "
+            f"export ({one_line(error)}); choose a model of these families"
+        ) from None
+
+
+def _context(settings: Any) -> int:
+    def found(*names: str) -> list[int]:
+        values = [getattr(settings, name, None) for name in names]
+        return [value for value in values if isinstance(value, int) and value > 0]
+
+    limits = found(*_CONTEXTS)
+    if not limits:
+        raise ValueError("it has no max_position_embeddings")
+    scaling = getattr(settings, "rope_scaling", None) or {}
+    if "longrope" in (scaling.get("rope_type"), scaling.get("type")):
+        limits += found("original_max_position_embeddings")
+    return min(limits + found(*_WINDOWS))
+
+
+def _onnx_config(settings: Any) -> Any:
+    """optimum's description of the graph to write, with positions for every model that takes them.
+
+    It has none for the Gemmas, whose graph would count the padding behind a prefix as tokens.
+    """
+    from optimum.exporters.onnx.config import TextDecoderWithPositionIdsOnnxConfig as Placed
+    from optimum.exporters.tasks import TasksManager
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    make = TasksManager.get_exporter_config_constructor(
+        "onnx", model_type=settings.model_type, task=_TASK, library_name="transformers"
+    )
+    stock = make(settings)
+    kind = type(stock)
+    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)]
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    if takes_positions and not issubclass(kind, Placed):
+        kind = type(kind.__name__, (Placed, kind), {})
+    return kind(settings, task=stock.task, use_past=True, use_past_in_inputs=True)
+
+
+def _cache_shape(graph: Any, place: Path) -> CacheShape:
+    dims = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]  # 0: dynamic
+        for value in graph.input
+        if value.name.startswith("past_key_values.")
+    }
+    layers, first = len(dims) // 2, next(iter(dims.values()), [])
+    names = [name for layer in range(layers) for name in past_names(layer)]
+    if dims != dict.fromkeys(names, first) or len(first) != 4 or not (first[1] and first[3]):
+        raise GranAlignError(
+            f"{place}: got a cache of {dims} from optimum's export, expected keys and values of "
+            f"one shape (rows, heads, tokens, size) in every layer; choose another model"
+        )
+    return CacheShape(layers, kv_heads=first[1], head_dim=first[3])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """`quiet`, and without the remarks of optimum, which has a logger of its own."""
+    from optimum.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with quiet():
+            yield
+    finally:
+        logging.set_verbosity(level)

@@ -1,0 +1,99 @@
+"""Text encoders that are no plain BERT: optimum exports them, pooling and norm are appended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from granalign_fast.errors import GranAlignError, MissingExtraError, one_line
+from granalign_fast.export.checks.encoder import Judge
+from granalign_fast.export.checks.sentences import VALIDATION
+from granalign_fast.export.specs import OPTIMUM_OPSET
+from granalign_fast.models.graph_contract import EMBEDDINGS
+
+if TYPE_CHECKING:
+    from granalign_fast.export.sources.sentence_encoder import SentenceModel
+
+_HIDDEN = "last_hidden_state"
+
+
+def write_with_optimum(model: SentenceModel, draft: Path, precision: str) -> tuple[Judge, int]:
+    """Write ``model.onnx`` to `draft`; the judge of it, which is transformers, and its dim.
+
+    Raises:
+        GranAlignError: the precision is not fp32, or optimum cannot export the model.
+        MissingExtraError: optimum, transformers or torch is not installed.
+    """
+    kind = model.config.get("model_type")
+    if precision != "fp32":
+        raise GranAlignError(
+            f"precision {precision!r} of a {kind!r} model: expected 'fp32', the one that models "
+            f"other than BERT with gelu can be exported in"
+        )
+    try:
+        import onnx
+        import torch
+        from optimum.exporters.onnx import main_export
+        from transformers import AutoModel
+    except ImportError:
+        raise MissingExtraError(f"exporting a {kind!r} model", "optimum") from None
+    raw = draft / "raw"
+    try:
+        main_export(
+            str(model.folder),
+            output=raw,
+            task="feature-extraction",
+            library_name="transformers",
+            opset=OPTIMUM_OPSET,
+            do_validation=False,  # ours follows, end to end
+        )
+        graph = onnx.load(raw / "model.onnx")
+    except Exception as error:  # whatever stops a tracer
+        raise GranAlignError(
+            f"{model.folder}: optimum cannot export it ({one_line(error)}); "
+            f"choose a model that it supports"
+        ) from None
+    for file in raw.iterdir():
+        file.unlink()
+    raw.rmdir()
+    _append_pooling(graph, model.pooling, model.normalise)
+    onnx.save(graph, draft / "model.onnx")
+
+    def judge() -> Any:
+        source = AutoModel.from_pretrained(model.folder, use_safetensors=True).eval()
+        rows = []
+        with torch.inference_mode():
+            for ids in model.tokenise(VALIDATION):
+                hidden = source(torch.tensor([ids])).last_hidden_state[0]
+                rows.append((hidden.mean(0) if model.pooling == "mean" else hidden[0]).numpy())
+        return np.stack(rows) / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    return judge, int(model.config.get("hidden_size") or model.config["dim"])
+
+
+def _append_pooling(graph: Any, pooling: str, normalise: bool) -> None:
+    """Make `graph` give pooled embeddings in place of its hidden states; texts have no padding."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    def node(kind: str, *inputs: str, output: str, **attributes: Any) -> str:
+        graph.graph.node.append(helper.make_node(kind, inputs, [output], **attributes))
+        return output
+
+    def constant(name: str, value: int | list[int]) -> str:
+        graph.graph.initializer.append(numpy_helper.from_array(np.array(value, np.int64), name))
+        return name
+
+    pooled = "pooled" if normalise else EMBEDDINGS
+    if pooling == "mean":
+        sequence = constant("pooling_axes", [1])
+        node("ReduceMean", _HIDDEN, sequence, output=pooled, keepdims=0)
+    else:
+        node("Gather", _HIDDEN, constant("pooling_first", 0), output=pooled, axis=1)
+    if normalise:
+        node("LpNormalization", pooled, output=EMBEDDINGS, axis=-1, p=2)
+    del graph.graph.output[:]
+    graph.graph.output.append(
+        helper.make_tensor_value_info(EMBEDDINGS, TensorProto.FLOAT, ["batch", "dim"])
+    )

@@ -1,0 +1,1 @@
+"""Checkpoints and configurations in: what a model folder says about itself."""

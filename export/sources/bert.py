@@ -1,0 +1,231 @@
+"""BERT in NumPy, straight from safetensors: the graph is written from it and judged by it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from granalign_fast.errors import GranAlignError, one_line
+
+Array = npt.NDArray[np.floating[Any]]
+Observer = Callable[[str, Array], None]
+
+
+class Dense(NamedTuple):
+    """``x @ weight + bias``; weight (in, out), bias (out,)."""
+
+    weight: Array
+    bias: Array
+
+    def __call__(self, x: Array) -> Array:
+        """Apply to (..., in)."""
+        return x @ self.weight + self.bias
+
+
+class Norm(NamedTuple):
+    """The learnt part of a layer normalisation; gamma and beta (hidden,)."""
+
+    gamma: Array
+    beta: Array
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One encoder layer, post-norm."""
+
+    query: Dense
+    key: Dense
+    value: Dense
+    out: Dense
+    out_norm: Norm
+    up: Dense
+    down: Dense
+    down_norm: Norm
+
+
+@dataclass(frozen=True)
+class Bert:
+    """A BERT encoder: embedding tables (rows, hidden), layers, and two numbers."""
+
+    words: Array
+    positions: Array
+    norm: Norm
+    layers: tuple[Layer, ...]
+    heads: int
+    epsilon: float
+
+    @classmethod
+    def load(cls, weights: Path, config: dict[str, Any], dtype: npt.DTypeLike = np.float32) -> Bert:
+        """Read ``model.safetensors``, with the shapes that ``config.json`` promises.
+
+        Raises:
+            GranAlignError: the file is torn, a tensor is missing or misshapen, or not finite.
+        """
+        return _Reader(weights, dtype).bert(config)
+
+    @property
+    def dim(self) -> int:
+        """Columns of an embedding."""
+        return int(self.words.shape[1])
+
+    def hidden(self, ids: npt.NDArray[np.integer[Any]], observe: Observer | None = None) -> Array:
+        """The last layer's output, (batch, sequence, hidden), for texts of equal length.
+
+        Args:
+            ids: token ids, (batch, sequence).
+            observe: called with ``"<layer>.<site>"`` and the input of each product: at `qkv` and
+                `up` the normalised value before gamma and beta, at `out` and `down` the input.
+        """
+        batch, length = ids.shape
+        head = self.dim // self.heads
+        observe = observe or (lambda site, value: None)
+
+        def split(x: Array) -> Array:
+            return x.reshape(batch, length, self.heads, head).swapaxes(1, 2)
+
+        plain = _normalised(self.words[ids] + self.positions[:length], self.epsilon)
+        x = plain * self.norm.gamma + self.norm.beta
+        for i, layer in enumerate(self.layers):
+            observe(f"{i}.qkv", plain)
+            scores = split(layer.query(x)) @ split(layer.key(x)).swapaxes(2, 3)
+            attended = _softmax(scores / math.sqrt(head)) @ split(layer.value(x))
+            context = attended.swapaxes(1, 2).reshape(batch, length, self.dim)
+            observe(f"{i}.out", context)
+            plain = _normalised(x + layer.out(context), self.epsilon)
+            x = plain * layer.out_norm.gamma + layer.out_norm.beta
+            observe(f"{i}.up", plain)
+            wide = _gelu(layer.up(x))
+            observe(f"{i}.down", wide)
+            plain = _normalised(x + layer.down(wide), self.epsilon)
+            x = plain * layer.down_norm.gamma + layer.down_norm.beta
+        return x
+
+    def embed(self, tokens: Sequence[Sequence[int]], *, pooling: str, normalise: bool) -> Array:
+        """Embeddings (texts, hidden), one text at a time."""
+        rows = np.empty((len(tokens), self.dim), self.words.dtype)
+        for row, ids in zip(rows, tokens, strict=True):
+            hidden = self.hidden(np.asarray([ids]))[0]
+            row[:] = hidden.mean(axis=0) if pooling == "mean" else hidden[0]
+        if normalise:
+            rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        return rows
+
+
+def _normalised(x: Array, epsilon: float) -> Array:
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance: Array = (centred * centred).mean(axis=-1, keepdims=True)
+    normalised: Array = centred / np.sqrt(variance + epsilon)
+    return normalised
+
+
+def _softmax(x: Array) -> Array:
+    weights: Array = np.exp(x - x.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return weights
+
+
+def _gelu(x: Array) -> Array:
+    """``x / 2 * (1 + erf(x / sqrt(2)))``; the table of erf is off by 8e-9 at most."""
+    table, steps, limit = _erf_table()
+    place = (np.clip(x * math.sqrt(0.5), -limit, limit) + limit) * steps
+    index = place.astype(np.int32)
+    left = table[index]
+    erf = left + (place - index) * (table[index + 1] - left)
+    result: Array = x * (0.5 + 0.5 * erf).astype(x.dtype)
+    return result
+
+
+@cache
+def _erf_table() -> tuple[Array, int, int]:
+    """erf from -limit to limit, its entries per unit, and limit; past the limit erf is 1."""
+    steps, limit = 2**12, 6
+    places = range(-limit * steps, limit * steps + 2)
+    return np.array([math.erf(place / steps) for place in places]), steps, limit
+
+
+class _Reader:
+    """The tensors of one file under their BERT names, checked as they are taken."""
+
+    def __init__(self, path: Path, dtype: npt.DTypeLike) -> None:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        self.path, self.dtype = path, dtype
+        try:
+            tensors = load_file(path)
+        except (SafetensorError, OSError, KeyError, TypeError, AttributeError) as error:
+            raise GranAlignError(
+                f"{path}: not readable as float32 or float16 safetensors ({one_line(error)}); "
+                f"copy it again, or save the model again"
+            ) from None
+        # Models with a head on top keep the encoder under "bert.".
+        self.tensors = {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}
+
+    def bert(self, config: dict[str, Any]) -> Bert:
+        try:
+            hidden, wide = int(config["hidden_size"]), int(config["intermediate_size"])
+            heads, depth = int(config["num_attention_heads"]), int(config["num_hidden_layers"])
+            words, positions = int(config["vocab_size"]), int(config["max_position_embeddings"])
+            types = int(config["type_vocab_size"])
+            epsilon = float(config["layer_norm_eps"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise GranAlignError(
+                f"{self.path.with_name('config.json')}: no usable value for {error}; "
+                f"expected the settings of a BERT model"
+            ) from None
+        if heads < 1 or hidden % heads:
+            raise GranAlignError(
+                f"{self.path.with_name('config.json')}: got {heads} heads for hidden size "
+                f"{hidden}, expected a divisor of it"
+            )
+        # A single sentence is all of token type 0: its row joins every position.
+        kinds = self.take("embeddings.token_type_embeddings.weight", types, hidden)
+        return Bert(
+            words=self.take("embeddings.word_embeddings.weight", words, hidden),
+            positions=self.take("embeddings.position_embeddings.weight", positions, hidden)
+            + kinds[0],
+            norm=self.norm("embeddings.LayerNorm", hidden),
+            layers=tuple(self.layer(f"encoder.layer.{i}", hidden, wide) for i in range(depth)),
+            heads=heads,
+            epsilon=epsilon,
+        )
+
+    def layer(self, name: str, hidden: int, wide: int) -> Layer:
+        return Layer(
+            query=self.dense(f"{name}.attention.self.query", hidden, hidden),
+            key=self.dense(f"{name}.attention.self.key", hidden, hidden),
+            value=self.dense(f"{name}.attention.self.value", hidden, hidden),
+            out=self.dense(f"{name}.attention.output.dense", hidden, hidden),
+            out_norm=self.norm(f"{name}.attention.output.LayerNorm", hidden),
+            up=self.dense(f"{name}.intermediate.dense", hidden, wide),
+            down=self.dense(f"{name}.output.dense", wide, hidden),
+            down_norm=self.norm(f"{name}.output.LayerNorm", hidden),
+        )
+
+    def dense(self, name: str, inputs: int, outputs: int) -> Dense:
+        weight = self.take(f"{name}.weight", outputs, inputs)
+        return Dense(np.ascontiguousarray(weight.T), self.take(f"{name}.bias", outputs))
+
+    def norm(self, name: str, hidden: int) -> Norm:
+        return Norm(self.take(f"{name}.weight", hidden), self.take(f"{name}.bias", hidden))
+
+    def take(self, name: str, *shape: int) -> Array:
+        tensor = self.tensors.get(name)
+        got = None if tensor is None else tensor.shape
+        if tensor is None or got != shape:
+            raise GranAlignError(
+                f"{self.path}: tensor {name} has shape {got}, expected {shape}; "
+                f"config.json and the weights must belong together"
+            )
+        if not np.isfinite(tensor).all():
+            raise GranAlignError(
+                f"{self.path}: tensor {name} holds NaN or infinity; get intact weights"
+            )
+        return tensor.astype(self.dtype)

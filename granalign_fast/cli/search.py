@@ -1,0 +1,271 @@
+"""``granalign index`` and ``granalign search``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from granalign_fast.errors import GranAlignError
+
+from .options import (
+    Device,
+    Encoder,
+    Json,
+    Models,
+    Precision,
+    PrefixGib,
+    Preset,
+    check_extra,
+    check_target,
+    open_models,
+    open_retriever,
+    print_json,
+    progress_bar,
+    short,
+)
+
+if TYPE_CHECKING:
+    from granalign_fast.index import CaptionedVideo, VideoIndex
+    from granalign_fast.pipeline import ModelFolder
+    from granalign_fast.types import SearchResult
+
+_CUTS = ("edl", "otio")
+_FORMATS = ("table", "json", "srt", "vtt", "ffmetadata", *_CUTS)
+_PICTURES, _CLIPS = (".png", ".svg", ".pdf"), (".mp4", ".mkv", ".mov")
+
+
+def index(
+    videos: Annotated[list[Path], typer.Argument(help="Video files.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where each gets a folder.")],
+    models: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR", help="A folder of exported models (vlm, clip), or: miniatures."
+        ),
+    ],
+    clip_seconds: Annotated[float, typer.Option(help="Length of a clip.")] = 2.0,
+    rows: Annotated[int, typer.Option(min=1, help="Frames in a batch.")] = 16,
+    device: Device = "cpu",
+    prefix_gib: PrefixGib = 4.0,
+    as_json: Json = False,
+) -> None:
+    """Caption and embed videos; interrupted, the same command goes on where it was."""
+    opened = open_models(models, device, prefix_gib)
+    with progress_bar("indexing", quiet=as_json) as progress:
+        done = 0
+
+        def tell(clips: int, total: int, vid: str) -> None:
+            nonlocal done
+            if progress:
+                progress(clips - done, total)
+            done = clips
+
+        folders = opened.index(videos, out, clip_seconds=clip_seconds, rows=rows, progress=tell)
+    if as_json:
+        print_json({"indexes": [str(folder) for folder in folders]})
+    else:
+        for folder in folders:
+            typer.echo(f"indexed: {short(folder)}")
+
+
+def search(
+    source: Annotated[
+        Path,
+        typer.Argument(help="A folder that `index` wrote, a video, or JSON Lines of captions."),
+    ],
+    query: Annotated[str, typer.Argument(help="The sentence that describes the moment.")],
+    models: Models = None,
+    vid: Annotated[
+        str | None, typer.Option(help="Which video, if a captions file has several.")
+    ] = None,
+    rewrites: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="JSON Lines of query and rewrites. Default: by the language model, or by rules.",
+        ),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many moments.")] = 5,
+    preset: Preset = "tuned",
+    encoder: Encoder = None,
+    precision: Precision = None,
+    device: Device = "cpu",
+    prefix_gib: PrefixGib = 4.0,
+    output: Annotated[
+        str, typer.Option("--format", help=f"What goes to stdout: {', '.join(_FORMATS)}.")
+    ] = "table",
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Draw frames, curve and moments.")
+    ] = None,
+    clip: Annotated[
+        Path | None, typer.Option(metavar="MP4", help="Cut the best moment out of the video.")
+    ] = None,
+) -> None:
+    """Rank the moments of a video that fit a query."""
+    from granalign_fast.language.rewriters import StoredRewriter
+    from granalign_fast.types import Rewrites
+
+    form = "json" if as_json else output
+    if form not in _FORMATS:
+        raise GranAlignError(f"--format: got {form!r}, expected one of: {', '.join(_FORMATS)}")
+    check_target("--plot", plot, _PICTURES)
+    check_target("--clip", clip, _CLIPS)
+    if plot is not None:
+        check_extra("matplotlib", "drawing", "plot")
+    if form == "otio":
+        check_extra("opentimelineio", "the format otio", "editors")
+    if not source.is_dir():
+        _check_video(None if _holds_captions(source) else source, form, clip)
+    Rewrites(query)  # an empty query is refused before any work
+    asked = query if rewrites is None else StoredRewriter(rewrites).rewrite([query])[0]
+    opened = None if models is None else open_models(models, device, prefix_gib)
+    retriever = open_retriever(preset, encoder, precision, device, models=opened, top=top)
+    video: VideoIndex | CaptionedVideo = _find(source, vid, opened)
+    from granalign_fast.index import CaptionedVideo
+
+    index = retriever.index(video) if isinstance(video, CaptionedVideo) else video
+    file = None if index.frames is None else index.frames.path
+    _check_video(file, form, clip)
+    rate = _frame_rate(file) if file is not None and form in _CUTS else None
+    result = retriever.search(index, asked)
+    if plot is not None:
+        draw(index, result, plot)
+    _show(index, result, form, rate)
+    if plot is not None and form == "table":
+        typer.echo(f"drawn in {short(plot)}")
+    if clip is not None and file is not None:
+        _cut(file, result, clip)
+
+
+def _holds_captions(source: Path) -> bool:
+    return source.name.endswith((".jsonl", ".jsonl.gz"))
+
+
+def _check_video(video: Path | None, form: str, clip: Path | None) -> None:
+    """Refuse captions alone where a video is needed, and to write a clip over its video."""
+    what = "--clip" if clip is not None else f"--format {form}" if form in _CUTS else None
+    if what is None:
+        return
+    if video is None:
+        raise GranAlignError(f"{what}: got captions alone, expected an index of a video or a video")
+    if not video.exists():
+        raise GranAlignError(f"{video}: no such file; put the video there, or name another")
+    if clip is not None and clip.exists() and clip.samefile(video):
+        raise GranAlignError(f"--clip {clip}: got the searched video itself, expected another file")
+
+
+def _frame_rate(video: Path) -> float:
+    """Frames per second, which a cut list counts in."""
+    from granalign_fast.video.frames import probe
+
+    rate = probe(video).frame_rate
+    if rate is None:
+        raise GranAlignError(
+            f"{video}: does not say its frames per second, in which cut lists count; take srt"
+        )
+    return rate
+
+
+def _find(source: Path, vid: str | None, models: ModelFolder | None) -> VideoIndex | CaptionedVideo:
+    """The index of a folder, of a video that is indexed for the occasion, or given captions."""
+    from granalign_fast.datasets.qvhighlights import read_captions
+    from granalign_fast.index import VideoIndex
+
+    if not source.exists():
+        raise GranAlignError(
+            f"{source}: no such file or folder; expected an index, a video or captions"
+        )
+    if source.is_dir():
+        return VideoIndex.load(source)
+    if _holds_captions(source):
+        videos = read_captions(source)
+        if vid is None and len(videos) > 1:
+            raise GranAlignError(
+                f"{source}: holds {len(videos)} videos; name one with --vid, such as "
+                f"{next(iter(videos))!r}"
+            )
+        video = videos.get(vid if vid is not None else next(iter(videos)))
+        if video is None:
+            raise GranAlignError(
+                f"{source}: has no video {vid!r}; expected one of its {len(videos)}, such as "
+                f"{next(iter(videos))!r}"
+            )
+        return video
+    if models is None:
+        raise GranAlignError(
+            f"{source}: got a video and no models, expected --models DIR with a "
+            f"vision-language model; or give captions as .jsonl"
+        )
+    return VideoIndex.load(_index_once(source, models))
+
+
+def _index_once(video: Path, models: ModelFolder) -> Path:
+    """The index of a video in the cache folder, made if it is not there."""
+    import hashlib
+
+    from granalign_fast.files import default_cache
+
+    place = hashlib.sha256(str(video.resolve()).encode()).hexdigest()[:16]
+    done = 0
+    with progress_bar("indexing", quiet=False) as progress:
+
+        def tell(clips: int, total: int, vid: str) -> None:
+            nonlocal done
+            if progress:
+                progress(clips - done, total)
+            done = clips
+
+        (folder,) = models.index([video], default_cache() / "indexes" / place, progress=tell)
+    return folder
+
+
+def _show(index: VideoIndex, result: SearchResult, form: str, rate: float | None) -> None:
+    from granalign_fast.output.tables import print_moments, search_record
+
+    if form == "table":
+        print_moments(index, result)
+    elif form == "json":
+        print_json(search_record(index, result))
+    else:
+        from granalign_fast.output.formats import render
+        from granalign_fast.output.timeline import Timeline
+
+        sys.stdout.write(render(form, Timeline.of_search(index, result, frame_rate=rate)))
+
+
+def draw(
+    index: VideoIndex,
+    result: SearchResult,
+    path: Path,
+    *,
+    truth: Sequence[tuple[float, float]] = (),
+) -> None:
+    """A picture, with frames where there is a video, without them where captions were given."""
+    if index.frames is None:
+        from granalign_fast.output.plot import draw_search
+
+        draw_search(index, result, path)
+        return
+    from granalign_fast.output.filmstrip import draw_filmstrip, strip_clips
+    from granalign_fast.search.key_frames import frame_set
+
+    clips = strip_clips(len(index.video.captions))
+    images = frame_set(index).load(clips)
+    times = index.frames.times[clips].tolist()
+    strip = list(zip(times, images, strict=True))
+    draw_filmstrip(index, result, strip, path, truth=truth)
+
+
+def _cut(video: Path, result: SearchResult, path: Path) -> None:
+    from granalign_fast.video.cutting import cut
+
+    if not result.moments:
+        raise GranAlignError("--clip: there is no moment to cut")
+    best = result.moments[0]
+    made = cut(video, best.start, best.end, path)
+    sys.stderr.write(f"{short(path)}: {made.start:.2f} to {made.end:.2f} s of the video\n")

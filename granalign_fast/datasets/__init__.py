@@ -1,0 +1,1 @@
+"""Annotation files as they are published, to our records."""

@@ -1,0 +1,86 @@
+"""QVHighlights in JSON Lines: captions, queries, and queries about what is not shown."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from granalign_fast.errors import GranAlignError
+from granalign_fast.index import CaptionedVideo
+from granalign_fast.jsonl import Record, iter_jsonl
+from granalign_fast.types import Rewrites
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One line of a queries file."""
+
+    qid: Any
+    vid: str
+    rewrites: Rewrites
+
+
+def read_captions(path: PathLike) -> dict[str, CaptionedVideo]:
+    """Captioned videos by `vid`, from JSON Lines of `vid` and `captions`.
+
+    Raises:
+        GranAlignError: the file cannot be read, a line is not such a record, or a vid repeats.
+    """
+    videos: dict[str, CaptionedVideo] = {}
+    for place, record in iter_jsonl(path, required=("vid", "captions")):
+        video = CaptionedVideo.from_record(record, place)
+        if video.vid in videos:
+            raise GranAlignError(f"{place}: vid {video.vid!r} repeats; expected one line a video")
+        videos[video.vid] = video
+    return videos
+
+
+def read_queries(
+    path: PathLike, captions: PathLike, videos: Collection[str], truth: list[Record]
+) -> list[Query]:
+    """Queries in file order, each with captions in `videos` and an answer in `truth`.
+
+    Raises:
+        GranAlignError: the file cannot be read, or a line is no such query; names file and line.
+    """
+    known = {record["qid"]: record for record in truth}
+    queries: dict[Any, Query] = {}
+    for place, record in iter_jsonl(path, required=("qid", "query", "vid")):
+        qid, vid = record["qid"], record["vid"]
+        if not isinstance(qid, int | str) or qid not in known:
+            raise GranAlignError(
+                f"{place}: qid {qid!r} is not in the ground truth; check that both are of one split"
+            )
+        if qid in queries:
+            raise GranAlignError(f"{place}: qid {qid!r} repeats; expected one line a query")
+        if not isinstance(vid, str) or vid not in videos:
+            raise GranAlignError(
+                f"{place}: video {vid!r} of qid {qid!r} has no captions in {captions}; caption it "
+                "or leave the query out"
+            )
+        queries[qid] = Query(qid, vid, Rewrites.from_record(record, place))
+    if missing := [qid for qid in known if qid not in queries]:
+        raise GranAlignError(
+            f"{path}: {len(missing)} of {len(known)} qids of the ground truth have no query, the "
+            f"first is {missing[0]!r}; check that both are of one split"
+        )
+    return list(queries.values())
+
+
+def read_absent(path: PathLike, captions: PathLike, videos: Collection[str]) -> list[Query]:
+    """Queries about what their videos do not show.
+
+    Raises:
+        GranAlignError: the file cannot be read, or a line is no such query; names file and line.
+    """
+    found = []
+    for place, record in iter_jsonl(path, required=("query", "vid")):
+        vid = record["vid"]
+        if not isinstance(vid, str) or vid not in videos:
+            raise GranAlignError(f"{place}: video {vid!r} is not in {captions}; leave it out")
+        found.append(Query(record.get("qid"), vid, Rewrites.from_record(record, place)))
+    return found

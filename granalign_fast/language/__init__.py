@@ -1,0 +1,1 @@
+"""Prompts, rewriters of queries, and captioners of frames."""

@@ -1,0 +1,1 @@
+"""Encoders, language models and vision-language models, and the manifests of their folders."""

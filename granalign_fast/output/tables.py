@@ -1,0 +1,76 @@
+"""How results are shown: tables for people, records for ``--json``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from granalign_fast.index import VideoIndex
+from granalign_fast.types import Moment, SearchResult
+
+
+def show(what: RenderableType) -> None:
+    """Print a table or a line; what looks like mark-up in somebody's text is shown as it is."""
+    Console(highlight=False, markup=False, emoji=False).print(what)
+
+
+def clock(seconds: float, *, fine: bool = True) -> str:
+    """``1:02.0`` for 62 seconds, ``1:00:02.0`` an hour later; without tenths unless `fine`."""
+    tenths = round(seconds * 10) if fine else int(seconds + 0.5) * 10
+    minutes, rest = divmod(tenths, 600)
+    last = f"{rest / 10:04.1f}" if fine else f"{rest // 10:02}"
+    if minutes < 60:
+        return f"{minutes}:{last}"
+    return f"{minutes // 60}:{minutes % 60:02}:{last}"
+
+
+def peak_caption(index: VideoIndex, result: SearchResult, moment: Moment) -> str:
+    """The caption of the moment's clip that fits the query best."""
+    clips = np.arange(len(result.saliency)) * index.video.clip_seconds
+    inside = (clips >= moment.start) & (clips < moment.end)
+    best = int(np.where(inside, result.saliency, -1).argmax())
+    return index.video.captions[best]
+
+
+def search_record(index: VideoIndex, result: SearchResult) -> dict[str, Any]:
+    """A search as JSON: moments in seconds, the saliency of every clip, how it came about."""
+    return {
+        "vid": result.vid,
+        "query": result.query,
+        "rewrites": None if result.rewrites is None else result.rewrites.to_record(),
+        "exists": None if result.exists is None else round(result.exists, 4),
+        "clip_seconds": index.video.clip_seconds,
+        "moments": [
+            {
+                "start": moment.start,
+                "end": moment.end,
+                "score": round(moment.score, 6),
+                "caption": peak_caption(index, result, moment),
+            }
+            for moment in result.moments
+        ],
+        "saliency": [round(value, 4) for value in result.saliency.tolist()],
+        "aware": {str(clip): caption for clip, caption in result.aware.items()},
+        "seconds": {stage: round(value, 4) for stage, value in result.seconds.items()},
+    }
+
+
+def print_moments(index: VideoIndex, result: SearchResult) -> None:
+    """A table of moments, best first."""
+    table = Table(title=f"{result.query}  ({result.vid})", title_justify="left")
+    for name in ("start", "end", "score"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("its best clip")
+    for moment in result.moments:
+        table.add_row(
+            clock(moment.start),
+            clock(moment.end),
+            f"{moment.score:.3f}",
+            peak_caption(index, result, moment),
+        )
+    show(table)
+    if result.exists is not None:
+        show(f"shown at all: {result.exists:.0%} likely")

@@ -1,0 +1,1 @@
+"""A query to the ranked moments of videos."""

@@ -1,0 +1,331 @@
+"""Language models that optimum exports for us: the same loop over them, against transformers."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.tiny_bert import config, edit_json, pickled_weights
+from helpers.tiny_llm import (
+    BOS,
+    CONFIGS,
+    CONTEXT,
+    EOS,
+    LLAMA,
+    PREFIX_ERROR,
+    RAGGED,
+    VOCABULARY,
+    one_thread,
+    prompts_of,
+    write_tiny_llm,
+)
+
+from granalign_fast.errors import GranAlignError, MissingExtraError
+from granalign_fast.export.llm import export_llm
+from granalign_fast.export.llm_specs import LLM_PRECISIONS
+from granalign_fast.export.sources.language_model import LlmSource, UnwrittenError
+from granalign_fast.models.language_model import CausalLM
+from granalign_fast.models.manifest import LlmManifest
+
+Saved = Callable[[str], Path]
+WINDOW, SHORT = 80, 96
+"""Tokens that a window holds, and that longrope takes for short; both more than the tests use."""
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+LONGROPE = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mistral": ("mistral", {"sliding_window": WINDOW}),
+    "llama-yarn": ("llama", {"rope_scaling": YARN}),
+    # Its stock export has no positions, and no soft cap.
+    "gemma2": ("gemma2", {"head_dim": 16, "sliding_window": WINDOW, "attn_logit_softcapping": 2.0}),
+    "phi3-longrope": (
+        "phi3",
+        {"rope_scaling": LONGROPE, "original_max_position_embeddings": SHORT, "pad_token_id": 0},
+    ),
+    "bloom": ("bloom", {"n_layer": 3, "n_head": 8, "seq_length": CONTEXT}),  # no positions at all
+}
+CONTEXTS = {"mistral": WINDOW, "gemma2": WINDOW, "phi3-longrope": SHORT}
+
+needs_torch = pytest.mark.needs_torch
+
+
+@pytest.fixture(scope="module")
+def torch() -> Iterator[Any]:
+    yield from one_thread("optimum.exporters.onnx")
+
+
+@pytest.fixture(scope="module")
+def saved(torch: Any, tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    """Sources by name, as transformers saves them, with a tokenizer; read-only, kept for all."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    root = tmp_path_factory.mktemp("saved")
+    tokenizer = write_tiny_llm(root / "tokenizer")
+    shape = {
+        key: value for key, value in LLAMA.items() if key not in ("architectures", "rope_theta")
+    }
+
+    @functools.cache
+    def get(name: str) -> Path:
+        kind, values = MODELS[name]
+        values = shape | values | {"model_type": kind, "initializer_range": 0.2}
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**values))
+        model.save_pretrained(root / name)
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(tokenizer / file, root / name / file)
+        return root / name
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def exported(saved: Saved) -> Saved:
+    """Folders of `export_llm`, beside their sources."""
+
+    @functools.cache
+    def get(name: str) -> Path:
+        return export_llm(saved(name), saved(name).parent / f"{name}-fp32")
+
+    return get
+
+
+def greedy(model: Any, prompts: list[list[int]], steps: int) -> list[list[int]]:
+    """What `generate` of transformers or optimum says to prompts that it pads on the left."""
+    import torch
+
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(row)) + row for row in prompts])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts])
+    model.generation_config.eos_token_id = None
+    found = model.generate(
+        input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=steps, pad_token_id=0
+    )
+    tokens: list[list[int]] = found[:, longest:].tolist()
+    return tokens
+
+
+def source_model(folder: Path) -> Any:
+    """With the attention that is written out: PyTorch's own leaves out Gemma 2's soft cap."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+
+
+def source_logits(folder: Path, prompts: list[list[int]]) -> np.ndarray[Any, Any]:
+    """What transformers says of each prompt by itself."""
+    import torch
+
+    model = source_model(folder)
+    with torch.inference_mode():
+        return np.stack([model(torch.tensor([ids])).logits[0, -1].numpy() for ids in prompts])
+
+
+@needs_torch
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_tokens_are_those_of_transformers_and_optimum(
+    saved: Saved, exported: Saved, name: str
+) -> None:
+    from optimum.onnxruntime import ORTModelForCausalLM
+
+    model, prompts = CausalLM(exported(name), threads=1), prompts_of(*RAGGED)
+    answers = model.generate(prompts, max_new_tokens=40, stop_ids=())
+    assert answers == greedy(source_model(saved(name)), prompts, 40)
+    same = ORTModelForCausalLM.from_pretrained(exported(name))
+    # optimum-onnx 0.1.0 takes both from settings that Phi-3 and Gemma 2 have otherwise.
+    same.embed_size_per_head = model.manifest.head_dim
+    same.num_key_value_heads = model.manifest.kv_heads
+    assert answers == greedy(same, prompts, 40)
+    alone = model.generate(prompts[1:2], max_new_tokens=40, stop_ids=())
+    assert alone == answers[1:2], "no padding there"
+    assert len({token for answer in answers for token in answer}) > 5, "tokens must differ"
+    whole = [ids + answer for ids, answer in zip(prompts, answers, strict=True)]
+    expected = source_logits(saved(name), whole)
+    np.testing.assert_allclose(model.logits(whole), expected, atol=1e-4, rtol=0)
+
+
+@needs_torch
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_prefix_changes_nothing(saved: Saved, exported: Saved, name: str) -> None:
+    """Padding comes to lie between the prefix and the shorter prompts: nobody may count it."""
+    model, prompts = CausalLM(exported(name), threads=1), prompts_of(*RAGGED)
+    start = prompts_of(21)[0]
+    prefix = model.prefill(start)
+    behind, whole = model.logits(prompts, prefix=prefix), [start + ids for ids in prompts]
+    atol = PREFIX_ERROR["fp32"]
+    np.testing.assert_allclose(behind, model.logits(whole), atol=atol, rtol=0)
+    np.testing.assert_allclose(behind, source_logits(saved(name), whole), atol=1e-4, rtol=0)
+    steps = 25  # which the windows just hold
+    answers = model.generate(prompts, prefix=prefix, max_new_tokens=steps, stop_ids=())
+    assert answers == model.generate(whole, max_new_tokens=steps, stop_ids=())
+
+
+@needs_torch
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_the_manifest_is_that_of_any_language_model(exported: Saved, name: str) -> None:
+    manifest = LlmManifest.read(exported(name))
+    plain = name == "bloom"
+    assert (manifest.layers, manifest.kv_heads) == (3, 8 if plain else 2)
+    assert manifest.head_dim == MODELS[name][1].get("head_dim", 8)
+    assert (manifest.vocabulary, manifest.context) == (VOCABULARY, CONTEXTS.get(name, CONTEXT))
+    assert (manifest.precision, manifest.source) == ("fp32", name)
+    assert manifest.architecture.lower() == f"{MODELS[name][0]}forcausallm"
+    assert manifest.eos_ids == [EOS]
+    measured, tolerance = manifest.validation, LLM_PRECISIONS["fp32"]
+    assert 0 < measured["max_abs_error"] <= tolerance.max_error * max(1, measured["logits_rms"])
+    assert 0 < measured["relative_error"] <= tolerance.relative
+    assert set(manifest.files) | {"manifest.json"} == {p.name for p in exported(name).iterdir()}
+    for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        copied = (exported(name) / file).read_bytes()
+        assert copied == (exported(name).parent / name / file).read_bytes()
+
+
+@needs_torch
+def test_beyond_what_the_graph_is_right_for(exported: Saved) -> None:
+    with pytest.raises(GranAlignError, match=f"the context of {SHORT}"):
+        CausalLM(exported("phi3-longrope")).logits(prompts_of(SHORT + 1))
+
+
+@needs_torch
+def test_models_that_we_write_ourselves_stay_ours(torch: Any, tmp_path: Path) -> None:
+    out = export_llm(write_tiny_llm(tmp_path / "source", CONFIGS["qwen2-gqa-tied"]), tmp_path / "o")
+    assert (out / "static.onnx").is_file()
+
+
+@needs_torch
+def test_steps_are_told_and_nothing_else_is_said(
+    saved: Saved, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    steps: list[str] = []
+    source = saved("mistral")
+    capfd.readouterr()
+    export_llm(source, tmp_path / "out", progress=steps.append)
+    assert len(steps) == 4
+    assert capfd.readouterr() == ("", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@needs_torch
+@pytest.mark.parametrize("precision", ["fp16", "int4"])
+@pytest.mark.parametrize("name", ["mistral", "llama-yarn"])
+def test_other_precisions_are_refused_with_a_hint(
+    saved: Saved, tmp_path: Path, name: str, precision: str
+) -> None:
+    with pytest.raises(GranAlignError, match="'fp32', in which optimum may export") as error:
+        export_llm(saved(name), tmp_path / "out", precision=precision)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def no_head(source: Path) -> None:
+    """A weight that transformers would fill with random numbers."""
+    from safetensors.numpy import load_file, save_file
+
+    weights = load_file(source / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+
+
+@needs_torch
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (config(architectures=["MistralModel"]), r"'MistralModel'.* no causal language model"),
+        (config(architectures=None), r"'none' of type 'mistral'"),
+        (config(model_type="bert"), r"of type 'bert'.*optimum can export"),
+        (config(model_type="unheard"), r"of type 'unheard'.*optimum can export"),
+        (config(model_type="mamba", architectures=["MambaForCausalLM"]), r"optimum can export"),
+        (config(rope_parameters={"rope_theta": 1e6}), "got rope_parameters"),
+        (config(intermediate_size=100), "transformers cannot run it"),
+        (config(max_position_embeddings=None), "no max_position_embeddings"),
+        (no_head, "its weights lack 1 tensors, such as lm_head.weight"),
+        (pickled_weights, "pickled and never opened"),
+        (lambda source: (source / "tokenizer.json").unlink(), "no tokenizer.json"),
+    ],
+)
+def test_bad_sources_leave_nothing(
+    saved: Saved, tmp_path: Path, spoil: Callable[[Path], Any], message: str
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(saved("mistral"), source)
+    spoil(source)
+    with pytest.raises(GranAlignError, match=message) as error:
+        export_llm(source, tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@needs_torch
+def test_without_optimum(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optimum.exporters.onnx", None)
+    with pytest.raises(
+        MissingExtraError, match=r"'MistralForCausalLM' .*needs the extra \[optimum"
+    ):
+        export_llm(saved("mistral"), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@needs_torch
+def test_a_failing_exporter_leaves_nothing(
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import optimum.exporters.onnx
+
+    def fail(_: Any, output: Path, **__: Any) -> None:
+        output.mkdir()
+        (output / "model.onnx").write_bytes(b"half")
+        raise RuntimeError("no such\noperator")
+
+    monkeypatch.setattr(optimum.exporters.onnx, "onnx_export_from_model", fail)
+    with pytest.raises(GranAlignError, match=r"optimum cannot export it \(no such operator\)"):
+        export_llm(saved("mistral"), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@needs_torch
+def test_a_wrong_graph_is_found(
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stock description of Gemma 2, whose graph takes padding for tokens behind a prefix."""
+    from optimum.exporters.onnx import model_configs
+
+    from granalign_fast.export.optimum import stock_decoder as llm_stock
+
+    def stock(settings: Any) -> Any:
+        make = model_configs.Gemma2OnnxConfig
+        return make(settings, task="text-generation", use_past=True, use_past_in_inputs=True)
+
+    monkeypatch.setattr(llm_stock, "_onnx_config", stock)
+    with pytest.raises(
+        GranAlignError, match=r"differs from its source.*: after a prefix: "
+    ) as error:
+        export_llm(saved("gemma2"), tmp_path / "out")
+    assert "padded: " not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("values", "unwritten"),
+    [
+        ({"architectures": ["MistralForCausalLM"], "model_type": "mistral"}, True),
+        ({"rope_scaling": YARN}, True),
+        ({"use_sliding_window": True}, True),
+        ({"hidden_act": "gelu"}, True),
+        ({"rope_parameters": {}}, False),
+        ({"rope_scaling": {"rope_type": "linear"}}, False),
+        ({"num_key_value_heads": 3}, False),
+        ({"vocab_size": BOS / 2}, False),
+    ],
+)
+def test_damaged_is_not_unwritten(tmp_path: Path, values: dict[str, Any], unwritten: bool) -> None:
+    source = write_tiny_llm(tmp_path / "source")
+    edit_json(source / "config.json", **values)
+    with pytest.raises(GranAlignError) as error:
+        LlmSource.read(source)
+    assert isinstance(error.value, UnwrittenError) == unwritten

@@ -1,0 +1,1 @@
+"""Models, devices, videos and reference computations that tests share."""

@@ -1,0 +1,187 @@
+"""Indexes a few tiny videos with stand-ins for the models; as a script it waits to be killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import numpy.typing as npt
+
+from granalign_fast.index.builder import index_videos
+from granalign_fast.types import FrameSet, frame_hash
+from granalign_fast.video.frames import read_frames
+from helpers.fakes import BagOfWords
+from helpers.videos import constant, render
+
+Array = npt.NDArray[Any]
+
+ROWS = 4
+CLIPS = {"street": 5, "yard": 2, "kitchen": 6}
+"""A batch has frames of three videos, one is of one video alone, and the last one is short."""
+MODELS = {"vlm": "colours", "clip": "projection", "sentence-encoder": BagOfWords.fingerprint}
+COLOURS = ("black", "blue", "green", "teal", "red", "purple", "yellow", "white")
+
+
+class ColourCaptioner:
+    """Names the colour of a frame, and all the frames that are in its batch."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[str, ...]] = []
+
+    def agnostic(self, frames: FrameSet) -> list[str]:
+        self.batches.append(frames.hashes)
+        company = zlib.crc32("".join(frames.hashes).encode())
+        return [
+            f"a {colour(image)} picture in company {company}"
+            for image in frames.load(range(len(frames)))
+        ]
+
+    def aware(self, frames: FrameSet, focus: Sequence[str]) -> list[str]:
+        raise AssertionError("no query is known while videos are indexed")
+
+
+class Projection:
+    """Projects the mean colours of a frame's rows, and leans a little towards its batch."""
+
+    dim = 8
+
+    def encode_frames(self, frames: Sequence[Array]) -> npt.NDArray[np.float32]:
+        matrix = np.random.default_rng(3).normal(size=(3, self.dim))
+        rows = np.stack([frame.mean(axis=(0, 1)) for frame in frames]) @ matrix
+        rows += 1e-4 * rows.mean(axis=0)
+        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def colour(image: Array) -> str:
+    red, green, blue = (image.mean(axis=(0, 1)) > 128).tolist()
+    return COLOURS[4 * red + 2 * green + blue]
+
+
+def models() -> dict[str, Any]:
+    """The arguments of `index_videos` that are models."""
+    return {
+        "captioner": ColourCaptioner(),
+        "encoder": BagOfWords(),
+        "frame_encoder": Projection(),
+        "models": MODELS,
+    }
+
+
+def write_video(path: Path, clips: int, seed: int) -> Path:
+    """A video of so many clips of two seconds, the last one short, each of its own colour."""
+    times = constant(2, 2 * clips - 0.5)
+    values = np.random.default_rng(seed).integers(0, 256, (clips, 3))
+    drawn = [np.full((48, 64, 3), values[int(time // 2)], np.uint8) for time in times]
+    return render(path, times, drawn=drawn)
+
+
+def write_videos(folder: Path) -> list[Path]:
+    return [
+        write_video(folder / f"{name}.mp4", clips, seed)
+        for seed, (name, clips) in enumerate(CLIPS.items())
+    ]
+
+
+def videos_in(folder: Path) -> list[Path]:
+    return [folder / f"{name}.mp4" for name in CLIPS]
+
+
+Tree = dict[str, bytes]
+"""The files of a folder by their paths."""
+
+
+def index(folder: Path, out: Path, **changed: Any) -> list[Path]:
+    return index_videos(videos_in(folder), out, rows=ROWS, **models() | changed)
+
+
+def tree(folder: Path) -> Tree:
+    """Every file, also what should not be there."""
+    return {
+        str(path.relative_to(folder)): b"" if path.is_dir() else path.read_bytes()
+        for path in folder.rglob("*")
+    }
+
+
+class Giving(ColourCaptioner):
+    def __init__(self, answer: Callable[[FrameSet], Any]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def agnostic(self, frames: FrameSet) -> list[str]:
+        answer: list[str] = self.answer(frames)
+        return answer
+
+
+class Asleep:
+    """A model that must not be asked."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"{name} was asked for, although nothing has changed")
+
+
+ASLEEP = {"captioner": Asleep(), "encoder": Asleep(), "frame_encoder": Asleep()}
+
+
+def asked(folder: Path, out: Path, **changed: Any) -> set[str]:
+    """The videos of which a run asked the captioner."""
+    captioner = ColourCaptioner()
+    index(folder, out, captioner=captioner, **changed)
+    hashes = {frame for batch in captioner.batches for frame in batch}
+    return {
+        path.stem
+        for path in videos_in(folder)
+        if hashes & {frame_hash(frame.image) for frame in read_frames(path)}
+    }
+
+
+class Killed(BaseException):
+    """The process is dead: nothing may catch this, and nothing can change a file any more."""
+
+
+@contextmanager
+def dying(at: int, die: Callable[[], None] | None = None) -> Iterator[list[str]]:
+    """Die instead of the `at`-th change of the file system (from 0), and of all that follow.
+
+    Without `die`, as an exception that goes on being raised, whoever tries to tidy up.
+
+    Yields:
+        What has been done so far, such as ``"rename draft/street"``.
+    """
+    done: list[str] = []
+
+    def hooked(name: str) -> Callable[..., Any]:
+        real = getattr(os, name)
+
+        def change(path: Any, *args: Any, **kwargs: Any) -> Any:
+            if len(done) >= at:
+                if die is not None:
+                    die()
+                raise Killed
+            done.append(f"{name} {path}")
+            return real(path, *args, **kwargs)
+
+        return change
+
+    with mock.patch.multiple(
+        os, **{name: hooked(name) for name in ("replace", "rename", "unlink", "rmdir", "mkdir")}
+    ):
+        yield done
+
+
+def main(videos: str, out: str, at: str = str(sys.maxsize)) -> None:
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    with dying(int(at), lambda: os.kill(os.getpid(), signal.SIGKILL)):
+        index_videos(videos_in(Path(videos)), out, rows=ROWS, **models())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

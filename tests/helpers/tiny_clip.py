@@ -1,0 +1,297 @@
+"""Tiny CLIPs of random weights: real ones by transformers, and a hand-made export without torch."""
+
+from __future__ import annotations
+
+import string
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper, save
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from granalign_fast.export.graphs.clip_layers import Transformer
+from granalign_fast.export.graphs.clip_towers import ImageShape, Levels, TextShape, write_towers
+from granalign_fast.export.sources.checkpoint import GivenTensors
+from granalign_fast.files import sha256_of
+from granalign_fast.models.frame_encoder import Preprocessing
+from granalign_fast.models.manifest import FrameEncoderManifest
+from helpers.tiny_bert import write_json
+
+PREPROCESSING = Preprocessing(resize=(10,), crop=(8, 8), resample=3)
+LEVELS = Levels(rescale=1 / 255, mean=(0.5, 0.4, 0.3), std=(0.3, 0.2, 0.1))
+DIM, MAX_TOKENS = 6, 12
+
+# Video, portrait, odd, square, one edge or both smaller than what is kept, one pixel wide.
+SIZES = [(90, 160), (160, 90), (61, 47), (33, 101), (32, 32), (17, 200), (9, 7), (50, 1)]
+
+# Of each family two configurations, which differ in every size, in where text is pooled (CLIP: the
+# highest id or the given one), in what pads it (SigLIP), and in how frames become pixels.
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "clip-highest-id": {
+        "family": "clip",
+        "text": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
+        "vision": {"hidden_size": 48, "num_hidden_layers": 3, "image_size": 32, "patch_size": 8},
+        "length": 16,
+        "eos_token_id": 2,
+        "image": {"size": {"shortest_edge": 32}, "crop_size": 32},
+    },
+    "clip-given-id": {
+        "family": "clip",
+        "text": {"hidden_size": 24, "num_hidden_layers": 3, "hidden_act": "gelu"},
+        "vision": {"hidden_size": 32, "image_size": 30, "patch_size": 10, "hidden_act": "gelu"},
+        "length": 24,
+        "eos_token_id": None,
+        "image": {"size": {"shortest_edge": 37}, "crop_size": 30, "resample": 2},
+    },
+    "siglip-eos-pads": {
+        "family": "siglip",
+        "text": {"hidden_size": 32, "num_attention_heads": 4, "projection_size": 32},
+        "vision": {"hidden_size": 32, "image_size": 32, "patch_size": 16},
+        "length": 64,
+        "pad_token": "</s>",
+        "image": {"size": {"height": 32, "width": 32}},
+    },
+    "siglip-pad-pads": {
+        "family": "siglip",
+        "text": {"hidden_size": 24, "num_hidden_layers": 3, "projection_size": 48},
+        "vision": {"hidden_size": 48, "image_size": 28, "patch_size": 7},
+        "length": 20,
+        "pad_token": "<pad>",
+        "image": {"size": {"height": 28, "width": 28}, "image_mean": [0.4, 0.5, 0.6]},
+    },
+}
+
+
+def random_frames(sizes: list[tuple[int, int]], seed: int = 0) -> list[np.ndarray]:
+    """A frame of noise, uint8 (height, width, 3), of each size."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+
+
+def write_tiny_clip(folder: Path, name: str) -> Path:
+    """Write one of `CONFIGURATIONS` as transformers saves it."""
+    import torch
+    import transformers
+
+    settings = CONFIGURATIONS[name]
+    family, length = settings["family"], settings["length"]
+    folder.mkdir(parents=True)
+    if family == "clip":
+        tokenizer = _clip_tokenizer(folder, length)
+        eos = settings["eos_token_id"] or tokenizer.eos_token_id
+        kinds = (transformers.CLIPConfig, transformers.CLIPModel, transformers.CLIPImageProcessor)
+        extra = {"projection_dim": 20}
+    else:
+        tokenizer = _siglip_tokenizer(length, settings["pad_token"])
+        eos = tokenizer.eos_token_id
+        kinds = (
+            transformers.SiglipConfig,
+            transformers.SiglipModel,
+            transformers.SiglipImageProcessor,
+        )
+        extra = {}
+    common = {"intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+    special = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": eos,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": length}
+    config = kinds[0](
+        text_config=common | sizes | special | settings["text"],
+        vision_config=common | settings["vision"],
+        **extra,
+    )
+    torch.manual_seed(sorted(CONFIGURATIONS).index(name))
+    model = kinds[1](config)
+    with torch.no_grad():
+        # Wider than what training begins with, so that different inputs give different embeddings.
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.15)
+    model.save_pretrained(folder)
+    if name == "clip-highest-id":
+        # Published CLIPs of its age hold ranges of integers, which nobody needs.
+        path = folder / "model.safetensors"
+        places = {"text_model.embeddings.position_ids": np.arange(length)[None]}
+        save_file(load_file(path) | places, path, {"format": "pt"})
+    tokenizer.save_pretrained(folder)
+    kinds[2](**settings["image"]).save_pretrained(folder)
+    return folder
+
+
+def _clip_tokenizer(folder: Path, length: int) -> Any:
+    from transformers import CLIPTokenizerFast
+    from transformers.models.clip.tokenization_clip import bytes_to_unicode
+
+    letters = list(bytes_to_unicode().values())
+    vocabulary = [*letters, *(f"{letter}</w>" for letter in letters), "th", "the</w>"]
+    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
+    write_json(folder / "vocab.json", {token: i for i, token in enumerate(vocabulary)})
+    merges = "#version: 0.2\nt h\nth e</w>\n"
+    (folder / "merges.txt").write_text(merges, encoding="utf-8")
+    return CLIPTokenizerFast(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=length
+    )
+
+
+def _siglip_tokenizer(length: int, pad_token: str) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *string.ascii_lowercase, "▁the", "."]
+    tokenizer = Tokenizer(models.Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], 2))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=length,
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token=pad_token,
+    )
+
+
+def write_bare_source(folder: Path) -> Path:
+    """A folder that passes for CLIP until transformers opens it; needs no torch."""
+    folder.mkdir(parents=True)
+    write_json(folder / "config.json", {"model_type": "clip"})
+    write_json(folder / "preprocessor_config.json", {})
+    save_file({"weight": np.zeros(3, np.float32)}, folder / "model.safetensors")
+    _letters().save(str(folder / "tokenizer.json"))
+    return folder
+
+
+WORDS = 40
+"""Token ids that the texts of `write_unchecked_clip` may have; the last one ends a text."""
+
+
+def random_clip(family: str, *, layers: int = 2, end: int = WORDS - 1) -> tuple[Any, Any, Any]:
+    """The shapes of an image and a text tower, and random weights of both, without torch.
+
+    An image is of 5 x 5 patches of 7 pixels, and a rest that no patch is of.
+    """
+    activation = {"clip": "quick_gelu", "siglip": "gelu_pytorch_tanh"}[family]
+    stack = Transformer(128, 192, layers, 2, activation, 1e-5)
+    out = 48 if family == "clip" else stack.hidden
+    image = ImageShape(stack, 37, 7, out, LEVELS)
+    text = TextShape(stack, WORDS, MAX_TOKENS, out, end)
+    hidden, rng = stack.hidden, np.random.default_rng(0)
+    patches = image.grid**2
+    sizes: dict[str, tuple[int, ...]] = {
+        "vision_model.embeddings.patch_embedding.weight": (hidden, 3, 7, 7),
+        "vision_model.embeddings.position_embedding.weight": (patches + (family == "clip"), hidden),
+        "text_model.embeddings.token_embedding.weight": (WORDS, hidden),
+        "text_model.embeddings.position_embedding.weight": (MAX_TOKENS, hidden),
+    }
+
+    def linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
+        return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+    def mlp(name: str) -> dict[str, tuple[int, ...]]:
+        up = linear(f"{name}.fc1", hidden, stack.wide)
+        return up | linear(f"{name}.fc2", stack.wide, hidden)
+
+    norms = ["vision_model.post_layernorm", "text_model.final_layer_norm"]
+    for tower in ("vision_model", "text_model"):
+        for layer in range(layers):
+            prefix = f"{tower}.encoder.layers.{layer}"
+            for part in ("q", "k", "v", "out"):
+                sizes |= linear(f"{prefix}.self_attn.{part}_proj", hidden, hidden)
+            sizes |= mlp(f"{prefix}.mlp")
+            norms += [f"{prefix}.layer_norm1", f"{prefix}.layer_norm2"]
+    if family == "clip":
+        norms.append("vision_model.pre_layrnorm")
+        sizes["vision_model.embeddings.class_embedding"] = (hidden,)
+        sizes |= {f"{name}_projection.weight": (out, hidden) for name in ("visual", "text")}
+    else:
+        head = "vision_model.head"
+        norms.append(f"{head}.layernorm")
+        sizes["vision_model.embeddings.patch_embedding.bias"] = (hidden,)
+        sizes |= linear("text_model.head", hidden, out) | mlp(f"{head}.mlp")
+        sizes[f"{head}.probe"] = (1, 1, hidden)
+        sizes |= linear(f"{head}.attention.out_proj", hidden, hidden)
+        sizes[f"{head}.attention.in_proj_weight"] = (3 * hidden, hidden)
+        sizes[f"{head}.attention.in_proj_bias"] = (3 * hidden,)
+    sizes |= {f"{norm}.{part}": (hidden,) for norm in norms for part in ("weight", "bias")}
+
+    def draw(name: str, size: tuple[int, ...]) -> Any:
+        fan = int(np.prod(size[1:])) if len(size) > 1 else 4
+        # Strong words and sharp attention, so that different inputs give different embeddings.
+        scale = 8 if "token" in name else 3 if "q_proj" in name or "v_proj" in name else 1
+        return (scale * rng.standard_normal(size) / fan**0.5).astype(np.float32)
+
+    return image, text, {name: draw(name, size) for name, size in sizes.items()}
+
+
+def write_random_clip(folder: Path, family: str, *, precision: str, **changes: Any) -> Path:
+    """Both towers of `random_clip` as they are exported, without all else of an export."""
+    *shapes, weights = random_clip(family, **changes)
+    folder.mkdir(parents=True)
+    write_towers(folder, family, shapes, GivenTensors(weights), precision)
+    return folder
+
+
+def write_tiny_export(folder: Path, **changes: Any) -> Path:
+    """What an export looks like, with two linear towers; `changes` override the manifest.
+
+    The image tower is a product of all bytes, the text tower the sum of its tokens' vectors.
+    """
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    rows, columns = PREPROCESSING.crop
+    frames = helper.make_tensor_value_info("frames", TensorProto.UINT8, ["batch", rows, columns, 3])
+    weight = rng.normal(size=(3 * rows * columns, DIM)).astype(np.float32)
+    nodes = [
+        helper.make_node("Cast", ["frames"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["numbers"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weight"], ["sum"]),
+    ]
+    _save_tower(folder / "image.onnx", nodes, frames, {"weight": weight})
+
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT32, ["batch", "sequence"])
+    table = rng.normal(size=(len(string.ascii_lowercase) + 1, DIM)).astype(np.float32)
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["vectors"]),
+        helper.make_node("ReduceSum", ["vectors", "axis"], ["sum"], keepdims=0),
+    ]
+    _save_tower(folder / "text.onnx", nodes, ids, {"table": table, "axis": np.array([1])})
+
+    tokenizer = _letters()
+    tokenizer.enable_truncation(MAX_TOKENS)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    values: dict[str, Any] = {
+        "source": "tiny",
+        "weights_sha256": "0" * 64,
+        "source_sha256": "1" * 64,
+        "files": {path.name: sha256_of(path) for path in folder.iterdir()},
+        "precision": "fp32",
+        "dim": DIM,
+        "max_tokens": MAX_TOKENS,
+        "preprocessing": asdict(PREPROCESSING),
+        "tools": {},
+        "validation": {},
+    }
+    FrameEncoderManifest(**values | changes).write(folder)
+    return folder
+
+
+def _letters() -> Tokenizer:
+    tokens = ["?", *string.ascii_lowercase]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tokenizer
+
+
+def _save_tower(path: Path, nodes: list[Any], inputs: Any, weights: dict[str, Any]) -> None:
+    embeddings = helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, ["batch", DIM])
+    nodes.append(helper.make_node("LpNormalization", ["sum"], ["embeddings"], axis=-1, p=2))
+    constants = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, path.stem, [inputs], [embeddings], constants)
+    opset = helper.make_opsetid("", 18)
+    save(helper.make_model(graph, ir_version=8, opset_imports=[opset]), path)

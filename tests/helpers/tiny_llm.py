@@ -1,0 +1,228 @@
+"""Folders of tiny Llamas and Qwens with random weights, as transformers would save them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from granalign_fast.export.llm import write_llm
+from granalign_fast.export.sources.language_model import LlmSource
+from helpers.tiny_bert import write_json
+
+VOCABULARY, CONTEXT, BOS, EOS = 320, 512, 256, 257
+PREFIX_ERROR = {"fp32": 1e-5, "fp16": 2e-2, "int4": 0.3}
+"""How far logits after a prefix may be from those of the whole prompt: sums in another order, and
+with int4 an activation that falls on the other side of a rounding."""
+RAGGED = (17, 5, 1, 30, 17, 8)
+"""Lengths of prompts."""
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message.role not in ('system', 'user', 'assistant') %}"
+    "{{ raise_exception('unknown role ' + message.role) }}{% endif %}"
+    "[{{ message.role }}] {{ message.content | trim }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+
+# In the manner of the two families: conditions, loops with an index, filters, white-space control.
+LLAMA_TEMPLATE = (
+    "{%- if messages[0]['role'] == 'system' %}\n"
+    "  {%- set system = messages[0]['content']|trim %}{%- set messages = messages[1:] %}\n"
+    "{%- else %}{%- set system = '' %}{%- endif %}\n"
+    "{{- bos_token + '[system]\n' + system }}\n"
+    "{%- for m in messages %}\n"
+    "  {%- if m.role == 'stop' %}{%- break %}{%- endif %}\n"
+    "  {{- '[' + m.role + ']\n' + m.content | trim + eos_token }}\n"
+    "{%- endfor %}\n"
+    "{%- if add_generation_prompt %}{{- '[assistant]\n' }}{%- endif %}\n"
+)
+QWEN_TEMPLATE = (
+    "{%- if tools %}{{- tools | tojson }}{%- endif %}\n"
+    "{% for message in messages %}\n"
+    "    {% if loop.first and messages[0].role != 'system' %}\n"
+    "<system>{{ {'a': '<é>'} | tojson }}\n"
+    "    {% endif %}\n"
+    "<{{ message.role }}>{{ message.content }}{{ '</>' if not loop.last }}\n"
+    "{% endfor %}\n"
+    "{% if add_generation_prompt is defined and add_generation_prompt %}<assistant>{% endif %}"
+)
+
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": CONTEXT,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "use_sliding_window": False}
+QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "attention_bias": False}
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama-gqa-untied": LLAMA | {"rope_theta": 500000.0, "rope_scaling": LLAMA3_ROPE},
+    "llama-mha-tied": LLAMA | {"num_key_value_heads": 8, "tie_word_embeddings": True},
+    "qwen2-gqa-tied": LLAMA | QWEN2 | {"tie_word_embeddings": True},
+    "qwen3-gqa-untied": LLAMA | QWEN3 | {"head_dim": 8},
+    "qwen3-wide-heads": LLAMA | QWEN3 | {"head_dim": 16, "num_hidden_layers": 2},
+}
+
+
+def write_tiny_llm(
+    folder: Path, config: dict[str, Any] | None = None, *, seed: int = 0, spread: float = 0.2
+) -> Path:
+    """Write the folder; `spread` is wide enough for greedy tokens to differ from step to step."""
+    config = LLAMA if config is None else config
+    folder.mkdir(parents=True)
+    write_json(folder / "config.json", config)
+    write_json(folder / "generation_config.json", {"eos_token_id": [EOS], "bos_token_id": BOS})
+    weights = _weights(config, np.random.default_rng(seed), spread)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    eos = {"__type": "AddedToken", "content": "<eos>", "special": True}
+    settings = {"bos_token": "<bos>", "eos_token": eos, "chat_template": CHAT_TEMPLATE}
+    write_tokenizer(folder, ["<bos>", "<eos>"], settings)
+    return folder
+
+
+def _weights(
+    config: dict[str, Any], random: np.random.Generator, spread: float
+) -> dict[str, np.ndarray[Any, Any]]:
+    hidden, wide = config["hidden_size"], config["intermediate_size"]
+    head_dim = config.get("head_dim") or hidden // config["num_attention_heads"]
+    queries = config["num_attention_heads"] * head_dim
+    keys = config["num_key_value_heads"] * head_dim
+
+    def matrix(*shape: int) -> np.ndarray[Any, Any]:
+        return (spread * random.standard_normal(shape)).astype(np.float32)
+
+    def gain(size: int) -> np.ndarray[Any, Any]:
+        return random.uniform(0.5, 1.5, size).astype(np.float32)
+
+    weights = {
+        "model.embed_tokens.weight": matrix(config["vocab_size"], hidden),
+        "model.norm.weight": gain(hidden),
+    }
+    if not config["tie_word_embeddings"]:
+        weights["lm_head.weight"] = matrix(config["vocab_size"], hidden)
+    for layer in range(config["num_hidden_layers"]):
+        here = f"model.layers.{layer}"
+        weights |= {
+            f"{here}.input_layernorm.weight": gain(hidden),
+            f"{here}.post_attention_layernorm.weight": gain(hidden),
+            f"{here}.self_attn.q_proj.weight": matrix(queries, hidden),
+            f"{here}.self_attn.k_proj.weight": matrix(keys, hidden),
+            f"{here}.self_attn.v_proj.weight": matrix(keys, hidden),
+            f"{here}.self_attn.o_proj.weight": matrix(hidden, queries),
+            f"{here}.mlp.gate_proj.weight": matrix(wide, hidden),
+            f"{here}.mlp.up_proj.weight": matrix(wide, hidden),
+            f"{here}.mlp.down_proj.weight": matrix(hidden, wide),
+        }
+        if config["model_type"] == "qwen2":
+            for name, size in (("q", queries), ("k", keys), ("v", keys)):
+                weights[f"{here}.self_attn.{name}_proj.bias"] = matrix(size)
+        if config["model_type"] == "qwen3":
+            for name in ("q_norm", "k_norm"):
+                weights[f"{here}.self_attn.{name}.weight"] = gain(head_dim)
+    return weights
+
+
+def write_tokenizer(folder: Path, special: list[str], settings: dict[str, Any]) -> None:
+    """A token for each byte, and the special ones."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | settings
+    write_json(folder / "tokenizer_config.json", settings)
+
+
+def write_unchecked(
+    folder: Path, config: dict[str, Any] | None = None, *, precision: str = "fp32"
+) -> Path:
+    """The export of a tiny model as `export_llm` writes it, without the comparison with torch."""
+    source, out = folder / "source", folder / "out"
+    if not source.exists():
+        write_tiny_llm(source, config)
+    out.mkdir()
+    write_llm(LlmSource.read(source), out, precision=precision, name="source")
+    return out
+
+
+def extension_of(
+    session: Any,
+    rows: int,
+    past: int,
+    new: int,
+    *,
+    heads: int = 2,
+    size: int = 8,
+    dtype: Any = np.float32,
+) -> dict[str, Any]:
+    """Inputs of a decoder's graph, either: new tokens behind a cache, every third row padded."""
+    random, static = np.random.default_rng(3), "attention_mask" not in session.inputs
+    padded = 4 * (np.arange(rows) % 3 == 0)
+    arrays: dict[str, Any] = {
+        "input_ids": random.integers(200, size=(rows, new)),
+        "position_ids": np.tile(np.arange(past, past + new), (rows, 1)),
+    }
+    cache = random.standard_normal((len(session.inputs), rows, heads, past, size)).astype(dtype)
+    for name, kept in zip(session.inputs, cache, strict=True):
+        if name.startswith("past"):
+            arrays[name] = kept
+            if static:  # with room for more
+                arrays[name] = np.zeros((rows, past + new + 9, heads * size), dtype)
+                arrays[name][:, :past] = kept.swapaxes(1, 2).reshape(rows, past, -1)
+    if static:
+        last = np.arange(new) == (new - 1 - padded)[:, None]
+        return arrays | {
+            "write_indices": np.full(rows, past),
+            "cached_tokens": np.full(rows, past + new),
+            "last": last[:, None].astype(dtype),
+        }
+    seen = np.ones((rows, past), np.int64)
+    mask = np.concatenate([seen, np.arange(new) >= padded[:, None]], axis=1)
+    return arrays | {"attention_mask": mask}
+
+
+def prompts_of(*lengths: int) -> list[list[int]]:
+    """Token ids of prompts, always the same; no special tokens."""
+    random = np.random.default_rng(1)
+    return [random.integers(BOS, size=length).tolist() for length in lengths]
+
+
+def one_thread(*needed: str) -> Iterator[Any]:
+    """For a fixture: torch with one thread, as over models so small more wait for each other."""
+    for module in needed:
+        pytest.importorskip(module)
+    torch = pytest.importorskip("torch")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield torch
+    torch.set_num_threads(threads)
+
+
+def cut(path: Path) -> None:
+    """Lose the second half of a file."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from helpers.tiny_llm import LLAMA, write_unchecked
+
+from granalign_fast import GranAlignError, Rewrites, StoredRewriter
+from granalign_fast.jsonl import write_jsonl
+from granalign_fast.language import prompts as words
+from granalign_fast.language.llm_rewriter import LlmRewriter, clean
+from granalign_fast.models.language_model import CausalLM
+
+TASKS = [*words.SIMPLIFIED, *words.DETAILED, words.ENTITIES]
+
+
+class Scripted:
+    """A language model whose token is a character and whose answers are given by task."""
+
+    def __init__(self, answers, *, query_first=False):
+        self.answers = answers
+        self.query_first = query_first
+        self.prefilled: list[str] = []
+        self.calls: list[tuple[int, bool]] = []
+
+    def chat(self, messages):
+        system, user = (message["content"] for message in messages)
+        text = f"{user}|{system}" if self.query_first else f"{system}|{user}"
+        return [ord(character) for character in text + ">"]
+
+    def decode(self, ids):
+        return "".join(map(chr, ids))
+
+    def prefill(self, token_ids):
+        self.prefilled.append(self.decode(token_ids))
+        return self.prefilled[-1]
+
+    def generate(self, prompts, *, prefix=None, max_new_tokens):
+        self.calls.append((len(prompts), prefix is not None))
+        return [self.answer((prefix or "") + self.decode(prompt)) for prompt in prompts]
+
+    def answer(self, text):
+        assert words.SYSTEM in text
+        (task,) = (i for i, task in enumerate(TASKS) if task in text)
+        query = text.partition("Sentence: ")[2].partition("|" if self.query_first else ">")[0]
+        return [ord(c) for c in self.answers[task].replace("QUERY", query)]
+
+
+GOOD = [f"rewrite {i} of QUERY" for i in range(6)] + ["Entities: a dog, Ball, a dog\nactions: run."]
+
+
+def test_every_task_is_asked_of_every_query():
+    model = Scripted(GOOD)
+    (rewrites,) = LlmRewriter(model).rewrite(["a dog runs"])
+    assert rewrites == Rewrites(
+        query="a dog runs",
+        simplified=tuple(f"rewrite {i} of a dog runs" for i in range(3)),
+        detailed=tuple(f"rewrite {i} of a dog runs" for i in range(3, 6)),
+        entities=("a dog", "ball"),
+        actions=("run",),
+    )
+
+
+def test_the_common_beginning_is_computed_once_and_holds_the_instructions():
+    model = Scripted(GOOD)
+    rewriter = LlmRewriter(model, rows=14)
+    queries = ["a dog", "a cat", "a cow"]
+    assert [r.query for r in rewriter.rewrite(queries)] == queries
+    rewriter.rewrite(["a pig"])
+    assert model.calls == [(14, True), (7, True), (7, True)]
+    (prefix,) = model.prefilled
+    assert words.SYSTEM in prefix
+
+
+def test_a_template_that_puts_the_query_first_works_without_a_prefix():
+    model = Scripted(GOOD, query_first=True)
+    (rewrites,) = LlmRewriter(model).rewrite(["a dog"])
+    assert rewrites.simplified[0] == "rewrite 0 of a dog"
+    assert model.calls == [(7, False)]
+
+
+def test_what_is_of_no_use_falls_back_to_the_query_and_is_counted():
+    bad = ["", "a a a a a a", "I'm sorry, I cannot help with that.", "word " * 80, "Sure:", "fine"]
+    (rewrites,) = LlmRewriter(Scripted([*bad, "no list at all"])).rewrite(["a dog"])
+    assert rewrites.simplified == ("a dog",) * 3
+    assert rewrites.detailed == ("a dog", "a dog", "fine")
+    assert rewrites.fallbacks == 5
+    assert rewrites.entities == rewrites.actions == ()
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ("A dog runs.", "A dog runs."),
+        ('  "A dog runs."\n\nI left out the colour.', "A dog runs."),
+        ("Sure, here is the simplified sentence: A dog runs.", "A dog runs."),
+        ("Sure! Here's a rewrite:\n\nA dog runs.", "A dog runs."),
+        ("1. A dog runs.\n2. A dog walks.", "A dog runs."),
+        ("- **A dog runs.**", "A dog runs."),
+        ("Rewritten sentence: A dog runs.", "A dog runs."),
+        ("\u201cA dog runs\u201d", "A dog runs"),
+        ("A man says: stop", "A man says: stop"),
+        ("Okay the dog runs", "Okay the dog runs"),
+        ("2 dogs run", "2 dogs run"),
+        ("Sure!\n\nA dog runs.", "A dog runs."),
+        ("Certainly!\nHere is the rewritten sentence:\nA dog runs.", "A dog runs."),
+        ("Okay. A dog runs.", "A dog runs."),
+        ("Sure,\nA dog runs.", "A dog runs."),
+        ("Great", None),
+        ("Here a clock shows 10:45.", "Here a clock shows 10:45."),
+        ("Here is a clock that shows 10:45.", "Here is a clock that shows 10:45."),
+        ('Here is the sentence:"A dog runs."', "A dog runs."),
+        ("**Simplified:** A dog runs.", "A dog runs."),
+        ("**Simplified sentence**: A dog runs.", "A dog runs."),
+        ("Rewritten sentence\nA dog runs.", "A dog runs."),
+        ("General", "General"),
+        ("<think>\nA cat?\n</think>\n\nA dog runs.", "A dog runs."),
+        ("A cat?\n</think>\n\nA dog runs.", "A dog runs."),
+        ("<think>\nA cat? No, a", None),
+        ("", None),
+        ("...", None),
+        ("Here are the rewrites:", None),
+        ("run run run run", None),
+        ("the dog and the cat " * 6, None),
+    ],
+)
+def test_cleaning(answer, text):
+    assert clean(answer) == text
+
+
+@pytest.mark.parametrize(
+    ("answer", "entities", "actions"),
+    [
+        ("entities: none\nactions: none.", (), ()),
+        ("Entities: a dog, N/A\nActions: n/a", ("a dog",), ()),
+        ("**Entities:** a dog\n**Actions:** (none)", ("a dog",), ()),
+        ("<think>entities: a cat\n</think>entities: a dog\nactions: run", ("a dog",), ("run",)),
+        ("entities: a nun\nactions: run", ("a nun",), ("run",)),
+    ],
+)
+def test_what_a_query_is_about(answer, entities, actions):
+    (rewrites,) = LlmRewriter(Scripted([*GOOD[:6], answer])).rewrite(["a dog"])
+    assert (rewrites.entities, rewrites.actions) == (entities, actions)
+
+
+def test_a_query_that_is_no_unicode_is_named(tmp_path):
+    folder = write_unchecked(tmp_path, LLAMA | {"max_position_embeddings": 2048})
+    rewriter = LlmRewriter(CausalLM(folder))
+    with pytest.raises(GranAlignError, match=r"text 'Sentence: a dog \\udcff.* not valid Unicode"):
+        rewriter.rewrite(["a dog \udcff"])
+
+
+def test_no_query_no_work():
+    model = Scripted(GOOD)
+    assert LlmRewriter(model).rewrite([]) == []
+    with pytest.raises(GranAlignError, match="query: got ''"):
+        LlmRewriter(model).rewrite(["a dog", ""])
+    assert model.calls == []
+
+
+def test_rewrites_are_stored_and_replayed(tmp_path):
+    rewrites = LlmRewriter(Scripted(GOOD)).rewrite(["a dog", "a cat"])
+    write_jsonl(tmp_path / "r.jsonl.gz", (r.to_record() for r in rewrites))
+    assert StoredRewriter(tmp_path / "r.jsonl.gz").rewrite(["a cat", "a dog"]) == rewrites[::-1]
+    assert json.loads(json.dumps(rewrites[0].to_record()))["entities"] == ["a dog", "ball"]
+
+
+def test_an_exported_model_rewrites_alike_with_and_without_the_common_prefix(tmp_path):
+    """Random weights: what it says is noise, but the same noise whichever way it is asked."""
+    folder = write_unchecked(tmp_path, LLAMA | {"max_position_embeddings": 2048})
+    model = CausalLM(folder)
+    rewriter = LlmRewriter(model, max_new_tokens=12)
+    queries = ["a dog runs", "the sea"]
+    together = rewriter.rewrite(queries)
+    assert [r.query for r in together] == queries
+    assert together == [LlmRewriter(model, max_new_tokens=12).rewrite([q])[0] for q in queries]
+
+    start, prefix = rewriter._prefix
+    assert prefix.length == len(start) > len(words.SYSTEM)
+    whole = [rewriter._ask(task, "a dog runs") for task in TASKS]
+    assert all(ids[: len(start)] == start for ids in whole)
+    behind = [ids[len(start) :] for ids in whole]
+    assert model.generate(behind, prefix=prefix, max_new_tokens=12) == model.generate(
+        whole, max_new_tokens=12
+    )

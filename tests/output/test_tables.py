@@ -1,0 +1,60 @@
+"""What is printed for people."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers.fakes import BagOfWords
+
+from granalign_fast import CaptionedVideo, VideoIndex
+from granalign_fast.cli.diagnosis import Finding
+from granalign_fast.cli.tables import print_findings
+from granalign_fast.output.tables import clock, print_moments
+from granalign_fast.types import Moment, SearchResult
+
+
+@pytest.mark.parametrize(
+    ("seconds", "fine", "coarse"),
+    [
+        (0, "0:00.0", "0:00"),
+        (9.94, "0:09.9", "0:10"),
+        (59.94, "0:59.9", "1:00"),
+        (59.993, "1:00.0", "1:00"),
+        (62, "1:02.0", "1:02"),
+        (119.98, "2:00.0", "2:00"),
+        (3599.96, "1:00:00.0", "1:00:00"),
+        (3662.5, "1:01:02.5", "1:01:03"),
+    ],
+)
+def test_times_have_no_sixty_seconds(seconds: float, fine: str, coarse: str) -> None:
+    assert (clock(seconds), clock(seconds, fine=False)) == (fine, coarse)
+
+
+def test_what_looks_like_markup_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    caption, query, vid = "a [bold]dog[/red] :dog: \\", "the dog [/b] :cat: [1]", "[v]:cow:"
+    video = CaptionedVideo(vid, (caption, caption))
+    index = VideoIndex(video, BagOfWords().encode(video.captions))
+    saliency = np.ones(2, np.float32)
+    result = SearchResult(vid, query, (Moment(0, 4, 0.5),), saliency, saliency[None], exists=0.5)
+    print_moments(index, result)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"{query} ({vid})" in shown and f"{caption} │" in shown
+    assert shown.endswith("shown at all: 50% likely")
+
+
+def test_findings_say_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    print_findings(
+        [
+            Finding("one", "1", True),
+            Finding("two [x]", "none", False, "pip install '.[x]'"),
+            Finding("three", "none", False, "make it", needed=True),
+        ]
+    )
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        ["ok", "one", "1"],
+        ["-", "two", "[x]", "none"],
+        ["pip", "install", "'.[x]'"],
+        ["missing", "three", "none"],
+        ["make", "it"],
+    ]

@@ -1,0 +1,84 @@
+"""Places of arrays: GPUs that cannot be had, and what they fail at, each in one line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import fake_cupy
+
+from granalign_fast import CaptionedVideo, GranAlignError, MomentRetriever, VideoIndex
+from granalign_fast.runtime.array_device import ArrayDevice
+
+
+class Ones:
+    """An encoder to which all texts are the same."""
+
+    dim = 4
+
+    def encode(self, texts: Sequence[str], *, progress: Any = None) -> Any:
+        return np.full((len(texts), 4), 0.5, np.float32)
+
+
+INDEX = VideoIndex(CaptionedVideo("v", ("a", "b")), Ones().encode("ab"))
+
+
+@pytest.fixture(autouse=True)
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy)
+    monkeypatch.setattr(fake_cupy.cuda.runtime, "gpus", fake_cupy.cuda.runtime.gpus[:1])
+
+
+def one_line(error: GranAlignError) -> str:
+    assert "\n" not in str(error) and error.__suppress_context__
+    return str(error)
+
+
+@pytest.mark.parametrize(
+    "make", [ArrayDevice.of, lambda name: MomentRetriever(Ones(), device=name)]
+)
+@pytest.mark.parametrize("index", [1, 7])
+def test_a_gpu_that_is_not_there(make: Any, index: int) -> None:
+    assert ArrayDevice.of("cuda:0").index == ArrayDevice.of("cuda").index == 0
+    with pytest.raises(GranAlignError) as error:
+        make(f"cuda:{index}")
+    expected = rf"device 'cuda:{index}': GPU {index} cannot be had (cudaErrorInvalidDevice: "
+    assert one_line(error.value).startswith(expected)
+    assert "expected one that nvidia-smi lists" in str(error.value)
+
+
+def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fake_cupy.cuda.runtime, "gpus", [])
+    with pytest.raises(GranAlignError, match=r"GPU 0 cannot be had .* driver for CUDA 13"):
+        ArrayDevice.of("cuda")
+
+
+FAILURES = [
+    fake_cupy.cuda.memory.OutOfMemoryError("Out of memory allocating 1,024 bytes"),
+    fake_cupy.cuda.runtime.CUDARuntimeError("cudaErrorMemoryAllocation: out of memory"),
+]
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
+def test_a_gpu_without_memory(failure: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise failure
+
+    retriever, place = MomentRetriever(Ones(), device="cuda"), ArrayDevice.of("cuda")
+    monkeypatch.setattr(retriever._ranker, "_ranking", fails)
+    monkeypatch.setattr(fake_cupy, "stack", fails)
+    for work in (
+        lambda: retriever.search(INDEX, "what"),
+        lambda: place.fetch([place.put(np.ones(3))]),
+    ):
+        with pytest.raises(GranAlignError) as error:
+            work()
+        assert one_line(error.value).startswith(f"GPU 0 failed ({failure}); ask for less")
+
+
+def test_errors_of_others_are_left_alone() -> None:
+    with pytest.raises(KeyError), ArrayDevice.of("cuda").guarded():
+        raise KeyError("x")

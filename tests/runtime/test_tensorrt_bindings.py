@@ -1,0 +1,144 @@
+"""All that the stand-in for TensorRT has, and so all that our code calls, is in the real bindings.
+
+Their wheel is public, the libraries beneath it need a GPU's worth of disk: `make tensorrt-bindings`
+puts stubs in their place, over which classes, flags and signatures can be read, but nothing runs.
+"""
+
+from __future__ import annotations
+
+import ast
+import ctypes
+import enum
+import inspect
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import fake_tensorrt
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = [
+    ROOT / "granalign_fast" / "runtime" / "engine.py",
+    ROOT / "granalign_fast" / "runtime" / "tensorrt_library.py",
+    ROOT / "export" / "tensorrt.py",
+]
+
+
+@pytest.fixture(scope="module")
+def real() -> Any:
+    """TensorRT's bindings."""
+    place = os.environ.get("GRANALIGN_TENSORRT_BINDINGS")
+    if not place:
+        pytest.skip("real: run make tensorrt-bindings")
+    folder = Path(place).resolve()
+    for name in ("nvinfer", "nvinfer_plugin", "nvonnxparser"):
+        ctypes.CDLL(str(folder / f"lib{name}.so.10"), ctypes.RTLD_GLOBAL)
+    sys.path.insert(0, str(folder))
+    try:
+        import tensorrt_bindings
+    finally:
+        sys.path.remove(str(folder))
+    return tensorrt_bindings
+
+
+def classes() -> list[type]:
+    return [
+        value
+        for name, value in vars(fake_tensorrt).items()
+        if inspect.isclass(value) and value.__module__ == "fake_tensorrt"
+    ]
+
+
+def own(cls: type) -> dict[str, Any]:
+    """What a class of the stand-in has for others to use."""
+    return {name: value for name, value in vars(cls).items() if not name.startswith("_")}
+
+
+def overloads(method: Any) -> list[list[str]]:
+    """The parameters of each signature that the documentation of a method gives."""
+    text = method.__doc__ or ""
+    found = re.findall(rf"{method.__name__}\((self: .*?)\) -> ", text)
+    return [re.findall(r"(?:^|, )(\w+)(?=: )", signature)[1:] for signature in found]
+
+
+def test_the_version_is_the_pinned_one(real: Any) -> None:
+    assert real.__version__ == fake_tensorrt.__version__
+
+
+@pytest.mark.parametrize("cls", classes(), ids=lambda cls: cls.__qualname__)
+def test_every_class_is_a_real_one(real: Any, cls: type) -> None:
+    there = getattr(real, cls.__name__)
+    if issubclass(cls, enum.Enum):
+        values = {name: int(value) for name, value in there.__members__.items()}
+        assert {name: int(value) for name, value in cls.__members__.items()}.items() <= (
+            values.items()
+        )
+        return
+    wrong = []
+    for name, value in own(cls).items():
+        method = getattr(there, name, None)
+        if method is None:
+            wrong.append(f"{name}: no such name")
+        elif isinstance(value, property):
+            if callable(method):
+                wrong.append(f"{name}: is a method")
+        elif inspect.isclass(value):
+            if not set(value.__members__) <= set(method.__members__):
+                wrong.append(f"{name}: {set(method.__members__)}")
+        else:
+            given = list(inspect.signature(value).parameters)[1:]
+            if not any(signature[: len(given)] == given for signature in overloads(method)):
+                wrong.append(f"{name}{tuple(given)}: {overloads(method)}")
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("cls", "parameters"),
+    [
+        ("Builder", ["logger"]),
+        ("OnnxParser", ["network", "logger"]),
+        ("Runtime", ["logger"]),
+    ],
+)
+def test_constructors(real: Any, cls: str, parameters: list[str]) -> None:
+    assert overloads(getattr(real, cls).__init__) == [parameters]
+    fake = inspect.signature(getattr(fake_tensorrt, cls).__init__)
+    assert list(fake.parameters)[1:] == parameters
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_every_name_in_our_code_is_a_real_one(real: Any, path: Path) -> None:
+    """Also of branches that no test takes."""
+    names = re.findall(r"\b(?:trt|self\._trt)((?:\.\w+)+)", path.read_text(encoding="utf-8"))
+    assert names or path.name == "engine.py"
+    for name in names:
+        value = real
+        for part in name.removeprefix(".").split("."):
+            value = getattr(value, part)
+
+
+def test_our_logger_can_be_one(real: Any) -> None:
+    from granalign_fast.runtime.tensorrt_library import complaint, logger
+
+    log = logger(real)
+    log.log(real.ILogger.Severity.WARNING, "not this")
+    log.log(real.ILogger.Severity.ERROR, "two\nlines")
+    assert complaint(log) == "two lines" and real.Logger is not None
+
+
+def test_types_that_numpy_has(real: Any) -> None:
+    for name, kind in fake_tensorrt.DataType.__members__.items():
+        assert real.nptype(getattr(real.DataType, name)) is fake_tensorrt.nptype(kind)
+
+
+def test_calls_name_their_parameters_by_position() -> None:
+    """Keywords would have to be compared as well; there are none."""
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                owner = ast.unparse(node.func.value)
+                if owner in ("builder", "config", "network", "parser", "engine", "context", "made"):
+                    assert not node.keywords, ast.unparse(node)

@@ -1,0 +1,193 @@
+"""A video file and a sentence to moments, through the command, with every model and without torch.
+
+The models are random: what is found means nothing, how it comes about does.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.tiny_clip import write_tiny_export
+from helpers.tiny_llm import LLAMA, write_unchecked
+from helpers.tiny_vlm import PUBLISHED, write_tiny_vlm, write_unchecked_vlm
+from helpers.videos import constant, render
+from tokenizers import Tokenizer
+
+from granalign_fast import cli
+from granalign_fast.cli import search as searching
+from granalign_fast.index import VideoIndex
+from granalign_fast.video import cutting as clipping
+from granalign_fast.video.frames import probe
+
+SECONDS = 13
+QUERY = "a dog runs over the road"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root, drafts = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("drafts")
+    write_tiny_export(root / "clip")
+    (drafts / "llm").mkdir()
+    write_unchecked(drafts / "llm", LLAMA | {"max_position_embeddings": 4096}).rename(root / "llm")
+    source = write_tiny_vlm(drafts / "vlm" / "source", PUBLISHED)
+    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    tokenizer.add_tokens(["yes", "no"])
+    tokenizer.save(str(source / "tokenizer.json"))
+    write_unchecked_vlm(drafts / "vlm").rename(root / "vlm")
+    return root
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("videos") / "street.mp4"
+    return render(path, constant(25, SECONDS), gop=25, bframes=2)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shared, so that the sentence encoder is exported once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def granalign(
+    tmp_path: Path,
+    cache: Path,
+    minilm: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Any:
+    """Runs the command in an empty folder; what it prints, or its complaint after ``exit 2``."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+
+    def run(*arguments: Any, code: int = 0) -> str:
+        monkeypatch.setattr(sys, "argv", ["granalign", *map(str, arguments)])
+        try:
+            cli.main()
+            got = 0
+        except SystemExit as end:
+            got = int(end.code or 0)
+        out, err = capsys.readouterr()
+        assert got == code, err
+        return err if code else out
+
+    return run
+
+
+@pytest.mark.parametrize("preset", ["tuned", "paper", "recognition"])
+def test_index_then_search(granalign: Any, models: Path, video: Path, preset: str) -> None:
+    granalign("index", video, "--models", models, "--out", "library")
+    index = VideoIndex.load("library/street")
+    assert len(index.video.captions) == 7 and index.video.duration == pytest.approx(SECONDS)
+    assert set(index.models) == {"sentence-encoder", "clip", "vlm"}
+    found = granalign(
+        "search", "library/street", QUERY, "--models", models, "--preset", preset, "--json"
+    )
+    record = json.loads(found)
+    assert record["vid"] == "street" and len(record["saliency"]) == 7
+    assert 0 <= record["exists"] <= 1
+    stages = {"recognise"} if preset == "recognition" else {"rewrite", "key_frames", "aware"}
+    assert stages <= set(record["seconds"])
+    for moment in record["moments"]:
+        assert 0 <= moment["start"] < moment["end"] <= SECONDS
+
+
+def test_a_video_is_indexed_for_the_occasion(
+    granalign: Any, cache: Path, models: Path, video: Path
+) -> None:
+    arguments = ("search", video, QUERY, "--models", models, "--json")
+    first = json.loads(granalign(*arguments))
+    (index,) = (cache / "granalign-fast" / "indexes").glob("*/street")
+    before = index.stat().st_mtime_ns
+    second = json.loads(granalign(*arguments))
+    assert index.stat().st_mtime_ns == before
+    assert first["moments"] == second["moments"] and first["saliency"] == second["saliency"]
+    prefixes = list((cache / "granalign-fast" / "prefixes").iterdir())
+    assert len(prefixes) == 7, "one a frame, of which the second search made use"
+
+
+def test_what_people_do_with_moments(granalign: Any, models: Path, video: Path) -> None:
+    search = ("search", video, QUERY, "--models", models, "--preset", "recognition")
+    moments = json.loads(granalign(*search, "--json"))["moments"]
+    assert granalign(*search, "--format", "srt").count(" --> ") == len(moments)
+    assert granalign(*search, "--format", "vtt").startswith("WEBVTT")
+    assert granalign(*search, "--format", "ffmetadata").startswith(";FFMETADATA1")
+    assert granalign(*search, "--format", "edl").startswith("TITLE:")
+    assert json.loads(granalign(*search, "--format", "otio"))["OTIO_SCHEMA"].startswith("Timeline")
+    table = granalign(*search, "--clip", "best.mp4", "--plot", "street.png")
+    assert "drawn in street.png" in table and Path("street.png").stat().st_size > 10_000
+    best = moments[0]
+    cut = probe("best.mp4").duration
+    assert best["end"] - best["start"] - 0.1 <= cut <= best["end"] - best["start"] + 1.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("search", "{video}", QUERY), "got a video and no models"),
+        (("search", "nothing.mp4", QUERY), "no such file or folder"),
+        (("search", "{video}", " ", "--models", "{models}"), "query: got ' '"),
+        (("search", "{video}", QUERY, "--models", "nowhere"), "nowhere: no such folder"),
+        (("search", "{models}/clip", QUERY), "expected 'video-index'"),
+        (("search", "{video}", QUERY, "--format", "pdf"), "--format: got 'pdf'"),
+        (("search", "text.mp4", QUERY, "--models", "{models}"), "text.mp4: "),
+        (("index", "{video}", "{video}", "--models", "{models}", "--out", "o"), "street"),
+        (("index", "{video}", "--models", "empty", "--out", "o"), "no exported model"),
+        (("search", "words.jsonl", "dog", "--clip", "x.mp4"), "got captions alone"),
+        (("search", "own.mp4", QUERY, "--models", "{models}", "--clip", "own.mp4"), "searched vid"),
+        (("search", "own.mp4", QUERY, "--models", "{models}", "--clip", "link.mkv"), "searched vi"),
+        (("search", "gone.mp4", QUERY, "--models", "{models}", "--clip", "x.mp4"), "no such file"),
+    ],
+)
+def test_bad_calls(
+    granalign: Any, models: Path, video: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    Path("empty").mkdir()
+    Path("text.mp4").write_text("not a video")
+    shutil.copy(video, "own.mp4")
+    Path("link.mkv").symlink_to("own.mp4")
+    Path("words.jsonl").write_text('{"vid": "a", "captions": ["a dog", "a cat"]}\n')
+    given = [argument.format(video=video, models=models) for argument in arguments]
+    error = granalign(*given, code=2)
+    assert error.count("\n") == 1 and message in error
+    assert Path("own.mp4").read_bytes() == video.read_bytes()
+
+
+def test_an_index_is_not_cut_over_its_video(granalign: Any, models: Path, video: Path) -> None:
+    shutil.copy(video, "own.mp4")
+    granalign("index", "own.mp4", "--models", models, "--out", "library")
+    search = ("search", "library/own", QUERY, "--models", models)
+    assert "the searched video itself" in granalign(*search, "--clip", "own.mp4", code=2)
+    assert Path("own.mp4").read_bytes() == video.read_bytes()
+    Path("own.mp4").unlink()
+    for wish in (("--clip", "x.mp4"), ("--format", "edl")):
+        assert "own.mp4: no such file; put the video there" in granalign(*search, *wish, code=2)
+
+
+def test_clips_that_the_command_takes_are_those_that_can_be_cut() -> None:
+    assert set(searching._CLIPS) == set(clipping._FORMATS)
+
+
+def test_the_whole_search_needs_no_torch(
+    models: Path, video: Path, cache: Path, minilm: Path
+) -> None:
+    program = (
+        "import sys\n"
+        "for name in ('torch', 'transformers', 'optimum'): sys.modules[name] = None\n"
+        "from granalign_fast.cli import main\n"
+        f"sys.argv = ['granalign', 'search', {str(video)!r}, {QUERY!r}, '--models', "
+        f"{str(models)!r}, '--json']\n"
+        "main()\n"
+    )
+    environment = {"XDG_CACHE_HOME": str(cache), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, env=environment
+    )
+    assert json.loads(done.stdout)["moments"]

@@ -1,0 +1,213 @@
+"""Cut and broken videos: what was there before the damage, a warning, and never a wrong time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.videos import constant, read, render
+
+from granalign_fast.errors import GranAlignError
+from granalign_fast.video.frames import DamagedVideoWarning, Frame, probe, read_clips, read_frames
+from granalign_fast.video.packets import Packets
+
+SECONDS = 30
+START = {"movflags": "faststart"}
+
+# name: file, settings of the rendering
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mp4": ("a.mp4", {"muxing": START}),
+    "mp4 with sound": ("a.mp4", {"muxing": START, "tone": SECONDS}),
+    "matroska": ("a.mkv", {}),
+    "matroska with sound": ("a.mkv", {"tone": SECONDS}),
+    "transport stream": ("a.ts", {"start": Fraction(7, 5)}),
+    "avi": ("a.avi", {"codec": "mpeg4", "time_base": Fraction(1, 25)}),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Videos of 30 s with a key frame every 2 s, each rendered once."""
+    made: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            file, settings = FORMATS[name]
+            path = tmp_path_factory.mktemp("videos") / file
+            bframes = 0 if file == "a.avi" else 2
+            made[name] = render(path, constant(25, SECONDS), gop=50, bframes=bframes, **settings)
+        return made[name]
+
+    return get
+
+
+def read_warned(path: Path) -> tuple[list[Frame], list[str]]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = list(read_frames(path))
+    assert all(one.category is DamagedVideoWarning for one in caught)
+    return found, [str(one.message) for one in caught]
+
+
+def break_at(path: Path, change: Callable[[bytearray, int], bytes], out: Path) -> Path:
+    """A copy that `change` breaks, given its bytes and their number."""
+    data = bytearray(path.read_bytes())
+    out.write_bytes(change(data, len(data)))
+    return out
+
+
+def cut_off(data: bytearray, size: int) -> bytes:
+    return bytes(data[: size * 6 // 10 | 1])
+
+
+def zero_the_middle(data: bytearray, size: int) -> bytes:
+    data[size * 4 // 10 : size * 6 // 10] = bytes(size * 6 // 10 - size * 4 // 10)
+    return bytes(data)
+
+
+def take_out_the_middle(data: bytearray, size: int) -> bytes:
+    return bytes(data[: size * 4 // 10] + data[size * 6 // 10 :])
+
+
+# A part that was taken out may leave no trace: Matroska then seems to hold a long still, and AVI,
+# whose times are numbers of packets, to be shorter.
+BROKEN = [
+    (name, change)
+    for name in FORMATS
+    for change in (cut_off, zero_the_middle, take_out_the_middle)
+    if change is not take_out_the_middle or name not in ("avi", "matroska with sound")
+]
+
+
+@pytest.mark.parametrize(("name", "change"), BROKEN)
+def test_frames_before_the_damage_and_a_warning(
+    whole: Callable[[str], Path], tmp_path: Path, name: str, change: Any
+) -> None:
+    path = whole(name)
+    broken = break_at(path, change, tmp_path / path.name)
+    found, messages = read_warned(broken)
+    assert len(messages) == 1 and str(broken) in messages[0] and "damaged" in messages[0]
+    assert [one.clip for one in found] == list(range(len(found)))
+    assert 4 <= len(found) <= 13
+    for one in found:
+        # The last ones may stand in for others that were lost, from at most a clip before them.
+        assert one.time == pytest.approx(2 * one.clip + 1) or (
+            one.clip >= len(found) - 2 and 2 * one.clip - 1 <= one.time < 2 * one.clip + 1
+        )
+        said = read(one.image)
+        assert said is not None and abs(said / 25 - one.time) < 0.001
+    assert probe(broken).clips >= len(found)
+
+
+@pytest.mark.parametrize("name", ["mp4", "matroska", "transport stream"])
+def test_damage_that_costs_no_clip(whole: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+    """A picture without its beginning is lost; from the next key frame on all is well again."""
+    import av
+
+    path = whole(name)
+    with av.open(str(path)) as container:
+        # Right behind a chosen frame, so that the next one comes from whole packets.
+        (begin, size) = next(
+            (packet.pos, packet.size)
+            for packet in container.demux(video=0)
+            if packet.pts is not None
+            and (packet.pts - (container.streams.video[0].start_time or 0))
+            * (packet.time_base or 0) >= Fraction(11) + Fraction(4, 25)
+        )  # fmt: skip
+
+    def scratch(data: bytearray, _: int) -> bytes:
+        head = 24 if name == "transport stream" else 8
+        data[begin + head : begin + size] = b"\xa5" * (size - head)
+        return bytes(data)
+
+    found, messages = read_warned(break_at(path, scratch, tmp_path / path.name))
+    assert [one.clip for one in found] == list(range(15))
+    assert [one.time for one in found] == pytest.approx([2 * clip + 1 for clip in range(15)])
+    assert [read(one.image) for one in found] == [50 * clip + 25 for clip in range(15)]
+    assert all("damaged near 1" in message for message in messages)
+
+
+def test_without_its_index_an_mp4_is_no_video(tmp_path: Path) -> None:
+    path = render(tmp_path / "a.mp4", constant(25, 10))
+    broken = break_at(path, cut_off, tmp_path / "b.mp4")
+    with pytest.raises(GranAlignError, match="not a video that can be read"):
+        read_frames(broken)
+
+
+def test_a_video_of_which_nothing_can_be_decoded(tmp_path: Path) -> None:
+    path = render(tmp_path / "a.mp4", constant(25, 10))
+
+    def clear(data: bytearray, _: int) -> bytes:
+        begin, end = data.index(b"mdat") + 4, data.index(b"moov") - 4
+        data[begin:end] = bytes(end - begin)
+        return bytes(data)
+
+    broken = break_at(path, clear, tmp_path / "b.mp4")
+    for call in (lambda: list(read_frames(broken)), lambda: probe(broken)):
+        with pytest.raises(GranAlignError, match="no frame of it can be shown"):
+            call()
+
+
+def test_a_lost_beginning_does_not_move_the_rest(tmp_path: Path) -> None:
+    path = render(tmp_path / "a.mp4", constant(25, 10), gop=20)
+
+    def clear(data: bytearray, _: int) -> bytes:
+        begin = data.index(b"mdat") + 4
+        data[begin : begin + 1000] = bytes(1000)  # the first key frame and some more
+        return bytes(data)
+
+    found, messages = read_warned(break_at(path, clear, tmp_path / "b.mp4"))
+    assert len(messages) == 1 and [one.clip for one in found] == list(range(5))
+    assert [one.time for one in found] == pytest.approx([1, 3, 5, 7, 9])
+    assert [read(one.image) for one in found] == [25, 75, 125, 175, 225]
+
+
+@pytest.mark.parametrize("name", ["mp4", "matroska"])
+def test_clips_by_their_numbers_warn_of_nothing_and_change_no_filter(
+    whole: Callable[[str], Path], tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The filters of warnings belong to all threads."""
+    broken = break_at(whole(name), cut_off, tmp_path / whole(name).name)
+    expected, messages = read_warned(broken)
+    assert messages
+    before, seen = list(warnings.filters), []
+    next_packet = Packets.next
+
+    def watched(self: Packets) -> Any:
+        seen.append(list(warnings.filters) == before)
+        return next_packet(self)
+
+    monkeypatch.setattr(Packets, "next", watched)
+    clips = [len(expected) - 1, 0]
+    for image, clip in zip(read_clips(broken, clips), clips, strict=True):
+        np.testing.assert_array_equal(image, expected[clip].image)
+    with pytest.raises(GranAlignError, match="got no frame for clip 14"):
+        read_clips(broken, [0, 14])
+    assert seen and all(seen)
+
+
+def test_whole_videos_are_not_warned_of(whole: Callable[[str], Path]) -> None:
+    for name in FORMATS:
+        found, messages = read_warned(whole(name))
+        assert len(found) == 15 and not messages
+
+
+def test_mutated_videos_end_well() -> None:
+    """A few of those that ``python -m helpers.fuzz_videos 500`` reads."""
+    tests = Path(__file__).parents[1]
+    run = subprocess.run(
+        [sys.executable, "-m", "helpers.fuzz_videos", "40"],
+        cwd=tests,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "frames and a warning" in run.stdout and "refused" in run.stdout
