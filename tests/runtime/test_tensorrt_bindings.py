@@ -48,7 +48,7 @@ def classes() -> list[type]:
     return [
         value
         for name, value in vars(fake_tensorrt).items()
-        if inspect.isclass(value) and value.__module__ == "fake_tensorrt"
+        if inspect.isclass(value) and value.__module__ == fake_tensorrt.__name__
     ]
 
 
