@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from .config import RetrieverConfig, preset
 from .errors import GranAlignError
 from .files import default_cache
-from .index import CLIP_SECONDS
+from .index import CLIP_SECONDS, IndexModels
 from .language.rewriters import RuleRewriter
 from .models.encoder import cpu_threads
 from .models.manifest import CLIP, LLM, SENTENCE_ENCODER, VLM, exported_models, fingerprint
@@ -227,10 +227,7 @@ class ModelFolder:
         return index_videos(
             videos,
             out,
-            captioner=self.captioner,
-            encoder=self.encoder,
-            frame_encoder=self.frame_encoder,
-            models=self.fingerprints,
+            IndexModels(self.captioner, self.encoder, self.frame_encoder, self.fingerprints),
             clip_seconds=clip_seconds,
             rows=rows,
             progress=progress,

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from .models import IndexModels
 from .records import CLIP_SECONDS, CaptionedVideo, FrameTable, VideoSource
 from .video_index import VideoIndex
 
-__all__ = ["CLIP_SECONDS", "CaptionedVideo", "FrameTable", "VideoIndex", "VideoSource"]
+__all__ = [
+    "CLIP_SECONDS",
+    "CaptionedVideo",
+    "FrameTable",
+    "IndexModels",
+    "VideoIndex",
+    "VideoSource",
+]

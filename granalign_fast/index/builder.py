@@ -10,29 +10,25 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError, MissingExtraError
-from granalign_fast.protocols import Captioner, ImageTextEncoder
 from granalign_fast.types import FrameSet
 from granalign_fast.video.frames import Frame, read_frames
 
-from .columns import is_text
+from .models import Descriptions, IndexModels
 from .records import CLIP_SECONDS, CaptionedVideo, FrameTable
 from .video_files import VideoFile, examine, finished
 from .video_index import VideoIndex
 from .work_folder import Rows, WorkFolder, only_one
-
-if TYPE_CHECKING:
-    from granalign_fast.protocols import TextEncoder
 
 Progress = Callable[[int, int, str], None]
 """Called with the clips that are done, those that there are, and the video at work."""
@@ -41,11 +37,8 @@ Progress = Callable[[int, int, str], None]
 def index_videos(
     videos: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
+    models: IndexModels,
     *,
-    captioner: Captioner,
-    encoder: TextEncoder,
-    frame_encoder: ImageTextEncoder | None = None,
-    models: Mapping[str, str],
     clip_seconds: float = CLIP_SECONDS,
     rows: int = 16,
     progress: Progress | None = None,
@@ -65,11 +58,8 @@ def index_videos(
     Args:
         videos: the files. Each gets the folder of its name without suffix.
         out: the folder of these folders; made if it is not there.
-        captioner: gives the query-agnostic captions.
-        encoder: of the captions.
-        frame_encoder: of the frames; None to leave that out.
-        models: fingerprints of these by kind, such as ``{"vlm": ..., "clip": ...}``: when one
-            changes, the videos are indexed anew.
+        models: the models that describe the frames; when one of their fingerprints changes, the
+            videos are indexed again.
         clip_seconds: length of a clip.
         rows: frames in a batch. Two batches are in memory, in the size of the files.
         progress: called after each batch.
@@ -82,9 +72,6 @@ def index_videos(
             there that is no index of a video, or another process is indexing into `out`; later, if
             a model refuses a frame, the disk is full, or a file changes meanwhile.
     """
-    for kind, model in models.items():
-        if not isinstance(kind, str) or not isinstance(model, str):
-            raise GranAlignError(f"models: got {kind!r}: {model!r}, expected fingerprints as texts")
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise GranAlignError(f"rows: got {rows!r}, expected an integer from 1")
     chosen = examine(videos, clip_seconds)
@@ -94,11 +81,11 @@ def index_videos(
         work.recover()
         request = {
             "videos": [video.record() for video in chosen],
-            "models": dict(models),
+            "models": dict(models.fingerprints),
             "clip_seconds": clip_seconds,
             "rows": rows,
         }
-        done = finished(chosen, work, models, clip_seconds)
+        done = finished(chosen, work, models.fingerprints, clip_seconds)
         todo = work.todo(request)
         if todo is None or {video.vid for video in chosen} - done.keys() - set(todo):
             todo = [video.vid for video in chosen if video.vid not in done]
@@ -108,10 +95,7 @@ def index_videos(
             plan=[video for video in chosen if video.vid in todo],
             finished=done,
             work=work,
-            captioner=captioner,
-            encoder=encoder,
-            frame_encoder=frame_encoder,
-            models=dict(models),
+            models=models,
             clip_seconds=clip_seconds,
             rows=rows,
             progress=progress,
@@ -141,10 +125,7 @@ class _Run:
     plan: Sequence[VideoFile]
     finished: dict[str, int]
     work: WorkFolder
-    captioner: Captioner
-    encoder: TextEncoder
-    frame_encoder: ImageTextEncoder | None
-    models: dict[str, str]
+    models: IndexModels
     clip_seconds: float
     rows: int
     progress: Progress | None
@@ -250,26 +231,11 @@ class _Run:
             done, known = sum(self.stored.values()), sum(self.clips.values())
             self.progress(done, max(done, known), parts[-1][0].vid)
 
-    def _ask(
-        self, batch: _Batch
-    ) -> tuple[tuple[str, ...], npt.NDArray[Any], npt.NDArray[Any] | None]:
+    def _ask(self, batch: _Batch) -> Descriptions:
         """Captions, their embeddings, and those of the frames."""
-        images = [frame.image for _, frame in batch.frames]
         video, frame = batch.frames[0]
         try:
-            captions = tuple(self.captioner.agnostic(batch.hashed))
-            if len(captions) != len(images):
-                raise GranAlignError(
-                    f"captioner: got {len(captions)} captions, expected {len(images)}"
-                )
-            for text in captions:
-                if not is_text(text):
-                    raise GranAlignError(f"captioner: got {text!r}, expected a Unicode text")
-            embeddings = _checked(self.encoder.encode(captions), len(images), "encoder")
-            if self.frame_encoder is None:
-                return captions, embeddings, None
-            seen = _checked(self.frame_encoder.encode_frames(images), len(images), "clip")
-            return captions, embeddings, seen
+            return self.models.describe(batch.hashed, [frame.image for _, frame in batch.frames])
         except MissingExtraError:
             raise
         except GranAlignError as error:
@@ -302,11 +268,11 @@ class _Run:
                     np.concatenate([part.times for part in rows]),
                     tuple(itertools.chain.from_iterable(part.hashes for part in rows)),
                     None
-                    if self.frame_encoder is None
+                    if self.models.frame_encoder is None
                     else _joined([part.frames for part in rows if part.frames is not None], video),
                     video.source,
                 ),
-                self.models,
+                dict(self.models.fingerprints),
             )
         )
         self.finished[video.vid] = clips
@@ -316,14 +282,6 @@ def _batch(frames: list[tuple[VideoFile, Frame]], ended: list[tuple[VideoFile, i
     images = [frame.image for _, frame in frames]
     # Hashed here, beside the models' work.
     return _Batch(frames, FrameSet.of(images) if images else FrameSet((), lambda _: []), ended)
-
-
-def _checked(rows: npt.NDArray[Any], count: int, what: str) -> npt.NDArray[Any]:
-    if rows.ndim != 2 or len(rows) != count or rows.dtype not in (np.float32, np.float16):
-        raise GranAlignError(
-            f"{what}: got {rows.dtype} {rows.shape}, expected float32 or float16 ({count}, dim)"
-        )
-    return rows
 
 
 def _joined(parts: Iterable[npt.NDArray[Any]], video: VideoFile) -> npt.NDArray[Any]:

@@ -6,8 +6,9 @@ import os
 import signal
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,6 +16,7 @@ from unittest import mock
 import numpy as np
 import numpy.typing as npt
 
+from granalign_fast.index import IndexModels
 from granalign_fast.index.builder import index_videos
 from granalign_fast.types import FrameSet, frame_hash
 from granalign_fast.video.frames import read_frames
@@ -26,7 +28,7 @@ Array = npt.NDArray[Any]
 ROWS = 4
 CLIPS = {"street": 5, "yard": 2, "kitchen": 6}
 """A batch has frames of three videos, one is of one video alone, and the last one is short."""
-MODELS = {"vlm": "colours", "clip": "projection", "sentence-encoder": BagOfWords.fingerprint}
+FINGERPRINTS = {"vlm": "colours", "clip": "projection", "sentence-encoder": BagOfWords.fingerprint}
 COLOURS = ("black", "blue", "green", "teal", "red", "purple", "yellow", "white")
 
 
@@ -65,14 +67,10 @@ def colour(image: Array) -> str:
     return COLOURS[4 * red + 2 * green + blue]
 
 
-def models() -> dict[str, Any]:
-    """The arguments of `index_videos` that are models."""
-    return {
-        "captioner": ColourCaptioner(),
-        "encoder": BagOfWords(),
-        "frame_encoder": Projection(),
-        "models": MODELS,
-    }
+def models(**changes: Any) -> IndexModels:
+    """The stand-ins for the models, with some fields changed."""
+    stand_ins = IndexModels(ColourCaptioner(), BagOfWords(), Projection(), FINGERPRINTS)
+    return replace(stand_ins, **changes)
 
 
 def write_video(path: Path, clips: int, seed: int) -> Path:
@@ -98,8 +96,11 @@ Tree = dict[str, bytes]
 """The files of a folder by their paths."""
 
 
-def index(folder: Path, out: Path, **changed: Any) -> list[Path]:
-    return index_videos(videos_in(folder), out, rows=ROWS, **models() | changed)
+def index(
+    folder: Path, out: Path, made_with: IndexModels | None = None, **settings: Any
+) -> list[Path]:
+    """Index the videos of a folder, with the stand-ins unless other models are given."""
+    return index_videos(videos_in(folder), out, made_with or models(), rows=ROWS, **settings)
 
 
 def tree(folder: Path) -> Tree:
@@ -127,13 +128,15 @@ class Asleep:
         raise AssertionError(f"{name} was asked for, although nothing has changed")
 
 
-ASLEEP = {"captioner": Asleep(), "encoder": Asleep(), "frame_encoder": Asleep()}
+ASLEEP = models(captioner=Asleep(), encoder=Asleep(), frame_encoder=Asleep())
 
 
-def asked(folder: Path, out: Path, **changed: Any) -> set[str]:
-    """The videos of which a run asked the captioner."""
+def captioned(
+    folder: Path, out: Path, fingerprints: Mapping[str, str] = FINGERPRINTS, **settings: Any
+) -> set[str]:
+    """The videos whose frames the captioner got in a run."""
     captioner = ColourCaptioner()
-    index(folder, out, captioner=captioner, **changed)
+    index(folder, out, models(captioner=captioner, fingerprints=fingerprints), **settings)
     hashes = {frame for batch in captioner.batches for frame in batch}
     return {
         path.stem
@@ -180,7 +183,7 @@ def main(videos: str, out: str, at: str = str(sys.maxsize)) -> None:
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     with dying(int(at), lambda: os.kill(os.getpid(), signal.SIGKILL)):
-        index_videos(videos_in(Path(videos)), out, rows=ROWS, **models())
+        index_videos(videos_in(Path(videos)), out, models(), rows=ROWS)
 
 
 if __name__ == "__main__":

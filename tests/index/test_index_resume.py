@@ -21,7 +21,7 @@ import pytest
 from helpers.index_worker import (
     ASLEEP,
     CLIPS,
-    MODELS,
+    FINGERPRINTS,
     ROWS,
     ColourCaptioner,
     Giving,
@@ -79,9 +79,9 @@ def test_an_interrupted_run_is_completed_not_restarted(
             return own.agnostic(frames)
 
         with pytest.raises(type(error)):
-            index(folder, out, captioner=Giving(stop))
+            index(folder, out, models(captioner=Giving(stop)))
         rest = ColourCaptioner()
-        index(folder, out, captioner=rest)
+        index(folder, out, models(captioner=rest))
         assert len(captioner.batches) == batches and len(rest.batches) == 4 - batches
         assert tree(out) == clean
 
@@ -95,7 +95,7 @@ def test_models_are_not_asked_when_only_putting_together_is_left(
 
     with pytest.raises(Killed):
         index(folder, tmp_path, progress=stop)
-    index(folder, tmp_path, **ASLEEP)
+    index(folder, tmp_path, ASLEEP)
     assert tree(tmp_path) == clean
 
 
@@ -106,11 +106,12 @@ def test_a_request_for_something_else_begins_anew(
         index(folder, tmp_path)
     assert (tmp_path / ".indexing" / "parts").exists()
     captioner = ColourCaptioner()
-    index(folder, tmp_path, captioner=captioner, models=MODELS | {"vlm": "others"})
+    others = FINGERPRINTS | {"vlm": "others"}
+    index(folder, tmp_path, models(captioner=captioner, fingerprints=others))
     assert len(captioner.batches) == 4
     with dying(22), pytest.raises(Killed):
         index(folder, tmp_path)
-    index_videos(videos_in(folder)[:1], tmp_path, rows=2, **models())
+    index_videos(videos_in(folder)[:1], tmp_path, models(), rows=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(CLIPS)
 
 
@@ -164,7 +165,7 @@ def test_dying_at_every_change_of_the_file_system(
     monkeypatch.setattr(os, "fsync", lambda _: None)  # slow; here the machine lives on
     earlier = tmp_path / "earlier"
     if replacing:
-        index(folder, earlier, models=MODELS | {"vlm": "earlier"})
+        index(folder, earlier, models(fingerprints=FINGERPRINTS | {"vlm": "earlier"}))
     else:
         earlier.mkdir()
     with dying(sys.maxsize) as changes:
@@ -181,9 +182,9 @@ def test_dying_at_every_change_of_the_file_system(
         # Where an old index is replaced, once more, at another place, while it is put right.
         for place in (at, at * 7 % 23) if replacing else (at,):
             with suppress(Killed), dying(place):
-                index(folder, out, captioner=captioner)
+                index(folder, out, models(captioner=captioner))
             readable(out, replacing=replacing)
-        index(folder, out, captioner=captioner)
+        index(folder, out, models(captioner=captioner))
         assert tree(out) == clean, at
         # Each death costs the batch at work, no more.
         assert len(captioner.batches) <= 4 + 2, at
@@ -253,7 +254,7 @@ def test_frames_of_a_damaged_stretch_are_the_same_after_resuming(
         begin = int(rng.integers(len(content) // 10, len(content) * 9 // 10))
         content[begin : begin + 40] = rng.integers(0, 256, 40, np.uint8)
     content.tofile(video)
-    index_videos([video], tmp_path / "clean", rows=2, **models())
+    index_videos([video], tmp_path / "clean", models(), rows=2)
     batches = -(-len(VideoIndex.load(tmp_path / "clean" / "video").video.captions) // 2)
     for after in range(1, batches):
         out = tmp_path / str(after)
@@ -263,8 +264,8 @@ def test_frames_of_a_damaged_stretch_are_the_same_after_resuming(
                 raise Killed
 
         with pytest.raises(Killed):
-            index_videos([video], out, rows=2, progress=stop, **models())
-        index_videos([video], out, rows=2, **models())
+            index_videos([video], out, models(), rows=2, progress=stop)
+        index_videos([video], out, models(), rows=2)
         assert tree(out) == tree(tmp_path / "clean")
 
 
@@ -309,6 +310,6 @@ def test_only_two_batches_of_frames_are_in_memory(
             yield Frame(clip, 2.0 * clip, image)
 
     monkeypatch.setattr(builder, "read_frames", endless)
-    index_videos(videos_in(folder)[:1], tmp_path, rows=ROWS, **models())
+    index_videos(videos_in(folder)[:1], tmp_path, models(), rows=ROWS)
     assert len(VideoIndex.load(tmp_path / "street").video.captions) == 400
     assert most <= 3 * ROWS  # the third is the one that goes

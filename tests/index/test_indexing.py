@@ -13,13 +13,13 @@ import pytest
 from helpers.index_worker import (
     ASLEEP,
     CLIPS,
-    MODELS,
+    FINGERPRINTS,
     ROWS,
     ColourCaptioner,
     Giving,
     Projection,
     Tree,
-    asked,
+    captioned,
     colour,
     index,
     models,
@@ -69,7 +69,7 @@ def test_indexes_are_what_the_models_say_of_each_batch(folder: Path, tmp_path: P
         images = [frame.image for _, frame in stream[start : start + ROWS]]
         captions += ColourCaptioner().agnostic(FrameSet.of(images))
         seen += list(Projection().encode_frames(images))
-    embedded = models()["encoder"].encode(captions)
+    embedded = models().encoder.encode(captions)
     for path, out in zip(videos_in(folder), folders, strict=True):
         own = [number for number, (vid, _) in enumerate(stream) if vid == path.stem]
         frames = [stream[number][1] for number in own]
@@ -77,7 +77,7 @@ def test_indexes_are_what_the_models_say_of_each_batch(folder: Path, tmp_path: P
         assert found.video == CaptionedVideo(
             path.stem, tuple(captions[n] for n in own), 2.0, probe(path).duration
         )
-        assert found.models == MODELS
+        assert found.models == FINGERPRINTS
         np.testing.assert_array_equal(found.embeddings, embedded[own])
         assert found.frames is not None and found.frames.embeddings is not None
         np.testing.assert_array_equal(found.frames.embeddings, np.stack(seen)[own])
@@ -100,8 +100,8 @@ def test_every_size_of_batch(folder: Path, tmp_path: Path, rows: int) -> None:
     found = index_videos(
         videos_in(folder),
         tmp_path,
+        models(captioner=captioner, frame_encoder=None),
         rows=rows,
-        **models() | {"captioner": captioner, "frame_encoder": None},
     )
     total = sum(CLIPS.values())
     assert [len(batch) for batch in captioner.batches] == [
@@ -125,9 +125,9 @@ def test_a_second_run_does_nothing(
 
     before = stamps()
     monkeypatch.setattr(builder, "read_frames", lambda *_, **__: pytest.fail("decoded again"))
-    assert index(folder, tmp_path, **ASLEEP) == [tmp_path / name for name in CLIPS]
+    assert index(folder, tmp_path, ASLEEP) == [tmp_path / name for name in CLIPS]
     # Another request for some of them is as idle.
-    index_videos(videos_in(folder)[1:], tmp_path, rows=1, **models() | ASLEEP)
+    index_videos(videos_in(folder)[1:], tmp_path, ASLEEP, rows=1)
     assert stamps() == before
     assert tree(tmp_path) == clean
 
@@ -137,28 +137,28 @@ def test_what_has_changed_is_indexed_again(folder: Path, tmp_path: Path) -> None
     shutil.copytree(folder, videos)
     index(videos, out)
     write_video(videos / "yard.mp4", 3, 99)
-    assert asked(videos, out) == {"yard"}
+    assert captioned(videos, out) == {"yard"}
     assert len(VideoIndex.load(out / "yard").video.captions) == 3
     (videos / "street.mp4").touch()
-    assert asked(videos, out) == set()
-    assert asked(videos, out, models=MODELS | {"vlm": "better colours"}) == set(CLIPS)
+    assert captioned(videos, out) == set()
+    assert captioned(videos, out, FINGERPRINTS | {"vlm": "better colours"}) == set(CLIPS)
     assert VideoIndex.load(out / "street").models["vlm"] == "better colours"
-    assert asked(videos, out) == set(CLIPS)
-    assert asked(videos, out, clip_seconds=4.0) == set(CLIPS)
+    assert captioned(videos, out) == set(CLIPS)
+    assert captioned(videos, out, clip_seconds=4.0) == set(CLIPS)
     assert VideoIndex.load(out / "kitchen").video.clip_seconds == 4
     # A torn index is as good as none.
     (out / "kitchen" / "embeddings.safetensors").write_bytes(b"torn")
-    assert asked(videos, out, clip_seconds=4.0) == {"kitchen"}
+    assert captioned(videos, out, clip_seconds=4.0) == {"kitchen"}
     assert sorted(path.name for path in out.iterdir()) == sorted(CLIPS)
 
 
 def test_a_file_that_has_moved_is_found(folder: Path, tmp_path: Path, clean: Tree) -> None:
     index(folder, tmp_path / "out")
     shutil.copytree(folder, tmp_path / "moved")
-    index(tmp_path / "moved", tmp_path / "out", **ASLEEP)
+    index(tmp_path / "moved", tmp_path / "out", ASLEEP)
     found = VideoIndex.load(tmp_path / "out" / "yard").frames
     assert found is not None and found.path == tmp_path / "moved" / "yard.mp4"
-    index(folder, tmp_path / "out", **ASLEEP)
+    index(folder, tmp_path / "out", ASLEEP)
     assert tree(tmp_path / "out") == clean
 
 
@@ -173,7 +173,7 @@ def test_a_damaged_video_is_indexed_up_to_the_damage(tmp_path: Path) -> None:
     assert 0 < len(frames) < 9
     videos = [tmp_path / "cut.mkv", tmp_path / "whole.mkv"]
     with pytest.warns(DamagedVideoWarning, match=r"cut\.mkv"):
-        cut, whole = index_videos(videos, tmp_path / "out", rows=ROWS, **models())
+        cut, whole = index_videos(videos, tmp_path / "out", models(), rows=ROWS)
     loaded = VideoIndex.load(cut)
     assert len(loaded.video.captions) == len(frames)
     assert loaded.frames is not None
@@ -194,32 +194,44 @@ def raising(error: BaseException) -> Callable[..., Any]:
         ({"rows": 0}, "rows: got 0"),
         ({"rows": True}, "rows: got True"),
         ({"clip_seconds": 0}, "clip_seconds: got 0"),
-        ({"models": {"vlm": None}}, "models: got 'vlm': None"),
-        (
-            {"captioner": Giving(lambda _: ["one"])},
-            r"street\.mp4: clip 0 .* got 1 captions, expected 4",
-        ),
-        (
-            {"captioner": Giving(lambda _: ["\ud83d"] * 4)},
-            r"got '\\ud83d', expected a Unicode text",
-        ),
-        ({"captioner": Giving(raising(GranAlignError("full")))}, r"street\.mp4: clip 0 .* full"),
     ],
 )
-def test_what_a_run_refuses(
+def test_settings_out_of_range_are_refused(
     folder: Path, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
-    arguments = {"rows": ROWS, **models()} | change
     with pytest.raises(GranAlignError, match=message) as error:
-        index_videos(videos_in(folder), tmp_path / "out", **arguments)
+        index_videos(videos_in(folder), tmp_path / "out", models(), **{"rows": ROWS} | change)
     assert "\n" not in str(error.value)
     assert not list((tmp_path / "out").glob("[!.]*"))
+
+
+@pytest.mark.parametrize(
+    ("captioner", "message"),
+    [
+        (Giving(lambda _: ["one"]), r"street\.mp4: clip 0 .* got 1 captions, expected 4"),
+        (Giving(lambda _: ["\ud83d"] * 4), r"got '\\ud83d', expected a Unicode text"),
+        (Giving(raising(GranAlignError("full"))), r"street\.mp4: clip 0 .* full"),
+    ],
+)
+def test_wrong_captions_are_refused(
+    folder: Path, tmp_path: Path, captioner: Giving, message: str
+) -> None:
+    with pytest.raises(GranAlignError, match=message) as error:
+        index(folder, tmp_path / "out", models(captioner=captioner))
+    assert "\n" not in str(error.value)
+    assert not list((tmp_path / "out").glob("[!.]*"))
+
+
+def test_fingerprints_must_be_strings() -> None:
+    with pytest.raises(GranAlignError, match="fingerprints: got 'vlm': None") as error:
+        models(fingerprints={"vlm": None})
+    assert "\n" not in str(error.value)
 
 
 def test_a_missing_extra_is_named(folder: Path, tmp_path: Path) -> None:
     missing = Giving(raising(MissingExtraError("captioning", "cuda")))
     with pytest.raises(MissingExtraError, match=r"\[cuda\]"):
-        index(folder, tmp_path, captioner=missing)
+        index(folder, tmp_path, models(captioner=missing))
 
 
 @pytest.mark.parametrize("shape", [(3, 64), (4,), (4, 64, 1)])
@@ -227,7 +239,7 @@ def test_wrong_embeddings_are_refused(
     folder: Path, tmp_path: Path, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Projection, "encode_frames", lambda *_: np.zeros(shape, np.float32))
-    with pytest.raises(GranAlignError, match="clip: got float32"):
+    with pytest.raises(GranAlignError, match="frame encoder: got float32"):
         index(folder, tmp_path)
 
 
@@ -254,7 +266,7 @@ def test_files_are_checked_before_any_work(
         shutil.copy(folder / "yard.mp4", tmp_path / "in" / name)
     videos = names if isinstance(names, str) else [tmp_path / "in" / name for name in names]
     with pytest.raises(GranAlignError, match=message):
-        index_videos(videos, tmp_path / "out", **models() | ASLEEP)
+        index_videos(videos, tmp_path / "out", ASLEEP)
     assert not (tmp_path / "out").exists()
 
 
@@ -282,19 +294,19 @@ def test_what_is_not_ours_is_not_replaced(
     occupy(out / "yard")
     before = tree(out)
     with pytest.raises(GranAlignError, match=message):
-        index(folder, out, **ASLEEP)
+        index(folder, out, ASLEEP)
     assert tree(out) == before
 
 
 def test_out_must_be_a_folder_that_nobody_else_indexes_into(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(GranAlignError, match="file: cannot be a folder of indexes"):
-        index(folder, tmp_path / "file", **ASLEEP)
+        index(folder, tmp_path / "file", ASLEEP)
     with (
         only_one(tmp_path / "out"),
         pytest.raises(GranAlignError, match="another process is indexing"),
     ):
-        index(folder, tmp_path / "out", **ASLEEP)
+        index(folder, tmp_path / "out", ASLEEP)
     index(folder, tmp_path / "out")
 
 
@@ -313,7 +325,7 @@ def test_a_video_that_fails_later_costs_only_what_follows(
     for name in ("street", "yard"):
         assert len(VideoIndex.load(tmp_path / name).video.captions) == CLIPS[name]
     monkeypatch.undo()
-    assert asked(folder, tmp_path) >= {"kitchen"}
+    assert captioned(folder, tmp_path) >= {"kitchen"}
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(CLIPS)
 
 
@@ -328,7 +340,7 @@ def test_a_file_that_changes_meanwhile_is_noticed(folder: Path, tmp_path: Path) 
 
     with pytest.raises(GranAlignError, match=r"yard\.mp4: changed while it was being indexed"):
         index(videos, out, progress=exchange)
-    assert asked(videos, out) == {"yard", "kitchen"}
+    assert captioned(videos, out) == {"yard", "kitchen"}
 
 
 def test_a_file_that_is_replaced_once_it_is_probed_is_noticed(
@@ -376,5 +388,5 @@ def test_the_next_batch_is_decoded_while_the_models_work(
             return super().agnostic(frames)
 
     monkeypatch.setattr(builder, "read_frames", watched)
-    index(folder, tmp_path, captioner=Waiting())
+    index(folder, tmp_path, models(captioner=Waiting()))
     assert tree(tmp_path) == clean
