@@ -1,4 +1,4 @@
-"""What is known of a video before any query: records, folders on disk, and how they are made."""
+"""Video indexes: everything that is computed about a video before any query, kept on disk."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Video files to index folders, in batches that videos share, resumed after any interruption.
+"""Index video files: batches of frames across videos, resumed after any interruption.
 
-The frames of all videos are one stream, cut into batches of equal size. A model may give slightly
-other numbers for a frame in other company, so a resumed run forms the very same batches and goes on
-at the first one whose rows are not all on disk.
+The frames of all videos form one stream, which is split into batches of equal size. A model's
+result for a frame may depend slightly on the other frames of its batch, so a resumed run forms the
+same batches as an undisturbed one. It continues at the first batch whose rows are not all on disk.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from granalign_fast.video.frames import Frame, read_frames
 
 from .models import Descriptions, IndexModels
 from .records import CLIP_SECONDS, CaptionedVideo, FrameTable
-from .video_files import VideoFile, examine, finished
+from .video_files import VideoFile, count_indexed_clips, inspect_videos
 from .video_index import VideoIndex
-from .work_folder import Rows, WorkFolder, only_one
+from .work_folder import ClipRows, WorkFolder, lock_folder
 
 Progress = Callable[[int, int, str], None]
-"""Called with the clips that are done, those that there are, and the video at work."""
+"""Called with the number of finished clips, the number of all clips, and the current video's id."""
 
 
 def index_videos(
@@ -45,269 +45,300 @@ def index_videos(
 ) -> list[Path]:
     """Index video files: one frame per clip, its caption, and the embeddings of both.
 
-    Ended at any moment, even by ``kill -9``, the same call goes on where it was, and the indexes
-    equal those of an undisturbed run in every byte. A video whose index is there is not touched, as
-    long as its content, `models` and `clip_seconds` are the same; otherwise a new index replaces
-    the old one as soon as it is whole. A call for something else begins anew with what an
-    interrupted one had not finished.
+    If the call is interrupted at any moment, even by ``kill -9``, the same call resumes the work,
+    and every byte of the indexes equals that of an undisturbed run. A video that has an index is
+    skipped as long as its content, the fingerprints of `models` and `clip_seconds` are the same.
+    Otherwise a new index replaces the old one as soon as the new one is complete. A call with
+    other arguments discards the unfinished work of an interrupted call.
 
-    A damaged video is indexed as far as it can be decoded, with a `DamagedVideoWarning`; what the
-    decoder makes of the damage may differ from run to run. Where an error ends the call, the videos
-    before are finished.
+    A damaged video is indexed as far as it can be decoded, with a `DamagedVideoWarning`. The
+    decoder's output for a damaged stretch may differ from run to run. If an error ends the call,
+    the videos before the failing one are finished.
 
     Args:
-        videos: the files. Each gets the folder of its name without suffix.
-        out: the folder of these folders; made if it is not there.
+        videos: paths of the files. The index of each is a folder named as the file without suffix.
+        out: the parent of these folders; it is created if it does not exist.
         models: the models that describe the frames; when one of their fingerprints changes, the
             videos are indexed again.
-        clip_seconds: length of a clip.
-        rows: frames in a batch. Two batches are in memory, in the size of the files.
+        clip_seconds: length of a clip in seconds.
+        rows: frames in a batch. Two batches are in memory at a time, in the size of the files.
         progress: called after each batch.
 
     Returns:
         The folder of each video, for `VideoIndex.load`.
 
     Raises:
-        GranAlignError: before any work, if a file is no video, two have the same name, a folder is
-            there that is no index of a video, or another process is indexing into `out`; later, if
-            a model refuses a frame, the disk is full, or a file changes meanwhile.
+        GranAlignError: before any work, if a file is not a video, two files have the same name, a
+            folder exists that is not the index of a video, or another process is indexing into
+            `out`; later, if a model refuses a frame, the disk is full, or a file changes.
     """
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise GranAlignError(f"rows: got {rows!r}, expected an integer from 1")
-    chosen = examine(videos, clip_seconds)
+    files = inspect_videos(videos, clip_seconds)
     out = Path(out)
-    with only_one(out):
+    with lock_folder(out):
         work = WorkFolder(out)
         work.recover()
         request = {
-            "videos": [video.record() for video in chosen],
+            "videos": [file.to_record() for file in files],
             "models": dict(models.fingerprints),
             "clip_seconds": clip_seconds,
             "rows": rows,
         }
-        done = finished(chosen, work, models.fingerprints, clip_seconds)
-        todo = work.todo(request)
-        if todo is None or {video.vid for video in chosen} - done.keys() - set(todo):
-            todo = [video.vid for video in chosen if video.vid not in done]
-            if todo:
-                work.begin(request, todo)
-        run = _Run(
-            plan=[video for video in chosen if video.vid in todo],
-            finished=done,
+        # Videos with an up-to-date index need no work, unless they are part of a resumed run: its
+        # batches begin with their frames.
+        indexed = count_indexed_clips(files, work, models.fingerprints, clip_seconds)
+        pending = work.read_job(request)
+        if pending is None or {file.vid for file in files} - indexed.keys() - set(pending):
+            pending = [file.vid for file in files if file.vid not in indexed]
+            if pending:
+                work.start_job(request, pending)
+        run = _IndexingRun(
+            videos=[file for file in files if file.vid in pending],
+            indexed=indexed,
             work=work,
             models=models,
             clip_seconds=clip_seconds,
             rows=rows,
             progress=progress,
         )
-        if done.keys() < {video.vid for video in chosen}:
-            run()
+        if indexed.keys() < {file.vid for file in files}:
+            run.execute()
         work.discard()
-    return [out / video.vid for video in chosen]
+    return [out / file.vid for file in files]
 
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
+    """Frames that the models get in one call, and the videos that end with them."""
+
     frames: list[tuple[VideoFile, Frame]]
-    hashed: FrameSet
+    frame_set: FrameSet
+    """The same frames with their hashes."""
     ended: list[tuple[VideoFile, int]]
-    """Videos that have no more frames, and how many they had."""
+    """Videos whose last frame is in this batch or was in the one before, with their clip counts."""
 
 
-class _Stopped(Exception):
-    """Ends decoding, not to keep an error or Ctrl-C waiting."""
+class _Cancelled(Exception):
+    """Ends the decoding thread, so that an error or Ctrl-C does not have to wait for it."""
 
 
 @dataclass
-class _Run:
-    """One pass over the videos of a plan."""
+class _IndexingRun:
+    """One pass over the videos of a job.
 
-    plan: Sequence[VideoFile]
-    finished: dict[str, int]
+    A thread decodes the next batch while the models describe the current one.
+    """
+
+    videos: Sequence[VideoFile]
+    """The videos whose frames form the batches, in order."""
+    indexed: dict[str, int]
+    """The number of clips of each video that has its final index."""
     work: WorkFolder
     models: IndexModels
     clip_seconds: float
     rows: int
     progress: Progress | None
-    stored: dict[str, int] = field(init=False)
-    """How many clips of each video are on disk, from its first on."""
-    clips: dict[str, int] = field(init=False)
-    """How many it has; until its end has been seen, as its last packets promise."""
-    stopped: threading.Event = field(default_factory=threading.Event)
-    """Nobody waits for more frames."""
+    stored_clips: dict[str, int] = field(init=False)
+    """For each video, the number of clips that are on disk; these are its first clips."""
+    total_clips: dict[str, int] = field(init=False)
+    """For each video, its number of clips; until its end is read, an estimate by `probe`."""
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    """Set when the run fails: the thread that decodes must end."""
 
-    def __call__(self) -> None:
-        self.stored = {video.vid: self._rows_of(video) for video in self.plan}
-        self.clips = {video.vid: video.info.clips for video in self.plan} | self.finished
-        with _one_ahead(self._batches(*self._place())) as batches:
+    def execute(self) -> None:
+        """Describe all missing clips and publish the index of every video that is complete."""
+        # 1. Find out what an earlier run has left on disk.
+        self.stored_clips = {video.vid: self._count_stored_clips(video) for video in self.videos}
+        self.total_clips = {video.vid: video.info.clips for video in self.videos} | self.indexed
+        # 2. Decode from the first batch that is not complete, one batch ahead of the models.
+        position, clip = self._find_resume_point()
+        with _prefetch(self._read_batches(position, clip)) as batches:
             try:
                 for batch in batches:
-                    self._store(batch)
+                    # 3. Describe the frames and write the rows to disk.
+                    self._process_batch(batch)
+                    # 4. A video whose last clip is on disk gets its index.
                     for video, clips in batch.ended:
-                        self._finish(video, clips)
+                        self._publish_index(video, clips)
             except BaseException:
-                self.stopped.set()
+                self.cancelled.set()
                 raise
 
-    def _rows_of(self, video: VideoFile) -> int:
-        """How many clips of a video need no more work."""
-        if video.vid in self.finished:
-            return self.finished[video.vid]
-        kept = self.work.rows(video.vid)
-        return kept[-1].end if kept else 0
+    def _count_stored_clips(self, video: VideoFile) -> int:
+        """Return how many clips of a video need no more work."""
+        if video.vid in self.indexed:
+            return self.indexed[video.vid]
+        parts = self.work.read_rows(video.vid)
+        return parts[-1].end if parts else 0
 
-    def _place(self) -> tuple[int, int]:
-        """The video, and the clip of it, with which the first unfinished batch begins."""
-        unfinished = next(i for i, v in enumerate(self.plan) if v.vid not in self.finished)
-        begun = self.plan[: unfinished + 1]
-        row = sum(self.stored[video.vid] for video in begun) // self.rows * self.rows
-        for number, video in enumerate(begun):
-            if number == unfinished or row < self.stored[video.vid]:
-                return number, row
-            row -= self.stored[video.vid]
-        raise AssertionError("the last of these videos is unfinished")
+    def _find_resume_point(self) -> tuple[int, int]:
+        """Return the position of a video and its clip at which the first incomplete batch begins.
 
-    def _batches(self, number: int, first: int) -> Generator[_Batch, None, None]:
-        """The frames of all videos from clip `first` of one on, cut into batches."""
-        gathered: list[tuple[VideoFile, Frame]] = []
+        Batches are counted from the first frame of the first video, as in an undisturbed run.
+        """
+        incomplete = next(i for i, v in enumerate(self.videos) if v.vid not in self.indexed)
+        begun = self.videos[: incomplete + 1]
+        # All stored clips form a prefix of the stream of frames; round down to whole batches.
+        row = sum(self.stored_clips[video.vid] for video in begun) // self.rows * self.rows
+        # Locate that row of the stream among the videos.
+        for position, video in enumerate(begun):
+            if position == incomplete or row < self.stored_clips[video.vid]:
+                return position, row
+            row -= self.stored_clips[video.vid]
+        raise AssertionError("the last of these videos is incomplete")
+
+    def _read_batches(self, position: int, first_clip: int) -> Generator[_Batch, None, None]:
+        """Yield batches of frames, from clip `first_clip` of the video at `position` on."""
+        pairs: list[tuple[VideoFile, Frame]] = []
         ended: list[tuple[VideoFile, int]] = []
-        for video in self.plan[number:]:
-            clips = first
+        for video in self.videos[position:]:
+            clips = first_clip
             try:
-                for frame in self._frames(video, first):
+                for frame in self._decode_frames(video, first_clip):
                     clips = frame.clip + 1
-                    gathered.append((video, frame))
-                    if len(gathered) == self.rows:
-                        yield _batch(gathered, ended)
-                        gathered, ended = [], []
+                    pairs.append((video, frame))
+                    if len(pairs) == self.rows:
+                        yield _make_batch(pairs, ended)
+                        pairs, ended = [], []
             except GranAlignError:
-                # The videos before this one must not be lost to it.
+                # An error in this video must not cost the videos before it: they are published.
                 if ended:
-                    yield _batch([pair for pair in gathered if pair[0] is not video], ended)
+                    yield _make_batch([pair for pair in pairs if pair[0] is not video], ended)
                 raise
             ended.append((video, clips))
-            first = 0
+            first_clip = 0
+        # The last batch may be short.
         if ended:
-            yield _batch(gathered, ended)
+            yield _make_batch(pairs, ended)
 
-    def _frames(self, video: VideoFile, first: int) -> Iterator[Frame]:
-        """The frames of a video from clip `first` on."""
-        # All are decoded: in a damaged stretch a frame depends on which were decoded before it.
+    def _decode_frames(self, video: VideoFile, first_clip: int) -> Iterator[Frame]:
+        """Yield the frames of a video from clip `first_clip` on."""
+        # Decode from the start: in a damaged stretch a frame depends on the frames decoded before.
         try:
             for frame in read_frames(video.source.path, clip_seconds=self.clip_seconds):
-                if self.stopped.is_set():
-                    raise _Stopped
-                if frame.clip >= first:
+                if self.cancelled.is_set():
+                    raise _Cancelled
+                if frame.clip >= first_clip:
                     yield frame
         except GranAlignError:
             video.check_unchanged()  # a file that is being replaced looks damaged
             raise
 
-    def _store(self, batch: _Batch) -> None:
-        """Ask the models about a batch and keep what they say, unless it is all on disk."""
-        parts = [
+    def _process_batch(self, batch: _Batch) -> None:
+        """Describe the frames of a batch and write their rows, unless all rows are on disk."""
+        # Group the frames by video; each group becomes one file of rows.
+        groups = [
             (video, [frame for _, frame in pairs])
             for video, pairs in itertools.groupby(batch.frames, key=lambda pair: pair[0])
         ]
-        if all(frames[-1].clip < self.stored[video.vid] for video, frames in parts):
+        if all(frames[-1].clip < self.stored_clips[video.vid] for video, frames in groups):
             return
-        captions, embeddings, seen = self._ask(batch)
+        described = self._describe(batch)
+        # Cut the batch's results into the groups' rows.
         begin = 0
-        for video, frames in parts:
+        for video, frames in groups:
             part = slice(begin, begin + len(frames))
             begin = part.stop
-            rows = Rows(
+            embeddings = described.frame_embeddings
+            rows = ClipRows(
                 first=frames[0].clip,
                 times=np.array([frame.time for frame in frames], np.float64),
-                hashes=batch.hashed.hashes[part],
-                captions=captions[part],
-                embeddings=embeddings[part],
-                frames=None if seen is None else seen[part],
+                hashes=batch.frame_set.hashes[part],
+                captions=described.captions[part],
+                embeddings=described.embeddings[part],
+                frame_embeddings=None if embeddings is None else embeddings[part],
             )
-            if rows.end > self.stored[video.vid]:
-                self.work.add(video.vid, rows)
-                self.stored[video.vid] = rows.end
+            if rows.end > self.stored_clips[video.vid]:
+                self.work.write_rows(video.vid, rows)
+                self.stored_clips[video.vid] = rows.end
         if self.progress:
-            done, known = sum(self.stored.values()), sum(self.clips.values())
-            self.progress(done, max(done, known), parts[-1][0].vid)
+            done, known = sum(self.stored_clips.values()), sum(self.total_clips.values())
+            self.progress(done, max(done, known), groups[-1][0].vid)
 
-    def _ask(self, batch: _Batch) -> Descriptions:
-        """Captions, their embeddings, and those of the frames."""
+    def _describe(self, batch: _Batch) -> Descriptions:
+        """Run the models; their errors name the file and the first clip of the batch."""
         video, frame = batch.frames[0]
         try:
-            return self.models.describe(batch.hashed, [frame.image for _, frame in batch.frames])
+            return self.models.describe(batch.frame_set, [frame.image for _, frame in batch.frames])
         except MissingExtraError:
             raise
         except GranAlignError as error:
             raise GranAlignError(
-                f"{video.source.path}: clip {frame.clip} and those that follow in its batch: "
-                f"{error}"
+                f"{video.source.path}: clip {frame.clip} and the rest of its batch: {error}"
             ) from None
 
-    def _finish(self, video: VideoFile, clips: int) -> None:
-        """Put the index of a video together from its rows."""
-        self.clips[video.vid] = clips
-        if video.vid in self.finished:
+    def _publish_index(self, video: VideoFile, clips: int) -> None:
+        """Join the rows of a video into its index and move the index to its final folder."""
+        self.total_clips[video.vid] = clips
+        if video.vid in self.indexed:
             return
         video.check_unchanged()
-        rows = self.work.rows(video.vid)
-        if not rows or rows[-1].end != clips:
+        parts = self.work.read_rows(video.vid)
+        if not parts or parts[-1].end != clips:
             raise GranAlignError(
-                f"{self.work.out}: got {rows[-1].end if rows else 0} clips of {video.vid!r}, "
+                f"{self.work.out}: got {parts[-1].end if parts else 0} clips of {video.vid!r}, "
                 f"expected {clips}: the unfinished work was altered; index again"
             )
-        # A damaged header may promise less than there is.
+        # A damaged header may announce a shorter video than there is: its duration is not kept.
         duration = video.info.duration
-        known = duration > (clips - 1) * self.clip_seconds
-        captions = tuple(itertools.chain.from_iterable(part.captions for part in rows))
+        plausible = duration > (clips - 1) * self.clip_seconds
+        frame_embeddings = [p.frame_embeddings for p in parts if p.frame_embeddings is not None]
+        captions = tuple(itertools.chain.from_iterable(part.captions for part in parts))
         self.work.publish(
             VideoIndex(
-                CaptionedVideo(video.vid, captions, self.clip_seconds, duration if known else None),
-                _joined([part.embeddings for part in rows], video),
+                CaptionedVideo(
+                    video.vid, captions, self.clip_seconds, duration if plausible else None
+                ),
+                _concatenate([part.embeddings for part in parts], video),
                 FrameTable(
-                    np.concatenate([part.times for part in rows]),
-                    tuple(itertools.chain.from_iterable(part.hashes for part in rows)),
+                    np.concatenate([part.times for part in parts]),
+                    tuple(itertools.chain.from_iterable(part.hashes for part in parts)),
                     None
                     if self.models.frame_encoder is None
-                    else _joined([part.frames for part in rows if part.frames is not None], video),
+                    else _concatenate(frame_embeddings, video),
                     video.source,
                 ),
                 dict(self.models.fingerprints),
             )
         )
-        self.finished[video.vid] = clips
+        self.indexed[video.vid] = clips
 
 
-def _batch(frames: list[tuple[VideoFile, Frame]], ended: list[tuple[VideoFile, int]]) -> _Batch:
+def _make_batch(
+    frames: list[tuple[VideoFile, Frame]], ended: list[tuple[VideoFile, int]]
+) -> _Batch:
     images = [frame.image for _, frame in frames]
-    # Hashed here, beside the models' work.
-    return _Batch(frames, FrameSet.of(images) if images else FrameSet((), lambda _: []), ended)
+    # Frames are hashed in the decoding thread, while the models run.
+    frame_set = FrameSet.of(images) if images else FrameSet((), lambda _: [])
+    return _Batch(frames, frame_set, ended)
 
 
-def _joined(parts: Iterable[npt.NDArray[Any]], video: VideoFile) -> npt.NDArray[Any]:
-    found = list(parts)
-    kinds = {(part.shape[1:], part.dtype) for part in found}
-    if len(kinds) != 1:
+def _concatenate(parts: Iterable[npt.NDArray[Any]], video: VideoFile) -> npt.NDArray[Any]:
+    """Join embeddings along their rows; raise if their widths or types differ."""
+    arrays = list(parts)
+    types = {(array.shape[1:], array.dtype) for array in arrays}
+    if len(types) != 1:
         raise GranAlignError(
-            f"{video.source.path}: got embeddings of {len(kinds)} kinds, expected one: a model "
+            f"{video.source.path}: got embeddings of {len(types)} types, expected one: a model "
             f"changed under the same fingerprint; delete the folder .indexing and index again"
         )
-    return np.concatenate(found)
+    return np.concatenate(arrays)
 
 
 _Item = TypeVar("_Item")
 
 
 @contextmanager
-def _one_ahead(items: Generator[_Item, None, None]) -> Iterator[Iterator[_Item]]:
-    """The same items, each of which a thread makes while the one before it is worked on."""
+def _prefetch(items: Generator[_Item, None, None]) -> Iterator[Iterator[_Item]]:
+    """Yield the same items; a thread computes each one while the caller works on the one before."""
 
-    def given(pool: ThreadPoolExecutor) -> Iterator[_Item]:
-        coming = pool.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = pool.submit(next, items, None)
+    def consume(pool: ThreadPoolExecutor) -> Iterator[_Item]:
+        upcoming = pool.submit(next, items, None)
+        while (item := upcoming.result()) is not None:
+            upcoming = pool.submit(next, items, None)
             yield item
 
     # The thread ends before the items are closed: a generator cannot be closed while it runs.
     with closing(items), ThreadPoolExecutor(1) as pool:
-        yield given(pool)
+        yield consume(pool)

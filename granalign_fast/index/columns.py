@@ -1,4 +1,4 @@
-"""The two data files of an index folder: a table of clips in Parquet, embeddings in safetensors."""
+"""The data files of an index folder: the clip table in Parquet, the embeddings in safetensors."""
 
 from __future__ import annotations
 
@@ -12,25 +12,29 @@ import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError, one_line
 
-from .manifest import AGAIN
+from .manifest import REINDEX
 from .records import FrameTable
 
 
-def _schema() -> Any:
+def _clip_schema() -> Any:
     import pyarrow
 
     return pyarrow.schema(
         [
             pyarrow.field("clip", pyarrow.int64(), nullable=False),
-            pyarrow.field("time", pyarrow.float64()),  # null where no frames are known
+            pyarrow.field("time", pyarrow.float64()),  # null if the index has no frames
             pyarrow.field("caption", pyarrow.string(), nullable=False),
             pyarrow.field("frame_hash", pyarrow.string()),
         ]
     )
 
 
-def pack_clips(vid: str, captions: Sequence[str], frames: FrameTable | None) -> bytes:
-    """The table of clips as Parquet."""
+def write_clip_table(vid: str, captions: Sequence[str], frames: FrameTable | None) -> bytes:
+    """Return the content of a Parquet file with a row for each clip.
+
+    Raises:
+        GranAlignError: a caption is not Unicode.
+    """
     import pyarrow
     from pyarrow import parquet
 
@@ -41,9 +45,8 @@ def pack_clips(vid: str, captions: Sequence[str], frames: FrameTable | None) -> 
         "frame_hash": [None] * len(captions) if frames is None else frames.hashes,
     }
     try:
-        table = pyarrow.table(
-            {name: pyarrow.array(values) for name, values in columns.items()}, schema=_schema()
-        )
+        arrays = {name: pyarrow.array(values) for name, values in columns.items()}
+        table = pyarrow.table(arrays, schema=_clip_schema())
     except UnicodeEncodeError:
         clip = next(i for i, text in enumerate(captions) if not is_text(text))
         raise GranAlignError(
@@ -56,46 +59,70 @@ def pack_clips(vid: str, captions: Sequence[str], frames: FrameTable | None) -> 
 
 
 def is_text(value: object) -> bool:
-    """Whether something is a text that can be written: half of a surrogate pair cannot."""
+    """Return True for a string that can be encoded as UTF-8; a lone surrogate cannot."""
     return isinstance(value, str) and value.encode("utf-8", "ignore").decode() == value
 
 
-def unpack_clips(
+def read_clip_table(
     path: Path, content: bytes
 ) -> tuple[tuple[str, ...], npt.NDArray[np.float64], tuple[str, ...] | None]:
-    """Captions, and times and hashes of the frames; None for hashes where none are known."""
+    """Read the content of a clip table.
+
+    Args:
+        path: the file's path, for error messages.
+        content: the file's bytes.
+
+    Returns:
+        The captions, and the times and hashes of the frames. The hashes are None, and the times
+        NaN, if the index has no frames.
+
+    Raises:
+        GranAlignError: the content is not a clip table, or its rows do not fit together.
+    """
     from pyarrow import parquet
 
     try:
-        # Threads gain nothing here, and a process that ends soon after may abort over them.
+        # One thread: more gain nothing on a small table, and a process that exits right after
+        # could abort in pyarrow's thread pool.
         table = parquet.ParquetFile(io.BytesIO(content), pre_buffer=False).read(use_threads=False)
         table.validate(full=True)
         columns = {name: table.column(name).to_pylist() for name in table.column_names}
-    except Exception as error:  # whatever pyarrow makes of a file of another making
-        raise GranAlignError(f"{path}: not a table of clips ({one_line(error)}); {AGAIN}") from None
-    if not table.schema.equals(_schema()):
+    except Exception as error:  # pyarrow raises many types on a damaged file
         raise GranAlignError(
-            f"{path}: got columns {table.column_names}, expected {_schema().names}; {AGAIN}"
+            f"{path}: not a table of clips ({one_line(error)}); {REINDEX}"
+        ) from None
+    if not table.schema.equals(_clip_schema()):
+        raise GranAlignError(
+            f"{path}: got columns {table.column_names}, expected {_clip_schema().names}; {REINDEX}"
         )
     captions, times, hashes = (tuple(columns[name]) for name in ("caption", "time", "frame_hash"))
     if columns["clip"] != list(range(len(captions))):
-        raise GranAlignError(f"{path}: expected clips 0, 1, 2, ... in order; {AGAIN}")
-    known = {value is not None for value in (*times, *hashes)}
-    if known == {True, False}:
-        raise GranAlignError(f"{path}: got frames of some clips, expected of all; {AGAIN}")
-    return captions, np.array(times, np.float64), hashes if known == {True} else None
+        raise GranAlignError(f"{path}: expected clips 0, 1, 2, ... in order; {REINDEX}")
+    # Either every clip has a time and a hash, or none has.
+    present = {value is not None for value in (*times, *hashes)}
+    if present == {True, False}:
+        raise GranAlignError(f"{path}: got frames of some clips, expected of all; {REINDEX}")
+    return captions, np.array(times, np.float64), hashes if present == {True} else None
 
 
-def unpack_tensors(path: Path, content: bytes) -> dict[str, npt.NDArray[Any]]:
-    """Embeddings of captions and, where there are any, of frames."""
-    from safetensors.numpy import load as unpack
+def read_embeddings(path: Path, content: bytes) -> dict[str, npt.NDArray[Any]]:
+    """Read the content of a safetensors file with ``captions`` and, optionally, ``frames``.
+
+    Args:
+        path: the file's path, for error messages.
+        content: the file's bytes.
+
+    Raises:
+        GranAlignError: the content is not safetensors, or has other tensors.
+    """
+    from safetensors.numpy import load
 
     try:
-        tensors = unpack(content)
-    except Exception as error:  # whatever safetensors makes of a file of another making
-        raise GranAlignError(f"{path}: not safetensors ({one_line(error)}); {AGAIN}") from None
+        tensors = load(content)
+    except Exception as error:  # safetensors raises many types on a damaged file
+        raise GranAlignError(f"{path}: not safetensors ({one_line(error)}); {REINDEX}") from None
     if set(tensors) not in ({"captions"}, {"captions", "frames"}):
         raise GranAlignError(
-            f"{path}: got {sorted(tensors)}, expected captions and perhaps frames; {AGAIN}"
+            f"{path}: got {sorted(tensors)}, expected captions and optionally frames; {REINDEX}"
         )
     return tensors

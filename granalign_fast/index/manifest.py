@@ -1,4 +1,4 @@
-"""The manifest of an index folder."""
+"""Read and write the manifest of an index folder."""
 
 from __future__ import annotations
 
@@ -15,27 +15,29 @@ from granalign_fast.files import replacing
 from .records import VideoSource
 
 FORMAT_VERSION = 1
-"""Of index folders: rises whenever an older reader would misunderstand a newer folder."""
-
+"""Format version of index folders; it rises whenever an older reader would misread a new folder."""
 
 KIND = "video-index"
-
+"""The kind in the manifest, by which an index folder is told from a folder of a model."""
 
 MANIFEST, CLIPS, EMBEDDINGS = "manifest.json", "clips.parquet", "embeddings.safetensors"
+"""The names of the three files of an index folder."""
 
+REINDEX = "delete the folder and index the video again"
+"""The remedy in the error messages about a damaged index."""
 
-AGAIN = "delete the folder and index the video again"
+_REMEDY = "name a folder that `granalign index` wrote"
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndexManifest:
-    """What ``manifest.json`` of an index says.
+    """The content of an index folder's ``manifest.json``.
 
     Attributes:
-        source: the video file; None where the captions were given without one.
-        clips: rows of the table and of the embeddings.
-        models: fingerprints of what made it, by kind.
-        files: SHA-256 of the other files.
+        source: the video file; None for an index of captions without a video file.
+        clips: number of rows of the clip table and of the embeddings.
+        models: fingerprints of the models that made the index, by kind.
+        files: SHA-256 of the other files, by name.
     """
 
     format_version: int = FORMAT_VERSION
@@ -49,88 +51,91 @@ class IndexManifest:
     files: dict[str, str]
 
     def write(self, folder: Path) -> None:
-        """Write ``manifest.json``, whole or not at all."""
+        """Write ``manifest.json`` completely or not at all."""
         record = asdict(self)
         if self.source is not None:
             path = self.source.path
             record["source"] |= {"name": path.name, "path": str(path)}
-        put(folder / MANIFEST, (json.dumps(record, indent=2, sort_keys=True) + "\n").encode())
+        content = json.dumps(record, indent=2, sort_keys=True) + "\n"
+        write_durably(folder / MANIFEST, content.encode())
 
     @classmethod
     def read(cls, folder: Path) -> IndexManifest:
-        """Read the manifest; the other files are not looked at.
+        """Read and check the manifest; the other files are not opened.
 
         Raises:
-            GranAlignError: no manifest, another kind or format version, or a field is wrong.
+            GranAlignError: the manifest is missing, has another kind or format version, or a field
+                is wrong.
         """
-        path, record = folder / MANIFEST, read_record(folder)
+        path, record = folder / MANIFEST, read_manifest_record(folder)
         version = record.get("format_version")
         if isinstance(version, bool) or version != FORMAT_VERSION:
             raise GranAlignError(
-                f"{path}: got format version {version!r}, expected {FORMAT_VERSION}; {AGAIN}"
+                f"{path}: got format version {version!r}, expected {FORMAT_VERSION}; {REINDEX}"
             )
         names = {field.name for field in dataclasses.fields(cls)}
         if set(record) != names:
             raise GranAlignError(
-                f"{path}: keys {sorted(set(record) ^ names)} are missing or unknown; {AGAIN}"
+                f"{path}: keys {sorted(set(record) ^ names)} are missing or unknown; {REINDEX}"
             )
         try:
-            return cls(**record | {"source": _source(record["source"])})._checked()
+            return cls(**record | {"source": _read_source(record["source"])})._checked()
         except GranAlignError as error:
-            raise GranAlignError(f"{path}: {error}; {AGAIN}") from None
+            raise GranAlignError(f"{path}: {error}; {REINDEX}") from None
 
     def _checked(self) -> IndexManifest:
+        """Return the manifest, or raise if a field is wrong that no record class checks."""
         if isinstance(self.clips, bool) or not isinstance(self.clips, int) or self.clips < 1:
             raise GranAlignError(f"got clips {self.clips!r}, expected an integer from 1")
         for name, texts in (("models", self.models), ("files", self.files)):
             if not isinstance(texts, dict) or not all(isinstance(t, str) for t in texts.values()):
-                raise GranAlignError(f"got {name} {texts!r}, expected an object of texts")
+                raise GranAlignError(f"got {name} {texts!r}, expected an object of strings")
         if set(self.files) != {CLIPS, EMBEDDINGS}:
             raise GranAlignError(f"got files {sorted(self.files)}, expected {CLIPS}, {EMBEDDINGS}")
         return self
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """The manifest of an index, of whatever format version and not yet checked.
+def read_manifest_record(folder: Path) -> dict[str, Any]:
+    """Read the manifest of an index as JSON, in any format version; only its kind is checked.
 
     Raises:
-        GranAlignError: there is none, or it is of something else.
+        GranAlignError: the folder has no manifest, or the manifest has another kind.
     """
     path = folder / MANIFEST
-    wanted = "name a folder that `granalign index` wrote"
     if not folder.is_dir():
-        raise GranAlignError(f"{folder}: no such folder; {wanted}")
+        raise GranAlignError(f"{folder}: no such folder; {_REMEDY}")
     if not path.is_file():
-        raise GranAlignError(f"{folder}: got no {MANIFEST}, expected an index; {wanted}")
+        raise GranAlignError(f"{folder}: got no {MANIFEST}, expected an index; {_REMEDY}")
     try:
         record = json.loads(path.read_bytes())
     except OSError as error:
         raise GranAlignError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (ValueError, RecursionError) as error:
-        raise GranAlignError(f"{path}: not JSON ({one_line(error)}); {AGAIN}") from None
+        raise GranAlignError(f"{path}: not JSON ({one_line(error)}); {REINDEX}") from None
     kind = record.get("kind") if isinstance(record, dict) else None
     if kind != KIND:
-        raise GranAlignError(f"{path}: got kind {kind!r}, expected {KIND!r}; {wanted}")
+        raise GranAlignError(f"{path}: got kind {kind!r}, expected {KIND!r}; {_REMEDY}")
     return dict(record)
 
 
-def _source(record: Any) -> VideoSource | None:
+def _read_source(record: Any) -> VideoSource | None:
     if record is None:
         return None
     if not isinstance(record, dict) or set(record) != {"name", "path", "bytes", "sha256"}:
         raise GranAlignError(f"got source {record!r}, expected name, path, bytes and sha256")
     if not isinstance(record["path"], str):
-        raise GranAlignError(f"source: got path {record['path']!r}, expected a text")
+        raise GranAlignError(f"source: got path {record['path']!r}, expected a string")
     return VideoSource(Path(record["path"]), record["bytes"], record["sha256"])
 
 
-def put(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all, and wait until the disk has it.
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file completely or not at all, and wait until it is on disk.
 
     Raises:
-        GranAlignError: it cannot be written.
+        GranAlignError: the file cannot be written.
     """
     with replacing(path) as file:
         file.write(content)
         file.flush()
-        os.fsync(file.fileno())  # else a power cut could leave the name without the content
+        # Without fsync, a power cut could leave a file of this name without its content.
+        os.fsync(file.fileno())

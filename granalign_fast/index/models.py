@@ -1,4 +1,4 @@
-"""The models that an index is made with, as one record."""
+"""The models that describe the frames of a video, passed around as one record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""VideoIndex: what is known of a video before any query."""
+"""The records of a video index: its captions, its video file, and its frames."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from granalign_fast.errors import GranAlignError
 
 CLIP_SECONDS = 2.0
-"""QVHighlights annotates clips of two seconds; one caption describes one clip."""
+"""Length of a clip in seconds: QVHighlights annotates clips of two seconds."""
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -24,18 +24,19 @@ class CaptionedVideo:
     """The query-agnostic captions of a video, one for each clip of `clip_seconds`.
 
     Raises:
-        GranAlignError: a field is of the wrong kind, or captions lie after the video's end.
+        GranAlignError: a field has the wrong type, or a caption's clip begins after the video's
+            end.
     """
 
     vid: str
     captions: tuple[str, ...]
     clip_seconds: float = CLIP_SECONDS
     duration: float | None = None
-    """Seconds; where it is not known, the clips' own length. The last clip may be cut short."""
+    """Seconds; None if unknown, then all clips count as whole. The last clip may be shorter."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.vid, str):
-            raise GranAlignError(f"vid: got {self.vid!r}, expected a text")
+            raise GranAlignError(f"vid: got {self.vid!r}, expected a string")
         if not isinstance(self.captions, list | tuple):
             raise GranAlignError(
                 f"captions of {self.vid!r}: got {self.captions!r}, expected a list of texts"
@@ -62,19 +63,26 @@ class CaptionedVideo:
         if self.duration is not None and last >= self.duration:
             raise GranAlignError(
                 f"captions of {self.vid!r}: got {len(self.captions)} clips of "
-                f"{self.clip_seconds} s, but the video ends at {self.duration} s: drop those after"
+                f"{self.clip_seconds} s, but the video ends at {self.duration} s; "
+                f"drop the later captions"
             )
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any], place: str) -> CaptionedVideo:
-        """From a JSON record: `vid`, `captions`, and perhaps `clip_seconds` and `duration`.
+    def from_record(cls, record: Mapping[str, Any], location: str) -> CaptionedVideo:
+        """Build from a JSON record: `vid`, `captions`, and optionally `clip_seconds`, `duration`.
+
+        Args:
+            record: the JSON object.
+            location: the file and line of the record, for error messages.
 
         Raises:
-            GranAlignError: a field is of the wrong kind; the message begins with `place`.
+            GranAlignError: a field has the wrong type; the message begins with `location`.
         """
         captions = record["captions"]
         if not isinstance(captions, list):
-            raise GranAlignError(f"{place}: captions: got {captions!r}, expected a list of texts")
+            raise GranAlignError(
+                f"{location}: captions: got {captions!r}, expected a list of texts"
+            )
         try:
             return cls(
                 record["vid"],
@@ -83,20 +91,20 @@ class CaptionedVideo:
                 record.get("duration"),
             )
         except GranAlignError as error:
-            raise GranAlignError(f"{place}: {error}") from None
+            raise GranAlignError(f"{location}: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)
 class VideoSource:
-    """The file that an index was made from.
+    """The video file that an index was made from.
 
     Attributes:
-        path: where it was, absolute; it may have moved since.
-        bytes: its size.
-        sha256: of its content, in hex.
+        path: the absolute path at the time of indexing; the file may have moved since.
+        bytes: size of the file.
+        sha256: SHA-256 of the content, in hex.
 
     Raises:
-        GranAlignError: a field is of the wrong kind.
+        GranAlignError: a field has the wrong type, or the path is relative.
     """
 
     path: Path
@@ -114,21 +122,20 @@ class VideoSource:
 
 @dataclass(frozen=True, slots=True)
 class FrameTable:
-    """The frames that stand for the clips of a video, one each.
+    """The frames of a video index, one for each clip.
 
     Raises:
-        GranAlignError: the fields do not fit together.
+        GranAlignError: the fields differ in length or have the wrong type, or the times decrease.
     """
 
     times: npt.NDArray[np.float64] = field(repr=False)
-    """`(clips,)`, seconds at which each frame appears; equal where one stands for two clips."""
+    """`(clips,)`, seconds at which each frame appears; two clips may share a frame and a time."""
     hashes: tuple[str, ...] = field(repr=False)
-    """Of each frame, as `captions.frame_hash` gives it."""
+    """The hash of each frame, by `granalign_fast.types.frame_hash`."""
     embeddings: npt.NDArray[Any] | None = field(default=None, repr=False)
-    """`(clips, dim)`, float32 or float16, rows of unit length, by CLIP; None where it was left out.
-    """
+    """`(clips, dim)`, float32 or float16, rows of unit length; None without a frame encoder."""
     source: VideoSource | None = None
-    """The video file; None where it is not known."""
+    """The video file; None if unknown."""
 
     def __post_init__(self) -> None:
         clips, times = len(self.hashes), self.times
@@ -138,21 +145,21 @@ class FrameTable:
                 f"one for each hash"
             )
         if not np.isfinite(times).all() or (times < 0).any() or (np.diff(times) < 0).any():
-            raise GranAlignError("times of frames: expected seconds from 0 that never fall")
+            raise GranAlignError("times of frames: expected seconds from 0 that never decrease")
         for clip, name in enumerate(self.hashes):
             if not isinstance(name, str) or not name:
-                raise GranAlignError(f"hash of frame {clip}: got {name!r}, expected a text")
+                raise GranAlignError(f"hash of frame {clip}: got {name!r}, expected a string")
         if self.embeddings is not None:
             check_rows(self.embeddings, clips, "embeddings of frames", "a row for each frame")
 
     @property
     def path(self) -> Path | None:
-        """Where the video file was."""
+        """The path of the video file at the time of indexing."""
         return None if self.source is None else self.source.path
 
 
 def check_rows(rows: npt.NDArray[Any], count: int, what: str, why: str) -> None:
-    """Raise unless there are `count` rows of float32 or float16."""
+    """Check that `rows` has `count` rows of float32 or float16; `what` and `why` word the error."""
     shape, dtype = rows.shape, np.dtype(rows.dtype)
     if len(shape) != 2 or shape[0] != count or dtype not in (np.float32, np.float16):
         raise GranAlignError(

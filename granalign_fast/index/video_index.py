@@ -1,8 +1,8 @@
-"""A `VideoIndex` as a folder: a manifest, a table of clips, and embeddings. Nothing is pickled.
+"""Save and load a `VideoIndex` as a folder of three files. Nothing is pickled.
 
-``manifest.json`` says what the index is of and names the SHA-256 of the two other files;
-``clips.parquet`` has a row for each clip; ``embeddings.safetensors`` holds ``captions`` and, where
-CLIP has seen the frames, ``frames``. Equal indexes make equal files.
+``manifest.json`` describes the video and has the SHA-256 of the two other files;
+``clips.parquet`` has a row for each clip; ``embeddings.safetensors`` holds ``captions`` and, if a
+frame encoder was used, ``frames``. Equal indexes have equal files.
 """
 
 from __future__ import annotations
@@ -19,27 +19,28 @@ import numpy.typing as npt
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import appearing
 
-from .columns import pack_clips, unpack_clips, unpack_tensors
-from .manifest import AGAIN, CLIPS, EMBEDDINGS, MANIFEST, IndexManifest, put
+from .columns import read_clip_table, read_embeddings, write_clip_table
+from .manifest import CLIPS, EMBEDDINGS, MANIFEST, REINDEX, IndexManifest, write_durably
 from .records import CaptionedVideo, FrameTable, check_rows
 
 
 @dataclass(frozen=True, slots=True)
 class VideoIndex:
-    """A captioned video, the embeddings of its captions, and what is known of its frames.
+    """A captioned video, the embeddings of its captions, and its frames.
 
     Raises:
-        GranAlignError: the embeddings are not float32 or float16 with a row for each caption, or
-            the frames are not as many.
+        GranAlignError: the embeddings are not float32 or float16 with a row for each caption, the
+            number of frames differs from the number of captions, or a model's fingerprint is not
+            a string.
     """
 
     video: CaptionedVideo
     embeddings: npt.NDArray[Any] = field(repr=False)
     """`(clips, dim)`, rows of unit length."""
     frames: FrameTable | None = None
-    """None where the captions were given without a video."""
+    """None if the index was made from captions alone, without a video file."""
     models: Mapping[str, str] = field(default_factory=dict)
-    """The fingerprints of the models that made it, by what they are: ``sentence-encoder``, ..."""
+    """Fingerprints of the models that made the index, by kind: ``sentence-encoder``, ..."""
 
     def __post_init__(self) -> None:
         vid, clips = self.video.vid, len(self.video.captions)
@@ -52,48 +53,55 @@ class VideoIndex:
         for name, model in self.models.items():
             if not isinstance(name, str) or not isinstance(model, str):
                 raise GranAlignError(
-                    f"models of {vid!r}: got {name!r}: {model!r}, expected a fingerprint as a text"
+                    f"models of {vid!r}: got {name!r}: {model!r}, expected two strings"
                 )
 
     @staticmethod
     def load(folder: str | Path) -> VideoIndex:
-        """Read the folder that `save`, or ``granalign index``, wrote.
+        """Read a folder that `save` or ``granalign index`` wrote.
 
         Raises:
-            GranAlignError: the folder is missing, torn, altered, or of another kind or format.
+            GranAlignError: the folder is missing, incomplete, altered, or of another kind or
+                format.
         """
-        return _load(Path(folder))
+        return _read_index(Path(folder))
 
     def save(self, folder: str | Path) -> None:
-        """Write the index as a folder, whole or not at all.
+        """Write the index as a new folder, completely or not at all.
 
         Raises:
             GranAlignError: the folder exists or cannot be written, or a caption is not Unicode.
         """
         with appearing(Path(folder)) as draft:
-            write(self, draft)
+            write_index(self, draft)
 
     def seconds(self, clip: int) -> float:
-        """Where clip number `clip` begins; the end of the video for the one after the last."""
+        """Return the second at which clip number `clip` begins.
+
+        For the number after the last clip this is the end of the video.
+        """
         time = clip * self.video.clip_seconds
         return time if self.video.duration is None else min(time, self.video.duration)
 
 
-def write(index: VideoIndex, folder: Path) -> None:
-    """Write an index into a folder that is there and empty; the manifest comes last.
+def write_index(index: VideoIndex, folder: Path) -> None:
+    """Write an index into an existing, empty folder; the manifest comes last.
 
     Raises:
         GranAlignError: a caption is not Unicode.
     """
-    from safetensors.numpy import save as pack
+    from safetensors.numpy import save
 
     video, frames = index.video, index.frames
     tensors = {"captions": np.ascontiguousarray(index.embeddings)}
     if frames is not None and frames.embeddings is not None:
         tensors["frames"] = np.ascontiguousarray(frames.embeddings)
-    contents = {CLIPS: pack_clips(video.vid, video.captions, frames), EMBEDDINGS: pack(tensors)}
+    contents = {
+        CLIPS: write_clip_table(video.vid, video.captions, frames),
+        EMBEDDINGS: save(tensors),
+    }
     for name, content in contents.items():
-        put(folder / name, content)
+        write_durably(folder / name, content)
     IndexManifest(
         vid=video.vid,
         source=None if frames is None else frames.source,
@@ -105,26 +113,31 @@ def write(index: VideoIndex, folder: Path) -> None:
     ).write(folder)
 
 
-def _load(folder: Path) -> VideoIndex:
-    """Read an index, and check every file of it.
+def _read_index(folder: Path) -> VideoIndex:
+    """Read an index and check each of its files.
 
     Raises:
-        GranAlignError: the folder is missing, torn, altered, or of another kind or format.
+        GranAlignError: the folder is missing, incomplete, altered, or of another kind or format.
     """
+    # 1. Read the manifest, then the two files whose hashes it lists.
     manifest = IndexManifest.read(folder)
-    contents = {name: _get(folder / name, digest) for name, digest in manifest.files.items()}
-    captions, times, hashes = unpack_clips(folder / CLIPS, contents[CLIPS])
-    tensors = unpack_tensors(folder / EMBEDDINGS, contents[EMBEDDINGS])
+    contents = {
+        name: _read_verified(folder / name, digest) for name, digest in manifest.files.items()
+    }
+    captions, times, hashes = read_clip_table(folder / CLIPS, contents[CLIPS])
+    tensors = read_embeddings(folder / EMBEDDINGS, contents[EMBEDDINGS])
+    # 2. Check that the files agree with the manifest and with each other.
     if len(captions) != manifest.clips:
         raise GranAlignError(
             f"{folder / CLIPS}: got {len(captions)} clips, expected {manifest.clips} as "
-            f"{MANIFEST} says; {AGAIN}"
+            f"in {MANIFEST}; {REINDEX}"
         )
     if hashes is None and ("frames" in tensors or manifest.source is not None):
         raise GranAlignError(
             f"{folder / CLIPS}: got no frames, expected those of {EMBEDDINGS} and {MANIFEST}; "
-            f"{AGAIN}"
+            f"{REINDEX}"
         )
+    # 3. Build the records, which check their own fields.
     try:
         video = CaptionedVideo(manifest.vid, captions, manifest.clip_seconds, manifest.duration)
         frames = None
@@ -132,18 +145,19 @@ def _load(folder: Path) -> VideoIndex:
             frames = FrameTable(times, hashes, tensors.get("frames"), manifest.source)
         return VideoIndex(video, tensors["captions"], frames, manifest.models)
     except GranAlignError as error:
-        raise GranAlignError(f"{folder}: {error}; {AGAIN}") from None
+        raise GranAlignError(f"{folder}: {error}; {REINDEX}") from None
 
 
-def _get(path: Path, digest: str) -> bytes:
+def _read_verified(path: Path, digest: str) -> bytes:
+    """Read a file and compare its SHA-256 with the manifest's."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise GranAlignError(
-            f"{path}: cannot be read ({error.strerror or error}); {AGAIN}"
+            f"{path}: cannot be read ({error.strerror or error}); {REINDEX}"
         ) from None
     if (got := _sha256(content)) != digest:
-        raise GranAlignError(f"{path}: altered, got SHA-256 {got}, expected {digest}; {AGAIN}")
+        raise GranAlignError(f"{path}: altered, got SHA-256 {got}, expected {digest}; {REINDEX}")
     return content
 
 

@@ -1,13 +1,13 @@
-"""What an unfinished indexing run leaves on disk, so that the next one goes on from there.
+"""The unfinished work of an indexing run on disk, from which the next run resumes.
 
-All of it is in the folder ``.indexing`` beside the finished indexes:
+All of it lies in the folder ``.indexing`` next to the finished indexes:
 
-- ``job.json``: what was asked for, and which videos were still to do;
+- ``job.json``: the request, and the videos that were pending when the run began;
 - ``parts/<vid>/part-<first clip>.safetensors``: the rows of one video in one batch;
-- ``draft/<vid>``: an index that is being put together;
+- ``draft/<vid>``: an index that is being written;
 - ``old/<vid>``: the index that a new one is about to replace.
 
-Every step is one rename, and whatever is there when a run begins has one meaning only.
+Every step ends with one rename, so each state that an interrupted run can leave has one meaning.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError
 
-from .manifest import IndexManifest, put
+from .manifest import IndexManifest, write_durably
 from .records import VideoSource
-from .video_index import VideoIndex, write
+from .video_index import VideoIndex, write_index
 
 _FORMAT = 1
-"""Of job.json and the parts: work of another format is done again."""
+"""Format version of job.json and of the parts; unfinished work of another version is discarded."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """What is known of some clips of a video, in a stretch that begins at clip `first`."""
+class ClipRows:
+    """The rows of consecutive clips of one video, beginning with clip `first`."""
 
     first: int
     times: npt.NDArray[np.float64]
@@ -44,16 +44,16 @@ class Rows:
     captions: tuple[str, ...]
     embeddings: npt.NDArray[Any]
     """`(rows, dim)`, of the captions."""
-    frames: npt.NDArray[Any] | None
-    """`(rows, dim)`, of the frames; None without CLIP."""
+    frame_embeddings: npt.NDArray[Any] | None
+    """`(rows, dim)`, of the frames; None without a frame encoder."""
 
     @property
     def end(self) -> int:
-        """The clip after the last."""
+        """The number of the last clip plus one."""
         return self.first + len(self.hashes)
 
-    def pack(self) -> bytes:
-        """As safetensors; the texts are JSON in a tensor of bytes."""
+    def to_safetensors(self) -> bytes:
+        """Return the rows as safetensors; the strings are JSON in a tensor of bytes."""
         from safetensors.numpy import save
 
         texts = json.dumps({"hashes": self.hashes, "captions": self.captions}).encode()
@@ -62,13 +62,13 @@ class Rows:
             "times": np.ascontiguousarray(self.times),
             "embeddings": np.ascontiguousarray(self.embeddings),
         }
-        if self.frames is not None:
-            tensors["frames"] = np.ascontiguousarray(self.frames)
+        if self.frame_embeddings is not None:
+            tensors["frames"] = np.ascontiguousarray(self.frame_embeddings)
         return save(tensors)
 
     @classmethod
-    def unpack(cls, first: int, content: bytes) -> Rows:
-        """The reverse of `pack`; raises whatever comes of other bytes."""
+    def from_safetensors(cls, first: int, content: bytes) -> ClipRows:
+        """Read what `to_safetensors` returned; other content raises exceptions of any type."""
         from safetensors.numpy import load
 
         tensors = load(content)
@@ -76,16 +76,16 @@ class Rows:
         hashes, captions = tuple(texts["hashes"]), tuple(texts["captions"])
         times, embeddings, frames = tensors["times"], tensors["embeddings"], tensors.get("frames")
         if {len(part) for part in (captions, times, embeddings)} != {len(hashes)}:
-            raise ValueError("the rows do not fit together")
+            raise ValueError("the columns differ in length")
         return cls(first, times, hashes, captions, embeddings, frames)
 
 
 @contextmanager
-def only_one(out: Path) -> Iterator[None]:
-    """Make the folder of indexes, and keep every other process from indexing into it.
+def lock_folder(out: Path) -> Iterator[None]:
+    """Create the folder of indexes, and lock it against other indexing processes for the block.
 
     Raises:
-        GranAlignError: the folder cannot be made, or another process is at work.
+        GranAlignError: the folder cannot be created or locked, or another process holds the lock.
     """
     import fcntl
 
@@ -97,17 +97,19 @@ def only_one(out: Path) -> Iterator[None]:
             f"{out}: cannot be a folder of indexes ({error.strerror or error})"
         ) from None
     try:
-        # The lock is the folder's own: it goes with the process, however that ends, and leaves
-        # no file behind.
+        # Lock the folder itself: the system drops the lock when the process ends, however it
+        # ends, and no lock file is left behind.
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise GranAlignError(
-                f"{out}: another process is indexing into it; wait for that, or name another folder"
+                f"{out}: another process is indexing into it; wait until that one has ended, or "
+                f"name another folder"
             ) from None
         except OSError as error:
             raise GranAlignError(
-                f"{out}: cannot be locked ({error.strerror or error}); name one of a local disk"
+                f"{out}: cannot be locked ({error.strerror or error}); "
+                f"name a folder on a local disk"
             ) from None
         yield
     finally:
@@ -115,7 +117,7 @@ def only_one(out: Path) -> Iterator[None]:
 
 
 class WorkFolder:
-    """The unfinished work in a folder of indexes; one process at a time may have it."""
+    """The unfinished work in a folder of indexes; only the process that holds its lock uses it."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -123,18 +125,17 @@ class WorkFolder:
         self._job = self._folder / "job.json"
 
     def recover(self) -> None:
-        """Undo the step at which the last run was ended."""
-        with self._changing():
-            # Both may be there when the new index is in place: then the old one is no more needed.
+        """Undo the step during which the last run was interrupted."""
+        with self._explain_os_errors():
             for old in _children(self._folder / "old"):
                 if (self.out / old.name).exists():
-                    _remove(old)
+                    _remove_tree(old)  # the new index is complete and in its final folder
                 else:
                     old.rename(self.out / old.name)
-            _remove(self._folder / "draft")
+            _remove_tree(self._folder / "draft")
 
-    def todo(self, request: dict[str, Any]) -> list[str] | None:
-        """The videos of the unfinished run, if it was asked for just this; otherwise None."""
+    def read_job(self, request: dict[str, Any]) -> list[str] | None:
+        """Return the video ids of the unfinished job, or None if its request was another one."""
         try:
             job = json.loads(self._job.read_bytes())
             if job["format"] != _FORMAT or job["request"] != request:
@@ -143,73 +144,77 @@ class WorkFolder:
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
-    def begin(self, request: dict[str, Any], todo: Sequence[str]) -> None:
-        """Discard what an earlier run left, and write down what this one has to do."""
+    def start_job(self, request: dict[str, Any], pending: Sequence[str]) -> None:
+        """Discard earlier unfinished work, and record the request and the pending videos."""
         self.discard()
-        with self._changing():
+        with self._explain_os_errors():
             self._folder.mkdir()
-        job = {"format": _FORMAT, "request": request, "todo": list(todo)}
-        put(self._job, (json.dumps(job, indent=2) + "\n").encode())
+        job = {"format": _FORMAT, "request": request, "todo": list(pending)}
+        write_durably(self._job, (json.dumps(job, indent=2) + "\n").encode())
 
     def discard(self) -> None:
         """Remove all unfinished work."""
-        with self._changing():
-            self._job.unlink(missing_ok=True)  # first: parts without their job mean nothing
-            _remove(self._folder)
+        with self._explain_os_errors():
+            self._job.unlink(missing_ok=True)  # first: no run uses parts without a job
+            _remove_tree(self._folder)
 
-    def add(self, vid: str, rows: Rows) -> None:
-        """Keep rows of a video."""
-        folder = self._parts(vid)
-        with self._changing():
+    def write_rows(self, vid: str, rows: ClipRows) -> None:
+        """Write rows of a video to disk."""
+        folder = self._parts_folder(vid)
+        with self._explain_os_errors():
             folder.mkdir(parents=True, exist_ok=True)
-        put(folder / f"part-{rows.first:08d}.safetensors", rows.pack())
+        write_durably(folder / f"part-{rows.first:08d}.safetensors", rows.to_safetensors())
 
-    def rows(self, vid: str) -> list[Rows]:
-        """The rows of a video that are kept, from clip 0 on without a gap."""
-        found: list[Rows] = []
+    def read_rows(self, vid: str) -> list[ClipRows]:
+        """Read the stored rows of a video, from clip 0 up to the first gap."""
+        parts: list[ClipRows] = []
         while True:
-            first = found[-1].end if found else 0
-            path = self._parts(vid) / f"part-{first:08d}.safetensors"
+            first = parts[-1].end if parts else 0
+            path = self._parts_folder(vid) / f"part-{first:08d}.safetensors"
             try:
-                rows = Rows.unpack(first, path.read_bytes())
-            except Exception:  # not there yet, or damaged: it is made again
-                return found
+                rows = ClipRows.from_safetensors(first, path.read_bytes())
+            except Exception:  # missing or damaged: these clips are described again
+                return parts
             if not rows.hashes:
-                return found
-            found.append(rows)
+                return parts
+            parts.append(rows)
 
     def publish(self, index: VideoIndex) -> None:
-        """Put a finished index in its place, instead of an earlier one; its rows may go."""
+        """Write a finished index, move it to its final folder, and remove the video's rows.
+
+        An index that is already in the final folder is replaced.
+        """
         vid = index.video.vid
         draft, old, final = self._folder / "draft" / vid, self._folder / "old" / vid, self.out / vid
-        with self._changing():
+        with self._explain_os_errors():
             draft.mkdir(parents=True)
             old.parent.mkdir(exist_ok=True)
-        write(index, draft)
-        with self._changing():
+        write_index(index, draft)
+        with self._explain_os_errors():
             if final.exists():
                 final.rename(old)
-            # A run that ends here is put right by `recover`.
+            # `recover` restores the old index if the run is interrupted between the two renames.
             draft.rename(final)
-            _remove(old)
-            _remove(self._parts(vid))
+            _remove_tree(old)
+            _remove_tree(self._parts_folder(vid))
 
-    def relocate(self, vid: str, source: VideoSource) -> None:
-        """Correct where a finished index says that its video is."""
+    def update_source(self, vid: str, source: VideoSource) -> None:
+        """Record the new path of a video file that was moved, in the manifest of its index."""
         folder = self.out / vid
         replace(IndexManifest.read(folder), source=source).write(folder)
 
-    def _parts(self, vid: str) -> Path:
+    def _parts_folder(self, vid: str) -> Path:
         return self._folder / "parts" / vid
 
     @contextmanager
-    def _changing(self) -> Iterator[None]:
+    def _explain_os_errors(self) -> Iterator[None]:
+        """Turn an OSError of the block into a GranAlignError that names the file."""
         try:
             yield
         except OSError as error:
             raise GranAlignError(
                 f"{error.filename or self._folder}: cannot be changed "
-                f"({error.strerror or error}); make room, or allow it"
+                f"({error.strerror or error}); free disk space, or correct the permissions"
             ) from None
 
 
@@ -217,6 +222,6 @@ def _children(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-def _remove(folder: Path) -> None:
+def _remove_tree(folder: Path) -> None:
     with suppress(FileNotFoundError):
         shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""Indexes a few tiny videos with stand-ins for the models; as a script it waits to be killed."""
+"""Index a few tiny videos with stand-ins for the models; as a script, until it is killed."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ Array = npt.NDArray[Any]
 
 ROWS = 4
 CLIPS = {"street": 5, "yard": 2, "kitchen": 6}
-"""A batch has frames of three videos, one is of one video alone, and the last one is short."""
+"""Clips of each video: one batch has frames of three videos, one of one, the last is short."""
 FINGERPRINTS = {"vlm": "colours", "clip": "projection", "sentence-encoder": BagOfWords.fingerprint}
 COLOURS = ("black", "blue", "green", "teal", "red", "purple", "yellow", "white")
 
 
 class ColourCaptioner:
-    """Names the colour of a frame, and all the frames that are in its batch."""
+    """Names the colour of a frame; the caption also depends on all frames of its batch."""
 
     def __init__(self) -> None:
         self.batches: list[tuple[str, ...]] = []
 
     def agnostic(self, frames: FrameSet) -> list[str]:
         self.batches.append(frames.hashes)
-        company = zlib.crc32("".join(frames.hashes).encode())
+        batch = zlib.crc32("".join(frames.hashes).encode())
         return [
-            f"a {colour(image)} picture in company {company}"
+            f"a {colour(image)} picture in batch {batch}"
             for image in frames.load(range(len(frames)))
         ]
 
@@ -51,7 +51,7 @@ class ColourCaptioner:
 
 
 class Projection:
-    """Projects the mean colours of a frame's rows, and leans a little towards its batch."""
+    """Projects the mean colour of a frame; the result depends slightly on its batch."""
 
     dim = 8
 
@@ -74,7 +74,7 @@ def models(**changes: Any) -> IndexModels:
 
 
 def write_video(path: Path, clips: int, seed: int) -> Path:
-    """A video of so many clips of two seconds, the last one short, each of its own colour."""
+    """Write a video of clips of two seconds, the last one shorter, each of another colour."""
     times = constant(2, 2 * clips - 0.5)
     values = np.random.default_rng(seed).integers(0, 256, (clips, 3))
     drawn = [np.full((48, 64, 3), values[int(time // 2)], np.uint8) for time in times]
@@ -104,14 +104,16 @@ def index(
 
 
 def tree(folder: Path) -> Tree:
-    """Every file, also what should not be there."""
+    """Return every file and folder, also unexpected ones."""
     return {
         str(path.relative_to(folder)): b"" if path.is_dir() else path.read_bytes()
         for path in folder.rglob("*")
     }
 
 
-class Giving(ColourCaptioner):
+class AnsweringCaptioner(ColourCaptioner):
+    """A captioner whose captions a function returns."""
+
     def __init__(self, answer: Callable[[FrameSet], Any]) -> None:
         super().__init__()
         self.answer = answer
@@ -121,20 +123,20 @@ class Giving(ColourCaptioner):
         return answer
 
 
-class Asleep:
-    """A model that must not be asked."""
+class UnusedModel:
+    """A stand-in for a model that must not run."""
 
     def __getattr__(self, name: str) -> Any:
-        raise AssertionError(f"{name} was asked for, although nothing has changed")
+        raise AssertionError(f"the model ran ({name}), although nothing has changed")
 
 
-ASLEEP = models(captioner=Asleep(), encoder=Asleep(), frame_encoder=Asleep())
+UNUSED = models(captioner=UnusedModel(), encoder=UnusedModel(), frame_encoder=UnusedModel())
 
 
 def captioned(
     folder: Path, out: Path, fingerprints: Mapping[str, str] = FINGERPRINTS, **settings: Any
 ) -> set[str]:
-    """The videos whose frames the captioner got in a run."""
+    """Index the videos, and return the names of those whose frames were captioned."""
     captioner = ColourCaptioner()
     index(folder, out, models(captioner=captioner, fingerprints=fingerprints), **settings)
     hashes = {frame for batch in captioner.batches for frame in batch}
@@ -146,17 +148,17 @@ def captioned(
 
 
 class Killed(BaseException):
-    """The process is dead: nothing may catch this, and nothing can change a file any more."""
+    """Stands for the death of the process: nothing may catch it, and no file changes any more."""
 
 
 @contextmanager
 def dying(at: int, die: Callable[[], None] | None = None) -> Iterator[list[str]]:
-    """Die instead of the `at`-th change of the file system (from 0), and of all that follow.
+    """Die at change number `at` of the file system, counted from 0, and at every later change.
 
-    Without `die`, as an exception that goes on being raised, whoever tries to tidy up.
+    Without `die`, death is a `Killed` exception. Code that cleans up meets it again at each change.
 
     Yields:
-        What has been done so far, such as ``"rename draft/street"``.
+        The changes so far, such as ``"rename draft/street"``.
     """
     done: list[str] = []
 

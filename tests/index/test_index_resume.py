@@ -1,4 +1,4 @@
-"""Indexing that is interrupted: it goes on where it was, and ends as if nothing had happened."""
+"""Interrupted indexing: the next run resumes it, and the result has the same bytes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.index_worker import (
-    ASLEEP,
     CLIPS,
     FINGERPRINTS,
     ROWS,
+    UNUSED,
+    AnsweringCaptioner,
     ColourCaptioner,
-    Giving,
     Killed,
     Tree,
     dying,
@@ -38,17 +38,17 @@ from helpers.videos import constant, render
 
 from granalign_fast.index import VideoIndex, builder
 from granalign_fast.index.builder import index_videos
-from granalign_fast.index.work_folder import Rows, WorkFolder
+from granalign_fast.index.work_folder import ClipRows, WorkFolder
 from granalign_fast.types import FrameSet
 from granalign_fast.video.frames import Frame, read_frames
 
 KILLS = int(os.environ.get("GRANALIGN_KILLS", "6"))
-"""How often the worker is killed at a random moment."""
+"""Number of times that the worker is killed at a random moment."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The worker's videos."""
+    """A folder with the worker's videos."""
     folder = tmp_path_factory.mktemp("videos")
     write_videos(folder)
     return folder
@@ -56,37 +56,37 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def clean(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Tree:
-    """What an undisturbed run writes."""
+    """The files that an undisturbed run writes."""
     out = tmp_path_factory.mktemp("clean")
     index(folder, out)
     return tree(out)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("of a model")])
-def test_an_interrupted_run_is_completed_not_restarted(
+def test_an_interrupted_run_is_resumed_not_restarted(
     folder: Path, tmp_path: Path, clean: Tree, error: BaseException
 ) -> None:
-    """After each batch: what is on disk is not asked for again."""
+    """After an interruption behind any batch, frames on disk are not captioned again."""
     for batches in range(1, 4):
         out = tmp_path / str(batches)
         captioner = ColourCaptioner()
 
         def stop(
-            frames: FrameSet, *, own: ColourCaptioner = captioner, after: int = batches
+            frames: FrameSet, *, first: ColourCaptioner = captioner, after: int = batches
         ) -> Any:
-            if len(own.batches) == after:
+            if len(first.batches) == after:
                 raise error
-            return own.agnostic(frames)
+            return first.agnostic(frames)
 
         with pytest.raises(type(error)):
-            index(folder, out, models(captioner=Giving(stop)))
+            index(folder, out, models(captioner=AnsweringCaptioner(stop)))
         rest = ColourCaptioner()
         index(folder, out, models(captioner=rest))
         assert len(captioner.batches) == batches and len(rest.batches) == 4 - batches
         assert tree(out) == clean
 
 
-def test_models_are_not_asked_when_only_putting_together_is_left(
+def test_models_are_not_run_when_all_rows_are_on_disk(
     folder: Path, tmp_path: Path, clean: Tree
 ) -> None:
     def stop(done: int, total: int, vid: str) -> None:
@@ -95,11 +95,11 @@ def test_models_are_not_asked_when_only_putting_together_is_left(
 
     with pytest.raises(Killed):
         index(folder, tmp_path, progress=stop)
-    index(folder, tmp_path, ASLEEP)
+    index(folder, tmp_path, UNUSED)
     assert tree(tmp_path) == clean
 
 
-def test_a_request_for_something_else_begins_anew(
+def test_another_request_discards_the_unfinished_work(
     folder: Path, tmp_path: Path, clean: Tree
 ) -> None:
     with dying(22), pytest.raises(Killed):
@@ -128,9 +128,9 @@ def lose_index(out: Path) -> None:
     shutil.rmtree(out / "street")
 
 
-@pytest.mark.parametrize("harm", [damage_parts, lose_job, lose_index])
-def test_harm_to_unfinished_work_is_made_good(
-    folder: Path, tmp_path: Path, clean: Tree, harm: Callable[[Path], None]
+@pytest.mark.parametrize("damage", [damage_parts, lose_job, lose_index])
+def test_damaged_unfinished_work_is_repaired(
+    folder: Path, tmp_path: Path, clean: Tree, damage: Callable[[Path], None]
 ) -> None:
     def stop(done: int, total: int, vid: str) -> None:
         if done == 12:
@@ -138,18 +138,18 @@ def test_harm_to_unfinished_work_is_made_good(
 
     with pytest.raises(Killed):
         index(folder, tmp_path, progress=stop)
-    harm(tmp_path)
+    damage(tmp_path)
     index(folder, tmp_path)
-    found = tree(tmp_path)
-    # Without its job a finished video is no part of the batches of the others any more.
-    names = ("street", "yard") if harm is lose_job else CLIPS
+    files = tree(tmp_path)
+    # Without the job file, a finished video no longer shares batches with the others.
+    names = ("street", "yard") if damage is lose_job else CLIPS
     for name in (f"{vid}/embeddings.safetensors" for vid in names):
-        assert found[name] == clean[name]
-    assert found.keys() == clean.keys()
+        assert files[name] == clean[name]
+    assert files.keys() == clean.keys()
 
 
-def readable(out: Path, *, replacing: bool) -> None:
-    """Whatever lies in the place of an index is one."""
+def assert_readable(out: Path, *, replacing: bool) -> None:
+    """Assert that every index folder is complete, or has an old one that replaces it."""
     for name in CLIPS:
         if (out / name).exists():
             VideoIndex.load(out / name)
@@ -162,7 +162,7 @@ def readable(out: Path, *, replacing: bool) -> None:
 def test_dying_at_every_change_of_the_file_system(
     folder: Path, tmp_path: Path, clean: Tree, replacing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: None)  # slow; here the machine lives on
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # slow, and only a power cut needs it
     earlier = tmp_path / "earlier"
     if replacing:
         index(folder, earlier, models(fingerprints=FINGERPRINTS | {"vlm": "earlier"}))
@@ -173,26 +173,27 @@ def test_dying_at_every_change_of_the_file_system(
         changes.clear()
         index(folder, tmp_path / "whole")
     assert tree(tmp_path / "whole") == clean
-    # Whatever a later run reads got its name when it was whole: job, parts and indexes.
+    # Files that a later run reads are renamed when complete: one job, six parts, three indexes of
+    # three files.
     assert sum(change.startswith("replace ") for change in changes) == 1 + 6 + 3 * 3
     for at in range(len(changes)):
         out = tmp_path / str(at)
         shutil.copytree(earlier, out)
         captioner = ColourCaptioner()
-        # Where an old index is replaced, once more, at another place, while it is put right.
-        for place in (at, at * 7 % 23) if replacing else (at,):
-            with suppress(Killed), dying(place):
+        # Where an old index is replaced, the recovery itself is interrupted, at another change.
+        for moment in (at, at * 7 % 23) if replacing else (at,):
+            with suppress(Killed), dying(moment):
                 index(folder, out, models(captioner=captioner))
-            readable(out, replacing=replacing)
+            assert_readable(out, replacing=replacing)
         index(folder, out, models(captioner=captioner))
         assert tree(out) == clean, at
-        # Each death costs the batch at work, no more.
+        # Each death costs the current batch and no other.
         assert len(captioner.batches) <= 4 + 2, at
         shutil.rmtree(out)
 
 
 def start(folder: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
-    """The worker, as it begins to index."""
+    """Start the worker, and wait until it begins to index."""
     worker = subprocess.Popen(
         [sys.executable, "-m", "helpers.index_worker", str(folder), str(out), *more],
         cwd=Path(__file__).parents[1],
@@ -219,7 +220,7 @@ def test_killed_at_random_moments(folder: Path, tmp_path: Path, clean: Tree) -> 
         except subprocess.TimeoutExpired:
             worker.kill()
             kills += worker.wait() < 0
-            readable(out, replacing=False) if out.exists() else None
+            assert_readable(out, replacing=False) if out.exists() else None
         else:
             assert tree(out) == clean
             out = tmp_path / str(next(runs))
@@ -240,9 +241,9 @@ def test_killed_at_a_change_of_the_file_system(
 def test_frames_of_a_damaged_stretch_are_the_same_after_resuming(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # What FFmpeg makes of damage can depend on how its own threads happen to run.
+    # The frames that FFmpeg decodes from a damaged stretch can depend on its threads' timing.
     monkeypatch.setattr(builder, "read_frames", partial(read_frames, threads=1))
-    # Damaged such that decoding from the middle gives another frame for some clip.
+    # With this damage, decoding from the middle gives a different frame for some clip.
     rng = np.random.default_rng(29)
     times = constant(2, 39.5)
     gop = int(rng.choice([3, 8, 15, 40]))
@@ -269,26 +270,24 @@ def test_frames_of_a_damaged_stretch_are_the_same_after_resuming(
         assert tree(out) == tree(tmp_path / "clean")
 
 
-def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
-    """The work folder gives back rows up to the first gap."""
-
-    def stretch(first: int, clips: int) -> Rows:
+def test_rows_are_read_back_up_to_the_first_gap(tmp_path: Path) -> None:
+    def stretch(first: int, clips: int) -> ClipRows:
         values = np.arange(first, first + clips, dtype=np.float64)
         texts = tuple(f"caption {clip} \ud800" for clip in range(first, first + clips))
-        return Rows(first, values, texts, texts, np.tile(values[:, None], 3).astype("f2"), None)
+        return ClipRows(first, values, texts, texts, np.tile(values[:, None], 3).astype("f2"), None)
 
     work = WorkFolder(tmp_path)
     for first, clips in ((0, 3), (3, 1), (6, 2)):
-        work.add("vid", stretch(first, clips))
-    found = work.rows("vid")
-    assert [(part.first, part.end) for part in found] == [(0, 3), (3, 4)]
-    for part, expected in zip(found, (stretch(0, 3), stretch(3, 1)), strict=True):
+        work.write_rows("vid", stretch(first, clips))
+    parts = work.read_rows("vid")
+    assert [(part.first, part.end) for part in parts] == [(0, 3), (3, 4)]
+    for part, expected in zip(parts, (stretch(0, 3), stretch(3, 1)), strict=True):
         assert (part.captions, part.hashes) == (expected.captions, expected.hashes)
         np.testing.assert_array_equal(part.times, expected.times)
         np.testing.assert_array_equal(part.embeddings, expected.embeddings)
-        assert part.embeddings.dtype == np.float16 and part.frames is None
-    work.add("vid", stretch(4, 2))
-    assert [part.first for part in work.rows("vid")] == [0, 3, 4, 6]
+        assert part.embeddings.dtype == np.float16 and part.frame_embeddings is None
+    work.write_rows("vid", stretch(4, 2))
+    assert [part.first for part in work.read_rows("vid")] == [0, 3, 4, 6]
 
 
 def test_only_two_batches_of_frames_are_in_memory(
@@ -312,4 +311,4 @@ def test_only_two_batches_of_frames_are_in_memory(
     monkeypatch.setattr(builder, "read_frames", endless)
     index_videos(videos_in(folder)[:1], tmp_path, models(), rows=ROWS)
     assert len(VideoIndex.load(tmp_path / "street").video.captions) == 400
-    assert most <= 3 * ROWS  # the third is the one that goes
+    assert most <= 3 * ROWS  # the third is the batch that is being freed

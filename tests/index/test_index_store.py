@@ -1,4 +1,4 @@
-"""Index folders: what goes in comes out, and nothing else is ever taken for an index."""
+"""Index folders: a saved index is loaded unchanged, and anything else is refused."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ INDEXES = {
     "halves": replace(
         INDEX, embeddings=rows(3, np.float16), frames=replace(FRAMES, embeddings=rows(5, "f2"))
     ),
-    "no CLIP": replace(INDEX, frames=replace(FRAMES, embeddings=None)),
-    "no file": replace(INDEX, frames=replace(FRAMES, source=None)),
+    "no frame embeddings": replace(INDEX, frames=replace(FRAMES, embeddings=None)),
+    "no video file": replace(INDEX, frames=replace(FRAMES, source=None)),
     "captions only": VideoIndex(CaptionedVideo("a/b \ud800", CAPTIONS, 3), rows(3)),
     "views": replace(INDEX, embeddings=rows(6)[:, ::2], frames=None),
 }
@@ -70,7 +70,7 @@ def saved(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", INDEXES)
-def test_what_is_saved_is_loaded(
+def test_a_saved_index_is_loaded_unchanged(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     INDEXES[name].save(tmp_path / "one")
@@ -83,7 +83,7 @@ def test_what_is_saved_is_loaded(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
 
 
-def test_other_programs_can_read_it(saved: Path) -> None:
+def test_other_libraries_can_read_the_files(saved: Path) -> None:
     table = parquet.read_table(saved / "clips.parquet")
     assert table.to_pydict() == {
         "clip": [0, 1, 2],
@@ -122,7 +122,7 @@ def test_saving_never_overwrites_and_leaves_nothing_half_done(saved: Path) -> No
     [
         (lambda: replace(FRAMES, times=TIMES[:2]), r"got float64 \(2,\), expected float64 \(3,\)"),
         (lambda: replace(FRAMES, times=TIMES.astype("f4")), "got float32"),
-        (lambda: replace(FRAMES, times=TIMES[::-1]), "never fall"),
+        (lambda: replace(FRAMES, times=TIMES[::-1]), "never decrease"),
         (lambda: replace(FRAMES, times=TIMES - 2), "from 0"),
         (lambda: replace(FRAMES, times=TIMES * np.nan), "from 0"),
         (lambda: replace(FRAMES, hashes=("1", "", "2")), "hash of frame 1: got ''"),
@@ -138,7 +138,7 @@ def test_saving_never_overwrites_and_leaves_nothing_half_done(saved: Path) -> No
         ),
     ],
 )
-def test_fields_that_do_not_fit_together(make: Callable[[], object], message: str) -> None:
+def test_inconsistent_fields_are_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises(GranAlignError, match=message):
         make()
 
@@ -161,7 +161,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("file", ["manifest.json", "clips.parquet", "embeddings.safetensors"])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_torn_folder_is_an_error(saved: Path, file: str, damage: str) -> None:
+def test_a_damaged_folder_is_an_error(saved: Path, file: str, damage: str) -> None:
     DAMAGES[damage](saved / file)
     with pytest.raises(GranAlignError, match=file) as error:
         VideoIndex.load(saved)
@@ -169,7 +169,7 @@ def test_a_torn_folder_is_an_error(saved: Path, file: str, damage: str) -> None:
 
 
 def rewrite(folder: Path, name: str, content: bytes) -> None:
-    """Exchange a file and make the manifest agree: now only the content can give it away."""
+    """Replace a file and its hash in the manifest: only the content can reveal the change."""
     (folder / name).write_bytes(content)
     change(
         folder, lambda record: record["files"].update({name: hashlib.sha256(content).hexdigest()})
@@ -184,7 +184,7 @@ def change(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
 
 
 def table(**columns: Any) -> bytes:
-    """The table of clips with some columns exchanged, or left out where they are None."""
+    """The clip table with some columns replaced; a column that is None is left out."""
     kinds = {"clip": "int64", "time": "float64", "caption": "string", "frame_hash": "string"}
     values: dict[str, Any] = {
         "clip": [0, 1, 2],
@@ -206,7 +206,7 @@ def table(**columns: Any) -> bytes:
     return sink.getvalue()
 
 
-def test_the_table_of_these_tests_is_a_right_one(saved: Path) -> None:
+def test_the_unchanged_table_of_these_tests_is_accepted(saved: Path) -> None:
     rewrite(saved, "clips.parquet", table())
     same(VideoIndex.load(saved), INDEX)
 
@@ -221,7 +221,7 @@ def test_the_table_of_these_tests_is_a_right_one(saved: Path) -> None:
         (table(time=[1.0, None, 2.0]), "got frames of some clips"),
         (table(time=[None] * 3), "got frames of some clips"),
         (table(time=[None] * 3, frame_hash=[None] * 3), "got no frames"),
-        (table(time=[2.0, 1.0, 3.0]), "never fall"),
+        (table(time=[2.0, 1.0, 3.0]), "never decrease"),
         (table(clip=[], time=[], caption=[], frame_hash=[]), "got 0 clips"),
         (
             table(clip=[0, 1], time=[1.0, 2.0], caption=["a", "b"], frame_hash=["1", "2"]),
@@ -307,30 +307,30 @@ ODD_VALUES: list[Any] = [
 
 
 def mutated(record: Any, chance: random.Random) -> Any:
-    """The record with one value, at any depth, exchanged, removed, doubled or moved."""
+    """Replace, remove, duplicate or move one value of the record, at any depth."""
     record = copy.deepcopy(record)
-    places: list[tuple[Any, Any]] = []
+    locations: list[tuple[Any, Any]] = []
     open_values = [record]
     while open_values:
         value = open_values.pop()
         keys = list(value) if isinstance(value, dict) else range(len(value))
-        places += [(value, key) for key in keys]
+        locations += [(value, key) for key in keys]
         open_values += [value[key] for key in keys if isinstance(value[key], dict | list)]
-    container, key = chance.choice(places)
+    container, key = chance.choice(locations)
     match chance.randrange(4):
         case 0:
             del container[key]
         case 1:
             container[str(key) + "_"] = container[key]
         case 2:
-            container[key] = copy.deepcopy(chance.choice(places)[0])
+            container[key] = copy.deepcopy(chance.choice(locations)[0])
         case _:
             container[key] = chance.choice(ODD_VALUES)
     return record
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_fuzzed_manifests_never_end_in_another_error(tmp_path: Path, seed: int) -> None:
+def test_fuzzed_manifests_raise_no_other_error(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
     folder = tmp_path / "street"
     INDEX.save(folder)

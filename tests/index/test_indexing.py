@@ -1,4 +1,4 @@
-"""Videos to index folders: what is in them, what is done again, and what a kill leaves."""
+"""Index video files: the content of the folders, what is indexed again, and what is refused."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.index_worker import (
-    ASLEEP,
     CLIPS,
     FINGERPRINTS,
     ROWS,
+    UNUSED,
+    AnsweringCaptioner,
     ColourCaptioner,
-    Giving,
     Projection,
     Tree,
     captioned,
@@ -31,19 +31,16 @@ from helpers.index_worker import (
 from helpers.videos import constant, render
 
 from granalign_fast.errors import GranAlignError, MissingExtraError
-from granalign_fast.index import CaptionedVideo, VideoIndex, builder
-from granalign_fast.index import (
-    video_files as sources,
-)
+from granalign_fast.index import CaptionedVideo, VideoIndex, builder, video_files
 from granalign_fast.index.builder import index_videos
-from granalign_fast.index.work_folder import only_one
+from granalign_fast.index.work_folder import lock_folder
 from granalign_fast.types import FrameSet, frame_hash
 from granalign_fast.video.frames import DamagedVideoWarning, Frame, probe, read_frames
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The worker's videos."""
+    """A folder with the worker's videos."""
     folder = tmp_path_factory.mktemp("videos")
     write_videos(folder)
     return folder
@@ -51,41 +48,43 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def clean(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Tree:
-    """What an undisturbed run writes."""
+    """The files that an undisturbed run writes."""
     out = tmp_path_factory.mktemp("clean")
     index(folder, out)
     return tree(out)
 
 
-def test_indexes_are_what_the_models_say_of_each_batch(folder: Path, tmp_path: Path) -> None:
+def test_an_index_holds_the_results_of_the_models_for_each_batch(
+    folder: Path, tmp_path: Path
+) -> None:
     calls: list[tuple[int, int, str]] = []
     folders = index(folder, tmp_path / "out", progress=lambda *call: calls.append(call))
     assert folders == [tmp_path / "out" / name for name in CLIPS]
 
     stream = [(path.stem, frame) for path in videos_in(folder) for frame in read_frames(path)]
     assert [vid for vid, _ in stream] == [vid for vid, clips in CLIPS.items() for _ in range(clips)]
-    captions, seen = [], []
+    captions, frame_rows = [], []
     for start in range(0, len(stream), ROWS):
         images = [frame.image for _, frame in stream[start : start + ROWS]]
         captions += ColourCaptioner().agnostic(FrameSet.of(images))
-        seen += list(Projection().encode_frames(images))
-    embedded = models().encoder.encode(captions)
+        frame_rows += list(Projection().encode_frames(images))
+    embeddings = models().encoder.encode(captions)
     for path, out in zip(videos_in(folder), folders, strict=True):
-        own = [number for number, (vid, _) in enumerate(stream) if vid == path.stem]
-        frames = [stream[number][1] for number in own]
-        found = VideoIndex.load(out)
-        assert found.video == CaptionedVideo(
-            path.stem, tuple(captions[n] for n in own), 2.0, probe(path).duration
+        numbers = [number for number, (vid, _) in enumerate(stream) if vid == path.stem]
+        frames = [stream[number][1] for number in numbers]
+        loaded = VideoIndex.load(out)
+        assert loaded.video == CaptionedVideo(
+            path.stem, tuple(captions[n] for n in numbers), 2.0, probe(path).duration
         )
-        assert found.models == FINGERPRINTS
-        np.testing.assert_array_equal(found.embeddings, embedded[own])
-        assert found.frames is not None and found.frames.embeddings is not None
-        np.testing.assert_array_equal(found.frames.embeddings, np.stack(seen)[own])
-        assert found.frames.times.tolist() == [frame.time for frame in frames]
-        assert found.frames.hashes == tuple(frame_hash(frame.image) for frame in frames)
-        assert found.frames.path == path
-        assert found.frames.source is not None
-        assert found.frames.source.bytes == path.stat().st_size
+        assert loaded.models == FINGERPRINTS
+        np.testing.assert_array_equal(loaded.embeddings, embeddings[numbers])
+        assert loaded.frames is not None and loaded.frames.embeddings is not None
+        np.testing.assert_array_equal(loaded.frames.embeddings, np.stack(frame_rows)[numbers])
+        assert loaded.frames.times.tolist() == [frame.time for frame in frames]
+        assert loaded.frames.hashes == tuple(frame_hash(frame.image) for frame in frames)
+        assert loaded.frames.path == path
+        assert loaded.frames.source is not None
+        assert loaded.frames.source.bytes == path.stat().st_size
     assert calls == [
         (4, 13, "street"),
         (8, 13, "kitchen"),
@@ -95,9 +94,9 @@ def test_indexes_are_what_the_models_say_of_each_batch(folder: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 13, 100])
-def test_every_size_of_batch(folder: Path, tmp_path: Path, rows: int) -> None:
+def test_any_batch_size(folder: Path, tmp_path: Path, rows: int) -> None:
     captioner = ColourCaptioner()
-    found = index_videos(
+    folders = index_videos(
         videos_in(folder),
         tmp_path,
         models(captioner=captioner, frame_encoder=None),
@@ -107,7 +106,7 @@ def test_every_size_of_batch(folder: Path, tmp_path: Path, rows: int) -> None:
     assert [len(batch) for batch in captioner.batches] == [
         min(rows, total - start) for start in range(0, total, rows)
     ]
-    for path, out in zip(videos_in(folder), found, strict=True):
+    for path, out in zip(videos_in(folder), folders, strict=True):
         loaded = VideoIndex.load(out)
         assert loaded.frames is not None and loaded.frames.embeddings is None
         names = [caption.split()[1] for caption in loaded.video.captions]
@@ -125,14 +124,14 @@ def test_a_second_run_does_nothing(
 
     before = stamps()
     monkeypatch.setattr(builder, "read_frames", lambda *_, **__: pytest.fail("decoded again"))
-    assert index(folder, tmp_path, ASLEEP) == [tmp_path / name for name in CLIPS]
-    # Another request for some of them is as idle.
-    index_videos(videos_in(folder)[1:], tmp_path, ASLEEP, rows=1)
+    assert index(folder, tmp_path, UNUSED) == [tmp_path / name for name in CLIPS]
+    # A request for some of the videos, with another batch size, does nothing either.
+    index_videos(videos_in(folder)[1:], tmp_path, UNUSED, rows=1)
     assert stamps() == before
     assert tree(tmp_path) == clean
 
 
-def test_what_has_changed_is_indexed_again(folder: Path, tmp_path: Path) -> None:
+def test_changed_videos_and_settings_are_indexed_again(folder: Path, tmp_path: Path) -> None:
     videos, out = tmp_path / "videos", tmp_path / "out"
     shutil.copytree(folder, videos)
     index(videos, out)
@@ -146,19 +145,19 @@ def test_what_has_changed_is_indexed_again(folder: Path, tmp_path: Path) -> None
     assert captioned(videos, out) == set(CLIPS)
     assert captioned(videos, out, clip_seconds=4.0) == set(CLIPS)
     assert VideoIndex.load(out / "kitchen").video.clip_seconds == 4
-    # A torn index is as good as none.
+    # A damaged index is replaced.
     (out / "kitchen" / "embeddings.safetensors").write_bytes(b"torn")
     assert captioned(videos, out, clip_seconds=4.0) == {"kitchen"}
     assert sorted(path.name for path in out.iterdir()) == sorted(CLIPS)
 
 
-def test_a_file_that_has_moved_is_found(folder: Path, tmp_path: Path, clean: Tree) -> None:
+def test_the_path_of_a_moved_file_is_updated(folder: Path, tmp_path: Path, clean: Tree) -> None:
     index(folder, tmp_path / "out")
     shutil.copytree(folder, tmp_path / "moved")
-    index(tmp_path / "moved", tmp_path / "out", ASLEEP)
-    found = VideoIndex.load(tmp_path / "out" / "yard").frames
-    assert found is not None and found.path == tmp_path / "moved" / "yard.mp4"
-    index(folder, tmp_path / "out", ASLEEP)
+    index(tmp_path / "moved", tmp_path / "out", UNUSED)
+    frames = VideoIndex.load(tmp_path / "out" / "yard").frames
+    assert frames is not None and frames.path == tmp_path / "moved" / "yard.mp4"
+    index(folder, tmp_path / "out", UNUSED)
     assert tree(tmp_path / "out") == clean
 
 
@@ -208,13 +207,16 @@ def test_settings_out_of_range_are_refused(
 @pytest.mark.parametrize(
     ("captioner", "message"),
     [
-        (Giving(lambda _: ["one"]), r"street\.mp4: clip 0 .* got 1 captions, expected 4"),
-        (Giving(lambda _: ["\ud83d"] * 4), r"got '\\ud83d', expected a Unicode text"),
-        (Giving(raising(GranAlignError("full"))), r"street\.mp4: clip 0 .* full"),
+        (
+            AnsweringCaptioner(lambda _: ["one"]),
+            r"street\.mp4: clip 0 .* got 1 captions, expected 4",
+        ),
+        (AnsweringCaptioner(lambda _: ["\ud83d"] * 4), r"got '\\ud83d', expected a Unicode text"),
+        (AnsweringCaptioner(raising(GranAlignError("full"))), r"street\.mp4: clip 0 .* full"),
     ],
 )
 def test_wrong_captions_are_refused(
-    folder: Path, tmp_path: Path, captioner: Giving, message: str
+    folder: Path, tmp_path: Path, captioner: AnsweringCaptioner, message: str
 ) -> None:
     with pytest.raises(GranAlignError, match=message) as error:
         index(folder, tmp_path / "out", models(captioner=captioner))
@@ -229,7 +231,7 @@ def test_fingerprints_must_be_strings() -> None:
 
 
 def test_a_missing_extra_is_named(folder: Path, tmp_path: Path) -> None:
-    missing = Giving(raising(MissingExtraError("captioning", "cuda")))
+    missing = AnsweringCaptioner(raising(MissingExtraError("captioning", "cuda")))
     with pytest.raises(MissingExtraError, match=r"\[cuda\]"):
         index(folder, tmp_path, models(captioner=missing))
 
@@ -266,16 +268,16 @@ def test_files_are_checked_before_any_work(
         shutil.copy(folder / "yard.mp4", tmp_path / "in" / name)
     videos = names if isinstance(names, str) else [tmp_path / "in" / name for name in names]
     with pytest.raises(GranAlignError, match=message):
-        index_videos(videos, tmp_path / "out", ASLEEP)
+        index_videos(videos, tmp_path / "out", UNUSED)
     assert not (tmp_path / "out").exists()
 
 
 def foreign(out: Path) -> None:
     out.mkdir(parents=True)
-    (out / "holiday.txt").write_text("not to be lost")
+    (out / "holiday.txt").write_text("precious")
 
 
-def given(out: Path) -> None:
+def captions_only(out: Path) -> None:
     VideoIndex(CaptionedVideo("yard", ("a car",)), np.ones((1, 2), np.float32)).save(out)
 
 
@@ -284,33 +286,35 @@ def given(out: Path) -> None:
     [
         (foreign, "expected the index of a video or nothing"),
         (lambda out: (out.parent.mkdir(), out.write_text("")), "expected the index of a video"),
-        (given, "got an index of captions that were given"),
+        (captions_only, "got an index of captions without a video file"),
     ],
 )
-def test_what_is_not_ours_is_not_replaced(
+def test_a_folder_that_is_no_video_index_is_not_replaced(
     folder: Path, tmp_path: Path, occupy: Callable[[Path], object], message: str
 ) -> None:
     out = tmp_path / "out"
     occupy(out / "yard")
     before = tree(out)
     with pytest.raises(GranAlignError, match=message):
-        index(folder, out, ASLEEP)
+        index(folder, out, UNUSED)
     assert tree(out) == before
 
 
-def test_out_must_be_a_folder_that_nobody_else_indexes_into(folder: Path, tmp_path: Path) -> None:
+def test_out_must_be_a_folder_that_no_other_process_indexes_into(
+    folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(GranAlignError, match="file: cannot be a folder of indexes"):
-        index(folder, tmp_path / "file", ASLEEP)
+        index(folder, tmp_path / "file", UNUSED)
     with (
-        only_one(tmp_path / "out"),
+        lock_folder(tmp_path / "out"),
         pytest.raises(GranAlignError, match="another process is indexing"),
     ):
-        index(folder, tmp_path / "out", ASLEEP)
+        index(folder, tmp_path / "out", UNUSED)
     index(folder, tmp_path / "out")
 
 
-def test_a_video_that_fails_later_costs_only_what_follows(
+def test_a_video_that_fails_does_not_cost_the_videos_before_it(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(path: Path, **settings: Any) -> Iterator[Frame]:
@@ -329,7 +333,7 @@ def test_a_video_that_fails_later_costs_only_what_follows(
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(CLIPS)
 
 
-def test_a_file_that_changes_meanwhile_is_noticed(folder: Path, tmp_path: Path) -> None:
+def test_a_file_that_changes_during_the_run_is_noticed(folder: Path, tmp_path: Path) -> None:
     videos, out = tmp_path / "videos", tmp_path / "out"
     shutil.copytree(folder, videos)
     write_video(tmp_path / "yard.mp4", 2, 77)
@@ -343,19 +347,19 @@ def test_a_file_that_changes_meanwhile_is_noticed(folder: Path, tmp_path: Path) 
     assert captioned(videos, out) == {"yard", "kitchen"}
 
 
-def test_a_file_that_is_replaced_once_it_is_probed_is_noticed(
+def test_a_file_that_is_replaced_after_probing_is_noticed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     videos = shutil.copytree(folder, tmp_path / "videos")
     write_video(new := tmp_path / "yard.mp4", 2, 77)
     monkeypatch.setattr(
-        sources, "probe", lambda *a, **k: (probe(*a, **k), shutil.copy(new, videos))[0]
+        video_files, "probe", lambda *a, **k: (probe(*a, **k), shutil.copy(new, videos))[0]
     )
     with pytest.raises(GranAlignError, match=r"yard\.mp4: changed while it was being indexed"):
         index(videos, tmp_path / "out")
 
 
-def test_a_file_read_while_it_is_written_anew_is_not_called_damaged(
+def test_a_file_that_is_being_rewritten_is_not_reported_as_damaged(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     videos = tmp_path / "videos"
@@ -371,14 +375,14 @@ def test_a_file_read_while_it_is_written_anew_is_not_called_damaged(
         index(videos, tmp_path / "out")
 
 
-def test_the_next_batch_is_decoded_while_the_models_work(
+def test_the_next_batch_is_decoded_while_the_models_run(
     folder: Path, tmp_path: Path, clean: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded = threading.Event()
 
     def watched(path: Path, **settings: Any) -> Iterator[Frame]:
         for frame in read_frames(path, **settings):
-            if path.stem == "kitchen":  # the first batch has none of it
+            if path.stem == "kitchen":  # its frames begin in the second batch
                 decoded.set()
             yield frame
 
