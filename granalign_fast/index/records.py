@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,12 @@ class CaptionedVideo:
     clip_seconds: float = CLIP_SECONDS
     duration: float | None = None
     """Seconds; None if unknown, then all clips count as whole. The last clip may be shorter."""
+
+    def __repr__(self) -> str:
+        return (
+            f"CaptionedVideo(vid={self.vid!r}, clips={len(self.captions)}, "
+            f"clip_seconds={self.clip_seconds}, duration={self.duration})"
+        )
 
     def __post_init__(self) -> None:
         if not isinstance(self.vid, str):
@@ -111,6 +117,12 @@ class VideoSource:
     bytes: int
     sha256: str
 
+    def __repr__(self) -> str:
+        return (
+            f"VideoSource(path={str(self.path)!r}, bytes={self.bytes}, "
+            f"sha256='{self.sha256[:12]}...')"
+        )
+
     def __post_init__(self) -> None:
         if not isinstance(self.path, Path) or not self.path.is_absolute():
             raise GranAlignError(f"source: got path {str(self.path)!r}, expected an absolute one")
@@ -128,14 +140,18 @@ class FrameTable:
         GranAlignError: the fields differ in length or have the wrong type, or the times decrease.
     """
 
-    times: npt.NDArray[np.float64] = field(repr=False)
+    times: npt.NDArray[np.float64]
     """`(clips,)`, seconds at which each frame appears; two clips may share a frame and a time."""
-    hashes: tuple[str, ...] = field(repr=False)
+    hashes: tuple[str, ...]
     """The hash of each frame, by `granalign_fast.types.frame_hash`."""
-    embeddings: npt.NDArray[Any] | None = field(default=None, repr=False)
+    embeddings: npt.NDArray[Any] | None = None
     """`(clips, dim)`, float32 or float16, rows of unit length; None without a frame encoder."""
     source: VideoSource | None = None
     """The video file; None if unknown."""
+
+    def __repr__(self) -> str:
+        dim = None if self.embeddings is None else self.embeddings.shape[1]
+        return f"FrameTable(frames={len(self.hashes)}, embedding_dim={dim}, source={self.source!r})"
 
     def __post_init__(self) -> None:
         clips, times = len(self.hashes), self.times

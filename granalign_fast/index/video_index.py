@@ -35,12 +35,21 @@ class VideoIndex:
     """
 
     video: CaptionedVideo
-    embeddings: npt.NDArray[Any] = field(repr=False)
+    embeddings: npt.NDArray[Any]
     """`(clips, dim)`, rows of unit length."""
     frames: FrameTable | None = None
     """None if the index was made from captions alone, without a video file."""
     models: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints of the models that made the index, by kind: ``sentence-encoder``, ..."""
+
+    def __repr__(self) -> str:
+        video, frames = self.video, self.frames
+        return (
+            f"VideoIndex(vid={video.vid!r}, clips={len(video.captions)}, "
+            f"clip_seconds={video.clip_seconds}, duration={video.duration}, "
+            f"embedding_dim={self.embeddings.shape[1]}, frames={frames!r}, "
+            f"models={dict(self.models)!r})"
+        )
 
     def __post_init__(self) -> None:
         vid, clips = self.video.vid, len(self.video.captions)

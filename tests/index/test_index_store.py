@@ -143,6 +143,27 @@ def test_inconsistent_fields_are_refused(make: Callable[[], object], message: st
         make()
 
 
+def test_the_representations_are_short_and_name_the_content() -> None:
+    source = "VideoSource(path='/videos/street.mp4', bytes=1234, sha256='000000000000...')"
+    frames = f"FrameTable(frames=3, embedding_dim=5, source={source})"
+    assert repr(INDEX) == (
+        "VideoIndex(vid='street', clips=3, clip_seconds=2.0, duration=5.5, embedding_dim=3, "
+        f"frames={frames}, models={{'vlm': 'q-v1'}})"
+    )
+    assert repr(INDEX.video) == (
+        "CaptionedVideo(vid='street', clips=3, clip_seconds=2.0, duration=5.5)"
+    )
+    assert repr(INDEXES["no frame embeddings"].frames) == (
+        f"FrameTable(frames=3, embedding_dim=None, source={source})"
+    )
+    assert repr(INDEXES["captions only"]) == (
+        "VideoIndex(vid='a/b \\ud800', clips=3, clip_seconds=3, duration=None, embedding_dim=3, "
+        "frames=None, models={})"
+    )
+    long = VideoIndex(CaptionedVideo("v", ("a dog",) * 5000), np.ones((5000, 2), np.float32))
+    assert len(repr(long)) < 200
+
+
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
