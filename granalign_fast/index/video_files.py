@@ -10,7 +10,7 @@ from typing import Any
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import sha256_of
-from granalign_fast.video.container import short
+from granalign_fast.video.container import ffmpeg_reason
 from granalign_fast.video.frames import VideoInfo, probe
 
 from .manifest import read_manifest_record
@@ -91,7 +91,7 @@ def _stat(path: Path) -> os.stat_result:
     try:
         return path.stat()
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        raise GranAlignError(f"{path}: cannot be read ({short(error)})") from None
+        raise GranAlignError(f"{path}: cannot be read ({ffmpeg_reason(error)})") from None
 
 
 def count_indexed_clips(

@@ -1,1 +1,1 @@
-"""Video files: one frame per clip with its true time, and moments cut out of them."""
+"""Read video files: one frame per clip with its presentation time; cut moments out of them."""

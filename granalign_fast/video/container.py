@@ -1,4 +1,4 @@
-"""Opens video files: what is refused, which stream is meant, and how its frames stand upright."""
+"""Open video files: refuse other files, choose the video stream, and turn its frames upright."""
 
 from __future__ import annotations
 
@@ -21,38 +21,40 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-# What FFmpeg opens although it is no video file: text drawn as pictures, lists, still images.
-_NO_VIDEOS = {"tty", "concat", "hls", "dash", "lavfi", "bin", "xbin", "adf", "idf", "image2"}
+_NON_VIDEO_FORMATS = {
+    *("tty", "concat", "hls", "dash", "lavfi", "bin", "xbin", "adf", "idf", "image2")
+}
+"""Formats that FFmpeg opens although they are no video files: rendered text, playlists, images."""
 
-# FFmpeg would open the files that these name.
-_LISTS = (b"ffconcat", b"#EXTM3U")
+_PLAYLIST_HEADS = (b"ffconcat", b"#EXTM3U")
+"""The first bytes of playlists; FFmpeg would open the files that a playlist names."""
 
-# What is left of a video behind its last whole clip counts from here on: Matroska and FLV round
-# times to milliseconds.
-_ROUNDING = 0.002
+_SHORTEST_CLIP = 0.002
+"""Seconds: a shorter rest after the last whole clip is no clip of its own. Matroska and FLV round
+time stamps to milliseconds, so that a rest of this length can come from rounding alone."""
 
 
 class DamagedVideoWarning(UserWarning):
-    """A video is broken or cut short; the frames that were given are right, and are all there is.
+    """A video is damaged or truncated. The frames that were returned are right; no others follow.
 
-    The message names the file and the time.
+    The message names the file and the time of the damage.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """What `probe` finds out about a video.
+    """The properties of a video that `probe` returns.
 
     Attributes:
         duration: seconds from the first frame's presentation to the end of the last frame's.
-        width: pixels of an upright frame. Where pixels are not square they are left so.
-        height: pixels of an upright frame.
-        frame_rate: average frames per second; None where the file does not say.
-        codec: FFmpeg's name, such as ``h264``.
+        width: width of an upright frame in pixels; pixels that are not square are not resampled.
+        height: height of an upright frame in pixels.
+        frame_rate: average frames per second; None if the file has no frame rate.
+        codec: FFmpeg's name of the codec, such as ``h264``.
         rotation: degrees counter-clockwise that turn a stored frame upright: 0, 90, 180 or 270.
-        clips: how many frames `read_frames` gives, if the video is whole.
-        start: the presentation time of the first frame inside the file, in seconds; all other
-            times are relative to it.
+        clips: number of frames that `read_frames` returns if the video is not damaged.
+        start: presentation time of the first frame in the file, in seconds; all other times are
+            relative to it.
     """
 
     duration: float
@@ -67,7 +69,7 @@ class VideoInfo:
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """An open file and the stream in it that is meant."""
+    """An open video file and its video stream."""
 
     path: Path
     container: InputContainer
@@ -75,25 +77,25 @@ class Video:
     time_base: Fraction
 
     @property
-    def kind(self) -> str:
-        """FFmpeg's name of the container format."""
+    def format_name(self) -> str:
+        """FFmpeg's name of the container format, such as ``mov,mp4,m4a,3gp,3g2,mj2``."""
         return self.container.format.name
 
     def ticks(self, seconds: Fraction) -> Fraction:
-        """A time in units of the stream's presentation times."""
+        """Convert seconds to units of the stream's time base."""
         return seconds / self.time_base
 
 
 @contextmanager
 def open_video(path: str | os.PathLike[str], *, threads: int | None = None) -> Iterator[Video]:
-    """Open a file's best video stream for reading; cover art is no video.
+    """Open a file's best video stream for reading; cover art does not count as video.
 
     Args:
-        path: a local file. Nothing else is opened on its behalf: no URL, no file of a playlist.
-        threads: of the decoder; None for as many as FFmpeg thinks fit.
+        path: a local file. No other file is opened for it: no URL, and no entry of a playlist.
+        threads: decoder threads; None lets FFmpeg choose.
 
     Raises:
-        GranAlignError: there is no such file, it may not be read, or it holds no video.
+        GranAlignError: the file does not exist, cannot be read, or has no video stream.
     """
     import av
     from av.error import FFmpegError
@@ -104,14 +106,14 @@ def open_video(path: str | os.PathLike[str], *, threads: int | None = None) -> I
         raise GranAlignError(f"threads: got {threads!r}, expected an integer from 1, or None")
     try:
         container = av.open(
-            # Without "file:" a name such as "http:x.mp4" would be a protocol.
+            # Without "file:", FFmpeg would read a name such as "http:x.mp4" as a URL.
             f"file:{path}",
             container_options={"protocol_whitelist": "file"},
             **_tolerate_bad_metadata(av.__version__),
         )
     except (FFmpegError, ValueError, IndexError) as error:
         raise GranAlignError(
-            f"{path}: not a video that can be read ({short(error)}); "
+            f"{path}: not a video that can be read ({ffmpeg_reason(error)}); "
             f"expected a whole file such as MP4, Matroska or MPEG-TS"
         ) from None
     with container:
@@ -122,7 +124,7 @@ def open_video(path: str | os.PathLike[str], *, threads: int | None = None) -> I
 
 
 def _tolerate_bad_metadata(pyav: str) -> dict[str, Any]:
-    """The option by which PyAV opens a file whose metadata are not UTF-8: 19 needs none."""
+    """Return the option for PyAV before 19 to open a file whose metadata are not UTF-8."""
     return {"metadata_errors": "replace"} if int(pyav.split(".")[0]) < 19 else {}
 
 
@@ -130,33 +132,34 @@ def _check_file(path: Path) -> None:
     try:
         if path.is_dir():
             raise GranAlignError(f"{path}: got a folder, expected a video file")
-        # Opening a pipe would wait for someone to write to it.
+        # Opening a named pipe would block until another process writes to it.
         if path.exists() and not path.is_file():
             raise GranAlignError(f"{path}: expected a regular file; save the video to one")
         with path.open("rb") as file:
             head = file.read(16)
             if not head:
                 raise GranAlignError(f"{path}: the file is empty, expected a video")
-            if head.startswith(_LISTS):
+            if head.startswith(_PLAYLIST_HEADS):
                 raise GranAlignError(f"{path}: got a list of other files, expected a video")
     except OSError as error:
         raise GranAlignError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except ValueError as error:  # a null character
+    except ValueError as error:  # a null character in the name
         raise GranAlignError(f"{path}: not a file name ({error})") from None
 
 
 def _video_stream(path: Path, container: InputContainer) -> VideoStream:
     from av.stream import Disposition
 
-    kind = container.format.name
-    if kind in _NO_VIDEOS or kind.endswith("_pipe"):
-        raise GranAlignError(f"{path}: got a file of the kind {kind!r}, expected a video")
+    name = container.format.name
+    if name in _NON_VIDEO_FORMATS or name.endswith("_pipe"):
+        raise GranAlignError(f"{path}: got a file of the format {name!r}, expected a video")
     best = container.streams.best("video")
-    pictured = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    if not pictured:
-        found = ", ".join(sorted({stream.type for stream in container.streams}))
-        raise GranAlignError(f"{path}: no video in it, only {found or 'nothing'}")
-    stream = next((s for s in pictured if best is not None and s.index == best.index), pictured[0])
+    # Cover art is a video stream with one attached picture.
+    videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not videos:
+        types = ", ".join(sorted({stream.type for stream in container.streams}))
+        raise GranAlignError(f"{path}: no video in it, only {types or 'nothing'}")
+    stream = next((s for s in videos if best is not None and s.index == best.index), videos[0])
     if stream.codec_context is None:
         raise GranAlignError(f"{path}: no decoder for its video; convert it, for example to H.264")
     if not stream.time_base:
@@ -164,31 +167,31 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
     return stream
 
 
-def short(error: BaseException) -> str:
-    """An error of FFmpeg without its number and the file's name, which stand elsewhere."""
+def ffmpeg_reason(error: BaseException) -> str:
+    """Return an FFmpeg error's text without its number and the file's name."""
     return getattr(error, "strerror", None) or one_line(error)
 
 
 def clip_count(duration: float, clip_seconds: float) -> int:
-    """How many clips a video has: the last one may be short, but not by rounding alone."""
-    return max(1, math.ceil((duration - _ROUNDING) / clip_seconds))
+    """Return the number of clips, at least 1; a rest of up to 2 ms does not count as a clip."""
+    return max(1, math.ceil((duration - _SHORTEST_CLIP) / clip_seconds))
 
 
 def display_matrix(frame: av.VideoFrame) -> npt.NDArray[np.int32] | None:
-    """The nine numbers by which a player turns and mirrors the frame; None where it need not."""
+    """Return the 3 x 3 matrix, flat, by which a player turns and mirrors the frame, or None."""
     data: Any = frame.side_data.get("DISPLAYMATRIX")
     return None if data is None else np.frombuffer(bytes(data), np.int32)
 
 
 def upright(frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
-    """The frame as a player shows it: RGB (height, width, 3), turned and mirrored by its metadata.
+    """Return the frame as a player shows it, uint8 RGB (height, width, 3), turned and mirrored.
 
-    Angles are taken to the nearest quarter turn.
+    The display matrix is rounded to the nearest quarter turn.
     """
     image: npt.NDArray[Any] = frame.to_ndarray(format="rgb24")
     matrix = display_matrix(frame)
     if matrix is not None:
-        # x' = a x + c y and y' = b x + d y; only signs matter in quarter turns.
+        # x' = a x + c y and y' = b x + d y; for quarter turns only the signs matter.
         a, b, _, c, d = (int(value) for value in matrix[:5])
         if abs(b) + abs(c) > abs(a) + abs(d):
             image, a, d = image.swapaxes(0, 1), c, b
@@ -197,5 +200,5 @@ def upright(frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
 
 
 def quarter_turns(frame: av.VideoFrame) -> int:
-    """How often a stored frame is turned counter-clockwise by 90 degrees to stand upright."""
+    """Return how many quarter turns counter-clockwise turn a stored frame upright."""
     return round(frame.rotation / 90) % 4

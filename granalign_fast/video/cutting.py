@@ -1,4 +1,4 @@
-"""Cuts a moment out of a video file."""
+"""Cut a moment out of a video file: copy its packets, or encode it to H.264 for an exact cut."""
 
 from __future__ import annotations
 
@@ -8,15 +8,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import replacing
 
-from .container import Video, display_matrix, open_video, short
+from .container import Video, display_matrix, ffmpeg_reason, open_video
 from .frames import probe
+from .key_frames import (
+    decode_or_skip,
+    find_key_frame,
+    is_decodable_alone,
+    packets_from_key_frame,
+)
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
@@ -25,22 +30,27 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 _FORMATS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}
-_CRF = "18"  # hardly told from the original
-# Seconds by which a frame may precede another in a file that is shown before it.
+"""FFmpeg's name of the container format for each suffix that a cut may have."""
+
+_CRF = "18"
+"""x264's constant rate factor: at 18 the result can hardly be told from the original."""
+
 _REORDERING = 1
-# Seconds by which audio may lie behind its video in a file.
+"""Seconds by which a frame may precede, in the file, another that is shown before it."""
+
 _INTERLEAVING = 2
+"""Seconds by which audio may lie behind the video of the same time in a file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What `cut` wrote.
+    """The file that `cut` wrote.
 
     Attributes:
         path: the file.
-        start: seconds of the source, counted as in `read_frames`, at which it begins.
-        end: seconds of the source at which it ends.
-        copied: the video was copied; otherwise it was encoded anew.
+        start: second of the source at which the file begins, counted as in `read_frames`.
+        end: second of the source at which the file ends.
+        copied: True if the video was copied, False if it was encoded.
     """
 
     path: Path
@@ -57,26 +67,26 @@ def cut(
     *,
     exact: bool = False,
 ) -> Cut:
-    """Write the moment from `start` to `end` of a video to a file of its own.
+    """Write the moment from `start` to `end` of a video to a new file.
 
-    Without `exact` nothing is encoded: the file begins at the last key frame by `start` (or within
-    half a frame after it), seconds early if key frames are far apart, and ends within a few frames
-    of `end`. With `exact` the video is encoded to H.264, from the frame that is shown at `start` to
-    the last one that begins before `end`. Audio is copied in both cases, to the packet, some
-    hundredths of a second; subtitles and data are left out.
+    Without `exact` nothing is encoded. The file begins at the last key frame up to half a frame
+    after `start`, which is seconds early if the GOPs are long, and it ends within a few frames of
+    `end`. With `exact` the video is encoded to H.264, from the frame that is shown at `start` to
+    the last one that begins before `end`. Audio is copied in both cases, as whole packets of some
+    hundredths of a second. Subtitles and data are left out.
 
     Args:
         path: the video.
-        start: seconds from the video's first frame.
-        end: the same; one beyond the video's end means its end.
-        out: a name that ends in .mp4, .mkv or .mov. An existing file is replaced when the new one
+        start: start of the moment, in seconds from the video's first frame.
+        end: end of the moment, in the same seconds; a value beyond the video's end means its end.
+        out: a path that ends in .mp4, .mkv or .mov. An existing file is replaced when the new one
             is complete; on an error nothing is changed.
-        exact: encode, so that the cut is where it was asked for.
+        exact: encode the video, so that the cut begins and ends exactly at `start` and `end`.
 
     Raises:
-        GranAlignError: the moment is empty or outside the video, `out` is the video itself, has
-            another suffix or cannot be written, its format does not take the video's or the audio's
-            codec, or the video cannot be read.
+        GranAlignError: the moment is empty or outside the video; `out` is the video itself, has
+            another suffix or cannot be written; its format does not support the codec of the video
+            or the audio; or the video cannot be read.
     """
     from av.error import FFmpegError
 
@@ -98,29 +108,34 @@ def cut(
     with open_video(path) as video, replacing(out) as sink:
         try:
             origin = round(video.ticks(Fraction(info.start)))
+            # 1. Find the key frame at which decoding or copying starts. A copy may begin up to half
+            # a frame late, so that rounding of `start` does not cost a whole GOP.
             rate = None if exact else video.stream.average_rate
-            near = Fraction(start) + Fraction(1, 2) / rate if rate else Fraction(start)
+            limit = Fraction(start) + Fraction(1, 2) / rate if rate else Fraction(start)
             with open_video(path) as other:
-                key = _key_frame(other, origin + video.ticks(near))
-            if exact and not _stands_alone(path, key):
+                key = find_key_frame(other, origin + video.ticks(limit))
+            if exact and not is_decodable_alone(path, key):
+                # Decode from the first key frame instead, to be safe.
                 with open_video(path) as other:
-                    key = _key_frame(other, Fraction(origin))
-            job = _Job(video, out, origin, key, Fraction(start), Fraction(end))
-            first, last = job.encode(sink) if exact else job.copy(sink)
+                    key = find_key_frame(other, Fraction(origin))
+            # 2. Write the cut.
+            cutter = _Cutter(video, out, origin, key, Fraction(start), Fraction(end))
+            first, last = cutter.encode(sink) if exact else cutter.copy(sink)
             return Cut(out, first, last, not exact)
         except (FFmpegError, ValueError, IndexError) as error:
             if isinstance(error, GranAlignError):
                 raise
-            if isinstance(error.__context__, OSError):  # closing a file that is full fails again
+            # If the disk is full, closing the file fails again and hides the first error.
+            if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise GranAlignError(
-                f"{out}: cannot be cut from {path} ({short(error)}); get the video again, "
+                f"{out}: cannot be cut from {path} ({ffmpeg_reason(error)}); get the video again, "
                 f"or convert it to MP4"
             ) from None
 
 
-class _Job:
-    """One cut, in presentation times of the source."""
+class _Cutter:
+    """Writes one cut; all times are in units of the source's time base unless stated otherwise."""
 
     def __init__(
         self, video: Video, out: Path, origin: int, key: int, start: Fraction, end: Fraction
@@ -128,28 +143,30 @@ class _Job:
         self._video = video
         self._out = out
         self._origin = origin
+        """PTS of the video's first frame."""
         self._key = key
+        """PTS of the key frame from which packets are read."""
         self._start = origin + video.ticks(start)
         self._end = origin + video.ticks(end)
-        self._sound = list(video.container.streams.audio)
+        self._audio = list(video.container.streams.audio)
 
     def copy(self, sink: IO[bytes]) -> tuple[float, float]:
-        """Copy packets from a key frame on; when the written video begins and ends, in seconds."""
+        """Copy packets from the key frame on; return start and end of the cut in seconds."""
         key = self._key
         begin = Fraction(key)
         end = math.ceil(self._end)
         last = key
         with self._open(sink) as target:
-            with self._adding(target):
+            with self._write_header(target):
                 stream = target.add_stream_from_template(self._video.stream)
-                sounds = self._add_sounds(target)
-            # A frame behind the end is of use if one before the end follows it in the file, and
-            # then so are those between the two.
+                audio = self._add_audio_streams(target)
+            # A frame behind the end is needed if a frame before the end follows it in the file,
+            # and so are the frames between the two: hold such packets back until that is known.
             held: list[Packet[Any]] = []
             started = False
-            for packet in self._packets(key):
+            for packet in self._read_packets(key):
                 if packet.stream_index != self._video.stream.index:
-                    self._mux_sound(target, packet, sounds, begin)
+                    self._mux_audio(target, packet, audio, begin)
                     continue
                 started = started or packet.pts == key
                 if not started or packet.pts is None or packet.pts < key:
@@ -159,65 +176,72 @@ class _Job:
                     for one in held:
                         end = max(end, one.pts or 0)
                         last = max(last, (one.pts or 0) + self._duration(one))
-                        _shift(one, key)
+                        _shift_timestamps(one, key)
                         one.duration = self._duration(one)
                         one.stream = stream
                         target.mux(one)
                     held.clear()
-        return self._seconds(begin), self._seconds(Fraction(last))
+        return self._to_seconds(begin), self._to_seconds(Fraction(last))
 
     def encode(self, sink: IO[bytes]) -> tuple[float, float]:
-        """Encode the frames in between; when the written video begins and ends, in seconds."""
+        """Encode the frames from start to end; return start and end of the cut in seconds."""
         video = self._video
         begin = math.floor(self._start)
         shown: VideoFrame | None = None
         stream: VideoStream | None = None
-        sounds: dict[int, Any] = {}
+        audio: dict[int, Any] = {}
         with self._open(sink) as target:
 
-            def put(frame: VideoFrame) -> None:
-                nonlocal stream, sounds
+            def encode_frame(frame: VideoFrame) -> None:
+                nonlocal stream, audio
+                # The first frame decides size and pixel format, which the header needs.
                 if stream is None:
-                    with self._adding(target):
-                        stream = _encoder(target, video, frame)
-                        sounds = self._add_sounds(target)
-                turned = frame.reformat(format=stream.pix_fmt)
-                turned.pts = max(frame.pts or 0, begin) - begin
-                turned.time_base = video.time_base
-                turned.pict_type = 0  # the encoder decides
-                target.mux(stream.encode(turned))
+                    with self._write_header(target):
+                        stream = _add_h264_stream(target, video, frame)
+                        audio = self._add_audio_streams(target)
+                converted = frame.reformat(format=stream.pix_fmt)
+                converted.pts = max(frame.pts or 0, begin) - begin
+                converted.time_base = video.time_base
+                converted.pict_type = 0  # the encoder chooses I, P or B
+                target.mux(stream.encode(converted))
 
-            early: list[Packet[Any]] = []
+            # Audio packets wait until the header is written.
+            waiting: list[Packet[Any]] = []
             started = False
-            for packet in self._packets(self._key):
+            for packet in self._read_packets(self._key):
                 if packet.stream_index != video.stream.index:
-                    # The file's header must know the video first.
-                    if self._is_heard(packet, self._start):
-                        early.append(packet)
+                    if self._is_in_moment(packet, self._start):
+                        waiting.append(packet)
                 elif started := started or packet.pts == self._key:
-                    for frame in _decoded(video, packet):
-                        shown = self._next(shown, frame, put)
+                    for frame in decode_or_skip(video, packet):
+                        shown = self._advance(shown, frame, encode_frame)
                 if stream is not None:
-                    for sound in early:
-                        self._mux_sound(target, sound, sounds, self._start)
-                    early.clear()
-            for frame in _decoded(video, None):
-                shown = self._next(shown, frame, put)
+                    for waited in waiting:
+                        self._mux_audio(target, waited, audio, self._start)
+                    waiting.clear()
+            # The decoder returns its last frames when it is flushed.
+            for frame in decode_or_skip(video, None):
+                shown = self._advance(shown, frame, encode_frame)
             if shown is not None:
-                put(shown)
+                encode_frame(shown)
             if stream is None:
                 raise GranAlignError(f"{video.path}: no frame between start and end can be decoded")
-            for sound in early:
-                self._mux_sound(target, sound, sounds, self._start)
+            for waited in waiting:
+                self._mux_audio(target, waited, audio, self._start)
             target.mux(stream.encode(None))
-        return self._seconds(self._start), self._seconds(self._end)
+        return self._to_seconds(self._start), self._to_seconds(self._end)
 
-    def _next(self, shown: VideoFrame | None, frame: VideoFrame, put: Any) -> VideoFrame | None:
-        """Encode the frame before this one, if it was shown within the moment."""
+    def _advance(
+        self, shown: VideoFrame | None, frame: VideoFrame, encode_frame: Any
+    ) -> VideoFrame | None:
+        """Encode the frame before `frame` if it was shown in the moment; return the newest frame.
+
+        A frame is shown until the next one begins, so it is encoded when the next one is known.
+        """
         if frame.pts is None or frame.pts >= self._end:
             return shown
         if shown is not None and frame.pts > self._start:
-            put(shown)
+            encode_frame(shown)
         return frame
 
     def _open(self, sink: IO[bytes]) -> OutputContainer:
@@ -226,11 +250,11 @@ class _Job:
         return av.open(sink, "w", format=_FORMATS[self._out.suffix.lower()])
 
     @contextmanager
-    def _adding(self, target: OutputContainer) -> Iterator[None]:
-        """Streams are added in this block, and then the header tells whether the format has them.
+    def _write_header(self, target: OutputContainer) -> Iterator[None]:
+        """Write the file's header after the block, which adds the streams.
 
         Raises:
-            GranAlignError: it does not.
+            GranAlignError: the format does not support the codecs of the streams.
         """
         from av.error import FFmpegError
 
@@ -241,40 +265,41 @@ class _Job:
             matroska = self._out.suffix.lower() == ".mkv"
             remedy = "convert the video" if matroska else "a name that ends in .mkv takes the most"
             raise GranAlignError(
-                f"{self._out}: does not take the codecs of {self._video.path} ({short(error)}); "
-                f"{remedy}"
+                f"{self._out}: does not take the codecs of {self._video.path} "
+                f"({ffmpeg_reason(error)}); {remedy}"
             ) from None
 
-    def _packets(self, key: int) -> Iterator[Packet[Any]]:
-        """Packets of video and audio from the key frame on, until both are behind the end."""
-        video, over = self._video, set()
-        streams = [video.stream, *self._sound]
+    def _read_packets(self, key: int) -> Iterator[Packet[Any]]:
+        """Yield video and audio packets from the key frame on, until both are behind the end."""
+        video, finished = self._video, set()
+        streams = [video.stream, *self._audio]
         end = self._end * video.time_base + _REORDERING
-        for packet in _from_key(video, key, streams):
-            mark = packet.pts if packet.dts is None else packet.dts
-            if mark is not None and packet.time_base:
-                time = mark * packet.time_base
+        for packet in packets_from_key_frame(video, key, streams):
+            timestamp = packet.pts if packet.dts is None else packet.dts
+            if timestamp is not None and packet.time_base:
+                time = timestamp * packet.time_base
                 if time >= end:
-                    over.add(packet.stream_index)
-                # Audio may end before the moment does, and then never be over.
-                late = video.stream.index in over and time >= end + _INTERLEAVING
-                if late or len(over) == len(streams):
+                    finished.add(packet.stream_index)
+                # An audio stream that ends before the moment never counts as finished.
+                late = video.stream.index in finished and time >= end + _INTERLEAVING
+                if late or len(finished) == len(streams):
                     return
             yield packet
 
-    def _add_sounds(self, target: OutputContainer) -> dict[int, Any]:
-        return {sound.index: target.add_stream_from_template(sound) for sound in self._sound}
+    def _add_audio_streams(self, target: OutputContainer) -> dict[int, Any]:
+        """Add a stream for each audio stream of the source, by the source's stream index."""
+        return {stream.index: target.add_stream_from_template(stream) for stream in self._audio}
 
-    def _mux_sound(
-        self, target: OutputContainer, packet: Packet[Any], sounds: dict[int, Any], begin: Fraction
+    def _mux_audio(
+        self, target: OutputContainer, packet: Packet[Any], audio: dict[int, Any], begin: Fraction
     ) -> None:
-        """Copy a packet of audio that lies in the moment."""
-        if self._is_heard(packet, begin):
-            _shift(packet, round(begin * self._video.time_base / packet.time_base))
-            packet.stream = sounds[packet.stream_index]
+        """Copy an audio packet if it lies in the moment."""
+        if self._is_in_moment(packet, begin):
+            _shift_timestamps(packet, round(begin * self._video.time_base / packet.time_base))
+            packet.stream = audio[packet.stream_index]
             target.mux(packet)
 
-    def _is_heard(self, packet: Packet[Any], begin: Fraction) -> bool:
+    def _is_in_moment(self, packet: Packet[Any], begin: Fraction) -> bool:
         if packet.pts is None or not packet.time_base:
             return False
         time = packet.pts * packet.time_base / self._video.time_base
@@ -284,87 +309,24 @@ class _Job:
         rate = self._video.stream.average_rate
         return packet.duration or (round(self._video.ticks(1 / rate)) if rate else 0)
 
-    def _seconds(self, time: Fraction) -> float:
+    def _to_seconds(self, time: Fraction) -> float:
         return float((time - self._origin) * self._video.time_base)
 
 
-def _key_frame(video: Video, limit: Fraction) -> int:
-    """When the last key frame by `limit` is shown; leaves the file somewhere behind it."""
-    key = None
-    for packet in _from_key(video, math.floor(limit), [video.stream]):
-        if packet.pts is None:
-            continue
-        if packet.is_keyframe and not packet.is_discard and packet.pts <= limit:
-            key = packet.pts
-        elif key is not None and (packet.pts if packet.dts is None else packet.dts) > limit:
-            break
-    if key is None:
-        raise GranAlignError(f"{video.path}: no key frame at the start or before it")
-    return key
+def _shift_timestamps(packet: Packet[Any], offset: int) -> None:
+    packet.pts = None if packet.pts is None else packet.pts - offset
+    packet.dts = None if packet.dts is None else packet.dts - offset
 
 
-def _stands_alone(path: Path, key: int) -> bool:
-    """Whether a key frame can be decoded without those before it; some are none."""
-    with open_video(path, threads=1) as video:
-        started = False
-        for packet in chain(_from_key(video, key, [video.stream]), [None]):
-            if started := started or packet is None or packet.pts == key:
-                for frame in _decoded(video, packet):
-                    if frame.pts is not None and frame.pts >= key:
-                        return frame.pts == key and frame.key_frame and not frame.is_corrupt
-    return False
-
-
-def _from_key(video: Video, time: int, streams: list[Any]) -> Iterator[Packet[Any]]:
-    """Packets from the key frame by `time` on, or from the file's beginning."""
-    from av.error import FFmpegError
-
-    container, index = video.container, video.stream.index
-    begin = container.start_time or 0
-    # Other formats have no index of key frames, and are searched wrongly.
-    if video.kind.startswith(("mov", "matroska")):
-        packets: list[Packet[Any]] = []
-        try:
-            container.seek(time, stream=video.stream)
-            found = container.demux(streams)
-            for packet in found:
-                packets.append(packet)
-                if packet.stream_index == index and packet.size:
-                    if packet.is_keyframe and packet.pts is not None and packet.pts <= time:
-                        yield from (one for one in packets if one.size)
-                        yield from (one for one in found if one.size)
-                        return
-                    break
-        except FFmpegError:
-            pass
-        container.seek(begin)
-    yield from (packet for packet in container.demux(streams) if packet.size)
-
-
-def _decoded(video: Video, packet: Packet[Any] | None) -> list[VideoFrame]:
-    """The frames that a packet, or the end, brings; none where it is damaged."""
-    from av.error import FFmpegError
-
-    try:
-        return video.stream.codec_context.decode(packet)
-    except FFmpegError:
-        return []
-
-
-def _shift(packet: Packet[Any], by: int) -> None:
-    packet.pts = None if packet.pts is None else packet.pts - by
-    packet.dts = None if packet.dts is None else packet.dts - by
-
-
-def _encoder(target: OutputContainer, video: Video, frame: VideoFrame) -> VideoStream:
-    """An H.264 stream for frames like this one."""
+def _add_h264_stream(target: OutputContainer, video: Video, frame: VideoFrame) -> VideoStream:
+    """Add an H.264 stream for frames of the size, pixel format and colours of `frame`."""
     source = video.stream
     stream = target.add_stream(
         "libx264", rate=source.average_rate or 25, options={"crf": _CRF, "preset": "medium"}
     )
     stream.width, stream.height = frame.width, frame.height
     formats = {one.name for one in stream.codec_context.codec.video_formats or ()}
-    # Half the colour samples of an odd number of pixels is no number.
+    # Only 4:4:4 can have an odd width or height: the others share colour between pixels.
     odd = frame.width % 2 or frame.height % 2
     fallback = "yuv444p" if odd else "yuv420p"
     name = frame.format.name

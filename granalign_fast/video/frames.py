@@ -1,4 +1,4 @@
-"""A video file to one frame per clip, each with the time at which a player shows it."""
+"""Read one frame per clip from a video file, each with its presentation time."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from .container import (
     quarter_turns,
     upright,
 )
-from .packets import Packets
-from .reader import Frame, NoRestart, Reader, Wanted
+from .packets import PacketReader
+from .reader import ClipNumbers, FalseKeyFrame, Frame, FrameReader
 
 __all__ = ["DamagedVideoWarning", "Frame", "VideoInfo", "probe", "read_clips", "read_frames"]
 
-# Frames that are decoded in one call on a GPU.
 _CUDA_BATCH = 16
+"""Frames that torchcodec decodes on a GPU in one call."""
 
-# Microseconds before a file's announced end from which `probe` reads its packets.
 _TAIL = 10_000_000
+"""Microseconds before a file's announced end from which `probe` reads its last packets."""
 
 
 def read_frames(
@@ -43,94 +43,102 @@ def read_frames(
     threads: int | None = None,
     device: str = "cpu",
 ) -> Iterator[Frame]:
-    """One frame per clip, in order, decoded while they are asked for.
+    """Yield one frame per clip, in order; each is decoded when the caller asks for it.
 
-    Times are presentation times and count from the first frame that can be shown, so that an offset
-    of the container is gone; they are never a number of frames divided by a rate. A clip's frame is
-    the one that a player shows at its middle; the last clip ends with the video, and its middle is
-    the middle of what there is. A frame that stays for long stands for several clips.
+    Times are presentation times, relative to the first frame that can be shown, so that an offset
+    in the container does not matter. They are never computed from a frame number and a rate. A
+    clip's frame is the one that a player shows at the clip's middle. The last clip ends with the
+    video and may be shorter; its middle is the middle of that shorter stretch. One frame can
+    represent several clips if it is shown for long.
 
-    MPEG program streams (.mpg, .vob) give times to some frames only. FFmpeg fills in the others,
+    MPEG program streams (.mpg, .vob) store times for some frames only. FFmpeg fills in the others
     and may be wrong by two frames.
 
-    Only what the chosen frames need is decoded, exactly as if everything were. Memory holds the
-    compressed packets of one clip and a few decoded frames, however long the video is.
+    Only what the chosen frames need is decoded, with the same result as decoding everything.
+    Memory holds the compressed packets of one clip and a few decoded frames, however long the
+    video is.
 
-    A damaged or cut file gives the frames before the damage, and then a `DamagedVideoWarning` with
-    file and time. After damage frames count again from the next key frame on; if a clip would have
-    to show a picture that is over a clip older than its own, or if a stretch of the file is
-    missing, the frames end there. So clips are always 0, 1, 2, ... without gaps. Damage that costs
-    no clip is warned of when the video ends.
+    A damaged or truncated file yields the frames before the damage, and then a
+    `DamagedVideoWarning` with file and time. After damage, frames are used again from the next key
+    frame on. The frames end at a clip whose frame would be more than a clip older than the clip
+    itself, or at a gap in the file, so clips are always 0, 1, 2, ... without gaps. Damage that
+    costs no clip is reported when the video ends.
 
-    What cannot be seen is damage that leaves valid data: changed time stamps, or a part that was
-    removed without a trace. In Matroska that looks like a long still; in AVI it moves what follows.
+    Damage that leaves valid data cannot be detected: changed time stamps, or a part that was
+    removed without a trace. In Matroska such a part looks like a long still picture; in AVI all
+    later frames move to earlier times.
 
     Args:
         path: a local video file of any format and codec that FFmpeg reads.
-        clip_seconds: length of a clip, more than 0.
-        clips: the only ones that are wanted, whose frames are the same as among all; clips that the
-            video does not have give none. What lies between them is read but hardly decoded.
-        threads: of the decoder; None for as many as FFmpeg thinks fit.
+        clip_seconds: length of a clip in seconds, 0.01 to 3600.
+        clips: the clips whose frames to return, by default all. Their frames are the same as among
+            all clips. Numbers that the video does not have are ignored. The packets between the
+            clips are read but hardly decoded.
+        threads: decoder threads; None lets FFmpeg choose.
         device: "cpu", or "cuda" to decode on an NVIDIA GPU with torchcodec, which must be
-            installed. That path has not been run on a GPU yet; damage is whatever torchcodec makes
-            an error of.
+            installed. The GPU path has not been run on a GPU yet, and it detects only damage for
+            which torchcodec raises an error.
 
     Raises:
-        GranAlignError: the file is missing, unreadable, not a video or without any frame that can
-            be decoded; its frames have no presentation times; or an argument is out of range.
+        GranAlignError: the file is missing, unreadable or not a video; none of its frames can be
+            decoded; its frames have no presentation times; or an argument is out of range.
     """
     _check_clip_seconds(clip_seconds)
-    wanted = None if clips is None else _in_order(clips)
+    numbers = None if clips is None else _sorted_clips(clips)
     if device == "cuda":
         info = probe(path, clip_seconds=clip_seconds)
-        return _cuda_frames(info, Path(path), clip_seconds, wanted)
+        return _read_on_cuda(info, Path(path), clip_seconds, numbers)
     if device != "cpu":
         raise GranAlignError(f"device: got {device!r}, expected 'cpu' or 'cuda'")
-    return _frames(Path(path), Fraction(clip_seconds), threads, skip=True, wanted=wanted)
+    return _read_on_cpu(Path(path), Fraction(clip_seconds), threads, skip=True, clips=numbers)
 
 
 def read_clips(
     path: str | os.PathLike[str], clips: Sequence[int], *, clip_seconds: float = 2.0
 ) -> list[Image]:
-    """The frames of these clips, uint8 RGB (height, width, 3) each, in the order of `clips`.
+    """Return the frames of these clips, uint8 RGB (height, width, 3), in the order of `clips`.
 
     Raises:
-        GranAlignError: as for `read_frames`, or the video has no such clip.
+        GranAlignError: as for `read_frames`, or the video has no clip of this number.
     """
     _check_clip_seconds(clip_seconds)
-    wanted = _in_order(clips)
-    # Of damage it was warned when the video was indexed; here these clips alone matter.
-    frames = _frames(Path(path), Fraction(clip_seconds), None, skip=True, wanted=wanted, warn=False)
-    found = {frame.clip: frame.image for frame in frames}
-    if missing := sorted(set(clips) - found.keys()):
+    numbers = _sorted_clips(clips)
+    # No warning of damage: it was given when the video was indexed, and only these clips matter.
+    frames = _read_on_cpu(
+        Path(path), Fraction(clip_seconds), None, skip=True, clips=numbers, warn=False
+    )
+    images = {frame.clip: frame.image for frame in frames}
+    if missing := sorted(set(clips) - images.keys()):
         raise GranAlignError(
             f"{path}: got no frame for clip {missing[0]}, expected one as when it was indexed; "
             f"index the file again"
         )
-    return [found[clip] for clip in clips]
+    return [images[clip] for clip in clips]
 
 
 def probe(path: str | os.PathLike[str], *, clip_seconds: float = 2.0) -> VideoInfo:
-    """Duration, size, rate and so on of a video, from its first frame and its last packets.
+    """Return a video's duration, size, rate and so on, from its first frame and last packets.
 
-    Headers are not asked for the duration, because many are wrong about it. Most files take a few
-    milliseconds; one that cannot be searched, such as a GIF, is read to its end without decoding.
+    The duration does not come from the headers, because many of them are wrong. Most files take a
+    few milliseconds; a file without seeking, such as a GIF, is read to its end without decoding.
 
     Raises:
         GranAlignError: as for `read_frames`.
     """
     _check_clip_seconds(clip_seconds)
     clip = Fraction(clip_seconds)
+    # 1. Decode the first frame; find the end by seeking to the file's tail.
     with open_video(path) as video:
-        reader = Reader(video, clip, skip=False)
-        start, first = reader.begin()
-        end = _tail_end(video, clip)
+        reader = FrameReader(video, clip, skip=False)
+        start, first = reader.decode_first()
+        end = _find_end_by_seeking(video, clip)
         rate = video.stream.average_rate
         codec = video.stream.codec_context.codec.canonical_name
+    # 2. If that fails, read all packets from the start.
     if end is None:
         with open_video(path) as video:
-            packets = Packets(video, clip)
-            while packets.next() is not None:
+            packets = PacketReader(video, clip)
+            while packets.next_packet() is not None:
                 pass
             end = packets.end
     duration = float(max(0, (end or 0) - start) * video.time_base)
@@ -147,20 +155,20 @@ def probe(path: str | os.PathLike[str], *, clip_seconds: float = 2.0) -> VideoIn
     )
 
 
-def _tail_end(video: Video, clip_seconds: Fraction) -> int | None:
-    """When the last packet ends, found by searching; None where that does not work."""
+def _find_end_by_seeking(video: Video, clip_seconds: Fraction) -> int | None:
+    """Return the PTS at which the last packet's display ends, or None if seeking fails."""
     from av.error import FFmpegError
 
     container = video.container
-    # MPEG-PS gives times to some packets only, and FFmpeg counts on from wherever it begins.
-    if not container.duration or video.kind == "mpeg":
+    # MPEG-PS has times for some packets only; FFmpeg counts the others from where reading starts.
+    if not container.duration or video.format_name == "mpeg":
         return None
     try:
         container.seek(max(0, (container.start_time or 0) + container.duration - _TAIL))
     except (FFmpegError, OverflowError):
         return None
-    packets = Packets(video, clip_seconds)
-    while packets.next() is not None:
+    packets = PacketReader(video, clip_seconds)
+    while packets.next_packet() is not None:
         pass
     return None if packets.damage else packets.end
 
@@ -172,55 +180,55 @@ def _check_clip_seconds(clip_seconds: float) -> None:
         )
 
 
-def _in_order(clips: Iterable[int]) -> Wanted:
+def _sorted_clips(clips: Iterable[int]) -> ClipNumbers:
     if isinstance(clips, range) and clips.step > 0:
         return clips
     return tuple(sorted(set(clips)))
 
 
-def _frames(
+def _read_on_cpu(
     path: Path,
-    clip: Fraction,
+    clip_seconds: Fraction,
     threads: int | None,
     *,
     skip: bool,
-    wanted: Wanted | None = None,
+    clips: ClipNumbers | None = None,
     warn: bool = True,
 ) -> Iterator[Frame]:
-    """Frames on the CPU; `skip` leaves out what need not be decoded, `warn` is of damage.
+    """Read frames on the CPU: `skip` skips unneeded packets, `warn` warns of damage.
 
-    The file is opened at once, so that a wrong name is an error where it is given.
+    The file is opened by the call, not by the first iteration, so that a wrong path raises at once.
     """
     opened = ExitStack()
     video = opened.enter_context(open_video(path, threads=threads))
 
-    def give() -> Iterator[Frame]:
-        following = 0
+    def generate() -> Iterator[Frame]:
+        next_clip = 0
         try:
             with opened:
-                for frame in Reader(video, clip, skip=skip).frames(wanted, warn=warn):
+                for frame in FrameReader(video, clip_seconds, skip=skip).frames(clips, warn=warn):
                     yield frame
-                    following = frame.clip + 1
+                    next_clip = frame.clip + 1
             return
-        except NoRestart:
+        except FalseKeyFrame:
             pass
-        # From the start once more, decoding everything: rare, slow and right.
+        # Read from the start again and decode everything: rare and slow, but right.
         with open_video(path, threads=threads) as again:
-            for frame in Reader(again, clip, skip=False).frames(wanted, warn=warn):
-                if frame.clip >= following:
+            for frame in FrameReader(again, clip_seconds, skip=False).frames(clips, warn=warn):
+                if frame.clip >= next_clip:
                     yield frame
 
-    return give()
+    return generate()
 
 
-def _cuda_frames(
-    info: VideoInfo, path: Path, clip_seconds: float, wanted: Wanted | None
+def _read_on_cuda(
+    info: VideoInfo, path: Path, clip_seconds: float, numbers: ClipNumbers | None
 ) -> Iterator[Frame]:
-    """Frames by NVDEC through torchcodec; never run on a GPU yet."""
+    """Read frames with NVDEC through torchcodec; never run on a GPU yet."""
     try:
-        # No name for a type checker: torchcodec is none of this package's dependencies.
+        # Imported by name, which type checkers ignore: torchcodec is not a dependency.
         decoders = import_module("torchcodec.decoders")
-    except (ImportError, OSError, RuntimeError):  # the last two where it misses its FFmpeg
+    except (ImportError, OSError, RuntimeError):  # the last two if its FFmpeg is missing
         raise GranAlignError(
             "device: 'cuda' decodes with torchcodec, which is not installed or cannot be loaded: "
             "run pip install torchcodec, or use device 'cpu'"
@@ -231,12 +239,12 @@ def _cuda_frames(
             f"cannot do; use device 'cpu'"
         )
 
-    def give() -> Iterator[Frame]:
+    def generate() -> Iterator[Frame]:
         try:
             decoder = decoders.VideoDecoder(str(path), dimension_order="NHWC", device="cuda")
-            asked = [clip for clip in range(info.clips) if wanted is None or clip in wanted]
-            for first in range(0, len(asked), _CUDA_BATCH):
-                clips = asked[first : first + _CUDA_BATCH]
+            chosen = [clip for clip in range(info.clips) if numbers is None or clip in numbers]
+            for first in range(0, len(chosen), _CUDA_BATCH):
+                clips = chosen[first : first + _CUDA_BATCH]
                 ends = [min((clip + 1) * clip_seconds, info.duration) for clip in clips]
                 middles = [
                     info.start + (clip * clip_seconds + end) / 2
@@ -252,4 +260,4 @@ def _cuda_frames(
                 f"{path}: cannot be decoded on the GPU ({one_line(error)}); use device 'cpu'"
             ) from None
 
-    return give()
+    return generate()

@@ -1,4 +1,4 @@
-"""Frames as the models take them: checked, and resized."""
+"""Resize frames to the size that a model takes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from granalign_fast.types import Image
 
 
 def resize(image: Image, height: int, width: int, resample: int) -> Image:
-    """The image in another size, (height, width, 3), by Pillow's filter number `resample`."""
+    """Resize an image to uint8 RGB (height, width, 3) by Pillow's filter number `resample`."""
     from PIL import Image as pillow
 
     if image.shape[:2] == (height, width):

@@ -1,4 +1,8 @@
-"""The packets of a video in the order of decoding, and every sign that some of them are missing."""
+"""Read the packets of a video in decoding order, and detect gaps and truncation.
+
+PTS is a packet's presentation time stamp, DTS its decoding time stamp, both in units of the
+stream's time base.
+"""
 
 from __future__ import annotations
 
@@ -7,39 +11,51 @@ from bisect import bisect_left, bisect_right, insort
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from .container import Video, short
+from .container import Video, ffmpeg_reason
 
 if TYPE_CHECKING:
     from av.packet import Packet
 
-# No video shows one picture for longer, but a broken time stamp claims so.
-_LONGEST_HOLD = Fraction(3600)
-# Nor are a frame's times of decoding and of presentation further apart.
+_LONGEST_STILL = Fraction(3600)
+"""Seconds: no real video shows one picture for longer, but a damaged time stamp can claim so."""
+
 _LONGEST_REORDERING = Fraction(20)
-# Below this a step in the times is everyday life: reordering, streams that start apart.
-_SHORTEST_JUMP = Fraction(1)
-# Bytes of a Matroska file between two packets: headers of blocks and clusters need under a hundred.
-_HEADERS = 1000
+"""Seconds: in a real video the PTS and DTS of a packet are never further apart."""
+
+_SHORTEST_GAP = Fraction(1)
+"""Seconds: shorter steps in the time stamps are normal (reordering, streams that start apart)."""
+
+_MATROSKA_HEADERS = 1000
+"""Bytes between two packets of a Matroska file: headers of blocks and clusters take under 100."""
+
 _TS_PACKET = 188
-_CHUNK_HEADER = 8
+"""Bytes of a packet of an MPEG transport stream."""
+
+_AVI_CHUNK_HEADER = 8
+"""Bytes: an AVI's index gives the position of the chunk or of the data behind its header."""
 
 
-class Packets:
-    """Hands out the video's packets, and stops at the end or where the file is damaged.
+class PacketReader:
+    """Reads the video's packets, and stops at the end of the file or where packets are missing.
 
-    A step in the times that is longer than a clip is a long still where the container says or lets
-    believe so, and a hole, at which the packets end, where the packet before the hole claims to
-    last less and one of these holds: the step leads beyond the announced end of the file; bytes
-    between the two belong to no packet (Matroska); the container is made for constant rates
-    (MPEG-TS, MPEG-PS). So is a step back, and a still of more than an hour. The times of AVI are
-    numbers of packets, which must be where its index says.
+    These signs count as damage, and the packets end there:
+
+    - The DTS steps back.
+    - The time stamps step ahead by more than an hour, or beyond the announced end of the file.
+    - The time stamps step ahead by more than a clip, the duration of the packet before does not
+      cover the step, and one of these holds: bytes between the two belong to no packet (Matroska),
+      or the format is made for constant frame rates (MPEG-TS, MPEG-PS).
+    - A packet of an AVI is not at the position in its index. AVI has packet numbers for time
+      stamps, so its time stamps do not show that packets are missing.
+
+    Any other step ahead is taken for a long still picture.
 
     Attributes:
-        watermark: no packet still to come is shown before this time; None at first.
-        end: presentation time at which the latest packet so far ends to be shown; None at first.
-        done: there is no further packet.
-        damage: why the packets ended early; None while they did not.
-        untimed: how many packets had no presentation time, or one that cannot be.
+        watermark: all packets to come have a PTS of at least this; None before the first packet.
+        end: PTS at which the display of the latest packet so far ends; None before the first.
+        done: True when there is no further packet.
+        damage: the reason why the packets ended early; None if they did not.
+        untimed: number of packets without a PTS, or with one too far from their DTS.
     """
 
     def __init__(self, video: Video, clip_seconds: Fraction) -> None:
@@ -49,185 +65,201 @@ class Packets:
         self.damage: str | None = None
         self.untimed = 0
         self._video = video
-        self._jump = math.ceil(video.ticks(max(clip_seconds, _SHORTEST_JUMP)))
-        self._reordering = math.ceil(video.ticks(max(clip_seconds, _LONGEST_REORDERING)))
-        self._longest = math.ceil(video.ticks(_LONGEST_HOLD))
-        self._matroska = video.kind.startswith("matroska")
-        self._indexed = video.kind.startswith("mov")
-        # MP4's index tells what is missing. Elsewhere the other streams help to see it.
-        self._demuxed = video.container.demux(*([video.stream] if self._indexed else []))
-        self._announced = _announced_end(video)
-        self._times: list[int] = []
-        self._latest: int | None = None
-        self._partial = False
-        self._dts: int | None = None
-        self._time: int | None = None
-        self._covered = 0
+        # Limits in units of the time base.
+        self._longest_step = math.ceil(video.ticks(max(clip_seconds, _SHORTEST_GAP)))
+        self._longest_reordering = math.ceil(video.ticks(max(clip_seconds, _LONGEST_REORDERING)))
+        self._longest_still = math.ceil(video.ticks(_LONGEST_STILL))
+        self._is_matroska = video.format_name.startswith("matroska")
+        self._is_mp4 = video.format_name.startswith("mov")
+        # MP4's index lists every packet. In other formats the packets of the other streams help to
+        # detect lost bytes and a missing end.
+        self._demuxed = video.container.demux(*([video.stream] if self._is_mp4 else []))
+        self._announced_end = _announced_end(video)
+        # PTS of the packets so far that `forget_before` has not dropped, in ascending order.
+        self._pts: list[int] = []
+        self._latest_pts: int | None = None
+        self._last_is_partial = False
+        self._last_dts: int | None = None
+        # For gaps: the latest time stamp, and where that packet's display ends by its duration.
+        self._latest_time: int | None = None
+        self._covered_until = 0
         self._bytes_end: int | None = None
         self._lost_bytes = 0
-        self._other_end = Fraction(0)
+        self._other_streams_end = Fraction(0)
 
-    def next(self) -> Packet[Any] | None:
-        """The next packet that holds data; None when `done`."""
+    def next_packet(self) -> Packet[Any] | None:
+        """Return the next packet of the video stream that holds data; None when `done`."""
         from av.error import FFmpegError
 
         while not self.done:
+            # 1. Read a packet of any stream; an error or the end of the file ends the packets.
             try:
                 packet = next(self._demuxed, None)
-            except IndexError:  # PyAV's, at the end of a file that brought a stream nobody opened
+            except IndexError:  # PyAV: at the end of a file in which a new stream appeared
                 packet = None
             except (FFmpegError, ValueError) as error:
-                self._stop(f"it cannot be read further ({short(error)})")
+                self._stop(f"it cannot be read further ({ffmpeg_reason(error)})")
                 break
             if packet is None:
-                self._stop(self._cut_short())
+                self._stop(self._find_truncation())
                 break
             if not packet.size:
                 continue
-            self._account(packet)
+            # 2. Packets of other streams count only for lost bytes and for the end of the file.
+            self._count_lost_bytes(packet)
             if packet.stream_index != self._video.stream.index:
                 if packet.pts is not None and packet.time_base:
                     end = (packet.pts + (packet.duration or 0)) * packet.time_base
-                    self._other_end = max(self._other_end, end)
+                    self._other_streams_end = max(self._other_streams_end, end)
                 continue
-            if hole := self._hole(packet):
-                self._stop(hole)
+            # 3. Stop if packets are missing before this one; otherwise record its time stamps.
+            if gap := self._find_gap(packet):
+                self._stop(gap)
                 break
-            self._note(packet)
-            self._partial = packet.is_corrupt
+            self._record_pts(packet)
+            self._last_is_partial = packet.is_corrupt
             return packet
         return None
 
-    def shown_at(self, time: int) -> int | None:
-        """The presentation time of the last packet so far that begins at `time` or before it."""
-        place = bisect_right(self._times, time)
-        return self._times[place - 1] if place else None
+    def pts_shown_at(self, time: int) -> int | None:
+        """Return the PTS of the packet that is shown at `time`: the last one up to `time`."""
+        count = bisect_right(self._pts, time)
+        return self._pts[count - 1] if count else None
 
-    def knows(self, time: int) -> bool:
-        """Whether a packet begins just then."""
-        place = bisect_left(self._times, time)
-        return place < len(self._times) and self._times[place] == time
+    def has_pts(self, pts: int) -> bool:
+        """Return True if a packet so far has this PTS."""
+        position = bisect_left(self._pts, pts)
+        return position < len(self._pts) and self._pts[position] == pts
 
-    def forget(self, time: int) -> None:
-        """Packets before `time` will not be asked for again."""
-        del self._times[: bisect_left(self._times, time)]
+    def forget_before(self, pts: int) -> None:
+        """Drop the record of packets before `pts`, which the caller will not ask about again."""
+        del self._pts[: bisect_left(self._pts, pts)]
 
     def _stop(self, damage: str | None) -> None:
         self.done, self.damage = True, damage
 
-    def _account(self, packet: Packet[Any]) -> None:
-        if self._matroska and packet.pos is not None:
-            if self._bytes_end is not None and packet.pos - self._bytes_end > _HEADERS:
+    def _count_lost_bytes(self, packet: Packet[Any]) -> None:
+        """Count the bytes of a Matroska file that belong to no packet, up to this packet."""
+        if self._is_matroska and packet.pos is not None:
+            if self._bytes_end is not None and packet.pos - self._bytes_end > _MATROSKA_HEADERS:
                 self._lost_bytes += packet.pos - self._bytes_end
             self._bytes_end = packet.pos + packet.size
 
-    def _hole(self, packet: Packet[Any]) -> str | None:
-        """Why packets are missing before this one; None when they are not."""
+    def _find_gap(self, packet: Packet[Any]) -> str | None:
+        """Return why packets are missing before this one, or None if none are missing."""
         dts, lost, self._lost_bytes = packet.dts, self._lost_bytes, 0
-        if self._video.kind == "avi" and not self._fits_index(packet):
+        # 1. AVI: compare the position with the index.
+        if self._video.format_name == "avi" and not self._matches_avi_index(packet):
             return "its packets are not where its index says"
+        # 2. The DTS must not step back.
         if dts is not None:
-            if self._dts is not None and dts < self._dts - self._jump:
+            if self._last_dts is not None and dts < self._last_dts - self._longest_step:
                 return "its times jump back"
-            self._dts = dts
-        # Times of decoding step evenly, but of Matroska's FFmpeg makes them up, late by the depth
-        # of the reordering.
-        time = packet.pts if dts is None or self._matroska else dts
+            self._last_dts = dts
+        # 3. Measure the step ahead. The DTS rises evenly; but Matroska has none, and FFmpeg's
+        # substitutes lag by the depth of the reordering, so Matroska is judged by the PTS.
+        time = packet.pts if dts is None or self._is_matroska else dts
         if time is None:
             return None
-        before, covered = self._time, self._covered
+        before, covered_until = self._latest_time, self._covered_until
         if before is None or time > before:
-            self._time, self._covered = time, time + (packet.duration or 0)
-        if before is None or time - before <= self._jump:
+            self._latest_time, self._covered_until = time, time + (packet.duration or 0)
+        if before is None or time - before <= self._longest_step:
             return None
+        # 4. A longer step is a gap or a still picture.
         step = time - before
-        if step > self._longest:
+        if step > self._longest_still:
             return "its times jump ahead by more than an hour"
-        if self._announced is not None and time > self._announced + self._jump:
+        if self._announced_end is not None and time > self._announced_end + self._longest_step:
             return "its times jump beyond its announced end"
-        if time - covered <= self._jump:
+        if time - covered_until <= self._longest_step:
             return None
         if lost:
             return f"{lost} bytes of it are unreadable"
         rate = self._video.stream.average_rate
-        if self._video.kind.startswith("mpeg") and (
+        if self._video.format_name.startswith("mpeg") and (
             not rate or step > self._video.ticks(Fraction(5, 2) / rate)
         ):
             return "packets are missing"
         return None
 
-    def _fits_index(self, packet: Packet[Any]) -> bool:
-        """Whether an AVI's packet is the one that its number, and so its time, belongs to."""
+    def _matches_avi_index(self, packet: Packet[Any]) -> bool:
+        """Return True if an AVI's packet is at the position that the index gives for its number."""
         if packet.dts is None or packet.pos is None:
             return True
         entries = self._video.stream.index_entries
-        place = entries.search_timestamp(packet.dts, backward=True, any_frame=True)
-        if place < 0 or entries[place].timestamp != packet.dts:
+        number = entries.search_timestamp(packet.dts, backward=True, any_frame=True)
+        if number < 0 or entries[number].timestamp != packet.dts:
             return True
-        return abs(packet.pos - entries[place].pos) <= _CHUNK_HEADER
+        return abs(packet.pos - entries[number].pos) <= _AVI_CHUNK_HEADER
 
-    def _note(self, packet: Packet[Any]) -> None:
-        pts = packet.pts
-        if pts is None or (packet.dts is not None and abs(pts - packet.dts) > self._reordering):
+    def _record_pts(self, packet: Packet[Any]) -> None:
+        """Update `watermark`, `end` and the list of PTS."""
+        pts, dts = packet.pts, packet.dts
+        if pts is None or (dts is not None and abs(pts - dts) > self._longest_reordering):
             self.untimed += 1
             return
-        mark = packet.dts if packet.dts is not None else pts
-        self.watermark = mark if self.watermark is None else max(self.watermark, mark)
-        if packet.is_discard:  # an edit list leaves it out
+        # No frame is presented before it is decoded, so no later packet has a PTS below this DTS.
+        bound = pts if dts is None else dts
+        self.watermark = bound if self.watermark is None else max(self.watermark, bound)
+        if packet.is_discard:  # an edit list excludes it
             return
-        insort(self._times, pts)
-        if self._latest is None or pts > self._latest:
-            self.end = pts + min(self._shown_for(packet, pts), self._longest)
-            self._latest = pts
+        insort(self._pts, pts)
+        if self._latest_pts is None or pts > self._latest_pts:
+            self.end = pts + min(self._display_duration(packet, pts), self._longest_still)
+            self._latest_pts = pts
 
-    def _shown_for(self, packet: Packet[Any], pts: int) -> int:
-        """How long a packet is shown if it is the last."""
-        # MPEG's packets do not say; what FFmpeg gives is found in the video, or in its damage.
-        if packet.duration and not self._video.kind.startswith("mpeg"):
+    def _display_duration(self, packet: Packet[Any], pts: int) -> int:
+        """Return how long a packet is shown if it is the last, in units of the time base."""
+        # MPEG packets have no duration; FFmpeg's value comes from the coded frames, which may be
+        # damaged.
+        if packet.duration and not self._video.format_name.startswith("mpeg"):
             return packet.duration
         rate = self._video.stream.average_rate
         if rate:
             return round(self._video.ticks(1 / rate))
-        return 0 if self._latest is None else pts - self._latest
+        return 0 if self._latest_pts is None else pts - self._latest_pts
 
-    def _cut_short(self) -> str | None:
-        """Why the end of the file is not the end of the video; None when it is."""
-        video = self._video
-        if self._partial:  # only the last packet that was read
-            return "the rest of it is missing"
-        if self._indexed:
+    def _find_truncation(self) -> str | None:
+        """Return why the end of the file is not the end of the video, or None if it is."""
+        video, missing = self._video, "the rest of it is missing"
+        if self._last_is_partial:
+            return missing
+        if self._is_mp4:
             entries = video.stream.index_entries
             if len(entries) and entries[-1].pos + entries[-1].size > video.container.size:
-                return "the rest of it is missing"
+                return missing
             return None
-        if video.kind == "mpegts":
-            # A transport stream announces no end, but it is made of whole packets.
-            cut = video.container.size % _TS_PACKET
-            return "the rest of it is missing" if cut and self._sized() else None
-        if self._announced is None:
+        if video.format_name == "mpegts":
+            # A transport stream announces no end, but it consists of whole packets.
+            rest = video.container.size % _TS_PACKET
+            return missing if rest and self._has_188_byte_packets() else None
+        if self._announced_end is None:
             return None
-        end = max((self.end or 0) * video.time_base, self._other_end)
-        if self._announced * video.time_base - end > _SHORTEST_JUMP:
-            return "the rest of it is missing"
+        end = max((self.end or 0) * video.time_base, self._other_streams_end)
+        if self._announced_end * video.time_base - end > _SHORTEST_GAP:
+            return missing
         return None
 
-    def _sized(self) -> bool:
-        """Whether transport packets are of the usual size, not those of a Blu-ray disc."""
+    def _has_188_byte_packets(self) -> bool:
+        """Return True if transport packets have the usual size; on a Blu-ray disc they have 192."""
         with self._video.path.open("rb") as file:
             head = file.read(_TS_PACKET + 1)
+        # Every transport packet begins with the sync byte 0x47.
         return len(head) > _TS_PACKET and head[0] == head[_TS_PACKET] == 0x47
 
 
 def _announced_end(video: Video) -> int | None:
-    """Where the container says that it ends, in presentation time; None where it does not."""
+    """Return the end that the container announces, in units of the time base, or None."""
     stream, container = video.stream, video.container
-    if video.kind.startswith("mov"):
+    if video.format_name.startswith("mov"):
         if not stream.duration:
             return None
         return (stream.start_time or 0) + stream.duration
-    if video.kind.startswith("mpeg") or not container.duration:
-        return None  # MPEG's is found by reading the file's last packets: nothing is announced
+    # MPEG formats announce nothing: FFmpeg computes their duration from the last packets.
+    if video.format_name.startswith("mpeg") or not container.duration:
+        return None
     seconds = Fraction(container.duration, 1_000_000)
-    if not video.kind.startswith("matroska"):  # which counts from zero
+    if not video.format_name.startswith("matroska"):  # its duration counts from zero
         seconds += Fraction(container.start_time or 0, 1_000_000)
     return math.ceil(video.ticks(seconds))

@@ -1,4 +1,7 @@
-"""Chooses the frames of an open video, and decodes no more than they need."""
+"""Choose one frame per clip from an open video, and decode as few packets as these frames need.
+
+PTS is a presentation time stamp in units of the stream's time base.
+"""
 
 from __future__ import annotations
 
@@ -16,31 +19,31 @@ import numpy.typing as npt
 from granalign_fast.errors import GranAlignError
 
 from .container import DamagedVideoWarning, Video, clip_count, upright
-from .packets import Packets
+from .packets import PacketReader
 
 if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.frame import VideoFrame
 
-# Codecs whose key frames need nothing before them, so that what no clip asks for is not decoded.
-# (GIF marks every packet as a key, which is why this is no list of exceptions.)
 _RESTARTABLE = {
     *("h264", "hevc", "vvc", "av1", "vp8", "vp9", "mpeg1video", "mpeg2video", "mpeg4", "theora"),
     *("mjpeg", "prores", "dnxhd", "ffv1", "rawvideo", "ffvhuff", "huffyuv", "utvideo"),
 }
+"""Codecs whose decoding can restart at a key frame. This is an allow list because a codec's key
+flags can be wrong: GIF marks every packet as a key frame."""
 
 
-Wanted = range | tuple[int, ...]
-"""Clips in the order of time."""
+ClipNumbers = range | tuple[int, ...]
+"""Clip numbers in ascending order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The picture that stands for a clip.
+    """The frame that represents a clip.
 
     Attributes:
-        clip: which one; clip k covers ``[k * clip_seconds, (k + 1) * clip_seconds)``.
-        time: seconds from the video's first frame to the moment at which this one appears.
+        clip: the clip's number k; the clip covers ``[k * clip_seconds, (k + 1) * clip_seconds)``.
+        time: seconds from the video's first frame to the presentation of this one.
         image: uint8 RGB (height, width, 3), C-contiguous, upright, in the size of the file.
     """
 
@@ -49,190 +52,213 @@ class Frame:
     image: npt.NDArray[np.uint8]
 
 
-class NoRestart(Exception):
-    """What was marked as a key frame is none."""
+class FalseKeyFrame(Exception):
+    """A packet is marked as a key frame, but decoding cannot start at it."""
 
 
-class Reader:
-    """Chooses the frames of one open video; `skip` leaves out what need not be decoded.
+class FrameReader:
+    """Chooses the frames of one open video; with `skip`, unneeded packets are not decoded.
 
-    Packets are looked at before they are decoded, up to the end of the clip: then it is known which
-    packet is shown at the clip's middle, and at which key frame decoding can begin.
+    For each clip, packets are read up to the clip's end before they are decoded. Their time stamps
+    tell which packet is shown at the clip's middle, and at which key frame decoding can start.
 
-    Seeking to every clip was measured too, and is no better anywhere: reading packets without
-    decoding them takes a hundredth of the time, so that little is won by passing over them, and a
-    seek goes back to frames that are decoded already. Processor time on two cores for 640 x 360
-    H.264 with three B-frames at 25 frames a second and clips of 2 s, in parts of that for decoding
-    everything; "kept" is this reader without leaving out frames that no other frame needs:
+    Seeking to every clip was measured as an alternative and is nowhere better: reading packets
+    without decoding takes a hundredth of the time, so a seek saves little, and it goes back to
+    frames that are already decoded. The table has the processor time relative to decoding
+    everything, on two cores, for 640 x 360 H.264 with three B-frames at 25 frames a second and
+    clips of 2 s; "no frame skipping" is this reader without skipping frames that
+    no other frame refers to:
 
     ==================  ====  ====  ====  =====
-    frames a key frame    12    50   250   2500
+    frames per GOP        12    50   250   2500
     ==================  ====  ====  ====  =====
     this reader         0.26  0.63  0.70   0.72
-    kept                0.30  0.78  0.96   1.03
-    a seek a clip       0.34  0.76  2.83  23.61
+    no frame skipping   0.30  0.78  0.96   1.03
+    one seek per clip   0.34  0.76  2.83  23.61
     reading only        0.01  0.01  0.01   0.02
     ==================  ====  ====  ====  =====
     """
 
-    def __init__(self, video: Video, clip: Fraction, *, skip: bool) -> None:
+    def __init__(self, video: Video, clip_seconds: Fraction, *, skip: bool) -> None:
         self._video = video
         self._decoder = video.stream.codec_context
         self._codec = self._decoder.codec.canonical_name
-        self._clip = clip
-        self._packets = Packets(video, clip)
+        self._clip_seconds = clip_seconds
+        self._packets = PacketReader(video, clip_seconds)
         self._skip = skip and self._codec in _RESTARTABLE
-        # Which frames no other frame needs is written in every H.264 packet; elsewhere that is not
-        # certain to hold across layers.
-        self._skip_unused = self._skip and self._codec == "h264"
+        # Every H.264 packet states whether other frames refer to its frame. In other codecs the
+        # statement may not hold across layers.
+        self._skip_unreferenced = self._skip and self._codec == "h264"
+        # Packets flow from `_pending` through the decoder to `_ready`, and one frame is current.
         self._pending: deque[Packet[Any]] = deque()
         self._ready: deque[VideoFrame] = deque()
-        self._held: VideoFrame | None = None
-        self._fed: int | None = None
+        self._current: VideoFrame | None = None
         self._drained = False
-        self._last: int | None = None
-        self._restart: int | None = None
-        self._unproven: int | None = None
-        self._doubt: int | None = None
-        self._damaged_at: int | None = None
+        # PTS: the highest one sent to the decoder, and that of the last frame in `_ready`.
+        self._sent_pts: int | None = None
+        self._last_pts: int | None = None
+        # PTS of the key frame at which decoding restarts, and of one that must still prove to be
+        # a key frame.
+        self._restart_pts: int | None = None
+        self._unverified_pts: int | None = None
+        # Frames are distrusted until a key frame behind this PTS. The first damage is reported.
+        self._distrusted_pts: int | None = None
+        self._first_damage_pts: int | None = None
 
-    def begin(self) -> tuple[int, VideoFrame]:
-        """The presentation time from which all others count, and the first frame."""
+    def decode_first(self) -> tuple[int, VideoFrame]:
+        """Return the PTS from which all times count, and the first frame.
+
+        Raises:
+            GranAlignError: no frame can be decoded.
+        """
         packets, earliest = self._packets, None
-        # A transport stream may be cut anywhere, and then begins to be shown at its first key.
-        begun = not self._video.kind.startswith("mpeg")
+        # A transport stream may be cut anywhere; players show it from its first key frame on.
+        begun = not self._video.format_name.startswith("mpeg")
         while not self._ready and not self._drained:
-            packet = packets.next()
+            packet = packets.next_packet()
             if packet is not None and not packet.is_discard and packet.pts is not None:
                 begun = begun or packet.is_keyframe
                 if begun and (earliest is None or packet.pts < earliest):
                     earliest = packet.pts
             self._decode(packet)
         if not self._ready:
-            self._refuse("nothing in it can be decoded")
+            self._raise_undecodable("nothing in it can be decoded")
         first = self._ready[0]
         assert first.pts is not None
-        # A broken beginning must not move everything after it.
-        lost = self._damaged_at is not None and earliest is not None
+        # If the first frames are damaged, time still counts from the first packet's PTS.
+        lost = self._first_damage_pts is not None and earliest is not None
         return min(first.pts, earliest or 0) if lost else first.pts, first
 
-    def _refuse(self, reason: str) -> NoReturn:
+    def _raise_undecodable(self, reason: str) -> NoReturn:
         path = self._video.path
-        if self._packets.untimed and self._damaged_at is None:
+        if self._packets.untimed and self._first_damage_pts is None:
             raise GranAlignError(
                 f"{path}: its frames have no presentation times; remux it to MP4 or Matroska"
             )
         reason = self._packets.damage or reason
         raise GranAlignError(f"{path}: no frame of it can be shown ({reason}); get it again")
 
-    def frames(self, wanted: Wanted | None = None, *, warn: bool = True) -> Iterator[Frame]:
-        """The frames of the wanted clips, or of all; `warn` if the video is damaged."""
-        last = math.inf if wanted is None else max(wanted[-1:], default=-1)
+    def frames(self, clips: ClipNumbers | None = None, *, warn: bool = True) -> Iterator[Frame]:
+        """Yield the frames of these clips, or of all; `warn` if the video is damaged.
+
+        Raises:
+            GranAlignError: no frame can be decoded.
+            FalseKeyFrame: decoding restarted at a packet that is no key frame; read the video
+                again without `skip`.
+        """
+        last = math.inf if clips is None else max(clips[-1:], default=-1)
         video, packets = self._video, self._packets
-        start, _ = self.begin()
-        length = video.ticks(self._clip)
+        start, _ = self.decode_first()
+        length = video.ticks(self._clip_seconds)
         clip = 0
         reason = None
         while reason is None and clip <= last:
+            # 1. Read packets up to the clip's end. The video may end before that.
             begin, limit = start + clip * length, start + (clip + 1) * length
-            self._look_ahead(math.ceil(limit))
+            self._read_ahead(math.ceil(limit))
             middle = begin + length / 2
             if packets.done and packets.end is not None and packets.end < limit:
                 seconds = float((packets.end - start) * video.time_base)
-                if clip and clip >= clip_count(seconds, float(self._clip)):
+                if clip and clip >= clip_count(seconds, float(self._clip_seconds)):
                     break
                 middle = (begin + packets.end) / 2
+            # 2. Drop packets that the frame at the clip's middle does not need.
             if self._skip:
-                self._leave_out(math.floor(middle))
-            expected = packets.shown_at(math.floor(middle))
-            asked = wanted is None or clip in wanted
-            if not asked and self._skip and expected is not None:
-                packets.forget(expected)
+                self._skip_to_key_frame(math.floor(middle))
+            expected = packets.pts_shown_at(math.floor(middle))
+            requested = clips is None or clip in clips
+            if not requested and self._skip and expected is not None:
+                packets.forget_before(expected)
                 clip += 1
                 continue
+            # 3. Decode up to that frame.
             self._decode_until(math.floor(middle), expected)
-            frame = self._held
+            frame = self._current
             if frame is None and self._ready and (self._ready[0].pts or 0) < limit:
-                frame = self._ready[0]  # nothing is shown at the middle, but later in this clip
+                frame = self._ready[0]  # the first frame appears after the middle of this clip
             if frame is None or frame.pts is None or (expected or 0) - frame.pts > length:
                 reason = "it cannot be decoded further"
                 break
-            packets.forget(frame.pts)
+            packets.forget_before(frame.pts)
             time = float((frame.pts - start) * video.time_base)
-            if asked:
+            if requested:
                 yield Frame(clip, time, upright(frame))
             clip += 1
         if clip == 0 and last >= 0:
-            self._refuse("its beginning cannot be decoded")
+            self._raise_undecodable("its beginning cannot be decoded")
         if warn and (reason is not None or clip <= last):
-            self._warn(reason, start, clip)
+            self._warn_of_damage(reason, start, clip)
 
-    def _warn(self, reason: str | None, start: int, clips: int) -> None:
+    def _warn_of_damage(self, reason: str | None, start: int, clips: int) -> None:
+        """Warn if the frames end early or if damage was decoded."""
         path, reason = self._video.path, self._packets.damage or reason
         if reason:
             end = (self._packets.end or start) - start
-            seconds = float(min(clips * self._clip, end * self._video.time_base))
+            seconds = float(min(clips * self._clip_seconds, end * self._video.time_base))
             message = f"{path}: damaged: {reason}; its frames end at {seconds:.2f} s"
-        elif self._damaged_at is not None:
-            seconds = float((self._damaged_at - start) * self._video.time_base)
-            message = f"{path}: damaged near {seconds:.2f} s; frames before it stand in"
+        elif self._first_damage_pts is not None:
+            seconds = float((self._first_damage_pts - start) * self._video.time_base)
+            message = f"{path}: damaged near {seconds:.2f} s; earlier frames are used instead"
         else:
             return
         warnings.warn(message, DamagedVideoWarning, stacklevel=4)
 
-    def _look_ahead(self, limit: int) -> None:
-        """Read packets until all that begin before `limit` are known."""
+    def _read_ahead(self, limit: int) -> None:
+        """Read packets until every packet with a PTS below `limit` is read."""
         packets = self._packets
         while packets.watermark is None or packets.watermark < limit:
-            packet = packets.next()
+            packet = packets.next_packet()
             if packet is None:
                 return
             self._pending.append(packet)
 
-    def _leave_out(self, earliest: int) -> None:
-        """Drop the packets before the last key frame that begins by `earliest`."""
+    def _skip_to_key_frame(self, limit: int) -> None:
+        """Drop the pending packets before the last key frame with a PTS up to `limit`."""
         keys = (
-            place
-            for place in reversed(range(len(self._pending)))
-            if self._pending[place].is_keyframe
-            and not self._pending[place].is_discard
-            and (pts := self._pending[place].pts) is not None
-            and pts <= earliest
+            position
+            for position in reversed(range(len(self._pending)))
+            if self._pending[position].is_keyframe
+            and not self._pending[position].is_discard
+            and (pts := self._pending[position].pts) is not None
+            and pts <= limit
         )
-        if place := next(keys, None):
-            for _ in range(place):
+        if position := next(keys, None):
+            for _ in range(position):
                 self._pending.popleft()
-            self._restart = self._pending[0].pts
+            self._restart_pts = self._pending[0].pts
 
     def _decode_until(self, middle: int, expected: int | None) -> None:
-        """Decode until the frame that is shown at `middle` is held, or can no longer come."""
+        """Decode until the frame shown at `middle` is current, or cannot come any more."""
         while True:
             while self._ready and (self._ready[0].pts or 0) <= middle:
-                self._held = self._ready.popleft()
-            if self._held is not None and self._held.pts == expected:
+                self._current = self._ready.popleft()
+            if self._current is not None and self._current.pts == expected:
                 return
             if self._ready or self._drained:
                 return
-            packet = self._pending.popleft() if self._pending else self._packets.next()
+            packet = self._pending.popleft() if self._pending else self._packets.next_packet()
             self._decode(packet, expected)
 
     def _decode(self, packet: Packet[Any] | None, expected: int | None = None) -> None:
-        """Give a packet to the decoder, None for the end; frames that can be trusted get ready."""
+        """Send a packet to the decoder, or None at the end, and accept the frames it returns."""
         from av.error import FFmpegError
 
         decoder = self._decoder
         if packet is None:
             self._drained = True
-        elif self._restart is not None and packet.pts == self._restart:
+        elif self._restart_pts is not None and packet.pts == self._restart_pts:
+            # Packets before this key frame were skipped: the decoder must forget their frames.
             decoder.flush_buffers()
             self._ready.clear()
-            self._unproven, self._restart, self._doubt = packet.pts, None, None
+            self._unverified_pts, self._restart_pts = packet.pts, None
+            self._distrusted_pts = None
         if packet is not None:
             if packet.pts is not None:
-                self._fed = packet.pts if self._fed is None else max(self._fed, packet.pts)
+                sent = self._sent_pts
+                self._sent_pts = packet.pts if sent is None else max(sent, packet.pts)
             if packet.is_corrupt:
                 self._distrust()
-            if self._skip_unused:
+            if self._skip_unreferenced:
                 early = packet.pts is not None and expected is not None and packet.pts < expected
                 decoder.skip_frame = "NONREF" if early else "DEFAULT"
         try:
@@ -241,33 +267,36 @@ class Reader:
             self._distrust()
             return
         for frame in frames:
-            self._take(frame)
+            self._accept(frame)
 
     def _distrust(self) -> None:
-        """From here on frames may show remains of others, until a new key frame."""
-        if self._fed is not None:
-            self._doubt = self._fed
-            if self._damaged_at is None:
-                self._damaged_at = self._fed
+        """Distrust frames until a new key frame: they may contain parts of damaged ones."""
+        if self._sent_pts is not None:
+            self._distrusted_pts = self._sent_pts
+            if self._first_damage_pts is None:
+                self._first_damage_pts = self._sent_pts
 
-    def _take(self, frame: VideoFrame) -> None:
+    def _accept(self, frame: VideoFrame) -> None:
+        """Append a decoded frame to `_ready`, unless it is out of order or may be damaged."""
         pts = frame.pts
-        if pts is None or (self._last is not None and pts <= self._last):
+        if pts is None or (self._last_pts is not None and pts <= self._last_pts):
             return
-        if self._unproven is not None:
-            if pts < self._unproven:  # needs frames from before the key frame
+        # The first frame after a restart must be the key frame itself.
+        if self._unverified_pts is not None:
+            if pts < self._unverified_pts:  # it refers to frames before the key frame
                 return
-            if pts != self._unproven or not frame.key_frame or frame.is_corrupt:
-                raise NoRestart
-            self._unproven = None
-        if not self._packets.knows(pts):  # a decoder's guess
+            if pts != self._unverified_pts or not frame.key_frame or frame.is_corrupt:
+                raise FalseKeyFrame
+            self._unverified_pts = None
+        if not self._packets.has_pts(pts):  # the decoder has guessed the PTS
             return
+        # A key frame behind the damage ends the distrust.
         if frame.is_corrupt:
-            self._doubt = max(pts, self._doubt or pts)
-            if self._damaged_at is None:
-                self._damaged_at = pts
-        elif self._doubt is not None and frame.key_frame and pts > self._doubt:
-            self._doubt = None
-        if self._doubt is None:
-            self._last = pts
+            self._distrusted_pts = max(pts, self._distrusted_pts or pts)
+            if self._first_damage_pts is None:
+                self._first_damage_pts = pts
+        elif self._distrusted_pts is not None and frame.key_frame and pts > self._distrusted_pts:
+            self._distrusted_pts = None
+        if self._distrusted_pts is None:
+            self._last_pts = pts
             self._ready.append(frame)

@@ -1,8 +1,8 @@
-"""Reads broken videos by the hundred: ``cd tests && python -m helpers.fuzz_videos 500 [SEED]``.
+"""Read hundreds of damaged videos: ``cd tests && python -m helpers.fuzz_videos 500 [SEED]``.
 
-Every file is read in a process of its own with 2 GB of memory and 10 seconds. It must end in a
-`GranAlignError` or in frames whose clips count up, whose times lie before their clips' ends and, in
-files where only pictures are damaged and no time stamps, belong to the pictures.
+Every file is read in its own process, with 2 GB of memory and 10 seconds. The result must be a
+`GranAlignError`, or frames whose clips count up and whose times lie before their clips' ends. If
+only pictures are damaged and no time stamps, the times must also belong to the pictures.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from helpers.videos import Image, constant, draw, read, render
 
 RATE, SECONDS, CLIP = 25, 8, 1.0
 MEMORY, LIMIT = 2 * 2**30, 10
-# A broken header may claim any length, and then one picture stands for many clips.
-MOST_CLIPS = 5000
+MAX_CLIPS = 5000
+"""Clips to read of a file: a damaged header may claim any length for the last picture."""
 OUTCOMES = {0: "all frames", 1: "frames and a warning", 2: "refused"}
 WRONG = 9
 
@@ -88,7 +88,7 @@ SOURCES = 6
 
 
 def mutate(rng: random.Random, source: Path) -> tuple[bytes, bool]:
-    """A broken copy, and whether its time stamps are still whole."""
+    """Return a damaged copy, and whether its time stamps are undamaged."""
     data = bytearray(source.read_bytes())
     only_pictures = source.suffix == ".mp4" and rng.random() < 0.5
     if only_pictures:
@@ -98,33 +98,33 @@ def mutate(rng: random.Random, source: Path) -> tuple[bytes, bool]:
     return rng.choice(ANYWHERE)(rng, data, 0, len(data)), False
 
 
-def is_clear(image: Image, said: int) -> bool:
-    """Whether the picture of frame `said` is whole."""
-    difference = image.astype(np.int16) - draw(said, image.shape[:2])
+def is_clear(image: Image, number: int) -> bool:
+    """Return True if the image is an undamaged picture of frame `number`."""
+    difference = image.astype(np.int16) - draw(number, image.shape[:2])
     return float(np.abs(difference).mean()) < 8
 
 
 def check(path: Path, whole_times: bool) -> int:
-    """The outcome, or `AssertionError`."""
+    """Return the outcome, a key of `OUTCOMES`, or raise AssertionError."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             probe(path, clip_seconds=CLIP)
             before = -1.0
-            for number, frame in enumerate(read_frames(path, clip_seconds=CLIP)):
-                assert frame.clip == number, f"clip {frame.clip} came as number {number}"
-                assert before <= frame.time < (number + 1) * CLIP, f"{frame.time} in clip {number}"
+            for clip, frame in enumerate(read_frames(path, clip_seconds=CLIP)):
+                assert frame.clip == clip, f"clip {frame.clip} came as number {clip}"
+                assert before <= frame.time < (clip + 1) * CLIP, f"{frame.time} in clip {clip}"
                 assert frame.image.ndim == 3 and frame.image.shape[2] == 3
                 if whole_times:
-                    said = read(frame.image)
+                    number = read(frame.image)
                     steps = frame.time * RATE
                     assert abs(steps - round(steps)) < 0.001, f"no frame is at {frame.time} s"
-                    # A damaged picture may say anything, but a clear one not something old.
-                    if said is not None and is_clear(frame.image, said):
-                        age = abs(said / RATE - frame.time)
-                        assert age <= CLIP, f"frame {said} came at {frame.time} s"
+                    # A damaged picture may show any number; a clear one must be recent.
+                    if number is not None and is_clear(frame.image, number):
+                        age = abs(number / RATE - frame.time)
+                        assert age <= CLIP, f"frame {number} came at {frame.time} s"
                 before = frame.time
-                if number >= MOST_CLIPS:
+                if clip >= MAX_CLIPS:
                     break
         except GranAlignError as error:
             assert "\n" not in str(error)
@@ -134,10 +134,10 @@ def check(path: Path, whole_times: bool) -> int:
 
 
 def in_a_fork(work: Callable[[], int]) -> int:
-    """The exit code of `work` in a child process.
+    """Run `work` in a child process and return the exit code.
 
-    Every encoder and decoder runs in a child: FFmpeg's threads do not survive a fork, and a parent
-    that had started some would pass their locks on.
+    Every encoder and decoder runs in a child. FFmpeg's threads do not survive a fork, and the
+    locks that they hold would stay locked in the child.
     """
     child = os.fork()
     if child == 0:
@@ -153,7 +153,7 @@ def in_a_fork(work: Callable[[], int]) -> int:
 
 
 def limited(path: Path, whole_times: bool) -> str:
-    """The outcome of `check` in a process of its own."""
+    """Run `check` in its own process, with limits, and return the outcome in words."""
 
     def work() -> int:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
@@ -165,7 +165,7 @@ def limited(path: Path, whole_times: bool) -> str:
 
 
 def main(count: int, seed: int) -> int:
-    found: collections.Counter[str] = collections.Counter()
+    outcomes: collections.Counter[str] = collections.Counter()
     with tempfile.TemporaryDirectory() as folder:
         assert in_a_fork(lambda: len(sources(Path(folder)))) == SOURCES
         originals = sorted(Path(folder).iterdir())
@@ -178,12 +178,12 @@ def main(count: int, seed: int) -> int:
             path = source.with_name(f"{number}{source.suffix}")
             path.write_bytes(broken)
             outcome = limited(path, whole_times)
-            found[outcome] += 1
+            outcomes[outcome] += 1
             if outcome not in OUTCOMES.values():
                 print(f"seed {seed}, file {number} ({source.name}): {outcome}", flush=True)
             path.unlink()
-    print(", ".join(f"{outcome}: {times}" for outcome, times in sorted(found.items())))
-    return 0 if set(found) <= set(OUTCOMES.values()) else 1
+    print(", ".join(f"{outcome}: {times}" for outcome, times in sorted(outcomes.items())))
+    return 0 if set(outcomes) <= set(OUTCOMES.values()) else 1
 
 
 if __name__ == "__main__":

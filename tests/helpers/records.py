@@ -1,4 +1,4 @@
-"""Ground truth and predictions that several test modules build on."""
+"""Ground truth and predictions for several test modules."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from granalign_fast.jsonl import Record
 
 
 def truth(windows: list[list[float]], qid: int = 1, duration: float = 20) -> Record:
-    """Ground truth in which clips 0 and 3 have saliency."""
+    """Return ground truth in which clips 0 and 3 have saliency scores."""
     return {
         "qid": qid,
         "duration": duration,

@@ -1,4 +1,4 @@
-"""Renders test videos whose every frame says which one it is, in blocks that any codec keeps."""
+"""Render test videos; every frame shows its number, in blocks that survive any codec."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ INDEX_BITS, CHECK_BITS = 18, 6
 
 
 def _check(index: int) -> int:
-    """Bits that a turned, mirrored or blurred image hardly ever gets right by chance."""
+    """Return check bits, which a turned, mirrored or blurred image hardly ever has by chance."""
     return (index * 2654435761 >> 13 ^ index * 40503 >> 5 ^ 0b101100) & (2**CHECK_BITS - 1)
 
 
 def draw(index: int, size: tuple[int, int] = (48, 64)) -> Image:
-    """An image (height, width, 3) that says `index`, below 2 ** 18, in black and white blocks."""
+    """Draw an image (height, width, 3) of `index`, below 2 ** 18, in dark and light blocks."""
     number = index << CHECK_BITS | _check(index)
     bits = [number >> bit & 1 for bit in range(ROWS * COLUMNS)]
     grid = np.array(bits, np.uint8).reshape(ROWS, COLUMNS) * 200 + 28
@@ -35,7 +35,7 @@ def draw(index: int, size: tuple[int, int] = (48, 64)) -> Image:
 
 
 def read(image: Image) -> int | None:
-    """The index that an image says; None where its check bits do not fit."""
+    """Return the index that an image shows; None if its check bits are wrong."""
     height, width = image.shape[:2]
     number = 0
     for bit in range(ROWS * COLUMNS):
@@ -50,7 +50,7 @@ def read(image: Image) -> int | None:
 
 
 def constant(rate: Fraction | int, seconds: float) -> list[Fraction]:
-    """The times of a video of constant frame rate."""
+    """Return the times of the frames of a video with a constant frame rate."""
     return [Fraction(index) / rate for index in range(math.ceil(seconds * rate))]
 
 
@@ -72,10 +72,10 @@ def render(
     time_base: Fraction = Fraction(1, 90000),
     drawn: Sequence[Image] | None = None,
 ) -> Path:
-    """Write a video whose frame i says i and is shown at ``start + times[i]`` seconds.
+    """Write a video whose frame i shows the number i and appears at ``start + times[i]`` seconds.
 
-    `rotation` (degrees counter-clockwise) and `flip` (left and right swapped) are what a player
-    must apply; `tone` is how many seconds of a sine go along as AAC.
+    A player must apply `rotation` (degrees counter-clockwise) and `flip` (left and right swapped).
+    `tone` is the length in seconds of a sine tone in an AAC stream. `drawn` replaces the pictures.
     """
     settings: dict[str, str] = {"g": str(gop)}
     if codec in ("libx264", "libx265"):
@@ -95,20 +95,20 @@ def render(
         stream.codec_context.time_base = time_base
         if rotation is not None:
             stream.set_display_rotation(rotation, hflip=flip)
-        sound: Any = container.add_stream("aac", rate=16000, layout="mono") if tone else None
-        heard = 0
+        audio: Any = container.add_stream("aac", rate=16000, layout="mono") if tone else None
+        samples = 0
         for index, time in enumerate(times):
             image = draw(index, size) if drawn is None else drawn[index]
             frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=pix_fmt)
             frame.pts = round((start + time) / time_base)
             frame.time_base = time_base
             container.mux(stream.encode(frame))
-            while sound is not None and heard / 16000 < min(tone, float(time)):
-                container.mux(sound.encode(_sine(heard, start)))
-                heard += 1024
+            while audio is not None and samples / 16000 < min(tone, float(time)):
+                container.mux(audio.encode(_sine(samples, start)))
+                samples += 1024
         container.mux(stream.encode(None))
-        if sound is not None:
-            container.mux(sound.encode(None))
+        if audio is not None:
+            container.mux(audio.encode(None))
     return path
 
 

@@ -1,4 +1,4 @@
-"""Moments cut out of videos, judged by decoding them: every frame says which one it was."""
+"""Cut moments, and judge them by decoding: every frame shows its number in the source."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from helpers.videos import constant, draw, read, render
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import replacing
-from granalign_fast.video import cutting as clipping
-from granalign_fast.video.cutting import Cut, _Job, cut
+from granalign_fast.video import cutting
+from granalign_fast.video.cutting import Cut, _Cutter, cut
 from granalign_fast.video.frames import probe
 
 FRAME = 0.04
 
 
 def decoded(path: Path) -> tuple[list[tuple[float, int | None]], tuple[float, float] | None]:
-    """Times and numbers of the frames, and when the sound begins and ends."""
+    """Return times and numbers of the frames, and start and end of the audio."""
     import av
 
     with av.open(str(path)) as container:
@@ -34,11 +34,11 @@ def decoded(path: Path) -> tuple[list[tuple[float, int | None]], tuple[float, fl
     with av.open(str(path)) as container:
         if not container.streams.audio:
             return shown, None
-        heard = [
+        samples = [
             (frame.time, frame.time + frame.samples / frame.sample_rate)
             for frame in container.decode(audio=0)
         ]
-    return shown, (heard[0][0], heard[-1][1])
+    return shown, (samples[0][0], samples[-1][1])
 
 
 SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -46,7 +46,7 @@ SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
     "matroska": ("a.mkv", {"bframes": 3, "tone": 10}),
     "transport stream": ("a.ts", {"bframes": 3, "tone": 10, "start": Fraction(7, 5)}),
     "late start": ("a.mp4", {"start": Fraction(7, 5)}),
-    "open groups": (
+    "open GOPs": (
         "a.mp4",
         {"bframes": 3, "options": {"x264-params": "open-gop=1:scenecut=0"}},
     ),
@@ -58,43 +58,45 @@ PAIRS = [*((name, ".mp4") for name in SOURCES), ("mp4", ".mkv"), ("matroska", ".
 
 
 @pytest.mark.parametrize(("name", "suffix"), PAIRS)
-def test_a_copy_begins_at_the_key_frame_before_it(tmp_path: Path, name: str, suffix: str) -> None:
-    file, settings = SOURCES[name]
-    path = render(tmp_path / file, constant(25, 10), gop=50, **settings)
-    out = tmp_path / f"out{suffix}"
-    found = cut(path, 3.1, 5.5, out)
-    assert found == Cut(out, pytest.approx(2), found.end, copied=True)
-    assert 5.499 <= found.end <= 5.5 + 5 * FRAME
-    shown, heard = decoded(out)
-    assert [index for _, index in shown] == list(range(50, 50 + len(shown)))
-    for time, index in shown:
-        assert time - shown[0][0] == pytest.approx((index or 0) / 25 - 2, abs=0.002)
-    assert shown[-1][0] + FRAME == pytest.approx(found.end - found.start, abs=0.01)
-    assert probe(out).duration == pytest.approx(found.end - found.start, abs=0.01)
-    if "tone" in settings:
-        assert heard is not None
-        # Packets last 0.064 s here, and a decoder of AAC may drop the first.
-        assert heard[0] - shown[0][0] < 0.15 and heard[1] == pytest.approx(3.5, abs=0.1)
-
-
-@pytest.mark.parametrize(("name", "suffix"), PAIRS)
-def test_an_exact_cut_begins_and_ends_where_it_was_asked_to(
+def test_a_copy_begins_at_the_key_frame_before_the_start(
     tmp_path: Path, name: str, suffix: str
 ) -> None:
     file, settings = SOURCES[name]
     path = render(tmp_path / file, constant(25, 10), gop=50, **settings)
     out = tmp_path / f"out{suffix}"
-    found = cut(path, 3.1, 5.5, out, exact=True)
-    assert (found.start, found.end, found.copied) == (3.1, 5.5, False)
-    shown, heard = decoded(out)
+    result = cut(path, 3.1, 5.5, out)
+    assert result == Cut(out, pytest.approx(2), result.end, copied=True)
+    assert 5.499 <= result.end <= 5.5 + 5 * FRAME
+    shown, audio = decoded(out)
+    assert [index for _, index in shown] == list(range(50, 50 + len(shown)))
+    for time, index in shown:
+        assert time - shown[0][0] == pytest.approx((index or 0) / 25 - 2, abs=0.002)
+    assert shown[-1][0] + FRAME == pytest.approx(result.end - result.start, abs=0.01)
+    assert probe(out).duration == pytest.approx(result.end - result.start, abs=0.01)
+    if "tone" in settings:
+        assert audio is not None
+        # An audio packet lasts 0.064 s here, and an AAC decoder may drop the first one.
+        assert audio[0] - shown[0][0] < 0.15 and audio[1] == pytest.approx(3.5, abs=0.1)
+
+
+@pytest.mark.parametrize(("name", "suffix"), PAIRS)
+def test_an_exact_cut_begins_and_ends_at_the_given_times(
+    tmp_path: Path, name: str, suffix: str
+) -> None:
+    file, settings = SOURCES[name]
+    path = render(tmp_path / file, constant(25, 10), gop=50, **settings)
+    out = tmp_path / f"out{suffix}"
+    result = cut(path, 3.1, 5.5, out, exact=True)
+    assert (result.start, result.end, result.copied) == (3.1, 5.5, False)
+    shown, audio = decoded(out)
     assert [index for _, index in shown] == list(range(77, 138))
     assert shown[0][0] == 0
     for time, index in shown[1:]:
         assert time == pytest.approx((index or 0) / 25 - 3.1, abs=0.002)
     assert probe(out).duration == pytest.approx(2.4, abs=FRAME)
     if "tone" in settings:
-        assert heard is not None
-        assert heard[0] < 0.15 and heard[1] == pytest.approx(2.4, abs=0.1)
+        assert audio is not None
+        assert audio[0] < 0.15 and audio[1] == pytest.approx(2.4, abs=0.1)
 
 
 @pytest.mark.parametrize("start", [2.0, 1.985, 2.015])
@@ -105,8 +107,8 @@ def test_a_key_frame_within_half_a_frame_is_the_start(tmp_path: Path, start: flo
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_other_frames(tmp_path: Path, exact: bool) -> None:
-    """Variable rate, odd size, and turned by the container."""
+def test_unusual_frames(tmp_path: Path, exact: bool) -> None:
+    """A variable rate, an odd size, and a rotation in the container."""
     times = [Fraction(index * index, 400) for index in range(80)]
     stored = [np.ascontiguousarray(np.rot90(draw(i, (67, 49)), -1)) for i in range(80)]
     path = render(
@@ -119,8 +121,8 @@ def test_other_frames(tmp_path: Path, exact: bool) -> None:
         gop=10,
     )
     out = tmp_path / "b.mp4"
-    found = cut(path, 4, 9, out, exact=exact)
-    assert found.start == pytest.approx(4)
+    result = cut(path, 4, 9, out, exact=exact)
+    assert result.start == pytest.approx(4)
     shown, _ = decoded(out)
     assert [time for time, _ in shown] == pytest.approx(
         [float(time) - 4 for time in times[40 : 40 + len(shown)]], abs=0.002
@@ -148,7 +150,7 @@ def test_an_end_beyond_the_video_is_its_end(tmp_path: Path) -> None:
         (1, 2, "missing/b.mp4", "cannot be written"),
     ],
 )
-def test_what_cannot_be_cut(
+def test_wrong_times_and_paths_are_refused(
     tmp_path: Path, start: float, end: float, out: str, message: str
 ) -> None:
     path = render(tmp_path / "a.mp4", constant(25, 5))
@@ -157,7 +159,7 @@ def test_what_cannot_be_cut(
     assert [one.name for one in tmp_path.iterdir()] == ["a.mp4"]
 
 
-def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
+def test_an_error_keeps_an_existing_file(tmp_path: Path) -> None:
     path = render(tmp_path / "a.mkv", constant(25, 3), codec="ffv1", pix_fmt="gray")
     out = tmp_path / "b.mov"
     out.write_bytes(b"precious")
@@ -171,25 +173,25 @@ def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", ["a.mp4", "a.mkv", "a.ts", "a.avi", "a.flv"])
 @pytest.mark.parametrize("exact", [False, True])
-def test_only_what_the_moment_needs_is_decoded(
+def test_only_the_frames_of_the_moment_are_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, exact: bool
 ) -> None:
     path = render(tmp_path / file, constant(25, 30), tone=0 if file == "a.avi" else 30)
     frames: list[Any] = []
-    following = _Job._next
+    advance = _Cutter._advance
 
-    def counted(self: _Job, shown: Any, frame: Any, put: Any) -> Any:
+    def counted(self: _Cutter, shown: Any, frame: Any, encode_frame: Any) -> Any:
         frames.append(frame.pts)
-        return following(self, shown, frame, put)
+        return advance(self, shown, frame, encode_frame)
 
-    monkeypatch.setattr(_Job, "_next", counted)
+    monkeypatch.setattr(_Cutter, "_advance", counted)
     cut(path, 28, 29, tmp_path / "b.mkv", exact=exact)
     assert 25 <= len(frames) <= 60 if exact else not frames
 
 
 @pytest.mark.parametrize("file", ["a.mp4", "a.mkv", "a.ts", "a.flv"])
-def test_an_exact_cut_without_key_frames(tmp_path: Path, file: str) -> None:
-    """Packets are marked as key frames from which a picture only begins to be renewed."""
+def test_an_exact_cut_with_false_key_frames(tmp_path: Path, file: str) -> None:
+    """With intra refresh, packets marked as key frames only begin to renew the picture."""
     options = {"x264-params": "intra-refresh=1:scenecut=0"}
     path = render(tmp_path / file, constant(25, 10), gop=40, options=options)
     cut(path, 6.5, 8, tmp_path / "b.mp4", exact=True)
@@ -197,7 +199,7 @@ def test_an_exact_cut_without_key_frames(tmp_path: Path, file: str) -> None:
 
 
 def test_an_exact_cut_of_a_damaged_video(tmp_path: Path) -> None:
-    """It has the frames that can be decoded, as those that are read have."""
+    """The cut has the frames that can be decoded, as `read_frames` does."""
     import av
 
     path = render(tmp_path / "a.mp4", constant(25, 10))
@@ -215,7 +217,7 @@ def test_an_exact_cut_of_a_damaged_video(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
-def test_a_full_disk_is_called_one(
+def test_a_full_disk_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, exact: bool
 ) -> None:
     @contextmanager
@@ -231,7 +233,7 @@ def test_a_full_disk_is_called_one(
             yield SimpleNamespace(write=fail, seek=sink.seek, tell=sink.tell)
 
     path = render(tmp_path / "a.mp4", constant(25, 8), size=(240, 320))
-    monkeypatch.setattr(clipping, "replacing", small)
+    monkeypatch.setattr(cutting, "replacing", small)
     with pytest.raises(GranAlignError, match=r"written \(No space left on device\); make room"):
         cut(path, 1, 7, tmp_path / f"b{suffix}", exact=exact)
     assert [one.name for one in tmp_path.iterdir()] == ["a.mp4"]
@@ -245,7 +247,7 @@ def test_a_full_disk_is_called_one(
         ("rawvideo", "yuv420p", ".mkv", "does not take the codecs of .*; convert the video"),
     ],
 )
-def test_a_codec_that_the_format_does_not_take(
+def test_a_codec_that_the_format_does_not_support(
     tmp_path: Path, codec: str, pix_fmt: str, suffix: str, message: str
 ) -> None:
     path = render(tmp_path / "a.mkv", constant(25, 2), codec=codec, pix_fmt=pix_fmt)
@@ -254,7 +256,7 @@ def test_a_codec_that_the_format_does_not_take(
     assert [one.name for one in tmp_path.iterdir()] == ["a.mkv"]
 
 
-def test_a_video_is_not_cut_in_its_own_place(tmp_path: Path) -> None:
+def test_a_video_is_not_overwritten_by_its_cut(tmp_path: Path) -> None:
     path = render(tmp_path / "a.mp4", constant(25, 6), gop=25)
     whole = path.read_bytes()
     (tmp_path / "b.mp4").hardlink_to(path)

@@ -1,4 +1,4 @@
-"""Cut and broken videos: what was there before the damage, a warning, and never a wrong time."""
+"""Damaged and truncated videos: the frames before the damage, a warning, and no wrong time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from helpers.videos import constant, read, render
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.video.frames import DamagedVideoWarning, Frame, probe, read_clips, read_frames
-from granalign_fast.video.packets import Packets
+from granalign_fast.video.packets import PacketReader
 
 SECONDS = 30
 START = {"movflags": "faststart"}
@@ -24,9 +24,9 @@ START = {"movflags": "faststart"}
 # name: file, settings of the rendering
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "mp4": ("a.mp4", {"muxing": START}),
-    "mp4 with sound": ("a.mp4", {"muxing": START, "tone": SECONDS}),
+    "mp4 with audio": ("a.mp4", {"muxing": START, "tone": SECONDS}),
     "matroska": ("a.mkv", {}),
-    "matroska with sound": ("a.mkv", {"tone": SECONDS}),
+    "matroska with audio": ("a.mkv", {"tone": SECONDS}),
     "transport stream": ("a.ts", {"start": Fraction(7, 5)}),
     "avi": ("a.avi", {"codec": "mpeg4", "time_base": Fraction(1, 25)}),
 }
@@ -35,15 +35,15 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Videos of 30 s with a key frame every 2 s, each rendered once."""
-    made: dict[str, Path] = {}
+    videos: dict[str, Path] = {}
 
     def get(name: str) -> Path:
-        if name not in made:
+        if name not in videos:
             file, settings = FORMATS[name]
             path = tmp_path_factory.mktemp("videos") / file
             bframes = 0 if file == "a.avi" else 2
-            made[name] = render(path, constant(25, SECONDS), gop=50, bframes=bframes, **settings)
-        return made[name]
+            videos[name] = render(path, constant(25, SECONDS), gop=50, bframes=bframes, **settings)
+        return videos[name]
 
     return get
 
@@ -51,13 +51,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def read_warned(path: Path) -> tuple[list[Frame], list[str]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = list(read_frames(path))
+        frames = list(read_frames(path))
     assert all(one.category is DamagedVideoWarning for one in caught)
-    return found, [str(one.message) for one in caught]
+    return frames, [str(one.message) for one in caught]
 
 
 def break_at(path: Path, change: Callable[[bytearray, int], bytes], out: Path) -> Path:
-    """A copy that `change` breaks, given its bytes and their number."""
+    """Write a copy that `change` damages; it gets the bytes and their number."""
     data = bytearray(path.read_bytes())
     out.write_bytes(change(data, len(data)))
     return out
@@ -76,13 +76,13 @@ def take_out_the_middle(data: bytearray, size: int) -> bytes:
     return bytes(data[: size * 4 // 10] + data[size * 6 // 10 :])
 
 
-# A part that was taken out may leave no trace: Matroska then seems to hold a long still, and AVI,
-# whose times are numbers of packets, to be shorter.
+# A removed part may leave no trace. Matroska then seems to have a long still. AVI seems to be
+# shorter, because its time stamps are packet numbers.
 BROKEN = [
     (name, change)
     for name in FORMATS
     for change in (cut_off, zero_the_middle, take_out_the_middle)
-    if change is not take_out_the_middle or name not in ("avi", "matroska with sound")
+    if change is not take_out_the_middle or name not in ("avi", "matroska with audio")
 ]
 
 
@@ -92,28 +92,28 @@ def test_frames_before_the_damage_and_a_warning(
 ) -> None:
     path = whole(name)
     broken = break_at(path, change, tmp_path / path.name)
-    found, messages = read_warned(broken)
+    frames, messages = read_warned(broken)
     assert len(messages) == 1 and str(broken) in messages[0] and "damaged" in messages[0]
-    assert [one.clip for one in found] == list(range(len(found)))
-    assert 4 <= len(found) <= 13
-    for one in found:
-        # The last ones may stand in for others that were lost, from at most a clip before them.
+    assert [one.clip for one in frames] == list(range(len(frames)))
+    assert 4 <= len(frames) <= 13
+    for one in frames:
+        # The last ones may replace lost frames; they are at most one clip older.
         assert one.time == pytest.approx(2 * one.clip + 1) or (
-            one.clip >= len(found) - 2 and 2 * one.clip - 1 <= one.time < 2 * one.clip + 1
+            one.clip >= len(frames) - 2 and 2 * one.clip - 1 <= one.time < 2 * one.clip + 1
         )
-        said = read(one.image)
-        assert said is not None and abs(said / 25 - one.time) < 0.001
-    assert probe(broken).clips >= len(found)
+        number = read(one.image)
+        assert number is not None and abs(number / 25 - one.time) < 0.001
+    assert probe(broken).clips >= len(frames)
 
 
 @pytest.mark.parametrize("name", ["mp4", "matroska", "transport stream"])
 def test_damage_that_costs_no_clip(whole: Callable[[str], Path], tmp_path: Path, name: str) -> None:
-    """A picture without its beginning is lost; from the next key frame on all is well again."""
+    """A damaged picture is lost; from the next key frame on, all frames are right again."""
     import av
 
     path = whole(name)
     with av.open(str(path)) as container:
-        # Right behind a chosen frame, so that the next one comes from whole packets.
+        # Directly behind a chosen frame, so that the next one comes from undamaged packets.
         (begin, size) = next(
             (packet.pos, packet.size)
             for packet in container.demux(video=0)
@@ -127,21 +127,21 @@ def test_damage_that_costs_no_clip(whole: Callable[[str], Path], tmp_path: Path,
         data[begin + head : begin + size] = b"\xa5" * (size - head)
         return bytes(data)
 
-    found, messages = read_warned(break_at(path, scratch, tmp_path / path.name))
-    assert [one.clip for one in found] == list(range(15))
-    assert [one.time for one in found] == pytest.approx([2 * clip + 1 for clip in range(15)])
-    assert [read(one.image) for one in found] == [50 * clip + 25 for clip in range(15)]
+    frames, messages = read_warned(break_at(path, scratch, tmp_path / path.name))
+    assert [one.clip for one in frames] == list(range(15))
+    assert [one.time for one in frames] == pytest.approx([2 * clip + 1 for clip in range(15)])
+    assert [read(one.image) for one in frames] == [50 * clip + 25 for clip in range(15)]
     assert all("damaged near 1" in message for message in messages)
 
 
-def test_without_its_index_an_mp4_is_no_video(tmp_path: Path) -> None:
+def test_an_mp4_without_its_index_is_refused(tmp_path: Path) -> None:
     path = render(tmp_path / "a.mp4", constant(25, 10))
     broken = break_at(path, cut_off, tmp_path / "b.mp4")
     with pytest.raises(GranAlignError, match="not a video that can be read"):
         read_frames(broken)
 
 
-def test_a_video_of_which_nothing_can_be_decoded(tmp_path: Path) -> None:
+def test_a_video_without_any_decodable_frame_is_refused(tmp_path: Path) -> None:
     path = render(tmp_path / "a.mp4", constant(25, 10))
 
     def clear(data: bytearray, _: int) -> bytes:
@@ -155,7 +155,7 @@ def test_a_video_of_which_nothing_can_be_decoded(tmp_path: Path) -> None:
             call()
 
 
-def test_a_lost_beginning_does_not_move_the_rest(tmp_path: Path) -> None:
+def test_a_lost_beginning_does_not_change_later_times(tmp_path: Path) -> None:
     path = render(tmp_path / "a.mp4", constant(25, 10), gop=20)
 
     def clear(data: bytearray, _: int) -> bytes:
@@ -163,28 +163,28 @@ def test_a_lost_beginning_does_not_move_the_rest(tmp_path: Path) -> None:
         data[begin : begin + 1000] = bytes(1000)  # the first key frame and some more
         return bytes(data)
 
-    found, messages = read_warned(break_at(path, clear, tmp_path / "b.mp4"))
-    assert len(messages) == 1 and [one.clip for one in found] == list(range(5))
-    assert [one.time for one in found] == pytest.approx([1, 3, 5, 7, 9])
-    assert [read(one.image) for one in found] == [25, 75, 125, 175, 225]
+    frames, messages = read_warned(break_at(path, clear, tmp_path / "b.mp4"))
+    assert len(messages) == 1 and [one.clip for one in frames] == list(range(5))
+    assert [one.time for one in frames] == pytest.approx([1, 3, 5, 7, 9])
+    assert [read(one.image) for one in frames] == [25, 75, 125, 175, 225]
 
 
 @pytest.mark.parametrize("name", ["mp4", "matroska"])
-def test_clips_by_their_numbers_warn_of_nothing_and_change_no_filter(
+def test_read_clips_does_not_warn_and_changes_no_filter(
     whole: Callable[[str], Path], tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The filters of warnings belong to all threads."""
+    """Warning filters are shared by all threads, so changing them would affect other threads."""
     broken = break_at(whole(name), cut_off, tmp_path / whole(name).name)
     expected, messages = read_warned(broken)
     assert messages
     before, seen = list(warnings.filters), []
-    next_packet = Packets.next
+    next_packet = PacketReader.next_packet
 
-    def watched(self: Packets) -> Any:
+    def watched(self: PacketReader) -> Any:
         seen.append(list(warnings.filters) == before)
         return next_packet(self)
 
-    monkeypatch.setattr(Packets, "next", watched)
+    monkeypatch.setattr(PacketReader, "next_packet", watched)
     clips = [len(expected) - 1, 0]
     for image, clip in zip(read_clips(broken, clips), clips, strict=True):
         np.testing.assert_array_equal(image, expected[clip].image)
@@ -193,14 +193,14 @@ def test_clips_by_their_numbers_warn_of_nothing_and_change_no_filter(
     assert seen and all(seen)
 
 
-def test_whole_videos_are_not_warned_of(whole: Callable[[str], Path]) -> None:
+def test_undamaged_videos_do_not_warn(whole: Callable[[str], Path]) -> None:
     for name in FORMATS:
-        found, messages = read_warned(whole(name))
-        assert len(found) == 15 and not messages
+        frames, messages = read_warned(whole(name))
+        assert len(frames) == 15 and not messages
 
 
-def test_mutated_videos_end_well() -> None:
-    """A few of those that ``python -m helpers.fuzz_videos 500`` reads."""
+def test_mutated_videos_give_frames_or_an_error() -> None:
+    """A few of the videos that ``python -m helpers.fuzz_videos 500`` reads."""
     tests = Path(__file__).parents[1]
     run = subprocess.run(
         [sys.executable, "-m", "helpers.fuzz_videos", "40"],

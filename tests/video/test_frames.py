@@ -1,4 +1,4 @@
-"""Frames and their times, judged by what is drawn in them: every frame says which one it is."""
+"""Frames and their times, judged by their pictures: every frame shows its number."""
 
 from __future__ import annotations
 
@@ -19,21 +19,24 @@ import pytest
 from helpers.videos import constant, draw, read, render
 
 from granalign_fast.errors import GranAlignError
-from granalign_fast.video import frames as module
+from granalign_fast.video import frames
 from granalign_fast.video.frames import Frame, probe, read_clips, read_frames
-from granalign_fast.video.packets import Packets
+from granalign_fast.video.packets import PacketReader
+from granalign_fast.video.reader import FrameReader
 
 NTSC, FILM = Fraction(30000, 1001), Fraction(24000, 1001)
-HALF_A_MILLISECOND = 0.0006  # Matroska rounds to milliseconds
+HALF_A_MILLISECOND = 0.0006  # Matroska rounds time stamps to milliseconds
 
 
-def every_way(path: Path, clip: float = 2.0) -> list[Frame]:
-    """The frames, equal whether or not decoding leaves out what it can, by any threads."""
-    expected = list(module._frames(path, Fraction(clip), 1, skip=False))
+def read_every_way(path: Path, clip: float = 2.0) -> list[Frame]:
+    """Read the frames with and without skipping, with several numbers of threads, and compare."""
+    expected = list(frames._read_on_cpu(path, Fraction(clip), 1, skip=False))
     for threads in (1, 3, None):
-        found = list(read_frames(path, clip_seconds=clip, threads=threads))
-        assert [(one.clip, one.time) for one in found] == [(one.clip, one.time) for one in expected]
-        for one, other in zip(found, expected, strict=True):
+        result = list(read_frames(path, clip_seconds=clip, threads=threads))
+        assert [(one.clip, one.time) for one in result] == [
+            (one.clip, one.time) for one in expected
+        ]
+        for one, other in zip(result, expected, strict=True):
             np.testing.assert_array_equal(one.image, other.image)
             assert one.image.dtype == np.uint8 and one.image.flags.c_contiguous
     last = len(expected) - 1
@@ -46,8 +49,8 @@ def every_way(path: Path, clip: float = 2.0) -> list[Frame]:
     return expected
 
 
-def wanted(times: list[Fraction], end: Fraction, clip: Fraction) -> list[int]:
-    """Which frame a player shows at the middle of each clip, by the definition."""
+def expected_frames(times: list[Fraction], end: Fraction, clip: Fraction) -> list[int]:
+    """Return the number of the frame that a player shows at the middle of each clip."""
     chosen = []
     for number in range(math.ceil(end / clip)):
         middle = (number * clip + min((number + 1) * clip, end)) / 2
@@ -56,7 +59,7 @@ def wanted(times: list[Fraction], end: Fraction, clip: Fraction) -> list[int]:
 
 
 def uneven(seconds: int) -> list[Fraction]:
-    """Times of a variable rate: from 10 to 40 frames a second, with stills of 1.3 s."""
+    """Return times of a variable rate: 10 to 40 frames a second, with stills of 1.3 s."""
     times, time, step = [], Fraction(0), 0
     while time < seconds:
         times.append(time)
@@ -87,14 +90,14 @@ VIDEOS: dict[str, tuple[str, list[Fraction], dict[str, Any]]] = {
     "late start": ("a.mp4", constant(25, 7), {"start": Fraction(7, 5), "bframes": 3}),
     "late start in milliseconds": ("a.mkv", constant(25, 7), {"start": Fraction(7, 5)}),
     "late start transport stream": ("a.ts", constant(25, 7), {"start": Fraction(7, 5)}),
-    "with sound": ("a.mkv", constant(25, 7), {"tone": 7}),
-    "long sound": ("a.mp4", [*constant(25, 3)], {"tone": 60}),
-    "short groups": ("a.mp4", constant(25, 9), {"gop": 7, "bframes": 2}),
-    "long groups": ("a.mp4", constant(25, 21), {"gop": 1000, "bframes": 3}),
+    "with audio": ("a.mkv", constant(25, 7), {"tone": 7}),
+    "long audio": ("a.mp4", [*constant(25, 3)], {"tone": 60}),
+    "short GOPs": ("a.mp4", constant(25, 9), {"gop": 7, "bframes": 2}),
+    "long GOPs": ("a.mp4", constant(25, 21), {"gop": 1000, "bframes": 3}),
     "intra only": ("a.mp4", constant(25, 5), {"gop": 1}),
-    "open groups": ("a.mp4", constant(25, 13), {"gop": 30, "bframes": 3, "options": {
+    "open GOPs": ("a.mp4", constant(25, 13), {"gop": 30, "bframes": 3, "options": {
         "x264-params": "open-gop=1:scenecut=0"}}),
-    "no key frames": ("a.mp4", constant(25, 13), {"gop": 40, "options": {
+    "false key frames": ("a.mp4", constant(25, 13), {"gop": 40, "options": {
         "x264-params": "intra-refresh=1:scenecut=0"}}),
     "odd size": ("a.mp4", constant(25, 5), {"size": (49, 67), "pix_fmt": "yuv444p"}),
     "ten bits": ("a.mp4", constant(25, 5), {"pix_fmt": "yuv420p10le", "bframes": 2}),
@@ -118,16 +121,16 @@ VIDEOS: dict[str, tuple[str, list[Fraction], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", VIDEOS)
-def test_each_clip_gets_the_frame_shown_at_its_middle(tmp_path: Path, name: str) -> None:
+def test_the_frame_of_a_clip_is_shown_at_its_middle(tmp_path: Path, name: str) -> None:
     file, times, settings = VIDEOS[name]
     path = render(tmp_path / file, times, **settings)
     gaps = [after - before for before, after in pairwise(times)]
     end = times[-1] + (min(gaps) if gaps else Fraction(1, 25))
-    found = every_way(path)
-    expected = wanted(times, end, Fraction(2))
-    assert [read(one.image) for one in found] == expected
-    assert [one.clip for one in found] == list(range(len(expected)))
-    for one, index in zip(found, expected, strict=True):
+    result = read_every_way(path)
+    expected = expected_frames(times, end, Fraction(2))
+    assert [read(one.image) for one in result] == expected
+    assert [one.clip for one in result] == list(range(len(expected)))
+    for one, index in zip(result, expected, strict=True):
         assert abs(one.time - times[index]) < 2 * HALF_A_MILLISECOND
         assert one.image.shape == (*settings.get("size", (48, 64)), 3)
     info = probe(path)
@@ -140,16 +143,18 @@ def test_each_clip_gets_the_frame_shown_at_its_middle(tmp_path: Path, name: str)
 def test_clips_of_any_length(tmp_path: Path, clip: float) -> None:
     times = constant(NTSC, 4)
     path = render(tmp_path / "a.mp4", times, bframes=3, gop=30)
-    found = [read(one.image) for one in every_way(path, clip)]
-    assert found == wanted(times, times[-1] + 1 / NTSC, Fraction(clip))
+    result = [read(one.image) for one in read_every_way(path, clip)]
+    assert result == expected_frames(times, times[-1] + 1 / NTSC, Fraction(clip))
 
 
-def test_a_long_still_stands_for_every_clip_in_which_it_is_shown(tmp_path: Path) -> None:
+def test_a_long_still_represents_every_clip_in_which_it_is_shown(tmp_path: Path) -> None:
     times = [Fraction(time) for time in (0, 1, 2, 13, 14, 22)]
     for name in ("a.mp4", "a.mkv"):
-        found = every_way(render(tmp_path / name, times))
-        assert [read(one.image) for one in found] == wanted(times, Fraction(23), Fraction(2))
-        assert [one.time for one in found[1:6]] == [2] * 5
+        result = read_every_way(render(tmp_path / name, times))
+        assert [read(one.image) for one in result] == expected_frames(
+            times, Fraction(23), Fraction(2)
+        )
+        assert [one.time for one in result[1:6]] == [2] * 5
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -166,7 +171,7 @@ def test_frames_stand_upright(tmp_path: Path, quarters: int, flip: bool) -> None
         rotation=90 * quarters,
         flip=flip,
     )
-    (first, second) = every_way(path)
+    (first, second) = read_every_way(path)
     assert (read(first.image), read(second.image)) == (25, 55)
     info = probe(path)
     assert (info.height, info.width) == first.image.shape[:2] == (64, 48)
@@ -174,7 +179,7 @@ def test_frames_stand_upright(tmp_path: Path, quarters: int, flip: bool) -> None
         assert info.rotation == 90 * quarters
 
 
-def test_probe_says_what_is_in_the_file(tmp_path: Path) -> None:
+def test_probe_returns_the_properties_of_the_file(tmp_path: Path) -> None:
     path = render(tmp_path / "a.mkv", constant(FILM, 5), start=Fraction(7, 5), tone=5)
     info = probe(path, clip_seconds=1)
     assert (info.codec, info.clips, info.width, info.height) == ("h264", 6, 64, 48)
@@ -182,7 +187,7 @@ def test_probe_says_what_is_in_the_file(tmp_path: Path) -> None:
     assert info.start == pytest.approx(1.4) and info.duration == pytest.approx(5.005, abs=2e-3)
 
 
-def test_frames_are_decoded_as_they_are_asked_for(tmp_path: Path) -> None:
+def test_frames_are_decoded_when_the_caller_asks_for_them(tmp_path: Path) -> None:
     path = render(tmp_path / "a.mkv", constant(5, 600), gop=60, bframes=2)
     images: list[weakref.ref[Any]] = []
     most = 0
@@ -193,34 +198,34 @@ def test_frames_are_decoded_as_they_are_asked_for(tmp_path: Path) -> None:
     assert one.clip == 299 and most <= 2
 
 
-def test_only_a_clip_of_packets_is_read_ahead(
+def test_packets_are_read_at_most_one_clip_ahead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = render(tmp_path / "a.mp4", constant(25, 60), gop=50)
-    handed = 0
-    take = Packets.next
+    count = 0
+    next_packet = PacketReader.next_packet
 
-    def count(self: Any) -> Any:
-        nonlocal handed
-        handed += 1
-        return take(self)
+    def counted(self: Any) -> Any:
+        nonlocal count
+        count += 1
+        return next_packet(self)
 
-    monkeypatch.setattr(Packets, "next", count)
+    monkeypatch.setattr(PacketReader, "next_packet", counted)
     for one in read_frames(path, threads=2):
-        assert handed < (one.clip + 1) * 50 + 20
+        assert count < (one.clip + 1) * 50 + 20
 
 
-def test_what_is_not_needed_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unneeded_packets_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = render(tmp_path / "a.mp4", constant(25, 20), gop=5)
     decoded = 0
-    decode = module.Reader._decode
+    decode = FrameReader._decode
 
     def count(self: Any, *args: Any) -> None:
         nonlocal decoded
         decoded += 1
         decode(self, *args)
 
-    monkeypatch.setattr(module.Reader, "_decode", count)
+    monkeypatch.setattr(FrameReader, "_decode", count)
     assert len(list(read_frames(path, threads=1))) == 10
     assert decoded < 10 * 10  # of 50 a clip
 
@@ -244,7 +249,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 @pytest.mark.parametrize("call", [read_frames, probe])
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_video_is_refused_at_once(
+def test_other_files_are_refused_at_once(
     tmp_path: Path, name: str, call: Callable[[Path], Any]
 ) -> None:
     make, message = REFUSED[name]
@@ -254,7 +259,7 @@ def test_what_is_no_video_is_refused_at_once(
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
 
 
-def test_pictures_text_sound_and_bare_streams_are_no_videos(tmp_path: Path) -> None:
+def test_pictures_text_audio_and_raw_streams_are_refused(tmp_path: Path) -> None:
     import av
     from PIL import Image
 
@@ -267,8 +272,8 @@ def test_pictures_text_sound_and_bare_streams_are_no_videos(tmp_path: Path) -> N
         container.mux([*sound.encode(wave), *sound.encode(None)])
     render(tmp_path / "a.h264", constant(25, 1), bframes=2)
     for name, message in {
-        "a.png": "kind 'png_pipe'|kind 'image2'",
-        "a.txt": "kind 'tty'",
+        "a.png": "format 'png_pipe'|format 'image2'",
+        "a.txt": "format 'tty'",
         "a.wav": "no video in it, only audio",
         "a.h264": "no presentation times",
     }.items():
@@ -291,15 +296,19 @@ def test_arguments_out_of_range(tmp_path: Path, arguments: Any, message: str) ->
         read_frames(path, **arguments)
 
 
-def test_a_gpu_needs_torchcodec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_on_a_gpu_needs_torchcodec(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = render(tmp_path / "a.mp4", constant(25, 1))
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
     with pytest.raises(GranAlignError, match="torchcodec, which is not installed"):
         read_frames(path, device="cuda")
 
 
-def test_what_torchcodec_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its decoder is stood in for: this proves times and clips, not that a GPU decodes."""
+def test_torchcodec_gets_the_middles_of_the_clips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for its decoder: this proves times and clips, not that a GPU decodes."""
     times = constant(25, 5)
     path = render(tmp_path / "a.mkv", times, start=Fraction(7, 5))
 
@@ -316,13 +325,13 @@ def test_what_torchcodec_is_asked_for(tmp_path: Path, monkeypatch: pytest.Monkey
     fake = SimpleNamespace(VideoDecoder=Decoder)
     monkeypatch.setitem(sys.modules, "torchcodec", SimpleNamespace(decoders=fake))
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", fake)
-    found = list(read_frames(path, device="cuda"))
+    result = list(read_frames(path, device="cuda"))
     with warnings.catch_warnings(action="error"):
         on_cpu = list(read_frames(path))
-    assert [(one.clip, read(one.image)) for one in found] == [
+    assert [(one.clip, read(one.image)) for one in result] == [
         (one.clip, read(one.image)) for one in on_cpu
     ]
-    assert [one.time for one in found] == pytest.approx([one.time for one in on_cpu], abs=1e-3)
+    assert [one.time for one in result] == pytest.approx([one.time for one in on_cpu], abs=1e-3)
 
 
 def test_the_decoder_is_imported_when_a_video_is_opened() -> None:
