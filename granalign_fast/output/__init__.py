@@ -1,1 +1,1 @@
-"""What people get: tables, pictures, subtitles, chapters and cut lists."""
+"""Write results: tables, pictures, subtitles, chapters and cut lists."""

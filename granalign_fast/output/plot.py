@@ -1,4 +1,4 @@
-"""Pictures of results."""
+"""Draw the result of a search: the saliency curve and the moments."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from granalign_fast.types import SearchResult
 from .tables import clock, peak_caption
 
 INK, CURVE, VARIANT, MOMENT = "#22303c", "#1f6f8b", "#9db4c0", "#f2a65a"
-"""The colours of every picture: text, saliency, its parts, predicted moments."""
+"""The colours of all pictures: text, saliency, the curve of one query variant, moments."""
 
 
 def draw_search(index: VideoIndex, result: SearchResult, path: str | os.PathLike[str]) -> None:
-    """The saliency curve over time, the moments below it, and what the best of them show.
+    """Draw the saliency over time, and below it the best five moments with their captions.
 
     Args:
         index: the video that was searched.
-        result: what the search returned.
-        path: PNG, SVG or PDF, by its suffix.
+        result: the result of the search.
+        path: the picture's file; its suffix selects PNG, SVG or PDF.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -35,13 +35,13 @@ def draw_search(index: VideoIndex, result: SearchResult, path: str | os.PathLike
     curve, lanes = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     _draw_curve(curve, index, result)
     _draw_moments(lanes, index, result)
-    title = f"“{brief(result.query, 90)}”"
+    title = f"“{shorten(result.query, 90)}”"
     figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=14, parse_math=False)
     save_figure(figure, path)
 
 
 def new_figure(width: float, height: float, *, layout: Literal["constrained"] | None = None) -> Any:
-    """An empty figure of `width` by `height` inches, without global state or a window system.
+    """Return an empty figure of `width` x `height` inches, without pyplot or a window system.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -58,10 +58,10 @@ def new_figure(width: float, height: float, *, layout: Literal["constrained"] | 
 
 
 def save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
-    """Write a picture as PNG, SVG or PDF, by the path's suffix, whole or not at all.
+    """Write a picture completely or not at all, as PNG, SVG or PDF by the path's suffix.
 
     Raises:
-        GranAlignError: the suffix is another one, or the file cannot be written.
+        GranAlignError: the path has another suffix, or the file cannot be written.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in (".png", ".svg", ".pdf"):
@@ -70,14 +70,17 @@ def save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
         figure.savefig(sink, format=suffix.removeprefix("."))
 
 
-def brief(text: str, width: int) -> str:
-    """At most `width` characters in one line, cut after a word where that does not lose half."""
+def shorten(text: str, width: int) -> str:
+    """Shorten a text to one line of at most `width` characters.
+
+    The line ends after a whole word, unless that would drop more than half of the width.
+    """
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     if len(text) <= width:
         return text
-    kept = text[: width - 4]
-    words = kept.rpartition(" ")[0]
-    return f"{words if 2 * len(words) >= width else kept} ..."
+    start = text[: width - 4]
+    words = start.rpartition(" ")[0]
+    return f"{words if 2 * len(words) >= width else start} ..."
 
 
 def _draw_curve(axes: Any, index: VideoIndex, result: SearchResult) -> None:
@@ -118,8 +121,9 @@ def _draw_moments(axes: Any, index: VideoIndex, result: SearchResult) -> None:
         )
         text = (
             f"{clock(moment.start)} to {clock(moment.end)}  {moment.score:.2f}  "
-            f"{brief(peak_caption(index, result, moment), 60)}"
+            f"{shorten(peak_caption(index, result, moment), 60)}"
         )
+        # The label goes to the side of the bar that has more space.
         on_the_right = moment.end < 0.5 * end
         axes.annotate(
             text,
@@ -138,7 +142,7 @@ def _draw_moments(axes: Any, index: VideoIndex, result: SearchResult) -> None:
 
 
 def plain(axes: Any) -> None:
-    """Only the axes that carry numbers, in the colour of text."""
+    """Hide the top and right spines, and draw the ticks in the colour of text."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.tick_params(colors=INK, labelsize=9)

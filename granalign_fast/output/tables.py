@@ -1,4 +1,4 @@
-"""How results are shown: tables for people, records for ``--json``."""
+"""Show the result of a search: a table for the terminal, a record for ``--json``."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from granalign_fast.index import VideoIndex
 from granalign_fast.types import Moment, SearchResult
 
 
-def show(what: RenderableType) -> None:
-    """Print a table or a line; what looks like mark-up in somebody's text is shown as it is."""
-    Console(highlight=False, markup=False, emoji=False).print(what)
+def show(content: RenderableType) -> None:
+    """Print a table or a line; text that looks like Rich mark-up is printed unchanged."""
+    Console(highlight=False, markup=False, emoji=False).print(content)
 
 
 def clock(seconds: float, *, fine: bool = True) -> str:
-    """``1:02.0`` for 62 seconds, ``1:00:02.0`` an hour later; without tenths unless `fine`."""
+    """Format seconds: ``1:02.0`` for 62, ``1:00:02.0`` for 3602; without tenths unless `fine`."""
     tenths = round(seconds * 10) if fine else int(seconds + 0.5) * 10
     minutes, rest = divmod(tenths, 600)
     last = f"{rest / 10:04.1f}" if fine else f"{rest // 10:02}"
@@ -28,7 +28,7 @@ def clock(seconds: float, *, fine: bool = True) -> str:
 
 
 def peak_caption(index: VideoIndex, result: SearchResult, moment: Moment) -> str:
-    """The caption of the moment's clip that fits the query best."""
+    """Return the caption of the moment's clip with the highest saliency."""
     clips = np.arange(len(result.saliency)) * index.video.clip_seconds
     inside = (clips >= moment.start) & (clips < moment.end)
     best = int(np.where(inside, result.saliency, -1).argmax())
@@ -36,7 +36,7 @@ def peak_caption(index: VideoIndex, result: SearchResult, moment: Moment) -> str
 
 
 def search_record(index: VideoIndex, result: SearchResult) -> dict[str, Any]:
-    """A search as JSON: moments in seconds, the saliency of every clip, how it came about."""
+    """Return a search as JSON: moments in seconds, the saliency of every clip, and its inputs."""
     return {
         "vid": result.vid,
         "query": result.query,
@@ -59,7 +59,7 @@ def search_record(index: VideoIndex, result: SearchResult) -> dict[str, Any]:
 
 
 def print_moments(index: VideoIndex, result: SearchResult) -> None:
-    """A table of moments, best first."""
+    """Print a table of the moments, best first."""
     table = Table(title=f"{result.query}  ({result.vid})", title_justify="left")
     for name in ("start", "end", "score"):
         table.add_column(name, justify="right", no_wrap=True)

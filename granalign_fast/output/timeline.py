@@ -1,4 +1,4 @@
-"""The moments of one video on its time axis: what every output format is written from."""
+"""The moments of one video on its time axis, from which every output format is written."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from granalign_fast.errors import GranAlignError
 from granalign_fast.index import VideoIndex
 from granalign_fast.types import Moment, SearchResult
 
-from .frame_rate import exact_rate, nearest
+from .frame_rate import exact_rate, round_half_up
 from .tables import peak_caption
 
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """What a file for players or editors says: a video, a query and its moments.
+    """A video, a query and its moments: the content of a file for players or editing programs.
 
-    Moments that end after the video are cut off at its end.
+    A moment that ends after the video is shortened to the video's end.
 
     Example:
         >>> from granalign_fast.output.formats import render
@@ -32,23 +32,24 @@ class Timeline:
         #1 0.93 a red car
 
     Raises:
-        GranAlignError: a moment is empty, begins before the video or after its end, or is not a
-            number; captions and moments are not as many; duration or frame rate are out of range.
+        GranAlignError: a moment is empty, begins before the video or after its end, or is not
+            finite; the number of captions differs from that of moments; or the duration or the
+            frame rate is out of range.
     """
 
     title: str
-    """What the video is called where there is no file."""
+    """The video's name if there is no file."""
     query: str
     moments: tuple[Moment, ...]
     """Best first."""
     duration: float
-    """Of the video, in seconds."""
+    """The video's duration in seconds."""
     captions: tuple[str, ...] = ()
-    """What each moment shows; where there is none, the query stands in its place."""
+    """A caption of each moment; the query replaces an empty caption."""
     media: str | os.PathLike[str] | None = None
-    """The video file, or its address (``https://...``)."""
+    """The video file, or its URL (``https://...``)."""
     frame_rate: Fraction | float | None = None
-    """Frames per second, needed by cut lists; 29.97 is taken for 30000/1001, and so on."""
+    """Frames per second; cut lists need it. A rounded rate is made exact: 29.97 to 30000/1001."""
 
     def __post_init__(self) -> None:
         if not 0 < self.duration < math.inf:
@@ -83,12 +84,12 @@ class Timeline:
         media: str | os.PathLike[str] | None = None,
         frame_rate: Fraction | float | None = None,
     ) -> Timeline:
-        """From a search; every moment is described by the caption of its best clip.
+        """Return the timeline of a search; a moment's caption is that of its best clip.
 
         Args:
             index: the video that was searched.
-            result: what the search returned.
-            media: the video file, or its address; by default the one the index was made from.
+            result: the result of the search.
+            media: the video file or its URL; by default the file that the index was made from.
             frame_rate: frames per second, such as `VideoInfo.frame_rate`.
         """
         if media is None and index.frames is not None:
@@ -105,60 +106,61 @@ class Timeline:
 
     @property
     def name(self) -> str:
-        """The file's name, or the title where there is no file."""
+        """The file's name, or the title if there is no file."""
         if self.media is None:
-            return _line(self.title)
-        return _line(re.split(r"[/\\]", os.fspath(self.media))[-1])
+            return _to_line(self.title)
+        return _to_line(re.split(r"[/\\]", os.fspath(self.media))[-1])
 
     @property
     def heading(self) -> str:
         """The query in one line."""
-        return _line(self.query)
+        return _to_line(self.query)
 
     def text(self, number: int) -> str:
-        """What moment `number`, from 0, shows, in one line."""
+        """Return the caption of moment `number` (from 0), or the query, in one line."""
         caption = self.captions[number] if self.captions else ""
-        return _line(caption) or self.heading
+        return _to_line(caption) or self.heading
 
     def label(self, number: int) -> str:
-        """Rank, score and text of moment `number`, from 0: ``#1 0.93 a red car``."""
+        """Return rank, score and text of moment `number` (from 0): ``#1 0.93 a red car``."""
         return f"#{number + 1} {self.moments[number].score:.2f} {self.text(number)}".rstrip()
 
     def milliseconds(self) -> list[tuple[int, int]]:
-        """Start and end of each moment, at least 1 ms apart, best first."""
-        return [self._range(moment, Fraction(1000)) for moment in self.moments]
+        """Return start and end of each moment in ms, at least 1 ms apart, best first."""
+        return [self._round_to_units(moment, Fraction(1000)) for moment in self.moments]
 
     def frames(self) -> list[tuple[int, int]]:
-        """First frame of each moment, and the first after it, best first.
+        """Return the first frame of each moment and the first frame after it, best first.
 
         Raises:
-            GranAlignError: the frame rate is not known.
+            GranAlignError: the frame rate is unknown.
         """
-        return [self._range(moment, self.rate) for moment in self.moments]
+        return [self._round_to_units(moment, self.rate) for moment in self.moments]
 
     @property
     def rate(self) -> Fraction:
-        """The frame rate, exact.
+        """The exact frame rate.
 
         Raises:
-            GranAlignError: it is not known.
+            GranAlignError: the frame rate is unknown.
         """
         if self.frame_rate is None:
             raise GranAlignError(
-                f"frame rate of {self.name!r}: got none, but cuts lie between frames; give the "
+                f"frame rate of {self.name!r}: got none, but cut lists count frames; give the "
                 f"frames per second of the video"
             )
         return exact_rate(self.frame_rate)
 
-    def _range(self, moment: Moment, per_second: Fraction) -> tuple[int, int]:
-        last = max(1, nearest(Fraction(float(self.duration)) * per_second))
-        start = min(nearest(Fraction(float(moment.start)) * per_second), last - 1)
-        end = min(nearest(Fraction(float(moment.end)) * per_second), last)
+    def _round_to_units(self, moment: Moment, per_second: Fraction) -> tuple[int, int]:
+        """Round start and end to units of `1 / per_second`, within the video, at least 1 apart."""
+        last = max(1, round_half_up(Fraction(float(self.duration)) * per_second))
+        start = min(round_half_up(Fraction(float(moment.start)) * per_second), last - 1)
+        end = min(round_half_up(Fraction(float(moment.end)) * per_second), last)
         return start, max(end, start + 1)
 
 
-def _line(text: str) -> str:
-    """In one line and fit for UTF-8: no control characters, no halves of surrogate pairs."""
+def _to_line(text: str) -> str:
+    """Join a text to one line of valid UTF-8, without control characters and lone surrogates."""
     return " ".join(
         "".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in text).split()
     )

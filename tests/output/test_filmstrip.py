@@ -1,4 +1,4 @@
-"""The picture with frames: what stands where, what is refused, and no text upon another."""
+"""The picture with frames: positions, refused arguments, and no overlapping texts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.index import CaptionedVideo, VideoIndex
 from granalign_fast.output import filmstrip
 from granalign_fast.output.filmstrip import draw_filmstrip, strip_clips
-from granalign_fast.output.plot import brief, draw_search
+from granalign_fast.output.plot import draw_search, shorten
 from granalign_fast.types import Moment, SearchResult
 
 MOMENTS = (Moment(24.0, 46.0, 0.93), Moment(40.0, 52.0, 0.71), Moment(146.0, 150.0, 0.2))
@@ -51,7 +51,7 @@ def frames(clips: int, seconds: float = 2.0) -> list[tuple[float, npt.NDArray[np
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The figures that were saved."""
+    """The figures that a test has saved."""
     figures: list[Any] = []
     save = filmstrip.save_figure
 
@@ -67,9 +67,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_strip_clips_are_the_middles_of_equal_stretches(clips: int) -> None:
     chosen = strip_clips(clips)
     assert len(chosen) == min(clips, 12)
-    for place, clip in enumerate(chosen):
-        middle = (place + 0.5) * clips / len(chosen)
-        # The clip that lies about the middle; where two meet there, the later one.
+    for tile, clip in enumerate(chosen):
+        middle = (tile + 0.5) * clips / len(chosen)
+        # The clip around the middle; if two clips meet there, the later one.
         assert clip <= middle < clip + 1
 
 
@@ -96,11 +96,13 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", sorted(CASES))
-def test_no_text_on_another_or_outside(case: str, drawn: list[Any], tmp_path: Path) -> None:
+def test_texts_do_not_overlap_or_leave_the_picture(
+    case: str, drawn: list[Any], tmp_path: Path
+) -> None:
     options: Any = CASES[case]
     index, result = searched(**options)
-    given = frames(len(result.saliency), index.video.clip_seconds)
-    draw_filmstrip(index, result, given, tmp_path / "a.png", truth=((0.0, 1.0), (1.2, 1.3)))
+    images = frames(len(result.saliency), index.video.clip_seconds)
+    draw_filmstrip(index, result, images, tmp_path / "a.png", truth=((0.0, 1.0), (1.2, 1.3)))
     (figure,) = drawn
     texts = [text for text in figure.findobj(match=_is_text) if text.get_text().strip()]
     boxes = [(text.get_text(), text.get_window_extent()) for text in texts if _shown(text)]
@@ -112,15 +114,15 @@ def test_no_text_on_another_or_outside(case: str, drawn: list[Any], tmp_path: Pa
         apart = (
             box.x1 <= second.x0 or second.x1 <= box.x0 or box.y1 <= second.y0 or second.y1 <= box.y0
         )
-        assert apart, f"{one!r} meets {other!r}"
+        assert apart, f"{one!r} overlaps {other!r}"
     lanes = figure.axes[-1]
     bars = [bar.get_window_extent() for group in lanes.containers for bar in group]
     for text in lanes.texts:
         box = text.get_window_extent()
         for bar in bars:
             inside = bar.x0 <= box.x0 and box.x1 <= bar.x1
-            beside = box.x1 <= bar.x0 or bar.x1 <= box.x0 or box.y1 <= bar.y0 or bar.y1 <= box.y0
-            assert inside or beside, f"{text.get_text()!r} lies half on a bar"
+            outside = box.x1 <= bar.x0 or bar.x1 <= box.x0 or box.y1 <= bar.y0 or bar.y1 <= box.y0
+            assert inside or outside, f"{text.get_text()!r} lies half on a bar"
 
 
 def _is_text(artist: Any) -> bool:
@@ -128,14 +130,14 @@ def _is_text(artist: Any) -> bool:
 
 
 def _shown(text: Any) -> bool:
-    """Visible, and in axes that are not switched off (tick labels of the strip)."""
+    """Return True for a visible text; the strip's tick labels belong to axes that are off."""
     axes = text.axes
     hidden = axes is not None and not axes.axison and text not in axes.texts
     box = text.get_window_extent()
     return text.get_visible() and not hidden and box.width > 0
 
 
-def test_bars_lie_where_the_moments_are(drawn: list[Any], tmp_path: Path) -> None:
+def test_bars_have_the_times_of_the_moments(drawn: list[Any], tmp_path: Path) -> None:
     index, result = searched(exists=0.87)
     draw_filmstrip(index, result, [], tmp_path / "a.png", truth=TRUTH)
     (figure,) = drawn
@@ -154,7 +156,9 @@ def test_bars_lie_where_the_moments_are(drawn: list[Any], tmp_path: Path) -> Non
     }
 
 
-def test_without_truth_or_a_score_nothing_is_said_of_them(drawn: list[Any], tmp_path: Path) -> None:
+def test_without_truth_or_a_score_their_labels_are_missing(
+    drawn: list[Any], tmp_path: Path
+) -> None:
     draw_filmstrip(*searched(moments=[]), [], tmp_path / "a.png")
     words = {t.get_text() for t in (*drawn[0].axes[-1].texts, *drawn[0].texts)}
     assert words == {"predicted", "no moments", "“the dog runs”"}
@@ -172,53 +176,51 @@ def test_only_five_moments_are_shown(drawn: list[Any], tmp_path: Path) -> None:
 )
 def test_frames_keep_shape_and_order(clips: int, shape: tuple[int, int], tmp_path: Path) -> None:
     chosen = strip_clips(clips)
-    images = [solid(RED if place % 2 else BLUE, *shape) for place in range(len(chosen))]
-    given = [(2.0 * clip + 1, image) for clip, image in zip(chosen, images, strict=True)]
+    images = [solid(RED if tile % 2 else BLUE, *shape) for tile in range(len(chosen))]
+    timed = [(2.0 * clip + 1, image) for clip, image in zip(chosen, images, strict=True)]
     index, result = searched(clips, [])
-    draw_filmstrip(index, result, given[::-1], tmp_path / "a.png")
+    draw_filmstrip(index, result, timed[::-1], tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
         picture = np.asarray(image.convert("RGB")).astype(int)
     height, width = shape
     inner = (0.95 * 150, (11 - 0.35) * 150)
     step = (inner[1] - inner[0]) / len(chosen)
-    for place in range(len(chosen)):
-        left = inner[0] + place * step
+    for number in range(len(chosen)):
+        left = inner[0] + number * step
         tile = picture[:, round(left) : round(left + step)]
-        colour = RED if place % 2 else BLUE
-        found = np.abs(tile - colour).max(axis=2) < 40
-        rows, columns = np.flatnonzero(found.any(axis=1)), np.flatnonzero(found.any(axis=0))
+        colour = RED if number % 2 else BLUE
+        matches = np.abs(tile - colour).max(axis=2) < 40
+        rows, columns = np.flatnonzero(matches.any(axis=1)), np.flatnonzero(matches.any(axis=0))
         high, wide = np.ptp(rows) + 1, np.ptp(columns) + 1
-        assert found.sum() >= 0.95 * high * wide
+        assert matches.sum() >= 0.95 * high * wide
         assert abs(wide - high * width / height) <= 2 + 2 * width / height
         middle = columns.mean() - (tile.shape[1] - 1) / 2
         assert abs(middle) <= 2
 
 
-def test_of_many_frames_the_nearest_to_each_middle_is_shown(
-    drawn: list[Any], tmp_path: Path
-) -> None:
+def test_the_frame_nearest_to_each_middle_is_drawn(drawn: list[Any], tmp_path: Path) -> None:
     everything = [(2.0 * clip + 0.5, solid(RED)) for clip in range(75)]
     draw_filmstrip(*searched(), everything, tmp_path / "a.png")
     times = [text.get_text() for text in drawn[0].axes[0].texts]
-    middles = [(place + 0.5) * 150 / 12 for place in range(12)]
+    middles = [(tile + 0.5) * 150 / 12 for tile in range(12)]
     expected = [min((t for t, _ in everything), key=lambda t: abs(t - m)) for m in middles]
     seconds = [60 * int(text.split(":")[0]) + int(text.split(":")[1]) for text in times]
     assert np.abs(np.subtract(seconds, expected)).max() <= 0.5
 
 
-def test_frames_of_the_best_moment_are_framed(drawn: list[Any], tmp_path: Path) -> None:
+def test_frames_of_the_best_moment_have_a_border(drawn: list[Any], tmp_path: Path) -> None:
     draw_filmstrip(*searched(), frames(75), tmp_path / "a.png")
     strip = drawn[0].axes[0]
     per_tile = 150 / 12
-    framed = {int((p.get_x() + p.get_width() / 2) / per_tile) for p in strip.patches}
-    inside = {place for place, clip in enumerate(strip_clips(75)) if 24 <= 2 * clip + 1 < 46}
-    assert framed == inside != set()
+    bordered = {int((p.get_x() + p.get_width() / 2) / per_tile) for p in strip.patches}
+    inside = {tile for tile, clip in enumerate(strip_clips(75)) if 24 <= 2 * clip + 1 < 46}
+    assert bordered == inside != set()
 
 
 @pytest.mark.parametrize(
     ("suffix", "start"), [(".png", b"\x89PNG"), (".SVG", b"<?xml"), (".pdf", b"%PDF")]
 )
-def test_kinds_of_pictures(suffix: str, start: bytes, tmp_path: Path) -> None:
+def test_the_suffix_selects_the_format(suffix: str, start: bytes, tmp_path: Path) -> None:
     path = tmp_path / f"a{suffix}"
     index, result = searched(query=ODD)
     draw_filmstrip(index, result, [(1.0, solid(RED, 2000, 3000))], path, truth=TRUTH)
@@ -228,7 +230,7 @@ def test_kinds_of_pictures(suffix: str, start: bytes, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "truth", "name", "message"),
+    ("images", "truth", "name", "message"),
     [
         ([(1.0, np.zeros((4, 4), np.uint8))], (), "a.png", r"frames\[0\]: got uint8 \(4, 4\)"),
         ([(1.0, np.zeros((4, 4, 3)))], (), "a.png", r"frames\[0\]: got float64"),
@@ -240,13 +242,15 @@ def test_kinds_of_pictures(suffix: str, start: bytes, tmp_path: Path) -> None:
         ([], (), "none/a.png", "cannot be written"),
     ],
 )
-def test_what_is_refused(given: Any, truth: Any, name: str, message: str, tmp_path: Path) -> None:
+def test_invalid_arguments_are_refused(
+    images: Any, truth: Any, name: str, message: str, tmp_path: Path
+) -> None:
     with pytest.raises(GranAlignError, match=message):
-        draw_filmstrip(*searched(), given, tmp_path / name, truth=truth)
+        draw_filmstrip(*searched(), images, tmp_path / name, truth=truth)
     assert not list(tmp_path.iterdir())
 
 
-def test_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingExtraError, match=r"\[plot\]"):
         draw_filmstrip(*searched(), [], tmp_path / "a.png")
@@ -263,11 +267,11 @@ def test_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         ("x" * 50, 10, "xxxxxx ..."),
     ],
 )
-def test_brief(text: str, width: int, expected: str) -> None:
-    assert brief(text, width) == expected
+def test_shorten(text: str, width: int, expected: str) -> None:
+    assert shorten(text, width) == expected
 
 
-def test_the_plain_picture_takes_any_query(tmp_path: Path) -> None:
+def test_draw_search_takes_any_query(tmp_path: Path) -> None:
     draw_search(*searched(query=ODD), tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.size == (1650, 780)

@@ -1,4 +1,4 @@
-"""What is printed for people."""
+"""The tables that are printed in the terminal."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from granalign_fast.types import Moment, SearchResult
         (3662.5, "1:01:02.5", "1:01:03"),
     ],
 )
-def test_times_have_no_sixty_seconds(seconds: float, fine: str, coarse: str) -> None:
+def test_clock_never_shows_sixty_seconds(seconds: float, fine: str, coarse: str) -> None:
     assert (clock(seconds), clock(seconds, fine=False)) == (fine, coarse)
 
 
-def test_what_looks_like_markup_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_like_markup_is_printed_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
     caption, query, vid = "a [bold]dog[/red] :dog: \\", "the dog [/b] :cat: [1]", "[v]:cow:"
     video = CaptionedVideo(vid, (caption, caption))
     index = VideoIndex(video, BagOfWords().encode(video.captions))
@@ -42,7 +42,7 @@ def test_what_looks_like_markup_is_printed_as_it_is(capsys: pytest.CaptureFixtur
     assert shown.endswith("shown at all: 50% likely")
 
 
-def test_findings_say_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_findings_name_missing_parts(capsys: pytest.CaptureFixture[str]) -> None:
     print_findings(
         [
             Finding("one", "1", True),

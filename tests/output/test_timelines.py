@@ -1,4 +1,4 @@
-"""Moments as files for players and editors, read back by parsers that are not ours."""
+"""Files for players and editing programs, read back by the parsers of other projects."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ def timelines(draw: st.DrawFn, hours: float = 200.0) -> Timeline:
 
 
 def plain(text: str) -> str:
-    """The text in one line."""
+    """Return the text in one line, without control characters."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\s]+", " ", text).strip()
 
 
 def labels(timeline: Timeline) -> list[str]:
-    """What each moment is to be called, best first."""
+    """Return the expected label of each moment, best first."""
     captions = timeline.captions or ("",) * len(timeline.moments)
     return [
         f"#{rank} {moment.score:.2f} {plain(caption) or plain(timeline.query)}"
@@ -79,9 +79,11 @@ def labels(timeline: Timeline) -> list[str]:
     ]
 
 
-def check_range(found: tuple[int, int], moment: Moment, timeline: Timeline, rate: Fraction) -> None:
-    """Both bounds are the nearest ones; what is too short for that lasts one unit."""
-    start, end = found
+def check_range(
+    bounds: tuple[int, int], moment: Moment, timeline: Timeline, rate: Fraction
+) -> None:
+    """Assert that both bounds are rounded to the nearest unit, and at least one unit apart."""
+    start, end = bounds
     length = Fraction(timeline.duration) * rate
     slack = Fraction(1, 2) if end - start > 1 else Fraction(3, 2)
     assert 0 <= start < end <= max(1, length + Fraction(1, 2))
@@ -90,13 +92,13 @@ def check_range(found: tuple[int, int], moment: Moment, timeline: Timeline, rate
 
 
 def rank_of(text: str) -> int:
-    found = re.match(r"#(\d+) ", text)
-    assert found is not None, text
-    return int(found[1]) - 1
+    match = re.match(r"#(\d+) ", text)
+    assert match is not None, text
+    return int(match[1]) - 1
 
 
 def shown(text: str, kind: str) -> Iterator[tuple[int, int, str]]:
-    """Start and end in ms of each cue, and the text that a player shows, by FFmpeg."""
+    """Yield start and end in ms of each cue, and the text that FFmpeg shows."""
     with av.open(io.BytesIO(text.encode()), format=kind) as container:
         for packet in container.demux():
             if not packet.size:
@@ -106,7 +108,7 @@ def shown(text: str, kind: str) -> Iterator[tuple[int, int, str]]:
             (subtitle,) = packet.decode()
             ass: Any = subtitle
             line = ass.ass.decode().split(",", 8)[8]
-            # FFmpeg's own escapes, for ASS.
+            # Undo the escapes that FFmpeg adds for ASS.
             line = line.replace("\\{{}", "{").replace("\\\u2060", "\\")
             yield packet.pts, packet.pts + packet.duration, line
 
@@ -127,11 +129,11 @@ def test_players_read_subtitles(name: str, timeline: Timeline) -> None:
         if name == "vtt":
             assert text == labels(timeline)[rank]
         else:
-            # What SRT cannot say may be spelt otherwise, but no letter is lost.
+            # Characters that SRT cannot express may be replaced, but no letter is lost.
             assert re.findall(r"\w", text) == re.findall(r"\w", labels(timeline)[rank])
 
 
-def test_subtitles_to_the_letter() -> None:
+def test_the_exact_text_of_subtitles() -> None:
     moments = (Moment(61.25, 64.0, 0.931), Moment(2.0, 359_999.9996, 0.5))
     timeline = Timeline("v", "a <dog>", moments, 400_000.0, ("a --> b & c {\\N}", ""))
     assert render("srt", timeline) == (
@@ -155,7 +157,7 @@ def test_ffmpeg_reads_chapters(timeline: Timeline) -> None:
     with av.open(io.BytesIO(text.encode()), format="ffmetadata") as container:
         chapters = container.chapters()
         assert not container.metadata
-    found = {}
+    chapters_by_rank = {}
     end = 0
     for chapter in chapters:
         assert chapter["time_base"] == Fraction(1, 1000)
@@ -166,12 +168,14 @@ def test_ffmpeg_reads_chapters(timeline: Timeline) -> None:
             "title": labels(timeline)[rank]
         }
         check_range((chapter["start"], end), timeline.moments[rank], timeline, Fraction(1000))
-        found[rank] = range(chapter["start"], end)
+        chapters_by_rank[rank] = range(chapter["start"], end)
     spans = timeline.milliseconds()
-    for rank in set(range(len(spans))) - set(found):
+    for rank in set(range(len(spans))) - set(chapters_by_rank):
         start, end = spans[rank]
-        better = [span for other, span in found.items() if other < rank]
-        assert any(span.start < end and start < span.stop for span in better), "left out for naught"
+        better = [span for other, span in chapters_by_rank.items() if other < rank]
+        assert any(span.start < end and start < span.stop for span in better), (
+            "left out without need"
+        )
 
 
 @settings(max_examples=60, deadline=None)
@@ -222,7 +226,7 @@ def test_a_cut_starts_at_one_oclock_and_has_no_gaps(frame_rate: float) -> None:
 @example(timeline=ODD_TIMELINE)
 @example(timeline=LONG)
 @example(timeline=NONE)
-def test_opentimelineio_reads_its_own(timeline: Timeline) -> None:
+def test_opentimelineio_reads_its_format(timeline: Timeline) -> None:
     otio = import_module("opentimelineio")
     assert timeline.frame_rate is not None
     rate = exact_rate(timeline.frame_rate)
@@ -305,7 +309,7 @@ def test_a_moment_ends_with_the_video() -> None:
     assert timeline.milliseconds() == [(8000, 10_000), (9999, 10_000)]
 
 
-def test_of_a_search() -> None:
+def test_the_timeline_of_a_search() -> None:
     index = VideoIndex(
         CaptionedVideo("street", ("a road", "a car", "a dog"), duration=5.5),
         np.eye(3, dtype=np.float32),
@@ -319,7 +323,7 @@ def test_of_a_search() -> None:
 
 
 @pytest.mark.parametrize("suffix", sorted(form.suffix for form in FORMATS.values()))
-def test_a_file_is_written_by_its_suffix(tmp_path: Path, suffix: str) -> None:
+def test_the_suffix_selects_the_format(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"cut{suffix.upper()}"
     write_timeline(ODD_TIMELINE, path)
     (name,) = (name for name, form in FORMATS.items() if form.suffix == suffix)
@@ -328,7 +332,7 @@ def test_a_file_is_written_by_its_suffix(tmp_path: Path, suffix: str) -> None:
     assert (tmp_path / "moments").read_bytes() == path.read_bytes()
 
 
-def test_nothing_is_left_of_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+def test_an_error_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(GranAlignError, match="frame rate"):
         write_timeline(Timeline("v", "q", RED, 70.0), tmp_path / "a.edl")
     with pytest.raises(GranAlignError, match=r"\.srt, \.vtt, \.ffmeta, \.edl, \.otio"):
@@ -353,7 +357,7 @@ def test_nothing_is_left_of_a_file_that_cannot_be_written(tmp_path: Path) -> Non
         ({"moments": (RED[0], Moment(70.0, 80.0, 1.0))}, "moment 2: .*ends at 70.0 s"),
     ],
 )
-def test_timelines_that_are_refused(change: dict[str, Any], message: str) -> None:
+def test_invalid_timelines_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(GranAlignError, match=message):
         Timeline(**{"title": "v", "query": "q", "moments": RED, "duration": 70.0} | change)
 
@@ -374,13 +378,15 @@ def test_timelines_that_are_refused(change: dict[str, Any], message: str) -> Non
         ),
     ],
 )
-def test_files_that_are_refused(name: str, change: dict[str, Any], message: str) -> None:
+def test_timelines_that_a_format_cannot_hold_are_refused(
+    name: str, change: dict[str, Any], message: str
+) -> None:
     arguments = {"title": "v", "query": "q", "moments": RED, "duration": 70.0, "frame_rate": 25}
     with pytest.raises(GranAlignError, match=message):
         render(name, Timeline(**arguments | change))
 
 
-def test_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentimelineio.opentime", None)
     with pytest.raises(MissingExtraError, match=r"\[editors\]"):
         render("otio", ODD_TIMELINE)
