@@ -67,10 +67,10 @@ def colour(image: Array) -> str:
     return COLOURS[4 * red + 2 * green + blue]
 
 
-def models(**changes: Any) -> IndexModels:
+def stand_ins(**changes: Any) -> IndexModels:
     """The stand-ins for the models, with some fields changed."""
-    stand_ins = IndexModels(ColourCaptioner(), BagOfWords(), Projection(), FINGERPRINTS)
-    return replace(stand_ins, **changes)
+    models = IndexModels(ColourCaptioner(), BagOfWords(), Projection(), FINGERPRINTS)
+    return replace(models, **changes)
 
 
 def write_video(path: Path, clips: int, seed: int) -> Path:
@@ -97,10 +97,10 @@ Tree = dict[str, bytes]
 
 
 def index(
-    folder: Path, out: Path, made_with: IndexModels | None = None, **settings: Any
+    folder: Path, out: Path, models: IndexModels | None = None, **settings: Any
 ) -> list[Path]:
     """Index the videos of a folder, with the stand-ins unless other models are given."""
-    return index_videos(videos_in(folder), out, made_with or models(), rows=ROWS, **settings)
+    return index_videos(videos_in(folder), out, models or stand_ins(), rows=ROWS, **settings)
 
 
 def tree(folder: Path) -> Tree:
@@ -130,7 +130,7 @@ class UnusedModel:
         raise AssertionError(f"the model ran ({name}), although nothing has changed")
 
 
-UNUSED = models(captioner=UnusedModel(), encoder=UnusedModel(), frame_encoder=UnusedModel())
+UNUSED = stand_ins(captioner=UnusedModel(), encoder=UnusedModel(), frame_encoder=UnusedModel())
 
 
 def captioned(
@@ -138,7 +138,7 @@ def captioned(
 ) -> set[str]:
     """Index the videos, and return the names of those whose frames were captioned."""
     captioner = ColourCaptioner()
-    index(folder, out, models(captioner=captioner, fingerprints=fingerprints), **settings)
+    index(folder, out, stand_ins(captioner=captioner, fingerprints=fingerprints), **settings)
     hashes = {frame for batch in captioner.batches for frame in batch}
     return {
         path.stem
@@ -185,7 +185,7 @@ def main(videos: str, out: str, at: str = str(sys.maxsize)) -> None:
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     with dying(int(at), lambda: os.kill(os.getpid(), signal.SIGKILL)):
-        index_videos(videos_in(Path(videos)), out, models(), rows=ROWS)
+        index_videos(videos_in(Path(videos)), out, stand_ins(), rows=ROWS)
 
 
 if __name__ == "__main__":

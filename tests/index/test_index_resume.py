@@ -29,7 +29,7 @@ from helpers.index_worker import (
     Tree,
     dying,
     index,
-    models,
+    stand_ins,
     tree,
     videos_in,
     write_videos,
@@ -79,9 +79,9 @@ def test_an_interrupted_run_is_resumed_not_restarted(
             return first.agnostic(frames)
 
         with pytest.raises(type(error)):
-            index(folder, out, models(captioner=AnsweringCaptioner(stop)))
+            index(folder, out, stand_ins(captioner=AnsweringCaptioner(stop)))
         rest = ColourCaptioner()
-        index(folder, out, models(captioner=rest))
+        index(folder, out, stand_ins(captioner=rest))
         assert len(captioner.batches) == batches and len(rest.batches) == 4 - batches
         assert tree(out) == clean
 
@@ -107,11 +107,11 @@ def test_another_request_discards_the_unfinished_work(
     assert (tmp_path / ".indexing" / "parts").exists()
     captioner = ColourCaptioner()
     others = FINGERPRINTS | {"vlm": "others"}
-    index(folder, tmp_path, models(captioner=captioner, fingerprints=others))
+    index(folder, tmp_path, stand_ins(captioner=captioner, fingerprints=others))
     assert len(captioner.batches) == 4
     with dying(22), pytest.raises(Killed):
         index(folder, tmp_path)
-    index_videos(videos_in(folder)[:1], tmp_path, models(), rows=2)
+    index_videos(videos_in(folder)[:1], tmp_path, stand_ins(), rows=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(CLIPS)
 
 
@@ -165,7 +165,7 @@ def test_dying_at_every_change_of_the_file_system(
     monkeypatch.setattr(os, "fsync", lambda _: None)  # slow, and only a power cut needs it
     earlier = tmp_path / "earlier"
     if replacing:
-        index(folder, earlier, models(fingerprints=FINGERPRINTS | {"vlm": "earlier"}))
+        index(folder, earlier, stand_ins(fingerprints=FINGERPRINTS | {"vlm": "earlier"}))
     else:
         earlier.mkdir()
     with dying(sys.maxsize) as changes:
@@ -183,9 +183,9 @@ def test_dying_at_every_change_of_the_file_system(
         # Where an old index is replaced, the recovery itself is interrupted, at another change.
         for moment in (at, at * 7 % 23) if replacing else (at,):
             with suppress(Killed), dying(moment):
-                index(folder, out, models(captioner=captioner))
+                index(folder, out, stand_ins(captioner=captioner))
             assert_readable(out, replacing=replacing)
-        index(folder, out, models(captioner=captioner))
+        index(folder, out, stand_ins(captioner=captioner))
         assert tree(out) == clean, at
         # Each death costs the current batch and no other.
         assert len(captioner.batches) <= 4 + 2, at
@@ -255,7 +255,7 @@ def test_frames_of_a_damaged_stretch_are_the_same_after_resuming(
         begin = int(rng.integers(len(content) // 10, len(content) * 9 // 10))
         content[begin : begin + 40] = rng.integers(0, 256, 40, np.uint8)
     content.tofile(video)
-    index_videos([video], tmp_path / "clean", models(), rows=2)
+    index_videos([video], tmp_path / "clean", stand_ins(), rows=2)
     batches = -(-len(VideoIndex.load(tmp_path / "clean" / "video").video.captions) // 2)
     for after in range(1, batches):
         out = tmp_path / str(after)
@@ -265,8 +265,8 @@ def test_frames_of_a_damaged_stretch_are_the_same_after_resuming(
                 raise Killed
 
         with pytest.raises(Killed):
-            index_videos([video], out, models(), rows=2, progress=stop)
-        index_videos([video], out, models(), rows=2)
+            index_videos([video], out, stand_ins(), rows=2, progress=stop)
+        index_videos([video], out, stand_ins(), rows=2)
         assert tree(out) == tree(tmp_path / "clean")
 
 
@@ -309,6 +309,6 @@ def test_only_two_batches_of_frames_are_in_memory(
             yield Frame(clip, 2.0 * clip, image)
 
     monkeypatch.setattr(builder, "read_frames", endless)
-    index_videos(videos_in(folder)[:1], tmp_path, models(), rows=ROWS)
+    index_videos(videos_in(folder)[:1], tmp_path, stand_ins(), rows=ROWS)
     assert len(VideoIndex.load(tmp_path / "street").video.captions) == 400
     assert most <= 3 * ROWS  # the third is the batch that is being freed

@@ -22,7 +22,7 @@ from helpers.index_worker import (
     captioned,
     colour,
     index,
-    models,
+    stand_ins,
     tree,
     videos_in,
     write_video,
@@ -68,7 +68,7 @@ def test_an_index_holds_the_results_of_the_models_for_each_batch(
         images = [frame.image for _, frame in stream[start : start + ROWS]]
         captions += ColourCaptioner().agnostic(FrameSet.of(images))
         frame_rows += list(Projection().encode_frames(images))
-    embeddings = models().encoder.encode(captions)
+    embeddings = stand_ins().encoder.encode(captions)
     for path, out in zip(videos_in(folder), folders, strict=True):
         numbers = [number for number, (vid, _) in enumerate(stream) if vid == path.stem]
         frames = [stream[number][1] for number in numbers]
@@ -99,7 +99,7 @@ def test_any_batch_size(folder: Path, tmp_path: Path, rows: int) -> None:
     folders = index_videos(
         videos_in(folder),
         tmp_path,
-        models(captioner=captioner, frame_encoder=None),
+        stand_ins(captioner=captioner, frame_encoder=None),
         rows=rows,
     )
     total = sum(CLIPS.values())
@@ -172,7 +172,7 @@ def test_a_damaged_video_is_indexed_up_to_the_damage(tmp_path: Path) -> None:
     assert 0 < len(frames) < 9
     videos = [tmp_path / "cut.mkv", tmp_path / "whole.mkv"]
     with pytest.warns(DamagedVideoWarning, match=r"cut\.mkv"):
-        cut, whole = index_videos(videos, tmp_path / "out", models(), rows=ROWS)
+        cut, whole = index_videos(videos, tmp_path / "out", stand_ins(), rows=ROWS)
     loaded = VideoIndex.load(cut)
     assert len(loaded.video.captions) == len(frames)
     assert loaded.frames is not None
@@ -199,7 +199,7 @@ def test_settings_out_of_range_are_refused(
     folder: Path, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(GranAlignError, match=message) as error:
-        index_videos(videos_in(folder), tmp_path / "out", models(), **{"rows": ROWS} | change)
+        index_videos(videos_in(folder), tmp_path / "out", stand_ins(), **{"rows": ROWS} | change)
     assert "\n" not in str(error.value)
     assert not list((tmp_path / "out").glob("[!.]*"))
 
@@ -219,21 +219,21 @@ def test_wrong_captions_are_refused(
     folder: Path, tmp_path: Path, captioner: AnsweringCaptioner, message: str
 ) -> None:
     with pytest.raises(GranAlignError, match=message) as error:
-        index(folder, tmp_path / "out", models(captioner=captioner))
+        index(folder, tmp_path / "out", stand_ins(captioner=captioner))
     assert "\n" not in str(error.value)
     assert not list((tmp_path / "out").glob("[!.]*"))
 
 
 def test_fingerprints_must_be_strings() -> None:
     with pytest.raises(GranAlignError, match="fingerprints: got 'vlm': None") as error:
-        models(fingerprints={"vlm": None})
+        stand_ins(fingerprints={"vlm": None})
     assert "\n" not in str(error.value)
 
 
 def test_a_missing_extra_is_named(folder: Path, tmp_path: Path) -> None:
     missing = AnsweringCaptioner(raising(MissingExtraError("captioning", "cuda")))
     with pytest.raises(MissingExtraError, match=r"\[cuda\]"):
-        index(folder, tmp_path, models(captioner=missing))
+        index(folder, tmp_path, stand_ins(captioner=missing))
 
 
 @pytest.mark.parametrize("shape", [(3, 64), (4,), (4, 64, 1)])
@@ -392,5 +392,5 @@ def test_the_next_batch_is_decoded_while_the_models_run(
             return super().agnostic(frames)
 
     monkeypatch.setattr(builder, "read_frames", watched)
-    index(folder, tmp_path, models(captioner=Waiting()))
+    index(folder, tmp_path, stand_ins(captioner=Waiting()))
     assert tree(tmp_path) == clean
