@@ -120,7 +120,7 @@ class _Batch:
 
 
 class _Cancelled(Exception):
-    """Ends the decoding thread, so that an error or Ctrl-C does not have to wait for it."""
+    """The decoding thread must end: an error or Ctrl-C has ended the run."""
 
 
 @dataclass
@@ -280,7 +280,7 @@ class _IndexingRun:
                 f"{self.work.out}: got {parts[-1].end if parts else 0} clips of {video.vid!r}, "
                 f"expected {clips}: the unfinished work was altered; index again"
             )
-        # A damaged header may announce a shorter video than there is: its duration is not kept.
+        # A damaged header may announce a duration that is shorter than the video: drop it.
         duration = video.info.duration
         plausible = duration > (clips - 1) * self.clip_seconds
         frame_embeddings = [p.frame_embeddings for p in parts if p.frame_embeddings is not None]

@@ -36,7 +36,7 @@ def peak_caption(index: VideoIndex, result: SearchResult, moment: Moment) -> str
 
 
 def search_record(index: VideoIndex, result: SearchResult) -> dict[str, Any]:
-    """Return a search as JSON: moments in seconds, the saliency of every clip, and its inputs."""
+    """Return a search as JSON: moments in seconds, saliency of every clip, captions, timings."""
     return {
         "vid": result.vid,
         "query": result.query,

@@ -30,8 +30,8 @@ _PLAYLIST_HEADS = (b"ffconcat", b"#EXTM3U")
 """The first bytes of playlists; FFmpeg would open the files that a playlist names."""
 
 _SHORTEST_CLIP = 0.002
-"""Seconds: a shorter rest after the last whole clip is no clip of its own. Matroska and FLV round
-time stamps to milliseconds, so that a rest of this length can come from rounding alone."""
+"""Seconds: a shorter rest after the last whole clip does not count as a clip. It can come from
+rounding alone, because Matroska and FLV round time stamps to milliseconds."""
 
 
 class DamagedVideoWarning(UserWarning):

@@ -135,7 +135,7 @@ def cut(
 
 
 class _Cutter:
-    """Writes one cut; all times are in units of the source's time base unless stated otherwise."""
+    """The writer of one cut; times are in units of the source's time base unless stated."""
 
     def __init__(
         self, video: Video, out: Path, origin: int, key: int, start: Fraction, end: Fraction

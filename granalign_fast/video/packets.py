@@ -36,7 +36,7 @@ _AVI_CHUNK_HEADER = 8
 
 
 class PacketReader:
-    """Reads the video's packets, and stops at the end of the file or where packets are missing.
+    """A reader of a video's packets that stops at the end of the file or where packets are missing.
 
     These signs count as damage, and the packets end there:
 

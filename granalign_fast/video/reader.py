@@ -57,7 +57,7 @@ class FalseKeyFrame(Exception):
 
 
 class FrameReader:
-    """Chooses the frames of one open video; with `skip`, unneeded packets are not decoded.
+    """A reader of one frame per clip; with `skip`, it does not decode unneeded packets.
 
     For each clip, packets are read up to the clip's end before they are decoded. Their time stamps
     tell which packet is shown at the clip's middle, and at which key frame decoding can start.

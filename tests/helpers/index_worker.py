@@ -33,7 +33,7 @@ COLOURS = ("black", "blue", "green", "teal", "red", "purple", "yellow", "white")
 
 
 class ColourCaptioner:
-    """Names the colour of a frame; the caption also depends on all frames of its batch."""
+    """A captioner that names a frame's colour; the caption also depends on the whole batch."""
 
     def __init__(self) -> None:
         self.batches: list[tuple[str, ...]] = []
@@ -51,7 +51,7 @@ class ColourCaptioner:
 
 
 class Projection:
-    """Projects the mean colour of a frame; the result depends slightly on its batch."""
+    """A frame encoder that projects the mean colour; the result depends slightly on the batch."""
 
     dim = 8
 
@@ -148,7 +148,7 @@ def captioned(
 
 
 class Killed(BaseException):
-    """Stands for the death of the process: nothing may catch it, and no file changes any more."""
+    """The death of the process: nothing may catch it, and no file changes any more."""
 
 
 @contextmanager
