@@ -42,9 +42,9 @@ class PacketReader:
 
     - The DTS steps back.
     - The time stamps step ahead by more than an hour, or beyond the announced end of the file.
-    - The time stamps step ahead by more than a clip, the duration of the packet before does not
-      cover the step, and one of these holds: bytes between the two belong to no packet (Matroska),
-      or the format is made for constant frame rates (MPEG-TS, MPEG-PS).
+    - The time stamps step ahead by more than a clip and more than a second, the duration of the
+      packet before does not cover the step, and one of these holds: bytes between the two belong
+      to no packet (Matroska), or the format is made for constant frame rates (MPEG-TS, MPEG-PS).
     - A packet of an AVI is not at the position in its index. AVI has packet numbers for time
       stamps, so its time stamps do not show that packets are missing.
 

@@ -97,8 +97,8 @@ class FrameReader:
         # PTS: the highest one sent to the decoder, and that of the last frame in `_ready`.
         self._sent_pts: int | None = None
         self._last_pts: int | None = None
-        # PTS of the key frame at which decoding restarts, and of one that must still prove to be
-        # a key frame.
+        # PTS of the key frame at which decoding will restart, and of the key frame at which it has
+        # restarted while its frame is not decoded yet.
         self._restart_pts: int | None = None
         self._unverified_pts: int | None = None
         # Frames are distrusted until a key frame behind this PTS. The first damage is reported.
