@@ -26,7 +26,7 @@ from granalign_fast.runtime.device import Device
 from granalign_fast.runtime.engine_stamp import ENGINE_FOLDER, EngineStamp, engine_path
 from granalign_fast.runtime.shapes import GraphShapes, Profile, load_graph
 from granalign_fast.runtime.standard_operators import standardise
-from granalign_fast.runtime.tensorrt_library import Machine, complaint, libraries, logger
+from granalign_fast.runtime.tensorrt_library import Machine, libraries, logged_errors, logger
 
 from .specs import ENGINE_PRECISIONS
 
@@ -71,7 +71,7 @@ def export_tensorrt(
         check_precision(precision, ENGINE_PRECISIONS)
     tell("reading")
     graphs = _graphs(folder, precision)
-    machine = Machine.here(wanted.index or 0)
+    machine = Machine.current(wanted.index or 0)
     cache = Path(cache_dir) if cache_dir is not None else default_cache()
     timings = cache / ENGINE_FOLDER / f"{machine.slug}.timings"
     from granalign_fast.export.checks.engine import validate_engine
@@ -205,8 +205,8 @@ def build_engine(
             plan = builder.build_serialized_network(network, config)
             if plan is None:
                 raise GranAlignError(
-                    f"{graph}: TensorRT cannot build an engine ({complaint(log)}); free the GPU's "
-                    f"memory, or choose another precision"
+                    f"{graph}: TensorRT cannot build an engine ({logged_errors(log)}); free the "
+                    f"GPU's memory, or choose another precision"
                 )
             _save_timings(config, timings)
             return Plan(bytes(plan), flags, files)
@@ -215,7 +215,7 @@ def build_engine(
     # TensorRT's bindings raise RuntimeError, TypeError or ValueError, CuPy its own.
     except Exception as error:
         raise GranAlignError(
-            f"{graph}: TensorRT cannot build an engine ({one_line(error)}; {complaint(log)})"
+            f"{graph}: TensorRT cannot build an engine ({one_line(error)}; {logged_errors(log)})"
         ) from None
 
 
@@ -292,7 +292,7 @@ def _unreadable(version: str, parser: Any, log: Any, graph: Path) -> GranAlignEr
     ]
     return GranAlignError(
         f"{graph}: TensorRT {version} cannot read it, {len(lines)} errors: "
-        f"{'; '.join(lines) or complaint(log)}; install TensorRT 10.16, or run it by 'cuda'"
+        f"{'; '.join(lines) or logged_errors(log)}; install TensorRT 10.16, or run it by 'cuda'"
     )
 
 

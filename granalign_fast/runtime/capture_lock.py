@@ -8,54 +8,57 @@ from contextlib import contextmanager
 
 
 class ReadersWriterLock:
-    """Lets any number of runs on, or one capture of a CUDA graph.
+    """Readers-writer lock: runs are readers, the capture of a CUDA graph is the writer.
 
-    ONNX Runtime captures in CUDA's mode that forbids every thread of the process what might disturb
-    it meanwhile, such as to allocate memory, to ask for an event or to load a model; it has no
-    option for another one. So CuPy's calls are runs as well.
+    While ONNX Runtime captures, CUDA forbids every thread of the process to do what might disturb
+    the capture: allocate memory, query an event, load a model. ONNX Runtime has no option for a
+    capture mode that forbids less. CuPy's calls therefore count as runs, too.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._running = 0
-        self._capturing = False
-        self._own = threading.local()
+        self._readers = 0
+        self._writing = False
+        self._local = threading.local()
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """While it lasts, nothing is captured. It may be entered again within itself.
+        """Keep captures out. A thread that holds the lock may enter it again.
 
-        Never around the call of an encoder that may be captured: each would wait for the other.
+        Do not hold it around the call of an encoder that may be captured: the capture and the
+        holder would wait for each other.
         """
-        if getattr(self._own, "running", False):  # to wait now would be for oneself
+        # A thread that already reads must not wait: a waiting writer waits for this very thread.
+        if getattr(self._local, "reading", False):
             yield
             return
         with self._changed:
-            self._changed.wait_for(lambda: not self._capturing)
-            self._running += 1
-        self._own.running = True
+            self._changed.wait_for(lambda: not self._writing)
+            self._readers += 1
+        self._local.reading = True
         try:
             yield
         finally:
-            self._own.running = False
+            self._local.reading = False
             with self._changed:
-                self._running -= 1
+                self._readers -= 1
                 self._changed.notify_all()
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """While it lasts, nothing else runs; those that come now wait."""
+        """Keep all runs and all other captures out. New runs wait until it is released."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._capturing)
-            self._capturing = True
-            self._changed.wait_for(lambda: not self._running)
+            self._changed.wait_for(lambda: not self._writing)
+            # From here on no new reader enters; wait for those that are inside.
+            self._writing = True
+            self._changed.wait_for(lambda: not self._readers)
         try:
             yield
         finally:
             with self._changed:
-                self._capturing = False
+                self._writing = False
                 self._changed.notify_all()
 
 
 CAPTURE_LOCK = ReadersWriterLock()
-"""Of this process, as CUDA's rule is."""
+"""The lock of this process. There is one, because CUDA's rule holds for the whole process."""

@@ -20,7 +20,7 @@ from granalign_fast.errors import GranAlignError, one_line
 from .capture_lock import CAPTURE_LOCK
 from .engine_stamp import EngineStamp
 from .shapes import Shape, runs
-from .tensorrt_library import Machine, complaint, libraries, logger
+from .tensorrt_library import Machine, libraries, logged_errors, logger
 
 Array = Any
 """A `numpy.ndarray` or a `cupy.ndarray`."""
@@ -68,7 +68,7 @@ class Engine:
         self.path = path
         self.stamp = EngineStamp.read(path)
         self._trt, self._cupy = libraries()
-        self.stamp.check(path, folder, Machine.here(device))
+        self.stamp.check(path, folder, Machine.current(device))
         self._device = device
         self._lock = Lock()
         self._slots: OrderedDict[Any, _Slot] = OrderedDict()
@@ -88,8 +88,8 @@ class Engine:
         self._engine = self._runtime.deserialize_cuda_engine(self.path.read_bytes())
         if self._engine is None:
             raise GranAlignError(
-                f"{self.path}: TensorRT cannot load it ({complaint(self._log)}); run granalign "
-                f"export tensorrt {self.path.parent.parent}"
+                f"{self.path}: TensorRT cannot load it ({logged_errors(self._log)}); run "
+                f"granalign export tensorrt {self.path.parent.parent}"
             )
         engine, mode = self._engine, self._trt.TensorIOMode.INPUT
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
@@ -190,7 +190,7 @@ class Engine:
             return
         self._log.errors.clear()
         if not slot.context.execute_async_v3(stream.ptr):
-            raise GranAlignError(f"{self.path}: TensorRT failed ({complaint(self._log)})")
+            raise GranAlignError(f"{self.path}: TensorRT failed ({logged_errors(self._log)})")
 
     def _capture(self, slot: _Slot) -> Any:
         """The CUDA graph of a context; None if it has work in it that no graph can hold."""
@@ -256,8 +256,8 @@ class Engine:
     def _expect(self, done: Any, what: str) -> None:
         if not done:
             raise GranAlignError(
-                f"{self.path}: TensorRT refuses the {what} ({complaint(self._log)}); run granalign "
-                f"export tensorrt {self.path.parent.parent}"
+                f"{self.path}: TensorRT refuses the {what} ({logged_errors(self._log)}); run "
+                f"granalign export tensorrt {self.path.parent.parent}"
             )
 
     def _failures(self) -> tuple[type[Exception], ...]:

@@ -22,7 +22,7 @@ from .device import CUDA, Device
 from .engine_stamp import ENGINE_FOLDER, engine_path
 from .node_profile import NodeRun, read_profile
 from .onnx_run import Arrays, BoundRun, OnnxRun
-from .session_loader import Loader
+from .session_loader import SessionLoader
 from .shapes import GraphContract, GraphShapes, Profile
 from .tensorrt_library import Machine
 
@@ -106,7 +106,7 @@ class GraphSession(Session):
     """
 
     def __init__(
-        self, loader: Loader, session: Any, batches: tuple[int, ...], device: ArrayDevice
+        self, loader: SessionLoader, session: Any, batches: tuple[int, ...], device: ArrayDevice
     ) -> None:
         super().__init__(loader.path)
         self.backend = loader.providers[0][0]
@@ -140,7 +140,7 @@ class OnnxSession(Session):
 
     def __init__(
         self,
-        loader: Loader,
+        loader: SessionLoader,
         *,
         capturable: bool = False,
         span: Profile | None = None,
@@ -165,7 +165,7 @@ class OnnxSession(Session):
         self._run: OnnxRun | None = self._runner(session)
 
     def _runner(self, session: Any) -> OnnxRun:
-        index, stream = self._loader.wanted.index or 0, self._loader.stream
+        index, stream = self._loader.device.index or 0, self._loader.stream
         return OnnxRun(self.path.name, session, self.outputs, self._span, index, stream)
 
     @property
@@ -276,7 +276,9 @@ def open_session(
         onnxruntime.preload_dlls()  # finds CUDA and cuDNN where pip put them
     if providers[0][0] != CUDA:
         stream = None
-    loader = Loader(path, wanted, tuple(providers), threads, memory_limit_bytes, stream, profile)
+    loader = SessionLoader(
+        path, wanted, tuple(providers), threads, memory_limit_bytes, stream, profile
+    )
 
     # An encoder on CUDA runs as graphs, if ONNX Runtime can capture it.
     refused = None
@@ -301,12 +303,12 @@ def _names(session: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return inputs, tuple(node.name for node in session.get_outputs())
 
 
-def _check_provider(loader: Loader, session: Any) -> None:
+def _check_provider(loader: SessionLoader, session: Any) -> None:
     """Refuse a session for which ONNX Runtime took another provider than the wanted one."""
     if loader.providers[0][0] not in session.get_providers():
         raise GranAlignError(
-            f"device {loader.wanted.name!r}: ONNX Runtime fell back to {session.get_providers()}; "
-            f"install the extra [{loader.wanted.extra}] and a driver that fits it, or ask for 'cpu'"
+            f"device {loader.device.name!r}: ONNX Runtime fell back to {session.get_providers()}; "
+            f"install the extra [{loader.device.extra}] and a driver that fits it, or ask for 'cpu'"
         )
 
 
@@ -321,7 +323,7 @@ def _tensorrt_providers(
     if shapes is None or not shapes.by_provider:
         return cuda, None
     # Loads TensorRT's libraries too, which ONNX Runtime does not find by itself.
-    machine = Machine.here(wanted.index or 0)
+    machine = Machine.current(wanted.index or 0)
     # The provider names its engines by a graph's nodes: other weights, another version of
     # TensorRT or of itself would meet the same name. So each has a folder of its own.
     cache = default_cache() / ENGINE_FOLDER / f"onnxruntime-{version}-{machine.slug}"

@@ -15,12 +15,12 @@ from .device import CUDA, TENSORRT, WEIGHTS_APART, Device, cuda_options
 
 
 @dataclass(frozen=True)
-class Loader:
+class SessionLoader:
     """What a session is asked for, whether as CUDA graphs or not.
 
     Attributes:
         path: the ``.onnx`` file.
-        wanted: the device.
+        device: the device that runs the model.
         providers: names and options, of CUDA's own but those that `cuda_options` gives.
         threads: CPU threads within one call; None leaves it to ONNX Runtime.
         memory_limit_bytes: of the arena on a GPU; None for no limit.
@@ -29,7 +29,7 @@ class Loader:
     """
 
     path: Path
-    wanted: Device
+    device: Device
     providers: tuple[tuple[str, dict[str, str]], ...]
     threads: int | None
     memory_limit_bytes: int | None
@@ -61,7 +61,7 @@ class Loader:
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(tempfile.mkdtemp()) / "profile")
         cuda = cuda_options(
-            self.wanted,
+            self.device,
             memory_limit_bytes=self.memory_limit_bytes,
             graphs=graphs,
             stream=self.stream,

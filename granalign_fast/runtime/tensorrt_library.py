@@ -56,7 +56,7 @@ def logger(trt: Any) -> Any:
     return Log()
 
 
-def complaint(log: Any) -> str:
+def logged_errors(log: Any) -> str:
     """What TensorRT has said since the log was cleared, in one line."""
     return "; ".join(text[:300] for text in dict.fromkeys(log.errors)) or "it does not say why"
 
@@ -76,7 +76,7 @@ class Machine:
     gpu: str
 
     @classmethod
-    def here(cls, index: int = 0) -> Machine:
+    def current(cls, index: int = 0) -> Machine:
         """This machine, with the GPU of a number.
 
         Raises:

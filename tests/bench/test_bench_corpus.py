@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import fake_cupy
-from helpers.devices import standing_in
+from helpers.devices import emulated_hopper
 
 from granalign_fast.bench.harness import corpus_search as libraries
 from granalign_fast.bench.harness.limits import Limits
@@ -32,7 +32,7 @@ def cupy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     monkeypatch.setattr(libraries, "measure_limits", lambda _: Limits(1e9, {"fp16": 1e12}, 1e-6))
     times = {"seconds": 2.0, "seconds_in_graph": 1.0, "limit_seconds": 0.5, "bound": "bytes"}
     monkeypatch.setattr(libraries, "_timed", lambda *_: times)
-    with standing_in(monkeypatch, tmp_path) as found:
+    with emulated_hopper(monkeypatch, tmp_path) as found:
         yield found
 
 

@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from helpers.devices import forget_kernels, standing_in
+from helpers.devices import emulated_hopper, forget_kernels
 
 from granalign_fast import cli
 from granalign_fast.cli import diagnosis as doctor
@@ -118,7 +118,7 @@ def test_a_gpu_is_named_with_its_driver(tmp_path, monkeypatch):
 
 @pytest.fixture
 def cupy(monkeypatch, tmp_path):
-    with standing_in(monkeypatch, tmp_path / "kernels") as found:
+    with emulated_hopper(monkeypatch, tmp_path / "kernels") as found:
         yield found
 
 

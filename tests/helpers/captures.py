@@ -82,7 +82,7 @@ class Capturing:
         return Binding(self.real.io_binding())
 
     def run_with_iobinding(self, binding: Binding, options: Any = None) -> None:
-        self.alone.append(CAPTURE_LOCK._capturing)
+        self.alone.append(CAPTURE_LOCK._writing)
         graph = int(options.get_run_config_entry("gpu_graph_id")) if options else 0
         self.ids.append(graph)
         self.threads.add(threading.get_ident())

@@ -35,7 +35,7 @@ DEVICES = [
 ]
 
 
-class There(NamedTuple):
+class KernelDevice(NamedTuple):
     """Where a test's kernels run."""
 
     device: str
@@ -47,21 +47,21 @@ class There(NamedTuple):
 
 
 @contextmanager
-def on(name: str) -> Iterator[There]:
+def on(name: str) -> Iterator[KernelDevice]:
     """Kernels that are called in here run on one of `DEVICES`."""
     if name == "numpy":
-        yield There("cpu", _same, _same)
+        yield KernelDevice("cpu", _same, _same)
     elif name == "cuda":
         if missing := cuda_missing():
             pytest.skip(missing)
-        yield There("cuda", _to_cupy, _to_numpy)
+        yield KernelDevice("cuda", _to_cupy, _to_numpy)
     else:
         emulator = Emulator(backwards=name.endswith("backwards"), hopper="hopper" in name)
         with pytest.MonkeyPatch.context() as patch:
             for module in launch_users():
                 patch.setattr(module, "launcher_for", lambda **_: emulator)
             patch.setattr(_module("ranking"), "launcher_on", lambda _: emulator)
-            yield There("cuda", _same, _same)
+            yield KernelDevice("cuda", _same, _same)
 
 
 def call(kernel: Callable[..., Any], device: str, *arguments: Any, **options: Any) -> Any:
@@ -78,7 +78,7 @@ def launch_users() -> list[Any]:
 
 
 @contextmanager
-def standing_in(patch: pytest.MonkeyPatch, folder: Path) -> Iterator[Any]:
+def emulated_hopper(patch: pytest.MonkeyPatch, folder: Path) -> Iterator[Any]:
     """CuPy's stand-in in its place, as a Hopper GPU whose kernels are emulated.
 
     Args:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from helpers import fake_cupy
 from helpers.corpora import check, check_exactly, unit, whole
-from helpers.devices import call, forget_kernels, standing_in
+from helpers.devices import call, emulated_hopper, forget_kernels
 from helpers.emulator import Emulator
 
 from granalign_fast.kernels import binary
@@ -192,7 +192,7 @@ def test_what_can_be_mapped() -> None:
 
 @pytest.fixture
 def cupy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    with standing_in(monkeypatch, tmp_path / "kernels") as found:
+    with emulated_hopper(monkeypatch, tmp_path / "kernels") as found:
         yield found
 
 

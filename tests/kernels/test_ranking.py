@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import fake_cupy, reference
-from helpers.devices import DEVICES, There, on, standing_in
+from helpers.devices import DEVICES, KernelDevice, emulated_hopper, on
 
 from granalign_fast.bench.commands import kernels as bench
 from granalign_fast.config import PRESETS
@@ -80,7 +80,7 @@ def unguided(batch: Batch) -> Batch:
     return {name: a for name, a in batch.items() if not name.startswith("aware")}
 
 
-def made(there: There, shape: Any, dtype: Any, rules: RankingRules, aware: int) -> Ranking:
+def made(there: KernelDevice, shape: Any, dtype: Any, rules: RankingRules, aware: int) -> Ranking:
     lengths, videos, dim, (simplified, detailed) = shape
     return Ranking(
         np.cumsum([0, *lengths]),
@@ -95,18 +95,20 @@ def made(there: There, shape: Any, dtype: Any, rules: RankingRules, aware: int) 
     )
 
 
-def ask(there: There, ranking: Ranking, batch: Batch) -> tuple[Any, Any]:
+def ask(there: KernelDevice, ranking: Ranking, batch: Batch) -> tuple[Any, Any]:
     """What is found, and the curves, as copies."""
     found = ranking(**{name: there.put(array) for name, array in batch.items()})
     return copied(there, found), copied(there, ranking.curves)
 
 
-def copied(there: There, columns: Any) -> Any:
+def copied(there: KernelDevice, columns: Any) -> Any:
     """Out of the memory that the next call overwrites."""
     return type(columns)(*map(np.array, there.get(columns)))
 
 
-def separately(there: There, shape: Any, batch: Batch, rules: RankingRules) -> tuple[Any, Any]:
+def separately(
+    there: KernelDevice, shape: Any, batch: Batch, rules: RankingRules
+) -> tuple[Any, Any]:
     """The same through the four functions."""
     there_batch = {name: there.put(array) for name, array in batch.items()}
     offsets = np.cumsum([0, *shape[0]])
@@ -213,7 +215,7 @@ def test_what_is_not_a_number_is_not_ranked(device: str, rules: RankingRules) ->
 @pytest.fixture
 def cupy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     """CuPy's stand-in in its place, its kernels emulated."""
-    with standing_in(monkeypatch, tmp_path) as found:
+    with emulated_hopper(monkeypatch, tmp_path) as found:
         yield found
 
 
@@ -242,7 +244,7 @@ def test_a_call_does_nothing_but_launch(
     cupy: Any, monkeypatch: pytest.MonkeyPatch, rules: RankingRules, dtype: Any
 ) -> None:
     shape, log = SHAPES["ragged"], cupy.LOG
-    there = There("cuda", lambda a: cupy.asarray(a), lambda t: tuple(np.array(c) for c in t))
+    there = KernelDevice("cuda", lambda a: cupy.asarray(a), lambda t: tuple(np.array(c) for c in t))
     batches = [make(seed, shape, dtype) for seed in (7, 8)]
     on_gpu = [{name: cupy.asarray(array) for name, array in b.items()} for b in batches]
     expected = [separately(there, shape, batch, rules) for batch in batches]

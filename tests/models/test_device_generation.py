@@ -30,7 +30,7 @@ from granalign_fast.types import FrameSet
 
 def at_work() -> None:
     """CUDA forbids what the caller does beside a capture."""
-    assert getattr(CAPTURE_LOCK._own, "running", False), "a capture may be under way"
+    assert getattr(CAPTURE_LOCK._local, "reading", False), "a capture may be under way"
 
 
 class OnGpu(np.ndarray[Any, Any]):
@@ -206,7 +206,7 @@ class Queued(BoundRun):
         super().__call__()
 
     def capture(self, graph: int) -> None:
-        assert not getattr(CAPTURE_LOCK._own, "running", False), "it would wait for itself"
+        assert not getattr(CAPTURE_LOCK._local, "reading", False), "it would wait for itself"
         LOG.append("capture")
         super().capture(graph)
 

@@ -31,7 +31,7 @@ from granalign_fast.models.language_model import CausalLM
 from granalign_fast.models.vision_language_model import VisionLanguageModel
 from granalign_fast.runtime.onnx_run import BoundRun
 from granalign_fast.runtime.session import Session
-from granalign_fast.runtime.session_loader import Loader
+from granalign_fast.runtime.session_loader import SessionLoader
 
 
 @pytest.fixture(scope="module")
@@ -298,19 +298,19 @@ def test_a_model_that_cannot_be_captured_goes_on(
     assert stays.graphs_refused is None
     before = weakref.ref(stays._graph._run.session)
 
-    def no_memory(self: Loader, graphs: bool = False) -> Any:
+    def no_memory(self: SessionLoader, graphs: bool = False) -> Any:
         raise GranAlignError("static.onnx: out of memory")
 
     def fails(self: BoundRun, graph: int) -> None:
         raise GranAlignError("static.onnx: operation not permitted when stream is capturing")
 
     monkeypatch.setattr(BoundRun, "capture", fails)
-    load = Loader.load
-    monkeypatch.setattr(Loader, "load", no_memory)
+    load = SessionLoader.load
+    monkeypatch.setattr(SessionLoader, "load", no_memory)
     for _ in range(2):
         with pytest.raises(GranAlignError, match="out of memory"):
             stays.generate(prompts, max_new_tokens=9)
-    monkeypatch.setattr(Loader, "load", load)
+    monkeypatch.setattr(SessionLoader, "load", load)
     for _ in range(3):
         assert stays.generate(prompts, max_new_tokens=9, stop_ids=()) == expected
         assert stays.graphs_refused and "not permitted" in stays.graphs_refused

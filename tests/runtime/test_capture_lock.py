@@ -49,7 +49,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
 
         def call(*arguments: Any, **options: Any) -> Any:
             made.add(name)
-            if not getattr(CAPTURE_LOCK._own, "running", False):
+            if not getattr(CAPTURE_LOCK._local, "reading", False):
                 outside.append(name)
             return real(*arguments, **options)
 
@@ -91,7 +91,7 @@ def test_embeddings_that_stay_there(
     there = np.ones((2, encoder.dim), np.float32).view(fake_cupy.ndarray)
 
     def session(**arrays: Any) -> dict[str, Any]:
-        assert not getattr(CAPTURE_LOCK._own, "running", False), "a capture would wait for itself"
+        assert not getattr(CAPTURE_LOCK._local, "reading", False), "a capture would wait for itself"
         assert arrays.keys() == set(names)
         return {"embeddings": there[: len(arrays["input_ids"])]}
 
@@ -132,7 +132,7 @@ def test_nothing_runs_beside_a_capture() -> None:
         jobs = [pool.submit(run, "first")]
         assert running.wait(10)
         jobs.append(pool.submit(capture))
-        while not CAPTURE_LOCK._capturing:
+        while not CAPTURE_LOCK._writing:
             pass
         jobs.append(pool.submit(run, "second"))
         ended.set()
@@ -152,7 +152,7 @@ def test_a_run_within_a_run_waits_for_no_capture() -> None:
     def run() -> None:
         with lock.shared():
             capturing.start()
-            while not lock._capturing:
+            while not lock._writing:
                 pass
             with lock.shared():
                 order.append("inner")
@@ -162,4 +162,4 @@ def test_a_run_within_a_run_waits_for_no_capture() -> None:
     running.start()
     for thread in (running, capturing):
         thread.join(10)
-    assert order == ["inner", "outer", "capture"] and not lock._running
+    assert order == ["inner", "outer", "capture"] and not lock._readers

@@ -60,7 +60,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
         path: Path, options: Any, providers: list[tuple[str, dict[str, str]]], enable_fallback: int
     ) -> Any:
         ((provider, own),) = providers
-        assert provider == CUDA and not enable_fallback and CAPTURE_LOCK._running
+        assert provider == CUDA and not enable_fallback and CAPTURE_LOCK._readers
         try:
             apart = options.get_session_config_entry(
                 "session.use_device_allocator_for_initializers"

@@ -121,12 +121,12 @@ def test_every_name_in_our_code_is_a_real_one(real: Any, path: Path) -> None:
 
 
 def test_our_logger_can_be_one(real: Any) -> None:
-    from granalign_fast.runtime.tensorrt_library import complaint, logger
+    from granalign_fast.runtime.tensorrt_library import logged_errors, logger
 
     log = logger(real)
     log.log(real.ILogger.Severity.WARNING, "not this")
     log.log(real.ILogger.Severity.ERROR, "two\nlines")
-    assert complaint(log) == "two lines" and real.Logger is not None
+    assert logged_errors(log) == "two lines" and real.Logger is not None
 
 
 def test_types_that_numpy_has(real: Any) -> None:

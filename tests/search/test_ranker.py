@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import fake_cupy
-from helpers.devices import cuda_missing, standing_in
+from helpers.devices import cuda_missing, emulated_hopper
 
 from granalign_fast import (
     CaptionedVideo,
@@ -113,7 +113,7 @@ def cupy(
         yield sys.modules["cupy"]
         return
     forget()
-    with standing_in(monkeypatch, tmp_path) as found:
+    with emulated_hopper(monkeypatch, tmp_path) as found:
         yield found
 
 
