@@ -1,1 +1,1 @@
-"""Models on a device: sessions of ONNX Runtime, CUDA graphs, TensorRT engines, and arrays."""
+"""Run models on a device: ONNX Runtime sessions, CUDA graphs, TensorRT engines, device arrays."""

@@ -1,4 +1,8 @@
-"""Where a model's arrays live: in this machine's memory, or on a GPU."""
+"""The device on which a model's arrays live: the host, or one GPU.
+
+The models and the ranker compute on arrays of one `ArrayDevice`, so that data crosses between host
+and GPU only where they call for it.
+"""
 
 from __future__ import annotations
 
@@ -20,20 +24,20 @@ Array = Any
 """A NumPy or CuPy array."""
 
 _LOOK_EVERY = 8
-"""Decode steps on a GPU between two looks at what they gave. A row that has ended costs nothing
-but its share of a step; waiting for the GPU costs the time in which the next step is queued."""
+"""Decode steps on a GPU between two checks for rows that have ended. A row that has ended costs
+only its share of a step. A check waits for the GPU, in which time the next step could be queued."""
 
 
 @dataclass(frozen=True)
 class ArrayDevice:
-    """NumPy for the CPU, CuPy for a GPU, and the way from one to the other.
+    """NumPy for the CPU or CuPy for a GPU, and copies between the device and the host.
 
     Attributes:
-        xp: the module of the arrays that live here.
-        index: of the GPU; None for the CPU.
-        stream: of a GPU, on which a model's runs and all arithmetic on its arrays are queued, so
-            that nothing between them has to wait for the device. It keeps its order with CuPy's
-            default stream, as CUDA's blocking streams do: other code may use the arrays too.
+        xp: the array module: NumPy or CuPy.
+        index: the GPU's number; None for the CPU.
+        stream: a GPU's stream, on which a model's runs and all arithmetic on its arrays are queued,
+            so that no step between them has to wait for the GPU. It is a blocking stream: CUDA
+            orders it with CuPy's default stream, so other code may use the arrays too.
     """
 
     xp: Any
@@ -42,40 +46,40 @@ class ArrayDevice:
 
     @classmethod
     def of(cls, device: str) -> ArrayDevice:
-        """The place of a device, as `Session` names it, with a stream of its own.
+        """Open a device by its name, such as ``"cuda:1"``, with a new stream on a GPU.
 
         Raises:
             GranAlignError: there is no such device name, no such GPU, or no driver for it.
             MissingExtraError: it is a GPU, and CuPy is not installed.
         """
-        wanted = Device.parse(device)
-        if wanted.kind == "cpu":
+        parsed = Device.parse(device)
+        if parsed.kind == "cpu":
             return cls(np)
         try:
             import cupy
         except ImportError:
-            raise MissingExtraError(f"device {device!r}", wanted.extra) from None
-        index = wanted.index or 0
+            raise MissingExtraError(f"device {device!r}", parsed.extra) from None
+        index = parsed.index or 0
         try:
             with CAPTURE_LOCK.shared(), cupy.cuda.Device(index):
                 return cls(cupy, index, cupy.cuda.Stream())
         except cupy.cuda.runtime.CUDARuntimeError as error:
             raise GranAlignError(
-                f"device {device!r}: GPU {index} cannot be had ({one_line(error)}), expected one "
-                f"that nvidia-smi lists, with a driver for CUDA 13; or ask for 'cpu'"
+                f"device {device!r}: GPU {index} cannot be opened ({one_line(error)}), expected "
+                f"one that nvidia-smi lists, with a driver for CUDA 13; or use 'cpu'"
             ) from None
 
     @property
     def look_every(self) -> int:
-        """After how many decode steps to look for rows that have ended.
+        """The number of decode steps between two checks for rows that have ended.
 
-        On a CPU after each: nothing runs ahead there, and a row that goes saves its arithmetic.
+        It is 1 on a CPU: no work is queued ahead there, and removing a row saves its arithmetic.
         """
         return 1 if self.index is None else _LOOK_EVERY
 
     @contextmanager
     def activate(self) -> Iterator[None]:
-        """While it lasts, new arrays are made here, and runs are queued on the stream."""
+        """Make this the current device: new arrays live on it, runs are queued on its stream."""
         if self.index is None:
             yield
         elif self.stream is None:
@@ -87,10 +91,12 @@ class ArrayDevice:
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """`activate`, for a short while in which nothing is captured: around all calls of CuPy's.
+        """Activate the device and keep captures out; every call of CuPy's belongs inside.
+
+        Keep it short: captures of other threads wait until it ends.
 
         Raises:
-            GranAlignError: the GPU fails, such as for want of memory.
+            GranAlignError: the GPU fails, for example because its memory is full.
         """
         if self.index is None:
             yield
@@ -103,20 +109,20 @@ class ArrayDevice:
             self.xp.cuda.runtime.CUDARuntimeError,
         ) as error:
             raise GranAlignError(
-                f"GPU {self.index} failed ({one_line(error)}); ask for less at a time, free its "
+                f"GPU {self.index} failed ({one_line(error)}); use smaller batches, free its "
                 f"memory, or see nvidia-smi"
             ) from None
 
     def put(self, array: Array) -> Array:
-        """The array here; the same one if it is here already."""
+        """Copy an array to this device; an array that is already on it is returned unchanged."""
         with self.guarded():
             return self.xp.asarray(array)
 
     def staging(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """A new array of this machine's memory, to be filled and put here, or the other way.
+        """Allocate a host array for copies to or from this device; its values are undefined.
 
-        Of a GPU it is pinned, which the GPU reads and writes by itself; all other memory the driver
-        first has to copy to such memory.
+        For a GPU it is pinned memory, which the GPU reads and writes by itself. From other memory
+        the driver would first copy into pinned memory.
         """
         if self.index is None:
             return np.empty(shape, dtype)
@@ -126,33 +132,34 @@ class ArrayDevice:
         return np.frombuffer(memory, dtype, count).reshape(shape)
 
     def to_host(self, array: Array) -> npt.NDArray[Any]:
-        """The array in this machine's memory; the same one if it is there already."""
+        """Copy an array to the host and wait; a host array is returned unchanged."""
         if isinstance(array, np.ndarray) and self.xp is np:
             return array
         with self.guarded():
-            found: npt.NDArray[Any] = array.get()
-            return found
+            copy: npt.NDArray[Any] = array.get()
+            return copy
 
     def fetch(self, arrays: Sequence[Array]) -> Callable[[], npt.NDArray[Any]]:
-        """Begin to bring arrays of one shape to this machine's memory, as one array.
+        """Start to copy arrays of one shape to the host, stacked into one array.
 
         Returns:
-            A function that waits for it. Work queued meanwhile is not waited for.
+            A function that waits for the copy and returns it, `(len(arrays), *shape)`. It does not
+            wait for work that was queued after this call.
         """
         if self.index is None:
-            here = np.stack(arrays)
-            return lambda: here
+            stacked = np.stack(arrays)
+            return lambda: stacked
         with self.guarded():
-            stacked = self.xp.stack(arrays)
-            # Only into pinned memory does a copy go on while the caller does.
-            found = self.staging(stacked.shape, stacked.dtype)
-            stacked.get(out=found, blocking=False)
+            batch = self.xp.stack(arrays)
+            # The copy overlaps with the caller's work only if its target is pinned memory.
+            target = self.staging(batch.shape, batch.dtype)
+            batch.get(out=target, blocking=False)
             done = self.xp.cuda.Event(disable_timing=True)
             done.record()
 
         def wait() -> npt.NDArray[Any]:
             with self.guarded():
                 done.synchronize()
-            return found
+            return target
 
         return wait

@@ -1,4 +1,4 @@
-"""What a device is called, and what ONNX Runtime is asked for on it."""
+"""Parse device names, and choose ONNX Runtime's options for each device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from granalign_fast.errors import GranAlignError
 
 @dataclass(frozen=True)
 class Device:
-    """A device as ONNX Runtime knows it, and the extra that brings it."""
+    """A device by name, as ONNX Runtime knows it.
+
+    Attributes:
+        kind: ``"cpu"``, ``"cuda"`` or ``"tensorrt"``.
+        provider: the name of ONNX Runtime's execution provider.
+        extra: this package's extra that installs the provider.
+        index: the GPU's number; None if the name has none.
+    """
 
     kind: str
     provider: str
@@ -20,7 +27,11 @@ class Device:
 
     @classmethod
     def parse(cls, name: str) -> Device:
-        """``cpu``, ``cuda``, ``cuda:1``, ``tensorrt`` or ``tensorrt:1``."""
+        """Parse ``cpu``, ``cuda``, ``cuda:1``, ``tensorrt`` or ``tensorrt:1``.
+
+        Raises:
+            GranAlignError: it is none of these.
+        """
         match = re.fullmatch(r"([a-z]+)(?::(\d+))?", name) if isinstance(name, str) else None
         kind, index = match.groups() if match else (None, None)
         if kind not in _PROVIDERS or (kind == "cpu" and index):
@@ -32,11 +43,11 @@ class Device:
 
     @property
     def name(self) -> str:
-        """As `parse` reads it."""
+        """The name that `parse` reads."""
         return self.kind if self.index is None else f"{self.kind}:{self.index}"
 
     def options(self) -> dict[str, str]:
-        """Provider options that name it."""
+        """Return the provider option for the GPU's number; empty if the name has none."""
         return {} if self.index is None else {"device_id": str(self.index)}
 
 
@@ -47,10 +58,11 @@ _PROVIDERS = {
     "cuda": (CUDA, "cuda"),
     "tensorrt": (TENSORRT, "tensorrt"),
 }
+"""Kind of device: ONNX Runtime's provider, this package's extra."""
 
 
 class Setting(NamedTuple):
-    """An option of ONNX Runtime's CUDA provider, and why it is not left at its default."""
+    """An option of ONNX Runtime's CUDA provider, and the reason not to keep its default."""
 
     option: str
     value: str
@@ -61,23 +73,26 @@ CUDA_SETTINGS = (
     Setting(
         "cudnn_conv_algo_search",
         "HEURISTIC",
-        "The default tries every algorithm at each new shape, in the middle of a request. Our own "
-        "graphs have no convolution; another's image tower has one, its first layer: there is next "
-        "to nothing to find.",
+        "The default times every algorithm at each new shape, in the middle of a request. Our own "
+        "graphs have no convolution. An image tower exported by others has one, in its first "
+        "layer, so there is little time to save.",
     ),
     Setting(
         "use_tf32",
         "0",
-        "fp32 exports claim the source's results to 1e-4; TF32 keeps 10 bits of each factor. fp16 "
-        "exports have no fp32 products that it could make faster.",
+        "fp32 exports promise the source's results to 1e-4, but TF32 keeps only 10 bits of each "
+        "factor. fp16 exports have no fp32 products that TF32 could speed up.",
     ),
 )
-"""On every CUDA session. Its arena keeps to the default, which takes more than it is asked for: a
-cache that grows with every token finds room in what an earlier one has left."""
+"""Options of every CUDA session.
 
-WEIGHTS_APART = ("session.use_device_allocator_for_initializers", "1")
-"""A session's option: weights are allocated to their size and not from the arena, which would round
-them up. Not beside a limit of the arena, which refuses no weights that lie apart from it."""
+The arena keeps its default, which allocates more than is requested: a key/value cache that grows
+with every token can then reuse the memory of an earlier one."""
+
+SEPARATE_WEIGHTS = ("session.use_device_allocator_for_initializers", "1")
+"""Session option: allocate weights at their exact size, not from the arena, which rounds them up.
+
+Not combined with a memory limit: the limit would not count these weights."""
 
 _MEMORY_LIMIT, _GRAPHS, _STREAM = "gpu_mem_limit", "enable_cuda_graph", "user_compute_stream"
 
@@ -89,18 +104,18 @@ def cuda_options(
     graphs: bool = False,
     stream: Any = None,
 ) -> dict[str, str]:
-    """Options of ONNX Runtime's CUDA provider.
+    """Return the options of ONNX Runtime's CUDA provider.
 
     Args:
-        device: with the GPU's number.
-        memory_limit_bytes: of its arena; None for no limit.
+        device: the device, with the GPU's number.
+        memory_limit_bytes: limit of the provider's arena; None for no limit.
         graphs: whether runs are to be captured as CUDA graphs.
-        stream: a `cupy.cuda.Stream` that runs are put on; None for one of its own.
+        stream: a `cupy.cuda.Stream` for the runs; None lets the provider create one.
 
     Raises:
-        GranAlignError: the limit is no positive number of bytes.
+        GranAlignError: the limit is not a positive number of bytes.
     """
-    options = device.options() | {own.option: own.value for own in CUDA_SETTINGS}
+    options = device.options() | {setting.option: setting.value for setting in CUDA_SETTINGS}
     if memory_limit_bytes is not None:
         if not isinstance(memory_limit_bytes, int) or memory_limit_bytes < 1:
             raise GranAlignError(

@@ -1,7 +1,8 @@
-"""Runs a TensorRT engine on CuPy's memory: a profile for each batch size, a CUDA graph each shape.
+"""Run a TensorRT engine on CuPy arrays: one profile per batch size, one CUDA graph per shape.
 
-None of this has met a GPU yet. It is tested against a stand-in that computes on the CPU, whose
-methods and their parameters are compared with TensorRT's own bindings (``make tensorrt-bindings``).
+This code has not run on a GPU yet. It is tested against a stand-in for TensorRT that computes on
+the CPU. The stand-in's methods and parameters are compared with those of TensorRT's own bindings
+(``make tensorrt-bindings``).
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ Array = Any
 """A `numpy.ndarray` or a `cupy.ndarray`."""
 
 _SLOTS = 64
-"""Shapes that are kept ready, each with an execution context and a CUDA graph; the one that was not
-used for longest makes room. A batch size and a length of text are a shape."""
+"""Capacity of the LRU cache of shapes, each with an execution context and a CUDA graph. A shape is
+a batch size and a text length."""
 
 
 @dataclass
 class _Slot:
-    """An execution context that only ever sees one shape, and the CUDA graph of it."""
+    """One shape: its execution context, and its CUDA graph once it is captured."""
 
     context: Any
     profile: int
@@ -41,19 +42,26 @@ class _Slot:
 
 
 class Engine:
-    """A TensorRT engine, loaded. Any number of threads may call it: they take turns.
+    """A loaded TensorRT engine. Any number of threads may call it: they take turns.
 
-    A request of any number of rows is cut as `profiles.runs` says; what a run lacks is filled up
-    with copies of its last row, and cut off again. Batch sizes have kernels of their own: the same
-    row may differ in its last bits from one batch size to another.
+    `shapes.runs` splits a request of any number of rows into runs of the engine's batch sizes. A
+    run with too few rows is padded with copies of its last row, and the padding's outputs are
+    dropped. Each batch size has its own kernels, so the last bits of a row's outputs may differ
+    between batch sizes.
 
-    The first run of a shape goes through TensorRT, which prepares it; the second is captured as a
-    CUDA graph, and from then on it is one launch. Work goes to the caller's current CuPy stream.
+    TensorRT itself executes the first run of a shape, which prepares the context. The second run is
+    captured as a CUDA graph; from then on a run is one launch. All work is queued on the caller's
+    current CuPy stream.
 
     Args:
-        path: the engine, with its stamp beside it.
-        folder: where the graph lies that it was built from.
+        path: the engine file; its stamp is in the same folder.
+        folder: the folder of the graph that the engine was built from.
         device: the GPU's number.
+
+    Attributes:
+        stamp: the record of the engine's build.
+        inputs: names of the inputs.
+        outputs: names of the outputs.
 
     Raises:
         GranAlignError: the engine does not fit its stamp, the graph or this machine; see
@@ -74,15 +82,16 @@ class Engine:
         self._slots: OrderedDict[Any, _Slot] = OrderedDict()
         self._buffers: dict[int, dict[str, Array]] = {}
         self._log = logger(self._trt)
-        # The greatest bounds of a profile's batch axis: the batch size itself.
+        # In a profile, the upper bound of any input's first axis is the batch size.
         self._batches = [next(iter(p.values())).most[0] for p in self.stamp.profiles]
         try:
             with CAPTURE_LOCK.shared(), self._cupy.cuda.Device(device):
                 self._open()
-        except self._failures() as error:
-            raise self._failed(error) from None
+        except self._cuda_errors() as error:
+            raise self._gpu_error(error) from None
 
     def _open(self) -> None:
+        """Load the engine, read its tensors' names and types, and allocate scratch memory."""
         self._log.errors.clear()
         self._runtime = self._trt.Runtime(self._log)
         self._engine = self._runtime.deserialize_cuda_engine(self.path.read_bytes())
@@ -98,20 +107,21 @@ class Engine:
         self._dtypes = {
             name: np.dtype(self._trt.nptype(engine.get_tensor_dtype(name))) for name in names
         }
-        # Contexts run one after the other, so they can share their scratch memory.
+        # Contexts run one after the other, so one scratch memory serves them all.
         self._scratch = self._empty((max(256, engine.device_memory_size_v2),), np.uint8)
-        self._own = self._cupy.cuda.Stream(non_blocking=True)  # the default one cannot be captured
+        # Captures need a stream of their own: CUDA cannot capture the default stream.
+        self._capture_stream = self._cupy.cuda.Stream(non_blocking=True)
         self._done = self._cupy.cuda.Event(disable_timing=True)
 
     def __call__(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Run the engine.
 
         Args:
-            arrays: one for each input, all NumPy's or all CuPy's, with as many rows as each other.
+            arrays: one for each input, all NumPy's or all CuPy's, with equal numbers of rows.
 
         Returns:
-            One array for each output, of the same kind. CuPy's are ready when the current stream
-            is; NumPy's are ready.
+            One array for each output, NumPy's or CuPy's like the inputs. CuPy arrays are ready once
+            the current stream has done its work.
 
         Raises:
             GranAlignError: an array has another type, or a shape that the engine was not built for;
@@ -121,11 +131,11 @@ class Engine:
         try:
             with CAPTURE_LOCK.shared(), self._lock, self._cupy.cuda.Device(self._device):
                 return self._run(arrays, rows)
-        except self._failures() as error:
-            raise self._failed(error) from None
+        except self._cuda_errors() as error:
+            raise self._gpu_error(error) from None
 
     def _check(self, arrays: Mapping[str, Array]) -> int:
-        """The number of rows."""
+        """Check types and shapes of the inputs; return the number of rows."""
         on_gpu = {isinstance(array, self._cupy.ndarray) for array in arrays.values()}
         counts = {array.shape[0] if array.ndim else 0 for array in arrays.values()}
         if len(on_gpu) != 1 or len(counts) != 1:
@@ -146,28 +156,30 @@ class Engine:
         return rows
 
     def _run(self, arrays: Mapping[str, Array], rows: int) -> dict[str, Array]:
+        """Run a request in batches, and copy the outputs of each into the results."""
         on_gpu = isinstance(next(iter(arrays.values())), self._cupy.ndarray)
         empty = self._empty if on_gpu else np.empty
         results: dict[str, Array] = {}
         start = 0
-        # Without rows there is still a result of none, whose shape only a run can tell.
+        # A request without rows still makes a run, which shows the shapes of the empty results.
         for used, batch in runs(rows, self._batches) or [(0, self._batches[0])]:
-            piece = {name: array[start : start + used] for name, array in arrays.items()}
-            for name, view in self._piece(piece, used, batch).items():
+            part = {name: array[start : start + used] for name, array in arrays.items()}
+            for name, view in self._run_batch(part, used, batch).items():
                 if name not in results:
                     results[name] = empty((rows, *view.shape[1:]), view.dtype)
-                part = view[:used]
-                results[name][start : start + used] = part if on_gpu else part.get()
-            # Not before this point may another run use these buffers, whatever its stream.
+                output = view[:used]
+                results[name][start : start + used] = output if on_gpu else output.get()
+            # The next run, on whatever stream, waits for this event before it uses the buffers.
             self._done.record(self._cupy.cuda.get_current_stream())
             start += used
         return results
 
-    def _piece(self, arrays: Mapping[str, Array], used: int, batch: int) -> dict[str, Array]:
-        """One run; views of the output buffers, of which the first `used` rows count."""
+    def _run_batch(self, arrays: Mapping[str, Array], used: int, batch: int) -> dict[str, Array]:
+        """Run `used` rows at one batch size; return views of the output buffers, with padding."""
         stream = self._cupy.cuda.get_current_stream()
         stream.wait_event(self._done)
         slot = self._slot(batch, {name: (batch, *a.shape[1:]) for name, a in arrays.items()})
+        # Copy the rows into the input buffers, and pad them.
         for name, array in arrays.items():
             view = self._view(slot, name)
             if not used:
@@ -182,6 +194,7 @@ class Engine:
         return {name: self._view(slot, name) for name in self.outputs}
 
     def _launch(self, slot: _Slot, stream: Any) -> None:
+        """Queue one run of a shape: through TensorRT, or as its CUDA graph from the second on."""
         slot.runs += 1
         if slot.runs == 2:
             slot.graph = self._capture(slot)
@@ -193,23 +206,24 @@ class Engine:
             raise GranAlignError(f"{self.path}: TensorRT failed ({logged_errors(self._log)})")
 
     def _capture(self, slot: _Slot) -> Any:
-        """The CUDA graph of a context; None if it has work in it that no graph can hold."""
+        """Capture a context's run as a CUDA graph; None if CUDA cannot capture some of its work."""
         try:
-            self._own.begin_capture()
+            self._capture_stream.begin_capture()
             try:
-                done = slot.context.execute_async_v3(self._own.ptr)
+                queued = slot.context.execute_async_v3(self._capture_stream.ptr)
             finally:
-                graph = self._own.end_capture()
+                graph = self._capture_stream.end_capture()
         except self._cupy.cuda.runtime.CUDARuntimeError:
             return None
-        return graph if done else None
+        return graph if queued else None
 
     def _slot(self, batch: int, shapes: dict[str, Shape]) -> _Slot:
-        """The context of a shape, made if there is none."""
+        """Return the context of a shape, creating it if necessary."""
         key = tuple(shapes.items())
         if key in self._slots:
             self._slots.move_to_end(key)
             return self._slots[key]
+        # Buffers belong to a profile, and are allocated for its largest shapes.
         profile = self._batches.index(batch)
         if profile not in self._buffers:
             most = {name: bounds.most for name, bounds in self.stamp.profiles[profile].items()}
@@ -217,58 +231,62 @@ class Engine:
         context = self._context(profile, shapes)
         for name, buffer in self._buffers[profile].items():
             self._expect(context.set_tensor_address(name, buffer.data.ptr), f"address of {name}")
+        # If the cache is full, drop the least recently used shape. It may still be running.
         if len(self._slots) >= _SLOTS:
-            self._done.synchronize()  # it may still be running
+            self._done.synchronize()
             self._slots.popitem(last=False)
         slot = self._slots[key] = _Slot(context, profile)
         return slot
 
     def _context(self, profile: int, shapes: dict[str, Shape]) -> Any:
-        """A context for one shape. A captured graph holds on to what it was captured from."""
+        """Create a context for one shape; its captured graph keeps using it."""
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(strategy)
         self._expect(context, "context")
         self._expect(
-            context.set_optimization_profile_async(profile, self._own.ptr), f"profile {profile}"
+            context.set_optimization_profile_async(profile, self._capture_stream.ptr),
+            f"profile {profile}",
         )
         for name, shape in shapes.items():
             self._expect(context.set_input_shape(name, shape), f"{name} of shape {shape}")
         context.set_device_memory(self._scratch.data.ptr, self._scratch.nbytes)
-        self._own.synchronize()
+        self._capture_stream.synchronize()
         return context
 
     def _allocate(self, context: Any) -> dict[str, Array]:
-        """Bytes for every input and output at the shapes of a context."""
+        """Allocate byte buffers for every input and output at the shapes of a context."""
         return {
-            name: self._empty((max(256, _bytes(context, name, dtype)),), np.uint8)
+            name: self._empty((max(256, _tensor_bytes(context, name, dtype)),), np.uint8)
             for name, dtype in self._dtypes.items()
         }
 
     def _view(self, slot: _Slot, name: str) -> Array:
-        """The part of a buffer that a shape takes."""
+        """Return the part of a buffer that one shape uses, as an array of that shape."""
         shape, dtype = tuple(slot.context.get_tensor_shape(name)), self._dtypes[name]
         buffer = self._buffers[slot.profile][name]
-        return buffer[: _bytes(slot.context, name, dtype)].view(dtype).reshape(shape)
+        return buffer[: _tensor_bytes(slot.context, name, dtype)].view(dtype).reshape(shape)
 
     def _empty(self, shape: Shape, dtype: Any) -> Array:
         return self._cupy.empty(shape, dtype)
 
-    def _expect(self, done: Any, what: str) -> None:
-        if not done:
+    def _expect(self, accepted: Any, what: str) -> None:
+        """Raise if TensorRT did not accept a setting."""
+        if not accepted:
             raise GranAlignError(
                 f"{self.path}: TensorRT refuses the {what} ({logged_errors(self._log)}); run "
                 f"granalign export tensorrt {self.path.parent.parent}"
             )
 
-    def _failures(self) -> tuple[type[Exception], ...]:
+    def _cuda_errors(self) -> tuple[type[Exception], ...]:
         return self._cupy.cuda.runtime.CUDARuntimeError, self._cupy.cuda.memory.OutOfMemoryError
 
-    def _failed(self, error: Exception) -> GranAlignError:
+    def _gpu_error(self, error: Exception) -> GranAlignError:
         return GranAlignError(
             f"{self.path}: the GPU failed ({one_line(error)}); free its memory, or see nvidia-smi"
         )
 
 
-def _bytes(context: Any, name: str, dtype: np.dtype[Any]) -> int:
+def _tensor_bytes(context: Any, name: str, dtype: np.dtype[Any]) -> int:
+    """Return the size of one input or output at the shapes of a context."""
     shape = tuple(context.get_tensor_shape(name))
     return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize

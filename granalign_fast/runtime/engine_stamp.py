@@ -1,4 +1,7 @@
-"""The stamp beside a TensorRT engine: what it was built from, for and with."""
+"""The stamp of a TensorRT engine: a JSON file that records how and for which machine it was built.
+
+An engine is only opened if its stamp fits the engine, the graph and this machine.
+"""
 
 from __future__ import annotations
 
@@ -13,35 +16,35 @@ from .shapes import Bounds, Profile
 from .tensorrt_library import Machine
 
 ENGINE_FOLDER = "tensorrt"
-"""Where an exported folder has its engines."""
+"""Subfolder of an exported folder that holds its engines."""
 
 ENGINE_FORMAT = 1
-"""Rises whenever engines of before have to be built again."""
+"""Version of the format. It is raised whenever older engines have to be built again."""
 
 
 def engine_path(graph: Path) -> Path:
-    """Where the engine of a graph lies, whether or not it does."""
+    """Return the path of a graph's engine, whether or not the file exists."""
     return graph.parent / ENGINE_FOLDER / f"{graph.stem}.engine"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineStamp:
-    """What ``<engine>.json`` says.
+    """The contents of ``<engine>.json``.
 
-    A plan is machine code: an engine is only opened whose stamp fits it, the graph it stands for
-    and this machine. The hash guards against damage and mix-ups, not against malice, as whoever can
-    change the engine can change the stamp.
+    An engine is a TensorRT plan, which is machine code. It is therefore only opened if its stamp
+    fits the plan, the graph that it replaces, and this machine. The hashes guard against damage and
+    mix-ups, not against malice: whoever can change the engine can change the stamp.
 
     Attributes:
         format_version: `ENGINE_FORMAT`.
-        engine_sha256: of the plan.
+        engine_sha256: SHA-256 of the plan.
         sources: SHA-256 of the graph and of its external data, by file name.
-        machine: what it was built for. No hardware compatibility is asked for, as it costs speed:
-            another GPU's engine is another engine.
+        machine: the machine that the engine was built for. TensorRT's hardware compatibility mode
+            is off, because it costs speed: another GPU needs another engine.
         precision: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
-        flags: of the builder and of the network.
-        profiles: bounds of every input, a profile for each batch size, ascending.
-        validation: what was measured against the graph on ONNX Runtime's CPU.
+        flags: names of the flags of the builder and of the network.
+        profiles: bounds of every input, one profile for each batch size, ascending.
+        validation: figures of the comparison with the graph on ONNX Runtime's CPU, by name.
     """
 
     format_version: int = ENGINE_FORMAT
@@ -54,7 +57,7 @@ class EngineStamp:
     validation: dict[str, float]
 
     def write(self, engine: Path) -> None:
-        """Write the stamp of an engine, whole or not at all."""
+        """Write the stamp of an engine; the file appears whole or not at all."""
         with replacing(_stamp_path(engine)) as file:
             file.write((json.dumps(asdict(self), indent=2) + "\n").encode())
 
@@ -67,7 +70,7 @@ class EngineStamp:
         """
         path = _stamp_path(engine)
         if not path.is_file():
-            raise GranAlignError(f"{engine}: no {path.name} beside it; {_remedy(engine)}")
+            raise GranAlignError(f"{engine}: got no {path.name} in its folder; {_remedy(engine)}")
         record = read_json(path)
         version = record.get("format_version") if isinstance(record, dict) else None
         if version != ENGINE_FORMAT:
@@ -92,10 +95,10 @@ class EngineStamp:
             ) from None
 
     def check(self, engine: Path, folder: Path, machine: Machine) -> None:
-        """Raise unless the engine is the stamp's, and was built from `folder` for `machine`.
+        """Check that the stamp fits the engine, the graph in `folder`, and `machine`.
 
         Raises:
-            GranAlignError: with everything that does not fit.
+            GranAlignError: something differs; the message lists all differences.
         """
         wrong = [f"an engine of {text}" for text in machine.differences(self.machine)]
         for path, expected in [(engine, self.engine_sha256)] + [
@@ -109,18 +112,21 @@ class EngineStamp:
 
 
 def _stamp_path(engine: Path) -> Path:
+    """Return the path of an engine's stamp."""
     return engine.with_suffix(".engine.json")
 
 
 def _remedy(engine: Path) -> str:
+    """Return the end of every message: how to replace the engine."""
     folder = engine.parent.parent
     return (
         f"run granalign export tensorrt {folder} to build it here, or delete {engine.parent} to "
-        f"leave it to ONNX Runtime"
+        f"run the graph by ONNX Runtime"
     )
 
 
 def _bounds(value: dict[str, list[int]]) -> Bounds:
+    """Read the bounds of one input; raise ValueError or TypeError if they are none."""
     shapes = {name: tuple(int(size) for size in shape) for name, shape in value.items()}
     bounds = Bounds(**shapes)
     if not len(bounds.least) == len(bounds.usual) == len(bounds.most) > 0:

@@ -1,4 +1,7 @@
-"""What ONNX Runtime's own profile says of where each node ran."""
+"""Read ONNX Runtime's profile: which execution provider ran each node, how often and how long.
+
+It shows whether a model runs on the GPU as a whole, or has nodes that ONNX Runtime put on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,19 @@ from granalign_fast.errors import GranAlignError
 from granalign_fast.files import read_json
 
 _KERNEL = "_kernel_time"
+"""Ending of an event's name if the event is the run of a node's kernel."""
 
 
 class NodeRun(NamedTuple):
-    """A node of a graph that has run.
+    """All runs of one node of a graph.
 
     Attributes:
-        name: of the node, after ONNX Runtime has optimised the graph.
-        operator: such as ``Attention``; copies that ONNX Runtime has put in are ``MemcpyToHost``
-            and ``MemcpyFromHost``.
-        provider: that ran it.
-        runs: how often.
-        seconds: on the host, of all its runs; on a GPU that is the time it took to queue it.
+        name: the node's name in the graph as ONNX Runtime has optimised it.
+        operator: such as ``Attention``. Copies that ONNX Runtime inserted are ``MemcpyToHost`` and
+            ``MemcpyFromHost``.
+        provider: the execution provider that ran it.
+        runs: the number of runs.
+        seconds: the host's time for all runs; for a GPU, the time to queue them.
     """
 
     name: str
@@ -32,43 +36,45 @@ class NodeRun(NamedTuple):
 
 
 def read_profile(path: Path) -> list[NodeRun]:
-    """The nodes of a profile that ONNX Runtime has written, in the order of their first run.
+    """Read the nodes of a profile that ONNX Runtime has written, in the order of their first run.
 
     Raises:
-        GranAlignError: the file is missing, or is no such profile.
+        GranAlignError: the file is missing, or is not such a profile.
     """
     record = read_json(path)
     if not isinstance(record, list):
         raise GranAlignError(f"{path}: got no list of events, expected a profile of ONNX Runtime")
-    found: dict[tuple[str, str, str], tuple[int, float]] = {}
+    totals: dict[tuple[str, str, str], tuple[int, float]] = {}
     for event in record:
         if not isinstance(event, dict) or event.get("cat") != "Node":
             continue
-        name, about = str(event.get("name", "")), event.get("args") or {}
-        if not name.endswith(_KERNEL) or "provider" not in about:
+        name, arguments = str(event.get("name", "")), event.get("args") or {}
+        if not name.endswith(_KERNEL) or "provider" not in arguments:
             continue
-        key = (name.removesuffix(_KERNEL), str(about.get("op_name", "")), about["provider"])
-        runs, seconds = found.get(key, (0, 0.0))
-        found[key] = runs + 1, seconds + float(event.get("dur", 0)) / 1e6
-    return [NodeRun(*key, *counts) for key, counts in found.items()]
+        operator = str(arguments.get("op_name", ""))
+        key = (name.removesuffix(_KERNEL), operator, arguments["provider"])
+        runs, seconds = totals.get(key, (0, 0.0))
+        totals[key] = runs + 1, seconds + float(event.get("dur", 0)) / 1e6  # dur: microseconds
+    return [NodeRun(*key, *total) for key, total in totals.items()]
 
 
 def nodes_by_provider(nodes: Iterable[NodeRun]) -> dict[str, list[NodeRun]]:
-    """The nodes of each provider, by its name."""
-    found: dict[str, list[NodeRun]] = {}
+    """Group nodes by the name of the provider that ran them."""
+    groups: dict[str, list[NodeRun]] = {}
     for node in nodes:
-        found.setdefault(node.provider, []).append(node)
-    return found
+        groups.setdefault(node.provider, []).append(node)
+    return groups
 
 
 _SHAPES = frozenset({"Shape", "Size", "Concat", "Gather", "Unsqueeze", "Squeeze", "Slice", "Range"})
-"""Operators that compute with shapes, for which the values are on the host to begin with."""
+"""Operators that compute with shapes. ONNX Runtime runs them on the CPU by design, because shapes
+are known on the host."""
 
 
 def strays(nodes: Iterable[NodeRun], provider: str) -> list[NodeRun]:
-    """Nodes that another provider than the wanted one ran, and copies to it and back.
+    """Return the nodes that another provider ran, and copies between host and device.
 
-    Arithmetic on shapes, which ONNX Runtime puts on the CPU by design, is none.
+    Operators of `_SHAPES` are left out: they run on the CPU by design.
     """
     return [
         node

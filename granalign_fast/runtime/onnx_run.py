@@ -1,4 +1,4 @@
-"""Calls of ONNX Runtime: plain ones, those in pieces, and those on arrays of a GPU."""
+"""Call ONNX Runtime: on host or GPU arrays, split to fit bounds, or bound to fixed arrays."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from granalign_fast.errors import GranAlignError, one_line
 
-from .binding import bind_input, bind_output, on_host, queueing, run_bound
+from .binding import bind_input, bind_output, on_host, queued_options, run_bound
 from .capture_lock import CAPTURE_LOCK
 from .shapes import Profile
 
@@ -20,28 +20,30 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Arrays = Mapping[str, Any]
-"""By name; `numpy.ndarray`, or `cupy.ndarray` where `Session` says so."""
+"""Arrays by name: NumPy's, or on a GPU CuPy's (see `Session`)."""
 Run = Callable[[Arrays], dict[str, Any]]
 
 GRAPH_ID, NO_GRAPH = "gpu_graph_id", "-1"
-"""ONNX Runtime's option of a run: the number of its CUDA graph, from 1 on, as 0 is that of a run
-that names none."""
+"""ONNX Runtime's run option for the number of a CUDA graph, and its value for no graph.
+
+Numbers of graphs start at 1: 0 is the default of a run without this option."""
 
 
 @dataclass(frozen=True)
 class OnnxRun:
-    """A call of ONNX Runtime, in pieces where shapes have bounds.
+    """Runs of an ONNX Runtime session; a request beyond the bounds is split.
 
-    Beyond them its TensorRT provider would build another engine in the middle of a request.
+    For shapes outside the bounds, ONNX Runtime's TensorRT provider would build another engine in
+    the middle of a request.
 
     Attributes:
-        name: of the model, for messages.
+        name: the model's name, for messages.
         session: an `onnxruntime.InferenceSession`.
-        outputs: their names.
-        span: bounds of shapes; None where there are none.
+        outputs: names of the outputs.
+        span: bounds of the inputs' shapes; None if there are no bounds.
         device: the GPU's number.
-        stream: the `cupy.cuda.Stream` that the session was given, on which it then queues its work
-            and waits for nothing; None where it has its own.
+        stream: the `cupy.cuda.Stream` that the session was created with. Runs are then queued on it
+            without waiting. None if the session has its own stream.
     """
 
     name: str
@@ -52,9 +54,14 @@ class OnnxRun:
     stream: Any = None
 
     def __call__(self, arrays: Arrays) -> dict[str, Any]:
-        """Run it."""
+        """Run the session; return one array for each output.
+
+        Raises:
+            GranAlignError: a shape is out of bounds, or the run fails.
+        """
         if self.span is None:
             return self._call(arrays)
+        # Every input must have the same number of rows, and rows within the bounds.
         rows = min((array.shape[0] for array in arrays.values()), default=0)
         for name, bounds in self.span.items():
             array = arrays[name]
@@ -63,24 +70,28 @@ class OnnxRun:
                     f"{self.name}: got {name} of shape {array.shape}, expected {rows} rows within "
                     f"{bounds}; export the model again for other shapes"
                 )
-        if not rows:  # none in, none out; but TensorRT takes no fewer than one
-            one = {name: np.zeros((1, *a.shape[1:]), a.dtype) for name, a in arrays.items()}
-            return {name: result[:0] for name, result in self._call(one).items()}
+        # TensorRT takes no empty batch: run one row of zeros and return none of its outputs.
+        if not rows:
+            row = {name: np.zeros((1, *a.shape[1:]), a.dtype) for name, a in arrays.items()}
+            return {name: result[:0] for name, result in self._call(row).items()}
+        # Split the request into the largest batches that the bounds allow.
         most = next(iter(self.span.values())).most[0]
-        pieces = [
+        parts = [
             self._call({name: array[start : start + most] for name, array in arrays.items()})
             for start in range(0, rows, most)
         ]
-        return {name: np.concatenate([piece[name] for piece in pieces]) for name in self.outputs}
+        return {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
 
     def _call(self, arrays: Arrays) -> dict[str, Any]:
-        with refusals(self.name), CAPTURE_LOCK.shared():
+        """Run the session once, on the host's arrays or on a GPU's."""
+        with onnx_errors(self.name), CAPTURE_LOCK.shared():
             if not all(map(on_host, arrays.values())):
-                return self._on_gpu(arrays)
+                return self._call_on_gpu(arrays)
             results = self.session.run(None, dict(arrays))
         return dict(zip(self.outputs, results, strict=True))
 
-    def _on_gpu(self, arrays: Arrays) -> dict[str, Any]:
+    def _call_on_gpu(self, arrays: Arrays) -> dict[str, Any]:
+        """Run the session on CuPy arrays; queued on its stream if it was given one."""
         import cupy
 
         with cupy.cuda.Device(self.device):
@@ -89,12 +100,12 @@ class OnnxRun:
             with self.stream:
                 return run_bound(
                     *(self.session, arrays, cupy, "cuda", self.device),
-                    options=self._queueing,
+                    options=self._options,
                     queued=True,
                 )
 
     def bind(self, inputs: Arrays, outputs: Arrays, *, capturable: bool) -> BoundRun:
-        """Runs on these arrays; see `BoundRun`."""
+        """Bind a repeated run to these arrays; see `BoundRun`."""
         queued = self.stream is not None
         return BoundRun(
             *(self.name, self.session, inputs, outputs),
@@ -104,27 +115,27 @@ class OnnxRun:
         )
 
     @cached_property
-    def _queueing(self) -> Any:
-        return queueing()
+    def _options(self) -> Any:
+        return queued_options()
 
 
 class BoundRun:
-    """Runs of a session on arrays that stay where they are: of one shape, again and again.
+    """A run of a session that is repeated on the same arrays, at fixed addresses and shapes.
 
-    What is filled into the inputs counts at the next run. An array may be input and output at once,
-    where the graph writes in place.
+    Each run reads the current values of the inputs. If the graph writes in place, one array may be
+    both an input and an output.
 
     Args:
-        name: of the model, for messages.
+        name: the model's name, for messages.
         session: an `onnxruntime.InferenceSession`.
-        inputs: one for each input, contiguous.
-        outputs: one for each output, likewise.
-        device: ``"cpu"`` or ``"cuda"``, and its number.
-        queued: on a GPU, queue runs on the session's stream and wait for nothing.
-        capturable: whether the session was made for CUDA graphs.
+        inputs: one contiguous array for each input.
+        outputs: one contiguous array for each output.
+        device: ``"cpu"`` or ``"cuda"``, and the device's number.
+        queued: on a GPU, queue runs on the session's stream without waiting.
+        capturable: whether the session was created with ``enable_cuda_graph``.
 
     Attributes:
-        captured: whether it is a CUDA graph by now.
+        captured: whether runs replay a CUDA graph.
     """
 
     def __init__(
@@ -143,7 +154,8 @@ class BoundRun:
         self._session = session
         self._queued = queued
         self._binding = session.io_binding()
-        self._kept = [
+        # Keeps the arrays alive as long as the binding.
+        self._bound = [
             bind(self._binding, name, array, *device)
             for bind, arrays in ((bind_input, inputs), (bind_output, outputs))
             for name, array in arrays.items()
@@ -151,18 +163,22 @@ class BoundRun:
         self._options = run_options(NO_GRAPH if capturable else None, queued=queued)
 
     def __call__(self) -> None:
-        """Run it."""
-        with refusals(self._name), CAPTURE_LOCK.shared():
+        """Run once.
+
+        Raises:
+            GranAlignError: the run fails.
+        """
+        with onnx_errors(self._name), CAPTURE_LOCK.shared():
             self._session.run_with_iobinding(self._binding, self._options)
 
     def capture(self, graph: int) -> None:
-        """Run it and keep the run as a CUDA graph, which later runs are.
+        """Run once and capture the run as a CUDA graph, which later runs replay.
 
         Args:
-            graph: a number, from 1 on, that no other graph of the session has.
+            graph: the graph's number, 1 or more, unique in the session.
 
         Raises:
-            GranAlignError: it cannot be one; the session is of no use any more.
+            GranAlignError: the run cannot be captured; the session is unusable from then on.
         """
         options = run_options(str(graph), queued=self._queued)
         try:
@@ -174,23 +190,23 @@ class BoundRun:
 
 
 def run_options(graph: str | None, *, queued: bool = False) -> Any:
-    """`onnxruntime.RunOptions` of a run.
+    """Return `onnxruntime.RunOptions` of a run.
 
     Args:
-        graph: the number of its CUDA graph, or `NO_GRAPH`; None for a session without.
-        queued: whether it returns when all its work is in the session's stream.
+        graph: the number of its CUDA graph, or `NO_GRAPH`; None for a session without graphs.
+        queued: whether the run returns once its work is in the session's stream.
     """
     from onnxruntime import RunOptions
 
-    options = queueing() if queued else RunOptions()
+    options = queued_options() if queued else RunOptions()
     if graph is not None:
         options.add_run_config_entry(GRAPH_ID, graph)
     return options
 
 
 @contextmanager
-def refusals(name: str) -> Iterator[None]:
-    """Turn what ONNX Runtime says of a run that it cannot do into our own error."""
+def onnx_errors(name: str) -> Iterator[None]:
+    """Convert the errors of ONNX Runtime's runs to `GranAlignError`, with the model's name."""
     from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
     try:
@@ -198,8 +214,8 @@ def refusals(name: str) -> Iterator[None]:
     except errors.InvalidArgument as error:
         raise GranAlignError(f"{name}: wrong input ({one_line(error)})") from None
     except (RuntimeError, errors.RuntimeException, errors.Fail, errors.EPFail) as error:
-        # Bound runs say RuntimeError of everything, wrong inputs too.
+        # Bound runs raise RuntimeError for every cause, wrong inputs included.
         raise GranAlignError(
             f"{name}: ONNX Runtime cannot run it ({one_line(error)}); check the input, and on a "
-            f"GPU its free memory, of which fewer rows at a time take less"
+            f"GPU its free memory; smaller batches need less"
         ) from None

@@ -1,4 +1,4 @@
-"""Does a GPU do what a search asks of it? A model of one node, and kernels with known results."""
+"""Check that a device works: run a model of one node, and kernels whose results are known."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from granalign_fast.runtime.session import open_session
 
 
 def probe_session(device: str) -> str:
-    """Have ONNX Runtime add numbers on a device: what did it.
+    """Let ONNX Runtime add numbers on a device.
+
+    Returns:
+        The name of the provider that ran the model.
 
     Raises:
-        GranAlignError: it cannot, or the sums are wrong.
-        MissingExtraError: it has no such device.
+        GranAlignError: the device cannot run it, or the sums are wrong.
+        MissingExtraError: the packages for the device are not installed.
     """
     import onnx
     from onnx import TensorProto, helper
@@ -30,24 +33,27 @@ def probe_session(device: str) -> str:
     )
     opset = [helper.make_opsetid("", 14)]  # old enough for every ONNX Runtime
     model = helper.make_model(graph, ir_version=8, opset_imports=opset)
-    given = np.arange(5, dtype=np.float32)
+    numbers = np.arange(5, dtype=np.float32)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "probe.onnx"
         onnx.save(model, path)
         session = open_session(path, device=device)
-        found = session(x=given)["y"]
-    if not np.array_equal(found, 2 * given):
+        sums = session(x=numbers)["y"]
+    if not np.array_equal(sums, 2 * numbers):
         raise GranAlignError(
-            f"device {device!r}: got {found} for {2 * given}; install the driver anew"
+            f"device {device!r}: got {sums}, expected {2 * numbers}; reinstall the driver"
         )
     return session.backend
 
 
 def probe_kernels(index: int) -> str:
-    """Compile and run the search of a library on a GPU: for which architecture.
+    """Compile the kernels that search a library for a GPU, run them and check their results.
+
+    Returns:
+        A line that names the architecture they were compiled for.
 
     Raises:
-        GranAlignError: CuPy cannot compile or run them, or what they found is wrong.
+        GranAlignError: CuPy cannot compile or run them, or their results are wrong.
         MissingExtraError: CuPy is not installed.
     """
     try:
@@ -61,17 +67,18 @@ def probe_kernels(index: int) -> str:
     try:
         device = cupy.cuda.Device(index)
         with device:
-            for count in (1, 9):  # each goes another way
+            for count in (1, 9):  # few and many queries run different kernels
                 queries = rng.integers(-1, 2, (count, 8)).astype(np.float16)
-                found = corpus(cupy.asarray(queries), cupy.asarray(clips), k=5)
-                right = cupy.asnumpy(found.rows) == corpus(queries, clips, k=5).rows
+                top = corpus(cupy.asarray(queries), cupy.asarray(clips), k=5)
+                right = cupy.asnumpy(top.rows) == corpus(queries, clips, k=5).rows
                 if not right.all():
                     raise GranAlignError(
-                        f"GPU {index}: {np.mean(~right):.0%} of what {count} queries found is wrong"
+                        f"GPU {index}: {np.mean(~right):.0%} of the results of {count} queries are "
+                        f"wrong, expected those of the CPU; reinstall the driver"
                     )
             architecture = str(device.compute_capability)
     except GranAlignError:
         raise
-    except Exception as error:  # whatever CuPy, the compiler and the driver make of it
+    except Exception as error:  # CuPy's, the compiler's and the driver's errors have no base
         raise GranAlignError(f"GPU {index}: {one_line(error)}") from None
     return f"compiled for sm_{architecture}, results right"

@@ -1,7 +1,7 @@
-"""One ONNX file on the device that was asked for, or an error; never on another device.
+"""Load an ONNX file on exactly the requested device; if that fails, raise an error.
 
-`open_session` chooses the class by what runs the file: `OnnxSession` for ONNX Runtime,
-`GraphSession` for an encoder as CUDA graphs, `EngineSession` for a TensorRT engine.
+`open_session` chooses the class by the way the file is run: `OnnxSession` by ONNX Runtime,
+`GraphSession` as CUDA graphs (encoders), `EngineSession` by a TensorRT engine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .tensorrt_library import Machine
 
 
 class Session(ABC):
-    """An ONNX file, loaded: ``session(input_ids=ids)["embeddings"]``.
+    """A loaded ONNX file: ``session(input_ids=ids)["embeddings"]``.
 
     Any number of threads may call one session at the same time. On a GPU, CuPy arrays are also
     accepted; the outputs are then CuPy arrays too.
@@ -38,7 +38,7 @@ class Session(ABC):
         inputs: names of the inputs.
         outputs: names of the outputs.
         backend: ``"TensorRT engine"``, or the name of ONNX Runtime's provider.
-        precision: of a TensorRT engine; None where the file's own precision counts.
+        precision: a TensorRT engine's precision; otherwise None: the file's own precision counts.
         capturable: whether runs that `bind` returns can become CUDA graphs.
     """
 
@@ -53,12 +53,12 @@ class Session(ABC):
 
     @property
     def captured_graphs(self) -> int:
-        """The number of shapes that run as a CUDA graph so far."""
+        """The number of shapes that run as a CUDA graph."""
         return 0
 
     @property
     def graphs_refused(self) -> str | None:
-        """Why a model on CUDA runs without graphs; None where it does not."""
+        """The reason why a model on CUDA runs without graphs; None if nothing was refused."""
         return None
 
     def __call__(self, **arrays: Any) -> dict[str, np.ndarray[Any, Any]]:
@@ -75,11 +75,11 @@ class Session(ABC):
 
     @abstractmethod
     def _call(self, arrays: Arrays) -> dict[str, Any]:
-        """Run the model on arrays whose names are right."""
+        """Run the model on arrays whose names were checked."""
 
 
 class EngineSession(Session):
-    """A TensorRT engine that `granalign export tensorrt` built beside the file."""
+    """A TensorRT engine that `granalign export tensorrt` built from the file."""
 
     backend = "TensorRT engine"
 
@@ -96,13 +96,13 @@ class EngineSession(Session):
 
 
 class GraphSession(Session):
-    """An encoder on CUDA at fixed batch sizes, each a CUDA graph from its second run on.
+    """An encoder on CUDA at fixed batch sizes; a shape is a CUDA graph from its second run on.
 
     Args:
-        loader: loads the file.
-        session: an `onnxruntime.InferenceSession` that can be captured.
-        batches: sizes of runs, ascending.
-        device: on which the buffers live.
+        loader: loads the file again if capturing fails.
+        session: an `onnxruntime.InferenceSession` with CUDA graphs enabled.
+        batches: batch sizes of runs, ascending.
+        device: the device of the buffers.
     """
 
     def __init__(
@@ -116,12 +116,12 @@ class GraphSession(Session):
 
     @property
     def captured_graphs(self) -> int:
-        """The number of shapes that run as a CUDA graph so far."""
+        """The number of shapes that run as a CUDA graph."""
         return self._run.captured
 
     @property
     def graphs_refused(self) -> str | None:
-        """Why the model runs without graphs; None where it does not."""
+        """The reason why the model runs without graphs; None if nothing was refused."""
         return self._run.refused
 
     def _call(self, arrays: Arrays) -> dict[str, Any]:
@@ -129,13 +129,13 @@ class GraphSession(Session):
 
 
 class OnnxSession(Session):
-    """A file run by one of ONNX Runtime's providers, shape by shape as the arrays come.
+    """A file that one of ONNX Runtime's providers runs, with arrays of any shape.
 
     Args:
         loader: loads the file.
-        capturable: whether `bind` shall return runs that can become CUDA graphs.
-        span: bounds of shapes; larger requests are split. None where there are no bounds.
-        refused: why CUDA graphs were given up before.
+        capturable: whether `bind` should return runs that can become CUDA graphs.
+        span: bounds of the inputs' shapes; larger requests are split. None for no bounds.
+        refused: the reason why CUDA graphs were given up before.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class OnnxSession(Session):
         if capturable:
             try:
                 session = loader.load(graphs=True)
-            except GranAlignError as error:  # such as control flow, or a node on the CPU
+            except GranAlignError as error:  # for example control flow, or a node on the CPU
                 self._refused, capturable = str(error), False
         self.capturable = capturable
         session = loader.load() if session is None else session
@@ -165,43 +165,45 @@ class OnnxSession(Session):
         self._run: OnnxRun | None = self._runner(session)
 
     def _runner(self, session: Any) -> OnnxRun:
+        """Wrap an `onnxruntime.InferenceSession`."""
         index, stream = self._loader.device.index or 0, self._loader.stream
         return OnnxRun(self.path.name, session, self.outputs, self._span, index, stream)
 
     @property
     def graphs_refused(self) -> str | None:
-        """Why a model on CUDA runs without graphs; None where it does not."""
+        """The reason why a model on CUDA runs without graphs; None if nothing was refused."""
         return self._refused
 
     def bind(self, inputs: Arrays, outputs: Arrays) -> BoundRun:
-        """Repeated runs of the model on these arrays; see `BoundRun`."""
+        """Bind a repeated run of the model to these arrays; see `BoundRun`."""
         return self._ready().bind(inputs, outputs, capturable=self.capturable)
 
     def give_up_graphs(self, why: str) -> None:
-        """Load the model again without CUDA graphs: a failed capture leaves it unusable.
+        """Load the model again, without CUDA graphs: a failed capture leaves it unusable.
 
-        Runs that were bound before keep the old model in memory.
+        Runs that were bound before keep the old model in memory until they are dropped.
         """
         self._refused, self.capturable = why, False
-        self._run = None  # otherwise the weights would be in memory twice meanwhile
+        # Drop the old model first: otherwise the weights would be in memory twice for a while.
+        self._run = None
         self._ready()
 
     def _ready(self) -> OnnxRun:
-        """What runs the model; loaded again where loading failed the last time."""
+        """Return the model's runner; load the model if loading failed the last time."""
         if self._run is None:
             self._run = self._runner(self._loader.load())
         return self._run
 
     def nodes(self) -> list[NodeRun]:
-        """Every node that ran since the session was made, and its provider; ends the profile.
+        """End the profile; return every node that ran since the session was loaded.
 
         Raises:
-            GranAlignError: the session was not made with `profile`.
+            GranAlignError: the session was not loaded with `profile`, or this is the second call.
         """
         if not self._profile:
             raise GranAlignError(
-                f"{self.path.name}: got no profile, expected a session made with profile=True, "
-                f"asked once"
+                f"{self.path.name}: got no profile, expected a session loaded with profile=True; "
+                f"read its nodes only once"
             )
         self._profile = False
         path = Path(self._ready().session.end_profiling())
@@ -227,134 +229,142 @@ def open_session(
 ) -> Session:
     """Load an ONNX file on a device.
 
-    On the device ``"tensorrt"`` an encoder runs by the engine that `granalign export tensorrt`
-    built beside the file. Without an engine, ONNX Runtime's TensorRT provider builds its own when
-    the session is made (minutes; kept in the cache folder). An engine that does not fit is an
-    error. All shapes are known by then, so a request never waits for a build. Graphs that TensorRT
-    cannot run, such as decoders, run on the same GPU by CUDA.
+    On the device ``"tensorrt"``, an encoder runs by the engine that `granalign export tensorrt`
+    built from the file. If there is no engine, ONNX Runtime's TensorRT provider builds one while
+    the session is loaded (this takes minutes; the cache folder keeps it). An engine that does not
+    fit is an error. Either way the shapes are fixed before the first request, so no request waits
+    for a build. Graphs that TensorRT cannot run, such as decoders, run by CUDA on the same GPU.
 
-    On the device ``"cuda"`` an exported encoder runs at fixed batch sizes, each as a CUDA graph
-    from its second run on, or without graphs where that fails; see `cuda_graphs`.
+    On the device ``"cuda"``, an exported encoder runs at fixed batch sizes; each shape is a CUDA
+    graph from its second run on. If it cannot be captured, it runs without graphs. See
+    `cuda_graphs`.
 
     Args:
         path: the ``.onnx`` file.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"tensorrt"``.
         threads: CPU threads within one call; None leaves it to ONNX Runtime.
-        memory_limit_bytes: of ONNX Runtime's arena on a GPU, which holds the weights and what a run
-            computes. CUDA's own memory and CuPy's arrays, such as a static cache, are not in it.
-            None for no limit.
-        stream: a `cupy.cuda.Stream`: runs on CuPy's arrays are queued on it without waiting. Use
-            the outputs on this stream, or after it.
-        capturable: allow runs that `bind` returns to become CUDA graphs, on a GPU with a `stream`.
+        memory_limit_bytes: limit of ONNX Runtime's arena on a GPU, which holds the weights and the
+            intermediate results. It does not count CUDA's own memory and CuPy's arrays, such as a
+            static key/value cache. None for no limit.
+        stream: a `cupy.cuda.Stream` on which runs on CuPy arrays are queued without waiting. Use
+            the outputs on this stream, or after it has been synchronised. Only ONNX Runtime's CUDA
+            provider uses it.
+        capturable: whether runs that `bind` returns may become CUDA graphs; needs a `stream`.
         profile: record which provider runs each node, for `OnnxSession.nodes`.
-        contract: the shapes and batch sizes of an exported graph; None where they are not known.
+        contract: the shapes and batch sizes of an exported graph; None if they are not known.
 
     Raises:
-        GranAlignError: the file is missing or corrupt, or the device cannot be had.
+        GranAlignError: the file is missing or corrupt, the device cannot be opened, or an engine
+            does not fit.
         MissingExtraError: the packages for the device are not installed.
     """
-    path, wanted = Path(path), Device.parse(device)
+    path, target = Path(path), Device.parse(device)
     if threads is not None and threads < 1:
         raise GranAlignError(f"threads: got {threads}, expected at least 1, or None")
-    if wanted.kind == "tensorrt" and engine_path(path).exists():
-        return EngineSession(path, wanted.index or 0)
+    # A TensorRT engine runs without ONNX Runtime.
+    if target.kind == "tensorrt" and engine_path(path).exists():
+        return EngineSession(path, target.index or 0)
+    # Everything else needs ONNX Runtime, with the provider for the device.
     try:
         import onnxruntime
     except ImportError:
-        raise MissingExtraError("running a model", wanted.extra) from None
-    if wanted.provider not in onnxruntime.get_available_providers():
-        raise MissingExtraError(f"device {device!r}", wanted.extra)
+        raise MissingExtraError("running a model", target.extra) from None
+    if target.provider not in onnxruntime.get_available_providers():
+        raise MissingExtraError(f"device {device!r}", target.extra)
     if not path.is_file():
         raise GranAlignError(f"{path}: no such file; expected an ONNX model")
 
     # Choose the providers; only TensorRT's needs to know the shapes.
-    providers, span = [(wanted.provider, wanted.options())], None
-    if wanted.kind == "tensorrt":
+    providers, span = [(target.provider, target.options())], None
+    if target.kind == "tensorrt":
         shapes = contract.shapes() if contract else None
-        providers, span = _tensorrt_providers(path, wanted, onnxruntime.__version__, shapes)
-    if wanted.kind != "cpu":
-        onnxruntime.preload_dlls()  # finds CUDA and cuDNN where pip put them
+        providers, span = _tensorrt_providers(path, target, onnxruntime.__version__, shapes)
+    if target.kind != "cpu":
+        onnxruntime.preload_dlls()  # loads CUDA and cuDNN from pip's folders
     if providers[0][0] != CUDA:
         stream = None
     loader = SessionLoader(
-        path, wanted, tuple(providers), threads, memory_limit_bytes, stream, profile
+        path, target, tuple(providers), threads, memory_limit_bytes, stream, profile
     )
 
-    # An encoder on CUDA runs as graphs, if ONNX Runtime can capture it.
+    # Run an encoder on CUDA as CUDA graphs, if ONNX Runtime can capture it.
     refused = None
-    if wanted.kind == "cuda" and stream is None and not profile and contract:
+    if target.kind == "cuda" and stream is None and not profile and contract:
         batches = contract.batches()
         if batches is not None:
             try:
                 session = loader.load(graphs=True)
-            except GranAlignError as error:  # such as control flow, or a node on the CPU
+            except GranAlignError as error:  # for example control flow, or a node on the CPU
                 refused = str(error)
             else:
                 _check_provider(loader, session)
-                there = ArrayDevice(_cupy(wanted, device), wanted.index or 0)
-                return GraphSession(loader, session, batches, there)
+                buffers = ArrayDevice(_cupy(target, device), target.index or 0)
+                return GraphSession(loader, session, batches, buffers)
     capturable = capturable and stream is not None and not profile
     return OnnxSession(loader, capturable=capturable, span=span, refused=refused)
 
 
 def _names(session: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the inputs and of the outputs."""
+    """Return the names of a session's inputs and of its outputs."""
     inputs = tuple(node.name for node in session.get_inputs())
     return inputs, tuple(node.name for node in session.get_outputs())
 
 
 def _check_provider(loader: SessionLoader, session: Any) -> None:
-    """Refuse a session for which ONNX Runtime took another provider than the wanted one."""
+    """Raise if ONNX Runtime silently fell back to another provider than the requested one."""
     if loader.providers[0][0] not in session.get_providers():
         raise GranAlignError(
             f"device {loader.device.name!r}: ONNX Runtime fell back to {session.get_providers()}; "
-            f"install the extra [{loader.device.extra}] and a driver that fits it, or ask for 'cpu'"
+            f"install the extra [{loader.device.extra}] and a driver that fits it, or use 'cpu'"
         )
 
 
 def _tensorrt_providers(
-    path: Path, wanted: Device, version: str, shapes: GraphShapes | None
+    path: Path, target: Device, version: str, shapes: GraphShapes | None
 ) -> tuple[list[tuple[str, dict[str, str]]], Profile | None]:
-    """ONNX Runtime's providers for the device ``tensorrt``, and the bounds of shapes.
+    """Return ONNX Runtime's providers for the device ``tensorrt``, and the bounds of the inputs.
 
-    What TensorRT cannot run goes to CUDA: single operators, or a whole graph.
+    The CUDA provider runs what TensorRT cannot: single operators, or a whole graph.
     """
-    cuda = [(CUDA, wanted.options())]
+    cuda = [(CUDA, target.options())]
     if shapes is None or not shapes.by_provider:
         return cuda, None
-    # Loads TensorRT's libraries too, which ONNX Runtime does not find by itself.
-    machine = Machine.current(wanted.index or 0)
-    # The provider names its engines by a graph's nodes: other weights, another version of
-    # TensorRT or of itself would meet the same name. So each has a folder of its own.
+    # This also loads TensorRT's libraries, which ONNX Runtime does not find by itself.
+    machine = Machine.current(target.index or 0)
+    # The provider names an engine by the graph's nodes only. Other weights, or another version of
+    # TensorRT or ONNX Runtime, would find the same file. So each of these has its own folder.
     cache = default_cache() / ENGINE_FOLDER / f"onnxruntime-{version}-{machine.slug}"
     options = provider_options(shapes, cache / sha256_of(path)[:16], cache)
-    return [(wanted.provider, wanted.options() | options), *cuda], shapes.span
+    return [(target.provider, target.options() | options), *cuda], shapes.span
 
 
-def _cupy(wanted: Device, device: str) -> Any:
+def _cupy(target: Device, device: str) -> Any:
+    """Import CuPy."""
     try:
         import cupy
     except ImportError:
-        raise MissingExtraError(f"device {device!r}", wanted.extra) from None
+        raise MissingExtraError(f"device {device!r}", target.extra) from None
     return cupy
 
 
 def provider_options(shapes: GraphShapes, engines: Path, timings: Path) -> dict[str, str]:
-    """Options of ONNX Runtime's TensorRT provider; those that give shapes exclude any other.
+    """Return the options of ONNX Runtime's TensorRT provider, and create its folders.
+
+    With these options the provider accepts no shape outside the bounds.
 
     Args:
-        shapes: of the graph.
-        engines: the folder of its engines, made if it is not there.
-        timings: the folder of what the builder has measured, made if it is not there.
+        shapes: the shapes and the precision of the graph.
+        engines: folder for the engines that the provider builds.
+        timings: folder for the builder's timings of kernels, which speed up later builds.
 
     Raises:
-        GranAlignError: a folder cannot be made.
+        GranAlignError: a folder cannot be created.
     """
     try:
         engines.mkdir(parents=True, exist_ok=True)
         timings.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise GranAlignError(f"{engines}: cannot be made ({error.strerror or error})") from None
+        raise GranAlignError(f"{engines}: cannot be created ({error.strerror or error})") from None
     options = {
         "trt_engine_cache_enable": "True",
         "trt_engine_cache_path": str(engines),

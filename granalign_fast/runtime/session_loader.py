@@ -1,4 +1,4 @@
-"""A model file to ONNX Runtime's session, as often as it has to be loaded."""
+"""Load a model file as an ONNX Runtime session: with CUDA graphs, or again without them."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from typing import Any
 from granalign_fast.errors import GranAlignError, one_line
 
 from .capture_lock import CAPTURE_LOCK
-from .device import CUDA, TENSORRT, WEIGHTS_APART, Device, cuda_options
+from .device import CUDA, SEPARATE_WEIGHTS, TENSORRT, Device, cuda_options
 
 
 @dataclass(frozen=True)
 class SessionLoader:
-    """What a session is asked for, whether as CUDA graphs or not.
+    """All settings of a session, so that it can be loaded more than once.
 
     Attributes:
         path: the ``.onnx`` file.
         device: the device that runs the model.
-        providers: names and options, of CUDA's own but those that `cuda_options` gives.
+        providers: names and options of the providers. The options of the CUDA provider are replaced
+            by those of `cuda_options`.
         threads: CPU threads within one call; None leaves it to ONNX Runtime.
-        memory_limit_bytes: of the arena on a GPU; None for no limit.
-        stream: a `cupy.cuda.Stream` of its runs; None for one of its own.
-        profile: whether to record what runs each node.
+        memory_limit_bytes: limit of the arena on a GPU; None for no limit.
+        stream: the `cupy.cuda.Stream` of its runs; None lets the session create one.
+        profile: whether to record which provider runs each node.
     """
 
     path: Path
@@ -37,39 +38,42 @@ class SessionLoader:
     profile: bool
 
     def load(self, graphs: bool = False) -> Any:
-        """An `onnxruntime.InferenceSession`.
+        """Load the file as an `onnxruntime.InferenceSession`.
 
         Args:
             graphs: whether runs are to be captured as CUDA graphs.
 
         Raises:
-            GranAlignError: the file is corrupt, or the device cannot be had.
+            GranAlignError: the file is corrupt, the device cannot be opened, or ONNX Runtime cannot
+                capture the model although `graphs` is set.
         """
         import onnxruntime
 
+        # Settings of the session.
         on_gpu = any(name == CUDA for name, _ in self.providers)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors only: warnings would not name the model
-        # Else its threads turn in circles for 40 ms after a run, and whatever comes next, another
-        # model or the decoding of a video, has a core less: a third of a query's time.
+        # Otherwise ONNX Runtime's threads busy-wait for 40 ms after a run, and take cores from the
+        # next step, such as another model or video decoding. It costs a third of a query's time.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
         if on_gpu and self.memory_limit_bytes is None:
-            options.add_session_config_entry(*WEIGHTS_APART)
+            options.add_session_config_entry(*SEPARATE_WEIGHTS)
         if self.profile:
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(tempfile.mkdtemp()) / "profile")
+        # Settings of the providers.
         cuda = cuda_options(
             self.device,
             memory_limit_bytes=self.memory_limit_bytes,
             graphs=graphs,
             stream=self.stream,
         )
-        providers = [(name, cuda if name == CUDA else own) for name, own in self.providers]
+        providers = [(name, cuda if name == CUDA else other) for name, other in self.providers]
         try:
             with CAPTURE_LOCK.shared() if on_gpu else nullcontext():
-                # Else what fails on a GPU, now or in a run, would be tried again on the CPU.
+                # Without fallback: it would repeat on the CPU what fails on a GPU, now or in a run.
                 return onnxruntime.InferenceSession(
                     self._model(), options, providers=providers, enable_fallback=0
                 )
@@ -83,7 +87,7 @@ class SessionLoader:
             ) from None
 
     def _model(self) -> Path | bytes:
-        """The file, or for TensorRT, which lacks ONNX Runtime's own operators, what is in it."""
+        """Return the file's path, or for TensorRT its bytes in standard operators only."""
         if self.providers[0][0] != TENSORRT:
             return self.path
         from .standard_operators import standard_bytes

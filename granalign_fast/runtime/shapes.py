@@ -1,9 +1,13 @@
-"""The shapes that TensorRT is made ready for, and how a request of any size runs in them.
+"""The shapes that TensorRT engines are built for, and how requests of any size are split to fit.
 
-TensorRT chooses its kernels when an engine is built, for shapes that are known then; another shape
-would mean minutes of building in the middle of a request. So each batch size of
-`export.specs.ENGINE_GRAPHS` has a profile, and requests are cut to fit. The axis of tokens is a
-range and never padded: our graphs take texts of one length and have no mask to hide padding with.
+TensorRT chooses its kernels when an engine is built, for the shapes that are known then. Another
+shape would mean minutes of building in the middle of a request. So an engine has one profile for
+each batch size of `models.graph_contract.ENGINE_GRAPHS`, and requests are split into these sizes.
+
+The token axis of a profile is a range of lengths, and splitting never pads it. Graphs that take
+`INPUT_IDS` have no mask that could hide padding, so the texts of a request must have equal length.
+The fp16 sentence encoder takes `PADDED_IDS` instead: its texts may differ in length, and the caller
+pads them before the request.
 """
 
 from __future__ import annotations
@@ -17,12 +21,14 @@ from granalign_fast.errors import GranAlignError, MissingExtraError, one_line
 
 Shape = tuple[int, ...]
 NamedShape = tuple[int | str, ...]
-"""A shape as a graph states it: dynamic axes by their names."""
+"""A shape as a graph declares it: fixed axes by size, dynamic axes by name."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """The least, the usual and the greatest shape of one input; kernels are chosen for the usual.
+    """The smallest, the usual and the largest shape of one input.
+
+    TensorRT chooses the fastest kernels for the usual shape.
 
     >>> Bounds((4, 1), (4, 24), (4, 256)).admits((4, 9))
     True
@@ -35,14 +41,14 @@ class Bounds:
     most: Shape
 
     def admits(self, shape: Shape) -> bool:
-        """Whether a shape lies within."""
+        """Return whether a shape is within the bounds on every axis."""
         return len(shape) == len(self.least) and all(
             low <= size <= high
             for low, size, high in zip(self.least, shape, self.most, strict=True)
         )
 
     def __str__(self) -> str:
-        """As in messages: ``4 x 1..256``."""
+        """Return the bounds for messages, such as ``4 x 1..256``."""
         return " x ".join(
             str(low) if low == high else f"{low}..{high}"
             for low, high in zip(self.least, self.most, strict=True)
@@ -50,26 +56,27 @@ class Bounds:
 
 
 Profile = dict[str, Bounds]
-"""Bounds of every input; in TensorRT's words, an optimisation profile."""
+"""Bounds of every input; TensorRT calls them an optimisation profile."""
 
 
-_WASTED = 128
-"""Rows: beyond that another run's launches cost less than its wasted rows."""
+_MAX_PADDING = 128
+"""Most rows of padding in one run. More padding costs more time than the launches of another run
+of a smaller batch size."""
 
 
 def runs(rows: int, batches: Sequence[int]) -> list[tuple[int, int]]:
-    """Cut a request into runs of the given batch sizes.
+    """Split a request into runs of the given batch sizes.
 
-    The largest batches come first. What is left goes into the smallest batch that holds it if that
-    is at least half full, with no more than `_WASTED` rows wasted, and otherwise into smaller ones.
-    What is less than the least size is one run of it.
+    The largest batches come first. The remaining rows go into the smallest batch that holds them,
+    if it is at least half full and pads no more than `_MAX_PADDING` rows. Otherwise they are split
+    into smaller batches. Fewer rows than the smallest batch size are one run of that size.
 
     Args:
-        rows: of the request.
-        batches: sizes in ascending order.
+        rows: number of rows of the request.
+        batches: batch sizes in ascending order.
 
     Returns:
-        For each run the rows that it takes and its batch size, of which the rest is filled up.
+        For each run, its number of rows and its batch size; the difference is padding.
 
     >>> runs(150, (1, 4, 16, 64))
     [(64, 64), (64, 64), (16, 16), (4, 4), (2, 4)]
@@ -78,25 +85,29 @@ def runs(rows: int, batches: Sequence[int]) -> list[tuple[int, int]]:
     >>> runs(21, (16, 64))
     [(16, 16), (5, 16)]
     """
-    found = []
+    split = []
     while rows > 0:
-        holding = next((batch for batch in batches if batch >= rows), None)
-        if holding is not None and (holding == batches[0] or holding - rows <= min(rows, _WASTED)):
-            found.append((rows, holding))
+        # Pad the rest into the smallest batch that holds it, unless that wastes too much.
+        padded = next((batch for batch in batches if batch >= rows), None)
+        if padded is not None and (
+            padded == batches[0] or padded - rows <= min(rows, _MAX_PADDING)
+        ):
+            split.append((rows, padded))
             break
+        # Otherwise fill the largest batch that is not larger than the rest.
         batch = max(batch for batch in batches if batch <= rows)
-        found.append((batch, batch))
+        split.append((batch, batch))
         rows -= batch
-    return found
+    return split
 
 
 @dataclass(frozen=True)
 class GraphShapes:
-    """What a graph has to be made ready for.
+    """The shapes and the precision that TensorRT builds a graph's engine for.
 
     Attributes:
-        profiles: one for each batch size, in ascending order.
-        precision: ``"fp32"`` or ``"fp16"``, of the graph's products.
+        profiles: one for each batch size, ascending.
+        precision: precision of the graph's matrix products, ``"fp32"`` or ``"fp16"``.
         by_provider: whether ONNX Runtime's TensorRT provider can run the whole graph.
     """
 
@@ -106,7 +117,7 @@ class GraphShapes:
 
     @property
     def span(self) -> Profile:
-        """One profile over all batch sizes, the largest the usual one."""
+        """One profile over all batch sizes, with the usual shape of the largest."""
         first, last = self.profiles[0], self.profiles[-1]
         return {
             name: Bounds(first[name].least, last[name].usual, last[name].most) for name in first
@@ -114,19 +125,19 @@ class GraphShapes:
 
 
 class GraphContract(Protocol):
-    """What a session has to know about a graph before it loads it."""
+    """The facts about a graph that `open_session` needs before it loads the graph."""
 
     def shapes(self) -> GraphShapes | None:
-        """The shapes for TensorRT; None for a graph that TensorRT does not run."""
+        """Return the shapes for TensorRT; None for a graph that TensorRT does not run."""
         ...
 
     def batches(self) -> tuple[int, ...] | None:
-        """The batch sizes of runs on CUDA, ascending; None for a graph that runs at any."""
+        """Return the batch sizes of runs on CUDA, ascending; None if any size will do."""
         ...
 
 
 def read_inputs(graph: Path) -> dict[str, NamedShape]:
-    """The inputs of an ONNX file and their shapes; external data is left where it is.
+    """Read the names and shapes of an ONNX file's inputs, without its external data.
 
     Raises:
         GranAlignError: the file is not an ONNX model.
@@ -141,7 +152,7 @@ def read_inputs(graph: Path) -> dict[str, NamedShape]:
 
 
 def load_graph(graph: Path) -> Any:
-    """An `onnx.ModelProto` without its external data.
+    """Load an ONNX file as an `onnx.ModelProto`, without its external data.
 
     Raises:
         GranAlignError: the file is not an ONNX model.

@@ -1,4 +1,4 @@
-"""TensorRT and CuPy as this package meets them: loading, what TensorRT complains of, the GPU."""
+"""Import TensorRT and CuPy, collect TensorRT's error messages, and identify the machine."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from typing import Any
 from granalign_fast.errors import GranAlignError, MissingExtraError, one_line
 
 _MAJOR = "10"
+"""The major version of TensorRT that this package and ONNX Runtime are built for."""
 
 
 def libraries() -> tuple[Any, Any]:
-    """The modules `tensorrt` and `cupy`.
+    """Import the modules `tensorrt` and `cupy`.
 
-    Importing `tensorrt` also loads its libraries from where pip put them, so that ONNX Runtime's
-    TensorRT provider finds them: `onnxruntime.preload_dlls` knows of CUDA and cuDNN alone.
+    Importing `tensorrt` also loads its libraries from pip's folders, so that ONNX Runtime's
+    TensorRT provider finds them: `onnxruntime.preload_dlls` loads only CUDA and cuDNN.
 
     Raises:
-        MissingExtraError: one of them, or a library that it loads, is not installed.
-        GranAlignError: TensorRT is of another major version.
+        MissingExtraError: a module, or a library that it loads, is not installed.
+        GranAlignError: TensorRT has another major version.
     """
     try:
         trt, cupy = import_module("tensorrt"), import_module("cupy")
@@ -38,10 +39,10 @@ def libraries() -> tuple[Any, Any]:
 
 @functools.cache
 def logger(trt: Any) -> Any:
-    """The `ILogger` that remembers errors, in `errors`; all else is dropped.
+    """Return the process's `ILogger`. It keeps the last 20 errors, in `errors`, and nothing else.
 
-    TensorRT keeps to the first logger that it is given, for as long as the process lives: so there
-    is one, and who wants the errors of one call clears it before.
+    TensorRT uses the first logger that it is given until the process ends. So there is only one.
+    Clear `errors` before a call to get the errors of that call.
     """
 
     class Log(trt.ILogger):  # type: ignore[misc]
@@ -57,18 +58,18 @@ def logger(trt: Any) -> Any:
 
 
 def logged_errors(log: Any) -> str:
-    """What TensorRT has said since the log was cleared, in one line."""
-    return "; ".join(text[:300] for text in dict.fromkeys(log.errors)) or "it does not say why"
+    """Return the errors since the log was cleared, in one line and without repetitions."""
+    return "; ".join(text[:300] for text in dict.fromkeys(log.errors)) or "it gives no reason"
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What an engine is built for and runs on.
+    """The versions and the GPU that an engine is tied to.
 
     Attributes:
-        tensorrt: its version, all four numbers.
-        compute_capability: of the GPU, such as ``"9.0"``.
-        gpu: its name.
+        tensorrt: TensorRT's version, all four numbers.
+        compute_capability: the GPU's compute capability, such as ``"9.0"``.
+        gpu: the GPU's name.
     """
 
     tensorrt: str
@@ -77,34 +78,34 @@ class Machine:
 
     @classmethod
     def current(cls, index: int = 0) -> Machine:
-        """This machine, with the GPU of a number.
+        """Identify this machine, with the GPU of the given number.
 
         Raises:
             GranAlignError: there is no such GPU, or no driver that fits.
-            MissingExtraError: as for `libraries`.
+            MissingExtraError: TensorRT or CuPy is not installed.
         """
         trt, cupy = libraries()
         try:
-            found = cupy.cuda.runtime.getDeviceProperties(index)
+            properties = cupy.cuda.runtime.getDeviceProperties(index)
         except cupy.cuda.runtime.CUDARuntimeError as error:
             raise GranAlignError(
-                f"GPU {index} cannot be had ({one_line(error)}); check nvidia-smi and the number "
-                f"in device 'tensorrt:<number>'"
+                f"GPU {index} cannot be opened ({one_line(error)}); check nvidia-smi and the "
+                f"number in device 'tensorrt:<number>'"
             ) from None
-        capability = f"{found['major']}.{found['minor']}"
-        return cls(trt.__version__, capability, found["name"].decode())
+        capability = f"{properties['major']}.{properties['minor']}"
+        return cls(trt.__version__, capability, properties["name"].decode())
 
     @property
     def slug(self) -> str:
-        """For names of files."""
+        """A string for file names."""
         words = [f"tensorrt-{self.tensorrt}", f"sm{self.compute_capability}", self.gpu]
         return re.sub(r"[^a-z0-9.]+", "-", "-".join(words).lower())
 
     def differences(self, other: Machine) -> list[str]:
-        """What another machine has differently, as ``got ..., expected ...``."""
-        mine, others = asdict(self), asdict(other)
+        """List how another machine differs, as ``<name> <other's>, expected <this one's>``."""
+        expected, got = asdict(self), asdict(other)
         return [
-            f"{name.replace('_', ' ')} {others[name]!r}, expected {mine[name]!r}"
-            for name in mine
-            if mine[name] != others[name]
+            f"{name.replace('_', ' ')} {got[name]!r}, expected {expected[name]!r}"
+            for name in expected
+            if expected[name] != got[name]
         ]

@@ -1,4 +1,4 @@
-"""Places of arrays: GPUs that cannot be had, and what they fail at, each in one line."""
+"""Places of arrays: GPUs that cannot be opened, and what they fail at, each in one line."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def test_a_gpu_that_is_not_there(make: Any, index: int) -> None:
     assert ArrayDevice.of("cuda:0").index == ArrayDevice.of("cuda").index == 0
     with pytest.raises(GranAlignError) as error:
         make(f"cuda:{index}")
-    expected = rf"device 'cuda:{index}': GPU {index} cannot be had (cudaErrorInvalidDevice: "
+    expected = rf"device 'cuda:{index}': GPU {index} cannot be opened (cudaErrorInvalidDevice: "
     assert one_line(error.value).startswith(expected)
     assert "expected one that nvidia-smi lists" in str(error.value)
 
 
 def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fake_cupy.cuda.runtime, "gpus", [])
-    with pytest.raises(GranAlignError, match=r"GPU 0 cannot be had .* driver for CUDA 13"):
+    with pytest.raises(GranAlignError, match=r"GPU 0 cannot be opened .* driver for CUDA 13"):
         ArrayDevice.of("cuda")
 
 
@@ -76,7 +76,7 @@ def test_a_gpu_without_memory(failure: Exception, monkeypatch: pytest.MonkeyPatc
     ):
         with pytest.raises(GranAlignError) as error:
             work()
-        assert one_line(error.value).startswith(f"GPU 0 failed ({failure}); ask for less")
+        assert one_line(error.value).startswith(f"GPU 0 failed ({failure}); use smaller batches")
 
 
 def test_errors_of_others_are_left_alone() -> None:

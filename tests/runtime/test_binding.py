@@ -11,7 +11,7 @@ import pytest
 from helpers.tiny_llm import CONFIGS, write_unchecked
 
 from granalign_fast.models.exported_graph import open_session
-from granalign_fast.runtime.binding import bind_input, bind_output, queueing, run_bound
+from granalign_fast.runtime.binding import bind_input, bind_output, queued_options, run_bound
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -103,7 +103,7 @@ def test_a_queued_run_waits_for_nothing(tmp_path: Path) -> None:
         "position_ids": np.array([[0, 1], [0, 1]]),
         "attention_mask": np.ones((2, 2), np.int64),
     }
-    options = queueing()
+    options = queued_options()
     assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
     found = run_bound(session._run.session, inputs, np, "cpu", options=options, queued=True)
     np.testing.assert_array_equal(found["logits"], session(**inputs)["logits"])

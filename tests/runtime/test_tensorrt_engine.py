@@ -211,7 +211,7 @@ def test_an_engine_of_other_weights_or_torn_is_refused(built: Path) -> None:
         (lambda r: r | {"profiles": []}, "no profile"),
         (lambda r: r | {"profiles": [{"input_ids": {"least": [1]}}]}, "not an engine's stamp"),
         (lambda r: [r], "format version None"),
-        (lambda r: None, r"no model\.engine\.json"),
+        (lambda r: None, r"got no model\.engine\.json"),
     ],
 )
 def test_stamps_that_are_none(built: Path, change: Any, message: str) -> None:
@@ -267,7 +267,7 @@ def test_a_version_of_another_major(
 
 
 def test_no_such_gpu(built: Path) -> None:
-    with pytest.raises(GranAlignError, match="GPU 3 cannot be had"):
+    with pytest.raises(GranAlignError, match="GPU 3 cannot be opened"):
         open_session(built / "model.onnx", device="tensorrt:3")
 
 
