@@ -1,12 +1,14 @@
-// Just enough of CUDA to compile the kernels as C++ and run them on a CPU, one block at a time.
+// The part of CUDA that the kernels use: compiles them as C++ and runs them on a CPU, one block at
+// a time.
 //
-// Every thread of a block is a fiber that runs until it meets a barrier, a shuffle or its end. Each
-// warp in turn runs as far ahead of the others as it can, the first one first or the last one first:
-// a kernel that lacks a barrier gives a wrong result in one order or the other. Threads that wait at
-// different places are reported, where a GPU would hang. Shared memory is filled with rubbish
-// before each block, because on a GPU it starts as whatever the last block left. An asynchronous
-// copy happens as late as it may with the first warp first, and at once with the last one first; so
-// do copies of boxes and products of warpgroups (hopper_on_cpu.h).
+// Every thread of a block is a fiber that runs until it reaches a barrier, a shuffle or its end.
+// Each warp in turn runs as far ahead of the others as it can. The order of the warps is forwards
+// (first warp first) or backwards: a kernel that lacks a barrier gives a wrong result in one of the
+// orders. Threads that wait at different barriers are an error; a GPU would hang.
+//
+// Shared memory is filled with a fixed pattern before each block, because a GPU does not clear it.
+// Asynchronous copies happen as late as allowed in the forward order, and at once in the backward
+// order. The same holds for copies of boxes and products of warpgroups (hopper_on_cpu.h).
 #pragma once
 #include <setjmp.h>
 #include <ucontext.h>
@@ -48,7 +50,7 @@ static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
     return {x, y, z, w};
 }
 
-// The linker names the ends of a section; the anchor makes sure that there is one.
+// The linker defines symbols for the ends of a section; the anchor makes sure that it exists.
 extern "C" char __start_block_shared[], __stop_block_shared[];
 __shared__ int block_shared_anchor = 0;
 
@@ -57,7 +59,7 @@ namespace emulator {
 constexpr unsigned kWarp = 32;
 enum class Wait { nothing, block, warp, condition, ended };
 
-// What happens some time after it was asked for; of a group, which closes later.
+// An operation that happens later than its call, and the number of its group.
 struct Later {
     int group;
     std::function<void()> happen;
@@ -69,17 +71,17 @@ struct Copy {
     int group;
 };
 
-// A fiber starts as a context. From then on it is left and met again by jumps: they take a tenth of
-// the time, as no signal mask is put away.
+// A fiber starts as a ucontext. After that, longjmp switches between fibers: it takes a tenth of
+// swapcontext's time, because it saves no signal mask.
 struct Fiber {
     ucontext_t context;
     jmp_buf place;
     bool started = false;
     std::vector<char> stack = std::vector<char>(64 * 1024);
     Wait wait = Wait::nothing;
-    unsigned turn = 0;  // of what its warp does together
+    unsigned turn = 0;  // number of the warp's collective operation
     std::vector<Copy> copies;
-    int group = 0;  // the copies that are not yet closed
+    int group = 0;  // the group of copies that is not yet committed
     std::deque<Later> products;
     int product_group = 0;
 };
@@ -90,7 +92,7 @@ static unsigned current = 0;
 static void (*body)(void*) = nullptr;
 static void* body_argument = nullptr;
 static bool copies_at_once = false, misaligned = false, advanced = false;
-static std::deque<std::function<void()>> boxes;  // on their way to shared memory
+static std::deque<std::function<void()>> boxes;  // copies on their way to shared memory
 
 static void stop_at(Wait wait) {
     advanced |= wait != Wait::condition;
@@ -103,8 +105,8 @@ static void entry() {
     stop_at(Wait::ended);
 }
 
-// What each lane of the warp gives, once all have given. Two buffers in turn: a lane that gives
-// again meets only those that have read what it gave before.
+// The values of all lanes of the warp, once every lane has given one. Two buffers take turns: when
+// a lane writes to a buffer again, all lanes have read its last value.
 template <class T>
 const T* gathered(const T& value) {
     static T given[2][1024];
@@ -124,7 +126,7 @@ static void perform(const Copy& copy) {
     else std::memset(copy.to, 0, 16);
 }
 
-// Whether all threads from `begin` up to `end` wait at the same place; if so, they may go on.
+// Lets the threads from `begin` up to `end` go on if all of them wait for the same.
 static bool release(unsigned begin, unsigned end, Wait wait) {
     for (unsigned t = begin; t < end; ++t)
         if (fibers[t].wait != wait) return false;
@@ -164,7 +166,7 @@ static bool run_block(unsigned threads, bool backwards) {
             const unsigned end = min(begin + kWarp, threads);
             for (unsigned t = begin; t < end; ++t)
                 if (fibers[t].wait == Wait::condition) fibers[t].wait = Wait::nothing;
-            // A warp runs ahead as far as it can, so that what it must not overtake shows.
+            // The warp runs ahead as far as it can: that exposes a missing barrier.
             do {
                 for (unsigned i = 0; i < end - begin; ++i) {
                     const unsigned thread = backwards ? end - 1 - i : begin + i;
@@ -172,8 +174,8 @@ static bool run_block(unsigned threads, bool backwards) {
                 }
             } while (release(begin, end, Wait::warp));
         }
-        if (!advanced && !boxes.empty()) {  // nothing else is left to happen
-            boxes.back()();  // in no order that could be relied on
+        if (!advanced && !boxes.empty()) {  // all threads wait for a box
+            boxes.back()();  // the last one first: no kernel may rely on an order
             boxes.pop_back();
             advanced = true;
         }
@@ -183,7 +185,7 @@ static bool run_block(unsigned threads, bool backwards) {
     return true;
 }
 
-// As the driver does, wherever the host has it.
+// Reads an argument at any address, aligned or not, as the driver does.
 template <class T>
 T copied(const void* from) {
     std::remove_const_t<T> value;
@@ -207,8 +209,8 @@ bool run_grid(void (*kernel)(Args...), unsigned blocks, unsigned threads, void**
     return !misaligned;
 }
 
-// Arguments as cuLaunchKernel takes them: a pointer to each. False: threads of a block diverged, or
-// 16 bytes were not on a multiple of 16.
+// Runs a kernel. Like cuLaunchKernel, it takes a pointer to each argument. Returns false if threads
+// of a block wait at different barriers, or if an access to 16 bytes was not aligned to 16.
 template <class... Args>
 bool run(void (*kernel)(Args...), unsigned blocks, unsigned threads, void** arguments,
          bool backwards) {
@@ -263,7 +265,7 @@ static inline float __uint_as_float(unsigned bits) {
     return value;
 }
 
-// In place of kernels/tensor.cuh, which says what each does.
+// Replaces kernels/tensor.cuh, which documents each function.
 
 static inline void copy16(void* to, const void* from, bool filled) {
     auto& self = emulator::fibers[emulator::current];
@@ -291,7 +293,7 @@ static inline void load_matrices(unsigned (&words)[4], const void* row) {
         std::memcpy(&words[m], (const unsigned*)rows[m * 8 + lane / 4] + lane % 4, 4);
 }
 
-// `Product` of two words, summed over a step.
+// One step of a matrix product: `product` multiplies the numbers in two words and sums them.
 template <class Product>
 void multiply_words(float (&sums)[4], const unsigned (&left)[4], const unsigned (&right)[2],
                     Product product) {

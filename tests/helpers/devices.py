@@ -1,4 +1,4 @@
-"""Where kernels run in the tests: NumPy, the emulated GPU, and a real one if there is one."""
+"""The devices on which tests run kernels: NumPy, the emulated GPU, and a real GPU if present."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from helpers.emulator import Emulator, emulated_map
 
 @functools.cache
 def cuda_missing() -> str | None:
-    """Why there is no GPU to test on, or `None`."""
+    """Return the reason why there is no GPU to test on; None if there is one."""
     try:
         import cupy
 
@@ -36,19 +36,22 @@ DEVICES = [
 
 
 class KernelDevice(NamedTuple):
-    """Where a test's kernels run."""
+    """The device that runs a test's kernels.
+
+    Attributes:
+        device: the device's name, as `Ranking` takes it.
+        put: copies a NumPy array to the device.
+        get: copies results to the host.
+    """
 
     device: str
-    """As a `Ranking` is told."""
     put: Callable[[Any], Any]
-    """NumPy arrays to there."""
     get: Callable[[Any], Any]
-    """Results back."""
 
 
 @contextmanager
 def on(name: str) -> Iterator[KernelDevice]:
-    """Kernels that are called in here run on one of `DEVICES`."""
+    """Run the kernels that are called inside on one of `DEVICES`."""
     if name == "numpy":
         yield KernelDevice("cpu", _same, _same)
     elif name == "cuda":
@@ -65,25 +68,26 @@ def on(name: str) -> Iterator[KernelDevice]:
 
 
 def call(kernel: Callable[..., Any], device: str, *arguments: Any, **options: Any) -> Any:
-    """`kernel` with NumPy arrays in and out, run on `device`."""
-    with on(device) as there:
-        return there.get(
-            kernel(*map(there.put, arguments), **{k: there.put(v) for k, v in options.items()})
+    """Call `kernel` on a device, with NumPy arrays in and out."""
+    with on(device) as target:
+        return target.get(
+            kernel(*map(target.put, arguments), **{k: target.put(v) for k, v in options.items()})
         )
 
 
 def launch_users() -> list[Any]:
+    """Return the modules that launch kernels."""
     families = ("context", "corpus", "nms", "proposals", "ranking", "similarity")
     return [_module(name) for name in families]
 
 
 @contextmanager
 def emulated_hopper(patch: pytest.MonkeyPatch, folder: Path) -> Iterator[Any]:
-    """CuPy's stand-in in its place, as a Hopper GPU whose kernels are emulated.
+    """Replace CuPy by its stand-in, as a Hopper GPU whose kernels are emulated.
 
     Args:
-        patch: undoes it.
-        folder: where binaries are kept.
+        patch: restores the modules at the end of the test.
+        folder: cache folder for the kernels' binaries.
     """
     from helpers import fake_cupy
 
@@ -99,7 +103,7 @@ def emulated_hopper(patch: pytest.MonkeyPatch, folder: Path) -> Iterator[Any]:
 
 
 def forget_kernels() -> None:
-    """Have kernels compiled anew, by whatever CuPy is by then."""
+    """Empty the caches of compiled kernels, so that the current `cupy` compiles them again."""
     launch = _module("launch")
     launch._function.cache_clear()
     launch._compiled.cache_clear()
@@ -116,7 +120,7 @@ def _same(value: Any) -> Any:
 def _to_cupy(value: Any) -> Any:
     import cupy
 
-    # int64 arrays are offsets and video numbers: they stay on the host.
+    # int64 arrays are offsets and video numbers, which stay on the host.
     return (
         cupy.asarray(value) if isinstance(value, np.ndarray) and value.dtype != np.int64 else value
     )

@@ -1,4 +1,4 @@
-"""Runs the kernels' own ``.cu`` text on the CPU, over NumPy arrays (see cuda_on_cpu.h)."""
+"""Compile the kernels' ``.cu`` sources as C++ and run them on NumPy arrays (see cuda_on_cpu.h)."""
 
 from __future__ import annotations
 
@@ -20,17 +20,20 @@ from granalign_fast.kernels.tensor_map import TENSOR_MAP, mappable
 
 HEADER = Path(__file__).with_name("cuda_on_cpu.h")
 HOPPER = Path(__file__).with_name("hopper_on_cpu.h")
-DYNAMIC_SHARED = 232448  # of hopper_on_cpu.h, and of sm_90
-GUARD = 64  # items on either side of an output, to see writes outside it
+DYNAMIC_SHARED = 232448
+"""Bytes of dynamic shared memory: sm_90's limit, and the size of the array in hopper_on_cpu.h."""
+GUARD = 64
+"""Bytes on either side of an array; a kernel that writes outside the array changes them."""
 RUBBISH = 0xA5
+"""Value of all bytes of new memory: a kernel must not rely on zeros."""
 
 
 class Emulator:
-    """Looks like a device.
+    """A `Launcher` that runs kernels on the CPU.
 
     Args:
         backwards: run the threads of a block in the opposite order.
-        hopper: have what sm_90 has.
+        hopper: offer tensor maps, as sm_90 does.
     """
 
     def __init__(self, *, backwards: bool = False, hopper: bool = False) -> None:
@@ -73,29 +76,29 @@ class Emulator:
             assert (edges == RUBBISH).all(), f"{kernel} wrote outside an array"
 
     def copy(self, target: npt.NDArray[Any], source: npt.NDArray[Any]) -> None:
-        assert self._recorded is None, "recorded are launches"
+        assert self._recorded is None, "only launches can be recorded"
         assert target.dtype == source.dtype and source.size <= target.size
         target.reshape(-1)[: source.size] = source.reshape(-1)
 
     def record(self, sequence: Callable[[], object]) -> Callable[[], object]:
-        self._recorded = work = []
+        self._recorded = launches = []
         try:
             sequence()
         finally:
             self._recorded = None
-        return lambda: [step() for step in work]
+        return lambda: [launch() for launch in launches]
 
     def finish(self) -> None:
         assert self._recorded is None, "no waiting within a recording"
 
 
 def emulated_map(array: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
-    """TensorMap of hopper_on_cpu.h."""
-    found = np.zeros(1, TENSOR_MAP)
+    """Encode a matrix as the struct TensorMap of hopper_on_cpu.h."""
+    tensor_map = np.zeros(1, TENSOR_MAP)
     item = array.itemsize
     fields = [array.ctypes.data, len(array), array.shape[1] * item, item, rows]
-    found.view(np.int64)[: len(fields)] = fields
-    return found
+    tensor_map.view(np.int64)[: len(fields)] = fields
+    return tensor_map
 
 
 def emulate(
@@ -107,7 +110,7 @@ def emulate(
     options: tuple[str, ...] = (),
     backwards: bool = False,
 ) -> None:
-    """Run a kernel of a ``.cu`` text over NumPy arrays."""
+    """Run a kernel of a ``.cu`` source on NumPy arrays."""
     defines = tuple(option for option in options if option.startswith("-D"))
     run = getattr(_library(text, defines), f"run_{kernel}")
     run.restype = ctypes.c_bool
@@ -115,7 +118,7 @@ def emulate(
     def is_pointer(a: Any) -> bool:
         return a is None or (isinstance(a, np.ndarray) and a.dtype != TENSOR_MAP)
 
-    # As cuLaunchKernel wants them: the address of every argument, a pointer's or a value's.
+    # Like cuLaunchKernel, `run` takes the address of every argument, be it a pointer or a value.
     values = [
         ctypes.c_void_p(None if a is None else a.ctypes.data)
         if is_pointer(a)
@@ -130,13 +133,14 @@ def emulate(
             for v in values
         )
     )
-    ran = run(blocks, threads, addresses, backwards)
-    assert ran, f"{kernel}: threads wait apart, or 16 bytes are not aligned"
+    correct = run(blocks, threads, addresses, backwards)
+    assert correct, f"{kernel}: threads wait at different barriers, or 16 bytes are not aligned"
 
 
 @functools.cache
 def _library(text: str, defines: tuple[str, ...]) -> ctypes.CDLL:
-    # What only Hopper has brings as much shared memory as a block can have: for those who ask.
+    """Compile a ``.cu`` source to a library with one function ``run_<kernel>`` for each kernel."""
+    # The Hopper header reserves all the shared memory of a block: only for kernels that use it.
     headers = [HEADER] + [HOPPER] * ("dynamic_shared" in text)
     code = "".join(f'#include "{header}"\n' for header in headers) + text.replace(
         "#include <cuda_fp16.h>", ""
@@ -153,7 +157,7 @@ def _library(text: str, defines: tuple[str, ...]) -> ctypes.CDLL:
         (folder / "kernel.cpp").write_text(code, encoding="utf-8")
         # No contraction: the kernels that must equal NumPy bit for bit are built without it too.
         command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-ffp-contract=off", *defines]
-        # Half precision in instructions; no checks that take a fiber's jump for a stray one.
+        # native: half precision in hardware. No fortify: it takes a fiber's longjmp for an error.
         command += ["-march=native", "-U_FORTIFY_SOURCE"]
         command += ["-Wno-unknown-pragmas", "-o", "kernel.so", "kernel.cpp"]
         subprocess.run(command, cwd=folder, check=True)

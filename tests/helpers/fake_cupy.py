@@ -1,7 +1,8 @@
-"""A stand-in for what engines and kernels use of CuPy: host memory, streams that run at once.
+"""A stand-in for the part of CuPy that this package uses: arrays are in host memory.
 
-What differs from a GPU for a reason: `LOG` keeps what was asked of streams, in order, and
-`UPLOADED` and `FETCHED` the shape and type of what has crossed.
+Streams run their work immediately. For the tests' assertions, `LOG` records the operations of
+streams, in order. `UPLOADED` and `FETCHED` record the shape and type of every array that was copied
+to the device or back.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class ndarray(np.ndarray):
 
     def get(self, stream: Any = None, out: Any = None, blocking: bool = True) -> np.ndarray:
         FETCHED.append((self.shape, self.dtype))
-        assert blocking == (out is None), "what nobody waits for goes to pinned memory"
+        assert blocking == (out is None), "a copy without waiting needs a target in pinned memory"
         if out is None:
             return np.array(np.asarray(self))
         out[...] = self
@@ -50,7 +51,7 @@ class ndarray(np.ndarray):
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> ndarray:
-    # Not zeros: what nobody wrote must not look right.
+    # Not zeros: memory that was never written must not look right.
     return np.full(shape, 113, dtype).view(ndarray)
 
 
@@ -74,12 +75,12 @@ def ascontiguousarray(array: np.ndarray, dtype: Any = None) -> ndarray:
 
 
 def concatenate(arrays: list[ndarray], axis: int = 0) -> ndarray:
-    assert all(isinstance(array, ndarray) for array in arrays), "got an array of the host"
+    assert all(isinstance(array, ndarray) for array in arrays), "got a host array"
     return np.concatenate(arrays, axis).view(ndarray)
 
 
 def stack(arrays: list[ndarray]) -> ndarray:
-    assert all(isinstance(array, ndarray) for array in arrays), "got an array of the host"
+    assert all(isinstance(array, ndarray) for array in arrays), "got a host array"
     return np.stack(arrays).view(ndarray)
 
 
@@ -97,12 +98,15 @@ def repeat(array: ndarray, count: int, axis: int) -> ndarray:
 def from_dlpack(exporter: Any) -> ndarray:
     if exporter.__dlpack_device__()[0] == 1:
         return np.from_dlpack(exporter).view(ndarray)
-    value = exporter._value  # of the stand-in for a CUDA runtime, whose memory is the host's
-    kind = {"tensor(float)": ctypes.c_float, "tensor(float16)": ctypes.c_uint16}[value.data_type()]
-    memory = (kind * int(np.prod(value.shape()))).from_address(value.data_ptr())
+    # A value of the stand-in for the CUDA runtime (fake_cuda), whose memory is the host's.
+    value = exporter._value
+    c_type = {"tensor(float)": ctypes.c_float, "tensor(float16)": ctypes.c_uint16}[
+        value.data_type()
+    ]
+    memory = (c_type * int(np.prod(value.shape()))).from_address(value.data_ptr())
     memory.owner = value
     array = np.ctypeslib.as_array(memory).reshape(value.shape())
-    return (array.view(np.float16) if kind is ctypes.c_uint16 else array).view(ndarray)
+    return (array.view(np.float16) if c_type is ctypes.c_uint16 else array).view(ndarray)
 
 
 class _Runtime:
@@ -151,24 +155,24 @@ class Stream:
 
     def end_capture(self) -> Graph:
         assert self.captured is not None
-        work, self.captured = self.captured, None
+        steps, self.captured = self.captured, None
         LOG.append("capture")
-        return Graph(work)
+        return Graph(steps)
 
     def wait_event(self, event: Event) -> None:
         LOG.append(f"wait {self.ptr}")
 
     def synchronize(self) -> None:
-        assert self.captured is None, "no waiting within a capture"
+        assert self.captured is None, "a capturing stream cannot be waited for"
 
 
 class Graph:
-    def __init__(self, work: list[Callable[[], None]]) -> None:
-        self.work = work
+    def __init__(self, steps: list[Callable[[], None]]) -> None:
+        self.steps = steps
 
     def launch(self, stream: Stream | None = None) -> None:
         LOG.append(f"launch {stream.ptr if stream else 0}")
-        for step in self.work:
+        for step in self.steps:
             step()
 
 
@@ -201,7 +205,7 @@ class _Device:
 
 
 class _Nvrtc:
-    """What is compiled is the text; what the options are goes in its last line."""
+    """Compilation returns the source text, with the options in a comment as its last line."""
 
     class NVRTCError(RuntimeError):
         pass
@@ -233,7 +237,7 @@ class _Nvrtc:
 
     @classmethod
     def getCUBIN(cls, program: int) -> bytes:
-        return cls.programs[program][1]  # the 0 at its end is lost, as in CuPy
+        return cls.programs[program][1]  # without the terminating 0, as in CuPy
 
     @classmethod
     def destroyProgram(cls, program: int) -> None:
@@ -255,7 +259,7 @@ class cuda:
 
 
 class RawModule:
-    """Compiled by the emulator. While a stream captures, a kernel is put away instead of run."""
+    """A module whose kernels the emulator runs; a capturing stream records them instead."""
 
     def __init__(
         self, code: str | None = None, options: tuple[str, ...] = (), path: str | None = None
@@ -263,7 +267,7 @@ class RawModule:
         assert (code is None) != (path is None)
         if path is not None:
             code = Path(path).read_text(encoding="utf-8")
-            assert code.endswith("\0"), "not whole"
+            assert code.endswith("\0"), "the file is truncated"
             code = code[:-1]
         self.code = code
         self.options = options
@@ -275,7 +279,7 @@ class RawModule:
             arguments: tuple[Any, ...],
             shared_mem: int = 0,
         ) -> None:
-            # More than 48 KiB are to be asked for first.
+            # CUDA requires that a kernel opts in to more than 48 KiB.
             assert shared_mem <= getattr(launch, "max_dynamic_shared_size_bytes", 48 << 10)
 
             def run() -> None:

@@ -1,7 +1,8 @@
-"""A stand-in for the part of TensorRT that we use: an engine is an ONNX that runs on the CPU.
+"""A stand-in for the part of TensorRT that this package uses: an engine is an ONNX model.
 
-Names, parameters and flags are the bindings' own (`test_tensorrt_bindings`), and rules are enforced
-that TensorRT has: types, shapes within profiles, an order of calls, what may be captured.
+ONNX Runtime runs it on the CPU. Names, parameters and flags are those of TensorRT's bindings
+(`test_tensorrt_bindings` compares them). The stand-in enforces TensorRT's rules: types, shapes
+within profiles, the order of calls, and which runs may be captured.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from helpers import fake_cupy
 __version__ = "10.16.1.11"
 
 BUILT: list[tuple[list[str], int]] = []
-"""Flags of every configuration that was built with, and the flags of its network."""
+"""For every build, the names of the configuration's flags, and the network's flags."""
 
 
 class DataType(enum.IntEnum):
@@ -140,8 +141,8 @@ class Builder:
         self, network: INetworkDefinition, config: IBuilderConfig
     ) -> IHostMemory | None:
         model = network._model
-        assert model is not None and config._profiles, "a network and its profiles first"
-        assert network._parser() is not None, "the parser owns the weights"
+        assert model is not None and config._profiles, "the network and its profiles come first"
+        assert network._parser() is not None, "the parser owns the weights and must be alive"
         names = {value.name for value in model.graph.input}
         typed = network._flags & 1 << NetworkDefinitionCreationFlag.STRONGLY_TYPED
         wrong = ""
@@ -283,9 +284,9 @@ class IExecutionContext:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         if name in self._shapes:
             return self._shapes[name]
-        assert set(self._shapes) == set(self._engine._inputs), "shapes of all inputs first"
-        found = self._run({n: np.zeros(s, self._dtype(n)) for n, s in self._shapes.items()})
-        self._shapes |= {output: array.shape for output, array in found.items()}
+        assert set(self._shapes) == set(self._engine._inputs), "the shapes of all inputs come first"
+        outputs = self._run({n: np.zeros(s, self._dtype(n)) for n, s in self._shapes.items()})
+        self._shapes |= {output: array.shape for output, array in outputs.items()}
         return self._shapes[name]
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
@@ -300,7 +301,7 @@ class IExecutionContext:
             return False
         stream = fake_cupy.Stream.by_handle[stream_handle]
         if stream.captured is not None:
-            assert self._ran, "a new shape runs once before it is captured"
+            assert self._ran, "a new shape must run once before it is captured"
             stream.captured.append(self._compute)
             return True
         fake_cupy.LOG.append(f"execute {stream_handle}")
@@ -309,16 +310,16 @@ class IExecutionContext:
         return True
 
     def _compute(self) -> None:
-        found = self._run({name: self._at(name) for name in self._engine._inputs})
-        for name, array in found.items():
-            self._at(name)[...] = array
+        outputs = self._run({name: self._array(name) for name in self._engine._inputs})
+        for name, array in outputs.items():
+            self._array(name)[...] = array
 
     def _run(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = [name for name in self._engine._nodes if name not in self._engine._inputs]
         return dict(zip(names, self._engine._session.run(names, arrays), strict=True))
 
-    def _at(self, name: str) -> np.ndarray:
-        """The memory at an address, in the current shape."""
+    def _array(self, name: str) -> np.ndarray:
+        """Return the memory at a tensor's address, as an array of its current shape."""
         shape, dtype = self.get_tensor_shape(name), np.dtype(self._dtype(name))
         count = int(np.prod(shape)) * dtype.itemsize
         memory = (ctypes.c_uint8 * count).from_address(self._addresses[name])

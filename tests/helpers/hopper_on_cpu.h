@@ -1,16 +1,16 @@
-// In place of kernels/hopper.cuh, which says what each does; after cuda_on_cpu.h.
+// Replaces kernels/hopper.cuh, which documents each function. Include it after cuda_on_cpu.h.
 //
-// With the first warp first, a box arrives when nothing else is left to happen, and a product is
-// computed when it is waited for; with the last one first both happen at once. What was read too
-// early, or overwritten too soon, is wrong in one or the other. A barrier that is never met ends
-// the block, where a GPU would hang.
+// In the forward order of warps, a box arrives when no thread can go on without it, and a product
+// is computed when a thread waits for it. In the backward order both happen at once. A kernel that
+// reads too early, or overwrites too soon, gives a wrong result in one of the orders. A barrier
+// that is never completed ends the block with an error; a GPU would hang.
 #pragma once
 
 typedef unsigned long long Barrier;
 
 __shared__ unsigned char dynamic_shared[232448] __attribute__((aligned(1024)));
 
-// What the driver would have encoded.
+// Stands for the tensor map that the driver encodes.
 struct alignas(64) TensorMap {
     const unsigned char* memory;
     long long rows, row_bytes, item_bytes, box_rows;
@@ -37,7 +37,8 @@ static void settle_barrier(Arrivals& barrier) {
     barrier.missing = barrier.expected;
 }
 
-// 16-byte piece p of a row is at p ^ row % 8: bits 4 to 6 of an address are mixed with 7 to 9.
+// The 128-byte swizzle: 16-byte piece p of a row is stored at p ^ row % 8. In other words, bits 4
+// to 6 of an address are XORed with bits 7 to 9.
 static unsigned swizzled(unsigned address) { return address ^ (address >> 7 & 7) << 4; }
 
 static void land(unsigned char* to, const TensorMap& map, int column, int row, Barrier* barrier) {
@@ -56,12 +57,13 @@ static void land(unsigned char* to, const TensorMap& map, int column, int row, B
     settle_barrier(found);
 }
 
-// Whether a descriptor says that rows are 128 bytes, swizzled, in patterns that begin on 1024.
+// Returns whether a descriptor states rows of 128 bytes, the 128-byte swizzle, and a pattern that
+// begins on a multiple of 1024 bytes.
 static bool in_lines(unsigned long long matrix) {
     return matrix >> 62 == 1 && (matrix >> 49 & 7) == 0 && (matrix << 4 & 0x3ff) < 128;
 }
 
-// The 16 halves of a row of a matrix that a descriptor of matrix() tells of.
+// Reads 16 halves of a row of the matrix that a descriptor, made by matrix(), describes.
 static void row_of(unsigned long long matrix, unsigned row, float (&values)[16]) {
     const unsigned start = (unsigned)(matrix & 0x3fff) << 4;
     const unsigned eight_rows = (unsigned)(matrix >> 32 & 0x3fff) << 4;
@@ -146,7 +148,7 @@ void products_wait() {
 
 static inline void multiply_group(float (&sums)[128], unsigned long long left,
                                   unsigned long long right, bool add) {
-    // A warp's threads must ask alike.
+    // All threads of a warp must pass the same operands.
     const auto* const all = emulator::gathered(std::make_tuple(left, right, add));
     emulator::misaligned |= all[0] != std::make_tuple(left, right, add);
     emulator::misaligned |= !emulator::in_lines(left) || !emulator::in_lines(right);

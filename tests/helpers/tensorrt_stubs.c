@@ -1,5 +1,5 @@
-/* The nine functions of TensorRT's libraries that its Python bindings cannot be loaded without.
- * They do nothing: with them the bindings' classes, flags and signatures can be looked at. */
+/* The nine functions of TensorRT's libraries without which its Python bindings cannot be loaded.
+ * They do nothing. They let tests inspect the bindings' classes, flags and signatures. */
 
 #define NOTHING(name) \
     void *name(void) { return 0; }

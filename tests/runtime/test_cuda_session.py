@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 from helpers import fake_cupy
-from helpers.captures import PLACES, graph_run, ids_of
+from helpers.captures import ARRAY_DEVICES, graph_run, ids_of
 from helpers.tiny_bert import write_tiny_bert
 from helpers.tiny_llm import CONFIGS, extension_of, write_unchecked
 from helpers.tiny_vlm import CONFIGS as VLM_CONFIGS
@@ -139,7 +139,7 @@ def test_an_encoder_that_cannot_be_captured_runs_plainly(
     assert session(input_ids=ids_of(2, 3))["embeddings"].shape[0] == 2
 
 
-@pytest.mark.parametrize("place", sorted(PLACES))
+@pytest.mark.parametrize("place", sorted(ARRAY_DEVICES))
 def test_graphs_give_what_plain_runs_give(sentences: Path, place: str) -> None:
     run, session = graph_run(sentences, place)
     plain = open_session(sentences)
@@ -179,7 +179,7 @@ def test_a_shape_is_captured_when_it_comes_again(sentences: Path) -> None:
     for tokens in (5, 6, 5, 5, 7, 6):
         run({"input_ids": ids_of(4, tokens)})
     assert session.ids == [-1, -1, 1, 1, -1, 2]
-    assert session.alone == [False, False, True, False, False, True]
+    assert session.exclusive == [False, False, True, False, False, True]
 
 
 def test_what_cannot_be_captured_goes_on_plainly(sentences: Path) -> None:

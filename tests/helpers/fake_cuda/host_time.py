@@ -1,7 +1,8 @@
-"""What a decode step costs the host, over a CUDA runtime that does nothing: ``make host-time``.
+"""Measure the host's time for a decode step, over a CUDA runtime that does nothing.
 
-Llama 3 8B's 32 layers, but narrow: the host's work is the same, and nothing is computed anyway. It
-is that of ONNX Runtime and of this package: CUDA's driver and CuPy are not there.
+``make host-time`` runs this. The model has the 32 layers of Llama 3 8B but is narrow: the width
+does not change the host's work, and nothing is computed. The time is that of ONNX Runtime and this
+package, without CUDA's driver and CuPy.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from helpers.tiny_llm import LLAMA, prompts_of, write_unchecked
 from granalign_fast.models import static_cache
 from granalign_fast.models.language_model import CausalLM
 
-LAYERS, ROWS, FEW, MANY = 32, 7, 2, 34
+LAYERS, ROWS = 32, 7
+FEW, MANY = 2, 34
+"""New tokens of a short and of a long batch; their difference is the time of the steps alone."""
 CONFIG = LLAMA | {
     "hidden_size": 512,
     "num_attention_heads": 4,
@@ -31,14 +34,14 @@ CONFIG = LLAMA | {
 
 
 def seconds(model: CausalLM, new: int) -> float:
-    """Of one batch with so many new tokens."""
+    """Return the time of one batch with `new` new tokens."""
     begin = time.perf_counter()
     model.generate(prompts_of(*[20] * ROWS), max_new_tokens=new, stop_ids=())
     return time.perf_counter() - begin
 
 
 def main() -> None:
-    """Print the time of a step in each of the three ways, taking turns."""
+    """Print the time of a step for each of the three kinds of cache; they are timed in turns."""
     os.environ.pop("FAKE_CUDA_LOG", None)
     sys.modules["cupy"] = fake_cupy
     with tempfile.TemporaryDirectory() as folder:
@@ -53,10 +56,10 @@ def main() -> None:
             for name, model in models.items():
                 static_cache._GRAPHS = 64 * name.endswith("graph")
                 few, many = seconds(model, FEW), seconds(model, MANY)
-                if turn > 1:  # the first captures
+                if turn > 1:  # the first two turns warm up and capture
                     steps[name].append((many - few) / (MANY - FEW))
-    for name, found in steps.items():
-        print(f"{name:<26}{1e6 * statistics.median(found):8.0f} us of the host's a step")
+    for name, times in steps.items():
+        print(f"{name:<26}{1e6 * statistics.median(times):8.0f} us of the host's time per step")
 
 
 if __name__ == "__main__":

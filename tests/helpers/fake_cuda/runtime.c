@@ -1,10 +1,10 @@
-/* A CUDA runtime without a GPU: what ONNX Runtime's CUDA provider needs to run models.
+/* A CUDA runtime without a GPU: the functions with which ONNX Runtime's CUDA provider runs models.
  *
- * A device's memory is the host's, and zero at first; copies are made at once, kernels do nothing.
- * What is asked is written, a line each, to the file that FAKE_CUDA_LOG names. While a stream
- * captures, what CUDA forbids then fails as it would on a GPU. There is one device, as an H200
- * describes itself. Where FAKE_CUDA_NO_CAPTURE is set, nothing can be captured. Arguments that a
- * function has no use for are left out of its signature.
+ * Device memory is host memory, and zero at first. Copies happen immediately; kernels do nothing.
+ * Each call is written as a line to the file that FAKE_CUDA_LOG names. While a stream captures, the
+ * calls that CUDA forbids fail as they would on a GPU. There is one device, with the properties of
+ * an H200. If FAKE_CUDA_NO_CAPTURE is set, no stream can capture. Signatures leave out trailing
+ * arguments that the function does not use.
  */
 #include <driver_types.h>
 #include <stdint.h>
@@ -15,7 +15,7 @@
 
 static int capturing = 0;
 
-static void say(const char *what, const char *which, long number) {
+static void record(const char *what, const char *which, long number) {
   static FILE *log;
   if (!log) {
     const char *path = getenv("FAKE_CUDA_LOG");
@@ -26,11 +26,12 @@ static void say(const char *what, const char *which, long number) {
 }
 
 static cudaError_t unless_capturing(const char *what, long number) {
-  say(what, "", number);
+  record(what, "", number);
   return capturing ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
 }
 
-/* Kernels: known by the address of their host function, named by their device function. */
+/* Kernels are identified by the address of their host function, and logged by the name of their
+ * device function. */
 
 enum { MOST_KERNELS = 1 << 19 };
 static const void *functions[MOST_KERNELS];
@@ -42,10 +43,10 @@ static cudaError_t launch(const void *function, dim3 grid) {
   for (int i = 0; i < known; i++)
     if (functions[i] == function) name = names[i];
   if (!grid.x || !grid.y || !grid.z) {
-    say("empty launch", name, 0);
+    record("empty launch", name, 0);
     return cudaErrorInvalidConfiguration;
   }
-  say("launch", name, (long)grid.x * grid.y * grid.z);
+  record("launch", name, (long)grid.x * grid.y * grid.z);
   return cudaSuccess;
 }
 
@@ -102,7 +103,7 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *how, const void *funct
 }
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void *data) {
   (void)stream;
-  say("host function", "", 0);
+  record("host function", "", 0);
   function(data);
   return cudaSuccess;
 }
@@ -146,19 +147,19 @@ cudaError_t cudaHostAlloc(void **memory, size_t size) {
 cudaError_t cudaFree(void *memory) { return take("free", memory); }
 cudaError_t cudaFreeHost(void *memory) { return take("free pinned", memory); }
 cudaError_t cudaMemcpy(void *to, const void *from, size_t size, enum cudaMemcpyKind kind) {
-  say("copy", directions[kind], (long)size);
+  record("copy", directions[kind], (long)size);
   if (capturing) return cudaErrorStreamCaptureUnsupported;
   memmove(to, from, size);
   return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t size, enum cudaMemcpyKind kind) {
-  say("queue a copy", directions[kind], (long)size);
+  record("queue a copy", directions[kind], (long)size);
   memmove(to, from, size);
   return cudaSuccess;
 }
 cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch,
                               size_t width, size_t height, enum cudaMemcpyKind kind) {
-  say("queue a copy", directions[kind], (long)(width * height));
+  record("queue a copy", directions[kind], (long)(width * height));
   for (size_t row = 0; row < height; row++)
     memmove((char *)to + row * to_pitch, (const char *)from + row * from_pitch, width);
   return cudaSuccess;
@@ -168,7 +169,7 @@ cudaError_t cudaMemset(void *memory, int value, size_t size) {
   return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void *memory, int value, size_t size) {
-  say("queue a fill", "", (long)size);
+  record("queue a fill", "", (long)size);
   memset(memory, value, size);
   return cudaSuccess;
 }
@@ -229,12 +230,12 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char *symbol, void **function
   return cudaErrorSymbolNotFound;
 }
 
-/* Streams, events and graphs: numbers. */
+/* Streams, events and graphs are numbers. */
 
 static intptr_t last_handle = 4096;
 
-static cudaError_t handle_in(void *place) {
-  *(intptr_t *)place = last_handle += 16;
+static cudaError_t handle_in(void *handle) {
+  *(intptr_t *)handle = last_handle += 16;
   return cudaSuccess;
 }
 cudaError_t cudaStreamCreate(cudaStream_t *stream) { return handle_in(stream); }
@@ -249,19 +250,19 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t stream, enum cudaStreamCaptureSta
 }
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream) {
   if (getenv("FAKE_CUDA_NO_CAPTURE")) return cudaErrorStreamCaptureUnsupported;
-  say("capture on stream", "", (long)(intptr_t)stream);
+  record("capture on stream", "", (long)(intptr_t)stream);
   capturing = 1;
   return cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
   capturing = 0;
-  say("captured on stream", "", (long)(intptr_t)stream);
+  record("captured on stream", "", (long)(intptr_t)stream);
   return handle_in(graph);
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *graph) { return handle_in(graph); }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
   (void)graph;
-  say("graph on stream", "", (long)(intptr_t)stream);
+  record("graph on stream", "", (long)(intptr_t)stream);
   return cudaSuccess;
 }
 cudaError_t cudaEventCreate(cudaEvent_t *event) { return handle_in(event); }
