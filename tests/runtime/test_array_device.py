@@ -1,4 +1,4 @@
-"""Places of arrays: GPUs that cannot be opened, and what they fail at, each in one line."""
+"""`ArrayDevice`: a missing GPU, a missing driver and a full memory are errors of one line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from granalign_fast.runtime.array_device import ArrayDevice
 
 
 class Ones:
-    """An encoder to which all texts are the same."""
+    """An encoder that gives all texts the same embedding."""
 
     dim = 4
 
@@ -41,7 +41,7 @@ def one_line(error: GranAlignError) -> str:
     "make", [ArrayDevice.of, lambda name: MomentRetriever(Ones(), device=name)]
 )
 @pytest.mark.parametrize("index", [1, 7])
-def test_a_gpu_that_is_not_there(make: Any, index: int) -> None:
+def test_a_missing_gpu(make: Any, index: int) -> None:
     assert ArrayDevice.of("cuda:0").index == ArrayDevice.of("cuda").index == 0
     with pytest.raises(GranAlignError) as error:
         make(f"cuda:{index}")
@@ -63,22 +63,22 @@ FAILURES = [
 
 
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
-def test_a_gpu_without_memory(failure: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: Any) -> None:
+def test_a_full_gpu(failure: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
         raise failure
 
-    retriever, place = MomentRetriever(Ones(), device="cuda"), ArrayDevice.of("cuda")
-    monkeypatch.setattr(retriever._ranker, "_ranking", fails)
-    monkeypatch.setattr(fake_cupy, "stack", fails)
-    for work in (
+    retriever, gpu = MomentRetriever(Ones(), device="cuda"), ArrayDevice.of("cuda")
+    monkeypatch.setattr(retriever._ranker, "_ranking", fail)
+    monkeypatch.setattr(fake_cupy, "stack", fail)
+    for call in (
         lambda: retriever.search(INDEX, "what"),
-        lambda: place.fetch([place.put(np.ones(3))]),
+        lambda: gpu.fetch([gpu.put(np.ones(3))]),
     ):
         with pytest.raises(GranAlignError) as error:
-            work()
+            call()
         assert one_line(error.value).startswith(f"GPU 0 failed ({failure}); use smaller batches")
 
 
-def test_errors_of_others_are_left_alone() -> None:
+def test_other_errors_pass_through() -> None:
     with pytest.raises(KeyError), ArrayDevice.of("cuda").guarded():
         raise KeyError("x")

@@ -1,4 +1,4 @@
-"""Bound runs equal plain ones; NumPy on the CPU takes the path that CuPy takes on a GPU."""
+"""Bound runs equal plain runs. NumPy on the CPU takes the path that CuPy takes on a GPU."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def test_a_bound_decoder_equals_the_plain_one(tmp_path: Path, precision: str, pa
         "attention_mask": np.ones((3, past + 4), np.int64),
     }
     for name in session.inputs[3:]:
-        # Not contiguous: kept prefixes are cut out of larger arrays.
+        # Not contiguous, like a prefix that is a view of a larger key/value cache.
         arrays[name] = random.standard_normal((3, 2, 8, past)).astype(dtype).swapaxes(2, 3)
     expected = session(**{name: np.ascontiguousarray(array) for name, array in arrays.items()})
-    found = run_bound(session._run.session, arrays, np, "cpu")
-    gc.collect()  # whatever the run itself held is gone
-    assert found.keys() == expected.keys()
+    outputs = run_bound(session._run.session, arrays, np, "cpu")
+    gc.collect()  # frees everything that only the run itself referenced
+    assert outputs.keys() == expected.keys()
     for name, array in expected.items():
-        assert found[name].dtype == array.dtype and found[name].shape == array.shape
-        np.testing.assert_array_equal(found[name], array)
+        assert outputs[name].dtype == array.dtype and outputs[name].shape == array.shape
+        np.testing.assert_array_equal(outputs[name], array)
 
 
 def test_outputs_feed_the_next_step(tmp_path: Path) -> None:
@@ -51,18 +51,18 @@ def test_outputs_feed_the_next_step(tmp_path: Path) -> None:
             "position_ids": np.tile(np.arange(first, first + ids.shape[1]), (2, 1)),
             "attention_mask": np.ones((2, first + ids.shape[1]), np.int64),
         }
-        one = session(**inputs, **plain)
-        other = run_bound(session._run.session, inputs | bound, np, "cpu")
-        np.testing.assert_array_equal(one["logits"], other["logits"])
+        expected = session(**inputs, **plain)
+        outputs = run_bound(session._run.session, inputs | bound, np, "cpu")
+        np.testing.assert_array_equal(expected["logits"], outputs["logits"])
         plain, bound = (
             {name: out[name.replace("past_key_values", "present")] for name in past}
-            for out in (one, other)
+            for out in (expected, outputs)
         )
-        ids = one["logits"][:, 0].argmax(axis=1)[:, None]
+        ids = expected["logits"][:, 0].argmax(axis=1)[:, None]
 
 
-class ByAddress:
-    """An array that is not NumPy's, as CuPy's are bound: by type, shape and address."""
+class DeviceArray:
+    """An array with only the attributes by which CuPy arrays are bound: type, shape, address."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array, self.dtype, self.shape, self.size = array, array.dtype, array.shape, array.size
@@ -70,7 +70,7 @@ class ByAddress:
 
 
 @pytest.mark.parametrize("past", [0, 5])
-def test_arrays_that_are_not_numpys_go_by_their_address(tmp_path: Path, past: int) -> None:
+def test_device_arrays_are_bound_by_address(tmp_path: Path, past: int) -> None:
     folder = write_unchecked(tmp_path, CONFIGS["llama-gqa-untied"], precision="fp16")
     session = open_session(folder / "model.onnx")
     random = np.random.default_rng(0)
@@ -83,20 +83,20 @@ def test_arrays_that_are_not_numpys_go_by_their_address(tmp_path: Path, past: in
         "attention_mask": np.ones((3, past + 4), np.int64),
     }
     expected = session(**arrays)
-    real = session._run.session
-    binding, kept = real.io_binding(), []
+    onnx_session = session._run.session
+    binding, bound = onnx_session.io_binding(), []
     for name, array in arrays.items():
-        kept.append(bind_input(binding, name, ByAddress(array), "cpu", 0))
-    found = {name: np.full_like(array, 113) for name, array in expected.items()}
-    for name, array in found.items():
-        kept.append(bind_output(binding, name, ByAddress(array), "cpu", 0))
-    real.run_with_iobinding(binding)
+        bound.append(bind_input(binding, name, DeviceArray(array), "cpu", 0))
+    outputs = {name: np.full_like(array, 113) for name, array in expected.items()}
+    for name, array in outputs.items():
+        bound.append(bind_output(binding, name, DeviceArray(array), "cpu", 0))
+    onnx_session.run_with_iobinding(binding)
     for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array)
+        np.testing.assert_array_equal(outputs[name], array)
 
 
-def test_a_queued_run_waits_for_nothing(tmp_path: Path) -> None:
-    """On the CPU there is nothing to wait for: what is asked is what counts."""
+def test_a_queued_run_does_not_wait(tmp_path: Path) -> None:
+    """A CPU run has nothing to wait for, so the test checks the run's option."""
     session = open_session(write_unchecked(tmp_path, CONFIGS["qwen2-gqa-tied"]) / "model.onnx")
     inputs = {name: np.empty((2, 2, 0, 8), np.float32) for name in session.inputs[3:]} | {
         "input_ids": np.array([[5, 9], [3, 8]]),
@@ -105,5 +105,5 @@ def test_a_queued_run_waits_for_nothing(tmp_path: Path) -> None:
     }
     options = queued_options()
     assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
-    found = run_bound(session._run.session, inputs, np, "cpu", options=options, queued=True)
-    np.testing.assert_array_equal(found["logits"], session(**inputs)["logits"])
+    outputs = run_bound(session._run.session, inputs, np, "cpu", options=options, queued=True)
+    np.testing.assert_array_equal(outputs["logits"], session(**inputs)["logits"])

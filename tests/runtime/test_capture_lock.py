@@ -1,4 +1,4 @@
-"""What CUDA forbids beside a capture: no call of CuPy's is made where one may be under way."""
+"""The capture lock: no call of CuPy's is made while another thread may capture a CUDA graph."""
 
 from __future__ import annotations
 
@@ -40,25 +40,25 @@ CALLS = [
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
-    """Names of what was called; a test fails that calls it while another thread may capture."""
-    made: set[str] = set()
-    outside: list[str] = []
+    """The names of `CALLS` that were called; the test fails if one was made without the lock."""
+    names: set[str] = set()
+    unlocked: list[str] = []
 
     def watch(owner: Any, name: str) -> None:
         real = getattr(owner, name)
 
         def call(*arguments: Any, **options: Any) -> Any:
-            made.add(name)
+            names.add(name)
             if not getattr(CAPTURE_LOCK._local, "reading", False):
-                outside.append(name)
+                unlocked.append(name)
             return real(*arguments, **options)
 
         monkeypatch.setattr(owner, name, call)
 
     for owner, name in CALLS:
         watch(owner, name)
-    yield made
-    assert not outside
+    yield names
+    assert not unlocked
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +69,9 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> SentenceEncoder:
 
 
 @pytest.mark.parametrize("refused", [None, 1])
-def test_an_encoder_as_graphs(
-    encoder: SentenceEncoder, calls: set[str], refused: int | None
-) -> None:
+def test_a_graph_run(encoder: SentenceEncoder, calls: set[str], refused: int | None) -> None:
     run, session = graph_run(Path(encoder._session.path), "CuPy", refused)
-    ids = ids_of(19, 5)  # a piece of 16, and one of 3 that is filled up
+    ids = ids_of(19, 5)  # a batch of 16, and one of 3 that is padded
     for rows in (19, 19, 19, 0):
         assert run({"input_ids": ids[:rows]})["embeddings"].shape[0] == rows
     assert bool(run.captured) == (refused is None) and len(session.ids) >= 3
@@ -81,39 +79,39 @@ def test_an_encoder_as_graphs(
 
 
 @pytest.mark.parametrize("names", [("input_ids",), ("input_ids", "token_type_ids")])
-def test_embeddings_that_stay_there(
+def test_embeddings_on_the_gpu(
     encoder: SentenceEncoder,
     calls: set[str],
     names: tuple[str, ...],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A graph of optimum's is given more than ids; no call of a session is within the gate."""
-    there = np.ones((2, encoder.dim), np.float32).view(fake_cupy.ndarray)
+    """No session is called with the lock held. Optimum's graphs take more inputs than ids."""
+    rows = np.ones((2, encoder.dim), np.float32).view(fake_cupy.ndarray)
 
     def session(**arrays: Any) -> dict[str, Any]:
         assert not getattr(CAPTURE_LOCK._local, "reading", False), "a capture would wait for itself"
         assert arrays.keys() == set(names)
-        return {"embeddings": there[: len(arrays["input_ids"])]}
+        return {"embeddings": rows[: len(arrays["input_ids"])]}
 
     monkeypatch.setattr(encoder, "_session", session)
     monkeypatch.setattr(session, "inputs", names, raising=False)
     monkeypatch.setattr(encoder, "_gpu", 0)
-    found = encoder.encode_on(["a b", "c d"], ArrayDevice(fake_cupy, 0))
-    assert found.shape == (2, encoder.dim) and {"asarray", "concatenate"} <= calls
+    embeddings = encoder.encode_on(["a b", "c d"], ArrayDevice(fake_cupy, 0))
+    assert embeddings.shape == (2, encoder.dim) and {"asarray", "concatenate"} <= calls
 
 
-def test_what_goes_there_and_comes_back(calls: set[str]) -> None:
-    place = ArrayDevice(fake_cupy, 0, fake_cupy.Stream())
+def test_copies_to_the_gpu_and_back(calls: set[str]) -> None:
+    device = ArrayDevice(fake_cupy, 0, fake_cupy.Stream())
     rows = np.arange(6.0).reshape(2, 3)
-    there = place.put(rows)
-    np.testing.assert_array_equal(place.to_host(there), rows)
-    np.testing.assert_array_equal(place.fetch([there, there])(), [rows, rows])
-    prefix = Prefix.stack([rows, rows], "model", 3, place)
-    assert len(prefix.unstack(place)) == prefix.rows == 2
+    copy = device.put(rows)
+    np.testing.assert_array_equal(device.to_host(copy), rows)
+    np.testing.assert_array_equal(device.fetch([copy, copy])(), [rows, rows])
+    prefix = Prefix.stack([rows, rows], "model", 3, device)
+    assert len(prefix.unstack(device)) == prefix.rows == 2
     assert {"asarray", "get", "stack", "alloc_pinned_memory", "record", "synchronize"} <= calls
 
 
-def test_nothing_runs_beside_a_capture() -> None:
+def test_nothing_runs_during_a_capture() -> None:
     order: list[str] = []
     running, ended = threading.Event(), threading.Event()
 
@@ -141,8 +139,8 @@ def test_nothing_runs_beside_a_capture() -> None:
     assert order == ["first", "first done", "capture", "second", "second done"]
 
 
-def test_a_run_within_a_run_waits_for_no_capture() -> None:
-    """The capture waits for the outer run: if the inner one waited for it, neither would end."""
+def test_a_reader_may_enter_again() -> None:
+    """The capture waits for the outer run. An inner run that waited for it would block both."""
     lock, order = ReadersWriterLock(), list[str]()
 
     def capture() -> None:

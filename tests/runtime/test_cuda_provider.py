@@ -1,6 +1,6 @@
-"""ONNX Runtime's own CUDA provider over a CUDA runtime that does nothing: what it would launch.
+"""ONNX Runtime's real CUDA provider over a CUDA runtime that does nothing: its launches.
 
-``make cuda-provider`` runs this. Nothing is computed, so nothing here is about numbers.
+``make cuda-provider`` runs this. Nothing is computed, so no test here checks numbers.
 """
 
 from __future__ import annotations
@@ -41,25 +41,27 @@ pytestmark = pytest.mark.needs_cuda_provider
 LOG = os.environ.get("FAKE_CUDA_LOG")
 # Heads as wide as those of Llama 3 8B and Qwen2.5-VL 7B, so that the same kernels run.
 WIDE = LLAMA | {"hidden_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2}
-Asked = Callable[[], list[str]]
+NewCalls = Callable[[], list[str]]
+"""Returns the lines that the runtime has logged since its last call."""
 
 
 @pytest.fixture(autouse=True)
-def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Asked]:
-    """What has been asked of the runtime since this was last called."""
+def new_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[NewCalls]:
+    """Read the runtime's log; no test may launch an empty grid."""
     if LOG is None:
         pytest.skip("no CUDA provider over a runtime that does nothing: make cuda-provider")
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy)
     Path(LOG).touch()
-    with Path(LOG).open() as log, Path(LOG).open() as all_of_it:
-        for file in (log, all_of_it):
+    with Path(LOG).open() as log, Path(LOG).open() as whole_log:
+        for file in (log, whole_log):
             file.seek(0, os.SEEK_END)
         yield lambda: log.read().splitlines()
-        empty = [line for line in all_of_it if "empty launch" in line]
-        assert not empty, "CUDA refuses a launch of nothing"
+        empty = [line for line in whole_log if "empty launch" in line]
+        assert not empty, "CUDA refuses to launch an empty grid"
 
 
-def every_node_there(path: Path, inputs: Callable[[Session], dict[str, Any]]) -> None:
+def check_every_node_on_gpu(path: Path, inputs: Callable[[Session], dict[str, Any]]) -> None:
+    """Run a model; assert that the CUDA provider ran all of its nodes."""
     session = open_session(path, device="cuda", profile=True)
     session(**inputs(session))
     nodes = session.nodes()
@@ -78,46 +80,48 @@ def test_language_models(tmp_path: Path, name: str, precision: str, graph: str) 
         heads = config["num_key_value_heads"]
         return extension_of(session, 7, 20, 4, heads=heads, size=size, dtype=dtype)
 
-    every_node_there(write_unchecked(tmp_path, config, precision=precision) / graph, inputs)
+    check_every_node_on_gpu(write_unchecked(tmp_path, config, precision=precision) / graph, inputs)
 
 
 @pytest.mark.parametrize("precision", sorted(LLM_PRECISIONS))
 @pytest.mark.parametrize("name", sorted(VLM_CONFIGS))
 def test_vision_language_models(tmp_path: Path, name: str, precision: str) -> None:
     out = write_unchecked_vlm(tmp_path, VLM_CONFIGS[name], precision=precision)
-    every_node_there(out / "vision.onnx", lambda session: {"frames": frames_of(3)})
-    every_node_there(out / "embedding.onnx", lambda session: {"input_ids": np.array([[1, 2]])})
+    check_every_node_on_gpu(out / "vision.onnx", lambda session: {"frames": frames_of(3)})
+    check_every_node_on_gpu(
+        out / "embedding.onnx", lambda session: {"input_ids": np.array([[1, 2]])}
+    )
     manifest = VisionLanguageModel(out).manifest
     count, shape = manifest.image_tokens, (2, manifest.image_tokens, manifest.hidden)
-    kind, width = manifest.cache_dtype, manifest.kv_heads * manifest.head_dim
-    places = np.tile(np.arange(count), (3, 2, 1))
+    dtype, width = manifest.cache_dtype, manifest.kv_heads * manifest.head_dim
+    positions = np.tile(np.arange(count), (3, 2, 1))
 
     def growing(session: Session) -> dict[str, Any]:
-        past = np.zeros((2, manifest.kv_heads, 0, manifest.head_dim), kind)
-        given = {name: past for name in session.inputs if name.startswith("past")}
+        past = np.zeros((2, manifest.kv_heads, 0, manifest.head_dim), dtype)
+        cache = {name: past for name in session.inputs if name.startswith("past")}
         mask = np.ones((2, count), np.int64)
-        embeds = np.zeros(shape, kind)
-        return given | {
+        embeds = np.zeros(shape, dtype)
+        return cache | {
             "inputs_embeds": embeds,
-            "position_ids": places,
+            "position_ids": positions,
             "attention_mask": mask,
         }
 
     def static(session: Session) -> dict[str, Any]:
-        past = np.zeros((2, count + 4, width), kind)
-        given = {name: past for name in session.inputs if name.startswith("past")}
-        return given | {
+        past = np.zeros((2, count + 4, width), dtype)
+        cache = {name: past for name in session.inputs if name.startswith("past")}
+        return cache | {
             "input_ids": np.zeros((2, count), np.int64),
-            "position_ids": places,
-            "image_embeds": np.zeros(shape, kind),
+            "position_ids": positions,
+            "image_embeds": np.zeros(shape, dtype),
             "image_at": np.zeros(2, np.int64),
             "write_indices": np.zeros(2, np.int64),
             "cached_tokens": np.full(2, count),
-            "last": np.zeros((2, 1, count), kind),
+            "last": np.zeros((2, 1, count), dtype),
         }
 
-    every_node_there(out / "model.onnx", growing)
-    every_node_there(out / "static.onnx", static)
+    check_every_node_on_gpu(out / "model.onnx", growing)
+    check_every_node_on_gpu(out / "static.onnx", static)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -125,32 +129,33 @@ def test_encoders(tmp_path: Path, precision: str) -> None:
     cache = tmp_path / "cache"
     encoder = SentenceEncoder(write_tiny_bert(tmp_path / "b"), precision=precision, cache_dir=cache)
     graph = encoder._session.path.with_name("model.onnx")
-    every_node_there(graph, lambda session: {session.inputs[0]: np.ones((3, 5), np.int32)})
+    check_every_node_on_gpu(graph, lambda session: {session.inputs[0]: np.ones((3, 5), np.int32)})
 
 
 def kernels(lines: list[str]) -> list[str]:
+    """Return the lines that launch a kernel or a graph."""
     return [line for line in lines if re.search("(?:launch|graph on)", line)]
 
 
 def captured(lines: list[str]) -> list[str]:
-    """What a capture was made of, which holds nothing that the host has a part in."""
+    """Return the operations of a capture; assert that none involves the host."""
     inside = [line.removeprefix("captured: ") for line in lines if line.startswith("captured: ")]
-    there = ("launch", "queue a fill", "queue a copy device to device")
-    other = [line for line in inside if not line.startswith(there)]
+    on_gpu = ("launch", "queue a fill", "queue a copy device to device")
+    other = [line for line in inside if not line.startswith(on_gpu)]
     assert not other, other
     return inside
 
 
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
-def test_a_step_is_one_launch(tmp_path: Path, asked: Asked, precision: str) -> None:
-    """From a shape's second batch on; none asks the host for anything or lets it wait."""
+def test_a_step_is_one_launch(tmp_path: Path, new_calls: NewCalls, precision: str) -> None:
+    """From a shape's second batch on, a step is one graph; no step involves the host."""
     model = CausalLM(write_unchecked(tmp_path, WIDE, precision=precision), device="cuda")
     prefix = model.prefill(prompts_of(30)[0])
-    asked()
+    new_calls()
 
     def steps(new: int) -> list[str]:
         model.generate(prompts_of(*RAGGED), prefix=prefix, max_new_tokens=new, stop_ids=())
-        return asked()
+        return new_calls()
 
     layers = WIDE["num_hidden_layers"]
     steps(2)
@@ -159,27 +164,29 @@ def test_a_step_is_one_launch(tmp_path: Path, asked: Asked, precision: str) -> N
     assert 10 * layers < len(launches) < 20 * layers
     later = steps(9)
     graph = f"graph on stream  {model.device.stream.ptr}"
-    assert later[later.index(graph) :] == [graph] * 8, "and nothing in between"
+    assert later[later.index(graph) :] == [graph] * 8, "nothing may come between the graphs"
     forbidden = ("wait", "allocate", "free", "copy", "host function")
     assert not [line for line in later if line.startswith(forbidden) or " host" in line]
 
 
-@pytest.mark.parametrize("kept", [0, 30])
+@pytest.mark.parametrize("prefix_tokens", [0, 30])
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
-def test_attention_is_flash(tmp_path: Path, asked: Asked, precision: str, kept: int) -> None:
-    """In fp16, each layer's: of prompts of different lengths, behind a prefix, and of a step."""
+def test_attention_is_flash(
+    tmp_path: Path, new_calls: NewCalls, precision: str, prefix_tokens: int
+) -> None:
+    """In fp16 every layer uses it: for ragged prompts, after a prefix, and in a decode step."""
     model = CausalLM(write_unchecked(tmp_path, WIDE, precision=precision), device="cuda")
     layers, prefix = WIDE["num_hidden_layers"], None
-    if kept:
-        asked()
-        prefix = model.prefill(prompts_of(kept)[0])
+    if prefix_tokens:
+        new_calls()
+        prefix = model.prefill(prompts_of(prefix_tokens)[0])
     else:
         model.logits(prompts_of(3))
-    asked()
+    new_calls()
     model.logits(prompts_of(*RAGGED), prefix=prefix)
-    extension = asked()
+    extension = new_calls()
     model.generate(prompts_of(*RAGGED), prefix=prefix, max_new_tokens=2, stop_ids=())
-    both = asked()
+    both = new_calls()
     forward = re.compile(r"flash_fwd_(?:splitkv_)?kernel")
     for lines, passes in ((extension, 1), (both, 2)):
         flash = [line for line in lines if forward.search(line)]
@@ -190,16 +197,16 @@ def test_attention_is_flash(tmp_path: Path, asked: Asked, precision: str, kept: 
             assert not flash and other
 
 
-def test_captions_are_steps(tmp_path: Path, asked: Asked) -> None:
+def test_caption_steps_are_one_launch(tmp_path: Path, new_calls: NewCalls) -> None:
     folder = write_unchecked_vlm(tmp_path, VLM_CONFIGS["published-gqa-tied"], precision="fp16")
     model = VisionLanguageModel(folder, device="cuda")
     prefix = model.prefill_frames(frames_of(3), [5, 6, IMAGE, 7])
     for _ in range(2):
         model.generate(prompts_of(4, 9, 2), prefix=prefix, max_new_tokens=5, stop_ids=())
-    lines = asked()
+    lines = new_calls()
     assert captured(lines) and model.captured_graphs == 1 and model.graphs_refused is None
     graphs = [line for line in lines if line.startswith("graph on")]
-    # ONNX Runtime launches it once where it captures.
+    # ONNX Runtime also launches the graph once when it captures it.
     assert graphs == [f"graph on stream  {model.device.stream.ptr}"] * 5
 
 
@@ -209,7 +216,7 @@ TOWER_INPUTS = {
 }
 
 
-# Launches that are of no layer: of an image three make numbers of its patches.
+# Launches outside the layers. Three of an image's turn its patches into numbers.
 REST = {("clip", "image"): 10, ("clip", "text"): 12, ("siglip", "image"): 13, ("siglip", "text"): 6}
 
 
@@ -217,43 +224,43 @@ REST = {("clip", "image"): 10, ("clip", "text"): 12, ("siglip", "image"): 13, ("
 @pytest.mark.parametrize("family", ["clip", "siglip"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_tower_is_one_launch(
-    tmp_path: Path, asked: Asked, precision: str, family: str, tower: str
+    tmp_path: Path, new_calls: NewCalls, precision: str, family: str, tower: str
 ) -> None:
-    """Every node there, none by cuDNN; in fp16 a layer is five kernels beside four products."""
-    made = {}
+    """All nodes run on the GPU, none by cuDNN; an fp16 layer is four products and five kernels."""
+    launches = {}
     inputs = TOWER_INPUTS[tower]
     for layers in (2, 3):
         folder = tmp_path / str(layers)
         write_random_clip(folder, family, precision=precision, layers=layers)
         (folder / "manifest.json").write_text(json.dumps({"kind": "clip"}))
         graph = folder / f"{tower}.onnx"
-        every_node_there(graph, lambda session: inputs)
+        check_every_node_on_gpu(graph, lambda session: inputs)
         session = open_session(graph, device="cuda")
         session(**inputs)
-        asked()
+        new_calls()
         session(**inputs)
-        made[layers] = [line for line in captured(asked()) if line.startswith("launch")]
+        launches[layers] = [line for line in captured(new_calls()) if line.startswith("launch")]
         session(**inputs)
-        assert [line.split()[0] for line in kernels(asked())] == ["graph"]
+        assert [line.split()[0] for line in kernels(new_calls())] == ["graph"]
         assert session.graphs_refused is None
     if precision == "fp16":
-        # The split of query, key and value, attention, two norms and the activation.
-        assert len(made[3]) - len(made[2]) == 5
-        # Patches or words, places, the pooled row, unit length.
-        assert len(made[2]) - 10 <= REST[family, tower]
+        # The split of query, key and value; attention; two norms; the activation.
+        assert len(launches[3]) - len(launches[2]) == 5
+        # Patches or words, positions, the pooled row, unit length.
+        assert len(launches[2]) - 10 <= REST[family, tower]
         if tower == "image":
-            # The rest that no patch is of, the patches, and what a level is worth.
-            cut, turned, numbers = made[3].pop(0), made[3].pop(0), made[3].pop(0)
-            assert "Slice" in cut and "Transpose" in turned and "DequantizeLinear" in numbers
+            # Cut the margin that belongs to no patch, transpose the patches, make levels floats.
+            cut, transpose, convert = launches[3].pop(0), launches[3].pop(0), launches[3].pop(0)
+            assert "Slice" in cut and "Transpose" in transpose and "DequantizeLinear" in convert
         pooling = family == "siglip" and tower == "image"
-        assert sum("flash_fwd" in line for line in made[3]) == 3 + pooling
+        assert sum("flash_fwd" in line for line in launches[3]) == 3 + pooling
         slow = ("softmax", "attention_kernel", "transpose")
-        assert not [line for line in made[3] if any(name in line.lower() for name in slow)]
+        assert not [line for line in launches[3] if any(name in line.lower() for name in slow)]
 
 
-def test_launches_of_an_encoder(tmp_path: Path, asked: Asked) -> None:
-    """Of a layer, besides its four products: scores in one kernel, sums and norms in one each."""
-    found = []
+def test_launches_of_an_encoder(tmp_path: Path, new_calls: NewCalls) -> None:
+    """A layer is four products, one kernel for the scores, and one for each sum with its norm."""
+    launches = []
     for layers in (1, 2):
         source = write_tiny_bert(tmp_path / f"tiny{layers}", num_hidden_layers=layers)
         encoder = SentenceEncoder(
@@ -261,23 +268,23 @@ def test_launches_of_an_encoder(tmp_path: Path, asked: Asked) -> None:
         )
         graph = onnx.load(encoder._session.path).graph
         products = [node for node in graph.node if node.op_type in ("MatMul", "Attention")]
-        assert len(products) == 4 * layers + 1, "and one of pooling"
+        assert len(products) == 4 * layers + 1, "and one for pooling"
         for _ in range(2):
             encoder.encode_on(["a b c", "d"], ArrayDevice.of("cuda"))
-        found.append(captured(asked()))
-    one, two = found
+        launches.append(captured(new_calls()))
+    one, two = launches
     assert len(two) - len(one) <= 5 and len(one) <= 15
     efficient = [line for line in two if "attention_kernel" in line]
     assert len(efficient) == 2 and "Softmax" not in "".join(two)
 
 
-# Two windows of unequal size are cut out of query, key and value, and joined again.
+# In the first case, two windows of unequal size are cut out of query, key and value, and joined.
 @pytest.mark.parametrize(("size", "most"), [((112, 224), 11), (IMAGE_SIZE, 19)])
 def test_launches_of_a_vision_tower(
-    tmp_path: Path, asked: Asked, size: tuple[int, int], most: int
+    tmp_path: Path, new_calls: NewCalls, size: tuple[int, int], most: int
 ) -> None:
-    """Of a layer with windows, besides its five products; a CUDA graph has no part of the host."""
-    found = []
+    """Limits the launches of a layer with windows; the CUDA graph must not involve the host."""
+    launches = []
     for depth in (2, 3):
         vision = VISION | {"depth": depth, "fullatt_block_indexes": [0]}
         config = PUBLISHED | {"vision_config": vision}
@@ -288,61 +295,64 @@ def test_launches_of_a_vision_tower(
         for _ in range(2):
             session(frames=frames_of(1, size))
         assert session.captured_graphs == 1
-        found.append(captured(asked()))
-    less, more = found
+        launches.append(captured(new_calls()))
+    less, more = launches
     assert 0 < len(more) - len(less) <= most
     flash = [line for line in more if "flash_fwd" in line]
     assert len(flash) == (3 if most == 11 else 5) and "Softmax" not in "".join(more)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_an_encoder_is_one_launch(tmp_path: Path, asked: Asked, precision: str) -> None:
+def test_an_encoder_is_one_launch(tmp_path: Path, new_calls: NewCalls, precision: str) -> None:
     source = write_tiny_bert(tmp_path / "tiny")
     encoder = SentenceEncoder(
         source, precision=precision, device="cuda", cache_dir=tmp_path / "cache"
     )
-    texts, place = ["a b c", "d e f", "a c e"], ArrayDevice.of("cuda")
+    texts, device = ["a b c", "d e f", "a c e"], ArrayDevice.of("cuda")
     if precision == "fp16":
-        texts += ["a", "", "a b c d e f g", "a b"]  # whose lengths are padded to one
+        texts += ["a", "", "a b c d e f g", "a b"]  # padded to one length
     run = encoder._session._run
     for _ in range(2):
-        encoder.encode_on(texts, place)
+        encoder.encode_on(texts, device)
     assert isinstance(run, GraphRun)
-    assert captured(asked()) and run.refused is None and run.captured == 1
-    encoder.encode_on(texts, place)
-    assert [line.split()[0] for line in kernels(asked())] == ["graph"]
+    assert captured(new_calls()) and run.refused is None and run.captured == 1
+    encoder.encode_on(texts, device)
+    assert [line.split()[0] for line in kernels(new_calls())] == ["graph"]
 
 
-def test_frames_are_patches_in_two_launches(tmp_path: Path, asked: Asked) -> None:
-    """Of 16 bytes at a time, and of bytes to float16; places and norms behind the product."""
+def test_frames_are_patches_in_two_launches(tmp_path: Path, new_calls: NewCalls) -> None:
+    """The first moves 16 bytes at a time, the second makes bytes float16.
+
+    Positions and norms come after the product.
+    """
     shape = random_clip.TOWERS["clip-mini"]
     path = random_clip.write_tower(shape, random_clip.tower_weights(shape), tmp_path, half=True)
     session = open_session(path, device="cuda")
     frames = np.zeros((3, shape.side, shape.side, 3), np.uint8)
     for _ in range(2):
         session(frames=frames)
-    first, second, third, *_ = [line for line in captured(asked()) if line.startswith("launch")]
+    first, second, third, *_ = [line for line in captured(new_calls()) if line.startswith("launch")]
     assert "ParallelizeMultipleElementsPerThreadInInnermostDimILi1E" in first
     assert "DequantizeLinearKernel" in second and "Ih6__half" in second
     assert "Pad" in third
 
 
-def test_frames_come_as_bytes(tmp_path: Path, asked: Asked) -> None:
+def test_frames_come_as_bytes(tmp_path: Path, new_calls: NewCalls) -> None:
     """A batch goes to the GPU once, and nothing as large comes back."""
     folder = write_tiny_export(tmp_path / "tiny", max_tokens=MAX_TOKENS)
     encoder = FrameEncoder(folder, device="cuda")
     for _ in range(3):
         fake_cupy.UPLOADED.clear()
-        asked()
+        new_calls()
         assert encoder.encode_frames(random_frames([(20, 30)] * 64)).shape[0] == 64
-    assert [line.split()[0] for line in kernels(asked())] == ["graph"]
-    assert not fake_cupy.UPLOADED, "filled where it lies"
+    assert [line.split()[0] for line in kernels(new_calls())] == ["graph"]
+    assert not fake_cupy.UPLOADED, "the graph's input must be filled directly"
 
 
-def test_what_cannot_be_captured_goes_on(
-    tmp_path: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch
+def test_models_that_cannot_be_captured_run_plainly(
+    tmp_path: Path, new_calls: NewCalls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On sessions that are loaded again, launch by launch."""
+    """After a failed capture the session is loaded again, without graphs."""
     monkeypatch.setenv("FAKE_CUDA_NO_CAPTURE", "1")
     model = CausalLM(write_unchecked(tmp_path / "llm", WIDE, precision="fp16"), device="cuda")
     for _ in range(3):
@@ -354,4 +364,4 @@ def test_what_cannot_be_captured_goes_on(
     for _ in range(3):
         assert encoder.encode_on(["a b c", "d e f"], ArrayDevice.of("cuda")).shape[0] == 2
     assert "cannot be captured" in str(encoder._session.graphs_refused)
-    assert not [line for line in asked() if line.startswith(("graph", "captured"))]
+    assert not [line for line in new_calls() if line.startswith(("graph", "captured"))]

@@ -1,4 +1,4 @@
-"""What sessions ask of ONNX Runtime on CUDA, and encoders that run as CUDA graphs."""
+"""Sessions on CUDA: the options they pass to ONNX Runtime, and encoders as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -52,36 +52,36 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
-    """The options of each CUDA session; a session that says so runs on the CPU."""
-    real, found = onnxruntime.InferenceSession, []
+def cuda_options(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+    """The provider options of each session that is opened for CUDA; it computes on the CPU."""
+    real, opened = onnxruntime.InferenceSession, []
 
-    def opens(
+    def open_on_cpu(
         path: Path, options: Any, providers: list[tuple[str, dict[str, str]]], enable_fallback: int
     ) -> Any:
-        ((provider, own),) = providers
+        ((provider, provider_options),) = providers
         assert provider == CUDA and not enable_fallback and CAPTURE_LOCK._readers
         try:
-            apart = options.get_session_config_entry(
+            separate = options.get_session_config_entry(
                 "session.use_device_allocator_for_initializers"
             )
-        except Exception:  # not asked for
-            apart = "0"
-        assert apart == ("0" if "gpu_mem_limit" in own else "1")
-        found.append(own)
+        except Exception:  # the entry is not set
+            separate = "0"
+        assert separate == ("0" if "gpu_mem_limit" in provider_options else "1")
+        opened.append(provider_options)
         session = real(path, options, providers=["CPUExecutionProvider"])
         monkeypatch.setattr(session, "get_providers", lambda: [CUDA, "CPUExecutionProvider"])
         return session
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA])
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
-    monkeypatch.setattr(onnxruntime, "InferenceSession", opens)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", open_on_cpu)
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy)
-    return found
+    return opened
 
 
 @pytest.mark.parametrize(
-    ("device", "given", "expected"),
+    ("device", "options", "expected"),
     [
         ("cuda", {}, {}),
         ("cuda:3", {}, {"device_id": "3"}),
@@ -95,64 +95,71 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
          {"user_compute_stream": "4711"}),
     ],
 )  # fmt: skip
-def test_a_decoder_asks_for(
-    asked: list[dict[str, str]], decoder: Path, device: str, given: Any, expected: dict[str, str]
+def test_the_options_of_a_decoder(
+    cuda_options: list[dict[str, str]],
+    decoder: Path,
+    device: str,
+    options: Any,
+    expected: dict[str, str],
 ) -> None:
-    session = open_session(decoder, device=device, **given)
-    assert asked == [SETTINGS | expected]
+    session = open_session(decoder, device=device, **options)
+    assert cuda_options == [SETTINGS | expected]
     assert session.backend == CUDA and isinstance(session._run, OnnxRun)
-    assert session._run.stream is given.get("stream")
+    assert session._run.stream is options.get("stream")
     assert session.capturable == ("enable_cuda_graph" in expected)
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1.5, "1"])
-def test_limits_that_are_none(asked: list[dict[str, str]], decoder: Path, limit: Any) -> None:
+def test_invalid_memory_limits(
+    cuda_options: list[dict[str, str]], decoder: Path, limit: Any
+) -> None:
     with pytest.raises(GranAlignError, match=r"memory_limit_bytes: got .*, expected a positive"):
         open_session(decoder, device="cuda", memory_limit_bytes=limit)
 
 
-def test_an_encoder_asks_for_graphs(asked: list[dict[str, str]], sentences: Path) -> None:
+def test_the_options_of_an_encoder(cuda_options: list[dict[str, str]], sentences: Path) -> None:
     session = open_session(sentences, device="cuda:0", memory_limit_bytes=1 << 20)
-    more = {"device_id": "0", "gpu_mem_limit": str(1 << 20)}
-    assert asked == [SETTINGS | more | {"enable_cuda_graph": "1"}]
+    options = {"device_id": "0", "gpu_mem_limit": str(1 << 20)}
+    assert cuda_options == [SETTINGS | options | {"enable_cuda_graph": "1"}]
     assert isinstance(session._run, GraphRun)
-    asked.clear()
-    queue = SimpleNamespace(ptr=5)
-    for options in ({"profile": True}, {"stream": queue}):
-        assert isinstance(open_session(sentences, device="cuda", **options)._run, OnnxRun)
-    assert not any("enable_cuda_graph" in own for own in asked)
+    cuda_options.clear()
+    stream = SimpleNamespace(ptr=5)
+    for more in ({"profile": True}, {"stream": stream}):
+        assert isinstance(open_session(sentences, device="cuda", **more)._run, OnnxRun)
+    assert not any("enable_cuda_graph" in opened for opened in cuda_options)
 
 
 def test_an_encoder_that_cannot_be_captured_runs_plainly(
-    asked: list[dict[str, str]], sentences: Path, monkeypatch: pytest.MonkeyPatch
+    cuda_options: list[dict[str, str]], sentences: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opens = onnxruntime.InferenceSession
+    open_plain = onnxruntime.InferenceSession
 
-    def refuses(path: Path, options: Any, providers: Any, enable_fallback: int) -> Any:
+    def refuse_graphs(path: Path, options: Any, providers: Any, enable_fallback: int) -> Any:
         if "enable_cuda_graph" in providers[0][1]:
             raise RuntimeError("This session cannot use the graph capture feature")
-        return opens(path, options, providers=providers, enable_fallback=enable_fallback)
+        return open_plain(path, options, providers=providers, enable_fallback=enable_fallback)
 
-    monkeypatch.setattr(onnxruntime, "InferenceSession", refuses)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse_graphs)
     session = open_session(sentences, device="cuda")
-    assert isinstance(session._run, OnnxRun) and asked == [SETTINGS]
+    assert isinstance(session._run, OnnxRun) and cuda_options == [SETTINGS]
     assert session(input_ids=ids_of(2, 3))["embeddings"].shape[0] == 2
 
 
-@pytest.mark.parametrize("place", sorted(ARRAY_DEVICES))
-def test_graphs_give_what_plain_runs_give(sentences: Path, place: str) -> None:
-    run, session = graph_run(sentences, place)
+@pytest.mark.parametrize("device", sorted(ARRAY_DEVICES))
+def test_graphs_equal_plain_runs(sentences: Path, device: str) -> None:
+    run, session = graph_run(sentences, device)
     plain = open_session(sentences)
-    found, given = [], []
+    results, batches = [], []
     for turn in range(3):
         for rows, tokens in ((1, 5), (3, 5), (16, 5), (40, 5), (9, 7), (0, 5)):
-            given.append(ids_of(rows, tokens, seed=turn))
-            found.append(run({"input_ids": given[-1]})["embeddings"])
-    for ids, rows in zip(given, found, strict=True):  # after all runs: no result is a buffer
+            batches.append(ids_of(rows, tokens, seed=turn))
+            results.append(run({"input_ids": batches[-1]})["embeddings"])
+    # Compared after all runs: a result that was a view of a buffer would be overwritten by now.
+    for ids, rows in zip(batches, results, strict=True):
         assert type(rows) is np.ndarray and rows.shape == (len(ids), rows.shape[1])
         if len(ids):
             np.testing.assert_allclose(rows, plain(input_ids=ids)["embeddings"], atol=1e-6)
-    # Of 5 tokens all three batch sizes, of 7 tokens one: 9 rows fill more than half of 16.
+    # All three batch sizes for 5 tokens, one for 7 tokens: 9 rows fill more than half of 16.
     assert run.captured == len(session.graphs) == 4 and run.refused is None
     for graph in session.graphs.values():
         assert graph.pointers.keys() == {"input_ids", "embeddings"}
@@ -169,12 +176,12 @@ def test_graphs_give_what_plain_runs_give(sentences: Path, place: str) -> None:
         ("llm", "model.onnx", None),
     ],
 )
-def test_sizes_of_runs(kind: str, graph: str, sizes: tuple[int, ...] | None) -> None:
-    """A few texts take as long as one, an image does not."""
+def test_batch_sizes_of_runs(kind: str, graph: str, sizes: tuple[int, ...] | None) -> None:
+    """Texts have no small batch size: a few texts take as long as one. Images have all sizes."""
     assert fixed_batches({"kind": kind}, graph) == sizes
 
 
-def test_a_shape_is_captured_when_it_comes_again(sentences: Path) -> None:
+def test_the_second_run_of_a_shape_is_captured(sentences: Path) -> None:
     run, session = graph_run(sentences, "CuPy")
     for tokens in (5, 6, 5, 5, 7, 6):
         run({"input_ids": ids_of(4, tokens)})
@@ -182,7 +189,7 @@ def test_a_shape_is_captured_when_it_comes_again(sentences: Path) -> None:
     assert session.exclusive == [False, False, True, False, False, True]
 
 
-def test_what_cannot_be_captured_goes_on_plainly(sentences: Path) -> None:
+def test_after_a_failed_capture_all_runs_are_plain(sentences: Path) -> None:
     run, session = graph_run(sentences, "CuPy", refuse=2)
     plain = open_session(sentences)
     for tokens in (5, 6, 5, 6, 5, 6):
@@ -206,10 +213,10 @@ def test_graphs_are_bounded(sentences: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_threads_take_turns(sentences: Path) -> None:
     run, session = graph_run(sentences, "CuPy")
-    plain, given = open_session(sentences), [ids_of(1 + i % 7, 5, seed=i) for i in range(40)]
+    plain, batches = open_session(sentences), [ids_of(1 + i % 7, 5, seed=i) for i in range(40)]
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda ids: run({"input_ids": ids})["embeddings"], given))
-    for ids, rows in zip(given, found, strict=True):
+        results = list(pool.map(lambda ids: run({"input_ids": ids})["embeddings"], batches))
+    for ids, rows in zip(batches, results, strict=True):
         np.testing.assert_allclose(rows, plain(input_ids=ids)["embeddings"], atol=1e-6)
     assert len(session.threads) == 1
 
@@ -222,15 +229,15 @@ def test_wrong_inputs_are_refused_in_one_line(sentences: Path) -> None:
         run({"input_ids": ids_of(2, 3), "attention_mask": ids_of(1, 3)})
 
 
-# Which provider runs what.
+# Profiles: which provider runs which node.
 
 
-def test_a_session_says_what_ran_where(decoder: Path) -> None:
+def test_a_profile_names_the_provider_of_each_node(decoder: Path) -> None:
     session = open_session(decoder, profile=True)
-    given = extension_of(session, 3, 20, 4)
-    expected = open_session(decoder)(**given)
+    inputs = extension_of(session, 3, 20, 4)
+    expected = open_session(decoder)(**inputs)
     for _ in range(2):
-        np.testing.assert_array_equal(session(**given)["logits"], expected["logits"])
+        np.testing.assert_array_equal(session(**inputs)["logits"], expected["logits"])
     nodes = session.nodes()
     attention = [node for node in nodes if node.operator == "Attention"]
     assert len(attention) == 3, "one for each layer"
@@ -269,14 +276,14 @@ def test_copies_are_strays_and_shapes_are_not(tmp_path: Path) -> None:
 
 
 def test_weights_are_in_memory_once(tmp_path: Path) -> None:
-    """No two graphs that a model on a GPU loads hold the same tensor."""
+    """The graphs that a model loads on a GPU have no tensor in common."""
     folder = write_unchecked_vlm(tmp_path, VLM_CONFIGS["saved-mha-untied"])
     seen: dict[tuple[str, ...], str] = {}
     for name in ("vision.onnx", "static.onnx"):
         graph = onnx.load(folder / name, load_external_data=False).graph
         for tensor in graph.initializer:
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                place = tuple(entry.value for entry in tensor.external_data)
-                assert place not in seen, f"{tensor.name} in {seen[place]} and {name}"
-                seen[place] = name
+                location = tuple(entry.value for entry in tensor.external_data)
+                assert location not in seen, f"{tensor.name} in {seen[location]} and {name}"
+                seen[location] = name
     assert len(set(seen.values())) == 2

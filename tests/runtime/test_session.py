@@ -1,4 +1,4 @@
-"""Sessions: what they run, and every way in which loading one can go wrong."""
+"""Sessions: their results, and the errors of loading and running them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from granalign_fast.runtime.device import Device
 
 @pytest.fixture
 def doubler(tmp_path: Path) -> Path:
-    """A model that gives ``y = x + x``."""
+    """A model that computes ``y = x + x``."""
     shape = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2])]
     result = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])]
     graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "g", shape, result)
@@ -46,17 +46,17 @@ def test_many_threads_share_a_session(doubler: Path) -> None:
         np.testing.assert_array_equal(y, 2 * x)
 
 
-def test_threads_rest_when_a_run_is_over(doubler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
+def test_threads_do_not_spin_after_a_run(doubler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions = []
     original = onnxruntime.InferenceSession
 
     def session(*args: Any, **kwargs: Any) -> Any:
-        made.append(original(*args, **kwargs))
-        return made[-1]
+        sessions.append(original(*args, **kwargs))
+        return sessions[-1]
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     open_session(doubler)
-    (options,) = (one.get_session_options() for one in made)
+    (options,) = (one.get_session_options() for one in sessions)
     assert options.get_session_config_entry("session.force_spinning_stop") == "1"
 
 
@@ -75,7 +75,7 @@ def test_wrong_inputs(doubler: Path, arrays: dict[str, np.ndarray], message: str
 
 
 @pytest.mark.parametrize("keep", [0, 1, 20, -1])
-def test_a_truncated_file_is_one_line(doubler: Path, keep: int) -> None:
+def test_a_truncated_file_is_an_error_of_one_line(doubler: Path, keep: int) -> None:
     doubler.write_bytes(doubler.read_bytes()[:keep])
     with pytest.raises(GranAlignError, match=r"doubler\.onnx: ONNX Runtime cannot load") as error:
         open_session(doubler)
@@ -115,16 +115,16 @@ def test_a_provider_that_is_not_built_in(
 def test_a_provider_that_was_silently_dropped(
     doubler: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ONNX Runtime has the provider, cannot start it, and runs on the CPU as if nothing were."""
+    """ONNX Runtime has the provider but cannot start it, and falls back to the CPU silently."""
     real = onnxruntime.InferenceSession
 
-    def drops(path: Path, options: object, providers: object, enable_fallback: int) -> object:
+    def falls_back(path: Path, options: object, providers: object, enable_fallback: int) -> object:
         return real(path, options, providers=["CPUExecutionProvider"])
 
     available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
-    monkeypatch.setattr(onnxruntime, "InferenceSession", drops)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", falls_back)
     with pytest.raises(GranAlignError, match=r"fell back to .*extra \[cuda\]"):
         open_session(doubler, device="cuda")
 
@@ -132,7 +132,7 @@ def test_a_provider_that_was_silently_dropped(
 def test_a_provider_that_fails_is_not_tried_again_on_the_cpu(
     doubler: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """ONNX Runtime itself would print a banner and load the model once more."""
+    """By default ONNX Runtime would print a banner and load the model again on the CPU."""
     loads: list[Any] = []
 
     def create(session: Any, providers: Any, *_: Any) -> None:

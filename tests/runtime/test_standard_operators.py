@@ -1,4 +1,4 @@
-"""Definitions of ONNX Runtime's own operators, against those operators."""
+"""The standard definitions of ONNX Runtime's own operators equal these operators."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROWS, OTHER = array(2, 5, WIDTH), array(2, 5, WIDTH, seed=1)
 GAIN, SHIFT, BIAS = (array(WIDTH, seed=seed) for seed in (2, 3, 4))
 MASK = np.where(array(2, 1, 5, 5, seed=5) > 1, -1e4, 0.0) * (1 - np.eye(5))
 CASES: dict[str, tuple[str, list[Any], list[str], dict[str, Any]]] = {
-    # Operator, inputs (None for one that is left out), outputs, attributes.
+    # Operator, inputs (None for an absent one), outputs, attributes.
     "norm": ("SkipLayerNormalization", [ROWS, OTHER, GAIN, SHIFT], ["y"], {"epsilon": 1e-2}),
     "norm-bias": (
         "SkipLayerNormalization",
@@ -69,7 +69,7 @@ CASES: dict[str, tuple[str, list[Any], list[str], dict[str, Any]]] = {
 
 
 def write(case: str, dtype: Any) -> tuple[Any, Arrays]:
-    """A model of one operator, and its inputs."""
+    """Return a model of one operator, and its inputs."""
     kind, inputs, outputs, attributes = CASES[case]
     names = [f"x{i}" if value is not None else "" for i, value in enumerate(inputs)]
     arrays = {f"x{i}": x.astype(dtype) for i, x in enumerate(inputs) if x is not None}
@@ -85,10 +85,11 @@ def write(case: str, dtype: Any) -> tuple[Any, Arrays]:
 
 
 def run(model: Any, arrays: Arrays) -> list[np.ndarray]:
+    """Run a model, or its serialised bytes; return its outputs."""
     data = model if isinstance(model, bytes) else model.SerializeToString()
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    found: list[np.ndarray] = session.run(None, arrays)
-    return found
+    outputs: list[np.ndarray] = session.run(None, arrays)
+    return outputs
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -99,16 +100,16 @@ def test_definitions(case: str, dtype: Any) -> None:
     standardise(model)
     assert {node.domain for node in model.graph.node} == {""}
     assert [entry.domain for entry in model.opset_import] == [""]
-    found = run(model, arrays)
+    outputs = run(model, arrays)
     scale = 2e-6 if dtype is np.float32 else 4e-3
-    for got, want in zip(found, expected, strict=True):
-        assert got.dtype == want.dtype
-        np.testing.assert_allclose(got, want, 0, scale * max(1.0, float(abs(want).max())))
-    assert all(float(np.ptp(want)) > 0.1 for want in expected)
+    for got, value in zip(outputs, expected, strict=True):
+        assert got.dtype == value.dtype
+        np.testing.assert_allclose(got, value, 0, scale * max(1.0, float(abs(value).max())))
+    assert all(float(np.ptp(value)) > 0.1 for value in expected)
 
 
-def test_only_what_is_asked_for_and_known(tmp_path: Path) -> None:
-    """What has no definition stays, and so does its domain."""
+def test_only_chosen_and_defined_operators_are_replaced(tmp_path: Path) -> None:
+    """An operator without a definition stays, and the model still declares its domain."""
     model, arrays = write("norm", np.float32)
     names = {"input": ["y", "scale", "zero"], "output": ["eight"]}
     node = helper.make_node("QuantizeLinear", *names.values(), domain=MICROSOFT)
@@ -123,13 +124,14 @@ def test_only_what_is_asked_for_and_known(tmp_path: Path) -> None:
     standardise(model)
     kinds = [(node.domain, node.op_type) for node in model.graph.node]
     assert kinds == [("", "Add"), ("", "LayerNormalization"), (MICROSOFT, "QuantizeLinear")]
-    (y, eight), (own_y, own_eight) = run(model, arrays), expected
+    (y, eight), (expected_y, expected_eight) = run(model, arrays), expected
     tolerance, step = 2e-6, 0.1
-    np.testing.assert_allclose(y, own_y, atol=tolerance)
-    # No value is so near the edge between two levels that its last bits decide.
-    levels = own_y / np.float32(step) + 3
+    np.testing.assert_allclose(y, expected_y, atol=tolerance)
+    # The quantised levels are comparable only if no value is within rounding error of an edge
+    # between two levels.
+    levels = expected_y / np.float32(step) + 3
     assert np.abs(levels - np.floor(levels) - 0.5).min() > 10 * tolerance / step
-    np.testing.assert_array_equal(eight, own_eight)
+    np.testing.assert_array_equal(eight, expected_eight)
 
 
 def test_files(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""All that the stand-in for TensorRT has, and so all that our code calls, is in the real bindings.
+"""The stand-in for TensorRT, and so our code, uses only names that the real bindings have.
 
-Their wheel is public, the libraries beneath it need a GPU's worth of disk: `make tensorrt-bindings`
-puts stubs in their place, over which classes, flags and signatures can be read, but nothing runs.
+The bindings are a small public wheel; the libraries beneath them are large. `make
+tensorrt-bindings` puts stubs in the libraries' place. With them classes, flags and signatures can
+be read, but nothing runs.
 """
 
 from __future__ import annotations
@@ -26,14 +27,17 @@ SOURCES = [
     ROOT / "export" / "tensorrt.py",
 ]
 
+OWNERS = ("builder", "config", "network", "parser", "profile", "made", "engine", "context")
+"""Variables in `SOURCES` that hold objects of the bindings."""
+
 
 @pytest.fixture(scope="module")
 def real() -> Any:
-    """TensorRT's bindings."""
-    place = os.environ.get("GRANALIGN_TENSORRT_BINDINGS")
-    if not place:
+    """TensorRT's real bindings."""
+    folder_name = os.environ.get("GRANALIGN_TENSORRT_BINDINGS")
+    if not folder_name:
         pytest.skip("real: run make tensorrt-bindings")
-    folder = Path(place).resolve()
+    folder = Path(folder_name).resolve()
     for name in ("nvinfer", "nvinfer_plugin", "nvonnxparser"):
         ctypes.CDLL(str(folder / f"lib{name}.so.10"), ctypes.RTLD_GLOBAL)
     sys.path.insert(0, str(folder))
@@ -45,6 +49,7 @@ def real() -> Any:
 
 
 def classes() -> list[type]:
+    """Return the classes that the stand-in defines."""
     return [
         value
         for name, value in vars(fake_tensorrt).items()
@@ -52,16 +57,16 @@ def classes() -> list[type]:
     ]
 
 
-def own(cls: type) -> dict[str, Any]:
-    """What a class of the stand-in has for others to use."""
+def public_members(cls: type) -> dict[str, Any]:
+    """Return the public members that a class of the stand-in defines."""
     return {name: value for name, value in vars(cls).items() if not name.startswith("_")}
 
 
 def overloads(method: Any) -> list[list[str]]:
-    """The parameters of each signature that the documentation of a method gives."""
+    """Return the parameters of each signature in a method's docstring."""
     text = method.__doc__ or ""
-    found = re.findall(rf"{method.__name__}\((self: .*?)\) -> ", text)
-    return [re.findall(r"(?:^|, )(\w+)(?=: )", signature)[1:] for signature in found]
+    signatures = re.findall(rf"{method.__name__}\((self: .*?)\) -> ", text)
+    return [re.findall(r"(?:^|, )(\w+)(?=: )", signature)[1:] for signature in signatures]
 
 
 def test_the_version_is_the_pinned_one(real: Any) -> None:
@@ -70,16 +75,16 @@ def test_the_version_is_the_pinned_one(real: Any) -> None:
 
 @pytest.mark.parametrize("cls", classes(), ids=lambda cls: cls.__qualname__)
 def test_every_class_is_a_real_one(real: Any, cls: type) -> None:
-    there = getattr(real, cls.__name__)
+    real_class = getattr(real, cls.__name__)
     if issubclass(cls, enum.Enum):
-        values = {name: int(value) for name, value in there.__members__.items()}
+        values = {name: int(value) for name, value in real_class.__members__.items()}
         assert {name: int(value) for name, value in cls.__members__.items()}.items() <= (
             values.items()
         )
         return
     wrong = []
-    for name, value in own(cls).items():
-        method = getattr(there, name, None)
+    for name, value in public_members(cls).items():
+        method = getattr(real_class, name, None)
         if method is None:
             wrong.append(f"{name}: no such name")
         elif isinstance(value, property):
@@ -89,9 +94,9 @@ def test_every_class_is_a_real_one(real: Any, cls: type) -> None:
             if not set(value.__members__) <= set(method.__members__):
                 wrong.append(f"{name}: {set(method.__members__)}")
         else:
-            given = list(inspect.signature(value).parameters)[1:]
-            if not any(signature[: len(given)] == given for signature in overloads(method)):
-                wrong.append(f"{name}{tuple(given)}: {overloads(method)}")
+            names = list(inspect.signature(value).parameters)[1:]
+            if not any(signature[: len(names)] == names for signature in overloads(method)):
+                wrong.append(f"{name}{tuple(names)}: {overloads(method)}")
     assert not wrong
 
 
@@ -111,7 +116,7 @@ def test_constructors(real: Any, cls: str, parameters: list[str]) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
 def test_every_name_in_our_code_is_a_real_one(real: Any, path: Path) -> None:
-    """Also of branches that no test takes."""
+    """This includes names in branches that no test takes."""
     names = re.findall(r"\b(?:trt|self\._trt)((?:\.\w+)+)", path.read_text(encoding="utf-8"))
     assert names or path.name == "engine.py"
     for name in names:
@@ -135,10 +140,10 @@ def test_types_that_numpy_has(real: Any) -> None:
 
 
 def test_calls_name_their_parameters_by_position() -> None:
-    """Keywords would have to be compared as well; there are none."""
+    """Our calls pass no keywords: their names are not compared with the real bindings."""
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 owner = ast.unparse(node.func.value)
-                if owner in ("builder", "config", "network", "parser", "engine", "context", "made"):
+                if owner in OWNERS:
                     assert not node.keywords, ast.unparse(node)

@@ -1,6 +1,6 @@
-"""Engines, from an exported folder to embeddings, on a stand-in for TensorRT that runs on the CPU.
+"""TensorRT engines, from an exported folder to embeddings, on a stand-in that runs on the CPU.
 
-ONNX Runtime's own results are the judge; the stand-in is judged by `test_tensorrt_bindings`.
+Results are compared with ONNX Runtime's. `test_tensorrt_bindings` checks the stand-in itself.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ GPU = {"name": b"NVIDIA H200", "major": 9, "minor": 0}
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Sentence encoders by precision, and a vision-language model, without engines."""
     root = tmp_path_factory.mktemp("models")
     source = write_tiny_bert(root / "source")
     return {
@@ -53,8 +54,9 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def pattern(exported: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("pattern")
+def engine_folder(exported: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sentence encoder's folder with an engine in it, shared by all tests."""
+    root = tmp_path_factory.mktemp("engine")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "tensorrt", fake_tensorrt)
         patch.setitem(sys.modules, "cupy", fake_cupy)
@@ -62,9 +64,9 @@ def pattern(exported: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture
-def built(pattern: Path, tmp_path: Path) -> Path:
-    """A sentence encoder with an engine in it."""
-    return shutil.copytree(pattern, tmp_path / "built")
+def built(engine_folder: Path, tmp_path: Path) -> Path:
+    """A copy of a sentence encoder's folder with an engine in it."""
+    return shutil.copytree(engine_folder, tmp_path / "built")
 
 
 def engine_of(folder: Path) -> Engine:
@@ -76,7 +78,9 @@ def ids(rows: int, tokens: int = 5) -> np.ndarray:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_sentences_as_on_the_cpu(exported: dict[str, Path], tmp_path: Path, precision: str) -> None:
+def test_embeddings_equal_those_on_the_cpu(
+    exported: dict[str, Path], tmp_path: Path, precision: str
+) -> None:
     folder = export_tensorrt(exported[precision], tmp_path / "out")
     encoder = SentenceEncoder(folder, device="tensorrt")
     rows = encoder.encode(TEXTS)
@@ -89,11 +93,11 @@ def test_sentences_as_on_the_cpu(exported: dict[str, Path], tmp_path: Path, prec
 
 
 def test_a_vision_tower_takes_bytes(exported: dict[str, Path], tmp_path: Path) -> None:
-    """Bytes are cast at once, and the results are the same to the bit."""
+    """The engine's graph casts the bytes first; the results are equal bit for bit."""
     folder = export_tensorrt(exported["vlm"], tmp_path / "out")
     session = open_session(folder / "vision.onnx", device="tensorrt")
     frames = frames_of(5)
-    # 4 and 1: batches as the engine runs them.
+    # In batches of 4 and 1, as the engine runs them.
     plain = open_session(exported["vlm"] / "vision.onnx", threads=1)
     expected = np.concatenate([plain(frames=f)["image_embeds"] for f in (frames[:4], frames[4:])])
     np.testing.assert_array_equal(session(frames=frames)["image_embeds"], expected)
@@ -106,9 +110,9 @@ def test_a_vision_tower_takes_bytes(exported: dict[str, Path], tmp_path: Path) -
 def test_any_number_of_rows(built: Path, rows: int, on_gpu: bool) -> None:
     engine, plain = engine_of(built), open_session(built / "model.onnx")
     x = ids(rows)
-    given = fake_cupy.asarray(x) if on_gpu else x
-    for _ in range(3):  # as it is, captured, replayed
-        got = engine({"input_ids": given})["embeddings"]
+    array = fake_cupy.asarray(x) if on_gpu else x
+    for _ in range(3):  # plain, captured, replayed
+        got = engine({"input_ids": array})["embeddings"]
         assert isinstance(got, fake_cupy.ndarray) == on_gpu
         assert got.shape == (rows, 32) and got.dtype == np.float32
         if rows:
@@ -118,29 +122,35 @@ def test_any_number_of_rows(built: Path, rows: int, on_gpu: bool) -> None:
 
 def test_a_shape_runs_then_is_captured_then_replayed(built: Path) -> None:
     engine = engine_of(built)
-    with fake_cupy.Stream() as mine:
+    with fake_cupy.Stream() as stream:
         fake_cupy.LOG.clear()
         for _ in range(3):
             engine({"input_ids": ids(4)})
         engine({"input_ids": ids(4, 6)})
-    around = f"wait {mine.ptr}", f"record {mine.ptr}"
-    steps = [[f"execute {mine.ptr}"], ["capture", f"launch {mine.ptr}"], [f"launch {mine.ptr}"]]
-    steps.append([f"execute {mine.ptr}"])  # another length is another shape
+    around = f"wait {stream.ptr}", f"record {stream.ptr}"
+    steps = [
+        [f"execute {stream.ptr}"],
+        ["capture", f"launch {stream.ptr}"],
+        [f"launch {stream.ptr}"],
+    ]
+    steps.append([f"execute {stream.ptr}"])  # another length is another shape
     expected = [line for step in steps for line in (around[0], *step, around[1])]
-    # A capture comes within the call, after the wait.
+    # Each call waits for the buffers, runs or captures, and records that it is done.
     assert expected == fake_cupy.LOG
 
 
-def test_what_cannot_be_captured_runs_without(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_cannot_be_captured_runs_plainly(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fake_cupy.Stream, "capturable", False)
     engine = engine_of(built)
     fake_cupy.LOG.clear()
-    found = [engine({"input_ids": ids(3)})["embeddings"] for _ in range(3)]
-    np.testing.assert_array_equal(found[0], found[2])
+    results = [engine({"input_ids": ids(3)})["embeddings"] for _ in range(3)]
+    np.testing.assert_array_equal(results[0], results[2])
     assert not any(line.startswith(("launch", "capture")) for line in fake_cupy.LOG)
 
 
-def test_shapes_make_room_for_each_other(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shapes_are_an_lru_cache(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "_SLOTS", 2)
     engine = engine_of(built)
     expected = {n: open_session(built / "model.onnx")(input_ids=ids(4, n)) for n in (2, 3, 4)}
@@ -148,15 +158,15 @@ def test_shapes_make_room_for_each_other(built: Path, monkeypatch: pytest.Monkey
         got = engine({"input_ids": ids(4, n)})["embeddings"]
         np.testing.assert_allclose(got, expected[n]["embeddings"], atol=1e-6)
         assert len(engine._slots) <= 2
-    assert fake_cupy.LOG.count("synchronize") == 2  # what makes room may still be running
+    assert fake_cupy.LOG.count("synchronize") == 2  # a dropped shape may still be running
 
 
 def test_threads_take_turns(built: Path) -> None:
     engine, plain = engine_of(built), open_session(built / "model.onnx")
     inputs = [ids(rows, tokens) for rows in range(1, 9) for tokens in (3, 7)] * 4
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda x: engine({"input_ids": x})["embeddings"], inputs))
-    for x, got in zip(inputs, found, strict=True):
+        results = list(pool.map(lambda x: engine({"input_ids": x})["embeddings"], inputs))
+    for x, got in zip(inputs, results, strict=True):
         np.testing.assert_allclose(got, plain(input_ids=x)["embeddings"], atol=1e-6)
 
 
@@ -175,17 +185,17 @@ def test_wrong_arrays(built: Path, arrays: dict[str, Any], message: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("where", "value", "message"),
+    ("module_or_gpu", "value", "message"),
     [
         (fake_tensorrt, "10.16.2.1", r"tensorrt '10\.16\.1\.11', expected '10\.16\.2\.1'"),
         (0, GPU | {"minor": 1}, r"compute capability '9\.0', expected '9\.1'"),
         (0, GPU | {"name": b"NVIDIA H100"}, "gpu 'NVIDIA H200', expected 'NVIDIA H100'"),
     ],
 )
-def test_an_engine_of_another_machine_is_refused(
-    built: Path, monkeypatch: pytest.MonkeyPatch, where: Any, value: Any, message: str
+def test_an_engine_for_another_machine_is_refused(
+    built: Path, monkeypatch: pytest.MonkeyPatch, module_or_gpu: Any, value: Any, message: str
 ) -> None:
-    if where is fake_tensorrt:
+    if module_or_gpu is fake_tensorrt:
         monkeypatch.setattr(fake_tensorrt, "__version__", value)
     else:
         monkeypatch.setattr(fake_cupy.cuda.runtime, "gpus", [value])
@@ -194,7 +204,7 @@ def test_an_engine_of_another_machine_is_refused(
     assert "\n" not in str(error.value)
 
 
-def test_an_engine_of_other_weights_or_torn_is_refused(built: Path) -> None:
+def test_an_altered_graph_or_engine_is_refused(built: Path) -> None:
     flip_byte(built / "model.onnx")
     flip_byte(built / "tensorrt" / "model.engine")
     with pytest.raises(GranAlignError, match=r"model\.engine with SHA.*model\.onnx with SHA"):
@@ -214,7 +224,7 @@ def test_an_engine_of_other_weights_or_torn_is_refused(built: Path) -> None:
         (lambda r: None, r"got no model\.engine\.json"),
     ],
 )
-def test_stamps_that_are_none(built: Path, change: Any, message: str) -> None:
+def test_invalid_stamps(built: Path, change: Any, message: str) -> None:
     path = built / "tensorrt" / "model.engine.json"
     record = change(json.loads(path.read_text()))
     path.unlink() if record is None else path.write_text(json.dumps(record))
@@ -222,7 +232,7 @@ def test_stamps_that_are_none(built: Path, change: Any, message: str) -> None:
         open_session(built / "model.onnx", device="tensorrt")
 
 
-def test_a_plan_that_tensorrt_does_not_take(built: Path) -> None:
+def test_a_plan_that_tensorrt_rejects(built: Path) -> None:
     path = built / "tensorrt" / "model.engine"
     path.write_bytes(b"something else")
     stamp = json.loads(path.with_suffix(".engine.json").read_text())
@@ -235,17 +245,17 @@ def test_a_plan_that_tensorrt_does_not_take(built: Path) -> None:
 def test_the_gpu_runs_out_of_memory(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_of(built)
 
-    def full(shape: Any, dtype: Any) -> Any:
+    def out_of_memory(shape: Any, dtype: Any) -> Any:
         raise fake_cupy.cuda.memory.OutOfMemoryError("out of memory allocating 9 bytes")
 
     with monkeypatch.context() as patch:
-        patch.setattr(fake_cupy, "empty", full)
+        patch.setattr(fake_cupy, "empty", out_of_memory)
         with pytest.raises(GranAlignError, match="out of memory allocating 9"):
             engine({"input_ids": ids(2)})
     assert engine({"input_ids": ids(2)})["embeddings"].shape == (2, 32)
 
 
-def test_what_is_missing_is_named(
+def test_a_missing_package_is_named(
     built: Path, exported: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
@@ -258,7 +268,7 @@ def test_what_is_missing_is_named(
     assert not (exported["fp32"] / "tensorrt").exists()
 
 
-def test_a_version_of_another_major(
+def test_another_major_version_of_tensorrt(
     exported: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fake_tensorrt, "__version__", "11.0.0.1")
@@ -266,7 +276,7 @@ def test_a_version_of_another_major(
         export_tensorrt(exported["fp32"])
 
 
-def test_no_such_gpu(built: Path) -> None:
+def test_a_missing_gpu(built: Path) -> None:
     with pytest.raises(GranAlignError, match="GPU 3 cannot be opened"):
         open_session(built / "model.onnx", device="tensorrt:3")
 
@@ -297,11 +307,11 @@ def test_precisions(
         ("fp16", {"precision": "bf16"}, "for a graph in fp16, expected 'fp16'"),
         ("fp32", {"precision": "int8"}, "precision 'int8': expected one of"),
         ("fp32", {"device": "cuda"}, "device 'cuda': expected 'tensorrt'"),
-        # One line with every operator that TensorRT does not know.
+        # One line names every operator that TensorRT does not know.
         ("int8", {}, r"cannot read it, (\d\d) errors: QuantizeLinear .*MatMulIntegerToFloat"),
     ],
 )
-def test_what_cannot_be_built(
+def test_builds_that_are_refused(
     exported: dict[str, Path], tmp_path: Path, model: str, options: Any, message: str
 ) -> None:
     with pytest.raises(GranAlignError, match=message) as error:
@@ -310,7 +320,7 @@ def test_what_cannot_be_built(
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
 
 
-def test_folders_that_are_no_encoder(exported: dict[str, Path], tmp_path: Path) -> None:
+def test_invalid_folders(exported: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(GranAlignError, match=r"no manifest\.json"):
         export_tensorrt(tmp_path)
     folder = shutil.copytree(exported["fp32"], tmp_path / "altered")
@@ -319,12 +329,12 @@ def test_folders_that_are_no_encoder(exported: dict[str, Path], tmp_path: Path) 
         export_tensorrt(folder)
 
 
-def test_a_build_that_fails_says_why(
+def test_a_failed_build_gives_the_reason(
     exported: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shapes = graph_shapes(exported["fp32"] / "model.onnx")
     assert shapes is not None
-    # A shape that never gets to TensorRT.
+    # No shape reaches TensorRT.
     monkeypatch.setattr(fake_tensorrt.IOptimizationProfile, "set_shape", lambda *args: None)
     with pytest.raises(GranAlignError, match=r"cannot build an engine \(a dynamic input lacks"):
         build_engine(
@@ -336,7 +346,7 @@ def test_a_build_that_fails_says_why(
         )
 
 
-def test_in_place_replaces_and_keeps_on_failure(
+def test_a_failed_export_keeps_the_old_engine(
     exported: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shutil.copytree(exported["fp32"], tmp_path / "model")
@@ -345,18 +355,18 @@ def test_in_place_replaces_and_keeps_on_failure(
     before = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
     assert open_session(folder / "model.onnx", device="tensorrt").precision == "fp16"
 
-    def wrong(self: Any, arrays: Any) -> Any:
+    def run_wrongly(self: Any, arrays: Any) -> Any:
         return {name: array + 0.1 for name, array in run(self, arrays).items()}
 
     run = fake_tensorrt.IExecutionContext._run
-    monkeypatch.setattr(fake_tensorrt.IExecutionContext, "_run", wrong)
+    monkeypatch.setattr(fake_tensorrt.IExecutionContext, "_run", run_wrongly)
     with pytest.raises(GranAlignError, match=r"batches of 1: 41 .*'row 0'.*256, again: 41 "):
         export_tensorrt(folder, precision="fp16")
     after = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
     assert after == before
 
 
-def test_timings_are_kept_for_this_machine(exported: dict[str, Path], tmp_path: Path) -> None:
+def test_timings_are_cached_for_this_machine(exported: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "cache" / "tensorrt-10.16.1.11-sm9.0-nvidia-h200.timings"
     path = path.parent / "tensorrt" / path.name
     for i, expected in enumerate([b"timed;", b"timed;timed;", b"timed;"]):
@@ -372,8 +382,8 @@ def test_the_command(exported: dict[str, Path], tmp_path: Path) -> None:
     from granalign_fast.cli.export import export_app
 
     out = tmp_path / "out"
-    done = CliRunner().invoke(
+    result = CliRunner().invoke(
         export_app, ["tensorrt", str(exported["fp32"]), str(out), "--precision", "bf16"]
     )
-    assert done.exit_code == 0 and str(out) in done.output
+    assert result.exit_code == 0 and str(out) in result.output
     assert (out / "tensorrt" / "model.engine").is_file() and (out / "manifest.json").is_file()
