@@ -143,7 +143,7 @@ def test_kernels_that_are_wrong_or_do_not_compile(cupy, monkeypatch):
     monkeypatch.setattr(cupy.RawModule, "get_function", get_function)
     monkeypatch.setattr(cupy, "asnumpy", lambda array: array.get() + 1)
     forget_kernels()
-    assert by_name("cuda")["kernels"].found == "GPU 0: 100% of what 1 queries found is wrong"
+    assert by_name("cuda")["kernels"].found == "GPU 0: 100% of the results of 1 queries are wrong"
 
 
 def test_a_model_is_tried_out(monkeypatch):
