@@ -138,7 +138,7 @@ def kernels(lines: list[str]) -> list[str]:
 
 
 def captured(lines: list[str]) -> list[str]:
-    """Return the operations of a capture; assert that none involves the host."""
+    """Return the operations of a capture; assert that all of them happen on the GPU."""
     inside = [line.removeprefix("captured: ") for line in lines if line.startswith("captured: ")]
     on_gpu = ("launch", "queue a fill", "queue a copy device to device")
     other = [line for line in inside if not line.startswith(on_gpu)]

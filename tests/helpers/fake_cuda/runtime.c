@@ -107,12 +107,12 @@ cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void 
   function(data);
   return cudaSuccess;
 }
-cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *found, const void *function) {
+cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *result, const void *function) {
   (void)function;
-  memset(found, 0, sizeof *found);
-  found->maxThreadsPerBlock = 1024, found->numRegs = 32;
-  found->binaryVersion = found->ptxVersion = 90;
-  found->maxDynamicSharedSizeBytes = 232448;
+  memset(result, 0, sizeof *result);
+  result->maxThreadsPerBlock = 1024, result->numRegs = 32;
+  result->binaryVersion = result->ptxVersion = 90;
+  result->maxDynamicSharedSizeBytes = 232448;
   return cudaSuccess;
 }
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks) {
@@ -177,9 +177,9 @@ cudaError_t cudaMemGetInfo(size_t *unused, size_t *all) {
   *unused = *all = (size_t)16 << 30;
   return cudaSuccess;
 }
-cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *found, const void *memory) {
-  memset(found, 0, sizeof *found);
-  found->type = cudaMemoryTypeDevice, found->devicePointer = (void *)memory;
+cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *result, const void *memory) {
+  memset(result, 0, sizeof *result);
+  result->type = cudaMemoryTypeDevice, result->devicePointer = (void *)memory;
   return cudaSuccess;
 }
 
@@ -190,17 +190,17 @@ cudaError_t cudaGetDevice(int *device) { return *device = 0, cudaSuccess; }
 cudaError_t cudaSetDevice(int device) { return device ? cudaErrorInvalidDevice : cudaSuccess; }
 cudaError_t cudaDriverGetVersion(int *version) { return *version = 13000, cudaSuccess; }
 cudaError_t cudaRuntimeGetVersion(int *version) { return *version = 13000, cudaSuccess; }
-cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *found, int device) {
+cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *result, int device) {
   (void)device;
-  memset(found, 0, sizeof *found);
-  strcpy(found->name, "none");
-  found->major = 9, found->warpSize = 32, found->multiProcessorCount = 132;
-  found->maxThreadsPerBlock = 1024, found->maxThreadsPerMultiProcessor = 2048;
-  found->sharedMemPerBlock = 49152, found->sharedMemPerBlockOptin = 232448;
-  found->sharedMemPerMultiprocessor = 233472, found->regsPerBlock = 65536;
-  found->maxGridSize[0] = 2147483647, found->maxGridSize[1] = found->maxGridSize[2] = 65535;
-  found->maxThreadsDim[0] = found->maxThreadsDim[1] = 1024, found->maxThreadsDim[2] = 64;
-  found->totalGlobalMem = (size_t)141 << 30, found->l2CacheSize = 50 << 20;
+  memset(result, 0, sizeof *result);
+  strcpy(result->name, "none");
+  result->major = 9, result->warpSize = 32, result->multiProcessorCount = 132;
+  result->maxThreadsPerBlock = 1024, result->maxThreadsPerMultiProcessor = 2048;
+  result->sharedMemPerBlock = 49152, result->sharedMemPerBlockOptin = 232448;
+  result->sharedMemPerMultiprocessor = 233472, result->regsPerBlock = 65536;
+  result->maxGridSize[0] = 2147483647, result->maxGridSize[1] = result->maxGridSize[2] = 65535;
+  result->maxThreadsDim[0] = result->maxThreadsDim[1] = 1024, result->maxThreadsDim[2] = 64;
+  result->totalGlobalMem = (size_t)141 << 30, result->l2CacheSize = 50 << 20;
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr which, int device) {
