@@ -1,56 +1,208 @@
-"""What exporters and the runtime agree on: names of files, tensors and axes, and shapes of runs."""
+"""Names that exporters write and the runtime reads: files, tensors, axes and batch sizes.
+
+Exporters and the runtime both import this module, so a name cannot differ between them. The order
+is: all models, sentence encoders, frame encoders, language models, vision-language models, and last
+the shapes that TensorRT engines are built for.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-OPSET = 23
-"""The first ONNX opset with `Attention`."""
+from .manifest import CLIP, SENTENCE_ENCODER, VLM
 
+# All models.
+
+OPSET = 23
+"""ONNX opset of every graph but `STATIC_GRAPH`: the first opset with `Attention`."""
 
 IR_VERSION = 11
-
+"""ONNX file format that goes with opset 23. It is set so that older runtimes can read the file."""
 
 INPUT_IDS = "input_ids"
-"""int32 (batch, sequence): token ids of texts of equal length. Without padding no mask is needed,
-attention runs on its fastest path, and a text's embedding cannot depend on its neighbours."""
+"""Token ids (batch, sequence): int32 for encoders, int64 for language models.
 
+An encoder's texts have equal length. Without padding it needs no mask, attention runs on its
+fastest path, and a text's embedding cannot depend on the other texts of its batch."""
 
-PADDED_IDS = "padded_ids"
-"""int32 (batch, sequence): of texts of any lengths, each token's id plus one, and 0 where there is
-none. So fp16's graph takes them, for a GPU, where a run costs more than some padding does."""
-
+ATTENTION_MASK = "attention_mask"
+"""int64, 0 for padding: (batch, past + sequence) for language models, where only `GRAPH` takes it,
+and (batch, sequence) for sentence encoders that optimum exported."""
 
 EMBEDDINGS = "embeddings"
-"""float32 (batch, dim)."""
+"""Output of every encoder: float32 (batch, dim)."""
 
+# Sentence encoders.
 
-POSITIONS, MASK, POOL = "positions", "mask", "pool"
-"""What a graph of packed texts takes besides: int32 (batch, sequence), of each token in its own
-text; float32 (sequence, sequence), 0 between tokens of one text and minus infinity elsewhere; and
-float32 (batch, texts, sequence), by which the tokens of each text are summed to its embedding. It
-gives (batch * texts, dim)."""
-
+SENTENCE_GRAPH = "model.onnx"
+"""The graph that every sentence encoder has. It takes `INPUT_IDS`, or `PADDED_IDS` in fp16."""
 
 PACKED_GRAPH = "packed.onnx"
-"""The graph of packed texts, for the CPU; a GPU's graph takes `PADDED_IDS`."""
+"""The graph of packed texts, for the CPU. A GPU runs a graph that takes `PADDED_IDS`."""
 
+PADDED_IDS = "padded_ids"
+"""int32 (batch, sequence): each token's id plus one, and 0 for padding. Texts may have any lengths.
+
+The fp16 graph takes texts this way. It is made for a GPU, where a run costs more than some padding.
+"""
+
+POSITIONS, MASK, POOL = "positions", "mask", "pool"
+"""Further inputs of `PACKED_GRAPH`, which packs several texts into each row.
+
+``positions``: int32 (batch, sequence), each token's position in its own text.
+``mask``: float32 (sequence, sequence), 0 between tokens of one text, minus infinity elsewhere.
+``pool``: float32 (batch, texts, sequence), the weights that sum a text's tokens to its embedding.
+The output has shape (batch * texts, dim)."""
+
+TOKEN_TYPE_IDS = "token_type_ids"
+"""int64 (batch, sequence), all 0: an input of sentence encoders that optimum exported."""
+
+ENCODER_DEVICES: dict[str, tuple[str, ...]] = {
+    "fp32": ("cpu", "cuda", "tensorrt"),
+    "fp16": ("cpu", "cuda", "tensorrt"),
+    # Only the CPU has kernels for 8-bit matrix products with a float result.
+    "int8": ("cpu",),
+}
+"""Devices that can run a sentence encoder, by its precision."""
+
+# Frame encoders.
+
+IMAGE_GRAPH = "image.onnx"
+"""The image tower: from `FRAMES` to `EMBEDDINGS`."""
+
+TEXT_GRAPH = "text.onnx"
+"""The text tower: from `INPUT_IDS` to `EMBEDDINGS`."""
 
 FRAMES = "frames"
-"""uint8 (batch, height, width, 3): RGB, resized and cut to what the model takes."""
+"""uint8 (batch, height, width, 3): RGB, resized and cropped to the model's size."""
+
+# Language models. optimum's `ORTModelForCausalLM` looks for these names.
+
+GRAPH = "model.onnx"
+"""Takes a mask, so rows may be padded on the left. `ORTModelForCausalLM` opens this file."""
+
+STATIC_GRAPH = "static.onnx"
+"""The same weights with a KV cache of fixed address and fixed capacity, for a GPU.
+
+Rows are padded on the right, where causality hides the padding, so the graph takes no mask: even a
+mask that hides nothing loses ONNX Runtime's Flash kernel. Shapes are equal in every step, so a CUDA
+graph can hold one step."""
+
+STATIC_OPSET = 24
+"""ONNX opset of `STATIC_GRAPH`: it has `TensorScatter`, and `Attention` over the first tokens of a
+cache."""
+
+WEIGHTS = "model.onnx_data"
+"""External data of `GRAPH` and `STATIC_GRAPH`."""
+
+POSITION_IDS = "position_ids"
+"""int64 (batch, sequence): a token's position in its own row; padding does not count.
+
+Decoders of vision-language models take int64 (3, batch, sequence): time, row and column."""
+
+LOGITS = "logits"
+"""float32 (batch, 1, vocabulary): the logits of the last position."""
+
+PAST, PRESENT = "past_key_values", "present"
+"""Prefixes of the names of a KV cache's inputs and outputs."""
+
+
+def past_names(layer: int) -> tuple[str, str]:
+    """Return the input names of a layer's keys and values, both in the graph's dtype.
+
+    `GRAPH` takes (batch, kv_heads, past, head_dim). `STATIC_GRAPH` takes (batch, capacity,
+    kv_heads * head_dim), and its outputs have the same shape.
+    """
+    return f"{PAST}.{layer}.key", f"{PAST}.{layer}.value"
+
+
+def present_names(layer: int) -> tuple[str, str]:
+    """Return the output names of a layer's keys and values.
+
+    `GRAPH` gives (batch, kv_heads, past + sequence, head_dim) in its own dtype.
+    """
+    return f"{PRESENT}.{layer}.key", f"{PRESENT}.{layer}.value"
+
+
+def present_of(past: str) -> str:
+    """Return the output that continues a cache input.
+
+    >>> present_of("past_key_values.3.key")
+    'present.3.key'
+    """
+    return past.replace(PAST, PRESENT, 1)
+
+
+def is_past(name: str) -> bool:
+    """Return whether an input holds keys or values of a KV cache."""
+    return name.startswith(f"{PAST}.")
+
+
+WRITE_INDICES = "write_indices"
+"""int64 (batch,), `STATIC_GRAPH`: the cache position of a row's first new token."""
+
+CACHED_TOKENS = "cached_tokens"
+"""int64 (batch,), `STATIC_GRAPH`: a row's tokens in the cache, including all new ones."""
+
+LAST = "last"
+"""(batch, 1, sequence) in the graph's dtype, `STATIC_GRAPH`: 1 for the token whose logits are
+returned, 0 for the others."""
+
+# Vision-language models. Their decoders have the files and tensors of a language model as well.
+
+VISION_GRAPH = "vision.onnx"
+"""The vision tower from `FRAMES` to `IMAGE_EMBEDS`; the runtime uses it."""
+
+PATCHES_GRAPH = "patches.onnx"
+"""The vision tower from `PIXEL_VALUES`, with the same weights, for transformers' processor."""
+
+EMBEDDING_GRAPH = "embedding.onnx"
+"""From token ids to `INPUTS_EMBEDS`, for `GRAPH`."""
+
+VISION_WEIGHTS = "vision.onnx_data"
+"""External data of `VISION_GRAPH` and `PATCHES_GRAPH`. All other graphs keep theirs in `WEIGHTS`.
+"""
+
+PIXEL_VALUES = "pixel_values"
+"""float32 (batch, patches, channels * frames * height * width of a patch): normalised patches in
+the order of transformers' processor, which goes through the merged tokens row by row."""
+
+IMAGE_EMBEDS = "image_embeds"
+"""(batch, image tokens, hidden) in the decoder's dtype: rows of tokens from the top."""
+
+INPUTS_EMBEDS = "inputs_embeds"
+"""(batch, sequence, hidden) in the decoder's dtype: `GRAPH` takes these in place of token ids."""
+
+IMAGE_AT = "image_at"
+"""int64 (batch,), `STATIC_GRAPH`: the index of the first token that `IMAGE_EMBEDS` replace.
+
+`STATIC_GRAPH` takes token ids, `IMAGE_EMBEDS` and this index, and writes the image over the
+embeddings of the ids at that position. Without an image, `IMAGE_EMBEDS` has shape
+(batch, 0, hidden) and this index is 0."""
+
+# Shapes for TensorRT.
+
+DYNAMIC_AXES = {
+    "batch": "batch",
+    "batch_size": "batch",
+    "sequence": "tokens",
+    "sequence_length": "tokens",
+}
+"""From the names that our exporters and optimum give a dynamic axis to what it counts."""
 
 
 @dataclass(frozen=True)
 class EngineGraph:
-    """A graph that TensorRT runs, and what it is made ready for.
+    """A graph that TensorRT runs, and the shapes that its engine is built for.
 
     Attributes:
         file: its name in the exported folder.
-        batches: rows of a run, ascending from 1. Each costs building time and some memory; steps
-            of four waste less than half of a run (`profiles.runs`) and rarely that.
-        tokens: the length of texts that kernels are chosen for; None where there are no texts.
-        by_provider: whether ONNX Runtime's TensorRT provider can take it whole; then it needs the
-            shapes of these inputs alone.
+        batches: batch sizes, ascending from 1. Each costs building time and some memory. With steps
+            of four, padding wastes less than half of a run (`runtime.shapes.runs`), and rarely that
+            much.
+        tokens: the length of texts that kernels are chosen for; None for a graph without texts.
+        by_provider: whether ONNX Runtime's TensorRT provider can run the whole graph. The provider
+            then needs only the shapes of the inputs.
     """
 
     file: str
@@ -59,128 +211,17 @@ class EngineGraph:
     by_provider: bool = True
 
 
-# Graphs that sort bytes before they make numbers of them: TensorRT only casts bytes. An engine is
-# built from a graph that casts first, the provider would cut the graph in two.
+# Graphs with `by_provider=False` rearrange bytes before they cast them to numbers, and TensorRT can
+# only cast bytes. Their engines are built from a graph that casts first; the provider would split
+# the exported graph in two.
 ENGINE_GRAPHS = {
     # Captions and rewrites have 10 to 30 tokens.
-    "sentence-encoder": (EngineGraph("model.onnx", (1, 4, 16, 64, 256), tokens=24),),
-    "clip": (
-        EngineGraph("image.onnx", (1, 4, 16, 64), by_provider=False),
-        EngineGraph("text.onnx", (1, 4, 16, 64), tokens=16),
+    SENTENCE_ENCODER: (EngineGraph(SENTENCE_GRAPH, (1, 4, 16, 64, 256), tokens=24),),
+    CLIP: (
+        EngineGraph(IMAGE_GRAPH, (1, 4, 16, 64), by_provider=False),
+        EngineGraph(TEXT_GRAPH, (1, 4, 16, 64), tokens=16),
     ),
-    "vlm": (EngineGraph("vision.onnx", (1, 4, 16), by_provider=False),),
+    VLM: (EngineGraph(VISION_GRAPH, (1, 4, 16), by_provider=False),),
 }
-"""By the manifest's kind. Decoders, with their caches, are not TensorRT's."""
-
-
-DYNAMIC_AXES = {
-    "batch": "batch",
-    "batch_size": "batch",
-    "sequence": "tokens",
-    "sequence_length": "tokens",
-}
-"""What our exporters and optimum's call an axis, and what it holds."""
-
-ENCODER_DEVICES: dict[str, tuple[str, ...]] = {
-    "fp32": ("cpu", "cuda", "tensorrt"),
-    "fp16": ("cpu", "cuda", "tensorrt"),
-    # Only the CPU has kernels for 8-bit matrix products with a float result.
-    "int8": ("cpu",),
-}
-"""Where a sentence encoder of each precision can run."""
-
-# Language models. These names are optimum's, which `ORTModelForCausalLM` looks for.
-
-POSITION_IDS = "position_ids"
-"""int64 (batch, sequence): a token's place in its own row, padding not counted."""
-
-
-ATTENTION_MASK = "attention_mask"
-"""int64 (batch, past + sequence): 0 for padding. Only ``model.onnx`` takes it."""
-
-
-LOGITS = "logits"
-"""float32 (batch, 1, vocabulary): of the last position."""
-
-
-def past_names(layer: int) -> tuple[str, str]:
-    """Inputs: keys and values (batch, kv_heads, past, head_dim) in the graph's dtype.
-
-    Of ``static.onnx`` (batch, capacity, kv_heads * head_dim), and its outputs likewise.
-    """
-    return f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"
-
-
-def present_names(layer: int) -> tuple[str, str]:
-    """Outputs: keys and values (batch, kv_heads, past + sequence, head_dim)."""
-    return f"present.{layer}.key", f"present.{layer}.value"
-
-
-GRAPH = "model.onnx"
-"""Takes a mask, so rows may be padded on their left: what `ORTModelForCausalLM` opens."""
-
-
-STATIC_GRAPH = "static.onnx"
-"""The same weights over a cache that stays where it is, with room for what is to come: what a GPU
-runs. Rows are padded on their right, where causality hides the padding, so it takes no mask: one
-that masks nothing is enough to lose ONNX Runtime's Flash kernel. Its shapes do not change from step
-to step, so that a CUDA graph can hold one."""
-
-
-STATIC_OPSET = 24
-"""TensorScatter, and Attention over the first of a cache's tokens."""
-
-
-WRITE_INDICES = "write_indices"
-"""int64 (batch,): where in the cache the first of a row's new tokens goes."""
-
-
-CACHED_TOKENS = "cached_tokens"
-"""int64 (batch,): tokens of a row in the cache, with all the new ones."""
-
-
-LAST = "last"
-"""(batch, 1, sequence) in the graph's dtype: 1 for the token whose logits are wanted, 0 for others.
+"""The graphs that TensorRT runs, by the manifest's kind. It runs no decoders, as these have caches.
 """
-
-
-WEIGHTS = "model.onnx_data"
-"""The external data of both."""
-
-
-# Vision-language models.
-
-PIXEL_VALUES = "pixel_values"
-"""float32 (batch, patches, channels * frames * height * width of a patch): normalised patches in
-the order of transformers' processor, which goes through the merged tokens row by row."""
-
-
-IMAGE_EMBEDS = "image_embeds"
-"""(batch, image tokens, hidden) in the decoder's dtype: rows of tokens from the top."""
-
-
-INPUTS_EMBEDS = "inputs_embeds"
-"""(batch, sequence, hidden) in the decoder's dtype. What ``model.onnx`` takes in the place of token
-ids; the `POSITION_IDS` of decoders are int64 (3, batch, sequence): time, row and column."""
-
-
-IMAGE_AT = "image_at"
-"""int64 (batch,): which token is the first that `IMAGE_EMBEDS` are for. ``static.onnx`` takes token
-ids and both of these, and writes the image over what the ids stand for there. Without an image they
-are (batch, 0, hidden) and zeros."""
-
-
-VISION_GRAPH = "vision.onnx"
-"""From `specs.FRAMES`: what the fast loop runs."""
-
-
-PATCHES_GRAPH = "patches.onnx"
-"""From `PIXEL_VALUES`, with the same weights: what goes with transformers' processor."""
-
-
-EMBEDDING_GRAPH = "embedding.onnx"
-"""From token ids to `INPUTS_EMBEDS`, for ``model.onnx``."""
-
-
-VISION_WEIGHTS = "vision.onnx_data"
-"""The external data of the first two; those of all else are in `llm_specs.WEIGHTS`."""

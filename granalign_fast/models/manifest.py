@@ -1,4 +1,4 @@
-"""Where models come from, and the manifest that an exported folder carries."""
+"""The manifest of an exported model's folder: its kind, its source, its files and their hashes."""
 
 from __future__ import annotations
 
@@ -13,30 +13,41 @@ from granalign_fast.errors import GranAlignError
 from granalign_fast.files import known_sha256, read_json, replacing
 
 FORMAT_VERSION = 1
-"""Of exported folders: rises whenever the same weights would give other embeddings."""
-CLIP_FORMAT_VERSION = 2
-"""Of CLIP's folders, whose image tower takes bytes from here on."""
+"""Version of exported folders. It rises whenever the same weights would give other embeddings."""
 
-SENTENCE_ENCODER = "sentence-encoder"
-CLIP = "clip"
+CLIP_FORMAT_VERSION = 2
+"""Version of CLIP's and SigLIP's folders. Since version 2 the image tower takes bytes."""
+
+SENTENCE_ENCODER, CLIP, LLM, VLM = "sentence-encoder", "clip", "llm", "vlm"
+
+KINDS = (SENTENCE_ENCODER, CLIP, LLM, VLM)
+"""Every value of a manifest's `kind`, in the order in which a query runs the models."""
 
 
 def fingerprint(source_sha256: str, precision: str, version: int = FORMAT_VERSION) -> str:
-    """Names the embeddings of a model: its weights and settings, the precision and the format."""
+    """Return the name of a model's results, from its weights and settings, precision and format."""
     return f"{source_sha256[:16]}-{precision}-v{version}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What ``manifest.json`` of an exported folder says, whatever its kind.
+    """The fields of ``manifest.json`` that exported folders of every kind have.
 
-    `source_sha256` covers the source's weights and the settings that shape its results, so that it
-    names them; `weights_sha256` is of the source's ``model.safetensors`` alone. `validation` is
-    what was measured against the source.
+    Attributes:
+        format_version: see `FORMAT_VERSION`.
+        kind: one of `KINDS`.
+        source: the source model's name.
+        weights_sha256: hash of the source's ``model.safetensors`` alone.
+        source_sha256: hash of the source's weights and of all settings that change its results, so
+            that it identifies the results.
+        files: SHA-256 of every other file in the folder, by name.
+        precision: such as ``"fp32"``.
+        tools: versions of the packages that wrote the folder.
+        validation: measured differences from the source.
     """
 
     format_version: int = FORMAT_VERSION
-    kind: str = ""  # which one is each subclass's to say
+    kind: str = ""  # set by each subclass
     source: str
     weights_sha256: str
     source_sha256: str
@@ -52,25 +63,31 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path, *, again: bool = False) -> Self:
-        """Read the manifest and check every file that it lists, as `known_sha256` does.
+        """Read the manifest and check the hash of every file that it lists.
+
+        Args:
+            folder: of the exported model.
+            again: hash large files again that `known_sha256` has already verified.
 
         Raises:
-            GranAlignError: no manifest, another kind or format version, keys missing, a value of
-                another type, or a file altered.
+            GranAlignError: there is no manifest, its kind or format version is another, keys are
+                missing or unknown, a value has the wrong type, or a file was altered.
         """
         path = folder / "manifest.json"
-        wanted = f"name a folder that `granalign export {cls.kind}` wrote"
+        remedy = f"name a folder that `granalign export {cls.kind}` wrote"
         if not path.is_file():
-            raise GranAlignError(f"{folder}: no manifest.json; {wanted}")
+            raise GranAlignError(f"{folder}: no manifest.json; {remedy}")
+        # The kind and the format version decide which keys are expected, so they come first.
         record = read_json(path)
         kind = record.get("kind") if isinstance(record, dict) else None
         if kind != cls.kind:
-            raise GranAlignError(f"{path}: got kind {kind!r}, expected {cls.kind!r}; {wanted}")
+            raise GranAlignError(f"{path}: got kind {kind!r}, expected {cls.kind!r}; {remedy}")
         if record.get("format_version") != cls.format_version:
             raise GranAlignError(
                 f"{path}: got format version {record.get('format_version')!r}, expected "
                 f"{cls.format_version}; export the model again"
             )
+        # The keys and the types of their values.
         expected = {field.name for field in fields(cls)}
         if set(record) != expected:
             raise GranAlignError(
@@ -79,11 +96,12 @@ class Manifest:
             )
         types = get_type_hints(cls)
         for field in fields(cls):
-            if not _is_a(types[field.name], value := record[field.name]):
+            if not _matches(types[field.name], value := record[field.name]):
                 raise GranAlignError(
                     f"{path}: got {field.name} {value!r:.80}, expected {field.type}; "
                     f"export the model again"
                 )
+        # The files and their hashes.
         manifest = cls(**record)
         if not manifest.files:
             raise GranAlignError(
@@ -100,19 +118,28 @@ class Manifest:
         return manifest
 
 
-def _is_a(wanted: Any, value: Any) -> bool:
-    """Whether a value of JSON is of an annotated type."""
-    kind, inner = get_origin(wanted), get_args(wanted)
-    if kind is dict:
-        return isinstance(value, dict) and all(_is_a(inner[1], one) for one in value.values())
-    if kind is list:
-        return isinstance(value, list) and all(_is_a(inner[0], one) for one in value)
-    return wanted is Any or type(value) in ((int, float) if wanted is float else (wanted,))
+def _matches(annotation: Any, value: Any) -> bool:
+    """Return whether a JSON value has the type of an annotation."""
+    container, inner = get_origin(annotation), get_args(annotation)
+    if container is dict:
+        return isinstance(value, dict) and all(_matches(inner[1], v) for v in value.values())
+    if container is list:
+        return isinstance(value, list) and all(_matches(inner[0], item) for item in value)
+    return annotation is Any or type(value) in (
+        (int, float) if annotation is float else (annotation,)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SentenceManifest(Manifest):
-    """The manifest of an exported sentence encoder."""
+    """The manifest of an exported sentence encoder.
+
+    Attributes:
+        dim: values of an embedding.
+        max_tokens: longer texts are cut off here.
+        pooling: ``"mean"`` or ``"cls"``.
+        normalise: whether the graph scales embeddings to unit length.
+    """
 
     kind: str = SENTENCE_ENCODER
     dim: int
@@ -123,7 +150,13 @@ class SentenceManifest(Manifest):
 
 @dataclass(frozen=True, kw_only=True)
 class FrameEncoderManifest(Manifest):
-    """The manifest of an exported CLIP or SigLIP; `preprocessing` is a `clip.Preprocessing`."""
+    """The manifest of an exported CLIP or SigLIP.
+
+    Attributes:
+        dim: values of an embedding.
+        max_tokens: longer texts are cut off here.
+        preprocessing: the fields of a `frame_encoder.Preprocessing`.
+    """
 
     format_version: int = CLIP_FORMAT_VERSION
     kind: str = CLIP
@@ -134,9 +167,19 @@ class FrameEncoderManifest(Manifest):
 
 @dataclass(frozen=True, kw_only=True)
 class LlmManifest(Manifest):
-    """The manifest of an exported language model; `source_sha256` covers its tokenizer too."""
+    """The manifest of an exported language model; `source_sha256` covers its tokenizer too.
 
-    kind: str = "llm"
+    Attributes:
+        architecture: such as ``"LlamaForCausalLM"``.
+        layers: with a KV cache each.
+        kv_heads: heads of keys and values.
+        head_dim: values of a head.
+        vocabulary: number of tokens.
+        context: the greatest number of tokens of a prompt and its answer.
+        eos_ids: tokens that end an answer.
+    """
+
+    kind: str = LLM
     architecture: str
     layers: int
     kv_heads: int
@@ -147,7 +190,7 @@ class LlmManifest(Manifest):
 
     @property
     def cache_dtype(self) -> np.dtype[Any]:
-        """Of keys and values."""
+        """Type of keys and values."""
         return np.dtype(np.float16 if self.precision == "fp16" else np.float32)
 
 
@@ -157,13 +200,13 @@ class VlmManifest(LlmManifest):
 
     Attributes:
         image_size: height and width in pixels, to which every frame is resized.
-        image_grid: rows and columns of the tokens that a frame becomes.
+        image_grid: rows and columns of a frame's tokens.
         image_token: the id that stands for a frame in a prompt.
         resample: Pillow's number of the filter that resizes frames.
         hidden: values of a token's embedding.
     """
 
-    kind: str = "vlm"
+    kind: str = VLM
     image_size: list[int]
     image_grid: list[int]
     image_token: int
@@ -177,46 +220,41 @@ class VlmManifest(LlmManifest):
         return rows * columns
 
 
-LLM, VLM = "llm", "vlm"
-
-
-KINDS = (SENTENCE_ENCODER, CLIP, LLM, VLM)
-"""What a manifest may say, in the order in which a query meets them."""
-
-
 def exported_models(folder: str | Path) -> dict[str, Path]:
-    """The exported models below a folder, by kind; each in a folder of its own, whatever its name.
+    """Return the folders of the exported models below a folder, by kind.
+
+    Each model has a folder of its own, whatever its name.
 
     Raises:
         GranAlignError: there is no such folder, no model in it, or two of one kind.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise GranAlignError(f"{folder}: no such folder; expected one of exported models")
-    found: dict[str, Path] = {}
+        raise GranAlignError(f"{folder}: no such folder; expected a folder of exported models")
+    folders: dict[str, Path] = {}
     for path in sorted(folder.glob("*/manifest.json")):
         record = read_json(path)
         kind = record.get("kind") if isinstance(record, dict) else None
         if kind not in KINDS:
             continue
-        if kind in found:
+        if kind in folders:
             raise GranAlignError(
-                f"{folder}: got two models of kind {kind!r}, {found[kind].name} and "
+                f"{folder}: got two models of kind {kind!r}, {folders[kind].name} and "
                 f"{path.parent.name}, expected one; move the other away"
             )
-        found[kind] = path.parent
-    if not found:
+        folders[kind] = path.parent
+    if not folders:
         raise GranAlignError(
             f"{folder}: got no exported model, expected folders that `granalign export` wrote"
         )
-    return found
+    return folders
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of an exported model of any kind, every file read and checked again.
+    """Read the manifest of an exported model of any kind, and hash every file again.
 
     Raises:
-        GranAlignError: it is no exported model, or a file of it was altered.
+        GranAlignError: the folder holds no exported model, or one of its files was altered.
     """
     record = read_json(folder / "manifest.json")
     kind = record.get("kind") if isinstance(record, dict) else None
