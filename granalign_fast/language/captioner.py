@@ -139,7 +139,7 @@ class VlmCaptioner:
         tokens = len(self.start) - 1 + manifest.image_tokens
         numbers = 2 * manifest.layers * manifest.kv_heads * manifest.head_dim * tokens
         size = numbers * np.dtype(manifest.cache_dtype).itemsize
-        frames = [(tier.lasting, tier.limit // size) for tier in self.cache.tiers]
+        frames = [(tier.persistent, tier.limit // size) for tier in self.cache.tiers]
         # A lasting tier holds copies of what the others hold.
         copied = max((count for lasting, count in frames if lasting), default=0)
         return max(copied, sum(count for lasting, count in frames if not lasting))

@@ -1,4 +1,4 @@
-"""What a model has made of frames, kept within bounds: on the device, in memory, on disk."""
+"""A tiered LRU cache of prefixes: on the device, in memory and on disk, each tier bounded."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from granalign_fast.runtime.capture_lock import CAPTURE_LOCK
 Array = Any
 """A NumPy or CuPy array: (2 * layers, kv_heads, tokens, head_dim), keys and values in turn."""
 
-
-_ABANDONED = 3600
-"""Seconds after which nobody writes to a half-written file any more."""
+_STALE = 3600
+"""Seconds. A half-written file that has not changed for so long belongs to a process that ended: a
+file takes seconds to write."""
 
 
 def _to_host(array: Array) -> npt.NDArray[Any]:
@@ -35,42 +35,46 @@ def _to_host(array: Array) -> npt.NDArray[Any]:
 
 
 class Tier(Protocol):
-    """One place to keep arrays by their keys, the least recently used of which leave first."""
+    """One level of the cache: a byte-bounded LRU map from keys to arrays."""
 
     name: str
     limit: int
-    """Bytes."""
-    lasting: bool
-    """Whether it outlives the process; such a tier gets every array at once."""
+    """Capacity in bytes."""
+    persistent: bool
+    """Whether its arrays outlive the process. Such a tier gets a copy of every array at once."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
+        """Bytes in use."""
         ...
 
     def get(self, key: str) -> Array | None:
-        """The array of a key, now the most recently used; None where there is none."""
+        """Return a key's array and mark it as the most recently used; None if absent."""
         ...
 
     def put(self, key: str, array: Array) -> list[tuple[str, Array]]:
-        """Keep an array; what had to leave for it, or the array itself if it is too large."""
+        """Store an array, evicting the least recently used ones.
+
+        Returns:
+            The evicted keys and arrays, or the array itself if it exceeds the tier's capacity.
+        """
         ...
 
     def discard(self, key: str) -> None:
-        """Forget a key, if it is there."""
+        """Remove a key, if present."""
         ...
 
 
 class MemoryTier:
-    """Arrays in memory, this machine's or a GPU's.
+    """Arrays in this machine's memory or in a GPU's.
 
     Args:
-        limit: bytes that it may hold.
+        limit: capacity in bytes.
         name: in the counters.
-        move: makes an array of this place from one of another, such as `ArrayDevice.put`.
+        move: copies an array from another tier to this one's device, such as `ArrayDevice.put`.
     """
 
-    lasting = False
+    persistent = False
 
     def __init__(
         self,
@@ -80,92 +84,99 @@ class MemoryTier:
         move: Callable[[Array], Array] = _to_host,
     ) -> None:
         self.name = name
-        self.limit = _checked(limit, name)
+        self.limit = _checked_limit(limit, name)
         self._move = move
-        self._arrays: OrderedDict[str, Array] = OrderedDict()
-        self._held = 0
+        self._arrays: OrderedDict[str, Array] = OrderedDict()  # the least recently used first
+        self._nbytes = 0
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
-        return self._held
+        """Bytes in use."""
+        return self._nbytes
 
     def get(self, key: str) -> Array | None:
-        """The array of a key; None where there is none."""
+        """Return a key's array and mark it as the most recently used; None if absent."""
         if key not in self._arrays:
             return None
         self._arrays.move_to_end(key)
         return self._arrays[key]
 
     def put(self, key: str, array: Array) -> list[tuple[str, Array]]:
-        """Keep an array; what had to leave for it, or the array itself if it is too large."""
+        """Store an array and return what is evicted; see `Tier`."""
         self.discard(key)
         if array.nbytes > self.limit:
             return [(key, array)]
-        left = []
-        while self._held + array.nbytes > self.limit:
-            oldest, old = self._arrays.popitem(last=False)
-            self._held -= old.nbytes
-            left.append((oldest, old))
+        evicted = []
+        while self._nbytes + array.nbytes > self.limit:
+            oldest_key, oldest = self._arrays.popitem(last=False)
+            self._nbytes -= oldest.nbytes
+            evicted.append((oldest_key, oldest))
         self._arrays[key] = self._move(array)
-        self._held += array.nbytes
-        return left
+        self._nbytes += array.nbytes
+        return evicted
 
     def discard(self, key: str) -> None:
-        """Forget a key, if it is there."""
+        """Remove a key, if present."""
         if key in self._arrays:
-            self._held -= self._arrays.pop(key).nbytes
+            self._nbytes -= self._arrays.pop(key).nbytes
 
 
 class DiskTier:
-    """Arrays in a folder, a safetensors file each; a later process finds what an earlier one left.
+    """Arrays in a folder, one safetensors file each, which later processes find again.
 
-    Files appear under their names when they are whole. One that cannot be read is a miss, and goes;
-    where none can be written or removed, those that are there serve on. What a process left
-    half-written when it ended is removed when a later one opens the folder, after an hour.
+    A file gets its name when it is whole. An unreadable file is a miss and is removed. If files
+    cannot be written or removed, the existing ones are still read. Half-written files of ended
+    processes are removed when the folder is opened, an hour after their last change.
 
     Args:
-        folder: made if it is not there; nothing else should be in it.
-        limit: bytes that its files may take.
+        folder: created if missing; nothing else should be in it.
+        limit: capacity in bytes of files.
+
+    Raises:
+        GranAlignError: the folder cannot be used.
     """
 
     name = "disk"
-    lasting = True
+    persistent = True
     _SUFFIX = ".safetensors"
 
     def __init__(self, folder: str | Path, limit: int) -> None:
         self.folder = Path(folder)
-        self.limit = _checked(limit, self.name)
+        self.limit = _checked_limit(limit, self.name)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            found = self._files(f"*{self._SUFFIX}")
-            left = self._files(f".*{self._SUFFIX}.*")
+            files = self._files(f"*{self._SUFFIX}")
+            partial = self._files(f".*{self._SUFFIX}.*")
         except OSError as error:
             raise GranAlignError(
                 f"{self.folder}: cannot be used ({error.strerror or error}); name another folder"
             ) from None
-        found.sort(key=lambda pair: pair[1].st_mtime_ns)
-        self._sizes = OrderedDict((path.stem, status.st_size) for path, status in found)
-        self._held = sum(self._sizes.values())
-        self._make_room(0)
-        for path, status in left:
-            if time.time() - status.st_mtime > _ABANDONED:
+        # `get` touches a file, so the modification times are the order of use.
+        files.sort(key=lambda pair: pair[1].st_mtime_ns)
+        self._sizes = OrderedDict((path.stem, status.st_size) for path, status in files)
+        self._nbytes = sum(self._sizes.values())
+        self._evict_for(0)
+        for path, status in partial:
+            if time.time() - status.st_mtime > _STALE:
                 _remove(path)
 
     def _files(self, pattern: str) -> list[tuple[Path, os.stat_result]]:
-        found = []
+        files = []
         for path in self.folder.glob(pattern):
-            with suppress(FileNotFoundError):  # another process made room meanwhile
-                found.append((path, path.stat()))
-        return found
+            with suppress(FileNotFoundError):  # another process has evicted it meanwhile
+                files.append((path, path.stat()))
+        return files
 
     @property
     def nbytes(self) -> int:
         """Bytes of all files."""
-        return self._held
+        return self._nbytes
 
     def get(self, key: str) -> Array | None:
-        """The array of a key; None where there is none that can be read."""
+        """Return a key's array and mark it as the most recently used; None if absent or unreadable.
+
+        An unreadable file is removed.
+        """
         from safetensors.numpy import load
 
         if key not in self._sizes:
@@ -173,38 +184,39 @@ class DiskTier:
         path = self._path(key)
         try:
             array = load(path.read_bytes())["prefix"]
-        except Exception:  # gone, torn or foreign: whatever safetensors makes of it
+        except Exception:  # missing, damaged or not safetensors, which raises many types
             self.discard(key)
             return None
         with suppress(OSError):
-            os.utime(path)  # so that a later process knows the order
+            os.utime(path)  # tells later processes the order of use
         self._sizes.move_to_end(key)
         return array
 
     def put(self, key: str, array: Array) -> list[tuple[str, Array]]:
-        """Keep an array; what leaves is gone, so nothing comes back."""
+        """Store an array; return nothing, as evicted files are deleted."""
         from safetensors.numpy import save
 
-        if key in self._sizes:  # the same key names the same array
+        if key in self._sizes:  # equal keys name equal arrays
             return []
         data = save({"prefix": np.ascontiguousarray(_to_host(array))})
         if len(data) <= self.limit:
-            self._make_room(len(data))
-            with suppress(GranAlignError):  # what is not kept is computed again
+            self._evict_for(len(data))
+            with suppress(GranAlignError):  # an array that is not stored is computed again
                 with replacing(self._path(key)) as file:
                     file.write(data)
                 self._sizes[key] = len(data)
-                self._held += len(data)
+                self._nbytes += len(data)
         return []
 
     def discard(self, key: str) -> None:
-        """Forget a key, if it is there."""
+        """Remove a key and its file, if present."""
         if key in self._sizes:
-            self._held -= self._sizes.pop(key)
+            self._nbytes -= self._sizes.pop(key)
             _remove(self._path(key))
 
-    def _make_room(self, more: int) -> None:
-        while self._sizes and self.nbytes + more > self.limit:
+    def _evict_for(self, size: int) -> None:
+        """Evict the least recently used files until `size` more bytes fit."""
+        while self._sizes and self.nbytes + size > self.limit:
             self.discard(next(iter(self._sizes)))
 
     def _path(self, key: str) -> Path:
@@ -213,24 +225,28 @@ class DiskTier:
 
 @dataclass(slots=True)
 class CacheCounts:
-    """What a `PrefixCache` has been asked, and what it did."""
+    """Counters of a `PrefixCache`."""
 
     hits: dict[str, int] = field(default_factory=dict)
-    """Found, by tier."""
+    """Keys found, by tier."""
     misses: int = 0
+    """Keys that no tier had."""
     evictions: dict[str, int] = field(default_factory=dict)
-    """Left a tier for want of room, by tier; into the next one, or for good from the last."""
+    """Arrays evicted for lack of capacity, by tier: into the next tier, or deleted by the last."""
 
 
 class PrefixCache:
-    """Arrays by their keys, in tiers from the fastest to the largest. Threads may share one.
+    """A map from keys to arrays in tiers, from the fastest to the largest. Threads may share one.
 
-    What leaves a tier for want of room goes to the next one, and from the last it is gone; what is
-    found in a lower tier returns to the first. A tier that outlives the process has a copy of all
-    that it has room for, so that a search finds what an earlier process indexed.
+    An array that a tier evicts moves to the next tier; the last tier deletes it. An array found in
+    a lower tier returns to the first. A tier that outlives the process has a copy of every array
+    within its capacity, so a search finds what an earlier process indexed.
 
     Args:
         tiers: by default 1 GiB of this machine's memory. A 7 B model in fp16 takes 15 MB a frame.
+
+    Raises:
+        GranAlignError: `tiers` is empty.
     """
 
     def __init__(self, tiers: Sequence[Tier] | None = None) -> None:
@@ -246,20 +262,21 @@ class PrefixCache:
 
     @property
     def nbytes(self) -> dict[str, int]:
-        """Bytes held, by tier."""
+        """Bytes in use, by tier."""
         with self._lock:
             return {tier.name: tier.nbytes for tier in self.tiers}
 
     def get(self, key: str) -> Array | None:
-        """The array of a key; None where no tier has it."""
+        """Return a key's array; None if no tier has it."""
         with self._lock:
             for level, tier in enumerate(self.tiers):
                 array = tier.get(key)
                 if array is None:
                     continue
                 self.counts.hits[tier.name] += 1
+                # Promote the array to the first tier. Persistent tiers keep their copy.
                 if level:
-                    if not tier.lasting:
+                    if not tier.persistent:
                         tier.discard(key)
                     self._put(key, array)
                 return array
@@ -267,23 +284,24 @@ class PrefixCache:
             return None
 
     def put(self, key: str, array: Array) -> None:
-        """Keep an array, which must not be written to any more."""
+        """Store an array, which nobody may write to from now on."""
         with self._lock:
             for tier in self.tiers:
-                if tier.lasting:
+                if tier.persistent:
                     tier.put(key, array)
             self._put(key, array)
 
     def _put(self, key: str, array: Array) -> None:
-        arriving = [(key, array)]
+        """Put an array into the first tier, and what each tier evicts into the next."""
+        incoming = [(key, array)]
         for tier in self.tiers:
-            leaving = []
-            for name, value in arriving:
-                left = tier.put(name, value)
-                # An array that is too large for this tier was never in it.
-                self.counts.evictions[tier.name] += sum(other != name for other, _ in left)
-                leaving += left
-            arriving = leaving
+            outgoing = []
+            for name, value in incoming:
+                rejected = tier.put(name, value)
+                # An array that exceeds the tier's capacity comes back at once. That is no eviction.
+                self.counts.evictions[tier.name] += sum(other != name for other, _ in rejected)
+                outgoing += rejected
+            incoming = outgoing
 
 
 def _remove(path: Path) -> None:
@@ -291,7 +309,7 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _checked(limit: int, name: str) -> int:
+def _checked_limit(limit: int, name: str) -> int:
     if not isinstance(limit, int) or limit < 0:
         raise GranAlignError(f"limit of the {name} tier: got {limit!r}, expected bytes, 0 or more")
     return limit
