@@ -205,7 +205,7 @@ class PlainFrames:
     def __init__(self, clip: FrameEncoder, folder: Path) -> None:
         from onnxruntime import InferenceSession
 
-        self._prepare = clip._prepare
+        self._prepare = clip.preprocessing
         path = folder / "image.onnx"
         self._session: Any = InferenceSession(path, providers=["CPUExecutionProvider"])
 

@@ -1,4 +1,4 @@
-"""Frames and texts to embeddings of one space, with CLIP or SigLIP: no torch, no transformers."""
+"""The frame encoder: CLIP or SigLIP embeds frames and texts, without torch or transformers."""
 
 from __future__ import annotations
 
@@ -19,28 +19,32 @@ from granalign_fast.types import Image, check_frames
 from granalign_fast.video.images import resize
 
 from .encoder import ExportedEncoder, check_finite, distinct, equal_length_batches, tokenise
+from .graph_contract import EMBEDDINGS, IMAGE_GRAPH, TEXT_GRAPH
 from .manifest import FrameEncoderManifest
 
-# Frames in one run. On a CPU 4, 8 and 16 frames of ViT-B/32 took equally long, and fewer
-# take less memory; on a GPU a run must be worth its launches.
 _BATCH_FRAMES = {"cpu": 4}
+"""Frames in one run on a CPU. Runs of 4, 8 and 16 frames of ViT-B/32 took equally long per frame,
+and 4 take the least memory."""
+
 _GPU_BATCH_FRAMES = 64
+"""Frames in one run on a GPU. A run must be long enough to outweigh its kernel launches."""
 
 Frames = npt.NDArray[np.uint8] | Sequence[Image]
-"""uint8 RGB (frames, height, width, 3), or (height, width, 3) of each, in any size."""
+"""uint8 RGB (frames, height, width, 3), or a sequence of (height, width, 3) of any sizes."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a frame becomes what the image tower takes: resize, and crop the centre.
+    """Preprocessing of the image tower: resize a frame and crop its centre.
 
-    Equal to the Pillow-based ``CLIPImageProcessor`` and ``SiglipImageProcessor`` of transformers
-    4.57 in every bit, for frames of any size (tested); their torchvision-based "fast" variants
-    differ from both. What they do to the bytes then is in the tower.
+    The result equals that of the Pillow-based ``CLIPImageProcessor`` and ``SiglipImageProcessor``
+    of transformers 4.57 in every bit, for frames of any size (tested). Their torchvision-based
+    "fast" variants differ from both. The processors' further steps, which rescale and normalise the
+    bytes, are part of the tower's graph.
 
     Attributes:
-        resize: the length of the shorter edge, in pixels, or height and width.
-        crop: height and width of the centre that is kept, within what `resize` gives.
+        resize: the length of the shorter edge in pixels, or height and width.
+        crop: height and width of the centre to crop from the resized frame.
         resample: Pillow's number of the filter, such as 3 for bicubic.
     """
 
@@ -49,7 +53,7 @@ class Preprocessing:
     resample: int
 
     def __call__(self, frame: Image) -> Image:
-        """What is kept, (crop height, crop width, 3), of a frame (any height, any width, 3)."""
+        """Return the cropped frame (crop height, crop width, 3), of a frame of any size."""
         height, width = self._resized(*frame.shape[:2])
         image = resize(frame, height, width, self.resample)
         top, left = (height - self.crop[0]) // 2, (width - self.crop[1]) // 2
@@ -59,24 +63,27 @@ class Preprocessing:
         if len(self.resize) == 2:
             return self.resize[0], self.resize[1]
         (edge,) = self.resize
-        # The longer edge is cut off, not rounded, as in the processor.
+        # The longer edge is truncated to an integer, not rounded, as in the processor.
         if width <= height:
             return int(edge * height / width), edge
         return edge, int(edge * width / height)
 
 
 class FrameEncoder(ExportedEncoder[FrameEncoderManifest]):
-    """Embeds frames and texts with a CLIP or SigLIP model that `export_clip` wrote.
+    """A frame encoder: embeds frames and texts with an exported CLIP or SigLIP model.
 
-    The cosine of a frame and a text is the product of their rows. Threads may share an encoder.
+    The cosine of a frame and a text is the dot product of their rows. Threads may share an encoder.
 
     Args:
-        folder: what ``granalign export clip`` wrote.
-        device: as for `Session`.
+        folder: the model that ``granalign export clip`` wrote.
+        device: as for `open_session`.
         threads: CPU threads; None for all that this process may use.
 
+    Attributes:
+        preprocessing: what it does to each frame before the image tower.
+
     Raises:
-        GranAlignError: the folder is of another kind or altered, or the device cannot be had.
+        GranAlignError: the folder is of another kind or altered, or the device is not available.
     """
 
     def __init__(
@@ -84,15 +91,15 @@ class FrameEncoder(ExportedEncoder[FrameEncoderManifest]):
     ) -> None:
         folder = Path(folder)
         manifest = FrameEncoderManifest.read(folder)
-        self._prepare = _preprocessing(manifest, folder)
-        graphs = ["image.onnx", "text.onnx"]
+        self.preprocessing = _read_preprocessing(manifest, folder)
+        graphs = [IMAGE_GRAPH, TEXT_GRAPH]
         super().__init__(folder, manifest, graphs, device=device, threads=threads)
         self._image, self._text = self._sessions
         self._device = ArrayDevice.of(device)
         self._batch_frames = _BATCH_FRAMES.get(self._kind, _GPU_BATCH_FRAMES)
-        # On a GPU one run at a time.
+        # On a GPU runs take turns; on a CPU several runs work at the same time.
         on_cpu = self._kind == "cpu"
-        self._turn: AbstractContextManager[Any] = nullcontext() if on_cpu else Lock()
+        self._run_lock: AbstractContextManager[Any] = nullcontext() if on_cpu else Lock()
 
     def encode_frames(
         self,
@@ -100,9 +107,9 @@ class FrameEncoder(ExportedEncoder[FrameEncoderManifest]):
         *,
         progress: Callable[[int], None] | None = None,
     ) -> npt.NDArray[np.float32]:
-        """Embeddings (frames, dim), float32, rows of unit length, in the given order.
+        """Return embeddings (frames, dim), float32, rows of unit length, in the order of `frames`.
 
-        What frames become is held for a few batches at a time, however many frames there are.
+        Only a few batches of preprocessed frames are in memory at a time.
 
         Args:
             frames: uint8 RGB (frames, height, width, 3), or a sequence of uint8 RGB
@@ -115,7 +122,7 @@ class FrameEncoder(ExportedEncoder[FrameEncoderManifest]):
         """
         check_frames(frames)
         rows = np.empty((len(frames), self.dim), np.float32)
-        embed = self._in_workers if self._kind == "cpu" else self._in_turn
+        embed = self._embed_on_cpu if self._kind == "cpu" else self._embed_on_gpu
         with ThreadPoolExecutor(self._workers) as pool:
             for done in embed(frames, rows, pool):
                 if progress:
@@ -123,61 +130,78 @@ class FrameEncoder(ExportedEncoder[FrameEncoderManifest]):
         check_finite(rows, lambda i: f"frames[{i}]")
         return rows
 
-    def _in_workers(
+    def _embed_on_cpu(
         self, frames: Frames, rows: npt.NDArray[np.float32], pool: Executor
     ) -> Iterator[int]:
-        """Fill `rows`, each worker with batches of its own; how many rows of each."""
+        """Fill `rows`: each worker preprocesses and embeds whole batches.
+
+        Returns:
+            An iterator over the numbers of rows of the batches.
+        """
 
         def run(start: int) -> int:
-            batch, filling = self._begin(frames, start, map)
-            return self._embed(batch, filling, rows[start:])
+            batch, pending = self._start_batch(frames, start, map)
+            return self._embed_batch(batch, pending, rows[start:])
 
         return pool.map(run, range(0, len(frames), self._batch_frames))
 
-    def _in_turn(
+    def _embed_on_gpu(
         self, frames: Frames, rows: npt.NDArray[np.float32], pool: Executor
     ) -> Iterator[int]:
-        """The same for a GPU: all workers prepare one batch, and the next while it runs."""
-        starts = range(0, len(frames), self._batch_frames)
-        following = self._begin(frames, 0, pool.map)
-        for start in starts:
-            batch, filling = following
-            if start + self._batch_frames < len(frames):
-                following = self._begin(frames, start + self._batch_frames, pool.map)
-            yield self._embed(batch, filling, rows[start:])
+        """Fill `rows`: all workers preprocess the next batch while the GPU runs this one.
 
-    def _begin(
+        Yields:
+            The number of rows of each batch.
+        """
+        starts = range(0, len(frames), self._batch_frames)
+        upcoming = self._start_batch(frames, 0, pool.map)
+        for start in starts:
+            batch, pending = upcoming
+            if start + self._batch_frames < len(frames):
+                upcoming = self._start_batch(frames, start + self._batch_frames, pool.map)
+            yield self._embed_batch(batch, pending, rows[start:])
+
+    def _start_batch(
         self, frames: Frames, start: int, each: Callable[..., Iterator[None]]
     ) -> tuple[npt.NDArray[np.uint8], Iterator[None]]:
-        """A batch, and what fills it while it is gone through."""
-        chosen = frames[start : start + self._batch_frames]
-        batch = self._device.staging((len(chosen), *self._prepare.crop, 3), np.uint8)
+        """Allocate the batch that begins at frame `start`, and start to preprocess its frames.
+
+        Args:
+            frames: all frames.
+            start: the index of the batch's first frame.
+            each: `map`, or a pool's.
+
+        Returns:
+            The batch, and an iterator. The batch is full when the iterator is exhausted.
+        """
+        selected = frames[start : start + self._batch_frames]
+        batch = self._device.staging((len(selected), *self.preprocessing.crop, 3), np.uint8)
 
         def fill(i: int) -> None:
-            batch[i] = self._prepare(chosen[i])
+            batch[i] = self.preprocessing(selected[i])
 
-        return batch, each(fill, range(len(chosen)))
+        return batch, each(fill, range(len(selected)))
 
-    def _embed(
+    def _embed_batch(
         self,
         batch: npt.NDArray[np.uint8],
-        filling: Iterator[None],
+        pending: Iterator[None],
         rows: npt.NDArray[np.float32],
     ) -> int:
-        for _ in filling:
+        """Wait for a batch's frames, embed them into the first of `rows`, return their number."""
+        for _ in pending:
             pass
-        with self._turn:
-            rows[: len(batch)] = self._image(frames=batch)["embeddings"]
+        with self._run_lock:
+            rows[: len(batch)] = self._image(frames=batch)[EMBEDDINGS]
         return len(batch)
 
     def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Embeddings (texts, dim), float32, rows of unit length, in the given order.
+        """Return embeddings (texts, dim), float32, rows of unit length, in the order of `texts`.
 
-        What is over the model's length (77 tokens for CLIP, 64 for SigLIP) is cut off.
+        Text over the model's length (77 tokens for CLIP, 64 for SigLIP) is cut off.
 
         Raises:
-            GranAlignError: there is no text, something is not a string, or an embedding is not
-                finite.
+            GranAlignError: there is no text, a text is not a string, or an embedding is not finite.
         """
         unique, row_of = distinct(texts)
         if not unique:
@@ -187,8 +211,8 @@ class FrameEncoder(ExportedEncoder[FrameEncoderManifest]):
 
         def run(batch: npt.NDArray[np.int64]) -> None:
             ids = np.array([tokens[i] for i in batch], np.int32)
-            with self._turn:
-                rows[batch] = self._text(input_ids=ids)["embeddings"]
+            with self._run_lock:
+                rows[batch] = self._text(input_ids=ids)[EMBEDDINGS]
 
         with ThreadPoolExecutor(self._workers) as pool:
             list(pool.map(run, equal_length_batches(tokens, self._batch_tokens)))
@@ -196,7 +220,8 @@ class FrameEncoder(ExportedEncoder[FrameEncoderManifest]):
         return rows[row_of]
 
 
-def _preprocessing(manifest: FrameEncoderManifest, folder: Path) -> Preprocessing:
+def _read_preprocessing(manifest: FrameEncoderManifest, folder: Path) -> Preprocessing:
+    """Return the preprocessing that a manifest describes."""
     settings: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in manifest.preprocessing.items()

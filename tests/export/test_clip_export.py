@@ -186,7 +186,7 @@ def test_bytes_are_the_processors(source: Path, tmp_path: Path) -> None:
     encoder = FrameEncoder(export_clip(source, tmp_path / "out"))
     processor = AutoImageProcessor.from_pretrained(source, use_fast=False)
     for frame in [*random_frames(SIZES), *validation_frames()]:
-        np.testing.assert_array_equal(encoder._prepare(frame), bytes_by(processor, [frame])[0])
+        np.testing.assert_array_equal(encoder.preprocessing(frame), bytes_by(processor, [frame])[0])
 
 
 @pytest.mark.needs_torch
