@@ -1,4 +1,7 @@
-"""Sentences to embeddings: no torch, every text embedded once, on a CPU without padding."""
+"""The sentence encoder: texts to embeddings, without torch.
+
+Equal texts are embedded once. On a CPU, texts are not padded.
+"""
 
 from __future__ import annotations
 
@@ -21,32 +24,44 @@ from .encoder import (
     equal_length_batches,
     tokenise,
 )
-from .graph_contract import ENCODER_DEVICES, PACKED_GRAPH, PADDED_IDS, POOL
+from .graph_contract import (
+    ATTENTION_MASK,
+    EMBEDDINGS,
+    ENCODER_DEVICES,
+    INPUT_IDS,
+    PACKED_GRAPH,
+    PADDED_IDS,
+    POOL,
+    SENTENCE_GRAPH,
+    TOKEN_TYPE_IDS,
+)
 from .manifest import SentenceManifest
 from .text_packing import batches as packed_batches
-from .text_packing import packed
+from .text_packing import pack
 from .text_padding import batches as padded_batches
-from .text_padding import padded
+from .text_padding import pad
 
-# Texts tokenised at a time: bounds memory, and leaves enough of each length to fill batches.
 _WINDOW = 16384
+"""Texts tokenised at a time for a CPU. This bounds memory, and a window of this size has enough
+texts of each length to fill batches."""
+
 _GPU_WINDOW = 4096
-"""On a GPU the texts of one window are tokenised while those of the one before are embedded, which
-takes about as long."""
+"""Texts tokenised at a time for a GPU, while it embeds the window before. Both take about as long.
+"""
 
 
 class OnnxSentenceEncoder(ExportedEncoder[SentenceManifest]):
-    """Embeds sentences with an exported sentence-transformers model.
+    """A sentence encoder: an exported sentence-transformers model. Threads may share one.
 
     Args:
-        folder: what `export_sentence_encoder` wrote.
-        precision: the one that the folder must hold; None takes any.
+        folder: the model that `export_sentence_encoder` wrote.
+        precision: the precision that the folder must have; None for any.
         device: as for `open_session`.
         threads: CPU threads; None for all that this process may use.
-        graph: a file of the folder; None for the one that is made for the device.
+        graph: a file of the folder; None for the one that suits the device.
 
     Raises:
-        GranAlignError: the folder, precision or device cannot be used; the message says why.
+        GranAlignError: the folder, precision or device cannot be used.
     """
 
     def __init__(
@@ -58,38 +73,37 @@ class OnnxSentenceEncoder(ExportedEncoder[SentenceManifest]):
         threads: int | None = None,
         graph: str | None = None,
     ) -> None:
-        wanted = Device.parse(device)
+        parsed = Device.parse(device)
         manifest = SentenceManifest.read(folder)
         if precision not in (None, manifest.precision):
             raise GranAlignError(
                 f"{folder}: got precision {manifest.precision!r}, expected {precision!r}; "
-                f"export the model again in {precision!r}, or ask for what the folder holds"
+                f"export the model again in {precision!r}, or use the folder's precision"
             )
-        _check_device(manifest.precision, wanted)
+        _check_device(manifest.precision, parsed)
         if graph is None:
-            packs = wanted.kind == "cpu" and PACKED_GRAPH in manifest.files
-            graph = PACKED_GRAPH if packs else "model.onnx"
+            packs = parsed.kind == "cpu" and PACKED_GRAPH in manifest.files
+            graph = PACKED_GRAPH if packs else SENTENCE_GRAPH
         super().__init__(folder, manifest, [graph], device=device, threads=threads)
         (self._session,) = self._sessions
         self._packs = POOL in self._session.inputs
         self._pads = self._session.inputs == (PADDED_IDS,)
-        if wanted.kind != "cpu":
+        if parsed.kind != "cpu":
             self._workers = 1
 
     def encode(
         self, texts: Sequence[str], *, progress: Callable[[int], None] | None = None
     ) -> npt.NDArray[np.float32]:
-        """Embeddings (texts, dim), float32, C-contiguous, rows of unit length, in the given order.
+        """Return embeddings (texts, dim), float32, C-contiguous, rows of unit length.
 
-        A text's embedding depends on the other texts by no more than rounding. Threads may share an
-        encoder.
+        Other texts of the call change a text's embedding by no more than rounding.
 
         Args:
-            texts: any strings; what is over the model's length is cut off.
+            texts: any strings; text over the model's length is cut off.
             progress: called with the number of texts finished since the last call.
 
         Raises:
-            GranAlignError: something is not a string, or an embedding is not finite.
+            GranAlignError: a text is not a string, or an embedding is not finite.
         """
         unique, row_of = distinct(texts)
         rows = np.empty((len(unique), self.dim), np.float32)
@@ -103,29 +117,29 @@ class OnnxSentenceEncoder(ExportedEncoder[SentenceManifest]):
         return rows if len(unique) == len(texts) else rows[row_of]
 
     def encode_on(self, texts: Sequence[str], device: ArrayDevice) -> Array:
-        """The same embeddings, left on the GPU where they were made, if that is the device's.
+        """Return the same embeddings as `encode`, as an array on a device.
 
-        Those of a model that runs elsewhere are brought to the device.
+        If the model runs on the same GPU, embeddings never leave it. Otherwise they are copied.
 
         Args:
             texts: as for `encode`.
-            device: where they are wanted. Whoever uses them does it on its stream, or after it.
+            device: of the result. On a GPU, use the result on the device's stream, or after it.
 
         Raises:
-            GranAlignError: something is not a string. On a GPU nobody looks whether embeddings are
-                finite, which would bring them to the host.
+            GranAlignError: a text is not a string. On a GPU, embeddings are not checked for NaN, as
+                that would copy them to the host.
         """
         if device.index is None or device.index != self._gpu or not len(texts):
-            found = self.encode(texts)
+            embeddings = self.encode(texts)
             with CAPTURE_LOCK.shared():
-                return device.put(found)
+                return device.put(embeddings)
         unique, row_of = distinct(texts)
         tokens = tokenise(self._tokenizer, unique)
         batches = self._batches(tokens)
         with device.activate():
-            with (
-                CAPTURE_LOCK.shared()
-            ):  # what allocates must not meet a capture; runs see to that themselves
+            # Allocations must not coincide with a capture, so they hold the lock. Runs take the
+            # lock themselves.
+            with CAPTURE_LOCK.shared():
                 ids = [device.put(self._ids([tokens[i] for i in batch])) for batch in batches]
             parts = [self._run(batch) for batch in ids]
             with CAPTURE_LOCK.shared():
@@ -133,46 +147,60 @@ class OnnxSentenceEncoder(ExportedEncoder[SentenceManifest]):
                 if not self.manifest.normalise:
                     lengths = device.xp.linalg.norm(rows, axis=1, keepdims=True)
                     rows = rows / device.xp.maximum(lengths, 1e-12)
-                found = rows[device.put(np.argsort(np.concatenate(batches))[row_of])]
-                # ONNX Runtime has its memory back when `parts` go: not before they were read.
+                # From the order of batches to the order of texts, with equal texts repeated.
+                embeddings = rows[device.put(np.argsort(np.concatenate(batches))[row_of])]
+                # `parts` borrow ONNX Runtime's memory; wait for the copy before freeing them.
                 device.xp.cuda.get_current_stream().synchronize()
-        return found
+        return embeddings
 
     def _embed(
         self, texts: list[str], rows: npt.NDArray[np.float32]
     ) -> Iterator[npt.NDArray[np.int64]]:
-        """Fill `rows`, yielding the indices of each batch that is finished."""
+        """Fill `rows` with the embeddings of `texts`.
+
+        Yields:
+            The row indices of each batch when it is finished.
+        """
 
         def run(batch: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-            own = [tokens[i - start] for i in batch]
-            rows[batch] = self._run_packed(own) if self._packs else self._run(self._ids(own))
+            selected = [tokens[i - start] for i in batch]
+            rows[batch] = (
+                self._run_packed(selected) if self._packs else self._run(self._ids(selected))
+            )
             return batch
 
         with ThreadPoolExecutor(self._workers) as pool:
-            for start, tokens in self._tokenised(texts):
-                todo = [batch + start for batch in self._batches(tokens)]
-                yield from pool.map(run, todo) if len(todo) > 1 else map(run, todo)
+            for start, tokens in self._token_windows(texts):
+                batches = [batch + start for batch in self._batches(tokens)]
+                yield from pool.map(run, batches) if len(batches) > 1 else map(run, batches)
 
-    def _tokenised(self, texts: list[str]) -> Iterator[tuple[int, list[list[int]]]]:
-        """Window by window: where it starts, and its texts' tokens."""
+    def _token_windows(self, texts: list[str]) -> Iterator[tuple[int, list[list[int]]]]:
+        """Tokenise texts window by window.
+
+        Yields:
+            The index of a window's first text, and the token ids of its texts.
+        """
         size = _WINDOW if self._gpu is None else _GPU_WINDOW
         starts = range(0, len(texts), size)
 
         def read(start: int) -> list[list[int]]:
             return tokenise(self._tokenizer, texts[start : start + size])
 
-        if self._gpu is None or len(starts) < 2:  # a CPU has nothing to do it with beside
+        # On a CPU there is no second device to overlap with.
+        if self._gpu is None or len(starts) < 2:
             yield from ((start, read(start)) for start in starts)
             return
-        with ThreadPoolExecutor(1) as beside:
-            coming = beside.submit(read, 0)
+        # Tokenise the next window on another thread while the GPU embeds this one.
+        with ThreadPoolExecutor(1) as pool:
+            upcoming = pool.submit(read, 0)
             for start in starts:
-                tokens = coming.result()
+                tokens = upcoming.result()
                 if start != starts[-1]:
-                    coming = beside.submit(read, start + size)
+                    upcoming = pool.submit(read, start + size)
                 yield start, tokens
 
     def _batches(self, tokens: list[list[int]]) -> list[npt.NDArray[np.int64]]:
+        """Group token lists into batches that suit the graph; return their indices."""
         if self._packs:
             return packed_batches(tokens, self._batch_tokens, self._workers)
         if self._pads:
@@ -181,29 +209,30 @@ class OnnxSentenceEncoder(ExportedEncoder[SentenceManifest]):
         return equal_length_batches(tokens, self._batch_tokens)
 
     def _ids(self, tokens: list[list[int]]) -> npt.NDArray[np.int32]:
-        """Texts of one batch as a graph without packing takes them."""
+        """Return the token ids of one batch for a graph without packing: (texts, tokens)."""
         if self._pads:
-            return padded(tokens, self.manifest.max_tokens)
+            return pad(tokens, self.manifest.max_tokens)
         return np.array(tokens, np.int32)
 
     def _run_packed(self, tokens: list[list[int]]) -> Array:
-        return self._session(**packed(tokens, self.manifest.pooling))["embeddings"]
+        return self._session(**pack(tokens, self.manifest.pooling))[EMBEDDINGS]
 
     def _run(self, ids: Array) -> Array:
         if len(self._session.inputs) == 1:
-            return self._session(**{self._session.inputs[0]: ids})["embeddings"]
-        # A graph of optimum's wants more, which for texts without padding is always the same.
+            return self._session(**{self._session.inputs[0]: ids})[EMBEDDINGS]
+        # A graph that optimum exported has further inputs. Without padding they are constant.
         with CAPTURE_LOCK.shared():
             wide = ids.astype(np.int64)
             arrays = {
-                "input_ids": wide,
-                "attention_mask": np.ones_like(wide),
-                "token_type_ids": np.zeros_like(wide),
+                INPUT_IDS: wide,
+                ATTENTION_MASK: np.ones_like(wide),
+                TOKEN_TYPE_IDS: np.zeros_like(wide),
             }
-        return self._session(**{name: arrays[name] for name in self._session.inputs})["embeddings"]
+        return self._session(**{name: arrays[name] for name in self._session.inputs})[EMBEDDINGS]
 
 
 def _check_device(precision: str, device: Device) -> None:
+    """Raise an error if a device cannot run a precision."""
     allowed = ENCODER_DEVICES[precision]
     if device.kind not in allowed:
         raise GranAlignError(

@@ -1,7 +1,8 @@
-"""Texts of different lengths in one row: few of them read a model's weights once for all.
+"""Pack texts of different lengths into one row, so that few texts read a model's weights once.
 
-On a CPU a text of twenty tokens takes as long to read the weights for as to multiply with them.
-Whoever runs a graph of packed texts (`export.specs.POOL`) shares that among texts of any lengths.
+On a CPU, reading the weights for a text of twenty tokens takes as long as multiplying with them.
+The graph of packed texts (`graph_contract.PACKED_GRAPH`) shares that cost among texts of any
+lengths.
 """
 
 from __future__ import annotations
@@ -18,48 +19,56 @@ from .encoder import equal_length_batches
 from .graph_contract import INPUT_IDS, MASK, POOL, POSITIONS
 
 _ROW_TOKENS = 128
-"""About as many tokens are packed into a row: each is compared with all others of the row, which
-from there on costs more than the weights do."""
+"""Tokens of a row, about. Attention compares each token with all others of its row, which costs
+more than reading the weights in longer rows."""
 
 
 def batches(tokens: list[list[int]], budget: int, workers: int) -> list[npt.NDArray[np.int64]]:
-    """Indices of token lists, those of a batch either of one length or to be packed into a row.
+    """Group token lists into batches: of equal length, or to be packed into one row.
 
     Args:
         tokens: ids of each text.
-        budget: tokens of a batch of one length.
-        workers: that run batches at the same time.
+        budget: the greatest number of tokens in a batch of equal length.
+        workers: threads that run batches at the same time.
+
+    Returns:
+        Indices into `tokens` of each batch.
     """
-    whole: list[npt.NDArray[np.int64]] = []
+    equal: list[npt.NDArray[np.int64]] = []
     rest: list[int] = []
+    # A batch of equal length that fills a row needs no packing.
     for batch in equal_length_batches(tokens, budget):
         if len(batch) * len(tokens[batch[0]]) > _ROW_TOKENS:
-            whole.append(batch)
+            equal.append(batch)
         else:
             rest += batch.tolist()
-    return whole + _rows(rest, [len(ids) for ids in tokens], 1 if whole else workers)
+    return equal + _rows(rest, [len(ids) for ids in tokens], 1 if equal else workers)
 
 
 def _rows(
     texts: Sequence[int], lengths: Sequence[int], workers: int
 ) -> list[npt.NDArray[np.int64]]:
-    """Texts, the longest of which come first, in rows of about equally many tokens."""
+    """Distribute texts, given the longest first, over rows of about equally many tokens.
+
+    Each text goes into the row with the fewest tokens so far. The number of rows is a multiple of
+    `workers`, so that all of them have work, unless there are fewer texts.
+    """
     total = sum(lengths[text] for text in texts)
     count = workers * math.ceil(total / (workers * _ROW_TOKENS))
     rows: list[list[int]] = [[] for _ in range(min(count, len(texts)))]
-    lightest = [(0, row) for row in range(len(rows))]
+    shortest = [(0, row) for row in range(len(rows))]  # a heap of (tokens, row)
     for text in texts:
-        held, row = heapq.heappop(lightest)
+        size, row = heapq.heappop(shortest)
         rows[row].append(text)
-        heapq.heappush(lightest, (held + lengths[text], row))
+        heapq.heappush(shortest, (size + lengths[text], row))
     return [np.array(row, np.int64) for row in rows]
 
 
-def packed(tokens: Sequence[Sequence[int]], pooling: str) -> dict[str, npt.NDArray[Any]]:
-    """The graph's inputs for one batch.
+def pack(tokens: Sequence[Sequence[int]], pooling: str) -> dict[str, npt.NDArray[Any]]:
+    """Return the graph's inputs for one batch.
 
     Args:
-        tokens: ids of its texts. If all are of one length, each has a row of its own.
+        tokens: ids of its texts. Texts of equal length get a row each, others share one row.
         pooling: ``"mean"``, or ``"cls"``, the first token alone.
     """
     lengths = np.array([len(ids) for ids in tokens])
@@ -72,10 +81,11 @@ def packed(tokens: Sequence[Sequence[int]], pooling: str) -> dict[str, npt.NDArr
             MASK: np.zeros((length, length), np.float32),
             POOL: np.tile(share.astype(np.float32), (rows, 1, 1)),
         }
+    # One row: the text of each token, its position in that text, and (texts, tokens) membership.
     text = np.repeat(np.arange(len(tokens)), lengths)
     positions = np.concatenate([np.arange(length) for length in lengths])
-    own = text == np.arange(len(tokens))[:, None]
-    shares = own / lengths[:, None] if pooling == "mean" else own & (positions == 0)
+    member = text == np.arange(len(tokens))[:, None]
+    shares = member / lengths[:, None] if pooling == "mean" else member & (positions == 0)
     return {
         INPUT_IDS: np.concatenate([np.asarray(ids, np.int32) for ids in tokens])[None],
         POSITIONS: positions.astype(np.int32)[None],

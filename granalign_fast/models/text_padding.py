@@ -1,9 +1,10 @@
-"""Texts of different lengths in one run, the shorter ones filled up: for a GPU.
+"""Pad texts of different lengths to one width, so that a GPU embeds them in few runs.
 
 A run of a small encoder is some sixty launches, which take as long for a few texts as for dozens.
-So a graph of padded texts (`export.specs.PADDED_IDS`) takes them together, where those of one
-length alone would be as many runs, and as many CUDA graphs, as there are lengths. Lengths are
-multiples of eight, as ONNX Runtime's memory-efficient attention wants them where there is a mask.
+The graph of padded texts (`graph_contract.PADDED_IDS`) therefore takes texts of several lengths
+together. Batches of equal length would need as many runs, and as many CUDA graphs, as there are
+lengths. Widths are multiples of eight, which ONNX Runtime's memory-efficient attention requires of
+a masked input.
 """
 
 from __future__ import annotations
@@ -16,48 +17,58 @@ import numpy as np
 import numpy.typing as npt
 
 _STEP = 8
+"""Tokens. Widths are multiples of it, or the model's greatest length."""
+
 _RUN_COST = 16
-"""What a run costs before its first token is that part of its budget. On a GPU 2048 tokens: sixty
-launches of 3 us, and a token of all-MiniLM-L6-v2 is 42 million operations and 0.15 MB of
-activations, about 0.1 us on an H200. On a CPU a few, where nothing is gained by padding."""
+"""A run's fixed cost is its token budget divided by this. On a GPU that is 2048 tokens: sixty
+launches of 3 us, where a token of all-MiniLM-L6-v2 takes 42 million operations and 0.15 MB of
+activations, about 0.1 us on an H200. On a CPU it is a few tokens, as padding gains nothing there.
+"""
 
 
 def batches(lengths: Sequence[int], budget: int, longest: int) -> list[npt.NDArray[np.int64]]:
-    """Indices of texts, each batch to be filled up to its longest, which together cost the least.
+    """Group texts into batches, each padded to its longest text, at the least total cost.
 
-    The longest come first, so that the last batches to run are short.
+    The cost of a run is a fixed one (`_RUN_COST`) plus its tokens, padding included. Batches are
+    ordered from long to short, so that the last ones to run are short.
 
     Args:
-        lengths: in tokens, of each text.
-        budget: tokens of a run, filled up.
+        lengths: tokens of each text.
+        budget: the greatest number of tokens in a run, padding included.
         longest: the model's greatest length.
+
+    Returns:
+        Indices into `lengths` of each batch.
     """
-    own = np.asarray(lengths, np.int64)
-    order = np.argsort(-own, kind="stable")
-    widths = _width(own[order], longest)
+    sizes = np.asarray(lengths, np.int64)
+    order = np.argsort(-sizes, kind="stable")
+    widths = _width(sizes[order], longest)
+    # Indices into `order` at which the width changes. A group of batches may begin only there.
     starts = sorted({0, *(np.flatnonzero(np.diff(widths)) + 1).tolist(), len(order)})
-    # The least cost of all texts from each start on, and where the next width should begin.
+    # Dynamic programming from the shortest texts to the longest: `least` is the least cost of all
+    # texts from a start on, and `following` is the start of the next group in that solution.
     least, following = {len(order): 0}, dict[int, int]()
-    run = budget // _RUN_COST
-    for at in reversed(range(len(starts) - 1)):
-        start, width = starts[at], int(widths[starts[at]])
+    run_cost = budget // _RUN_COST
+    for i in reversed(range(len(starts) - 1)):
+        start, width = starts[i], int(widths[starts[i]])
         rows = _rows(budget, width)
         costs = {
-            end: math.ceil((end - start) / rows) * run + (end - start) * width + least[end]
-            for end in starts[at + 1 :]
+            end: math.ceil((end - start) / rows) * run_cost + (end - start) * width + least[end]
+            for end in starts[i + 1 :]
         }
         following[start] = min(costs, key=lambda end: costs[end])
         least[start] = costs[following[start]]
-    found, start = [], 0
+    # Follow the solution, and split each group into runs within the budget.
+    groups, start = [], 0
     while start < len(order):
         end, rows = following[start], _rows(budget, int(widths[start]))
-        found += [order[i : min(i + rows, end)] for i in range(start, end, rows)]
+        groups += [order[i : min(i + rows, end)] for i in range(start, end, rows)]
         start = end
-    return found
+    return groups
 
 
-def padded(tokens: Sequence[Sequence[int]], longest: int) -> npt.NDArray[np.int32]:
-    """The graph's input for one batch, as `export.specs.PADDED_IDS` says.
+def pad(tokens: Sequence[Sequence[int]], longest: int) -> npt.NDArray[np.int32]:
+    """Return the graph's input for one batch, in the form of `graph_contract.PADDED_IDS`.
 
     Args:
         tokens: ids of its texts.
@@ -71,10 +82,13 @@ def padded(tokens: Sequence[Sequence[int]], longest: int) -> npt.NDArray[np.int3
 
 
 def _width(lengths: npt.NDArray[np.int64], longest: int) -> npt.NDArray[np.int64]:
-    """What texts of these lengths are filled up to."""
+    """Return the padded lengths of texts."""
     return np.minimum(-(-lengths // _STEP) * _STEP, longest)
 
 
 def _rows(budget: int, width: int) -> int:
-    """Texts of a run: a power of two, as the sizes of runs are, of which it so fills some whole."""
+    """Return the number of texts in a run: the greatest power of two within the budget.
+
+    Fixed batch sizes are powers of two as well (`runtime.shapes.runs`), so such runs fill them.
+    """
     return 1 << max(0, (budget // width).bit_length() - 1)

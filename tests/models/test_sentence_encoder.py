@@ -179,14 +179,14 @@ def test_few_texts_of_many_lengths_share_rows(lengths: list[int], workers: int) 
 
 
 def test_a_packed_row_by_hand() -> None:
-    found = text_packing.packed([[5, 6], [7]], "mean")
+    found = text_packing.pack([[5, 6], [7]], "mean")
     assert found["input_ids"].tolist() == [[5, 6, 7]]
     assert found["positions"].tolist() == [[0, 1, 0]]
     assert found["pool"].tolist() == [[[0.5, 0.5, 0], [0, 0, 1]]]
     apart = -np.inf
     assert found["mask"].tolist() == [[0, 0, apart], [0, 0, apart], [apart, apart, 0]]
-    assert text_packing.packed([[5, 6], [7]], "cls")["pool"].tolist() == [[[1, 0, 0], [0, 0, 1]]]
-    equal = text_packing.packed([[5, 6], [7, 8]], "cls")
+    assert text_packing.pack([[5, 6], [7]], "cls")["pool"].tolist() == [[[1, 0, 0], [0, 0, 1]]]
+    equal = text_packing.pack([[5, 6], [7, 8]], "cls")
     assert equal["input_ids"].shape == (2, 2) and not equal["mask"].any()
     assert equal["pool"].tolist() == [[[1, 0]], [[1, 0]]]
 

@@ -44,10 +44,10 @@ def test_the_graph_knows_what_is_no_token(tmp_path: Path, pooling: str, normalis
 
 
 def test_a_batch_by_hand() -> None:
-    found = text_padding.padded([[5, 6], [0, 1, 2, 3, 4, 5, 6, 7, 8]], 100)
+    found = text_padding.pad([[5, 6], [0, 1, 2, 3, 4, 5, 6, 7, 8]], 100)
     assert found.dtype == np.int32
     assert found.tolist() == [[6, 7, *[0] * 14], [*range(1, 10), *[0] * 7]]
-    assert text_padding.padded([[1] * 9], 10).shape == (1, 10), "the model's length bounds it"
+    assert text_padding.pad([[1] * 9], 10).shape == (1, 10), "the model's length bounds it"
 
 
 def cost(batches: list[list[int]], budget: int) -> int:
