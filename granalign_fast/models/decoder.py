@@ -1,8 +1,7 @@
-"""The greedy loop: the likeliest token after each row, again and again, without waiting for it.
+"""Greedy decoding: append the likeliest token to each row, again and again.
 
-Tokens and what they are computed from stay where the model computes. The host looks at the tokens
-only every few steps, and meanwhile queues the next step: what comes after a row's end is cut off
-afterwards.
+Token ids and logits stay on the model's device. The host reads the token ids only every few steps
+and queues the next step meanwhile. Tokens behind a row's end are cut off afterwards.
 """
 
 from __future__ import annotations
@@ -17,72 +16,82 @@ from granalign_fast.runtime.array_device import Array, ArrayDevice
 
 Cache = tuple[Array, ...]
 """Keys and values of every layer in turn, each (rows, kv_heads, tokens, head_dim)."""
+
 Ids = npt.NDArray[np.int64]
 """Token ids."""
+
 Feed = Callable[[Array, Array], dict[str, Array]]
-"""From token ids and positions (rows, tokens) to what a model's decoder takes for them."""
+"""Function from token ids and positions, both (rows, tokens), to inputs of a model's decoder."""
 
 
-class Rows(Protocol):
-    """Rows of tokens under way, with the keys and values of all that they have so far."""
+class Batch(Protocol):
+    """Rows of tokens that are decoded together, and their KV cache."""
 
-    shrinks: bool
-    """Whether rows that have ended can be left out."""
+    can_shrink: bool
+    """Whether `keep` can drop rows that have ended."""
 
     def extend(self, prompts: Sequence[Sequence[int]]) -> Array:
-        """Add tokens, of each row its own; the logits (rows, vocabulary) that follow them."""
+        """Append one prompt to each row; return the logits (rows, vocabulary) that follow."""
 
     def extend_with(self, positions: Array, **inputs: Array) -> None:
-        """Add as many tokens to each row, given as what the decoder takes for them."""
+        """Append equally many tokens to each row, given as the decoder's own inputs."""
 
     def append(self, tokens: Array) -> Array:
-        """Add a token (rows,) to each row; the logits (rows, vocabulary) that follow."""
+        """Append a token (rows,) to each row; return the logits (rows, vocabulary) that follow."""
 
     def keep(self, rows: Array) -> None:
-        """Go on with these alone, by their numbers."""
+        """Keep the rows with these indices and drop the others."""
 
     def cache(self) -> Cache:
-        """Keys and values, where all rows are equally long."""
+        """Return the keys and values; all rows must have the same length."""
 
 
 class Decoder(Protocol):
     """An exported decoder."""
 
     captures: int
-    """How many shapes of rows have a step that is a CUDA graph by now."""
+    """How many batch shapes have a decode step that is a CUDA graph so far."""
 
-    def begin(self, rows: int, prefix: Any, tokens: int, steps: int, feed: Feed) -> Rows:
-        """New rows.
+    def begin(self, rows: int, prefix: Any, tokens: int, steps: int, feed: Feed) -> Batch:
+        """Start a batch.
 
         Args:
-            rows: how many.
-            prefix: the `Prefix` that they begin with, of one row for all or of one for each; None
-                for nothing.
-            tokens: that they will be extended by, at most.
-            steps: tokens that will be appended then, at most.
-            feed: of the model.
+            rows: its number of rows.
+            prefix: the `Prefix` that rows begin with, with one row for all or one for each; None
+                for empty rows.
+            tokens: the greatest number of tokens that `extend` will append to a row.
+            steps: the greatest number of tokens that `append` will append after that.
+            feed: makes the decoder's inputs from token ids and positions.
         """
 
-    def alone(self, work: Callable[[], Any]) -> Any:
-        """Do work with rows where, and when, the decoder wants it done."""
+    def execute(self, work: Callable[[], Any]) -> Any:
+        """Run `work`, which uses batches of this decoder, on the thread that the decoder needs.
+
+        Returns:
+            The result of `work`.
+        """
 
 
 class _Answers:
-    """What each prompt has been answered so far, and which of the rows that go on is whose."""
+    """The tokens generated for each prompt, and which of the remaining rows answers which prompt.
+
+    Attributes:
+        tokens: new tokens of each prompt.
+    """
 
     def __init__(self, count: int, stops: Ids) -> None:
-        self.found: list[list[int]] = [[] for _ in range(count)]
+        self.tokens: list[list[int]] = [[] for _ in range(count)]
         self._stops = frozenset(stops.tolist())
-        self._rows = np.arange(count)
+        self._prompts = np.arange(count)  # of each remaining row
         self._ended = np.zeros(count, bool)
 
-    def take(self, steps: npt.NDArray[np.int64]) -> None:
-        """Add tokens (steps, rows), of each row up to one that ends it."""
-        for column in np.flatnonzero(~self._ended):
-            answer = self.found[self._rows[column]]
-            for token in steps[:, column].tolist():
+    def add(self, steps: npt.NDArray[np.int64]) -> None:
+        """Add tokens (steps, rows); each row is cut off before the token that ends it."""
+        for row in np.flatnonzero(~self._ended):
+            answer = self.tokens[self._prompts[row]]
+            for token in steps[:, row].tolist():
                 if token in self._stops:
-                    self._ended[column] = True
+                    self._ended[row] = True
                     break
                 answer.append(token)
 
@@ -91,62 +100,77 @@ class _Answers:
         """Whether every row has ended."""
         return bool(self._ended.all())
 
-    def drop(self, share: float) -> npt.NDArray[np.intp] | None:
-        """Forget rows that have ended, if they are this share of all; the numbers of the others.
+    def drop_ended(self, share: float) -> npt.NDArray[np.intp] | None:
+        """Drop the rows that have ended, if they are at least this share of all rows.
 
-        Not a mask of them: to index by one, a GPU must first tell the host how many it leaves.
+        Returns:
+            Indices of the other rows, or None if no row was dropped. They are no mask: to index by
+            a mask, a GPU must first tell the host how many rows it selects.
         """
         if not self._ended.any() or self._ended.mean() < share:
             return None
-        going = np.flatnonzero(~self._ended)
-        self._rows, self._ended = self._rows[going], self._ended[going]
-        return going
+        active = np.flatnonzero(~self._ended)
+        self._prompts, self._ended = self._prompts[active], self._ended[active]
+        return active
 
 
 def decode(
-    rows: Rows,
+    batch: Batch,
     logits: Array,
     *,
-    most: int,
+    max_new_tokens: int,
     stops: Ids,
     device: ArrayDevice,
     look_every: int,
 ) -> list[list[int]]:
-    """New tokens of each row, without the one that ended it.
+    """Decode greedily until every row has ended.
 
     Args:
-        rows: with the prompts in them.
+        batch: rows with the prompts in them.
         logits: (rows, vocabulary) that follow the prompts.
-        most: tokens of a row that does not end by itself.
+        max_new_tokens: the length of an answer that no stop token ends.
         stops: tokens that end a row.
         device: of all arrays.
-        look_every: steps between two looks at the tokens. After 1, a row that has ended costs no
-            further step; after more, the next step is queued before the host looks.
+        look_every: steps between two reads of the tokens by the host. With 1, the host reads before
+            the next step, so a row that has ended costs no further step. With more, the next step
+            is queued before the host reads.
+
+    Returns:
+        New tokens of each row, without the one that ended it.
     """
     answers = _Answers(len(logits), stops)
-    at_once = look_every == 1
-    unseen: list[Array] = []
-    for left in range(most, 0, -1):
+    reads_each_step = look_every == 1
+    unread: list[Array] = []
+    for remaining in range(max_new_tokens, 0, -1):
         with device.guarded():
+            # 1. Choose the likeliest token of each row, on the device.
             tokens = logits.argmax(axis=1)
-            unseen.append(tokens)
-            last, arriving = left == 1, None
-            if last or len(unseen) == look_every:
-                arriving, unseen = device.fetch(unseen), []
-            if not (last or at_once):
-                logits = rows.append(tokens)
-            if arriving is None:
+            unread.append(tokens)
+            # 2. Every `look_every` steps, and after the last one, start to copy the tokens of all
+            #    unread steps to the host. The copy does not wait.
+            is_last, fetched = remaining == 1, None
+            if is_last or len(unread) == look_every:
+                fetched, unread = device.fetch(unread), []
+            # 3. Queue the next step before waiting for the copy, so that the GPU never idles.
+            if not (is_last or reads_each_step):
+                logits = batch.append(tokens)
+            if fetched is None:
                 continue
-            answers.take(arriving())
-            if last or answers.complete:
+            # 4. Wait for the copy, collect the tokens, and finish if every row has ended.
+            answers.add(fetched())
+            if is_last or answers.complete:
                 break
-            # On a GPU a step takes hardly longer for a few rows more, but a cache has to be copied
-            # to get rid of them: not before half of them have ended.
-            going = answers.drop(0.0 if at_once else 0.5) if rows.shrinks else None
-            if going is not None:
-                kept = device.put(going)
-                rows.keep(kept)
-                logits, tokens = logits[kept], tokens[kept]
-            if at_once:
-                logits = rows.append(tokens)
-    return answers.found
+            # 5. Drop rows that have ended. On a CPU each row costs time, so they go at once. On a
+            #    GPU a step takes hardly longer for a few more rows, but dropping rows copies the
+            #    cache: wait until half of them have ended.
+            min_share = 0.0 if reads_each_step else 0.5
+            active = answers.drop_ended(min_share) if batch.can_shrink else None
+            if active is not None:
+                rows = device.put(active)
+                batch.keep(rows)
+                logits, tokens = logits[rows], tokens[rows]
+            # 6. If the host reads after each step, the next step runs only now, without the
+            #    dropped rows.
+            if reads_each_step:
+                logits = batch.append(tokens)
+    return answers.tokens

@@ -1,6 +1,7 @@
-"""A decoder whose cache is made anew with every step, longer by it: what a CPU runs.
+"""A decoder whose KV cache grows with every step, for a CPU.
 
-Rows of different lengths are padded on their left, and a mask hides the padding.
+Each run returns a new, longer cache. Rows of different lengths are padded on the left, and a mask
+hides the padding.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from granalign_fast.runtime.array_device import Array, ArrayDevice
 from granalign_fast.runtime.session import Session
 
 from .decoder import Cache, Feed, Ids
+from .graph_contract import LOGITS, POSITION_IDS, is_past, present_of
 
 if TYPE_CHECKING:
     from .manifest import LlmManifest
@@ -21,57 +23,74 @@ if TYPE_CHECKING:
 
 
 class GrowingDecoder:
-    """``model.onnx`` of an export. Any number of threads may use it.
+    """The decoder of `graph_contract.GRAPH`. Any number of threads may use it at the same time.
 
     Args:
         session: of the graph.
         manifest: of the model.
-        device: where the session runs, and caches are.
+        device: runs the session and holds the caches.
     """
 
-    captures = 0  # no step has the shape of the one before
+    captures = 0  # no two steps have equal shapes, so none can be a CUDA graph
 
     def __init__(self, session: Session, manifest: LlmManifest, device: ArrayDevice) -> None:
         self.session = session
         self.device = device
         self._manifest = manifest
-        self._past = [name for name in session.inputs if name.startswith("past_key_values.")]
-        self._present = [name.replace("past_key_values", "present") for name in self._past]
+        self._past = [name for name in session.inputs if is_past(name)]
+        self._present = [present_of(name) for name in self._past]
 
     def begin(
         self, rows: int, prefix: Prefix | None, tokens: int, steps: int, feed: Feed
-    ) -> GrowingRows:
-        """New rows; see `Decoder`. Room is found as it is needed."""
+    ) -> GrowingBatch:
+        """Start a batch; see `Decoder`. The cache grows as needed, so no capacity is reserved."""
         xp, manifest = self.device.xp, self._manifest
         with self.device.guarded():
             if prefix is None:
                 shape = (rows, manifest.kv_heads, 0, manifest.head_dim)
                 cache = tuple(xp.empty(shape, manifest.cache_dtype) for _ in self._past)
-                return GrowingRows(self, cache, 0, feed)
+                return GrowingBatch(self, cache, 0, feed)
             cache = prefix.cache
             if prefix.rows != rows:
                 cache = tuple(xp.repeat(array, rows, axis=0) for array in cache)
-            return GrowingRows(self, cache, prefix.next_position, feed)
+            return GrowingBatch(self, cache, prefix.next_position, feed)
 
-    def alone(self, work: Callable[[], Any]) -> Any:
-        """Do it; rows have nothing in common."""
+    def execute(self, work: Callable[[], Any]) -> Any:
+        """Run `work` on the caller's thread: batches share no memory."""
         return work()
 
     def run(self, cache: Cache, mask: Array, inputs: dict[str, Array]) -> tuple[Array, Cache]:
-        """Logits (rows, vocabulary) of the last position, and the cache with the inputs in it."""
-        # Stock exports of some families tell places by the mask, and all give every position.
-        if "position_ids" not in self.session.inputs:
-            inputs.pop("position_ids", None)
+        """Run the graph once.
+
+        Args:
+            cache: keys and values of all earlier tokens.
+            mask: (rows, past + tokens), 0 for padding.
+            inputs: the new tokens, as the decoder's other inputs.
+
+        Returns:
+            Logits (rows, vocabulary) of the last position, and the cache with the new tokens.
+        """
+        # Stock exports of some model families derive positions from the mask and have no such
+        # input. Our models always give positions.
+        if POSITION_IDS not in self.session.inputs:
+            inputs.pop(POSITION_IDS, None)
         outputs = self.session(
             **inputs, attention_mask=mask, **dict(zip(self._past, cache, strict=True))
         )
-        return outputs["logits"][:, -1], tuple(outputs[name] for name in self._present)
+        return outputs[LOGITS][:, -1], tuple(outputs[name] for name in self._present)
 
 
-class GrowingRows:
-    """Rows of a `GrowingDecoder`; see `Rows`."""
+class GrowingBatch:
+    """A batch of a `GrowingDecoder`; see `Batch`.
 
-    shrinks = True
+    Args:
+        decoder: runs the batch.
+        cache: keys and values that the rows begin with.
+        position: of the next token.
+        feed: makes the decoder's inputs.
+    """
+
+    can_shrink = True
 
     def __init__(self, decoder: GrowingDecoder, cache: Cache, position: int, feed: Feed) -> None:
         self._decoder = decoder
@@ -82,7 +101,7 @@ class GrowingRows:
         self._mask: Array = None
 
     def extend(self, prompts: Sequence[Sequence[int]]) -> Array:
-        """Add tokens, of each row its own; the logits that follow them."""
+        """Append one prompt to each row; return the logits (rows, vocabulary) that follow."""
         put, past = self._decoder.device.put, self._cache[0].shape[2]
         ids, positions, mask = left_padded(prompts, past, self._position)
         positions = put(positions)
@@ -90,25 +109,25 @@ class GrowingRows:
         return self._run(self._feed(put(ids), positions))
 
     def extend_with(self, positions: Array, **inputs: Array) -> None:
-        """Add as many tokens to each row, given as what the decoder takes for them."""
+        """Append equally many tokens to each row, given as the decoder's own inputs."""
         shape = (self._cache[0].shape[0], self._cache[0].shape[2] + positions.shape[-1])
         self._mask = self._decoder.device.put(np.ones(shape, np.int64))
-        self._run({"position_ids": positions, **inputs})
+        self._run({POSITION_IDS: positions, **inputs})
 
     def append(self, tokens: Array) -> Array:
-        """Add a token to each row; the logits that follow."""
+        """Append a token (rows,) to each row; return the logits (rows, vocabulary) that follow."""
         xp, self._positions = self._decoder.device.xp, self._positions + 1
-        # Padding is on the left: the last column is of ones.
+        # Padding is on the left, so the last column holds ones. Repeating it unmasks the new token.
         self._mask = xp.concatenate([self._mask, self._mask[:, -1:]], axis=1)
         return self._run(self._feed(tokens[:, None], self._positions))
 
     def keep(self, rows: Array) -> None:
-        """Go on with these alone."""
+        """Keep the rows with these indices and drop the others."""
         self._cache = tuple(array[rows] for array in self._cache)
         self._positions, self._mask = self._positions[rows], self._mask[rows]
 
     def cache(self) -> Cache:
-        """Keys and values."""
+        """Return the keys and values."""
         return self._cache
 
     def _run(self, inputs: dict[str, Array]) -> Array:
@@ -117,18 +136,28 @@ class GrowingRows:
 
 
 def left_padded(prompts: Sequence[Sequence[int]], past: int, position: int) -> tuple[Ids, Ids, Ids]:
-    """Token ids, positions and mask of prompts after `past` tokens, the first one at `position`.
+    """Pad prompts on the left to equal length.
 
-    Padded, and not in batches of equal length: the prompts of a rewriter differ by a few tokens,
-    and a step reads every weight once for all rows. On a CPU the mask costs nothing measurable.
+    Prompts are padded rather than split into batches of equal length: a rewriter's prompts differ
+    by a few tokens, and a step reads every weight once for all rows. On a CPU the mask costs
+    nothing measurable.
+
+    Args:
+        prompts: token ids of each row.
+        past: tokens that each row already has in the cache.
+        position: of each prompt's first token.
+
+    Returns:
+        Token ids and positions, both (rows, longest), and the mask (rows, past + longest).
     """
     lengths = np.array([len(prompt) for prompt in prompts])
     longest = int(lengths.max())
-    # Padded with the first token of each: hidden, it takes part multiplied by 0, and must not be
-    # one that overflows.
+    # Pad each row with its own first token. Padding is masked but still multiplied by 0, so it must
+    # not be a token whose embedding overflows: infinity times 0 is NaN.
     padded = [[*[prompt[0]] * (longest - len(prompt)), *prompt] for prompt in prompts]
     ids = np.array(padded, np.int64)
-    places = np.arange(longest) - (longest - lengths)[:, None]
-    seen = np.ones((len(prompts), past), np.int64)
-    mask = np.concatenate([seen, (places >= 0).astype(np.int64)], axis=1)
-    return ids, position + np.maximum(places, 0), mask
+    # The index of each token in its prompt; negative for padding.
+    offsets = np.arange(longest) - (longest - lengths)[:, None]
+    past_mask = np.ones((len(prompts), past), np.int64)
+    mask = np.concatenate([past_mask, (offsets >= 0).astype(np.int64)], axis=1)
+    return ids, position + np.maximum(offsets, 0), mask

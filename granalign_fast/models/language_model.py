@@ -1,7 +1,7 @@
-"""Token ids in, greedy token ids out: a language model on ONNX Runtime, without torch.
+"""A language model on ONNX Runtime, without torch: token ids in, greedily decoded token ids out.
 
-The beginning that prompts share is computed once and kept as a `Prefix`; each call pays only for
-what follows it.
+The common beginning of prompts is computed once and kept as a `Prefix`. Each call then computes
+only the tokens behind it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from granalign_fast.runtime.array_device import Array, ArrayDevice
 from granalign_fast.runtime.session import OnnxSession
 
 from .chat import ChatTokenizer, Message
-from .decoder import Cache, Decoder, Rows, decode
+from .decoder import Batch, Cache, Decoder, decode
+from .graph_contract import GRAPH, INPUT_IDS, POSITION_IDS, STATIC_GRAPH
 from .growing_cache import GrowingDecoder
 from .manifest import LlmManifest, fingerprint
 from .prefix import Prefix, read_only
@@ -29,32 +30,33 @@ from .static_cache import StaticDecoder
 class CausalLM:
     """A language model that `export_llm` wrote. Threads may share one.
 
-    On a GPU, keys, values and logits stay there, steps are queued one behind the other, as CUDA
-    graphs where they can be, and token ids come back every few steps. That path has not been run on
-    a GPU yet: it is tested on a stand-in for CuPy, with ONNX Runtime's CPU provider for its results
-    and with the one for CUDA, over a runtime that computes nothing, for what it launches.
+    On a GPU, keys, values and logits stay in its memory, decode steps are queued one behind the
+    other, as CUDA graphs if possible, and the host reads token ids every few steps. This path has
+    not run on a GPU yet. Tests run it on a stand-in for CuPy: with ONNX Runtime's CPU provider they
+    check results, and with its CUDA provider over a runtime that computes nothing they check which
+    kernels are launched.
 
     Args:
         folder: the exported model.
-        device: as for `Session`.
-        threads: CPU threads; None leaves it to ONNX Runtime.
-        memory_limit_bytes: as for `Session`, for each graph of the model; a static cache is beside
-            it, and those of the last six shapes of batches are kept, 4 GiB at most.
-        static_cache: keep keys and values in one place, with room for what is to come, and not in
-            arrays that are made anew with each token; see `static_cache`. None for a GPU to do so
-            where the export has a graph for it.
+        device: as for `open_session`.
+        threads: CPU threads; None for ONNX Runtime's own choice.
+        memory_limit_bytes: as for `open_session`, for each graph of the model. Static caches do not
+            count: those of the last six batch shapes are kept, 4 GiB at most.
+        static_cache: use a KV cache of fixed address and capacity (see `static_cache`) instead of
+            one that is allocated anew with each token. None means yes on a GPU, if the export has a
+            graph for it, and no on a CPU.
 
     Raises:
-        GranAlignError: the folder is no such model, was altered, or has no graph for a static
-            cache; or the device cannot be had.
+        GranAlignError: the folder holds no such model, was altered, or has no graph for a static
+            cache; or the device is not available.
     """
 
     _manifest_kind: ClassVar[type[LlmManifest]] = LlmManifest
     manifest: LlmManifest
     device: ArrayDevice
-    """Where keys and values are."""
+    """The device of keys and values."""
     look_every: int
-    """Steps after which `generate` looks for rows that have ended; no answer depends on it."""
+    """Steps after which `generate` checks for rows that have ended. No answer depends on it."""
 
     def __init__(
         self,
@@ -69,8 +71,8 @@ class CausalLM:
         self.look_every = self.device.look_every
         folder = Path(folder)
 
-        def session(graph: str, **options: Any) -> OnnxSession:
-            opened = open_session(
+        def open_graph(graph: str, **options: Any) -> OnnxSession:
+            session = open_session(
                 folder / graph,
                 device=device,
                 threads=threads,
@@ -78,72 +80,76 @@ class CausalLM:
                 stream=self.device.stream,
                 **options,
             )
-            return cast(OnnxSession, opened)  # decoders have no engine and no fixed batches
+            # The cast holds: decoders have no TensorRT engine and no fixed batch sizes.
+            return cast(OnnxSession, session)
 
         self.manifest = self._manifest_kind.read(folder)
-        graph = "static.onnx"
-        has_static = graph in self.manifest.files
+        has_static = STATIC_GRAPH in self.manifest.files
         if static_cache and not has_static:
             raise GranAlignError(
-                f"{folder}: got no {graph}, expected one for static_cache=True; export the model "
-                f"again, or leave that to the device"
+                f"{folder}: got no {STATIC_GRAPH}, expected one for static_cache=True; export the "
+                f"model again, or leave static_cache unset"
             )
         if static_cache is None:
-            static_cache = has_static and _is_better_static(self.device)
+            static_cache = has_static and _prefers_static_cache(self.device)
         self._static = static_cache
-        self._open(session)
+        self._open_input_graphs(open_graph)
         self._decoder: Decoder
         if static_cache:
-            self._graph = session(graph, capturable=True)
+            self._graph = open_graph(STATIC_GRAPH, capturable=True)
             self._decoder = StaticDecoder(self._graph, self.manifest, self.device)
         else:
-            self._graph = session("model.onnx")
+            self._graph = open_graph(GRAPH)
             self._decoder = GrowingDecoder(self._graph, self.manifest, self.device)
         self.tokenizer = ChatTokenizer(folder)
 
-    def _open(self, session: Callable[[str], OnnxSession]) -> None:
-        """Open what comes before the decoder."""
+    def _open_input_graphs(self, open_graph: Callable[[str], OnnxSession]) -> None:
+        """Open the graphs whose outputs are inputs of the decoder: here none."""
 
     @property
     def fingerprint(self) -> str:
-        """Names what the model computes: equal for equal source, precision and format."""
+        """Name of the model's results: equal for equal source, precision and format."""
         return fingerprint(self.manifest.source_sha256, self.manifest.precision)
 
     @property
     def captured_graphs(self) -> int:
-        """How many shapes of batches have a step that is a CUDA graph by now."""
+        """How many batch shapes have a decode step that is a CUDA graph so far."""
         return self._decoder.captures
 
     @property
     def graphs_refused(self) -> str | None:
-        """Why steps on a GPU are no CUDA graphs; None where they are, or may become.
+        """Reason why decode steps on a GPU cannot be CUDA graphs; None if they can.
 
-        Sixty-four shapes of batches are captured; those that come later are not.
+        At most 64 captures are made. Batch shapes that come later run without a graph.
         """
         return self._graph.graphs_refused
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation, by the model's own template, ready for `generate`."""
+        """Return the token ids of a conversation, by the model's own template, for `generate`.
+
+        Raises:
+            GranAlignError: as for `ChatTokenizer.chat`.
+        """
         return self.tokenizer.chat(messages)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids, without special tokens."""
+        """Return the text of token ids, without special tokens."""
         return self.tokenizer.decode(ids)
 
     def prefill(self, token_ids: Sequence[int]) -> Prefix:
-        """Compute the beginning of prompts.
+        """Compute the keys and values of tokens that prompts begin with.
 
         Raises:
-            GranAlignError: there is no token, one is unknown, or they fill the context.
+            GranAlignError: there is no token, a token is unknown, or they fill the context.
         """
         self._check([token_ids], None, 1, "token_ids")
 
-        def work() -> Cache:
-            rows, _ = self._extend([token_ids], None, 0)
+        def compute() -> Cache:
+            batch, _ = self._extend([token_ids], None, 0)
             with self.device.guarded():
-                return rows.cache()
+                return batch.cache()
 
-        return self._prefix(self._decoder.alone(work), len(token_ids))
+        return self._prefix(self._decoder.execute(compute), len(token_ids))
 
     def _prefix(self, cache: Cache, next_position: int) -> Prefix:
         return Prefix(tuple(map(read_only, cache)), self.fingerprint, next_position)
@@ -155,27 +161,27 @@ class CausalLM:
         prefix: Prefix | None = None,
         tokens: Sequence[int] | None = None,
     ) -> npt.NDArray[np.float32]:
-        """What each prompt is followed by: logits (prompts, vocabulary), float32.
+        """Return the logits of the token after each prompt: (prompts, vocabulary), float32.
 
         Args:
             prompts: as for `generate`.
             prefix: as for `generate`.
-            tokens: the only ones whose logits are wanted, (prompts, tokens), in this order.
+            tokens: return only the logits of these tokens, (prompts, tokens), in this order.
 
         Raises:
             GranAlignError: as for `generate`.
         """
         self._check(prompts, prefix, 0)
 
-        def work() -> npt.NDArray[np.float32]:
+        def compute() -> npt.NDArray[np.float32]:
             _, logits = self._extend(prompts, prefix, 0)
             with self.device.guarded():
                 if tokens is not None:
                     logits = logits[:, self.device.put(np.array(tokens, np.int64))]
                 return self.device.to_host(logits)
 
-        found: npt.NDArray[np.float32] = self._decoder.alone(work)
-        return found
+        result: npt.NDArray[np.float32] = self._decoder.execute(compute)
+        return result
 
     def generate(
         self,
@@ -185,66 +191,85 @@ class CausalLM:
         max_new_tokens: int,
         stop_ids: Collection[int] | None = None,
     ) -> list[list[int]]:
-        """The likeliest token after each prompt, again and again.
+        """Continue each prompt greedily, with the likeliest token in each step.
 
         The prompts are one batch, whatever their lengths. Sampling and penalties of
         ``generation_config.json`` are not applied.
 
         Args:
-            prompts: token ids of each, what comes after the prefix.
-            prefix: what they begin with, from `prefill`: one row for all, or one for each.
-            max_new_tokens: where to end rows that do not end by themselves.
-            stop_ids: tokens that end a row; None for the model's own. ``()`` ends none.
+            prompts: token ids of each prompt, without the prefix.
+            prefix: the beginning of the prompts, from `prefill`: one row for all, or one for each.
+            max_new_tokens: the length of an answer that no stop token ends.
+            stop_ids: tokens that end a row; None for the model's own, ``()`` for none.
 
         Returns:
             New token ids of each prompt, without the one that ended it.
 
         Raises:
-            GranAlignError: no prompt, an empty one, an unknown token, a prefix of another model or
-                with rows for other prompts, or too many tokens for the model's context. Nothing has
-                been computed then.
+            GranAlignError: there is no prompt, a prompt is empty, a token is unknown, the prefix is
+                of another model, its number of rows does not fit, or the tokens exceed the model's
+                context. All of this is checked before anything is computed.
         """
         if max_new_tokens < 1:
             raise GranAlignError(f"max_new_tokens: got {max_new_tokens}, expected at least 1")
         self._check(prompts, prefix, max_new_tokens)
         stops = np.array(sorted(self.manifest.eos_ids if stop_ids is None else stop_ids), np.int64)
 
-        def work() -> list[list[int]]:
-            rows, logits = self._extend(prompts, prefix, max_new_tokens - 1)
+        def compute() -> list[list[int]]:
+            batch, logits = self._extend(prompts, prefix, max_new_tokens - 1)
             return decode(
-                rows,
+                batch,
                 logits,
-                most=max_new_tokens,
+                max_new_tokens=max_new_tokens,
                 stops=stops,
                 device=self.device,
                 look_every=self.look_every,
             )
 
-        answers: list[list[int]] = self._decoder.alone(work)
+        answers: list[list[int]] = self._decoder.execute(compute)
         return answers
 
     def _extend(
         self, prompts: Sequence[Sequence[int]], prefix: Prefix | None, steps: int
-    ) -> tuple[Rows, Array]:
-        """The prompts behind the prefix, and the logits that follow them."""
+    ) -> tuple[Batch, Array]:
+        """Start a batch with the prefix and the prompts.
+
+        Args:
+            prompts: token ids of each row.
+            prefix: as for `generate`.
+            steps: the greatest number of decode steps that will follow.
+
+        Returns:
+            The batch, and the logits (prompts, vocabulary) that follow the prompts.
+        """
         longest = max(map(len, prompts))
         with self.device.activate():
-            rows = self._decoder.begin(len(prompts), prefix, longest, steps, self._feed)
+            batch = self._decoder.begin(len(prompts), prefix, longest, steps, self._feed)
             with self.device.guarded():
-                return rows, rows.extend(prompts)
+                return batch, batch.extend(prompts)
 
     def _feed(self, ids: Array, positions: Array) -> dict[str, Array]:
-        """What the decoder takes for tokens (rows, tokens)."""
-        return {"input_ids": ids, "position_ids": positions}
+        """Return the decoder's inputs for token ids and positions, both (rows, tokens)."""
+        return {INPUT_IDS: ids, POSITION_IDS: positions}
 
     def _check(
         self,
         prompts: Sequence[Sequence[int]],
         prefix: Prefix | None,
-        more: int,
-        name: str = "prompts[{}]",
+        new_tokens: int,
+        label: str = "prompts[{}]",
     ) -> None:
-        """Everything that a caller can get wrong, before any work."""
+        """Check a call's arguments before anything is computed.
+
+        Args:
+            prompts: token ids of each row.
+            prefix: as for `generate`.
+            new_tokens: tokens that the context must hold behind the prompts.
+            label: name of a prompt in error messages; ``{}`` stands for its index.
+
+        Raises:
+            GranAlignError: as for `generate`.
+        """
         if not len(prompts):
             raise GranAlignError("prompts: got none, expected at least one list of token ids")
         if prefix is not None and prefix.model != self.fingerprint:
@@ -259,22 +284,25 @@ class CausalLM:
             )
         past, context = prefix.length if prefix else 0, self.manifest.context
         for i, prompt in enumerate(prompts):
-            name_of_prompt = name.format(i)
+            name = label.format(i)
             if not len(prompt):
-                raise GranAlignError(f"{name_of_prompt}: got no token, expected at least one")
-            if past + len(prompt) + more > context:
+                raise GranAlignError(f"{name}: got no token, expected at least one")
+            if past + len(prompt) + new_tokens > context:
                 raise GranAlignError(
-                    f"{name_of_prompt}: got {past} + {len(prompt)} tokens and {more} new ones, "
+                    f"{name}: got {past} + {len(prompt)} tokens and {new_tokens} new ones, "
                     f"expected at most the context of {context}; shorten the prompt"
                 )
             for token in prompt:
                 if not 0 <= token < self.manifest.vocabulary:
                     raise GranAlignError(
-                        f"{name_of_prompt}: got token id {token}, expected 0 to "
+                        f"{name}: got token id {token}, expected 0 to "
                         f"{self.manifest.vocabulary - 1}; tokenise with this model's tokenizer"
                     )
 
 
-def _is_better_static(device: ArrayDevice) -> bool:
-    """A CPU is as fast either way, and can leave out rows that have ended."""
+def _prefers_static_cache(device: ArrayDevice) -> bool:
+    """Return whether a static cache is the better choice: yes on a GPU.
+
+    On a CPU both caches are equally fast, and a growing one can drop rows that have ended.
+    """
     return device.index is not None

@@ -18,10 +18,10 @@ class Prefix:
 
     Attributes:
         cache: read-only arrays (rows, kv_heads, length, head_dim), keys and values in turn. One row
-            serves any number of prompts; several rows serve a prompt each.
-        model: the fingerprint of the model they belong to.
-        next_position: of the token that follows. Text counts its tokens; an image takes fewer
-            positions than it has tokens.
+            serves any number of prompts; several rows serve one prompt each.
+        model: the fingerprint of the model that computed them.
+        next_position: the position of the token that follows. A text has one position per token; an
+            image takes fewer positions than it has tokens.
     """
 
     cache: Cache
@@ -30,12 +30,12 @@ class Prefix:
 
     @property
     def rows(self) -> int:
-        """How many beginnings it holds."""
+        """Number of rows."""
         return int(self.cache[0].shape[0])
 
     @property
     def length(self) -> int:
-        """How many tokens each row stands for."""
+        """Number of tokens in each row."""
         return int(self.cache[0].shape[2])
 
     @classmethod
@@ -46,25 +46,30 @@ class Prefix:
         next_position: int,
         device: ArrayDevice | None = None,
     ) -> Prefix:
-        """A prefix of several rows from what `unstack` gave, of one prefix or of many.
+        """Join rows that `unstack` returned, of one prefix or of several, into one prefix.
 
         Args:
-            arrays: one for each row, wherever they are.
+            arrays: one for each row, on any device.
             model: the model's fingerprint.
-            next_position: the same for all.
-            device: where the prefix is to be, by default in this machine's memory.
+            next_position: the same for all rows.
+            device: the prefix's device; by default the CPU.
         """
         device = ArrayDevice(np) if device is None else device
-        there = [device.put(array) for array in arrays]
-        count, *rest = there[0].shape
+        moved = [device.put(array) for array in arrays]
+        count, *rest = moved[0].shape
         with device.guarded():
-            whole = device.xp.empty((count, len(there), *rest), there[0].dtype)
-            for row, array in enumerate(there):  # on a GPU a launch for each, not for each layer
-                whole[:, row] = array
-            return cls(tuple(whole[i] for i in range(count)), model, next_position)
+            stacked = device.xp.empty((count, len(moved), *rest), moved[0].dtype)
+            # Copy all layers of a row at once: on a GPU that is one launch a row.
+            for row, array in enumerate(moved):
+                stacked[:, row] = array
+            return cls(tuple(stacked[i] for i in range(count)), model, next_position)
 
     def unstack(self, device: ArrayDevice | None = None) -> list[Array]:
-        """Each row by itself: (2 * layers, kv_heads, length, head_dim), read-only."""
+        """Return one read-only array (2 * layers, kv_heads, length, head_dim) for each row.
+
+        Args:
+            device: the prefix's device; by default the CPU.
+        """
         device = ArrayDevice(np) if device is None else device
         with device.guarded():
             rows = [
@@ -74,12 +79,12 @@ class Prefix:
 
     @property
     def nbytes(self) -> int:
-        """Memory held: 2 * layers * kv_heads * head_dim * length a row, 4 bytes each (fp16: 2)."""
+        """Bytes: 2 * layers * kv_heads * head_dim * length a row, times 4 (fp32) or 2 (fp16)."""
         return sum(array.nbytes for array in self.cache)
 
 
 def read_only(array: Array) -> Array:
-    """The array, protected from writing where it can be."""
-    if isinstance(array, np.ndarray):  # CuPy has no such flag
+    """Return the array, write-protected if it is NumPy's; CuPy has no such flag."""
+    if isinstance(array, np.ndarray):
         array.setflags(write=False)
     return array

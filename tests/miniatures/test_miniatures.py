@@ -121,21 +121,23 @@ def other_pixels(mean: float, std: float) -> Callable[[pytest.MonkeyPatch], None
     own_std = np.array([0.26862954, 0.26130258, 0.27577711])
 
     def apply(monkeypatch: pytest.MonkeyPatch) -> None:
-        see = VisionLanguageModel._see
+        see = VisionLanguageModel._embed_frames
 
         def broken(self: VisionLanguageModel, frames: Sequence[Any]) -> Any:
             moved = [(frame / 255 - mean) / std * own_std + own_mean for frame in frames]
             return see(self, [np.clip(255 * m, 0, 255).astype(np.uint8) for m in moved])
 
-        monkeypatch.setattr(VisionLanguageModel, "_see", broken)
+        monkeypatch.setattr(VisionLanguageModel, "_embed_frames", broken)
 
     return apply
 
 
 def swapped_channels(monkeypatch: pytest.MonkeyPatch) -> None:
-    see = VisionLanguageModel._see
+    see = VisionLanguageModel._embed_frames
     monkeypatch.setattr(
-        VisionLanguageModel, "_see", lambda self, frames: see(self, [f[..., ::-1] for f in frames])
+        VisionLanguageModel,
+        "_embed_frames",
+        lambda self, frames: see(self, [f[..., ::-1] for f in frames]),
     )
 
 

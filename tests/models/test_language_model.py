@@ -42,7 +42,7 @@ USER = [{"role": "user", "content": "hi"}]
 def caches(request: pytest.FixtureRequest) -> Iterator[None]:
     """All of it with both kinds of cache, where an export has both."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generation, "_is_better_static", lambda place: request.param)
+        patch.setattr(generation, "_prefers_static_cache", lambda device: request.param)
         yield
 
 

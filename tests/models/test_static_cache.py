@@ -190,7 +190,7 @@ def test_answers_of_one_token_leave_nothing_to_capture(folder: Path, capturing: 
 def test_shapes_that_are_kept(
     folder: Path, capturing: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(static_cache, "_KEPT", 4)
+    monkeypatch.setattr(static_cache, "_MAX_SLOTS", 4)
     stays = CausalLM(folder, static_cache=True)
     slots = slots_of(stays)
 
@@ -205,12 +205,12 @@ def test_shapes_that_are_kept(
     assert kept() == [1, 3, 4, 6] and capturing == [1], "the longest unused goes"
     ask(5)  # rounded
     assert kept() == [1, 3, 4, 6] and capturing == [1, 2]
-    monkeypatch.setattr(static_cache, "_GRAPHS", 2)
+    monkeypatch.setattr(static_cache, "_MAX_GRAPHS", 2)
     for rows in (8, 12, 8, 12, 8, 16):
         ask(rows)
     assert capturing == [1, 2], "ONNX Runtime forgets no graph"
     assert kept() == [1, 6, 8, 16], "and there will be no other"
-    monkeypatch.setattr(static_cache, "_KEPT", 2)
+    monkeypatch.setattr(static_cache, "_MAX_SLOTS", 2)
     del slots[8, 256], slots[16, 256]
     ask(8)
     assert kept() == [1, 6]
@@ -227,7 +227,7 @@ def test_memory_that_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     ask(1), ask(2)
     row = slots[1, 256].nbytes
     assert row == sum(cache.nbytes for cache in slots[1, 256].cache)
-    monkeypatch.setattr(static_cache, "_KEPT_BYTES", 4 * row)
+    monkeypatch.setattr(static_cache, "_MAX_SLOT_BYTES", 4 * row)
     assert ask(1) == [2, 1] and ask(2) == [1, 2] and ask(3) == [3]
     assert ask(6) == [], "more than may be kept"
 
