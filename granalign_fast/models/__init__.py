@@ -1,1 +1,1 @@
-"""Encoders, language models and vision-language models, and the manifests of their folders."""
+"""Encoders, language models, vision-language models, their KV caches and their manifests."""

@@ -1,4 +1,4 @@
-"""Embeddings kept on disk, so that the same texts are embedded once for an encoder."""
+"""An on-disk cache of embeddings: an encoder embeds the same list of texts only once."""
 
 from __future__ import annotations
 
@@ -20,11 +20,16 @@ if TYPE_CHECKING:
 
 
 class CachedEncoder:
-    """A sentence encoder that keeps each list of texts it has embedded in a file of `folder`.
+    """A sentence encoder that stores the embeddings of each list of texts in a file of `folder`.
 
     The file's name is a hash of the encoder's fingerprint and of the texts, so another model,
-    precision or text never finds it. A file that cannot be read, or does not fit, is made again;
-    where none can be written, nothing is kept.
+    precision or text has another file. A file that cannot be read, or has another shape, is
+    computed again. If the folder cannot be written, the embeddings are returned without being
+    stored.
+
+    Args:
+        encoder: computes the embeddings that are not stored.
+        folder: created when the first file is written.
     """
 
     def __init__(self, encoder: OnnxSentenceEncoder, folder: str | os.PathLike[str]) -> None:
@@ -34,10 +39,19 @@ class CachedEncoder:
     def encode(
         self, texts: Sequence[str], *, progress: Callable[[int], None] | None = None
     ) -> npt.NDArray[np.float32]:
-        """`(texts, dim)` float32, rows of unit length, from the file or from the encoder."""
+        """Return embeddings (texts, dim), float32, rows of unit length, from the file or encoder.
+
+        Args:
+            texts: as for the encoder.
+            progress: called with the number of texts finished since the last call.
+
+        Raises:
+            GranAlignError: as for the encoder.
+        """
         from safetensors import SafetensorError
         from safetensors.numpy import load_file, save
 
+        # The name of the file: a hash over the fingerprint and each text with its length.
         key = hashlib.sha256(self.encoder.fingerprint.encode())
         for text in texts:
             key.update(len(text).to_bytes(8, "little") + text.encode("utf-8", "surrogatepass"))
@@ -49,7 +63,8 @@ class CachedEncoder:
                     progress(len(texts))
                 return np.asarray(embeddings, dtype=np.float32)
         embeddings = self.encoder.encode(texts, progress=progress)
-        with contextlib.suppress(OSError, GranAlignError):  # without it the next call takes as long
+        # A file that cannot be written costs only time: the next call embeds the texts again.
+        with contextlib.suppress(OSError, GranAlignError):
             self.folder.mkdir(parents=True, exist_ok=True)
             with replacing(path) as sink:
                 sink.write(save({"embeddings": embeddings}))

