@@ -1,4 +1,6 @@
-"""CLIP's and SigLIP's towers in float64 NumPy, step by step as transformers computes them."""
+"""Reference for the frame encoder: CLIP's and SigLIP's towers in float64 NumPy.
+
+The steps are those of transformers' models."""
 
 from __future__ import annotations
 
@@ -69,7 +71,7 @@ def _unit(x: Array) -> Array:
 
 
 def embed_images(shape: ImageShape, weights: Weights, family: str, pixels: Array) -> Array:
-    """Embeddings of pixels (images, 3, side, side)."""
+    """Return the embeddings (images, dim) of normalised pixels (images, 3, side, side)."""
     tower, stack, patch = "vision_model", shape.layers, shape.patch
     rows = [
         pixels[:, :, i * patch : (i + 1) * patch, j * patch : (j + 1) * patch].reshape(
@@ -106,11 +108,11 @@ def embed_images(shape: ImageShape, weights: Weights, family: str, pixels: Array
 
 
 def embed_texts(shape: TextShape, weights: Weights, family: str, ids: Array) -> Array:
-    """Embeddings of token ids (texts, tokens)."""
+    """Return the embeddings (texts, dim) of token ids (texts, tokens)."""
     tower, stack = "text_model", shape.layers
     words = weights[f"{tower}.embeddings.token_embedding.weight"].astype(np.float64)
-    places = weights[f"{tower}.embeddings.position_embedding.weight"]
-    x = words[ids] + places[: ids.shape[1]]
+    positions = weights[f"{tower}.embeddings.position_embedding.weight"]
+    x = words[ids] + positions[: ids.shape[1]]
     x = _layers(x, weights, tower, stack, causal=family == "clip")
     x = _norm(x, weights, f"{tower}.final_layer_norm", stack.epsilon)
     if family == "siglip":

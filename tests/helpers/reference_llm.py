@@ -1,6 +1,6 @@
-"""The judge of the language model where there is no torch: float64, one prompt, no cache.
+"""Reference for the language model, without torch: float64 NumPy, one prompt, no KV cache.
 
-Nothing here is shared with the code under test.
+This module shares no code with the code under test.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ Array = Any
 
 
 def reference_logits(folder: Path, ids: list[int]) -> Array:
-    """Logits (vocabulary,) of the token after `ids`, for a folder of `write_tiny_llm`."""
+    """Return the logits (vocabulary,) of the token after `ids`, for a folder of `write_tiny_llm`.
+
+    Args:
+        folder: the source model.
+        ids: token ids.
+    """
     config = json.loads((folder / "config.json").read_text())
     weights = {k: v.astype(float) for k, v in load_file(folder / "model.safetensors").items()}
     epsilon = config["rms_norm_eps"]
@@ -35,6 +40,7 @@ def reference_logits(folder: Path, ids: list[int]) -> Array:
 
 
 def attention(x: Array, layer: dict[str, Array], config: dict[str, Any]) -> Array:
+    """Return causal attention with rotary positions, over (tokens, hidden)."""
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     size = config.get("head_dim") or config["hidden_size"] // heads
     frequencies = rotary_frequencies(config, size)
@@ -51,9 +57,9 @@ def attention(x: Array, layer: dict[str, Array], config: dict[str, Any]) -> Arra
     for t in range(len(x)):
         for h in range(heads):
             kv = h // (heads // kv_heads)
-            turned = rotated(query[t, h], t, frequencies)
+            rotated_query = rotated(query[t, h], t, frequencies)
             scores = np.array(
-                [turned @ rotated(key[s, kv], s, frequencies) for s in range(t + 1)]
+                [rotated_query @ rotated(key[s, kv], s, frequencies) for s in range(t + 1)]
             ) / math.sqrt(size)
             shares = np.exp(scores - scores.max())
             out[t, h] = shares / shares.sum() @ value[: t + 1, kv]
@@ -61,17 +67,18 @@ def attention(x: Array, layer: dict[str, Array], config: dict[str, Any]) -> Arra
 
 
 def rotated(head: Array, position: int, frequencies: list[float]) -> Array:
-    """Value i and value i + size / 2 are a point in the plane, which turns with the position."""
+    """Apply a rotary position: rotate the points (value i, value i + size / 2) by its angles."""
     half = len(frequencies)
-    turned = np.empty_like(head)
+    result = np.empty_like(head)
     for i, frequency in enumerate(frequencies):
         cosine, sine = math.cos(position * frequency), math.sin(position * frequency)
-        turned[i] = head[i] * cosine - head[i + half] * sine
-        turned[i + half] = head[i + half] * cosine + head[i] * sine
-    return turned
+        result[i] = head[i] * cosine - head[i + half] * sine
+        result[i + half] = head[i + half] * cosine + head[i] * sine
+    return result
 
 
 def rotary_frequencies(config: dict[str, Any], size: int) -> list[float]:
+    """Return the frequency of each pair, scaled as Llama 3 does if the settings say so."""
     plain = [config["rope_theta"] ** (-2 * i / size) for i in range(size // 2)]
     scaling = config.get("rope_scaling")
     if not scaling:
@@ -86,10 +93,11 @@ def rotary_frequencies(config: dict[str, Any], size: int) -> list[float]:
         elif turns > high:
             out.append(frequency)
         else:
-            kept = (turns - low) / (high - low)
-            out.append((1 - kept) * frequency / scaling["factor"] + kept * frequency)
+            share = (turns - low) / (high - low)
+            out.append((1 - share) * frequency / scaling["factor"] + share * frequency)
     return out
 
 
 def norm(x: Array, gain: Array, epsilon: float) -> Array:
+    """Return the RMS norm over the last axis."""
     return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + epsilon) * gain

@@ -1,4 +1,4 @@
-"""A sentence-transformers folder with a tiny BERT of random weights, for errors and shapes."""
+"""Write a sentence-transformers folder with a tiny BERT of random weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,15 @@ VOCABULARY = [*SPECIAL, *string.ascii_lowercase, *(f"##{c}" for c in string.asci
 def write_tiny_bert(
     folder: Path, *, pooling: str = "mean", normalise: bool = True, seed: int = 0, **config: Any
 ) -> Path:
-    """Write the folder; `config` overrides values of ``config.json``."""
+    """Write the folder and return it.
+
+    Args:
+        folder: must not exist.
+        pooling: ``"mean"``, ``"cls"`` or, unsupported by exports, ``"max"``.
+        normalise: whether the model scales embeddings to unit length.
+        seed: of the weights.
+        config: values of ``config.json`` that replace the defaults.
+    """
     (folder / "1_Pooling").mkdir(parents=True)
     steps = ["Transformer", "Pooling"] + ["Normalize"] * normalise
     paths = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
@@ -66,7 +74,7 @@ def write_tiny_bert(
 
 
 def random_weights(seed: int = 0) -> dict[str, np.ndarray]:
-    """Tensors under the names that transformers gives them."""
+    """Return random tensors under the names that transformers gives them."""
     rng = np.random.default_rng(seed)
     tensors: dict[str, np.ndarray] = {}
 
@@ -103,22 +111,22 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def edit_json(path: Path, **changes: Any) -> None:
-    """Set keys of a JSON object in a file."""
+    """Replace or add keys of a JSON object in a file."""
     write_json(path, json.loads(path.read_text(encoding="utf-8")) | changes)
 
 
 def config(**changes: Any) -> Callable[[Path], None]:
-    """What spoils a model folder by these settings."""
+    """Return a function that changes these keys of a model folder's ``config.json``."""
     return lambda folder: edit_json(folder / "config.json", **changes)
 
 
 def pickled_weights(folder: Path) -> None:
-    """Name the weights as pickled ones are named."""
+    """Rename a folder's weights to the file name of pickled weights."""
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
 def flip_byte(path: Path, offset: int = -1000) -> None:
-    """Invert one byte of a file, so that its hash no longer fits."""
+    """Invert one byte of a file, so that its hash changes."""
     data = bytearray(path.read_bytes())
     data[offset] ^= 0xFF
     path.write_bytes(data)

@@ -1,4 +1,4 @@
-"""Tiny CLIPs of random weights: real ones by transformers, and a hand-made export without torch."""
+"""Write tiny CLIPs and SigLIPs: source models with transformers, and exports without torch."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ PREPROCESSING = Preprocessing(resize=(10,), crop=(8, 8), resample=3)
 LEVELS = Levels(rescale=1 / 255, mean=(0.5, 0.4, 0.3), std=(0.3, 0.2, 0.1))
 DIM, MAX_TOKENS = 6, 12
 
-# Video, portrait, odd, square, one edge or both smaller than what is kept, one pixel wide.
+# Landscape, portrait, odd, square, one or two edges shorter than the crop, one pixel wide.
 SIZES = [(90, 160), (160, 90), (61, 47), (33, 101), (32, 32), (17, 200), (9, 7), (50, 1)]
 
-# Of each family two configurations, which differ in every size, in where text is pooled (CLIP: the
-# highest id or the given one), in what pads it (SigLIP), and in how frames become pixels.
+# Two configurations of each family. They differ in every size, in the token at which CLIP pools a
+# text (the one with the highest id, or `eos_token_id`), in SigLIP's padding token, and in the
+# preprocessing of frames.
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "clip-highest-id": {
         "family": "clip",
@@ -66,13 +67,13 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 
 
 def random_frames(sizes: list[tuple[int, int]], seed: int = 0) -> list[np.ndarray]:
-    """A frame of noise, uint8 (height, width, 3), of each size."""
+    """Return a frame of noise for each size, uint8 (height, width, 3)."""
     rng = np.random.default_rng(seed)
     return [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
 
 
 def write_tiny_clip(folder: Path, name: str) -> Path:
-    """Write one of `CONFIGURATIONS` as transformers saves it."""
+    """Write one of `CONFIGURATIONS` as transformers saves it, and return the folder."""
     import torch
     import transformers
 
@@ -108,15 +109,15 @@ def write_tiny_clip(folder: Path, name: str) -> Path:
     torch.manual_seed(sorted(CONFIGURATIONS).index(name))
     model = kinds[1](config)
     with torch.no_grad():
-        # Wider than what training begins with, so that different inputs give different embeddings.
+        # Wider than the usual initialisation, so that different inputs give different embeddings.
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.15)
     model.save_pretrained(folder)
     if name == "clip-highest-id":
-        # Published CLIPs of its age hold ranges of integers, which nobody needs.
+        # Old published CLIPs also hold ranges of integers, which exports must ignore.
         path = folder / "model.safetensors"
-        places = {"text_model.embeddings.position_ids": np.arange(length)[None]}
-        save_file(load_file(path) | places, path, {"format": "pt"})
+        position_ids = {"text_model.embeddings.position_ids": np.arange(length)[None]}
+        save_file(load_file(path) | position_ids, path, {"format": "pt"})
     tokenizer.save_pretrained(folder)
     kinds[2](**settings["image"]).save_pretrained(folder)
     return folder
@@ -157,7 +158,7 @@ def _siglip_tokenizer(length: int, pad_token: str) -> Any:
 
 
 def write_bare_source(folder: Path) -> Path:
-    """A folder that passes for CLIP until transformers opens it; needs no torch."""
+    """Write a folder that looks like CLIP until transformers opens it; needs no torch."""
     folder.mkdir(parents=True)
     write_json(folder / "config.json", {"model_type": "clip"})
     write_json(folder / "preprocessor_config.json", {})
@@ -167,13 +168,13 @@ def write_bare_source(folder: Path) -> Path:
 
 
 WORDS = 40
-"""Token ids that the texts of `write_unchecked_clip` may have; the last one ends a text."""
+"""Vocabulary of `random_clip`; the last token id ends a text."""
 
 
 def random_clip(family: str, *, layers: int = 2, end: int = WORDS - 1) -> tuple[Any, Any, Any]:
-    """The shapes of an image and a text tower, and random weights of both, without torch.
+    """Return the shapes of an image and a text tower, and random weights of both, without torch.
 
-    An image is of 5 x 5 patches of 7 pixels, and a rest that no patch is of.
+    An image has 5 x 5 patches of 7 pixels, and 2 further rows and columns in no patch.
     """
     activation = {"clip": "quick_gelu", "siglip": "gelu_pytorch_tanh"}[family]
     stack = Transformer(128, 192, layers, 2, activation, 1e-5)
@@ -221,7 +222,8 @@ def random_clip(family: str, *, layers: int = 2, end: int = WORDS - 1) -> tuple[
 
     def draw(name: str, size: tuple[int, ...]) -> Any:
         fan = int(np.prod(size[1:])) if len(size) > 1 else 4
-        # Strong words and sharp attention, so that different inputs give different embeddings.
+        # Large token embeddings and sharp attention, so that different inputs give different
+        # embeddings.
         scale = 8 if "token" in name else 3 if "q_proj" in name or "v_proj" in name else 1
         return (scale * rng.standard_normal(size) / fan**0.5).astype(np.float32)
 
@@ -229,7 +231,7 @@ def random_clip(family: str, *, layers: int = 2, end: int = WORDS - 1) -> tuple[
 
 
 def write_random_clip(folder: Path, family: str, *, precision: str, **changes: Any) -> Path:
-    """Both towers of `random_clip` as they are exported, without all else of an export."""
+    """Write the graphs of `random_clip` as they are exported, without the export's other files."""
     *shapes, weights = random_clip(family, **changes)
     folder.mkdir(parents=True)
     write_towers(folder, family, shapes, GivenTensors(weights), precision)
@@ -237,9 +239,9 @@ def write_random_clip(folder: Path, family: str, *, precision: str, **changes: A
 
 
 def write_tiny_export(folder: Path, **changes: Any) -> Path:
-    """What an export looks like, with two linear towers; `changes` override the manifest.
+    """Write an export with two linear towers; `changes` replace fields of the manifest.
 
-    The image tower is a product of all bytes, the text tower the sum of its tokens' vectors.
+    The image tower multiplies all bytes by a matrix. The text tower sums its tokens' vectors.
     """
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Folders of tiny Llamas and Qwens with random weights, as transformers would save them."""
+"""Write folders of tiny Llamas and Qwens with random weights, as transformers saves them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from helpers.tiny_bert import write_json
 
 VOCABULARY, CONTEXT, BOS, EOS = 320, 512, 256, 257
 PREFIX_ERROR = {"fp32": 1e-5, "fp16": 2e-2, "int4": 0.3}
-"""How far logits after a prefix may be from those of the whole prompt: sums in another order, and
-with int4 an activation that falls on the other side of a rounding."""
+"""Greatest difference of logits after a prefix from those after the whole prompt. The sums have
+another order, and with int4 an activation may be rounded the other way."""
+
 RAGGED = (17, 5, 1, 30, 17, 8)
-"""Lengths of prompts."""
+"""Lengths of prompts in one batch: different, equal, and one token."""
+
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message.role not in ('system', 'user', 'assistant') %}"
@@ -29,7 +31,8 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}[assistant] {% endif %}"
 )
 
-# In the manner of the two families: conditions, loops with an index, filters, white-space control.
+# Templates with the syntax that these two families use: conditions, loops with an index, filters,
+# white-space control.
 LLAMA_TEMPLATE = (
     "{%- if messages[0]['role'] == 'system' %}\n"
     "  {%- set system = messages[0]['content']|trim %}{%- set messages = messages[1:] %}\n"
@@ -91,7 +94,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
 def write_tiny_llm(
     folder: Path, config: dict[str, Any] | None = None, *, seed: int = 0, spread: float = 0.2
 ) -> Path:
-    """Write the folder; `spread` is wide enough for greedy tokens to differ from step to step."""
+    """Write the folder and return it.
+
+    Args:
+        folder: must not exist.
+        config: of ``config.json``; None for `LLAMA`.
+        seed: of the weights.
+        spread: standard deviation of the weights; wide enough for greedy tokens to differ from step
+            to step.
+    """
     config = LLAMA if config is None else config
     folder.mkdir(parents=True)
     write_json(folder / "config.json", config)
@@ -125,29 +136,29 @@ def _weights(
     if not config["tie_word_embeddings"]:
         weights["lm_head.weight"] = matrix(config["vocab_size"], hidden)
     for layer in range(config["num_hidden_layers"]):
-        here = f"model.layers.{layer}"
+        prefix = f"model.layers.{layer}"
         weights |= {
-            f"{here}.input_layernorm.weight": gain(hidden),
-            f"{here}.post_attention_layernorm.weight": gain(hidden),
-            f"{here}.self_attn.q_proj.weight": matrix(queries, hidden),
-            f"{here}.self_attn.k_proj.weight": matrix(keys, hidden),
-            f"{here}.self_attn.v_proj.weight": matrix(keys, hidden),
-            f"{here}.self_attn.o_proj.weight": matrix(hidden, queries),
-            f"{here}.mlp.gate_proj.weight": matrix(wide, hidden),
-            f"{here}.mlp.up_proj.weight": matrix(wide, hidden),
-            f"{here}.mlp.down_proj.weight": matrix(hidden, wide),
+            f"{prefix}.input_layernorm.weight": gain(hidden),
+            f"{prefix}.post_attention_layernorm.weight": gain(hidden),
+            f"{prefix}.self_attn.q_proj.weight": matrix(queries, hidden),
+            f"{prefix}.self_attn.k_proj.weight": matrix(keys, hidden),
+            f"{prefix}.self_attn.v_proj.weight": matrix(keys, hidden),
+            f"{prefix}.self_attn.o_proj.weight": matrix(hidden, queries),
+            f"{prefix}.mlp.gate_proj.weight": matrix(wide, hidden),
+            f"{prefix}.mlp.up_proj.weight": matrix(wide, hidden),
+            f"{prefix}.mlp.down_proj.weight": matrix(hidden, wide),
         }
         if config["model_type"] == "qwen2":
             for name, size in (("q", queries), ("k", keys), ("v", keys)):
-                weights[f"{here}.self_attn.{name}_proj.bias"] = matrix(size)
+                weights[f"{prefix}.self_attn.{name}_proj.bias"] = matrix(size)
         if config["model_type"] == "qwen3":
             for name in ("q_norm", "k_norm"):
-                weights[f"{here}.self_attn.{name}.weight"] = gain(head_dim)
+                weights[f"{prefix}.self_attn.{name}.weight"] = gain(head_dim)
     return weights
 
 
 def write_tokenizer(folder: Path, special: list[str], settings: dict[str, Any]) -> None:
-    """A token for each byte, and the special ones."""
+    """Write a tokenizer with one token for each byte, and the special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -161,7 +172,10 @@ def write_tokenizer(folder: Path, special: list[str], settings: dict[str, Any]) 
 def write_unchecked(
     folder: Path, config: dict[str, Any] | None = None, *, precision: str = "fp32"
 ) -> Path:
-    """The export of a tiny model as `export_llm` writes it, without the comparison with torch."""
+    """Export a tiny model as `export_llm` does, without the comparison with torch.
+
+    The source is written to ``folder/source`` if missing, the export to ``folder/out``.
+    """
     source, out = folder / "source", folder / "out"
     if not source.exists():
         write_tiny_llm(source, config)
@@ -180,7 +194,17 @@ def extension_of(
     size: int = 8,
     dtype: Any = np.float32,
 ) -> dict[str, Any]:
-    """Inputs of a decoder's graph, either: new tokens behind a cache, every third row padded."""
+    """Return inputs for a decoder's graph: new tokens behind a cache, every third row padded.
+
+    Args:
+        session: of `graph_contract.GRAPH` or `STATIC_GRAPH`.
+        rows: batch size.
+        past: tokens in the cache.
+        new: further tokens, with 4 of padding in every third row.
+        heads: of keys and values.
+        size: values of a head.
+        dtype: of keys and values.
+    """
     random, static = np.random.default_rng(3), "attention_mask" not in session.inputs
     padded = 4 * (np.arange(rows) % 3 == 0)
     arrays: dict[str, Any] = {
@@ -188,12 +212,12 @@ def extension_of(
         "position_ids": np.tile(np.arange(past, past + new), (rows, 1)),
     }
     cache = random.standard_normal((len(session.inputs), rows, heads, past, size)).astype(dtype)
-    for name, kept in zip(session.inputs, cache, strict=True):
+    for name, values in zip(session.inputs, cache, strict=True):
         if name.startswith("past"):
-            arrays[name] = kept
-            if static:  # with room for more
+            arrays[name] = values
+            if static:  # the same values in a cache with unused capacity
                 arrays[name] = np.zeros((rows, past + new + 9, heads * size), dtype)
-                arrays[name][:, :past] = kept.swapaxes(1, 2).reshape(rows, past, -1)
+                arrays[name][:, :past] = values.swapaxes(1, 2).reshape(rows, past, -1)
     if static:
         last = np.arange(new) == (new - 1 - padded)[:, None]
         return arrays | {
@@ -201,19 +225,22 @@ def extension_of(
             "cached_tokens": np.full(rows, past + new),
             "last": last[:, None].astype(dtype),
         }
-    seen = np.ones((rows, past), np.int64)
-    mask = np.concatenate([seen, np.arange(new) >= padded[:, None]], axis=1)
+    past_mask = np.ones((rows, past), np.int64)
+    mask = np.concatenate([past_mask, np.arange(new) >= padded[:, None]], axis=1)
     return arrays | {"attention_mask": mask}
 
 
 def prompts_of(*lengths: int) -> list[list[int]]:
-    """Token ids of prompts, always the same; no special tokens."""
+    """Return random token ids of prompts, the same in every call, without special tokens."""
     random = np.random.default_rng(1)
     return [random.integers(BOS, size=length).tolist() for length in lengths]
 
 
 def one_thread(*needed: str) -> Iterator[Any]:
-    """For a fixture: torch with one thread, as over models so small more wait for each other."""
+    """Yield torch, limited to one thread: with models so small, more threads slow each other down.
+
+    For fixtures; skips the test if a module is missing.
+    """
     for module in needed:
         pytest.importorskip(module)
     torch = pytest.importorskip("torch")
@@ -224,5 +251,5 @@ def one_thread(*needed: str) -> Iterator[Any]:
 
 
 def cut(path: Path) -> None:
-    """Lose the second half of a file."""
+    """Cut off the second half of a file."""
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

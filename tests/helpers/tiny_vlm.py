@@ -1,4 +1,5 @@
-"""Folders of tiny Qwen2.5-VLs with random weights, as they are published or as saved again."""
+"""Write folders of tiny Qwen2.5-VLs with random weights, in the layouts of the hub and of
+transformers."""
 
 from __future__ import annotations
 
@@ -26,9 +27,9 @@ SPECIAL = [
 VOCABULARY, CONTEXT = 320, 512
 PAD, START, EOS, VISION_START, VISION_END, IMAGE, VIDEO = range(256, 256 + len(SPECIAL))
 IMAGE_SIZE = (84, 140)
-"""3 x 5 tokens: two windows of unequal size."""
+"""Height and width of 3 x 5 tokens, which are two windows of unequal size."""
 
-# In the manner of the family's: a default system message, and contents in parts.
+# With the syntax of the family's own template: a default system message, and contents in parts.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' %}"
@@ -71,7 +72,7 @@ TEXT: dict[str, Any] = {
     "max_position_embeddings": CONTEXT,
     "max_window_layers": 3,
     "rms_norm_eps": 1e-6,
-    "rope_theta": 100.0,  # low, so that no pair of a head turns too slowly to matter
+    "rope_theta": 100.0,  # low, so that every pair of a head rotates fast enough to matter
     "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
     "sliding_window": 256,
     "use_sliding_window": False,
@@ -89,7 +90,8 @@ _WHOLE: dict[str, Any] = {
 _NAMED = {"architectures": ["Qwen2_5_VLForConditionalGeneration"]}
 
 PUBLISHED: dict[str, Any] = _WHOLE | _NAMED | TEXT | {"vision_config": VISION}
-"""As on the hub: the decoder's settings at the top; grouped heads, tied embeddings."""
+"""Layout of the hub: the decoder's settings at the top level. Grouped heads, tied embeddings."""
+
 SAVED: dict[str, Any] = _WHOLE | {
     "tie_word_embeddings": False,
     "text_config": _NAMED
@@ -107,8 +109,9 @@ SAVED: dict[str, Any] = _WHOLE | {
     },
     "vision_config": VISION | {"depth": 3, "out_hidden_size": 96, "fullatt_block_indexes": [2]},
 }
-"""As transformers 4.57 saves it: the decoder's settings in ``text_config``, the architecture with
-them; as many key-value heads as heads, a head of its own."""
+"""Layout of transformers 4.57: the decoder's settings and the architecture in ``text_config``. As
+many key-value heads as query heads, and an output matrix that is not tied to the embeddings."""
+
 CONFIGS = {"published-gqa-tied": PUBLISHED, "saved-mha-untied": SAVED}
 
 PREPROCESSOR: dict[str, Any] = {
@@ -127,14 +130,22 @@ PREPROCESSOR: dict[str, Any] = {
 def write_tiny_vlm(
     folder: Path, config: dict[str, Any] | None = None, *, seed: int = 0, spread: float = 0.2
 ) -> Path:
-    """Write the folder; `spread` is wide enough for greedy tokens to differ from step to step."""
+    """Write the folder and return it.
+
+    Args:
+        folder: must not exist.
+        config: of ``config.json``; None for `PUBLISHED`.
+        seed: of the weights.
+        spread: standard deviation of the weights; wide enough for greedy tokens to differ from step
+            to step.
+    """
     config = PUBLISHED if config is None else config
     folder.mkdir(parents=True)
     write_json(folder / "config.json", config)
     write_json(folder / "generation_config.json", {"eos_token_id": [EOS, PAD], "pad_token_id": PAD})
     write_json(folder / "preprocessor_config.json", PREPROCESSOR)
     random = np.random.default_rng(seed)
-    text = config.get("text_config", config) | {"model_type": "qwen2"}  # for its biases
+    text = config.get("text_config", config) | {"model_type": "qwen2"}  # Qwen2's biases
     weights = decoder_weights(text, random, spread)
     weights |= _vision_weights(config["vision_config"], random, spread)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -164,20 +175,20 @@ def _vision_weights(
 
     edge = config["patch_size"]
     put("patch_embed.proj.weight", hidden, 3, config["temporal_patch_size"], edge, edge)
-    weights["visual.patch_embed.proj.weight"] /= edge  # 1176 values that look alike are summed
+    weights["visual.patch_embed.proj.weight"] /= edge  # each product sums 1176 similar values
     for layer in range(config["depth"]):
-        here = f"blocks.{layer}"
-        gain(f"{here}.norm1")
-        gain(f"{here}.norm2")
-        linear(f"{here}.attn.qkv", 3 * hidden, hidden)
-        linear(f"{here}.attn.proj", hidden, hidden)
-        linear(f"{here}.mlp.gate_proj", wide, hidden)
-        linear(f"{here}.mlp.up_proj", wide, hidden)
-        linear(f"{here}.mlp.down_proj", hidden, wide)
+        block = f"blocks.{layer}"
+        gain(f"{block}.norm1")
+        gain(f"{block}.norm2")
+        linear(f"{block}.attn.qkv", 3 * hidden, hidden)
+        linear(f"{block}.attn.proj", hidden, hidden)
+        linear(f"{block}.mlp.gate_proj", wide, hidden)
+        linear(f"{block}.mlp.up_proj", wide, hidden)
+        linear(f"{block}.mlp.down_proj", hidden, wide)
     gain("merger.ln_q")
     linear("merger.mlp.0", joined, joined)
     linear("merger.mlp.2", out, joined)
-    for part in ("weight", "bias"):  # no louder than the embeddings of text
+    for part in ("weight", "bias"):  # image embeddings no larger than those of text
         weights[f"visual.merger.mlp.2.{part}"] /= 10
     return weights
 
@@ -189,7 +200,10 @@ def write_unchecked_vlm(
     precision: str = "fp32",
     image_size: tuple[int, int] = IMAGE_SIZE,
 ) -> Path:
-    """The export of a tiny model as `export_vlm` writes it, without the comparison with torch."""
+    """Export a tiny model as `export_vlm` does, without the comparison with torch.
+
+    The source is written to ``folder/source`` if missing, the export to ``folder/out``.
+    """
     source, out = folder / "source", folder / "out"
     if not source.exists():
         write_tiny_vlm(source, config)
@@ -199,7 +213,10 @@ def write_unchecked_vlm(
 
 
 def frames_of(count: int, image_size: tuple[int, int] = IMAGE_SIZE) -> np.ndarray[Any, Any]:
-    """Frames (count, height, width, 3), uint8, always the same: coarse blocks and fine noise."""
+    """Return uint8 frames (count, height, width, 3) of coarse blocks with fine noise.
+
+    Every call returns the same frames.
+    """
     random = np.random.default_rng(2)
     height, width = image_size
     blocks = random.integers(0, 192, (count, -(-height // 20), -(-width // 20), 3))
