@@ -104,8 +104,8 @@ class _Answers:
         """Drop the rows that have ended, if they are at least this share of all rows.
 
         Returns:
-            Indices of the other rows, or None if no row was dropped. They are no mask: to index by
-            a mask, a GPU must first tell the host how many rows it selects.
+            Indices of the other rows, or None if no row was dropped. A mask would not do: before a
+            GPU can index by one, the host must wait for the number of rows that it selects.
         """
         if not self._ended.any() or self._ended.mean() < share:
             return None
@@ -151,7 +151,7 @@ def decode(
             is_last, fetched = remaining == 1, None
             if is_last or len(unread) == look_every:
                 fetched, unread = device.fetch(unread), []
-            # 3. Queue the next step before waiting for the copy, so that the GPU never idles.
+            # 3. Queue the next step before waiting for the copy, so that the GPU has work meanwhile.
             if not (is_last or reads_each_step):
                 logits = batch.append(tokens)
             if fetched is None:

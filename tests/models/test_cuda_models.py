@@ -1,4 +1,4 @@
-"""Models on a real GPU: every node on it, and the results of the CPU."""
+"""Models on a real GPU: every node runs there, and results equal those of the CPU."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ pytestmark = pytest.mark.needs_cuda
 WIDE = LLAMA | {"hidden_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2}
 ROWS, NEW = 40, 16
 SHARE = {"fp32": 1e-4, "fp16": 2e-2}
-"""Of the largest number: how far a GPU may be from the CPU, whose sums go in another order."""
+"""Greatest difference between GPU and CPU, as a share of the largest value: their sums have another
+order."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,8 +46,8 @@ def gpu() -> None:
         pytest.skip("no CUDA in ONNX Runtime: install the extra [cuda]")
 
 
-def near(found: Any, expected: np.ndarray[Any, Any], precision: str) -> None:
-    error = np.abs(found.astype(np.float32) - expected.astype(np.float32)).max()
+def near(actual: Any, expected: np.ndarray[Any, Any], precision: str) -> None:
+    error = np.abs(actual.astype(np.float32) - expected.astype(np.float32)).max()
     assert error <= SHARE[precision] * np.abs(expected).max(), error
 
 
@@ -54,84 +55,86 @@ def near(found: Any, expected: np.ndarray[Any, Any], precision: str) -> None:
 @pytest.mark.parametrize("graph", ["model.onnx", "static.onnx"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_prefix_extension(tmp_path: Path, graph: str, precision: str, past: int) -> None:
-    """Many tokens behind many kept ones, in a batch: no node on the CPU, and the CPU's result."""
+    """New tokens behind a long cache: every node runs on the GPU, with the CPU's results."""
     folder = write_unchecked(tmp_path, WIDE, precision=precision)
-    there = open_session(folder / graph, device="cuda", profile=True)
+    session = open_session(folder / graph, device="cuda", profile=True)
     dtype = np.float16 if precision == "fp16" else np.float32
-    arrays = extension_of(there, ROWS, past, NEW, size=128, dtype=dtype)
-    found, expected = there(**arrays), open_session(folder / graph)(**arrays)
+    arrays = extension_of(session, ROWS, past, NEW, size=128, dtype=dtype)
+    actual, expected = session(**arrays), open_session(folder / graph)(**arrays)
     for name, array in expected.items():
-        near(found[name], array, precision)
-    nodes = there.nodes()
+        near(actual[name], array, precision)
+    nodes = session.nodes()
     assert strays(nodes, CUDA) == []
     assert sum(node.operator == "Attention" for node in nodes) == WIDE["num_hidden_layers"]
 
 
 @pytest.mark.parametrize("static", [True, False])
-def test_generation_says_what_it_says_on_the_cpu(tmp_path: Path, static: bool) -> None:
+def test_generation_equals_that_of_the_cpu(tmp_path: Path, static: bool) -> None:
     folder = write_unchecked(tmp_path, WIDE)
-    there, here = CausalLM(folder, device="cuda", static_cache=static), CausalLM(folder)
+    gpu_model = CausalLM(folder, device="cuda", static_cache=static)
+    cpu_model = CausalLM(folder)
     start, *ends = prompts_of(23, *RAGGED)
     answers = [
         model.generate(ends, prefix=model.prefill(start), max_new_tokens=40)
-        for model in (there, here)
+        for model in (gpu_model, cpu_model)
     ]
     assert answers[0] == answers[1]
-    before, after = (there.generate(ends, max_new_tokens=20, stop_ids=()) for _ in range(2))
-    assert before == after == here.generate(ends, max_new_tokens=20, stop_ids=())
+    before, after = (gpu_model.generate(ends, max_new_tokens=20, stop_ids=()) for _ in range(2))
+    assert before == after == cpu_model.generate(ends, max_new_tokens=20, stop_ids=())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_step_is_a_graph(tmp_path: Path, precision: str) -> None:
-    """From a shape's second batch on, and with what another batch has left in the cache."""
+def test_a_step_is_captured_as_a_graph(tmp_path: Path, precision: str) -> None:
+    """Steps are captured from a shape's second batch on, and earlier batches leave no trace."""
     folder = write_unchecked(tmp_path, WIDE, precision=precision)
     model = CausalLM(folder, device="cuda")
     batches = [prompts_of(*RAGGED), prompts_of(*reversed(RAGGED))] * 3
     plain = CausalLM(folder, device="cuda", static_cache=False)
     for prompts in batches:
-        (found, expected) = (
-            one.generate(prompts, max_new_tokens=30, stop_ids=()) for one in (model, plain)
+        actual, expected = (
+            m.generate(prompts, max_new_tokens=30, stop_ids=()) for m in (model, plain)
         )
         if precision == "fp32":
-            assert found == expected
-        # The nearest two tokens may swap in fp16: each is judged by a pass without kept steps.
-        judge_tokens("a step that is a graph", plain, prompts, found)
+            assert actual == expected
+        # In fp16 two tokens of nearly equal logits may swap. Judge each against a pass without a
+        # cache.
+        judge_tokens("a step that is a graph", plain, prompts, actual)
     assert model.graphs_refused is None and model.captured_graphs == 1
 
 
-def test_captions_are_those_of_the_cpu(tmp_path: Path) -> None:
+def test_captions_equal_those_of_the_cpu(tmp_path: Path) -> None:
     folder = write_unchecked_vlm(tmp_path)
     frames = FrameSet.of(frames_of(5))
     on_gpu = MemoryTier(1 << 17, name="device", move=ArrayDevice.of("cuda").put)
-    kept = PrefixCache([on_gpu, MemoryTier(1 << 20)])
-    there, here = (
+    tiers = PrefixCache([on_gpu, MemoryTier(1 << 20)])
+    gpu_captioner, cpu_captioner = (
         VlmCaptioner(VisionLanguageModel(folder, device=device), cache=cache, rows=2)
-        for device, cache in (("cuda", kept), ("cpu", None))
+        for device, cache in (("cuda", tiers), ("cpu", None))
     )
-    for captioner in (there, here):
+    for captioner in (gpu_captioner, cpu_captioner):
         captioner.prefill(frames)
-    assert there.agnostic(frames) == here.agnostic(frames)
-    assert there.aware(frames, ["dog"]) == here.aware(frames, ["dog"])
+    assert gpu_captioner.agnostic(frames) == cpu_captioner.agnostic(frames)
+    assert gpu_captioner.aware(frames, ["dog"]) == cpu_captioner.aware(frames, ["dog"])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_an_encoder_runs_as_graphs(tmp_path: Path, precision: str) -> None:
     source = write_tiny_bert(tmp_path / "tiny")
-    there, here = (
-        SentenceEncoder(source, precision=precision, device=device, cache_dir=tmp_path / "cache")
-        for device in ("cuda", "cpu")
+    gpu_encoder, cpu_encoder = (
+        SentenceEncoder(source, precision=precision, device=name, cache_dir=tmp_path / "cache")
+        for name in ("cuda", "cpu")
     )
     texts = ["a b c", "d e f", "a", "b c d e f"] * 9
-    expected = here.encode(texts)
+    expected = cpu_encoder.encode(texts)
     for _ in range(3):
-        near(there.encode(texts), expected, precision)
-    place = ArrayDevice.of("cuda")
-    near(place.to_host(there.encode_on(texts, place)), expected, precision)
-    run = there._session._run
+        near(gpu_encoder.encode(texts), expected, precision)
+    device = ArrayDevice.of("cuda")
+    near(device.to_host(gpu_encoder.encode_on(texts, device)), expected, precision)
+    run = gpu_encoder._session._run
     assert isinstance(run, GraphRun) and run.refused is None and run.captured
 
 
-def test_a_memory_limit_is_kept(tmp_path: Path) -> None:
+def test_a_memory_limit_is_respected(tmp_path: Path) -> None:
     folder = write_unchecked(tmp_path, WIDE)
     model = CausalLM(folder, device="cuda:0", memory_limit_bytes=256 << 20)
     assert len(model.generate([[1, 2, 3]], max_new_tokens=4, stop_ids=())[0]) == 4

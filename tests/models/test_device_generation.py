@@ -1,4 +1,4 @@
-"""Generation where arrays live on a GPU, on a stand-in for CuPy: what crosses to the host."""
+"""Generation on a GPU, with a stand-in for CuPy: which arrays are copied to and from the host."""
 
 from __future__ import annotations
 
@@ -28,47 +28,48 @@ from granalign_fast.runtime.session import OnnxSession
 from granalign_fast.types import FrameSet
 
 
-def at_work() -> None:
-    """CUDA forbids what the caller does beside a capture."""
+def require_shared_lock() -> None:
+    """Check that the caller holds the shared lock: CUDA forbids its work during a capture."""
     assert getattr(CAPTURE_LOCK._local, "reading", False), "a capture may be under way"
 
 
 class OnGpu(np.ndarray[Any, Any]):
-    """An array of the stand-in; `CROSSED` has the shape and type of all that came to the host."""
+    """An array of the stand-in. It refuses what CuPy refuses, and what makes the host wait."""
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, np.ndarray):
-            at_work()
-            assert index.dtype != bool, "the host would wait to know how many it leaves"
+            require_shared_lock()
+            assert index.dtype != bool, "the host would wait for the number of selected rows"
         return super().__getitem__(index)
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        at_work()
-        assert isinstance(value, OnGpu | int), "CuPy takes nothing of the host"
+        require_shared_lock()
+        assert isinstance(value, OnGpu | int), "CuPy takes no arrays of the host"
         super().__setitem__(index, value)
 
     def argmax(self, axis: Any = None, out: Any = None, **options: Any) -> Any:
-        at_work()
+        require_shared_lock()
         return super().argmax(axis, out, **options)
 
     def get(self, out: Any = None, blocking: bool = True) -> Any:
-        CROSSED.append((self.shape, self.dtype))
-        assert blocking == (out is None), "what nobody waits for goes to pinned memory"
+        DOWNLOADED.append((self.shape, self.dtype))
+        assert blocking == (out is None), "a copy without waiting needs pinned memory"
         if out is None:
             return np.array(self)
-        at_work()
+        require_shared_lock()
         out[...] = self
         return out
 
 
-CROSSED: list[tuple[tuple[int, ...], Any]] = []
+DOWNLOADED: list[tuple[tuple[int, ...], Any]] = []
+"""Shape and type of each array that was copied to the host."""
 
 
 def on_gpu(function: Any) -> Any:
-    """NumPy's function, which takes and gives arrays of the GPU alone."""
+    """Return NumPy's function for arrays of the GPU; it refuses those of the host."""
 
     def call(first: Any, *arguments: Any, **options: Any) -> Any:
-        at_work()
+        require_shared_lock()
         for array in first if isinstance(first, list) else [first]:
             assert isinstance(array, OnGpu), f"{function.__name__} got an array of the host"
         return function(first, *arguments, **options).view(OnGpu)
@@ -77,11 +78,11 @@ def on_gpu(function: Any) -> Any:
 
 
 UPLOADED: list[tuple[tuple[int, ...], Any]] = []
-"""Shape and type of all that went to the GPU."""
+"""Shape and type of each array that was copied to the GPU."""
 
 
 def upload(array: Any) -> Any:
-    at_work()
+    require_shared_lock()
     if isinstance(array, OnGpu):
         return array
     UPLOADED.append((array.shape, array.dtype))
@@ -89,7 +90,7 @@ def upload(array: Any) -> Any:
 
 
 class Stream:
-    """Where work is queued; the stand-in's is done at once."""
+    """A CUDA stream. The stand-in does its work at once."""
 
     ptr = 77
 
@@ -104,40 +105,40 @@ class Stream:
 
 
 class Event:
-    """A copy that is under way until the host waits for it."""
+    """A CUDA event: logs the start of a copy, and the host's wait for it."""
 
     def __init__(self, disable_timing: bool) -> None:
         assert disable_timing
 
     def record(self) -> None:
-        at_work()
+        require_shared_lock()
         LOG.append("fetch")
 
     def synchronize(self) -> None:
-        at_work()
+        require_shared_lock()
         LOG.append("wait")
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> Any:
-    at_work()
+    require_shared_lock()
     return np.empty(shape, dtype).view(OnGpu)
 
 
 def filled(value: int) -> Any:
     def call(shape: tuple[int, ...], dtype: Any) -> Any:
-        at_work()
+        require_shared_lock()
         return np.full(shape, value, dtype).view(OnGpu)
 
     return call
 
 
 def pinned(size: int) -> bytearray:
-    at_work()
+    require_shared_lock()
     return bytearray(size)
 
 
 LOG: list[str] = []
-"""What the host asked of the GPU, in order."""
+"""The host's calls of the GPU, in order."""
 
 CUPY = SimpleNamespace(
     asarray=upload,
@@ -170,31 +171,31 @@ def open_on_gpu(path: Path, *, device: str, stream: Any, **options: Any) -> GpuS
 
 
 class GpuSession(OnnxSession):
-    """A session on a GPU: nothing goes in or out through the host."""
+    """A session on a GPU: all its inputs and outputs are arrays of the GPU."""
 
     def __call__(self, **arrays: Any) -> dict[str, Any]:
-        assert self.queue.entered, "arithmetic on what it gives would be on another stream"
+        assert self.queue.entered, "arithmetic on its outputs would be on another stream"
         LOG.append(f"step {next(iter(arrays.values())).shape[0]}")
         assert all(isinstance(array, OnGpu) for array in arrays.values())
-        found = super().__call__(**{name: np.asarray(array) for name, array in arrays.items()})
-        return {name: array.view(OnGpu) for name, array in found.items()}
+        outputs = super().__call__(**{name: np.asarray(array) for name, array in arrays.items()})
+        return {name: array.view(OnGpu) for name, array in outputs.items()}
 
     def bind(self, inputs: Any, outputs: Any) -> BoundRun:
-        at_work()
+        require_shared_lock()
         assert self.queue.entered
         assert all(isinstance(array, OnGpu) for array in [*inputs.values(), *outputs.values()])
-        lent = ({n: np.asarray(a) for n, a in arrays.items()} for arrays in (inputs, outputs))
+        views = ({n: np.asarray(a) for n, a in arrays.items()} for arrays in (inputs, outputs))
         run = self._run
-        return Queued(
-            *(run.name, run.session, *lent),
+        return LoggedRun(
+            *(run.name, run.session, *views),
             device=("cpu", 0),
             queued=True,
             capturable=self.capturable,
         )
 
 
-class Queued(BoundRun):
-    """A bound run that says when it runs, and as what."""
+class LoggedRun(BoundRun):
+    """A bound run that logs each run: as a prefill, a step or a captured graph."""
 
     def __init__(self, name: str, session: Any, inputs: Any, outputs: Any, **more: Any) -> None:
         super().__init__(name, session, inputs, outputs, **more)
@@ -215,32 +216,34 @@ class Queued(BoundRun):
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", CUPY)
     monkeypatch.setattr(generation, "open_session", open_on_gpu)
-    for seen in (CROSSED, UPLOADED, LOG):
-        seen.clear()
+    for record in (DOWNLOADED, UPLOADED, LOG):
+        record.clear()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     folder = write_unchecked(tmp_path, CONFIGS["llama-gqa-untied"], precision=precision)
-    there = CausalLM(folder, device="cuda:1")
+    gpu_model = CausalLM(folder, device="cuda:1")
     start, *ends = prompts_of(23, *RAGGED)
-    prefix = there.prefill(start)
-    assert not CROSSED and isinstance(prefix.cache[0], OnGpu)
-    answers = there.generate(ends, prefix=prefix, max_new_tokens=20)
-    assert all(shape[0] <= there.look_every and dtype == np.int64 for shape, dtype in CROSSED), (
-        "token ids alone"
-    )
-    assert len(CROSSED) == 3, "20 steps, eight to a look"
+    prefix = gpu_model.prefill(start)
+    assert not DOWNLOADED and isinstance(prefix.cache[0], OnGpu)
+    answers = gpu_model.generate(ends, prefix=prefix, max_new_tokens=20)
+    assert all(
+        shape[0] <= gpu_model.look_every and dtype == np.int64 for shape, dtype in DOWNLOADED
+    ), "token ids alone"
+    assert len(DOWNLOADED) == 3, "20 steps, read by the host every eight"
     with monkeypatch.context() as patched:
         patched.setattr(generation, "open_session", open_session)
-        here = CausalLM(folder, static_cache=True)
-    assert answers == here.generate(ends, prefix=here.prefill(start), max_new_tokens=20)
-    rows = [np.array(row) for row in prefix.unstack(there.device)]
-    brought = Prefix.stack(rows, prefix.model, prefix.next_position)
-    assert there.generate(ends, prefix=brought, max_new_tokens=20) == answers
-    logits = there.logits(ends, prefix=prefix, tokens=[5, 2])
-    assert CROSSED[-1][0] == (len(ends), 2)
-    np.testing.assert_array_equal(logits, here.logits(ends, prefix=here.prefill(start))[:, [5, 2]])
+        cpu_model = CausalLM(folder, static_cache=True)
+    assert answers == cpu_model.generate(ends, prefix=cpu_model.prefill(start), max_new_tokens=20)
+    rows = [np.array(row) for row in prefix.unstack(gpu_model.device)]
+    copied = Prefix.stack(rows, prefix.model, prefix.next_position)
+    assert gpu_model.generate(ends, prefix=copied, max_new_tokens=20) == answers
+    logits = gpu_model.logits(ends, prefix=prefix, tokens=[5, 2])
+    assert DOWNLOADED[-1][0] == (len(ends), 2)
+    np.testing.assert_array_equal(
+        logits, cpu_model.logits(ends, prefix=cpu_model.prefill(start))[:, [5, 2]]
+    )
 
 
 def test_a_captioner_and_its_tiers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,28 +251,28 @@ def test_a_captioner_and_its_tiers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     frames = FrameSet.of(frames_of(5))
     model = VisionLanguageModel(folder, device="cuda:1")
     device = MemoryTier(1 << 17, name="device", move=model.device.put)  # two frames
-    kept = PrefixCache([device, MemoryTier(1 << 16), DiskTier(tmp_path / "kept", 1 << 20)])
-    there = VlmCaptioner(model, cache=kept, rows=2, max_new_tokens=8)
-    captions = [there.agnostic(frames), there.aware(frames, ["dog"])]
-    assert sum(kept.counts.hits.values()) == 5 and kept.counts.evictions["device"]
+    cache = PrefixCache([device, MemoryTier(1 << 16), DiskTier(tmp_path / "kept", 1 << 20)])
+    gpu_captioner = VlmCaptioner(model, cache=cache, rows=2, max_new_tokens=8)
+    captions = [gpu_captioner.agnostic(frames), gpu_captioner.aware(frames, ["dog"])]
+    assert sum(cache.counts.hits.values()) == 5 and cache.counts.evictions["device"]
     with monkeypatch.context() as patched:
         patched.setattr(generation, "open_session", open_session)
-        here = VlmCaptioner(VisionLanguageModel(folder), rows=2, max_new_tokens=8)
-    assert captions == [here.agnostic(frames), here.aware(frames, ["dog"])]
-    there.__dict__["_answers"] = here.__dict__["_answers"] = ([7, 9], [11])
-    found, expected = (c.recognise(frames, ["a dog"]) for c in (there, here))
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+        cpu_captioner = VlmCaptioner(VisionLanguageModel(folder), rows=2, max_new_tokens=8)
+    assert captions == [cpu_captioner.agnostic(frames), cpu_captioner.aware(frames, ["dog"])]
+    gpu_captioner.__dict__["_answers"] = cpu_captioner.__dict__["_answers"] = ([7, 9], [11])
+    actual, expected = (c.recognise(frames, ["a dog"]) for c in (gpu_captioner, cpu_captioner))
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
-def test_frames_go_there_once(tmp_path: Path) -> None:
+def test_frames_are_copied_to_the_gpu_once(tmp_path: Path) -> None:
     model = VisionLanguageModel(write_unchecked_vlm(tmp_path), device="cuda:1")
     prefix = model.prefill_frames(frames_of(3), [1, 2, IMAGE, 3])
-    assert not CROSSED and prefix.rows == 3
+    assert not DOWNLOADED and prefix.rows == 3
     assert len(model.generate([[4, 5]] * 3, prefix=prefix, max_new_tokens=3)) == 3
     assert [shape for shape, dtype in UPLOADED if dtype == np.uint8] == [
         (3, *model.manifest.image_size, 3)
     ]
-    assert all(dtype == np.int64 and len(shape) < 3 for shape, dtype in CROSSED)
+    assert all(dtype == np.int64 and len(shape) < 3 for shape, dtype in DOWNLOADED)
 
 
 def test_without_cupy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,7 +282,7 @@ def test_without_cupy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_steps_are_queued_without_the_host(tmp_path: Path) -> None:
-    """Nothing goes to the GPU for a step, and while tokens come back the next step is queued."""
+    """A step uploads nothing, and the next step is queued while tokens are copied to the host."""
     model = CausalLM(write_unchecked(tmp_path, CONFIGS["llama-gqa-untied"]), device="cuda:1")
     prompts = prompts_of(9, 5)
     logs, uploads = [], []
@@ -290,14 +293,16 @@ def test_steps_are_queued_without_the_host(tmp_path: Path) -> None:
     assert uploads[0] == uploads[1] == uploads[2] and len(uploads[0]) == 6, "once, for the prompts"
     for log, step in zip(logs[1:], ("graph 2", "graph 2"), strict=True):
         block = [step] * 8 + ["fetch", step, "wait"]
-        begun = ["extend 2", *block[1:], *block[1:] * 2, *[step] * 5, "fetch", "wait"]
-        assert [line for line in log if line != "capture"] == begun
+        expected = ["extend 2", *block[1:], *block[1:] * 2, *[step] * 5, "fetch", "wait"]
+        assert [line for line in log if line != "capture"] == expected
     assert [log.count("capture") for log in logs] == [0, 1, 0] and logs[0][1] == "step 2"
     assert model.captured_graphs == 1
 
 
-def test_rows_go_when_half_have_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the cache grows; one that stays where it is keeps them."""
+def test_rows_are_dropped_when_half_have_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A growing cache drops rows; a static one keeps them."""
     folder = write_unchecked(tmp_path, CONFIGS["llama-gqa-untied"])
     prompts = prompts_of(*RAGGED)
     for static in (False, True):

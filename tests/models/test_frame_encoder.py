@@ -1,4 +1,4 @@
-"""CLIP at run time, without torch: bytes, batches, and everything that is refused."""
+"""The frame encoder without torch: preprocessing, batches, and refused inputs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def tiny(tmp_path: Path) -> Path:
     return write_tiny_export(tmp_path / "tiny")
 
 
-# Preprocessing, without the processor that it equals.
+# Preprocessing. The tests of exports compare it with transformers' processors.
 
 
 @pytest.mark.parametrize(
@@ -43,20 +43,20 @@ def tiny(tmp_path: Path) -> Path:
 )
 @pytest.mark.parametrize("resize", [(10,), (8,), (9, 12)])
 def test_frames_of_one_colour(size: tuple[int, int], resize: tuple[int, ...]) -> None:
-    """Whatever the size: the kept shape, and the same colour everywhere."""
-    prepare = replace(PREPROCESSING, resize=resize)
-    kept = prepare(np.full((*size, 3), (0, 128, 255), np.uint8))
-    assert kept.shape == (8, 8, 3) and kept.dtype == np.uint8
-    np.testing.assert_array_equal(kept, np.broadcast_to((0, 128, 255), (8, 8, 3)))
+    """Frames of any size get the size of the crop, and keep their colour everywhere."""
+    preprocess = replace(PREPROCESSING, resize=resize)
+    cropped = preprocess(np.full((*size, 3), (0, 128, 255), np.uint8))
+    assert cropped.shape == (8, 8, 3) and cropped.dtype == np.uint8
+    np.testing.assert_array_equal(cropped, np.broadcast_to((0, 128, 255), (8, 8, 3)))
 
 
-def test_the_centre_is_kept() -> None:
-    """At the size that it is resized to, a frame is only cut; an odd rest goes below and right."""
+def test_the_centre_is_cropped() -> None:
+    """A frame that needs no resizing is only cropped. The odd pixel is cut off below and right."""
     (frame,) = random_frames([(10, 13)])
     np.testing.assert_array_equal(Preprocessing((10,), (7, 8), 3)(frame), frame[1:8, 2:10])
 
 
-# The encoder, on a hand-made export.
+# The encoder, with an export that this test writes itself.
 
 
 def test_shape_order_and_batches(tiny: Path) -> None:
@@ -76,8 +76,8 @@ def test_shape_order_and_batches(tiny: Path) -> None:
     )
 
 
-def test_frames_that_do_not_lie_in_a_row(tiny: Path) -> None:
-    """Views, such as a flipped or a BGR frame turned around, are frames like any other."""
+def test_frames_that_are_not_contiguous(tiny: Path) -> None:
+    """Views, such as a flipped frame or BGR reversed to RGB, give the same embeddings as copies."""
     encoder = FrameEncoder(tiny)
     (frame,) = random_frames([(20, 30)])
     view = frame[::-1, ::2, ::-1]
@@ -145,7 +145,7 @@ def test_bad_texts(tiny: Path, texts: Any, message: str) -> None:
 
 
 def test_an_embedding_that_is_not_finite(tiny: Path) -> None:
-    """Damage that no hash can know of, as it was there from the start: an error, not a ranking."""
+    """Weights that were damaged before they were hashed raise an error instead of a ranking."""
     path = tiny / "image.onnx"
     model = onnx.load(path)
     weight = numpy_helper.to_array(model.graph.initializer[0]).copy()
@@ -166,7 +166,7 @@ def test_unusable_settings(tiny: Path) -> None:
 
 
 def older_version(folder: Path) -> None:
-    """Its image tower takes floats."""
+    """Set the version whose image tower takes floats."""
     edit_json(folder / "manifest.json", format_version=1)
 
 

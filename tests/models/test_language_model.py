@@ -1,4 +1,4 @@
-"""The language model without torch: loop, prefixes, chat, and every call that must be refused."""
+"""The language model without torch: decoding, prefixes, chat, and refused calls."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ USER = [{"role": "user", "content": "hi"}]
 
 @pytest.fixture(params=[False, True], ids=["growing", "static"], autouse=True, scope="module")
 def caches(request: pytest.FixtureRequest) -> Iterator[None]:
-    """All of it with both kinds of cache, where an export has both."""
+    """Run all tests with both kinds of cache, if the export has both."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generation, "_prefers_static_cache", lambda device: request.param)
         yield
@@ -48,7 +48,7 @@ def caches(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
-    """Exports that were not compared with torch; read-only, each written once."""
+    """Return a function that writes an export once; tests must not change it."""
 
     @functools.cache
     def get(name: str = "llama-gqa-untied", precision: str = "fp32") -> Path:
@@ -68,13 +68,13 @@ def test_a_prefix_equals_the_whole_prompt(written: Written, name: str, precision
     expected = model.logits(whole)
     assert expected.shape == (len(RAGGED), VOCABULARY) and expected.dtype == np.float32
     np.testing.assert_allclose(model.logits(ends, prefix=prefix), expected, atol=tolerance)
-    if precision == "fp32":  # where the nearest two tokens cannot swap
+    if precision == "fp32":  # in lower precisions two tokens of nearly equal logits may swap
         answers = model.generate(ends, prefix=prefix, max_new_tokens=40, stop_ids=())
         assert answers == model.generate(whole, max_new_tokens=40, stop_ids=())
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
-def test_tokens_and_logits_are_those_of_the_reference(written: Written, name: str) -> None:
+def test_tokens_and_logits_equal_the_reference(written: Written, name: str) -> None:
     out = written(name)
     model = CausalLM(out)
     prompts = prompts_of(9, 1, 14)
@@ -87,7 +87,7 @@ def test_tokens_and_logits_are_those_of_the_reference(written: Written, name: st
         np.testing.assert_allclose(got, expected, atol=1e-4, rtol=0)
 
 
-def test_a_prefix_is_read_only_and_as_large_as_arithmetic_says(written: Written) -> None:
+def test_a_prefix_is_read_only_and_has_the_documented_size(written: Written) -> None:
     model = CausalLM(written())
     prefix = model.prefill(prompts_of(23)[0])
     shape = model.manifest
@@ -95,19 +95,19 @@ def test_a_prefix_is_read_only_and_as_large_as_arithmetic_says(written: Written)
     assert prefix.nbytes == 2 * shape.layers * shape.kv_heads * shape.head_dim * 23 * 4
     before = [array.copy() for array in prefix.cache]
     model.generate(prompts_of(4, 4), prefix=prefix, max_new_tokens=3, stop_ids=())
-    for array, kept in zip(prefix.cache, before, strict=True):
-        np.testing.assert_array_equal(array, kept)
+    for array, copy in zip(prefix.cache, before, strict=True):
+        np.testing.assert_array_equal(array, copy)
         with pytest.raises(ValueError, match="read-only"):
             array[:] = 0
 
 
-def test_rows_do_not_see_each_other(written: Written) -> None:
+def test_rows_do_not_affect_each_other(written: Written) -> None:
     model = CausalLM(written())
     prompts = prompts_of(*RAGGED)
     together = model.generate(prompts, max_new_tokens=20, stop_ids=())
     alone = [model.generate([ids], max_new_tokens=20, stop_ids=())[0] for ids in prompts]
     assert together == alone
-    assert all(len(set(answer)) > 10 for answer in together), "degenerate: proves little"
+    assert all(len(set(answer)) > 10 for answer in together), "answers must not be degenerate"
 
 
 def test_each_row_stops_by_itself(written: Written) -> None:
@@ -126,19 +126,19 @@ def test_each_row_stops_by_itself(written: Written) -> None:
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 8, 50])
-@pytest.mark.parametrize("most", [1, 8, 12, 40])
-def test_answers_do_not_depend_on_when_they_are_looked_at(
-    written: Written, every: int, most: int
+@pytest.mark.parametrize("length", [1, 8, 12, 40])
+def test_answers_do_not_depend_on_how_often_the_host_reads_them(
+    written: Written, every: int, length: int
 ) -> None:
     model = CausalLM(written())
     prompts = prompts_of(*RAGGED)
-    free = model.generate(prompts, max_new_tokens=most, stop_ids=())
-    stops = {free[0][0], free[1][-1], free[3][most // 2], free[5][most // 3]}
+    free = model.generate(prompts, max_new_tokens=length, stop_ids=())
+    stops = {free[0][0], free[1][-1], free[3][length // 2], free[5][length // 3]}
     every_stop: list[Any] = [(), stops, {free[0][0]}, range(VOCABULARY)]
-    expected = [model.generate(prompts, max_new_tokens=most, stop_ids=s) for s in every_stop]
+    expected = [model.generate(prompts, max_new_tokens=length, stop_ids=s) for s in every_stop]
     model.look_every = every
-    found = [model.generate(prompts, max_new_tokens=most, stop_ids=s) for s in every_stop]
-    assert found == expected
+    actual = [model.generate(prompts, max_new_tokens=length, stop_ids=s) for s in every_stop]
+    assert actual == expected
     assert expected[1] != free and expected[0] == free
 
 
@@ -175,7 +175,7 @@ def test_chat(written: Written) -> None:
 def test_bad_chat_templates(tmp_path: Path, template: Any, message: str) -> None:
     source = write_tiny_llm(tmp_path / "source")
     edit_json(source / "tokenizer_config.json", chat_template=template)
-    model = CausalLM(write_unchecked(tmp_path))  # only who chats needs a template
+    model = CausalLM(write_unchecked(tmp_path))  # opening a model needs no template
     with pytest.raises(GranAlignError, match=message) as error:
         model.chat(USER)
     assert "\n" not in str(error.value)

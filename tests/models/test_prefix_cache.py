@@ -1,4 +1,4 @@
-"""The cache of prefixes: tiers, bounds, counters, and files that others left or tore."""
+"""The prefix cache: tiers, capacities, counters, and damaged or half-written files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KIB = 1024
 
 
 class OnDevice(np.ndarray[Any, Any]):
-    """Stands for an array of a GPU: `get` brings it back, as CuPy's does."""
+    """A stand-in for an array of a GPU: `get` copies it to the host, as CuPy's does."""
 
     def get(self) -> Array:
         return np.array(self)
@@ -38,7 +38,7 @@ def array_of(number: int, size: int = KIB) -> Array:
 
 
 def three_tiers(folder: Path, device: int = 2, host: int = 2, disk: int = 99) -> PrefixCache:
-    """Limits in arrays; a file is a little larger than its array."""
+    """Return a cache whose capacities are given in arrays; a file is larger than its array."""
     return PrefixCache(
         [
             MemoryTier(device * KIB, name="device", move=to_device),
@@ -48,7 +48,7 @@ def three_tiers(folder: Path, device: int = 2, host: int = 2, disk: int = 99) ->
     )
 
 
-def test_what_leaves_a_tier_goes_to_the_next(tmp_path: Path) -> None:
+def test_evicted_arrays_move_to_the_next_tier(tmp_path: Path) -> None:
     cache = three_tiers(tmp_path)
     for number in range(6):
         cache.put(str(number), array_of(number))
@@ -57,15 +57,15 @@ def test_what_leaves_a_tier_goes_to_the_next(tmp_path: Path) -> None:
     expected = {"5": "device", "3": "host", "0": "disk"}
     for key, tier in expected.items():
         before = dict(cache.counts.hits)
-        found = cache.get(key)
-        assert found is not None
-        np.testing.assert_array_equal(found, array_of(int(key)))
+        array = cache.get(key)
+        assert array is not None
+        np.testing.assert_array_equal(array, array_of(int(key)))
         assert {name for name in before if cache.counts.hits[name] > before[name]} == {tier}
     assert cache.get("7") is None
     assert cache.counts.misses == 1
 
 
-def test_what_is_found_below_returns_to_the_top(tmp_path: Path) -> None:
+def test_an_array_found_in_a_lower_tier_returns_to_the_first(tmp_path: Path) -> None:
     cache = three_tiers(tmp_path)
     for number in range(6):
         cache.put(str(number), array_of(number))
@@ -75,7 +75,7 @@ def test_what_is_found_below_returns_to_the_top(tmp_path: Path) -> None:
     assert cache.nbytes["device"] == cache.nbytes["host"] == 2 * KIB
 
 
-def test_the_least_recently_used_leaves_first() -> None:
+def test_the_least_recently_used_is_evicted_first() -> None:
     cache = PrefixCache([MemoryTier(3 * KIB)])
     for key in "abc":
         cache.put(key, array_of(0))
@@ -85,7 +85,7 @@ def test_the_least_recently_used_leaves_first() -> None:
 
 
 @pytest.mark.parametrize("limit", [0, 1, KIB - 1])
-def test_what_is_too_large_is_not_kept_and_evicts_nothing(tmp_path: Path, limit: int) -> None:
+def test_an_array_above_the_capacity_evicts_nothing(tmp_path: Path, limit: int) -> None:
     cache = PrefixCache([MemoryTier(limit), DiskTier(tmp_path, limit)])
     cache.put("a", array_of(1))
     assert cache.get("a") is None
@@ -101,12 +101,12 @@ def test_putting_again_counts_once(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_later_process_finds_what_is_on_disk(tmp_path: Path) -> None:
+def test_a_later_process_reads_the_disk_tier(tmp_path: Path) -> None:
     three_tiers(tmp_path).put("a", array_of(3))
     later = three_tiers(tmp_path)
-    found = later.get("a")
-    assert found is not None
-    np.testing.assert_array_equal(found, array_of(3))
+    array = later.get("a")
+    assert array is not None
+    np.testing.assert_array_equal(array, array_of(3))
     assert later.counts.hits["disk"] == 1
 
 
@@ -114,12 +114,12 @@ def test_a_later_process_finds_what_is_on_disk(tmp_path: Path) -> None:
 def test_disk_keeps_every_bit(tmp_path: Path, dtype: type) -> None:
     array = np.random.default_rng(0).standard_normal((6, 2, 5, 8)).astype(dtype)
     DiskTier(tmp_path, 10 * KIB).put("a", array)
-    found = DiskTier(tmp_path, 10 * KIB).get("a")
-    assert found is not None and found.dtype == dtype and found.shape == array.shape
-    np.testing.assert_array_equal(found, array)
+    read = DiskTier(tmp_path, 10 * KIB).get("a")
+    assert read is not None and read.dtype == dtype and read.shape == array.shape
+    np.testing.assert_array_equal(read, array)
 
 
-def test_the_oldest_files_go_when_a_process_has_less_room(tmp_path: Path) -> None:
+def test_a_smaller_capacity_evicts_the_oldest_files(tmp_path: Path) -> None:
     tier = DiskTier(tmp_path, 99 * KIB)
     for age, key in enumerate("cba"):
         tier.put(key, array_of(0))
@@ -137,7 +137,9 @@ def cut(path: Path) -> None:
     "spoil",
     [cut, Path.unlink, lambda path: path.write_bytes(b""), lambda path: path.write_text("x")],
 )
-def test_a_spoilt_file_is_a_miss_and_goes(tmp_path: Path, spoil: Callable[[Path], Any]) -> None:
+def test_a_damaged_file_is_a_miss_and_is_removed(
+    tmp_path: Path, spoil: Callable[[Path], Any]
+) -> None:
     DiskTier(tmp_path, 9 * KIB).put("a", array_of(1))
     cache = PrefixCache([MemoryTier(9 * KIB), DiskTier(tmp_path, 9 * KIB)])
     spoil(tmp_path / "a.safetensors")
@@ -147,7 +149,7 @@ def test_a_spoilt_file_is_a_miss_and_goes(tmp_path: Path, spoil: Callable[[Path]
     assert DiskTier(tmp_path, 9 * KIB).get("a") is not None
 
 
-def test_what_another_process_removes_while_one_opens(
+def test_a_file_that_another_process_removes_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for key in "ab":
@@ -155,16 +157,16 @@ def test_what_another_process_removes_while_one_opens(
     glob = Path.glob
 
     def racing(self: Path, pattern: str) -> list[Path]:
-        found = list(glob(self, pattern))
+        paths = list(glob(self, pattern))
         (tmp_path / "a.safetensors").unlink(missing_ok=True)
-        return found
+        return paths
 
     monkeypatch.setattr(Path, "glob", racing)
     tier = DiskTier(tmp_path, 9 * KIB)
     assert tier.get("a") is None and tier.get("b") is not None
 
 
-def test_half_written_files_of_the_dead_go(tmp_path: Path) -> None:
+def test_old_half_written_files_are_removed(tmp_path: Path) -> None:
     names = (".old.safetensors.0123abcd", ".new.safetensors.0123abcd", "notes.txt")
     for name in names:
         (tmp_path / name).write_bytes(bytes(KIB))
@@ -182,22 +184,22 @@ def refuse(*_: Any, **__: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("broken", "left"), [("utime", {"b"}), ("unlink", {"a", "b"}), ("replace", set())]
+    ("broken", "remaining"), [("utime", {"b"}), ("unlink", {"a", "b"}), ("replace", set())]
 )
-def test_a_disk_that_refuses_costs_no_more_than_the_keeping(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str, left: set[str]
+def test_a_disk_that_refuses_operations_raises_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str, remaining: set[str]
 ) -> None:
     DiskTier(tmp_path, 9 * KIB).put("a", array_of(1))
     monkeypatch.setattr(os, broken, refuse)
-    cache = PrefixCache([MemoryTier(0), DiskTier(tmp_path, 2 * KIB)])  # room for one
+    cache = PrefixCache([MemoryTier(0), DiskTier(tmp_path, 2 * KIB)])  # one array fits
     assert cache.get("a") is not None
     cache.put("b", array_of(2))
     assert (cache.get("b") is None) == (broken == "replace")
-    assert {path.stem for path in tmp_path.iterdir()} == left
+    assert {path.stem for path in tmp_path.iterdir()} == remaining
     assert DiskTier(tmp_path, 0).nbytes == 0
 
 
-def test_bytes_held_are_those_of_the_files(tmp_path: Path) -> None:
+def test_bytes_in_use_are_those_of_the_files(tmp_path: Path) -> None:
     tier = DiskTier(tmp_path, 5 * KIB)
     random = np.random.default_rng(1)
     for key in random.integers(9, size=60).tolist():
@@ -216,10 +218,10 @@ def test_threads_may_share_a_cache(tmp_path: Path) -> None:
     def work(seed: int) -> None:
         random = np.random.default_rng(seed)
         for key in random.integers(9, size=60).tolist():
-            found = cache.get(str(key))
-            if found is None:
+            array = cache.get(str(key))
+            if array is None:
                 cache.put(str(key), array_of(key))
-            elif not (np.asarray(found) == key).all():
+            elif not (np.asarray(array) == key).all():
                 wrong.append(key)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]

@@ -1,4 +1,4 @@
-"""The vision-language model and the captioner without torch: prefixes, tiers, bad calls."""
+"""The vision-language model and the captioner without torch: prefixes, tiers, refused calls."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PROMPT = [*TEXT[:5], IMAGE, *TEXT[5:]]
 
 @pytest.fixture(params=[False, True], ids=["growing", "static"], autouse=True, scope="module")
 def caches(request: pytest.FixtureRequest) -> Iterator[None]:
-    """All of it with both kinds of cache, where an export has both."""
+    """Run all tests with both kinds of cache, if the export has both."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generation, "_prefers_static_cache", lambda device: request.param)
         yield
@@ -48,7 +48,7 @@ def model(folder: Path, caches: None) -> VisionLanguageModel:
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 @pytest.mark.parametrize("size", [(28, 28), (84, 140), (224, 112)])
-def test_the_suffix_is_free_to_begin_anywhere(
+def test_a_suffix_may_begin_at_any_token_behind_the_image(
     tmp_path: Path, name: str, size: tuple[int, int]
 ) -> None:
     model = VisionLanguageModel(write_unchecked_vlm(tmp_path, CONFIGS[name], image_size=size))
@@ -71,7 +71,7 @@ def test_the_suffix_is_free_to_begin_anywhere(
 
 
 def test_a_wrong_position_behind_the_image_shows(model: VisionLanguageModel) -> None:
-    """The mutation that the position of a suffix invites: its place in the cache, or one beside."""
+    """The likely mistakes change results: the suffix's cache index, or a position off by one."""
     prefix = model.prefill_frames(frames_of(2), PROMPT[:6])
     suffixes = [PROMPT[6:]] * 2
     right = model.logits(suffixes, prefix=prefix)
@@ -81,15 +81,14 @@ def test_a_wrong_position_behind_the_image_shows(model: VisionLanguageModel) -> 
 
 
 def test_positions_of_a_frame() -> None:
-    found = frame_positions(2, (1, 4), 3)
-    assert found.tolist() == [
+    assert frame_positions(2, (1, 4), 3).tolist() == [
         [0, 1, 2, 2, 2, 2, 6, 7, 8],
         [0, 1, 2, 2, 2, 2, 6, 7, 8],
         [0, 1, 2, 3, 4, 5, 6, 7, 8],
     ]
 
 
-def test_each_frame_is_seen_as_if_alone_and_in_any_size(model: VisionLanguageModel) -> None:
+def test_a_frame_does_not_depend_on_the_batch_or_its_size(model: VisionLanguageModel) -> None:
     height, width = model.manifest.image_size
     large = [frame.repeat(2, axis=0).repeat(3, axis=1) for frame in frames_of(4)]
     small = [resize(frame, height, width, model.manifest.resample) for frame in large]
@@ -160,23 +159,26 @@ def test_a_folder_of_another_kind(folder: Path) -> None:
 def captioner_of(
     model: VisionLanguageModel, *tiers: Any, rows: int = 16, batch: int = 64
 ) -> VlmCaptioner:
-    """A byte a token: "yes" has none of its own here, so letters stand for the answers."""
+    """Return a captioner whose answers are single bytes.
+
+    The tiny tokenizer has one token for each byte and none for "yes" or "no".
+    """
     cache = PrefixCache(tiers) if tiers else None
     captioner = VlmCaptioner(model, cache=cache, rows=rows, batch=batch, max_new_tokens=12)
     captioner.__dict__["_answers"] = ([7, 9], [11])
     return captioner
 
 
-def test_captions_are_what_the_whole_prompt_gives(model: VisionLanguageModel) -> None:
+def test_captions_equal_those_of_the_whole_prompt(model: VisionLanguageModel) -> None:
     frames = frames_of(5)
     captioner = captioner_of(model)
     assert isinstance(captioner, Captioner) and isinstance(captioner, Recogniser)
     focus = ("a dog", "runs")
-    asked = {
+    captions_by_prompt = {
         prompts.AGNOSTIC_CAPTION: captioner.agnostic(FrameSet.of(frames)),
         prompts.aware_caption(focus): captioner.aware(FrameSet.of(frames), focus),
     }
-    for text, captions in asked.items():
+    for text, captions in captions_by_prompt.items():
         content = [{"type": "image"}, {"type": "text", "text": text}]
         ids = model.chat(
             [
@@ -193,28 +195,30 @@ def test_captions_are_what_the_whole_prompt_gives(model: VisionLanguageModel) ->
 @pytest.mark.parametrize(("rows", "batch"), [(1, 1), (2, 3), (3, 2), (16, 4)])
 def test_batches_change_nothing(model: VisionLanguageModel, rows: int, batch: int) -> None:
     frames = FrameSet.of(frames_of(5))
-    expected, found = captioner_of(model), captioner_of(model, rows=rows, batch=batch)
-    assert found.agnostic(frames) == expected.agnostic(frames)
+    default, other = captioner_of(model), captioner_of(model, rows=rows, batch=batch)
+    assert other.agnostic(frames) == default.agnostic(frames)
     np.testing.assert_allclose(
-        found.recognise(frames, ["a", "b"]), expected.recognise(frames, ["a", "b"]), atol=1e-6
+        other.recognise(frames, ["a", "b"]), default.recognise(frames, ["a", "b"]), atol=1e-6
     )
 
 
 @pytest.mark.parametrize("batch", [2, 64])
-def test_many_queries_are_answered_as_each_is(model: VisionLanguageModel, batch: int) -> None:
-    frames, known = FrameSet.of(frames_of(5)), captioner_of(model)
-    asked = [
+def test_queries_of_one_call_do_not_affect_each_other(
+    model: VisionLanguageModel, batch: int
+) -> None:
+    frames, single = FrameSet.of(frames_of(5)), captioner_of(model)
+    queries = [
         (frames.take([0, 3]), ("dog",)),
         (frames.take([]), ("cat",)),
         (frames.take([3, 1, 4]), ("a red car", "drives")),
     ]
-    found = captioner_of(model, batch=batch).aware_many(asked)
-    assert found == [known.aware(part, focus) for part, focus in asked]
-    assert list(map(len, found)) == [2, 0, 3]
+    captions = captioner_of(model, batch=batch).aware_many(queries)
+    assert captions == [single.aware(part, focus) for part, focus in queries]
+    assert list(map(len, captions)) == [2, 0, 3]
 
 
 @pytest.mark.parametrize("tier", ["device", "host", "disk"])
-def test_every_tier_gives_the_same_and_nothing_is_decoded(
+def test_cached_prefixes_of_every_tier_need_no_frames(
     model: VisionLanguageModel, tmp_path: Path, tier: str
 ) -> None:
     frames, queries = FrameSet.of(frames_of(4)), ["a dog", "the sea at night"]
@@ -230,17 +234,17 @@ def test_every_tier_gives_the_same_and_nothing_is_decoded(
     assert counts.misses == 4
 
     def fail(numbers: Any) -> Any:
-        raise AssertionError("a frame was decoded although its prefix is kept")
+        raise AssertionError("a frame was decoded although its prefix is cached")
 
     known = FrameSet(frames.hashes, fail)
     fresh = captioner_of(model)
     assert captioner.aware(known, ["dog"]) == fresh.aware(frames, ["dog"])
-    found, expected = (c.recognise(f, queries) for c, f in ((captioner, known), (fresh, frames)))
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    actual, expected = (c.recognise(f, queries) for c, f in ((captioner, known), (fresh, frames)))
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
     assert counts.hits[tier] == 8 and counts.misses == 4
 
 
-def test_a_frame_takes_the_bytes_that_arithmetic_says(model: VisionLanguageModel) -> None:
+def test_a_frame_takes_the_documented_number_of_bytes(model: VisionLanguageModel) -> None:
     captioner = captioner_of(model)
     captioner.prefill(FrameSet.of(frames_of(3)))
     text = PUBLISHED
@@ -257,10 +261,10 @@ def test_a_frame_takes_the_bytes_that_arithmetic_says(model: VisionLanguageModel
 
 
 @pytest.mark.parametrize(("host", "more", "disk"), [(2, 0, 5), (3, 1, 2), (2, 2, 3), (0, 0, 3)])
-def test_as_many_frames_as_there_is_room_for_are_kept(
+def test_the_cache_holds_as_many_frames_as_it_promises(
     model: VisionLanguageModel, tmp_path: Path, host: int, more: int, disk: int
 ) -> None:
-    """A folder has copies of what memory holds; each limit is a little more than so many frames."""
+    """The disk tier has copies of what memory holds. Capacities are a little over whole frames."""
     captioner, frames = captioner_of(model), frames_of(9)
     captioner.prefill(FrameSet.of(frames[:1]))
     each = captioner.cache.nbytes["host"] + 100
@@ -279,7 +283,7 @@ def test_as_many_frames_as_there_is_room_for_are_kept(
     assert counts.misses == room
 
 
-def test_frames_that_the_cache_does_not_keep_are_dropped(model: VisionLanguageModel) -> None:
+def test_prefixes_that_the_cache_does_not_keep_are_freed(model: VisionLanguageModel) -> None:
     computed: list[weakref.ref[Any]] = []
     alive: list[int] = []
 
@@ -294,7 +298,7 @@ def test_frames_that_the_cache_does_not_keep_are_dropped(model: VisionLanguageMo
     assert len(alive) == 8 and max(alive) <= 2
 
 
-def test_equal_frames_are_looked_at_once(model: VisionLanguageModel) -> None:
+def test_equal_frames_are_processed_once(model: VisionLanguageModel) -> None:
     one, other = frames_of(2)
     captioner = captioner_of(model)
     captions = captioner.agnostic(FrameSet.of([one, other, one]))
@@ -302,16 +306,16 @@ def test_equal_frames_are_looked_at_once(model: VisionLanguageModel) -> None:
     assert captioner.cache.counts.misses == 2
 
 
-def test_recognition_is_the_share_of_yes(model: VisionLanguageModel) -> None:
+def test_recognition_is_the_probability_of_yes(model: VisionLanguageModel) -> None:
     captioner, frames = captioner_of(model), frames_of(3)
-    found = captioner.recognise(FrameSet.of(frames), ["a dog", "a cat"])
-    assert found.shape == (2, 3) and found.dtype == np.float32
+    scores = captioner.recognise(FrameSet.of(frames), ["a dog", "a cat"])
+    assert scores.shape == (2, 3) and scores.dtype == np.float32
     suffix = captioner._suffix(prompts.recognition("a cat"))
     logits = model.logits([suffix] * 3, prefix=model.prefill_frames(frames, captioner.start))
     odds = np.exp(logits.astype(np.float64))
     expected = odds[:, [7, 9]].sum(axis=1) / odds[:, [7, 9, 11]].sum(axis=1)
-    np.testing.assert_allclose(found[1], expected, atol=1e-5)
-    assert np.ptp(found) > 0.01
+    np.testing.assert_allclose(scores[1], expected, atol=1e-5)
+    assert np.ptp(scores) > 0.01
 
 
 @pytest.mark.parametrize(
@@ -354,14 +358,14 @@ def test_frames_of_a_set() -> None:
 
     joined = FrameSet.joined([some, FrameSet(FrameSet.of(frames).hashes, load)])
     assert joined.hashes[:2] == some.hashes and len(joined) == 6
-    for found, number in zip(joined.load([4, 0, 2]), (2, 3, 0), strict=True):
-        np.testing.assert_array_equal(found, frames[number])
+    for frame, number in zip(joined.load([4, 0, 2]), (2, 3, 0), strict=True):
+        np.testing.assert_array_equal(frame, frames[number])
     assert calls == [[2, 0]]
     assert frame_hash(frames[0]) == frame_hash(np.asfortranarray(frames[0]))
     assert frame_hash(frames[0]) != frame_hash(frames[0].reshape(140, 84, 3))
 
 
-def test_captions_end_at_the_end_of_the_turn(model: VisionLanguageModel) -> None:
+def test_the_end_of_the_turn_ends_a_caption(model: VisionLanguageModel) -> None:
     assert EOS in model.manifest.eos_ids
 
 
