@@ -151,7 +151,7 @@ def decode(
             is_last, fetched = remaining == 1, None
             if is_last or len(unread) == look_every:
                 fetched, unread = device.fetch(unread), []
-            # 3. Queue the next step before waiting for the copy, so that the GPU has work meanwhile.
+            # 3. Queue the next step before waiting for the copy, so that the GPU stays busy.
             if not (is_last or reads_each_step):
                 logits = batch.append(tokens)
             if fetched is None:
