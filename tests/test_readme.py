@@ -20,7 +20,8 @@ def test_the_python_examples_run(code, minilm, capsys):
 
 _WITH_EXAMPLES = (
     *("models.chat", "language.llm_rewriter", "metrics.existence", "output.filmstrip"),
-    *("output.timeline", "pipeline", "models.vision_language_model"),
+    *("output.timeline", "pipeline", "models.graph_contract", "models.static_cache"),
+    "models.vision_language_model",
 )
 
 
