@@ -22,8 +22,8 @@ from granalign_fast.export.sources.checkpoint import Float32, Tensors
 from granalign_fast.models.graph_contract import EMBEDDINGS
 from granalign_fast.runtime.standard_operators import MICROSOFT, standardise
 
-from .builder import GraphBuilder
-from .tensor_file import TensorFile
+from .builder import CheckpointGraph
+from .tensor_file import GraphTensors
 
 _SHIFT = 0.25
 """What a norm's rows sum to, for each of their numbers; see `ClipGraph._products`."""
@@ -86,7 +86,7 @@ class State(NamedTuple):
     normed: str
 
 
-class ClipGraph(GraphBuilder, ABC):
+class ClipGraph(CheckpointGraph, ABC):
     """What both towers have in common.
 
     Args:
@@ -106,7 +106,7 @@ class ClipGraph(GraphBuilder, ABC):
     def __init__(
         self,
         weights: Tensors,
-        tensors: TensorFile,
+        tensors: GraphTensors,
         shape: Transformer,
         *,
         prefix: str,

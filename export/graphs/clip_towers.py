@@ -17,7 +17,7 @@ from granalign_fast.models.graph_contract import FRAMES, INPUT_IDS
 from granalign_fast.runtime.standard_operators import MICROSOFT
 
 from .clip_layers import ClipGraph, Float64, State, Transformer
-from .tensor_file import EmbeddedTensors, TensorFile
+from .tensor_file import EmbeddedTensors, GraphTensors
 
 CENTRE = 128
 """Taken from a frame's bytes before any product, whose sums would else be of one sign and large."""
@@ -150,7 +150,7 @@ class ImageGraph(ClipGraph):
         family: str,
         shape: ImageShape,
         weights: Tensors,
-        tensors: TensorFile,
+        tensors: GraphTensors,
         *,
         precision: str,
     ) -> None:
@@ -300,7 +300,7 @@ class TextGraph(ClipGraph):
         family: str,
         shape: TextShape,
         weights: Tensors,
-        tensors: TensorFile,
+        tensors: GraphTensors,
         *,
         precision: str,
     ) -> None:

@@ -35,12 +35,12 @@ from granalign_fast.models.graph_contract import (
 from granalign_fast.runtime.standard_operators import MICROSOFT
 
 from .block_quantization import quantise_blocks
-from .builder import GraphBuilder
-from .tensor_file import TensorFile
+from .builder import CheckpointGraph
+from .tensor_file import GraphTensors
 
 
-class DecoderGraph(GraphBuilder):
-    """Builds the graph; weights go to a `TensorFile` that several graphs may share.
+class DecoderGraph(CheckpointGraph):
+    """Builds the graph; weights go to a `GraphTensors` that several graphs may share.
 
     Args:
         source: the model.
@@ -50,7 +50,7 @@ class DecoderGraph(GraphBuilder):
     """
 
     def __init__(
-        self, source: LlmSource, tensors: TensorFile, *, precision: str, static: bool = False
+        self, source: LlmSource, tensors: GraphTensors, *, precision: str, static: bool = False
     ) -> None:
         dtype = np.float16 if precision == "fp16" else np.float32
         super().__init__(JoinedProjections(source.checkpoint), tensors, dtype)
@@ -61,7 +61,7 @@ class DecoderGraph(GraphBuilder):
             self.opset = STATIC_OPSET
 
     def model(self) -> Any:
-        """The `onnx.ModelProto`, whose large tensors lie in the `TensorFile`."""
+        """The `onnx.ModelProto`, whose large tensors lie in the `GraphTensors`."""
         x = self._embed()
         self._rotation()
         mask = "" if self.static else self._mask(x)
@@ -135,7 +135,7 @@ class DecoderGraph(GraphBuilder):
             x, attended = self._last(x), self._last(attended)
         more = self._linear(attended, f"{prefix}.self_attn.o_proj")
         x, normed = self._sum(x, more, f"{prefix}.post_attention_layernorm.weight")
-        return x, self._gated(normed, f"{prefix}.mlp")
+        return x, self._gated_mlp(normed, f"{prefix}.mlp")
 
     def _sum(self, x: str, more: str, weight: str) -> tuple[str, str]:
         """A sum, and it normalised; without `more` x is the sum."""

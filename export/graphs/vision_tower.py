@@ -20,8 +20,8 @@ from granalign_fast.export.sources.vision_language_model import VlmSource
 from granalign_fast.export.vlm_specs import VISION_EPSILON, VISION_THETA
 from granalign_fast.models.graph_contract import FRAMES, IMAGE_EMBEDS, PIXEL_VALUES
 
-from .builder import GraphBuilder
-from .tensor_file import TensorFile
+from .builder import CheckpointGraph
+from .tensor_file import GraphTensors
 
 Order = npt.NDArray[np.int64]
 
@@ -56,8 +56,8 @@ class _State(NamedTuple):
     bias: str = ""
 
 
-class VisionGraph(GraphBuilder):
-    """Builds the graph; weights go to a `TensorFile` that both entries share.
+class VisionGraph(CheckpointGraph):
+    """Builds the graph; weights go to a `GraphTensors` that both entries share.
 
     Args:
         source: the model, with its image size.
@@ -68,7 +68,7 @@ class VisionGraph(GraphBuilder):
     """
 
     def __init__(
-        self, source: VlmSource, tensors: TensorFile, *, precision: str, frames: bool
+        self, source: VlmSource, tensors: GraphTensors, *, precision: str, frames: bool
     ) -> None:
         dtype = np.float16 if precision == "fp16" else np.float32
         super().__init__(source.checkpoint, tensors, dtype)
@@ -83,7 +83,7 @@ class VisionGraph(GraphBuilder):
         self.windows = [(count, size * self.unit) for count, size in windows]
 
     def model(self) -> Any:
-        """The `onnx.ModelProto`, whose large tensors lie in the `TensorFile`."""
+        """The `onnx.ModelProto`, whose large tensors lie in the `GraphTensors`."""
         x = self._from_frames() if self.frames else self._from_patches()
         self._rotation(x)
         state = _State(x)

@@ -16,14 +16,14 @@ from granalign_fast.models.graph_contract import (
 )
 
 from .decoder import DecoderGraph
-from .tensor_file import TensorFile
+from .tensor_file import GraphTensors
 
 
 class VlmDecoderGraph(DecoderGraph):
     """Takes images as `INPUTS_EMBEDS` or, if static, as `IMAGE_EMBEDS`; see `vlm_specs`."""
 
     def __init__(
-        self, source: VlmSource, tensors: TensorFile, *, precision: str, static: bool = False
+        self, source: VlmSource, tensors: GraphTensors, *, precision: str, static: bool = False
     ) -> None:
         super().__init__(source, tensors, precision=precision, static=static)
         self.sections = source.sections
@@ -61,7 +61,7 @@ class EmbeddingGraph(DecoderGraph):
     """From token ids (batch, sequence) to `INPUTS_EMBEDS`: the table that a tied head has, too."""
 
     def model(self) -> Any:
-        """The `onnx.ModelProto`, whose table lies in the `TensorFile`."""
+        """The `onnx.ModelProto`, whose table lies in the `GraphTensors`."""
         self._embed()
         self.nodes[-1].output[0] = INPUTS_EMBEDS
         ids = self._value(INPUT_IDS, np.int64, "batch", "sequence")
