@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.export.llm_specs import BLOCK, HEAD_BITS, INT8_PRODUCTS, LINEAR_BITS, MASKED
 from granalign_fast.export.sources.checkpoint import JoinedProjections
 from granalign_fast.export.sources.language_model import LlmSource
+from granalign_fast.export.specs import BLOCK, HEAD_BITS, INT8_PRODUCTS, LINEAR_BITS, MASKED
 from granalign_fast.models.graph_contract import (
     ATTENTION_MASK,
     CACHED_TOKENS,

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from granalign_fast.export.sources.checkpoint import Float32
 from granalign_fast.export.sources.vision_language_model import VlmSource
-from granalign_fast.export.vlm_specs import VISION_EPSILON, VISION_THETA
+from granalign_fast.export.specs import VISION_EPSILON, VISION_THETA
 from granalign_fast.models.graph_contract import FRAMES, IMAGE_EMBEDS, PIXEL_VALUES
 
 from .builder import CheckpointGraph

@@ -20,7 +20,7 @@ from .tensor_file import GraphTensors
 
 
 class VlmDecoderGraph(DecoderGraph):
-    """Takes images as `INPUTS_EMBEDS` or, if static, as `IMAGE_EMBEDS`; see `vlm_specs`."""
+    """Takes images as `INPUTS_EMBEDS` or, if static, as `IMAGE_EMBEDS`; see `specs`."""
 
     def __init__(
         self, source: VlmSource, tensors: GraphTensors, *, precision: str, static: bool = False

@@ -14,12 +14,12 @@ from granalign_fast.errors import GranAlignError, MissingExtraError, one_line
 from granalign_fast.export.checks.language_model import load_source
 from granalign_fast.export.sources.folder import quiet
 from granalign_fast.export.sources.language_model import (
-    ARCHITECTURES,
     LlmShape,
     ModelSource,
     read_config,
     refuse_newer,
 )
+from granalign_fast.export.specs import LLM_ARCHITECTURES
 from granalign_fast.models.graph_contract import GRAPH, past_names
 
 _TASK = "text-generation-with-past"
@@ -128,8 +128,8 @@ def _read_shape(folder: Path, architecture: str, got: str) -> LlmShape:
         return LlmShape(architecture, int(text.vocab_size), _context(text))
     except Exception as error:  # of unknown types, and of settings that do not fit them
         raise GranAlignError(
-            f"{place}: got {got}, expected one of {sorted(ARCHITECTURES)}, or one that optimum can "
-            f"export ({one_line(error)}); choose a model of these families"
+            f"{place}: got {got}, expected one of {sorted(LLM_ARCHITECTURES)}, or one that "
+            f"optimum can export ({one_line(error)}); choose a model of these families"
         ) from None
 
 

@@ -13,18 +13,11 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from granalign_fast.errors import GranAlignError
+from granalign_fast.export.specs import LLM_ARCHITECTURES
 from granalign_fast.files import sha256_of
 
 from .checkpoint import Checkpoint, Float32
 from .folder import read_object, read_tokenizer
-
-ARCHITECTURES = {
-    "LlamaForCausalLM": "llama",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
-}
-"""What can be exported, and the `model_type` that goes with it. They differ only in which biases
-and norms a checkpoint holds: Qwen2 has biases on query, key and value, Qwen3 norms on the heads."""
 
 _FIXED = {
     "hidden_act": "silu",
@@ -68,7 +61,7 @@ class DecoderShape(LlmShape):
             UnwrittenError: another architecture, or a setting that the graph does not have.
             GranAlignError: a setting that makes no sense.
         """
-        architecture = check_architecture(config, ARCHITECTURES, place)
+        architecture = check_architecture(config, LLM_ARCHITECTURES, place)
         return cls.parse(config, architecture, place)
 
     @classmethod

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from granalign_fast.errors import GranAlignError
-from granalign_fast.export.vlm_specs import (
-    ARCHITECTURES,
+from granalign_fast.export.specs import (
     CHAT_TEMPLATE,
     IMAGE_PROCESSORS,
     IMAGE_SIZE,
     PREPROCESSOR,
+    VLM_ARCHITECTURES,
 )
 
 from .folder import read_object
@@ -203,7 +203,7 @@ class VlmSource(LlmSource):
         config = read_object(place)
         text = _text_config(config, place)
         named = {"model_type": config.get("model_type"), "architectures": text["architectures"]}
-        architecture = check_architecture(named, ARCHITECTURES, place)
+        architecture = check_architecture(named, VLM_ARCHITECTURES, place)
         sections = _sections(text, place)
         # Scaled by sections alone: the frequencies are the plain ones.
         shape = DecoderShape.parse(text | {"rope_scaling": None}, architecture, place)

@@ -28,8 +28,8 @@ from helpers.tiny_llm import (
 
 from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.export.llm import export_llm
-from granalign_fast.export.llm_specs import LLM_PRECISIONS
 from granalign_fast.export.sources.language_model import LlmSource, UnwrittenError
+from granalign_fast.export.specs import LLM_PRECISIONS
 from granalign_fast.models.language_model import CausalLM
 from granalign_fast.models.manifest import LlmManifest
 

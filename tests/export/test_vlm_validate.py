@@ -20,8 +20,8 @@ from granalign_fast.export.checks import vision_language_model as vlm_validate
 from granalign_fast.export.graphs.decoder import DecoderGraph
 from granalign_fast.export.llm import export_llm
 from granalign_fast.export.sources.vision_language_model import Pixels, VlmSource
+from granalign_fast.export.specs import VLM_PRECISIONS
 from granalign_fast.export.vlm import export_vlm
-from granalign_fast.export.vlm_specs import VLM_PRECISIONS
 from granalign_fast.models.exported_graph import open_session
 from granalign_fast.models.manifest import VlmManifest
 
@@ -136,14 +136,14 @@ def test_a_wrong_graph_is_found_and_leaves_nothing(
 ) -> None:
     """The judge reads the source itself; the graphs are written from what was misread."""
     source = write_tiny_vlm(tmp_path / "source")
-    write = vlm_validate.judge_vlm
+    write = vlm_validate.run_vlm_source
 
     def then_misread(model: VlmSource, precision: str) -> Any:
         expected = write(model, precision)
         spoil(model)
         return expected
 
-    monkeypatch.setattr(vlm_validate, "judge_vlm", then_misread)
+    monkeypatch.setattr(vlm_validate, "run_vlm_source", then_misread)
     with pytest.raises(GranAlignError, match=message) as error:
         export_vlm(source, tmp_path / "out", precision=precision, image_size=IMAGE_SIZE)
     assert "\n" not in str(error.value)
