@@ -23,14 +23,13 @@ from granalign_fast.export.checks.sentences import VALIDATION
 from granalign_fast.export.graphs.clip_towers import ImageShape, Levels, TextShape, write_towers
 from granalign_fast.export.sources.checkpoint import Checkpoint
 from granalign_fast.export.sources.folder import (
-    appearing,
     quiet,
     read_object,
     read_tokenizer,
     source_name,
     tool_versions,
 )
-from granalign_fast.files import sha256_of
+from granalign_fast.files import appearing, sha256_of
 from granalign_fast.models.frame_encoder import FrameEncoder, Preprocessing
 from granalign_fast.models.manifest import FrameEncoderManifest
 from granalign_fast.models.sources import resolve_model, weights_file

@@ -14,14 +14,14 @@ from granalign_fast.export.checks.language_model import run_source, validate_llm
 from granalign_fast.export.graphs.decoder import DecoderGraph
 from granalign_fast.export.graphs.tensor_file import TensorFile
 from granalign_fast.export.optimum.stock_decoder import CacheShape, StockSource, write_stock
-from granalign_fast.export.sources.folder import appearing, source_name, tool_versions
+from granalign_fast.export.sources.folder import source_name, tool_versions
 from granalign_fast.export.sources.language_model import (
     DecoderShape,
     LlmSource,
     ModelSource,
-    UnwrittenError,
+    UnsupportedError,
 )
-from granalign_fast.files import sha256_of
+from granalign_fast.files import appearing, sha256_of
 from granalign_fast.models.graph_contract import GRAPH, STATIC_GRAPH, WEIGHTS
 from granalign_fast.models.manifest import LlmManifest
 from granalign_fast.models.sources import resolve_model
@@ -93,7 +93,7 @@ def _read(folder: Path, precision: str) -> ModelSource:
     """Read a source: for our own graphs if they fit, otherwise for optimum's export."""
     try:
         return LlmSource.read(folder)
-    except UnwrittenError as error:
+    except UnsupportedError as error:
         if precision != "fp32":
             raise GranAlignError(
                 f"{error}, or precision 'fp32', in which optimum may export this one"

@@ -16,11 +16,10 @@ from granalign_fast.export.checks.encoder import (
 from granalign_fast.export.checks.sentences import CALIBRATION, VALIDATION
 from granalign_fast.export.sources.bert import Bert
 from granalign_fast.export.sources.folder import (
-    appearing,
     source_name,
     tool_versions,
 )
-from granalign_fast.files import sha256_of
+from granalign_fast.files import appearing, sha256_of
 from granalign_fast.models.graph_contract import PACKED_GRAPH
 from granalign_fast.models.manifest import SentenceManifest
 from granalign_fast.models.sources import resolve_model

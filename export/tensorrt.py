@@ -17,8 +17,7 @@ from typing import Any
 
 from granalign_fast.errors import GranAlignError, one_line
 from granalign_fast.export.checks.encoder import check_precision
-from granalign_fast.export.sources.folder import appearing
-from granalign_fast.files import default_cache, replacing, sha256_of
+from granalign_fast.files import appearing, default_cache, replacing, sha256_of
 from granalign_fast.models.exported_graph import graph_shapes
 from granalign_fast.models.graph_contract import ENGINE_GRAPHS
 from granalign_fast.models.manifest import read_manifest

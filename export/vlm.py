@@ -12,8 +12,9 @@ from granalign_fast.export.checks.encoder import check_precision
 from granalign_fast.export.graphs.tensor_file import TensorFile
 from granalign_fast.export.graphs.vision_tower import VisionGraph
 from granalign_fast.export.graphs.vlm_decoder import EmbeddingGraph, VlmDecoderGraph
-from granalign_fast.export.sources.folder import appearing, source_name
+from granalign_fast.export.sources.folder import source_name
 from granalign_fast.export.sources.vision_language_model import VlmSource
+from granalign_fast.files import appearing
 from granalign_fast.models.graph_contract import (
     EMBEDDING_GRAPH,
     GRAPH,

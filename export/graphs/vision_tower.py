@@ -96,7 +96,7 @@ class VisionGraph(CheckpointGraph):
     def _input(self) -> Any:
         if self.frames:
             return self._value(FRAMES, np.uint8, "batch", *self.image_size, 3)
-        values = 3 * self.shape.doubled * self.shape.patch**2
+        values = 3 * self.shape.temporal * self.shape.patch**2
         return self._value(PIXEL_VALUES, np.float32, "batch", self.patches, values)
 
     def _from_frames(self) -> str:
@@ -121,7 +121,7 @@ class VisionGraph(CheckpointGraph):
 
     def _from_patches(self) -> str:
         """Embeddings of the patches of transformers' processor, in the order of windows."""
-        values = 3 * self.shape.doubled * self.shape.patch**2
+        values = 3 * self.shape.temporal * self.shape.patch**2
         x = self._in_order(self._in_dtype(PIXEL_VALUES), values)
         weight = "visual.patch_embed.patches"
         if weight not in self.tensors:
@@ -138,7 +138,7 @@ class VisionGraph(CheckpointGraph):
     def _patch_weight(self) -> Float32:
         """(hidden, channels, frames, height, width): a convolution that never overlaps."""
         weight = self.checkpoint.read("visual.patch_embed.proj.weight")
-        return weight.reshape(-1, 3, self.shape.doubled, self.shape.patch, self.shape.patch)
+        return weight.reshape(-1, 3, self.shape.temporal, self.shape.patch, self.shape.patch)
 
     def _add_weight(self, name: str, array: Float32) -> None:
         self.tensors.add(name, array.astype(self.dtype, copy=False))

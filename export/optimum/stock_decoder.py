@@ -17,7 +17,7 @@ from granalign_fast.export.sources.language_model import (
     LlmShape,
     ModelSource,
     read_config,
-    refuse_newer,
+    reject_transformers_5,
 )
 from granalign_fast.export.specs import LLM_ARCHITECTURES
 from granalign_fast.models.graph_contract import GRAPH, past_names
@@ -63,7 +63,7 @@ class StockSource(ModelSource):
         config, place = read_config(folder), folder / "config.json"
         text = config.get("text_config")
         for settings in (config, text if isinstance(text, dict) else {}):
-            refuse_newer(settings, place)
+            reject_transformers_5(settings, place)
         named, kind = config.get("architectures"), config.get("model_type")
         architecture = str(named[0]) if isinstance(named, list) and named else "none"
         shape = _read_shape(folder, architecture, f"architecture {architecture!r} of type {kind!r}")

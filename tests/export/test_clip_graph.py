@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from granalign_fast.errors import GranAlignError
 from granalign_fast.export.graphs import clip_layers as clip_graph
 from granalign_fast.export.graphs.clip_towers import CENTRE, ImageShape, Levels, write_towers
-from granalign_fast.export.sources.checkpoint import Checkpoint, GivenTensors
+from granalign_fast.export.sources.checkpoint import Checkpoint, MemoryTensors
 from granalign_fast.models.exported_graph import open_session
 from granalign_fast.runtime.standard_operators import MICROSOFT, standardise
 
@@ -126,7 +126,7 @@ def test_in_standard_operators_all_is_the_same(tmp_path: Path, family: str, prec
 def test_other_activations(tmp_path: Path, activation: str) -> None:
     image, _, weights = random_clip("clip")
     image = replace(image, layers=replace(image.layers, activation=activation))
-    write_towers(tmp_path, "clip", [image], GivenTensors(weights), "fp32")
+    write_towers(tmp_path, "clip", [image], MemoryTensors(weights), "fp32")
     same = {"gelu_new": "gelu_pytorch_tanh"}.get(activation, activation)
     expected = embed_images(
         replace(image, layers=replace(image.layers, activation=same)),
@@ -150,7 +150,7 @@ def test_other_levels(tmp_path: Path, family: str, precision: str, levels: Level
     """CLIP's, those of processors that leave a step out, and colours of different weight."""
     image, _, weights = random_clip(family)
     image = replace(image, levels=levels)
-    write_towers(tmp_path, family, [image], GivenTensors(weights), precision)
+    write_towers(tmp_path, family, [image], MemoryTensors(weights), precision)
     frames = frames_of(6)
     frames[:2] = np.array([0, 255])[:, None, None, None]
     expected = embed_images(image, weights, family, pixels_of(frames, levels))
@@ -170,14 +170,14 @@ def test_what_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     image, text, weights = random_clip("siglip")
     odd = replace(image, layers=replace(image.layers, activation="mish"))
     with pytest.raises(GranAlignError, match=r"vision_model: got the activation 'mish', expected"):
-        write_towers(tmp_path, "siglip", [odd], GivenTensors(weights), "fp32")
+        write_towers(tmp_path, "siglip", [odd], MemoryTensors(weights), "fp32")
     for name in ("text_model.head.weight", "text_model.encoder.layers.1.mlp.fc1.bias"):
         narrow = {**weights, name: weights[name][..., :-1]}
         with pytest.raises(GranAlignError, match=rf"^{name}: got shape .* expected") as error:
-            write_towers(tmp_path, "siglip", [text], GivenTensors(narrow), "fp32")
+            write_towers(tmp_path, "siglip", [text], MemoryTensors(narrow), "fp32")
         assert "\n" not in str(error.value)
     with pytest.raises(GranAlignError, match=r"image tower cannot be written .*free memory and"):
-        write_towers(tmp_path / "nowhere", "siglip", [image], GivenTensors(weights), "fp32")
+        write_towers(tmp_path / "nowhere", "siglip", [image], MemoryTensors(weights), "fp32")
 
     save_file({"ids": np.arange(3), "x": np.ones(2, np.float32)}, tmp_path / "model.safetensors")
     checkpoint = Checkpoint(tmp_path)

@@ -28,7 +28,7 @@ from helpers.tiny_llm import (
 
 from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.export.llm import export_llm
-from granalign_fast.export.sources.language_model import LlmSource, UnwrittenError
+from granalign_fast.export.sources.language_model import LlmSource, UnsupportedError
 from granalign_fast.export.specs import LLM_PRECISIONS
 from granalign_fast.models.language_model import CausalLM
 from granalign_fast.models.manifest import LlmManifest
@@ -311,7 +311,7 @@ def test_a_wrong_graph_is_found(
 
 
 @pytest.mark.parametrize(
-    ("values", "unwritten"),
+    ("values", "unsupported"),
     [
         ({"architectures": ["MistralForCausalLM"], "model_type": "mistral"}, True),
         ({"rope_scaling": YARN}, True),
@@ -323,9 +323,11 @@ def test_a_wrong_graph_is_found(
         ({"vocab_size": BOS / 2}, False),
     ],
 )
-def test_damaged_is_not_unwritten(tmp_path: Path, values: dict[str, Any], unwritten: bool) -> None:
+def test_damaged_is_not_unsupported(
+    tmp_path: Path, values: dict[str, Any], unsupported: bool
+) -> None:
     source = write_tiny_llm(tmp_path / "source")
     edit_json(source / "config.json", **values)
     with pytest.raises(GranAlignError) as error:
         LlmSource.read(source)
-    assert isinstance(error.value, UnwrittenError) == unwritten
+    assert isinstance(error.value, UnsupportedError) == unsupported

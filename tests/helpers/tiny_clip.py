@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from granalign_fast.export.graphs.clip_layers import Transformer
 from granalign_fast.export.graphs.clip_towers import ImageShape, Levels, TextShape, write_towers
-from granalign_fast.export.sources.checkpoint import GivenTensors
+from granalign_fast.export.sources.checkpoint import MemoryTensors
 from granalign_fast.files import sha256_of
 from granalign_fast.models.frame_encoder import Preprocessing
 from granalign_fast.models.manifest import FrameEncoderManifest
@@ -232,7 +232,7 @@ def write_random_clip(folder: Path, family: str, *, precision: str, **changes: A
     """Both towers of `random_clip` as they are exported, without all else of an export."""
     *shapes, weights = random_clip(family, **changes)
     folder.mkdir(parents=True)
-    write_towers(folder, family, shapes, GivenTensors(weights), precision)
+    write_towers(folder, family, shapes, MemoryTensors(weights), precision)
     return folder
 
 
