@@ -20,7 +20,8 @@ from granalign_fast.export.checks.encoder import (
     raise_mismatches,
 )
 from granalign_fast.export.checks.sentences import VALIDATION
-from granalign_fast.export.graphs.clip_towers import ImageShape, Levels, TextShape, write_towers
+from granalign_fast.export.graphs.clip_shapes import ImageShape, Levels, TextShape
+from granalign_fast.export.graphs.clip_towers import write_towers
 from granalign_fast.export.sources.checkpoint import Checkpoint
 from granalign_fast.export.sources.folder import (
     quiet,
@@ -260,8 +261,8 @@ class _Reference:
     def shapes(self, sizes: dict[str, int], levels: Levels) -> tuple[ImageShape, TextShape]:
         """Return the shapes of both towers; `sizes` are those of their embeddings."""
         config = self.model.config
-        image = ImageShape.of(config.vision_config, sizes["image"], levels)
-        return image, TextShape.of(config.text_config, sizes["text"])
+        image = ImageShape.from_config(config.vision_config, sizes["image"], levels)
+        return image, TextShape.from_config(config.text_config, sizes["text"])
 
 
 def validation_frames() -> list[npt.NDArray[np.uint8]]:

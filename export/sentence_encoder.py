@@ -15,10 +15,7 @@ from granalign_fast.export.checks.encoder import (
 )
 from granalign_fast.export.checks.sentences import CALIBRATION, VALIDATION
 from granalign_fast.export.sources.bert import Bert
-from granalign_fast.export.sources.folder import (
-    source_name,
-    tool_versions,
-)
+from granalign_fast.export.sources.folder import source_name, tool_versions
 from granalign_fast.files import appearing, sha256_of
 from granalign_fast.models.graph_contract import PACKED_GRAPH
 from granalign_fast.models.manifest import SentenceManifest

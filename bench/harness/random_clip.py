@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.export.graphs.clip_layers import Transformer
-from granalign_fast.export.graphs.clip_towers import ImageShape, Levels, write_towers
+from granalign_fast.export.graphs.clip_shapes import ImageShape, Levels, Transformer
+from granalign_fast.export.graphs.clip_towers import write_towers
 from granalign_fast.export.sources.checkpoint import MemoryTensors
 from granalign_fast.models.manifest import CLIP
 

@@ -14,8 +14,9 @@ from helpers.tiny_clip import LEVELS, MAX_TOKENS, WORDS, random_clip, write_rand
 from safetensors.numpy import save_file
 
 from granalign_fast.errors import GranAlignError
-from granalign_fast.export.graphs import clip_layers as clip_graph
-from granalign_fast.export.graphs.clip_towers import CENTRE, ImageShape, Levels, write_towers
+from granalign_fast.export.graphs import clip_layers
+from granalign_fast.export.graphs.clip_shapes import CENTRE, ImageShape, Levels
+from granalign_fast.export.graphs.clip_towers import write_towers
 from granalign_fast.export.sources.checkpoint import Checkpoint, MemoryTensors
 from granalign_fast.models.exported_graph import open_session
 from granalign_fast.runtime.standard_operators import MICROSOFT, standardise
@@ -61,7 +62,7 @@ def test_towers(
 ) -> None:
     """Query, key and value by one product or by three; inputs of several sizes."""
     if separate:
-        monkeypatch.setattr(clip_graph, "_FULL", 0)
+        monkeypatch.setattr(clip_layers, "_SEPARATE_QKV", 0)
     folder = write_random_clip(tmp_path / "towers", family, precision=precision)
     image, text, weights = random_clip(family)
     for count in (1, 5):
@@ -189,4 +190,4 @@ def test_what_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         num_channels = 4
 
     with pytest.raises(GranAlignError, match="num_channels: got 4, expected 3"):
-        ImageShape.of(Config(), 8, LEVELS)
+        ImageShape.from_config(Config(), 8, LEVELS)

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper, save
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from granalign_fast.export.graphs.clip_layers import Transformer
-from granalign_fast.export.graphs.clip_towers import ImageShape, Levels, TextShape, write_towers
+from granalign_fast.export.graphs.clip_shapes import ImageShape, Levels, TextShape, Transformer
+from granalign_fast.export.graphs.clip_towers import write_towers
 from granalign_fast.export.sources.checkpoint import MemoryTensors
 from granalign_fast.files import sha256_of
 from granalign_fast.models.frame_encoder import Preprocessing
