@@ -27,20 +27,20 @@ TOLERANCE = {"fp32": 1e-6, "fp16": 1e-3}
 
 
 def frames_of(count: int) -> np.ndarray:
-    """Noise over colours, no two frames alike, and all bytes."""
+    """Return different frames of noise over colours, with all values of bytes."""
     rng = np.random.default_rng(count)
     colours = rng.integers(0, 128, (count, 1, 1, 3))
     return (colours + rng.integers(0, 128, (count, 37, 37, 3))).astype(np.uint8)
 
 
 def pixels_of(frames: np.ndarray, levels: Levels = LEVELS) -> np.ndarray:
-    """As the processors make them of frames, in float64: (frames, 3, height, width)."""
+    """Compute the processors' pixels of frames in float64: (frames, 3, height, width)."""
     pixels = (frames.astype(np.float64) * levels.rescale - levels.mean) / levels.std
     return pixels.transpose(0, 3, 1, 2)
 
 
 def ids_of(count: int, length: int) -> np.ndarray:
-    """Token ids that end where a text ends and nowhere before."""
+    """Return token ids with an end of text at their end and nowhere else."""
     ids = np.random.default_rng(length).integers(0, WORDS - 1, (count, length), np.int32)
     ids[:, -1] = WORDS - 1
     return ids
@@ -85,7 +85,7 @@ def test_towers(
 
 @pytest.mark.parametrize("end", [WORDS - 1, 7, 2])
 def test_texts_are_pooled_at_their_first_end(tmp_path: Path, end: int) -> None:
-    """Wherever it is; where there is none, at the first token; 2 stands for the highest id."""
+    """A text without an end is pooled at its first token; end 2 stands for the highest id."""
     folder = write_random_clip(tmp_path / "towers", "clip", precision="fp32", end=end)
     _, text, weights = random_clip("clip", end=end)
     high = WORDS - 1 if end == 2 else end
@@ -148,7 +148,7 @@ def test_other_activations(tmp_path: Path, activation: str) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_other_levels(tmp_path: Path, family: str, precision: str, levels: Levels) -> None:
-    """CLIP's, those of processors that leave a step out, and colours of different weight."""
+    """Levels of CLIP, of processors without one of the steps, and with unequal colours."""
     image, _, weights = random_clip(family)
     image = replace(image, levels=levels)
     write_towers(tmp_path, family, [image], MemoryTensors(weights), precision)
@@ -159,15 +159,15 @@ def test_other_levels(tmp_path: Path, family: str, precision: str, levels: Level
     np.testing.assert_allclose(got, expected, 0, TOLERANCE[precision])
 
 
-def test_what_a_level_is_worth() -> None:
-    """A power of two, so that float16 has each byte as it is; nothing at all is worth 1."""
+def test_the_step_of_a_level() -> None:
+    """The step is a power of two, so float16 holds every byte exactly; without a slope it is 1."""
     assert LEVELS.step == 2.0**-5
     values = (np.arange(256) - CENTRE) * LEVELS.step
     np.testing.assert_array_equal(values.astype(np.float16).astype(np.float64), values)
     assert Levels(0.0, (0.5,) * 3, (1.0,) * 3).step == 1
 
 
-def test_what_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_towers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image, text, weights = random_clip("siglip")
     odd = replace(image, layers=replace(image.layers, activation="mish"))
     with pytest.raises(GranAlignError, match=r"vision_model: got the activation 'mish', expected"):
