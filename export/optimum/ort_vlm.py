@@ -81,6 +81,7 @@ class ORTModelForImageTextToText(ORTModelForCausalLM):  # type: ignore[misc]
         # optimum-onnx 0.1.0 does not know this family's key-value heads.
         model.num_key_value_heads = manifest.kv_heads
         model.embed_size_per_head = manifest.head_dim
+        # The vision tower and the embedding run in sessions of their own.
         model._patches, model._embedding = (
             InferenceSession(
                 Path(model_id) / name,

@@ -72,6 +72,7 @@ class DecoderShape(LlmShape):
             UnsupportedError: a setting that the graph lacks.
             GranAlignError: a setting with a senseless value.
         """
+        # Settings that the graph lacks.
         reject_transformers_5(config, path)
         for key, supported in _FIXED.items():
             if config.get(key, supported) != supported:
@@ -79,6 +80,7 @@ class DecoderShape(LlmShape):
                     f"{path}: got {key} {config[key]!r}, expected {supported!r}; "
                     f"choose a model without it"
                 )
+        # Heads, which must share keys and values evenly.
         heads = positive(config, "num_attention_heads", path)
         hidden = positive(config, "hidden_size", path)
         kv_heads = positive(config, "num_key_value_heads", path, default=heads)

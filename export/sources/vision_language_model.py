@@ -59,12 +59,14 @@ class VisionShape:
         Raises:
             GranAlignError: a setting that the graph lacks, or a senseless value.
         """
+        # Settings that the graph lacks.
         for key, supported in (("hidden_act", "silu"), ("in_channels", 3), ("in_chans", 3)):
             if config.get(key, supported) != supported:
                 raise GranAlignError(
                     f"{path}: got {key} {config[key]!r} in vision_config, expected {supported!r}; "
                     f"choose a model without it"
                 )
+        # Layers and heads; rotary positions need quarters of a head.
         layers = positive(config, "depth", path)
         hidden = positive(config, "hidden_size", path)
         heads = positive(config, "num_heads", path)
@@ -73,6 +75,7 @@ class VisionShape:
                 f"{path}: got {heads} heads of {hidden} values in vision_config, expected heads "
                 f"of equal size, a multiple of 4"
             )
+        # Patches, tokens and windows; the settings have edges in pixels.
         patch = positive(config, "patch_size", path)
         merge = positive(config, "spatial_merge_size", path)
         window = positive(config, "window_size", path) // merge // patch
