@@ -1,4 +1,4 @@
-"""A CLIP or SigLIP folder in, a checked folder of two ONNX towers out; all of it, or nothing."""
+"""The exporter of frame encoders: CLIP or SigLIP in, a checked folder of two ONNX towers out."""
 
 from __future__ import annotations
 
@@ -14,19 +14,23 @@ import numpy as np
 import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError, MissingExtraError, one_line
-from granalign_fast.export.checks.encoder import check_precision, compare, refuse
+from granalign_fast.export.checks.encoder import (
+    check_precision,
+    compare_embeddings,
+    raise_mismatches,
+)
 from granalign_fast.export.checks.sentences import VALIDATION
-from granalign_fast.export.graphs.clip_towers import ImageShape, Levels, TextShape, write_towers
+from granalign_fast.export.graphs.clip_shapes import ImageShape, Levels, TextShape
+from granalign_fast.export.graphs.clip_towers import write_towers
 from granalign_fast.export.sources.checkpoint import Checkpoint
 from granalign_fast.export.sources.folder import (
-    appearing,
     quiet,
     read_object,
     read_tokenizer,
     source_name,
     tool_versions,
 )
-from granalign_fast.files import sha256_of
+from granalign_fast.files import appearing, sha256_of
 from granalign_fast.models.frame_encoder import FrameEncoder, Preprocessing
 from granalign_fast.models.manifest import FrameEncoderManifest
 from granalign_fast.models.sources import resolve_model, weights_file
@@ -40,8 +44,8 @@ from .specs import (
     Tolerance,
 )
 
-# Height and width of the frames that an export is compared on: video, portrait, odd, tiny.
 _FRAME_SIZES = ((360, 640), (640, 360), (240, 321), (97, 97), (31, 57), (500, 60))
+"""Height and width of the validation frames: video, portrait, odd, tiny."""
 
 
 def export_clip(
@@ -53,16 +57,16 @@ def export_clip(
 ) -> Path:
     """Export CLIP or SigLIP to `out`: both towers, ``tokenizer.json``, ``manifest.json``.
 
-    ``image.onnx`` takes `specs.FRAMES`, ``text.onnx`` takes `specs.INPUT_IDS`; both give
-    `specs.EMBEDDINGS`, normalised in the graph. From frames and sentences to embeddings, the
-    export is compared with transformers before the folder gets its name; on failure nothing is
-    left behind.
+    ``image.onnx`` takes `graph_contract.FRAMES`, ``text.onnx`` takes `graph_contract.INPUT_IDS`.
+    Both give `graph_contract.EMBEDDINGS`, which the graph normalises. The export is compared with
+    transformers, from frames and sentences to embeddings, before the folder gets its name. On
+    failure nothing is left behind.
 
     Args:
         source: a folder as transformers saves it, with safetensors, a fast tokenizer and
             ``preprocessor_config.json``; or a hub id as for `resolve_model`.
         out: a folder to write; it must not exist.
-        precision: ``"fp32"`` or ``"fp16"``, whose inputs and outputs are float32 as well.
+        precision: ``"fp32"`` or ``"fp16"``; embeddings are float32 in both.
         progress: called with the name of each step as it begins.
 
     Raises:
@@ -73,6 +77,7 @@ def export_clip(
     tell = progress or (lambda step: None)
     check_precision(precision, CLIP_PRECISIONS)
     out = Path(out)
+    # Read and check the source's settings.
     tell("reading")
     folder = resolve_model(source)
     config = _read_config(folder)
@@ -80,16 +85,20 @@ def export_clip(
     weights_sha256 = sha256_of(weights_file(folder))
     text_tokenizer = read_tokenizer(folder)
     with appearing(out) as draft, quiet():
-        judge = _Judge.load(folder, family)
-        tokenizer_json = judge.prepare_tokenizer(text_tokenizer, family)
+        # Run the source: it gives the settings of our graphs and the expected embeddings.
+        reference = _Reference.load(folder, family)
+        tokenizer_json = reference.prepare_tokenizer(text_tokenizer, family)
         (draft / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
-        preprocessing, levels = asdict(judge.preprocessing()), judge.levels()
-        expected = judge.embed()
-        max_tokens = judge.max_tokens
-        shapes = judge.shapes({tower: rows.shape[1] for tower, rows in expected.items()}, levels)
-        # Let go of the source, which cycles inside torch hold: from here on memory has the towers.
-        del judge
+        preprocessing, levels = asdict(reference.preprocessing()), reference.levels()
+        expected = reference.embed()
+        max_tokens = reference.max_tokens
+        sizes = {tower: rows.shape[1] for tower, rows in expected.items()}
+        shapes = reference.shapes(sizes, levels)
+        # Free the source before the towers need memory. Cycles inside torch hold it until a
+        # collection.
+        del reference
         gc.collect()
+        # Write both towers, and the manifest of all that shapes an embedding.
         tell("writing the graphs")
         write_towers(draft, config["model_type"], shapes, Checkpoint(folder), precision)
         settings = [weights_sha256, tokenizer_json, config, preprocessing | asdict(levels)]
@@ -106,6 +115,7 @@ def export_clip(
             validation={},
         )
         manifest.write(draft)
+        # Compare; the manifest then gets the measured errors.
         tell("comparing with the source")
         measured = _validate(draft, expected, PRECISIONS[precision].tolerance)
         replace(manifest, validation=measured).write(draft)
@@ -113,8 +123,8 @@ def export_clip(
 
 
 @dataclass(frozen=True)
-class _Judge:
-    """The source as transformers runs it: what is exported, and what the export is held to."""
+class _Reference:
+    """The source as transformers runs it: its settings, and the embeddings to compare with."""
 
     folder: Path
     model: Any
@@ -122,7 +132,13 @@ class _Judge:
     tokenizer: Any
 
     @classmethod
-    def load(cls, folder: Path, family: ClipFamily) -> _Judge:
+    def load(cls, folder: Path, family: ClipFamily) -> _Reference:
+        """Load model, image processor and tokenizer.
+
+        Raises:
+            GranAlignError: transformers cannot load them, or weights are missing.
+            MissingExtraError: torch or transformers is not installed.
+        """
         try:
             import torch
             import transformers
@@ -140,12 +156,12 @@ class _Judge:
                 folder, local_files_only=True, use_fast=False
             )
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # whatever a damaged or foreign file makes of transformers
+        except Exception as error:  # a damaged or foreign file can raise anything in transformers
             raise GranAlignError(
                 f"{folder}: transformers cannot load it ({one_line(error)}); "
                 f"copy or download the model again"
             ) from None
-        # transformers would fill them with random numbers.
+        # transformers would fill missing weights with random numbers.
         if absent := sorted(report["missing_keys"]):
             raise GranAlignError(
                 f"{folder / 'model.safetensors'}: lacks {len(absent)} tensors, such as "
@@ -155,11 +171,11 @@ class _Judge:
 
     @property
     def max_tokens(self) -> int:
-        """The length of the longest text, special tokens counted."""
+        """Length of the longest text in tokens, special tokens included."""
         return int(self.model.config.text_config.max_position_embeddings)
 
     def prepare_tokenizer(self, tokenizer: Any, family: ClipFamily) -> str:
-        """A `tokenizers.Tokenizer` as JSON, with the model's length and padding in it."""
+        """Return a `tokenizers.Tokenizer` as JSON, with the model's length and padding in it."""
         tokenizer.enable_truncation(self.max_tokens)
         if family.padded:
             tokenizer.enable_padding(
@@ -174,10 +190,10 @@ class _Judge:
         return text
 
     def preprocessing(self) -> Preprocessing:
-        """How the model's image processor resizes and cuts frames.
+        """Return how the model's image processor resizes and crops frames.
 
         Raises:
-            GranAlignError: it does something else, or its pixels do not fit the model.
+            GranAlignError: it is another processor, or its pixels do not fit the model.
         """
         processor = self.image_processor
         size = int(self.model.config.vision_config.image_size)
@@ -186,6 +202,7 @@ class _Judge:
                 f"{self.folder}: got the image processor {type(processor).__name__}, expected one "
                 f"of {CLIP_PROCESSORS}; choose a model that uses it"
             )
+        # A size is a shortest edge, or height and width.
         shape = dict(processor.size)
         edges = shape.get("shortest_edge"), shape.get("height"), shape.get("width")
         resize = tuple(edge for edge in edges if edge)
@@ -204,7 +221,7 @@ class _Judge:
         )
 
     def levels(self) -> Levels:
-        """What the model's image processor makes of bytes."""
+        """Return how the model's image processor scales and shifts bytes."""
         processor = self.image_processor
         return Levels(
             rescale=float(processor.rescale_factor) if processor.do_rescale else 1.0,
@@ -213,10 +230,10 @@ class _Judge:
         )
 
     def embed(self) -> dict[str, npt.NDArray[np.float32]]:
-        """The source's embeddings of `validation_frames` and `VALIDATION`, of unit length.
+        """Return the source's embeddings of `validation_frames` and `VALIDATION`, of unit length.
 
         Raises:
-            GranAlignError: they are not finite.
+            GranAlignError: an embedding is not finite.
         """
         import torch
 
@@ -242,14 +259,14 @@ class _Judge:
         return {tower: x / np.linalg.norm(x, axis=1, keepdims=True) for tower, x in rows.items()}
 
     def shapes(self, sizes: dict[str, int], levels: Levels) -> tuple[ImageShape, TextShape]:
-        """Of both towers, whose embeddings have these sizes."""
+        """Return the shapes of both towers; `sizes` are those of their embeddings."""
         config = self.model.config
-        image = ImageShape.of(config.vision_config, sizes["image"], levels)
-        return image, TextShape.of(config.text_config, sizes["text"])
+        image = ImageShape.from_config(config.vision_config, sizes["image"], levels)
+        return image, TextShape.from_config(config.text_config, sizes["text"])
 
 
 def validation_frames() -> list[npt.NDArray[np.uint8]]:
-    """Frames (height, width, 3) of several sizes: coloured blocks, no two frames alike."""
+    """Return different frames (height, width, 3) of coloured blocks, in several sizes."""
     frames = []
     for seed, (height, width) in enumerate(_FRAME_SIZES):
         blocks = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), np.uint8)
@@ -262,7 +279,11 @@ def validation_frames() -> list[npt.NDArray[np.uint8]]:
 def _validate(
     draft: Path, expected: dict[str, npt.NDArray[np.float32]], tolerance: Tolerance
 ) -> dict[str, float]:
-    """Compare a folder with its source, frames and sentences in, embeddings out."""
+    """Compare a folder with its source: frames and sentences in, embeddings out.
+
+    Returns:
+        The errors of `compare_embeddings`, by tower.
+    """
     encoder = FrameEncoder(draft, device="cpu")
     frames = validation_frames()
     towers = {
@@ -272,15 +293,15 @@ def _validate(
     measured: dict[str, float] = {}
     failures: list[str] = []
     for tower, (labels, got) in towers.items():
-        found, wrong = compare(labels, got, expected[tower], tolerance)
-        measured |= {f"{tower}_{name}": value for name, value in found.items()}
-        failures += [f"{tower} {line}" for line in wrong]
-    refuse(failures, tolerance)
+        errors, mismatches = compare_embeddings(labels, got, expected[tower], tolerance)
+        measured |= {f"{tower}_{name}": value for name, value in errors.items()}
+        failures += [f"{tower} {line}" for line in mismatches]
+    raise_mismatches(failures, tolerance)
     return measured
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a folder that this module can export."""
+    """Read ``config.json``, and raise unless the folder holds a CLIP or a SigLIP."""
     for name in ("config.json", "preprocessor_config.json"):
         if not (folder / name).is_file():
             raise GranAlignError(

@@ -1,4 +1,4 @@
-"""A causal language model's folder in, a checked folder of ONNX out; all of it, or nothing."""
+"""The exporter of language models: a causal language model's folder in, checked ONNX out."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Any
 
 from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.export.checks.encoder import check_precision
-from granalign_fast.export.checks.language_model import judge, validate_llm
+from granalign_fast.export.checks.language_model import run_source, validate_llm
 from granalign_fast.export.graphs.decoder import DecoderGraph
 from granalign_fast.export.graphs.tensor_file import TensorFile
 from granalign_fast.export.optimum.stock_decoder import CacheShape, StockSource, write_stock
-from granalign_fast.export.sources.folder import appearing, source_name, tool_versions
+from granalign_fast.export.sources.folder import source_name, tool_versions
 from granalign_fast.export.sources.language_model import (
     DecoderShape,
     LlmSource,
     ModelSource,
-    UnwrittenError,
+    UnsupportedError,
 )
-from granalign_fast.files import sha256_of
+from granalign_fast.files import appearing, sha256_of
 from granalign_fast.models.graph_contract import GRAPH, STATIC_GRAPH, WEIGHTS
 from granalign_fast.models.manifest import LlmManifest
 from granalign_fast.models.sources import resolve_model
 
-from .llm_specs import LLM_PRECISIONS
+from .specs import LLM_PRECISIONS
 
 
 def export_llm(
@@ -38,16 +38,19 @@ def export_llm(
 ) -> Path:
     """Export a language model to `out`, for `CausalLM` and `ORTModelForCausalLM`.
 
-    Of a Llama, Qwen2 or Qwen3 the folder holds ``model.onnx`` and, over the same file of weights,
-    ``static.onnx``, which a GPU runs; see `llm_specs`. Other families, and settings
-    that these graphs lack, go through optimum's stock export in fp32: ``model.onnx`` alone, slower,
-    with the logits of every position; see `llm_stock` for how much context it has. The exported
-    model is compared with the source before the folder gets its name; on failure nothing is left
-    behind. Nothing is unpickled, and no code of the source's runs.
+    For a Llama, Qwen2 or Qwen3 the folder holds two graphs over one file of weights:
+    ``model.onnx``, and ``static.onnx``, which a GPU runs; see `graph_contract`. Models of other
+    families, or with settings that these graphs lack, go through optimum's stock export in fp32.
+    Their folder has ``model.onnx`` alone, which is slower and gives the logits of every position;
+    `StockSource` says how much context it has.
 
-    Where a model's ``head_dim`` is not ``hidden_size / num_attention_heads``, as in some Qwen3,
-    optimum-onnx 0.1.0 must be told: ``model.embed_size_per_head = model.config.head_dim``; and of a
-    Phi-3 or Gemma 2 with grouped heads, ``model.num_key_value_heads`` likewise.
+    The exported model is compared with the source before the folder gets its name. On failure
+    nothing is left behind. Nothing is unpickled, and no code of the source runs.
+
+    optimum-onnx 0.1.0 must be told a ``head_dim`` that is not
+    ``hidden_size / num_attention_heads``, as in some Qwen3:
+    ``model.embed_size_per_head = model.config.head_dim``. Likewise it must be told
+    ``model.num_key_value_heads`` of a Phi-3 or Gemma 2 with grouped heads.
 
     Args:
         source: a transformers folder, or ``org/name@<revision>`` on the hub.
@@ -58,9 +61,10 @@ def export_llm(
     Raises:
         GranAlignError: neither we nor optimum can export the source in this precision, it is
             damaged, `out` exists, or the exported model is too far from its source.
-        MissingExtraError: transformers, which the export is compared with, is not installed.
+        MissingExtraError: torch or transformers, which run the source, is not installed.
     """
     tell = progress or (lambda step: None)
+    # Check what is cheap to check before any work.
     check_precision(precision, LLM_PRECISIONS)
     try:
         import torch  # noqa: F401
@@ -68,15 +72,17 @@ def export_llm(
     except ImportError:
         raise MissingExtraError("exporting a language model", "optimum") from None
     out = Path(out)
+    # Read and check the source's settings.
     tell("reading")
     folder = resolve_model(source)
     model = _read(folder, precision)
     with appearing(out) as draft:
-        # First, so that the source's weights have left memory when ours are loaded.
+        # Run the source first: its weights leave memory before ours need it.
         tell("running the source")
-        expected = judge(model, precision)
+        expected = run_source(model, precision)
         tell("writing the graphs")
         manifest = write_llm(model, draft, precision=precision, name=source_name(source, folder))
+        # Compare; the manifest then gets the measured errors.
         tell("comparing with the source")
         measured = validate_llm(draft, expected, LLM_PRECISIONS[precision])
         replace(manifest, validation=measured).write(draft)
@@ -84,9 +90,10 @@ def export_llm(
 
 
 def _read(folder: Path, precision: str) -> ModelSource:
+    """Read a source: for our own graphs if they fit, otherwise for optimum's export."""
     try:
         return LlmSource.read(folder)
-    except UnwrittenError as error:
+    except UnsupportedError as error:
         if precision != "fp32":
             raise GranAlignError(
                 f"{error}, or precision 'fp32', in which optimum may export this one"
@@ -95,9 +102,9 @@ def _read(folder: Path, precision: str) -> ModelSource:
 
 
 def write_llm(model: ModelSource, folder: Path, *, precision: str, name: str) -> LlmManifest:
-    """Write graphs, settings, tokenizer and manifest to a folder, unchecked.
+    """Write graphs, settings, tokenizer and manifest to a folder; return the manifest.
 
-    A model that is no `LlmSource` is written by optimum, in fp32.
+    Nothing is compared with the source yet. A `StockSource` is written by optimum, in fp32.
     """
     if isinstance(model, LlmSource):
         _write_graphs(model, folder, precision)
@@ -114,7 +121,20 @@ def complete(
     name: str,
     **facts: Any,
 ) -> LlmManifest:
-    """Write what else belongs beside the graphs; `facts` are for this kind of manifest alone."""
+    """Write all files but the graphs: settings, tokenizer and manifest.
+
+    Args:
+        kind: the class of the manifest.
+        model: the source.
+        cache: the shape of the key/value cache.
+        folder: where the graphs are.
+        precision: of the graphs.
+        name: what the manifest calls the source.
+        facts: further fields of this kind of manifest.
+
+    Returns:
+        The manifest, with no measured errors yet.
+    """
     for path in model.files():
         shutil.copyfile(path, folder / path.name)
     model.write_generation_config(folder)
@@ -141,6 +161,7 @@ def complete(
 
 
 def _write_graphs(model: LlmSource, folder: Path, precision: str) -> None:
+    """Write ``model.onnx`` and ``static.onnx`` over one file of weights."""
     with (folder / WEIGHTS).open("wb") as file:
         tensors = TensorFile(file, WEIGHTS)
         for graph in (GRAPH, STATIC_GRAPH):

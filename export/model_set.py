@@ -1,4 +1,4 @@
-"""A whole set of published models into one folder, a model after the other."""
+"""The export of a whole set of published models into one folder, one model after another."""
 
 from __future__ import annotations
 
@@ -30,30 +30,31 @@ def export_model_set(
 ) -> Path:
     """Export every model of a set to `out`, each to the folder of its kind.
 
-    A model that is already there is kept as it is, so that an interrupted call can be repeated.
+    A model that `out` holds already stays as it is, so an interrupted call can be repeated.
 
     Args:
         name: one of `published.MODEL_SETS`.
-        out: a folder to write to, made if it is not there.
-        precision: ``"fp16"``, ``"fp32"`` or ``"int4"``, which CLIP has in fp32.
-        progress: called with the kind and the name of each step as it begins.
+        out: a folder to write to; it is created if it does not exist.
+        precision: ``"fp16"``, ``"fp32"`` or ``"int4"``; with int4, CLIP is exported in fp32.
+        progress: called with the model's kind and the name of each step as it begins.
 
     Raises:
-        GranAlignError: there is no such set or precision, what is there is another model or of
-            another precision, a model cannot be fetched or exported.
+        GranAlignError: there is no such set or precision, `out` holds another model or one of
+            another precision, or a model cannot be fetched or exported.
         MissingExtraError: an extra that the export needs is not installed.
     """
     if precision not in _PRECISIONS:
         raise GranAlignError(f"precision {precision!r}: expected one of {sorted(_PRECISIONS)}")
     models, out = model_set(name), Path(out)
-    missing = [model for model in models if not _is_there(model, out / model.kind, precision)]
+    # Look at all folders first: a wrong one ends the call before any download.
+    missing = [model for model in models if not _is_exported(model, out / model.kind, precision)]
     for model in missing:
         _export(model, out / model.kind, precision, progress)
     return out
 
 
-def _is_there(model: PublishedModel, out: Path, precision: str) -> bool:
-    """Whether `out` holds this model; another one is an error."""
+def _is_exported(model: PublishedModel, out: Path, precision: str) -> bool:
+    """Return whether `out` holds this model; raise if it holds another one."""
     if not out.exists():
         return False
     record = read_json(out / "manifest.json")
@@ -72,12 +73,14 @@ def _is_there(model: PublishedModel, out: Path, precision: str) -> bool:
 
 
 def _precision(model: PublishedModel, precision: str) -> str:
+    """Return a model's precision in a set of this precision: CLIP has no int4."""
     return "fp32" if (model.kind, precision) == ("clip", "int4") else precision
 
 
 def _export(
     model: PublishedModel, out: Path, precision: str, progress: Callable[[str], None] | None
 ) -> None:
+    """Export one model; for a gated one, an error says how to get access."""
     tell = progress and (lambda step: progress(f"{model.kind}: {step}"))
     try:
         _EXPORTS[model.kind](

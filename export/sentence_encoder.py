@@ -1,4 +1,4 @@
-"""A sentence-transformers folder in, a checked folder of ONNX out; all of it, or nothing."""
+"""The exporter of sentence encoders: a sentence-transformers folder in, checked ONNX out."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from granalign_fast.errors import MissingExtraError
-from granalign_fast.export.checks.encoder import Judge, check_precision, validate
+from granalign_fast.export.checks.encoder import (
+    Reference,
+    check_precision,
+    validate_sentence_encoder,
+)
 from granalign_fast.export.checks.sentences import CALIBRATION, VALIDATION
 from granalign_fast.export.sources.bert import Bert
-from granalign_fast.export.sources.folder import (
-    appearing,
-    source_name,
-    tool_versions,
-)
-from granalign_fast.files import sha256_of
+from granalign_fast.export.sources.folder import source_name, tool_versions
+from granalign_fast.files import appearing, sha256_of
 from granalign_fast.models.graph_contract import PACKED_GRAPH
 from granalign_fast.models.manifest import SentenceManifest
 from granalign_fast.models.sources import resolve_model
@@ -34,10 +34,10 @@ def export_sentence_encoder(
 ) -> Path:
     """Export a sentence encoder to `out`: ``model.onnx``, ``tokenizer.json``, ``manifest.json``.
 
-    In fp32 there is ``packed.onnx`` beside it, of packed texts, which the CPU runs.
+    A BERT in fp32 also gets ``packed.onnx``, the graph of packed texts, which the CPU runs.
 
-    Pooling and normalisation are inside the graph. The exported model is compared with the source
-    on fixed sentences before the folder gets its name; on failure nothing is left behind.
+    The graph contains pooling and normalisation. The exported model is compared with the source on
+    fixed sentences before the folder gets its name. On failure nothing is left behind.
 
     Args:
         source: as for `resolve_model`.
@@ -48,22 +48,25 @@ def export_sentence_encoder(
     Raises:
         GranAlignError: the source is of another kind, its weights are damaged, `out` exists, or
             the exported model is too far from its source.
+        MissingExtraError: a package that the export needs is not installed.
     """
     tell = progress or (lambda step: None)
     check_precision(precision)
     out = Path(out)
+    # Read and check the source's settings.
     tell("reading")
     folder = resolve_model(source)
     model = SentenceModel.read(folder)
     with appearing(out) as draft:
+        # Write tokenizer, graph and manifest.
         (draft / "tokenizer.json").write_text(model.tokenizer_json, encoding="utf-8")
         tell("writing the graph")
         if model.is_plain_bert:
-            judge, dim = _write_bert(model, draft, precision)
+            reference, dim = _write_bert(model, draft, precision)
         else:
             from granalign_fast.export.optimum.stock_encoder import write_with_optimum
 
-            judge, dim = write_with_optimum(model, draft, precision)
+            reference, dim = write_with_optimum(model, draft, precision)
         manifest = SentenceManifest(
             source=source_name(source, folder),
             weights_sha256=model.weights_sha256,
@@ -78,13 +81,16 @@ def export_sentence_encoder(
             validation={},
         )
         manifest.write(draft)
+        # Compare; the manifest then gets the measured errors.
         tell("comparing with the source")
-        measured = validate(draft, judge, PRECISIONS[precision].tolerance)
+        tolerance = PRECISIONS[precision].tolerance
+        measured = validate_sentence_encoder(draft, reference, tolerance)
         replace(manifest, validation=measured).write(draft)
     return out
 
 
-def _write_bert(model: SentenceModel, draft: Path, precision: str) -> tuple[Judge, int]:
+def _write_bert(model: SentenceModel, draft: Path, precision: str) -> tuple[Reference, int]:
+    """Write our own graph of a BERT; return its reference and the columns of an embedding."""
     try:
         import onnx
     except ImportError:
@@ -94,7 +100,7 @@ def _write_bert(model: SentenceModel, draft: Path, precision: str) -> tuple[Judg
 
     bert = Bert.load(model.weights, model.config)
     ranges = measure_ranges(bert, model.tokenise(CALIBRATION)) if precision == "int8" else None
-    # Weights of 8 bits are read soon enough; fp16 is for a GPU.
+    # Packed texts read the weights fewer times: int8's are small, and fp16 is for a GPU.
     for name in ["model.onnx"] + [PACKED_GRAPH] * (precision == "fp32"):
         graph = build_bert(
             bert,
@@ -106,8 +112,8 @@ def _write_bert(model: SentenceModel, draft: Path, precision: str) -> tuple[Judg
         )
         onnx.save(graph, draft / name)
 
-    def judge() -> Any:
-        # Unit length for the comparison, even where the model leaves it to the caller.
+    def reference() -> Any:
+        # The comparison needs unit length, even if the model leaves it to the caller.
         return bert.embed(model.tokenise(VALIDATION), pooling=model.pooling, normalise=True)
 
-    return judge, bert.dim
+    return reference, bert.dim

@@ -1,7 +1,8 @@
-"""An exported encoder in, checked TensorRT engines of its graphs out; all of them, or none.
+"""The exporter of TensorRT engines: an exported encoder in, checked engines of its graphs out.
 
-No engine has been built by this yet, as no GPU was at hand: everything up to the builder's call is
-tested against a stand-in, whose methods and parameters are compared with TensorRT's own bindings.
+This module has not built a real engine yet, because no GPU was available. The tests run everything
+up to the builder's call against a stand-in, and compare the stand-in's methods and parameters with
+TensorRT's own bindings.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ from typing import Any
 
 from granalign_fast.errors import GranAlignError, one_line
 from granalign_fast.export.checks.encoder import check_precision
-from granalign_fast.export.sources.folder import appearing
-from granalign_fast.files import default_cache, replacing, sha256_of
+from granalign_fast.files import appearing, default_cache, replacing, sha256_of
 from granalign_fast.models.exported_graph import graph_shapes
 from granalign_fast.models.graph_contract import ENGINE_GRAPHS
 from granalign_fast.models.manifest import read_manifest
@@ -42,18 +42,19 @@ def export_tensorrt(
 ) -> Path:
     """Build engines of an exported encoder for this GPU and this version of TensorRT.
 
-    They go to the sub-folder ``tensorrt``, where `Session` finds them, each with its stamp. Each is
-    compared with its ONNX on the CPU, at every batch size, before it gets its place; on failure
-    what was there before is still there. What the builder measures is kept in the cache folder, so
-    that building again is quicker.
+    The engines go to the sub-folder ``tensorrt``, where `Session` looks for them, each with its
+    stamp. Each engine is compared with its ONNX graph on the CPU, at every batch size, before the
+    sub-folder gets its name. On failure earlier engines stay. The builder's measurements go to the
+    cache folder, so that the next build is quicker.
 
     Args:
-        folder: a sentence encoder, a CLIP or a vision-language model as `granalign export` wrote
-            it. Of the last it is the vision tower alone.
-        out: a folder to write, with a copy of the model in it; None for `folder` itself, whose
-            engines are then replaced.
-        precision: ``"fp32"``, ``"fp16"`` or ``"bf16"``; None for the folder's own. A float32 graph
-            can have any, and TensorRT then decides for each layer; a float16 one only its own.
+        folder: a sentence encoder, a CLIP or a vision-language model that `granalign export` wrote.
+            Of a vision-language model only the vision tower gets an engine.
+        out: a folder to write, with a copy of the model in it; None replaces the engines of
+            `folder` itself.
+        precision: ``"fp32"``, ``"fp16"`` or ``"bf16"``; None for that of the graph. A float32 graph
+            can have any of them, and TensorRT then chooses for each layer; a float16 graph can only
+            have ``"fp16"``.
         device: ``"tensorrt"`` or ``"tensorrt:<number>"``.
         cache_dir: None for ``granalign-fast`` in the user's cache folder.
         progress: called with the name of each step as it begins.
@@ -64,22 +65,25 @@ def export_tensorrt(
         MissingExtraError: TensorRT, CuPy or ONNX Runtime is not installed.
     """
     tell = progress or (lambda step: None)
-    folder, wanted = Path(folder), Device.parse(device)
-    if wanted.kind != "tensorrt":
+    # Check what is cheap to check before any work.
+    folder, gpu = Path(folder), Device.parse(device)
+    if gpu.kind != "tensorrt":
         raise GranAlignError(f"device {device!r}: expected 'tensorrt' or 'tensorrt:<number>'")
     if precision is not None:
         check_precision(precision, ENGINE_PRECISIONS)
+    # Read the graphs and the machine, which an engine is bound to.
     tell("reading")
     graphs = _graphs(folder, precision)
-    machine = Machine.current(wanted.index or 0)
+    machine = Machine.current(gpu.index or 0)
     cache = Path(cache_dir) if cache_dir is not None else default_cache()
     timings = cache / ENGINE_FOLDER / f"{machine.slug}.timings"
     from granalign_fast.export.checks.engine import validate_engine
 
     with _draft(folder, Path(out) if out is not None else None) as draft:
         for graph, shapes in graphs.items():
+            # Build the engine, and write it with its stamp.
             tell(f"building {graph.name}")
-            plan = build_engine(graph, shapes, precision or shapes.precision, wanted, timings)
+            plan = build_engine(graph, shapes, precision or shapes.precision, gpu, timings)
             path = draft / engine_path(graph).name
             path.write_bytes(plan.data)
             stamp = EngineStamp(
@@ -93,14 +97,15 @@ def export_tensorrt(
             )
             del plan
             stamp.write(path)
+            # Compare; the stamp then gets the measured errors.
             tell(f"comparing {graph.name} with its ONNX")
-            measured = validate_engine(path, graph, wanted.index or 0)
+            measured = validate_engine(path, graph, gpu.index or 0)
             replace(stamp, validation=measured).write(path)
     return folder if out is None else Path(out)
 
 
 def _graphs(folder: Path, precision: str | None) -> dict[Path, GraphShapes]:
-    """The graphs of a folder that TensorRT runs; every file of the folder is checked."""
+    """Return the graphs of a folder that TensorRT runs; `read_manifest` checks all files."""
     if not (folder / "manifest.json").is_file():
         raise GranAlignError(
             f"{folder}: no manifest.json; name a folder that `granalign export` wrote, of one model"
@@ -111,7 +116,7 @@ def _graphs(folder: Path, precision: str | None) -> dict[Path, GraphShapes]:
             f"{folder}: got kind {kind!r}, expected one of {sorted(ENGINE_GRAPHS)}; decoders run "
             f"by CUDA"
         )
-    found = {}
+    graphs = {}
     for spec in ENGINE_GRAPHS[kind]:
         graph = folder / spec.file
         shapes = graph_shapes(graph)
@@ -122,13 +127,14 @@ def _graphs(folder: Path, precision: str | None) -> dict[Path, GraphShapes]:
                 f"{graph}: got precision {precision!r} for a graph in fp16, expected 'fp16'; for "
                 f"any other, export the model in fp32 first"
             )
-        found[graph] = shapes
-    return found
+        graphs[graph] = shapes
+    return graphs
 
 
 @contextmanager
 def _draft(folder: Path, out: Path | None) -> Iterator[Path]:
-    """A folder of engines, which takes its place when the block ends well."""
+    """Yield a draft folder of engines; it gets its name when the block ends without an error."""
+    # A new folder: copy the model, but not its engines.
     if out is not None:
         with appearing(out) as draft:
             for path in folder.iterdir():
@@ -139,20 +145,21 @@ def _draft(folder: Path, out: Path | None) -> Iterator[Path]:
             (draft / ENGINE_FOLDER).mkdir()
             yield draft / ENGINE_FOLDER
         return
-    place = folder / ENGINE_FOLDER
+    # The model's own folder: the draft replaces its engines at the end.
+    target = folder / ENGINE_FOLDER
     try:
         draft = Path(tempfile.mkdtemp(prefix=f".{ENGINE_FOLDER}.", dir=folder))
     except OSError as error:
         raise GranAlignError(
-            f"{place}: cannot be written ({error.strerror or error}); name an OUT to copy it to"
+            f"{target}: cannot be written ({error.strerror or error}); name an OUT to copy it to"
         ) from None
     try:
         yield draft
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(target, ignore_errors=True)
         draft.chmod(0o755)  # mkdtemp makes it private
-        draft.rename(place)
+        draft.rename(target)
     except OSError as error:
-        raise GranAlignError(f"{place}: cannot be written ({error.strerror or error})") from None
+        raise GranAlignError(f"{target}: cannot be written ({error.strerror or error})") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -172,31 +179,35 @@ def build_engine(
     """Build the engine of one graph; this takes minutes.
 
     Args:
-        graph: the ONNX, its external data beside it.
-        shapes: what it is made ready for.
-        precision: one of `ENGINE_PRECISIONS`; of a float16 graph, ``"fp16"``.
-        device: which GPU.
-        timings: what the builder has measured before, read if it is there and written again.
+        graph: the ONNX file; its external data are in the same folder.
+        shapes: the shapes that the engine must accept.
+        precision: one of `ENGINE_PRECISIONS`; for a float16 graph, ``"fp16"``.
+        device: the GPU.
+        timings: file of the builder's earlier measurements; it is read if it exists, and written.
 
     Raises:
-        GranAlignError: TensorRT cannot read the graph, with all that it complains of, or cannot
-            build the engine.
+        GranAlignError: TensorRT cannot read the graph, or cannot build the engine. The message
+            holds all of its complaints.
     """
     trt, cupy = libraries()
     log = logger(trt)
     log.errors.clear()
+    # Make the graph readable: no bytes but in casts, and standard operators alone.
     model = load_graph(graph)
     files = external_files(model)
     cast_bytes(model)
     standardise(model)
     try:
         with cupy.cuda.Device(device.index or 0):
+            # Parse the graph.
             builder = trt.Builder(log)
             typed = precision == shapes.precision
             network = builder.create_network(_network_flags(trt, typed=typed))
             parser = trt.OnnxParser(network, log)  # owns the weights until the engine is built
-            if not parser.parse(model.SerializeToString(), str(graph)):  # where external data lie
+            # The path tells the parser the folder of external data.
+            if not parser.parse(model.SerializeToString(), str(graph)):
                 raise _unreadable(trt.__version__, parser, log, graph)
+            # Configure precision, shapes and earlier measurements, then build.
             config = builder.create_builder_config()
             flags = _set_flags(trt, config, precision, typed=typed)
             for profile in shapes.profiles:
@@ -220,7 +231,7 @@ def build_engine(
 
 
 def external_files(model: Any) -> list[str]:
-    """The names of the files that hold a graph's large tensors."""
+    """Return the names of the files that hold a graph's large tensors."""
     return sorted(
         {
             entry.value
@@ -232,11 +243,11 @@ def external_files(model: Any) -> list[str]:
 
 
 def cast_bytes(model: Any) -> None:
-    """Make inputs of bytes float32 at once: with bytes TensorRT can do nothing else.
+    """Cast inputs of bytes to float32 at once: TensorRT can do nothing else with bytes.
 
-    All later operators only move values, until the graph's own cast, which then changes nothing, or
-    until it takes a level off and scales the rest, which is spelled out; so results are the same to
-    the bit.
+    Results are equal to the bit. The graph's next operators only move values. Then it casts them,
+    which now changes nothing, or it dequantises them; `DequantizeLinear` becomes a difference and a
+    product.
     """
     from onnx import TensorProto, helper
 
@@ -251,14 +262,14 @@ def cast_bytes(model: Any) -> None:
                     node.input[i] = numbers
         cast = helper.make_node("Cast", [value.name], [numbers], name=numbers, to=TensorProto.FLOAT)
         graph.node.insert(0, cast)
-        del graph.value_info[:]  # what is left of bytes there is wrong now
-    nodes = [part for node in graph.node for part in _levels(graph, node)]
+        del graph.value_info[:]  # recorded types of bytes are wrong now
+    nodes = [part for node in graph.node for part in _expand_dequantize(graph, node)]
     del graph.node[:]
     graph.node.extend(nodes)
 
 
-def _levels(graph: Any, node: Any) -> list[Any]:
-    """A `DequantizeLinear` of what were bytes as a cast, a difference and a product."""
+def _expand_dequantize(graph: Any, node: Any) -> list[Any]:
+    """Return a `DequantizeLinear` of former bytes as cast, difference and product."""
     from onnx import helper, numpy_helper
 
     if node.op_type != "DequantizeLinear":
@@ -266,9 +277,10 @@ def _levels(graph: Any, node: Any) -> list[Any]:
     x, step, centre = node.input
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     kind, dtype = tensors[step].data_type, numpy_helper.to_array(tensors[step]).dtype
+    # The zero point becomes a number of the scale's type.
     numbers, less, level = (f"{node.name}.{part}" for part in ("numbers", "less", "level"))
-    taken = numpy_helper.to_array(tensors[centre]).astype(dtype)
-    graph.initializer.append(numpy_helper.from_array(taken, level))
+    zero_point = numpy_helper.to_array(tensors[centre]).astype(dtype)
+    graph.initializer.append(numpy_helper.from_array(zero_point, level))
     graph.initializer.remove(tensors[centre])
     return [
         helper.make_node("Cast", [x], [numbers], name=numbers, to=kind),
@@ -278,13 +290,13 @@ def _levels(graph: Any, node: Any) -> list[Any]:
 
 
 def _network_flags(trt: Any, *, typed: bool) -> int:
-    """Strongly typed: every layer computes in the graph's own type, none in another."""
+    """Return the flags of a network; in a strongly typed one all layers keep the graph's types."""
     flag = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     return 1 << int(flag) if typed else 0
 
 
 def _unreadable(version: str, parser: Any, log: Any, graph: Path) -> GranAlignError:
-    """All that the parser complains of, in one line."""
+    """Return an error with all of the parser's complaints, in one line."""
     errors = [parser.get_error(i) for i in range(parser.num_errors)]
     lines = [
         f"{error.node_operator()} {error.node_name()!r}: {' '.join(error.desc().split())}"
@@ -297,7 +309,7 @@ def _unreadable(version: str, parser: Any, log: Any, graph: Path) -> GranAlignEr
 
 
 def _set_flags(trt: Any, config: Any, precision: str, *, typed: bool) -> list[str]:
-    """Allow what the precision allows, and say what is allowed."""
+    """Allow the builder to use a precision; return the names of the flags."""
     flags = trt.BuilderFlag
     if precision == "fp32":
         config.clear_flag(flags.TF32)  # 11 bits of mantissa are not float32
@@ -308,26 +320,29 @@ def _set_flags(trt: Any, config: Any, precision: str, *, typed: bool) -> list[st
 
 
 def _add_profile(builder: Any, config: Any, profile: Profile) -> None:
-    made = builder.create_optimization_profile()
+    """Add the least, usual and greatest shape of every input."""
+    bounds_of_inputs = builder.create_optimization_profile()
     for name, bounds in profile.items():
-        made.set_shape(name, bounds.least, bounds.usual, bounds.most)
-    if config.add_optimization_profile(made) < 0:
+        bounds_of_inputs.set_shape(name, bounds.least, bounds.usual, bounds.most)
+    if config.add_optimization_profile(bounds_of_inputs) < 0:
         shown = ", ".join(f"{name} {bounds}" for name, bounds in profile.items())
         raise GranAlignError(f"TensorRT refuses the shapes {shown}; report this model")
 
 
 def _load_timings(config: Any, path: Path) -> None:
+    """Give the builder its earlier measurements, if the file exists."""
     data = b""
     with suppress(OSError):
         data = path.read_bytes()
-    # A mismatch or damage is no harm: the builder measures again.
+    # If the file is damaged or of another machine, the builder measures again.
     cache = config.create_timing_cache(data) or config.create_timing_cache(b"")
     if not config.set_timing_cache(cache, False):
         config.set_timing_cache(config.create_timing_cache(b""), False)
 
 
 def _save_timings(config: Any, path: Path) -> None:
-    # Without them building is slow the next time, which is no reason to throw an engine away.
+    """Write the builder's measurements for the next build."""
+    # A failure only makes the next build slow: it must not discard the engine.
     with suppress(OSError, GranAlignError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.export.graphs.clip_layers import Transformer
-from granalign_fast.export.graphs.clip_towers import ImageShape, Levels, write_towers
-from granalign_fast.export.sources.checkpoint import GivenTensors
+from granalign_fast.export.graphs.clip_shapes import ImageShape, Levels, Transformer
+from granalign_fast.export.graphs.clip_towers import write_towers
+from granalign_fast.export.sources.checkpoint import MemoryTensors
 from granalign_fast.models.manifest import CLIP
 
 Weights = Mapping[str, npt.NDArray[np.float32]]
@@ -134,7 +134,7 @@ def write_tower(shape: TowerShape, weights: Weights, folder: Path, *, half: bool
     """Write ``image.onnx`` and as much of a manifest as says what it is; returns the graph."""
     folder.mkdir(parents=True, exist_ok=True)
     precision = "fp16" if half else "fp32"
-    write_towers(folder, CLIP, [shape.exported], GivenTensors(weights), precision)
+    write_towers(folder, CLIP, [shape.exported], MemoryTensors(weights), precision)
     (folder / "manifest.json").write_text(json.dumps({"kind": CLIP}), encoding="utf-8")
     return folder / "image.onnx"
 

@@ -27,7 +27,7 @@ from granalign_fast.bench.harness.records import OURS
 from granalign_fast.bench.harness.runner import Bench, Runner
 from granalign_fast.bench.harness.timing import HostClock, Judge, difference, require
 from granalign_fast.bench.peers.generators import Generate, generators
-from granalign_fast.export.llm_specs import BLOCK, HEAD_BITS, LINEAR_BITS
+from granalign_fast.export.specs import BLOCK, HEAD_BITS, LINEAR_BITS
 from granalign_fast.language import prompts
 from granalign_fast.models.language_model import CausalLM
 from granalign_fast.models.manifest import LLM

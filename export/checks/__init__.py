@@ -1,1 +1,1 @@
-"""Every export compared with its source."""
+"""Comparison of every export with its source, before the export gets its name."""

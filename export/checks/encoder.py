@@ -1,4 +1,4 @@
-"""Is an export still its source? Every mismatch is collected, then raised."""
+"""Comparison of exported embeddings with the source's; all mismatches are raised at once."""
 
 from __future__ import annotations
 
@@ -16,48 +16,54 @@ from granalign_fast.models.sentence_encoder import OnnxSentenceEncoder
 
 from .sentences import VALIDATION
 
-Judge = Callable[[], npt.NDArray[Any]]
-"""Gives the source model's embeddings of `sentences.VALIDATION`, rows of unit length."""
+Reference = Callable[[], npt.NDArray[Any]]
+"""Runs the source model: its embeddings of `sentences.VALIDATION`, rows of unit length."""
 
 
 def check_precision(precision: str, allowed: Iterable[str] = PRECISIONS) -> None:
-    """Raise unless the precision is one that we write."""
+    """Raise `GranAlignError` unless the precision is one that we write."""
     if precision not in allowed:
         raise GranAlignError(f"precision {precision!r}: expected one of {sorted(allowed)}")
 
 
-def validate(folder: Path, judge: Judge, tolerance: Tolerance) -> dict[str, float]:
+def validate_sentence_encoder(
+    folder: Path, reference: Reference, tolerance: Tolerance
+) -> dict[str, float]:
     """Compare an exported folder with its source, end to end: text in, embeddings out.
 
     Returns:
-        What was measured of the graph that a GPU runs: ``max_abs_error``, ``min_cosine``,
-        ``mean_cosine``.
+        ``max_abs_error``, ``min_cosine`` and ``mean_cosine`` of the graph that a GPU runs.
 
     Raises:
-        GranAlignError: a graph is out of tolerance; the message holds every sentence that is.
+        GranAlignError: a graph is out of tolerance; the message names every sentence that is.
     """
-    expected = judge()
+    expected = reference()
     measured: dict[str, float] = {}
     for graph in (PACKED_GRAPH, "model.onnx"):
         if (folder / graph).is_file():
             got = OnnxSentenceEncoder(folder, graph=graph).encode(VALIDATION)
-            measured, failures = compare(VALIDATION, got, expected, tolerance)
-            refuse(failures, tolerance)
+            measured, failures = compare_embeddings(VALIDATION, got, expected, tolerance)
+            raise_mismatches(failures, tolerance)
     return measured
 
 
-def compare(
+def compare_embeddings(
     labels: Sequence[str],
     got: npt.NDArray[Any],
     expected: npt.NDArray[Any],
     tolerance: Tolerance,
 ) -> tuple[dict[str, float], list[str]]:
-    """Compare embeddings (labels, dim) of unit length; what was measured, and every mismatch."""
+    """Compare embeddings (labels, dim) of unit length.
+
+    Returns:
+        The measured errors by name, and one line for each mismatch.
+    """
     if got.shape != expected.shape:
         return {}, [f"the embeddings have shape {got.shape}, expected {expected.shape}"]
     got, expected = got.astype(np.float64), expected.astype(np.float64)
     error = np.abs(got - expected).max(axis=1)
     cosine = (got * expected).sum(axis=1)
+    # `not (a <= b)` instead of `a > b`: NaN is a mismatch.
     failures = [
         f"{label[:40]!r} has error {e:.2g} and cosine {c:.5f}"
         for label, e, c in zip(labels, error, cosine, strict=True)
@@ -74,8 +80,8 @@ def compare(
     return measured, failures
 
 
-def refuse(failures: list[str], tolerance: object) -> None:
-    """Raise if there are mismatches; the message holds them all."""
+def raise_mismatches(failures: list[str], tolerance: object) -> None:
+    """Raise `GranAlignError` if there are mismatches; the message holds all of them."""
     if failures:
         raise GranAlignError(
             f"the export differs from its source, expected {tolerance}: {'; '.join(failures)}; "

@@ -1,4 +1,8 @@
-"""Is an exported language model still its source? Every mismatch is collected, then raised."""
+"""Comparison of an exported language model with its source, which transformers runs.
+
+All mismatches are collected and raised at once. A vision-language model's check shares these
+functions.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +14,26 @@ from typing import Any
 import numpy as np
 
 from granalign_fast.errors import GranAlignError, one_line
-from granalign_fast.export.graphs.block_quantization import rounded
-from granalign_fast.export.llm_specs import BLOCK, HEAD_BITS, LINEAR_BITS, LlmTolerance
+from granalign_fast.export.graphs.block_quantization import round_blocks
 from granalign_fast.export.sources.checkpoint import Float32
 from granalign_fast.export.sources.folder import quiet
 from granalign_fast.export.sources.language_model import LlmSource, ModelSource
+from granalign_fast.export.specs import BLOCK, HEAD_BITS, LINEAR_BITS, LlmTolerance
 from granalign_fast.models.graph_contract import STATIC_GRAPH
 from granalign_fast.models.language_model import CausalLM
 from granalign_fast.models.prefix import Prefix
 
-from .encoder import refuse
+from .encoder import raise_mismatches
 
 _LENGTHS = (2, 48, 17, 5, 31)
-"""Tokens of the prompts that are compared, as far as the context has room: ragged, one near empty.
-All begin with the same token, so that it can be their prefix."""
+"""Tokens of each validation prompt: ragged, one nearly empty. The context may cut them shorter."""
 
 
 def validation_ids(vocabulary: int, context: int) -> list[list[int]]:
-    """Token ids of the prompts, the same for every run."""
+    """Return the token ids of the validation prompts, the same for every run.
+
+    All prompts begin with the same token, which can serve as their common prefix.
+    """
     random = np.random.default_rng(0)
     ids = random.integers(vocabulary, size=(len(_LENGTHS), max(_LENGTHS)))
     ids[:, 0] = ids[0, 0]
@@ -36,22 +42,22 @@ def validation_ids(vocabulary: int, context: int) -> list[list[int]]:
 
 
 @dataclass(frozen=True)
-class Judge:
-    """What transformers gives in float32 after each prompt: (prompts, vocabulary).
+class ReferenceLogits:
+    """Logits that transformers computes in float32 after each prompt: (prompts, vocabulary).
 
-    `logits` are those of the weights as they are exported, `original` of the source's own.
+    `logits` come from the weights as exported, so rounded in int4; `original` from the source's.
     """
 
     logits: Float32
     original: Float32
 
 
-def judge(source: ModelSource, precision: str) -> Judge:
-    """Run the source with transformers.
+def run_source(source: ModelSource, precision: str) -> ReferenceLogits:
+    """Run the source with transformers on the validation prompts.
 
     Raises:
-        GranAlignError: transformers cannot load the source, weights are missing, or it turns
-            positions otherwise than the graph that we write.
+        GranAlignError: transformers cannot load the source, weights are missing, or transformers
+            has other rotary frequencies than the graph that we write.
     """
     import torch
 
@@ -62,20 +68,20 @@ def judge(source: ModelSource, precision: str) -> Judge:
             if precision == "int4":
                 round_weights(model.lm_head, model.model)
                 logits = _logits(model, source)
-        except Exception as error:  # whatever stops a loader
+        except Exception as error:  # a damaged file can raise anything in transformers
             raise GranAlignError(
                 f"{source.folder}: transformers cannot run it ({one_line(error)}); "
                 f"copy or download the model again"
             ) from None
-    refuse_missing(source.folder, missing)
+    require_weights(source.folder, missing)
     if isinstance(source, LlmSource):
-        # Short prompts would hardly show wrong frequencies of the slow pairs: compare them too.
+        # Short prompts would hardly show wrong frequencies of the slow pairs: compare them as well.
         check_frequencies(model.model.rotary_emb.inv_freq.numpy(), source)
-    return Judge(logits, original)
+    return ReferenceLogits(logits, original)
 
 
 def load_source(folder: Path) -> tuple[Any, list[str]]:
-    """The model of a transformers folder in float32, and the names of weights that it lacks."""
+    """Load a folder with transformers; return the float32 model and the names of absent weights."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -85,16 +91,16 @@ def load_source(folder: Path) -> tuple[Any, list[str]]:
         trust_remote_code=False,
         local_files_only=True,
         dtype=torch.float32,
-        # Not the default, PyTorch's own attention: there transformers leaves out the soft cap of
-        # Gemma 2's scores, without a word.
+        # The default, PyTorch's own attention, silently leaves out the soft cap of Gemma 2's
+        # scores.
         attn_implementation="eager",
         output_loading_info=True,
     )
     return model.eval(), sorted(report["missing_keys"])
 
 
-def refuse_missing(folder: Path, missing: Sequence[str]) -> None:
-    """Raise if weights are missing, which transformers fills with random numbers."""
+def require_weights(folder: Path, missing: Sequence[str]) -> None:
+    """Raise if weights are missing: transformers fills them with random numbers."""
     if missing:
         raise GranAlignError(
             f"{folder}: its weights lack {len(missing)} tensors, such as {missing[0]}; "
@@ -102,54 +108,62 @@ def refuse_missing(folder: Path, missing: Sequence[str]) -> None:
         )
 
 
-def validate_llm(folder: Path, expected: Judge, tolerance: LlmTolerance) -> dict[str, float]:
-    """Compare an exported folder with its source: one padded batch, and after a prefix.
+def validate_llm(
+    folder: Path, expected: ReferenceLogits, tolerance: LlmTolerance
+) -> dict[str, float]:
+    """Compare an exported folder with its source.
 
-    With a static cache, too, where the folder has a graph for it, and then after a step.
+    The prompts run as one padded batch and after a common prefix. If the folder has a static graph,
+    they also run over its static cache: as a whole, and with the last token as a decode step.
 
     Returns:
-        What was measured: ``max_abs_error`` and ``relative_error``, the worst of these ways;
-        ``prefix_error``, max. absolute, against the padded batch; ``rounding_error``, relative;
-        ``logits_rms``.
+        ``max_abs_error`` and ``relative_error``, the worst of all runs; ``prefix_error``, the
+        greatest difference between the run after a prefix and the padded batch;
+        ``rounding_error``, relative; ``logits_rms``.
 
     Raises:
-        GranAlignError: out of tolerance; the message holds every way that is.
+        GranAlignError: out of tolerance; the message names every run that is.
     """
+    # The graph with a growing cache: padded, and after a prefix.
     model = CausalLM(folder)
     prompts = validation_ids(model.manifest.vocabulary, model.manifest.context)
     padded = model.logits(prompts)
     prefix = model.prefill(prompts[0][:1])
-    ways = {
+    runs = {
         "padded": padded,
         "after a prefix": model.logits([ids[1:] for ids in prompts], prefix=prefix),
     }
     if (folder / STATIC_GRAPH).is_file():
-        del model  # one at a time: each holds its weights
+        # The graph with a static cache. One model at a time: each holds all weights.
+        del model
         model = CausalLM(folder, static_cache=True)
         ends = [ids[1:] for ids in prompts]
-        ways["static"] = model.logits(ends, prefix=model.prefill(prompts[0][:1]))
-        ways["a static step"] = static_step(model, prompts, None)
-    measured, failures = compare_logits(ways, expected, tolerance)
-    refuse(failures, tolerance)
+        runs["static"] = model.logits(ends, prefix=model.prefill(prompts[0][:1]))
+        runs["a static step"] = static_step(model, prompts, None)
+    measured, failures = compare_logits(runs, expected, tolerance)
+    raise_mismatches(failures, tolerance)
     return measured
 
 
 def compare_logits(
-    ways: dict[str, Float32], expected: Judge, tolerance: LlmTolerance
+    runs: dict[str, Float32], expected: ReferenceLogits, tolerance: LlmTolerance
 ) -> tuple[dict[str, float], list[str]]:
-    """What `validate_llm` measures of logits by way of computing them, and every mismatch.
+    """Compare the logits of several runs with the source's.
 
     Args:
-        ways: logits (prompts, vocabulary) by name; "padded" and "after a prefix" are among them.
-        expected: the source's.
+        runs: logits (prompts, vocabulary) by run; "padded" and "after a prefix" are among them.
+        expected: the source's logits.
         tolerance: how far apart they may be.
+
+    Returns:
+        The errors that `validate_llm` describes, and one line for each mismatch.
     """
-    measured, failures = compare_values(ways, expected.logits, tolerance)
+    measured, failures = compare_values(runs, expected.logits, tolerance)
     rms = _rms(expected.logits)
     rounding = _rms(expected.logits - expected.original) / rms
     if not rounding <= tolerance.rounding:
         failures.append(f"rounding the weights: relative {rounding:.2g}")
-    prefix_error = float(np.abs(ways["after a prefix"] - ways["padded"]).max())
+    prefix_error = float(np.abs(runs["after a prefix"] - runs["padded"]).max())
     return measured | {
         "prefix_error": prefix_error,
         "rounding_error": rounding,
@@ -158,18 +172,22 @@ def compare_logits(
 
 
 def compare_values(
-    ways: dict[str, Float32], expected: Float32, tolerance: LlmTolerance
+    runs: dict[str, Float32], expected: Float32, tolerance: LlmTolerance
 ) -> tuple[dict[str, float], list[str]]:
-    """The worst ``max_abs_error`` and ``relative_error`` of all ways, and every mismatch."""
+    """Compare the arrays of several runs with one expected array.
+
+    Returns:
+        The worst ``max_abs_error`` and ``relative_error``, and one line for each mismatch.
+    """
     rms = _rms(expected)
     worst = {"max_abs_error": 0.0, "relative_error": 0.0}
     failures = []
-    for way, got in ways.items():
+    for run, got in runs.items():
         difference = got.astype(np.float32) - expected
         error, relative = float(np.abs(difference).max()), _rms(difference) / rms
         if not (error <= tolerance.max_error * max(1.0, rms) and relative <= tolerance.relative):
             failures.append(
-                f"{way}: max. error {error:.2g}, relative {relative:.2g}, of values with a root "
+                f"{run}: max. error {error:.2g}, relative {relative:.2g}, of values with a root "
                 f"mean square of {rms:.3g}"
             )
         worst["max_abs_error"] = max(worst["max_abs_error"], error)
@@ -178,10 +196,12 @@ def compare_values(
 
 
 def _rms(values: Float32) -> float:
+    """Return the root mean square."""
     return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
 
 
 def _logits(model: Any, source: ModelSource) -> Float32:
+    """Return the source's logits after each validation prompt; each prompt runs alone."""
     import torch
 
     prompts = validation_ids(source.shape.vocabulary, source.shape.context)
@@ -190,7 +210,7 @@ def _logits(model: Any, source: ModelSource) -> Float32:
 
 
 def check_frequencies(frequencies: Float32, source: LlmSource) -> None:
-    """Raise unless transformers turns positions as the export does."""
+    """Raise unless transformers has the rotary frequencies of the export."""
     if not np.allclose(frequencies, source.shape.frequencies, rtol=1e-5, atol=0):
         raise GranAlignError(
             f"{source.folder}: transformers has other rotary frequencies than the export; "
@@ -199,14 +219,19 @@ def check_frequencies(frequencies: Float32, source: LlmSource) -> None:
 
 
 def round_weights(head: Any, decoder: Any) -> None:
-    """Round a transformers model's weights as an int4 export does."""
+    """Round a transformers model's weights in place, as an int4 export does.
+
+    Args:
+        head: the last linear layer.
+        decoder: the embedding and the layers.
+    """
     import torch
 
     def round_linear(linear: Any, bits: int) -> None:
-        weight = rounded(linear.weight.numpy(), bits, BLOCK)
+        weight = round_blocks(linear.weight.numpy(), bits, BLOCK)
         linear.weight = torch.nn.Parameter(torch.from_numpy(weight), requires_grad=False)
 
-    round_linear(head, HEAD_BITS)  # gets a weight of its own, where it was tied
+    round_linear(head, HEAD_BITS)  # a tied head gets a weight of its own
     embedding = decoder.embed_tokens
     half = embedding.weight.half().float()
     embedding.weight = torch.nn.Parameter(half, requires_grad=False)
@@ -216,7 +241,7 @@ def round_weights(head: Any, decoder: Any) -> None:
 
 
 def static_step(model: CausalLM, prompts: list[list[int]], prefix: Prefix | None) -> Float32:
-    """Logits after prompts whose last token is appended to the others."""
+    """Return the logits after a decode step: the last token of each prompt follows the others."""
     rows, _ = model._extend([ids[:-1] for ids in prompts], prefix, 1)
     logits: Float32 = rows.append(np.array([ids[-1] for ids in prompts]))
     return logits

@@ -1,4 +1,4 @@
-"""Fixed texts: one list that exports are judged by, another that int8 ranges are measured on."""
+"""Fixed texts: one list to compare exports on, another to measure int8 ranges on."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ VALIDATION: tuple[str, ...] = (
     _OVER_LONG * 3,
     _OVER_LONG * 20,
 )
-"""About forty sentences from one word to far beyond any model's limit, in several scripts."""
+"""Forty texts to compare exports on: from one word to far beyond any model's limit, in several
+scripts."""
 
 _SUBJECTS = (
     "A young woman in a black jacket",
@@ -116,4 +117,4 @@ _OTHERS = (
 CALIBRATION: tuple[str, ...] = _OTHERS + tuple(
     f"{who} {does}{where}" for who, does, where in product(_SUBJECTS, _ACTIONS, _PLACES)
 )
-"""What int8 activation ranges are measured on; shares no sentence with `VALIDATION`."""
+"""Texts to measure int8 activation ranges on; `VALIDATION` shares no sentence with them."""

@@ -1,7 +1,8 @@
-"""Is an exported vision-language model still its source? Every mismatch is collected, then raised.
+"""Comparison of an exported vision-language model with its source, which transformers runs.
 
-The embeddings of frames are compared, from bytes and from the pixels of the source's own processor;
-and the logits after prompts with a frame in each, computed in every way that the graphs allow.
+Two things are compared. The embeddings of frames: from bytes, and from the pixels of the source's
+own processor. The logits after prompts that hold one frame each: by every graph, with and without a
+prefix. All mismatches are collected and raised at once.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from granalign_fast.errors import GranAlignError, one_line
 from granalign_fast.export.sources.checkpoint import Float32
 from granalign_fast.export.sources.folder import quiet
 from granalign_fast.export.sources.vision_language_model import VlmSource
-from granalign_fast.export.vlm_specs import VlmTolerance
+from granalign_fast.export.specs import VlmTolerance
 from granalign_fast.models.exported_graph import open_session
 from granalign_fast.models.graph_contract import (
     ATTENTION_MASK,
@@ -36,13 +37,13 @@ from granalign_fast.models.graph_contract import (
 from granalign_fast.models.prefix import Prefix
 from granalign_fast.models.vision_language_model import VisionLanguageModel, frame_positions
 
-from .encoder import refuse
+from .encoder import raise_mismatches
 from .language_model import (
-    Judge,
+    ReferenceLogits,
     check_frequencies,
     compare_logits,
     compare_values,
-    refuse_missing,
+    require_weights,
     round_weights,
     static_step,
 )
@@ -50,37 +51,38 @@ from .language_model import (
 Ids = npt.NDArray[np.int64]
 
 _SIZES = ((97, 161), (180, 320), (320, 180))
-"""Heights and widths of the frames that are compared, before they are resized."""
+"""Heights and widths of the validation frames before they are resized."""
 _BEFORE = 5
-"""Tokens before each frame."""
+"""Tokens before the frame of each prompt."""
 _AFTER = (2, 17, 9)
-"""Tokens after each frame: ragged, so that rows are padded."""
+"""Tokens after the frame of each prompt: ragged, so that rows are padded."""
 
 
 @dataclass(frozen=True)
-class VlmJudge:
-    """What the source gives in float32, and for what.
+class VlmReference:
+    """The source's inputs and its float32 outputs.
 
     Attributes:
-        frames: (frames, height, width, 3), of the image size.
-        pixels: the same from the source's own image processor (frames, patches, values).
-        embeds: (frames, image tokens, hidden).
-        prompts: token ids, one prompt a frame.
-        judge: logits after each prompt.
+        frames: bytes of the image size, (frames, height, width, 3).
+        pixels: the same frames after the source's image processor, (frames, patches, values).
+        embeds: the source's embeddings, (frames, image tokens, hidden).
+        prompts: token ids, one prompt for each frame.
+        logits: the source's logits after each prompt.
     """
 
     frames: npt.NDArray[np.uint8]
     pixels: Float32
     embeds: Float32
     prompts: list[list[int]]
-    judge: Judge
+    logits: ReferenceLogits
 
 
-def judge_vlm(source: VlmSource, precision: str) -> VlmJudge:
-    """Run the source with transformers.
+def run_vlm_source(source: VlmSource, precision: str) -> VlmReference:
+    """Run the source with transformers on the validation frames and prompts.
 
     Raises:
-        GranAlignError: transformers cannot load the source, or turns positions otherwise.
+        GranAlignError: transformers cannot load the source, or has other rotary positions than the
+            graph that we write.
     """
     import torch
     from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
@@ -96,70 +98,74 @@ def judge_vlm(source: VlmSource, precision: str) -> VlmJudge:
                 output_loading_info=True,
             )
             model.eval()
+            # Frames to pixels to embeddings.
             processor = Qwen2VLImageProcessor.from_pretrained(source.folder, local_files_only=True)
-            seen = processor(images=list(frames), do_resize=False, return_tensors="pt")
-            embeds = model.model.visual(seen["pixel_values"], seen["image_grid_thw"])
+            images = processor(images=list(frames), do_resize=False, return_tensors="pt")
+            embeds = model.model.visual(images["pixel_values"], images["image_grid_thw"])
+            # Logits of the source's weights, and of the weights as exported.
             prompts = validation_prompts(source, model.config)
-            original = logits = _logits(model, prompts, seen)
+            original = logits = _logits(model, prompts, images)
             decoder = model.model.language_model
             if precision == "int4":
                 round_weights(model.lm_head, decoder)
-                logits = _logits(model, prompts, seen)
-        except Exception as error:  # whatever stops a loader
+                logits = _logits(model, prompts, images)
+        except Exception as error:  # a damaged file can raise anything in transformers
             raise GranAlignError(
                 f"{source.folder}: transformers cannot run it ({one_line(error)}); "
                 f"copy or download the model again"
             ) from None
-    refuse_missing(source.folder, sorted(report["missing_keys"]))
+    require_weights(source.folder, sorted(report["missing_keys"]))
+    # Short prompts and small frames would hardly show wrong frequencies of the slow pairs, or a
+    # slow pair that follows the wrong one of time, row and column: compare the settings as well.
     check_frequencies(decoder.rotary_emb.inv_freq.numpy(), source)
-    # Nor would small frames show pairs that turn slowly with the wrong one of the three.
     sections = decoder.config.rope_scaling["mrope_section"]
     if tuple(sections) != source.sections:
         raise GranAlignError(
             f"{source.folder}: got mrope_section {sections} from transformers, expected "
             f"{list(source.sections)}, as config.json says; report this model"
         )
-    pixels = seen["pixel_values"].numpy()
-    return VlmJudge(
+    pixels = images["pixel_values"].numpy()
+    return VlmReference(
         frames=frames,
         pixels=pixels.reshape(len(frames), -1, pixels.shape[-1]),
         embeds=embeds.numpy().reshape(len(frames), -1, embeds.shape[-1]),
         prompts=prompts,
-        judge=Judge(logits, original),
+        logits=ReferenceLogits(logits, original),
     )
 
 
 def validate_vlm(
-    folder: Path, source: VlmSource, expected: VlmJudge, tolerance: VlmTolerance
+    folder: Path, source: VlmSource, expected: VlmReference, tolerance: VlmTolerance
 ) -> dict[str, float]:
-    """Compare an exported folder with its source, frames and token ids in, logits out.
+    """Compare an exported folder with its source: frames and token ids in, logits out.
 
     Returns:
-        What was measured: ``image_max_abs_error`` and ``image_relative_error`` of embeddings, the
-        worst of both vision graphs; of logits, what `validate_llm` measures.
+        ``image_max_abs_error`` and ``image_relative_error`` of embeddings, the worst of both vision
+        graphs; and the errors of logits that `validate_llm` describes.
 
     Raises:
-        GranAlignError: out of tolerance; the message holds everything that is.
+        GranAlignError: out of tolerance; the message names every run that is.
     """
-    # One session at a time: each holds its weights.
+    # Frames to embeddings, by both vision graphs. One session at a time: each holds its weights.
     images = {
         VISION_GRAPH: open_session(folder / VISION_GRAPH)(**{FRAMES: expected.frames}),
         PATCHES_GRAPH: open_session(folder / PATCHES_GRAPH)(**{PIXEL_VALUES: expected.pixels}),
     }
     embeds = {name: outputs[IMAGE_EMBEDS] for name, outputs in images.items()}
     measured, failures = compare_values(embeds, expected.embeds, tolerance.image)
+    # Prompts to logits: the graph with a growing cache, then the static one.
     rows = _Rows.read(folder, source, expected.prompts, embeds[VISION_GRAPH])
     decoder = _Decoder(folder / GRAPH, source)
-    ways = {"padded": decoder.padded(rows), "after a prefix": decoder.after_prefix(rows)}
+    runs = {"padded": decoder.padded(rows), "after a prefix": decoder.after_prefix(rows)}
     del decoder
-    ways |= _static(folder, expected)
-    of_logits, more = compare_logits(ways, expected.judge, tolerance.logits)
-    refuse(failures + more, tolerance)
+    runs |= _static(folder, expected)
+    of_logits, more = compare_logits(runs, expected.logits, tolerance.logits)
+    raise_mismatches(failures + more, tolerance)
     return {f"image_{name}": value for name, value in measured.items()} | of_logits
 
 
 def validation_frames(source: VlmSource) -> npt.NDArray[np.uint8]:
-    """Frames of the image size, resized as a user's are: coloured blocks under noise."""
+    """Return frames of coloured blocks under noise, resized like a user's to the image size."""
     from PIL import Image
 
     height, width = source.image_size
@@ -175,7 +181,7 @@ def validation_frames(source: VlmSource) -> npt.NDArray[np.uint8]:
 
 
 def validation_prompts(source: VlmSource, config: Any) -> list[list[int]]:
-    """Token ids of one prompt a frame, the same for every run: text, the frame, text."""
+    """Return token ids of one prompt for each frame: text, the frame, text. They never change."""
     start, end = config.vision_start_token_id, config.vision_end_token_id
     special = [start, end, source.image_token, config.video_token_id]
     words = np.setdiff1d(np.arange(source.shape.vocabulary), special)
@@ -187,12 +193,13 @@ def validation_prompts(source: VlmSource, config: Any) -> list[list[int]]:
 
 
 def _text(start: int, count: int) -> Ids:
+    """Return the positions (3, count) of text tokens: time, row and column are equal."""
     return np.tile(np.arange(start, start + count), (3, 1))
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Prompts as embeddings, (tokens, hidden) each, and the shape that they have in common."""
+    """Prompts as embeddings, (tokens, hidden) each, and the grid of the frame in each of them."""
 
     embeds: list[npt.NDArray[Any]]
     grid: tuple[int, int]
@@ -201,6 +208,7 @@ class _Rows:
     def read(
         cls, folder: Path, source: VlmSource, prompts: list[list[int]], frames: npt.NDArray[Any]
     ) -> _Rows:
+        """Embed token ids, and put the frames' embeddings in the place of image tokens."""
         session = open_session(folder / EMBEDDING_GRAPH)
         rows = []
         for ids, frame in zip(prompts, frames, strict=True):
@@ -211,39 +219,41 @@ class _Rows:
 
     @property
     def shared(self) -> int:
-        """Tokens up to the last of the frame's, of each row."""
+        """Number of tokens of a row up to the end of its frame; all rows have the same."""
         return _BEFORE + self.grid[0] * self.grid[1]
 
     def positions(self) -> list[Ids]:
-        """Of each row, (3, tokens)."""
+        """Return the positions of each row, (3, tokens)."""
         return [frame_positions(_BEFORE, self.grid, len(row) - self.shared) for row in self.embeds]
 
 
 class _Decoder:
-    """A decoder graph and the ways to run it."""
+    """The decoder graph with a growing cache."""
 
     def __init__(self, path: Path, source: VlmSource) -> None:
         self._session = open_session(path)
         self._heads = source.shape.kv_heads, source.shape.head_dim
 
     def padded(self, rows: _Rows) -> Float32:
-        """One batch, padded on the left."""
+        """Return the logits of one batch, padded on the left."""
         return self._last(*_left_padded(rows.embeds, rows.positions()))
 
     def after_prefix(self, rows: _Rows) -> Float32:
-        """Text and frame first, as one batch without padding; the rest after their cache."""
+        """Return the logits of two runs: text and frame without padding, then the rest."""
+        # Run text and frame, and keep their cache.
         cut = rows.shared
-        begun = [place[:, :cut] for place in rows.positions()]
-        embeds, places, mask = _left_padded([row[:cut] for row in rows.embeds], begun)
-        outputs = self._step(embeds, places, mask)
+        prefix = [positions[:, :cut] for positions in rows.positions()]
+        embeds, positions, mask = _left_padded([row[:cut] for row in rows.embeds], prefix)
+        outputs = self._step(embeds, positions, mask)
         cache = {name.replace("present", "past_key_values"): outputs[name] for name in outputs}
         del cache[LOGITS]
+        # Run the rest, whose positions follow the greatest of the prefix.
         rest = [row[cut:] for row in rows.embeds]
-        follow = [
-            _text(int(place.max()) + 1, len(row)) for place, row in zip(begun, rest, strict=True)
+        text = [
+            _text(int(before.max()) + 1, len(row)) for before, row in zip(prefix, rest, strict=True)
         ]
-        embeds, places, more = _left_padded(rest, follow)
-        return self._last(embeds, places, np.concatenate([mask, more], axis=1), cache)
+        embeds, positions, more = _left_padded(rest, text)
+        return self._last(embeds, positions, np.concatenate([mask, more], axis=1), cache)
 
     def _last(self, *inputs: Any) -> Float32:
         logits: Float32 = self._step(*inputs)[LOGITS][:, 0]
@@ -252,28 +262,31 @@ class _Decoder:
     def _step(
         self,
         embeds: npt.NDArray[Any],
-        places: Ids,
+        positions: Ids,
         mask: Ids,
         cache: dict[str, npt.NDArray[Any]] | None = None,
     ) -> dict[str, npt.NDArray[Any]]:
+        """Run the graph once, after an empty cache unless one is passed."""
         heads, size = self._heads
-        inputs = {INPUTS_EMBEDS: embeds, POSITION_IDS: places, ATTENTION_MASK: mask}
+        inputs = {INPUTS_EMBEDS: embeds, POSITION_IDS: positions, ATTENTION_MASK: mask}
         empty = np.empty((len(embeds), heads, 0, size), embeds.dtype)
         past = {name: empty for name in self._session.inputs if name not in inputs}
         return self._session(**inputs, **(past | (cache or {})))
 
 
-def _static(folder: Path, expected: VlmJudge) -> dict[str, Float32]:
-    """Behind frames that are known, as one batch; and with the last token of each appended."""
+def _static(folder: Path, expected: VlmReference) -> dict[str, Float32]:
+    """Return the static graph's logits after prefilled frames: as one batch, and by a step."""
     model = VisionLanguageModel(folder, static_cache=True)
     image, count = model.manifest.image_token, model.manifest.image_tokens
-    kept, ends = [], []
+    # Prefill each prompt up to its frame, and stack the caches.
+    prefixes, ends = [], []
     for frame, ids in zip(expected.frames, expected.prompts, strict=True):
-        at = ids.index(image)
-        kept += model.prefill_frames(frame[None], ids[: at + 1]).unstack()
-        ends.append(ids[at + count :])
-    begun = expected.prompts[0][: _BEFORE + 1]
-    prefix = Prefix.stack(kept, model.fingerprint, model.position_after(begun))
+        start = ids.index(image)
+        prefixes += model.prefill_frames(frame[None], ids[: start + 1]).unstack()
+        ends.append(ids[start + count :])
+    before = expected.prompts[0][: _BEFORE + 1]
+    prefix = Prefix.stack(prefixes, model.fingerprint, model.position_after(before))
+    # Run the text after the frames.
     return {
         "static": model.logits(ends, prefix=prefix),
         "a static step": static_step(model, ends, prefix),
@@ -281,23 +294,24 @@ def _static(folder: Path, expected: VlmJudge) -> dict[str, Float32]:
 
 
 def _left_padded(
-    rows: list[npt.NDArray[Any]], places: list[Ids]
+    rows: list[npt.NDArray[Any]], positions: list[Ids]
 ) -> tuple[npt.NDArray[Any], Ids, Ids]:
-    """Embeddings, positions (3, rows, tokens) and mask of one batch."""
+    """Pad rows on the left; return embeddings, positions (3, rows, tokens) and mask of a batch."""
     longest = max(map(len, rows))
     embeds = np.stack([np.pad(row, ((longest - len(row), 0), (0, 0))) for row in rows])
-    padded = [np.pad(place, ((0, 0), (longest - place.shape[1], 0))) for place in places]
+    padded = [np.pad(axes, ((0, 0), (longest - axes.shape[1], 0))) for axes in positions]
     mask = [np.arange(longest) >= longest - len(row) for row in rows]
     return embeds, np.stack(padded, axis=1), np.array(mask, np.int64)
 
 
-def _logits(model: Any, prompts: list[list[int]], seen: Any) -> Float32:
+def _logits(model: Any, prompts: list[list[int]], images: Any) -> Float32:
+    """Return the source's logits after each prompt; each prompt runs alone."""
     import torch
 
     rows = []
-    pixels = seen["pixel_values"].reshape(len(prompts), -1, seen["pixel_values"].shape[-1])
-    for ids, values, grid in zip(prompts, pixels, seen["image_grid_thw"], strict=True):
-        model.model.rope_deltas = None  # it would remember those of the prompt before
+    pixels = images["pixel_values"].reshape(len(prompts), -1, images["pixel_values"].shape[-1])
+    for ids, values, grid in zip(prompts, pixels, images["image_grid_thw"], strict=True):
+        model.model.rope_deltas = None  # the model keeps those of the last prompt
         outputs = model(
             input_ids=torch.tensor([ids]),
             pixel_values=values,

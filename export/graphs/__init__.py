@@ -1,1 +1,1 @@
-"""ONNX graphs out, written node by node."""
+"""Writers of ONNX graphs, node by node, and the quantisation of their weights."""

@@ -1,11 +1,14 @@
-"""BERT as an ONNX graph, written node by node from the weights: tokens in, embeddings out.
+"""BERT as an ONNX graph, written node by node from the weights: token ids in, embeddings out.
 
-In fp32 and int8 it is shaped by what ONNX Runtime's CPU kernels do fast. There are two: of texts of
-equal length, which need no mask, and of any texts packed into one row, so that few texts of
-different lengths read the weights once and not once for each. Layer normalisation is spelled out in
-elementwise operators, because the fused kernels sum each row one value at a time and take a third
-of an int8 model's time. All but int8's matrix product is standard ONNX. In fp16 it is shaped by
-what a GPU does fast, with ONNX Runtime's own operators: nine launches a layer, products included.
+The fp32 and int8 graphs are shaped for ONNX Runtime's CPU kernels. Each precision can have two of
+them. One takes texts of equal length and needs no mask. The other takes texts packed into one row:
+a few texts of different lengths then read the weights once, instead of once for each length. Layer
+normalisation is written as elementwise operators, because the fused CPU kernels sum each row one
+value at a time and take a third of an int8 model's time. All operators are standard ONNX except
+int8's quantisation and matrix product.
+
+The fp16 graph is shaped for a GPU, with ONNX Runtime's own operators: nine launches a layer,
+matrix products included.
 """
 
 from __future__ import annotations
@@ -27,8 +30,9 @@ from granalign_fast.models.graph_contract import (
 )
 from granalign_fast.runtime.standard_operators import MICROSOFT
 
-from .builder import make_model
+from .builder import GraphBuilder
 from .int8 import Range, quantise_columns
+from .tensor_file import GraphTensors
 
 
 def build_bert(
@@ -40,276 +44,298 @@ def build_bert(
     packed: bool = False,
     ranges: dict[str, Range] | None = None,
 ) -> Any:
-    """The whole encoder as an `onnx.ModelProto`.
+    """Return the whole encoder as an `onnx.ModelProto`.
 
     Args:
         model: the weights.
         pooling: ``"mean"`` or ``"cls"``.
-        normalise: whether rows get unit length.
+        normalise: whether embeddings get unit length.
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
-        packed: whether it takes packed texts, see `specs.POOL`; their pooling is an input.
-            In fp16 there are none: texts of any lengths are padded, see `specs.PADDED_IDS`.
-        ranges: for int8, what `measure_ranges` found.
+        packed: whether the graph takes packed texts, see `graph_contract.POOL`; their pooling is
+            an input. There is no packed fp16 graph: its texts are padded, see
+            `graph_contract.PADDED_IDS`.
+        ranges: for int8, the result of `measure_ranges`.
     """
     if precision == "int8":
-        graph: _Graph = _Int8Graph(packed, ranges or {})
+        graph: BertGraph = Int8BertGraph(model, ranges or {}, packed=packed)
     else:
-        graph = _HalfGraph() if precision == "fp16" else _Graph(packed)
-    state = graph.embed(model)
-    for i, layer in enumerate(model.layers):
-        context = graph.attention(state, layer.query, layer.key, layer.value, model.heads, f"{i}.")
-        state = graph.joined(context, layer.out, state, layer.out_norm, f"{i}.out")
-        (wide,) = graph.products(state, [layer.up], f"{i}.up")
-        wide = graph.op("Gelu", wide)
-        state = graph.joined(wide, layer.down, state, layer.down_norm, f"{i}.down")
-    graph.pool(state.x, pooling, normalise)
-    return graph.model(model.dim)
+        graph = HalfBertGraph(model) if precision == "fp16" else BertGraph(model, packed=packed)
+    return graph.model(pooling, normalise)
 
 
 class _Normed(NamedTuple):
-    """A layer normalisation's result, before and after its gamma and beta."""
+    """The result of a layer normalisation, before and after its gamma and beta."""
 
     plain: str
     x: str
     norm: Norm
 
 
-class _Graph:
-    """A float32 graph under construction: values are known by name, and every name is new."""
+class BertGraph(GraphBuilder):
+    """The float32 graph.
 
-    dtype: npt.DTypeLike = np.float32
-    ids = INPUT_IDS
-    width: int
-    epsilon: float
+    Nodes are ``<kind>_<number>`` and tensors ``constant_<number>``, in the order of their making:
+    names are part of the bytes of every published export.
 
-    def __init__(self, packed: bool) -> None:
-        self.packed = packed
-        self.nodes: list[Any] = []
-        self.constants: dict[str, Array] = {}
-
-    def op(self, kind: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
-        """Add a node of one output; the output's name."""
-        from onnx import helper
-
-        name = f"{kind}_{len(self.nodes)}"
-        self.nodes.append(
-            helper.make_node(kind, inputs, [name], name=name, domain=domain, **attributes)
-        )
-        return name
-
-    def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> str:
-        """Store an array, by default in the graph's precision; its name."""
-        name = f"constant_{len(self.constants)}"
-        self.constants[name] = np.array(value, dtype or self.dtype, order="C")
-        return name
-
-    def integers(self, *values: int) -> str:
-        return self.constant(values, np.int64)
-
-    def embed(self, model: Bert) -> _Normed:
-        """The normalised sum of each token's word and position."""
-        self.width, self.epsilon = model.dim, model.epsilon
-        return self.norm(self._embedded(model), model.norm)
-
-    def _embedded(self, model: Bert) -> str:
-        words = self.op("Gather", self.constant(model.words), INPUT_IDS)
-        if self.packed:
-            positions = self.op("Gather", self.constant(model.positions), POSITIONS)
-            return self.op("Add", words, positions)
-        length = self.op("Shape", INPUT_IDS, start=1, end=2)
-        zero = self.integers(0)
-        positions = self.op("Slice", self.constant(model.positions), zero, length, zero)
-        return self.op("Add", words, positions)
-
-    def norm(self, x: str, norm: Norm) -> _Normed:
-        columns = self.integers(-1)
-        centred = self.op("Sub", x, self.op("ReduceMean", x, columns))
-        variance = self.op("ReduceMean", self.op("Mul", centred, centred), columns)
-        deviation = self.op("Sqrt", self.op("Add", variance, self.constant(self.epsilon)))
-        plain = self.op("Mul", centred, self.op("Reciprocal", deviation))
-        scaled = self.op("Mul", plain, self.constant(norm.gamma))
-        return _Normed(plain, self.op("Add", scaled, self.constant(norm.beta)), norm)
-
-    def attention(
-        self, state: _Normed, query: Dense, key: Dense, value: Dense, heads: int, layer: str
-    ) -> str:
-        parts = self.products(state, [query, key, value], f"{layer}qkv")
-        mask = [MASK] if self.packed else []
-        return self.op("Attention", *parts, *mask, q_num_heads=heads, kv_num_heads=heads)
-
-    def products(self, state: _Normed, denses: list[Dense], site: str) -> list[str]:
-        """Several products of one normalised activation."""
-        return [self.product(state.x, dense, site) for dense in denses]
-
-    def product(self, x: str, dense: Dense, site: str) -> str:
-        y = self.op("MatMul", x, self.constant(dense.weight))
-        return self.op("Add", y, self.constant(dense.bias))
-
-    def joined(self, x: str, dense: Dense, state: _Normed, norm: Norm, site: str) -> _Normed:
-        """The end of half a layer: a product, added to what went in, and normalised."""
-        return self.norm(self.op("Add", self.product(x, dense, site), state.x), norm)
-
-    def pool(self, x: str, pooling: str, normalise: bool) -> None:
-        """Leave an embedding of each text, float32, under the output's name."""
-        if self.packed:
-            shape = self.integers(-1, self.width)
-            pooled = self.op("Reshape", self.op("MatMul", POOL, x), shape)
-        elif pooling == "mean":
-            pooled = self.op("ReduceMean", x, self.integers(1), keepdims=0)
-        else:
-            pooled = self.op("Gather", x, self.constant(0, np.int64), axis=1)
-        if normalise:
-            length = self.op("ReduceL2", pooled, self.integers(-1))
-            floor = self.constant(1e-12, np.float32)  # as in the source: 0 stays 0
-            pooled = self.op("Div", pooled, self.op("Max", length, floor))
-        self.nodes[-1].output[0] = EMBEDDINGS
-
-    def model(self, dim: int) -> Any:
-        from onnx import TensorProto, helper, numpy_helper
-
-        integers, floats = TensorProto.INT32, TensorProto.FLOAT
-        value = helper.make_tensor_value_info
-        inputs = [value(self.ids, integers, ["batch", "sequence"])]
-        if self.packed:
-            inputs += [
-                value(POSITIONS, integers, ["batch", "sequence"]),
-                value(MASK, floats, ["sequence", "sequence"]),
-                value(POOL, floats, ["batch", "texts", "sequence"]),
-            ]
-        rows = "batch_times_texts" if self.packed else "batch"
-        return make_model(
-            "sentence-encoder",
-            nodes=self.nodes,
-            inputs=inputs,
-            outputs=[value(EMBEDDINGS, floats, [rows, dim])],
-            tensors=[numpy_helper.from_array(v, name) for name, v in self.constants.items()],
-        )
-
-
-class _HalfGraph(_Graph):
-    """float16 throughout, but for sums within a kernel and everything from pooling on.
-
-    It is shaped by what costs on a GPU, launches and passes over the activations: query, key and
-    value are one product, a product's bias and what is added to it are taken in by the kernel that
-    comes next. Texts of different lengths share a run, as a run costs more than its padding.
+    Args:
+        bert: the weights.
+        packed: whether the graph takes packed texts.
     """
 
-    dtype = np.float16
+    ids = INPUT_IDS
+
+    def __init__(self, bert: Bert, *, packed: bool, dtype: type[np.generic] = np.float32) -> None:
+        super().__init__(GraphTensors(), dtype)
+        self.bert = bert
+        self.packed = packed
+
+    def model(self, pooling: str, normalise: bool) -> Any:
+        """Return the `onnx.ModelProto`; arguments as of `build_bert`."""
+        heads = self.bert.heads
+        # Token ids to the first normalised state.
+        state = self._embed()
+        for i, layer in enumerate(self.bert.layers):
+            # Self-attention, its output projection, the residual and the norm.
+            context = self._attention(state, layer.query, layer.key, layer.value, heads, f"{i}.")
+            state = self._project_and_norm(context, layer.out, state, layer.out_norm, f"{i}.out")
+            # The multi-layer perceptron, the residual and the norm.
+            (wide,) = self._products(state, [layer.up], f"{i}.up")
+            wide = self._op("Gelu", wide)
+            state = self._project_and_norm(wide, layer.down, state, layer.down_norm, f"{i}.down")
+        # One embedding for each text.
+        self._pool(state.x, pooling, normalise)
+        return self._model("sentence-encoder", self._inputs(), [self._output()])
+
+    def _new_name(self, kind: str) -> str:
+        return f"{kind}_{len(self.nodes)}"
+
+    def _add(self, kind: str, inputs: list[str], outputs: list[str], **attributes: Any) -> None:
+        # Standard operators name the empty domain, as they do in every published export.
+        super()._add(kind, inputs, outputs, **{"domain": ""} | attributes)
+
+    def _array(self, value: npt.ArrayLike, dtype: type[np.generic] | None = None) -> str:
+        """Store an array, by default in the graph's dtype; return its name."""
+        name = f"constant_{len(self.used)}"
+        self.tensors.add(name, np.array(value, dtype or self.dtype))
+        return self._use(name)
+
+    def _integers(self, *values: int) -> str:
+        return self._array(values, np.int64)
+
+    def _inputs(self) -> list[Any]:
+        inputs = [self._value(self.ids, np.int32, "batch", "sequence")]
+        if self.packed:
+            inputs += [
+                self._value(POSITIONS, np.int32, "batch", "sequence"),
+                self._value(MASK, np.float32, "sequence", "sequence"),
+                self._value(POOL, np.float32, "batch", "texts", "sequence"),
+            ]
+        return inputs
+
+    def _output(self) -> Any:
+        rows = "batch_times_texts" if self.packed else "batch"
+        return self._value(EMBEDDINGS, np.float32, rows, self.bert.dim)
+
+    def _embed(self) -> _Normed:
+        """Add the embeddings of each token's word and position, and normalise the sum."""
+        words = self._op("Gather", self._array(self.bert.words), INPUT_IDS)
+        if self.packed:
+            positions = self._op("Gather", self._array(self.bert.positions), POSITIONS)
+        else:
+            length = self._op("Shape", INPUT_IDS, start=1, end=2)
+            zero = self._integers(0)
+            positions = self._op("Slice", self._array(self.bert.positions), zero, length, zero)
+        return self._norm(self._op("Add", words, positions), self.bert.norm)
+
+    def _norm(self, x: str, norm: Norm) -> _Normed:
+        columns = self._integers(-1)
+        centred = self._op("Sub", x, self._op("ReduceMean", x, columns))
+        variance = self._op("ReduceMean", self._op("Mul", centred, centred), columns)
+        deviation = self._op("Sqrt", self._op("Add", variance, self._array(self.bert.epsilon)))
+        plain = self._op("Mul", centred, self._op("Reciprocal", deviation))
+        scaled = self._op("Mul", plain, self._array(norm.gamma))
+        return _Normed(plain, self._op("Add", scaled, self._array(norm.beta)), norm)
+
+    def _attention(
+        self, state: _Normed, query: Dense, key: Dense, value: Dense, heads: int, layer: str
+    ) -> str:
+        parts = self._products(state, [query, key, value], f"{layer}qkv")
+        mask = [MASK] if self.packed else []
+        return self._op("Attention", *parts, *mask, q_num_heads=heads, kv_num_heads=heads)
+
+    def _products(self, state: _Normed, denses: list[Dense], site: str) -> list[str]:
+        """Apply several dense layers to one normalised activation."""
+        return [self._product(state.x, dense, site) for dense in denses]
+
+    def _product(self, x: str, dense: Dense, site: str) -> str:
+        """Apply a dense layer. `site` is the product's name in `Bert.hidden`."""
+        y = self._op("MatMul", x, self._array(dense.weight))
+        return self._op("Add", y, self._array(dense.bias))
+
+    def _project_and_norm(
+        self, x: str, dense: Dense, state: _Normed, norm: Norm, site: str
+    ) -> _Normed:
+        """End half a layer: project, add the residual and normalise."""
+        return self._norm(self._op("Add", self._product(x, dense, site), state.x), norm)
+
+    def _pool(self, x: str, pooling: str, normalise: bool) -> None:
+        """Write the float32 embedding of each text to the graph's output."""
+        if self.packed:
+            shape = self._integers(-1, self.bert.dim)
+            pooled = self._op("Reshape", self._op("MatMul", POOL, x), shape)
+        elif pooling == "mean":
+            pooled = self._op("ReduceMean", x, self._integers(1), keepdims=0)
+        else:
+            pooled = self._op("Gather", x, self._array(0, np.int64), axis=1)
+        if normalise:
+            length = self._op("ReduceL2", pooled, self._integers(-1))
+            floor = self._array(1e-12, np.float32)  # as in the source: 0 stays 0
+            pooled = self._op("Div", pooled, self._op("Max", length, floor))
+        self.nodes[-1].output[0] = EMBEDDINGS
+
+
+class HalfBertGraph(BertGraph):
+    """The float16 graph. Sums within a kernel, and everything from pooling on, are float32.
+
+    A GPU's cost is launches and passes over the activations. So query, key and value are one
+    product, and the next kernel adds a product's bias and residual. Texts of different lengths
+    share a run, because a run costs more than its padding.
+    """
+
     ids = PADDED_IDS
-    there: str
+    is_token: str
+    """Name of bool (batch, sequence): False for padding."""
     mask: str
+    """Name of float16 (batch, 1, sequence, sequence), added to the attention scores."""
 
-    def __init__(self) -> None:
-        super().__init__(packed=False)
+    def __init__(self, bert: Bert) -> None:
+        super().__init__(bert, packed=False, dtype=np.float16)
 
-    def embed(self, model: Bert) -> _Normed:
-        self.width, self.epsilon = model.dim, model.epsilon
-        length, rows = self._shape(1), self._shape(0)
-        zero, one = self.integers(0), self.integers(1)
-        self.there = self.op("Cast", self.ids, to=9)  # whether it is a token, as bool
-        # Nothing looks at what is no token: this is added to the score of each pair.
-        barred = self.constant(np.finfo(np.float16).min)
-        mask = self.op("Where", self.there, self.constant(0), barred)
-        mask = self.op("Unsqueeze", mask, self.integers(1, 2))
-        self.mask = self.op("Expand", mask, self.op("Concat", rows, one, length, length, axis=0))
-        nothing = np.zeros_like(model.words[:1])
-        words = self.op("Gather", self.constant(np.concatenate([nothing, model.words])), self.ids)
-        positions = self.op("Slice", self.constant(model.positions), zero, length, zero)
-        return self._normed([words, positions], model.norm)
+    def _embed(self) -> _Normed:
+        length, rows = self._size(1), self._size(0)
+        zero, one = self._integers(0), self._integers(1)
+        # The mask adds 0 to the scores of tokens and float16's lowest number to those of padding.
+        self.is_token = self._cast(self.ids, np.bool_)
+        lowest = self._array(np.finfo(np.float16).min)
+        mask = self._op("Where", self.is_token, self._array(0), lowest)
+        mask = self._op("Unsqueeze", mask, self._integers(1, 2))
+        self.mask = self._op("Expand", mask, self._op("Concat", rows, one, length, length, axis=0))
+        # Padded ids are token ids plus one: row 0 of the table, for padding, is zeros.
+        padding = np.zeros_like(self.bert.words[:1])
+        table = self._array(np.concatenate([padding, self.bert.words]))
+        words = self._op("Gather", table, self.ids)
+        positions = self._op("Slice", self._array(self.bert.positions), zero, length, zero)
+        return self._add_and_norm([words, positions], self.bert.norm)
 
-    def attention(
+    def _attention(
         self, state: _Normed, query: Dense, key: Dense, value: Dense, heads: int, layer: str
     ) -> str:
         weight, bias = (
-            self.constant(np.concatenate(parts, axis=-1))
+            self._array(np.concatenate(parts, axis=-1))
             for parts in zip(query, key, value, strict=True)
         )
         inputs = (state.x, weight, bias, "", "", self.mask)
-        return self.op("Attention", *inputs, domain=MICROSOFT, num_heads=heads)
+        return self._op("Attention", *inputs, domain=MICROSOFT, num_heads=heads)
 
-    def joined(self, x: str, dense: Dense, state: _Normed, norm: Norm, site: str) -> _Normed:
-        y = self.op("MatMul", x, self.constant(dense.weight))
-        return self._normed([y, state.x], norm, dense.bias)
+    def _project_and_norm(
+        self, x: str, dense: Dense, state: _Normed, norm: Norm, site: str
+    ) -> _Normed:
+        y = self._op("MatMul", x, self._array(dense.weight))
+        return self._add_and_norm([y, state.x], norm, dense.bias)
 
-    def _normed(self, terms: list[str], norm: Norm, bias: Array | None = None) -> _Normed:
-        """The normalised sum of two terms and a bias, in one kernel; its statistics are float32."""
+    def _add_and_norm(self, terms: list[str], norm: Norm, bias: Array | None = None) -> _Normed:
+        """Add two terms and a bias and normalise in one kernel; its statistics are float32."""
         learnt = [norm.gamma, norm.beta] + ([] if bias is None else [bias])
-        y = self.op(
+        y = self._op(
             "SkipLayerNormalization",
-            *(*terms, *(self.constant(value) for value in learnt)),
+            *(*terms, *(self._array(value) for value in learnt)),
             domain=MICROSOFT,
-            epsilon=self.epsilon,
+            epsilon=self.bert.epsilon,
         )
         return _Normed(y, y, norm)
 
-    def pool(self, x: str, pooling: str, normalise: bool) -> None:
-        last = self.integers(-1)
+    def _pool(self, x: str, pooling: str, normalise: bool) -> None:
+        last = self._integers(-1)
         if pooling == "cls":
-            pooled = self.op("Cast", self.op("Gather", x, self.constant(0, np.int64), axis=1), to=1)
+            first = self._op("Gather", x, self._array(0, np.int64), axis=1)
+            pooled = self._cast(first, np.float32)
         else:
-            # Sums over tokens are products: a reduction would be several launches, by cuDNN.
-            tokens = self.op("Unsqueeze", self.op("Cast", self.there, to=1), last)
-            pooled = self._sum(self.op("Cast", x, to=1), tokens, last)
-            if not normalise:  # which undoes any factor
-                pooled = self.op("Div", pooled, self._sum(tokens, tokens, last))
+            # Sums over tokens are products: cuDNN would take several launches for a reduction.
+            tokens = self._op("Unsqueeze", self._cast(self.is_token, np.float32), last)
+            pooled = self._sum_tokens(self._cast(x, np.float32), tokens, last)
+            if not normalise:  # unit length undoes any factor, so the mean needs no division
+                pooled = self._op("Div", pooled, self._sum_tokens(tokens, tokens, last))
         if normalise:
-            # Unit length in one launch: each value by the root of the mean square, and of how many.
-            scale = self.constant(np.full(self.width, self.width**-0.5), np.float32)
-            tiny = 1e-24 / self.width  # 0 stays 0
-            self.op("RMSNormalization", pooled, scale, axis=-1, epsilon=tiny)
+            # Unit length in one launch: x / (root mean square * sqrt(width)) = x / |x|.
+            width = self.bert.dim
+            scale = self._array(np.full(width, width**-0.5), np.float32)
+            tiny = 1e-24 / width  # 0 stays 0
+            self._op("RMSNormalization", pooled, scale, axis=-1, epsilon=tiny)
         self.nodes[-1].output[0] = EMBEDDINGS
 
-    def _sum(self, x: str, tokens: str, last: str) -> str:
-        """x (batch, sequence, columns) summed over tokens: (batch, columns)."""
-        across = self.op("Transpose", x, perm=[0, 2, 1])  # which the product takes in
-        return self.op("Squeeze", self.op("MatMul", across, tokens), last)
+    def _sum_tokens(self, x: str, tokens: str, last: str) -> str:
+        """Sum x (batch, sequence, columns) over the tokens: (batch, columns)."""
+        # ONNX Runtime fuses the transposition into the product.
+        columns = self._op("Transpose", x, perm=[0, 2, 1])
+        return self._op("Squeeze", self._op("MatMul", columns, tokens), last)
 
-    def _shape(self, axis: int) -> str:
-        return self.op("Shape", self.ids, start=axis, end=axis + 1)
+    def _size(self, axis: int) -> str:
+        return self._op("Shape", self.ids, start=axis, end=axis + 1)
 
 
-class _Int8Graph(_Graph):
-    """Products in 8 bits with fixed scales, everything between them in float32."""
+class Int8BertGraph(BertGraph):
+    """The graph with 8-bit products of fixed scales, and float32 between them.
 
-    def __init__(self, packed: bool, ranges: dict[str, Range]) -> None:
-        super().__init__(packed)
+    Args:
+        bert: the weights.
+        ranges: the measured range of each product's input.
+        packed: whether the graph takes packed texts.
+    """
+
+    def __init__(self, bert: Bert, ranges: dict[str, Range], *, packed: bool) -> None:
+        super().__init__(bert, packed=packed)
         self.ranges = ranges
 
-    def products(self, state: _Normed, denses: list[Dense], site: str) -> list[str]:
-        # Gamma and beta move into weights and bias: what is left spreads evenly around 0.
+    def _products(self, state: _Normed, denses: list[Dense], site: str) -> list[str]:
+        # Gamma and beta move into weights and biases: the plain norm spreads evenly around 0.
         gamma, beta = state.norm
         folded = [Dense(gamma[:, None] * d.weight, beta @ d.weight + d.bias) for d in denses]
-        return self._products(state.plain, folded, site)
+        return self._int8_products(state.plain, folded, site)
 
-    def product(self, x: str, dense: Dense, site: str) -> str:
-        return self._products(x, [dense], site)[0]
+    def _product(self, x: str, dense: Dense, site: str) -> str:
+        return self._int8_products(x, [dense], site)[0]
 
-    def _products(self, x: str, denses: list[Dense], site: str) -> list[str]:
+    def _int8_products(self, x: str, denses: list[Dense], site: str) -> list[str]:
+        """Apply dense layers that share one quantised activation."""
         measured, kind = self.ranges[site], site.partition(".")[2]
-        together = np.concatenate([dense.weight for dense in denses], axis=1)
-        strongest = measured.strongest(together, FLOAT_CHANNELS[kind])
-        kept = np.ones(len(together))
-        kept[strongest] = 0  # in 8 bits these count for nothing: range and weights are 0
-        measured = Range(measured.low * kept, measured.high * kept)
-        factors = measured.smoothing(together * kept[:, None], SMOOTHING[kind])
+        # The strongest channels stay in float32: in 8 bits their range and weights are 0.
+        weights = np.concatenate([dense.weight for dense in denses], axis=1)
+        strongest = measured.strongest(weights, FLOAT_CHANNELS[kind])
+        in_int8 = np.ones(len(weights))
+        in_int8[strongest] = 0
+        measured = Range(measured.low * in_int8, measured.high * in_int8)
+        # Divide channels by factors that even out their ranges, then quantise with one scale.
+        factors = measured.smoothing(weights * in_int8[:, None], SMOOTHING[kind])
         step, centre = measured.affine(factors)
-        scale, zero = self.constant(step), self.constant(centre, np.uint8)
-        scaled = self.op("Mul", x, self.constant(1 / factors))
-        # Microsoft's, because that of opset 23 is missing in ONNX Runtime 1.23.
-        eight = self.op("QuantizeLinear", scaled, scale, zero, domain=MICROSOFT)
+        scale, zero = self._array(step), self._array(centre, np.uint8)
+        scaled = self._op("Mul", x, self._array(1 / factors))
+        # Microsoft's operator, because ONNX Runtime 1.23 lacks that of opset 23.
+        quantised = self._op("QuantizeLinear", scaled, scale, zero, domain=MICROSOFT)
         products = []
         for dense in denses:
-            weight, columns = quantise_columns((kept * factors)[:, None] * dense.weight)
-            weight_name, columns_name = self.constant(weight, np.int8), self.constant(columns)
-            bias = self.constant(dense.bias)
-            product = self.op(
+            # The factors go back into the rows of the weights, which have a scale for each column.
+            weight, columns = quantise_columns((in_int8 * factors)[:, None] * dense.weight)
+            weight_name, columns_name = self._array(weight, np.int8), self._array(columns)
+            bias = self._array(dense.bias)
+            product = self._op(
                 "MatMulIntegerToFloat",
-                *(eight, weight_name, scale, columns_name, zero, "", bias),
+                *(quantised, weight_name, scale, columns_name, zero, "", bias),
                 domain=MICROSOFT,
             )
             if len(strongest):
-                few = self.op("Gather", x, self.constant(strongest, np.int64), axis=-1)
-                rest = self.op("MatMul", few, self.constant(dense.weight[strongest]))
-                product = self.op("Add", product, rest)
+                # Add the product of the float32 channels.
+                few = self._op("Gather", x, self._array(strongest, np.int64), axis=-1)
+                rest = self._op("MatMul", few, self._array(dense.weight[strongest]))
+                product = self._op("Add", product, rest)
             products.append(product)
         return products

@@ -1,6 +1,7 @@
-"""Weights in few bits with a scale and a zero point a block, as MatMulNBits has them.
+"""Block quantisation of weights in MatMulNBits' format: each block has a scale and a zero point.
 
-ONNX Runtime's own quantiser rounds likewise, but takes whole graphs and sets up Python's logging.
+ONNX Runtime's own quantiser rounds in the same way, but takes whole graphs and changes Python's
+logging settings.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from granalign_fast.export.sources.checkpoint import Float32
 def quantise_blocks(
     weight: Float32, bits: int, block: int
 ) -> tuple[npt.NDArray[np.uint8], Float32, npt.NDArray[np.uint8]]:
-    """Round to nearest between the least and the greatest value of each block, 0 included.
+    """Quantise each block between its least and greatest value; the range always includes 0.
 
     Args:
         weight: (rows, columns), rows being outputs; columns are padded to whole blocks.
@@ -23,24 +24,27 @@ def quantise_blocks(
 
     Returns:
         Packed values (rows, blocks, block * bits / 8), scales (rows, blocks) and packed zero points
-        (rows, blocks * bits / 8, rounded up). Two 4-bit values share a byte, the first is its lower
-        half.
+        (rows, blocks * bits / 8, rounded up). Two 4-bit values share a byte; the first is in the
+        lower half.
     """
+    # Split the padded columns into blocks (rows, blocks, block).
     rows, columns = weight.shape
     padded = np.pad(weight, ((0, 0), (0, -columns % block)))
     blocks = padded.reshape(rows, -1, block)
+    # One step for each block, and the integer that stands for 0.
     low = np.minimum(blocks.min(axis=2), 0)
     high = np.maximum(blocks.max(axis=2), 0)
     top = 2**bits - 1
     scales = ((high - low) / top).astype(np.float32)
     steps = np.where(scales == 0, np.float32(1), scales)
     zeros = np.clip(np.rint(-low / steps), 0, top)
+    # Round the values.
     values = np.clip(np.rint(blocks / steps[:, :, None]) + zeros[:, :, None], 0, top)
     return _pack(values.astype(np.uint8), bits), scales, _pack(zeros.astype(np.uint8), bits)
 
 
-def rounded(weight: Float32, bits: int, block: int) -> Float32:
-    """What `quantise_blocks` makes of a weight, as float32 again: (rows, columns)."""
+def round_blocks(weight: Float32, bits: int, block: int) -> Float32:
+    """Quantise a weight with `quantise_blocks` and dequantise it: float32 (rows, columns)."""
     packed, scales, zeros = quantise_blocks(weight, bits, block)
     values = _unpack(packed, bits).astype(np.float32)
     centre = _unpack(zeros, bits)[:, : scales.shape[1], None].astype(np.float32)
@@ -49,6 +53,7 @@ def rounded(weight: Float32, bits: int, block: int) -> Float32:
 
 
 def _pack(values: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
+    """Pack 4-bit values in pairs along the last axis."""
     if bits == 8:
         return values
     if values.shape[-1] % 2:
@@ -58,6 +63,7 @@ def _pack(values: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
 
 
 def _unpack(packed: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
+    """Undo `_pack`; an odd number of values leaves one 0 at the end."""
     if bits == 8:
         return packed
     pairs = np.stack([packed & np.uint8(15), packed >> np.uint8(4)], axis=-1)

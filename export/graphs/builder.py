@@ -1,4 +1,8 @@
-"""What the graphs that we write node by node have in common."""
+"""The graph builder: nodes, constants and the final `onnx.ModelProto` of every graph we write.
+
+`GraphBuilder` knows nothing of where weights come from; `CheckpointGraph` adds the layers whose
+weights are read from a checkpoint by name.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from granalign_fast.export.sources.checkpoint import Tensors
 from granalign_fast.models.graph_contract import IR_VERSION, OPSET
 from granalign_fast.runtime.standard_operators import MICROSOFT
 
-from .tensor_file import TensorFile
+from .tensor_file import GraphTensors
 
 
 def make_model(
@@ -24,7 +28,7 @@ def make_model(
     tensors: Iterable[Any],
     opset: int = OPSET,
 ) -> Any:
-    """An `onnx.ModelProto` of an opset, and of version 1 of each other domain in use."""
+    """Return an `onnx.ModelProto` of an opset, and of version 1 of each other domain in use."""
     from onnx import helper
 
     graph = helper.make_graph(nodes, name, inputs, outputs, list(tensors))
@@ -38,29 +42,23 @@ def make_model(
 
 
 class GraphBuilder:
-    """A graph under construction, over weights that stream from a checkpoint to a `TensorFile`.
+    """A graph under construction. Values are known by name, and every node gets a new name.
 
     Args:
-        checkpoint: where weights come from.
-        tensors: where they go, those that are not there yet; several graphs may share it.
+        tensors: the store of weights and constants; several graphs may share it.
         dtype: of weights and activations.
     """
 
-    def __init__(
-        self,
-        checkpoint: Tensors,
-        tensors: TensorFile,
-        dtype: type[np.generic],
-    ) -> None:
-        self.checkpoint = checkpoint
+    def __init__(self, tensors: GraphTensors, dtype: type[np.generic]) -> None:
         self.tensors = tensors
         self.dtype = dtype
         self.opset = OPSET
         self.nodes: list[Any] = []
-        self.used: dict[str, None] = {}  # in order of use
+        self.used: dict[str, None] = {}
+        """Names of the tensors that this graph uses, in order of first use."""
 
     def _model(self, name: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
-        """The `onnx.ModelProto`, whose large tensors lie in the `TensorFile`."""
+        """Return the `onnx.ModelProto`; tensors that the store wrote to a file are not in it."""
         return make_model(
             name,
             nodes=self.nodes,
@@ -70,29 +68,95 @@ class GraphBuilder:
             opset=self.opset,
         )
 
-    def _norm(self, x: str, weight: str, epsilon: float) -> str:
-        # stash_type 1: the mean square is taken in float32, as in the source
-        return self._op(
-            "RMSNormalization", x, self._tensor(weight), axis=-1, epsilon=epsilon, stash_type=1
-        )
+    # Nodes.
+
+    def _op(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        """Add a node of one output; return the output's name."""
+        output = self._new_name(kind)
+        self._add(kind, list(inputs), [output], **attributes)
+        return output
+
+    def _add(self, kind: str, inputs: list[str], outputs: list[str], **attributes: Any) -> None:
+        """Add a node, named after its first output."""
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(kind, inputs, outputs, name=outputs[0], **attributes))
+
+    def _new_name(self, kind: str) -> str:
+        return f"{kind}.{len(self.nodes)}"
+
+    def _cast(self, x: str, dtype: type[np.generic]) -> str:
+        return self._op("Cast", x, to=self._tensor_type(dtype))
 
     def _sum_and_norm(self, kind: str, inputs: list[str], epsilon: float) -> tuple[str, str]:
-        """A sum, and it normalised, by an operator of ONNX Runtime's that is one launch on a GPU.
+        """Add and normalise with one operator of ONNX Runtime, which is one launch on a GPU.
 
         Args:
             kind: the operator.
-            inputs: two summands, what the norm has learnt, and perhaps a bias that is added too.
+            inputs: two summands, the norm's learnt parameters, and possibly a bias of the sum.
             epsilon: of the norm.
+
+        Returns:
+            Names of the sum and of the normalised sum.
         """
         summed, normed = f"sum.{len(self.nodes)}", f"normed.{len(self.nodes)}"
         self._add(kind, inputs, [normed, "", "", summed], domain=MICROSOFT, epsilon=epsilon)
         return summed, normed
 
-    def _linear(self, x: str, name: str) -> str:
-        """A product with `name`.weight, and `name`.bias added where the checkpoint has it."""
-        y = self._product(x, f"{name}.weight")
-        bias = f"{name}.bias"
-        return self._op("Add", y, self._tensor(bias)) if bias in self.checkpoint else y
+    # Tensors, inputs and outputs.
+
+    def _constant(self, name: str, value: npt.ArrayLike, dtype: type[np.generic] = np.int64) -> str:
+        """Store an array that is not in the checkpoint; graphs of one store share it by name."""
+        name = f"constant.{name}"
+        if name not in self.tensors:
+            self.tensors.add(name, np.array(value, dtype))
+        return self._use(name)
+
+    def _use(self, name: str) -> str:
+        """Note that this graph uses a stored tensor; return its name."""
+        self.used[name] = None
+        return name
+
+    def _value(self, name: str, dtype: type[np.generic], *shape: str | int) -> Any:
+        """Describe an input or output of the graph."""
+        from onnx import helper
+
+        return helper.make_tensor_value_info(name, self._tensor_type(dtype), shape)
+
+    @staticmethod
+    def _tensor_type(dtype: type[np.generic]) -> int:
+        """Return ONNX's number of a dtype."""
+        from onnx import helper
+
+        number: int = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        return number
+
+
+class CheckpointGraph(GraphBuilder):
+    """A graph whose weights stream from a checkpoint to the tensor store, under the same names.
+
+    Args:
+        checkpoint: where weights come from.
+        tensors: where they go. A weight that is in the store already is not read again.
+        dtype: of weights and activations.
+    """
+
+    def __init__(self, checkpoint: Tensors, tensors: GraphTensors, dtype: type[np.generic]) -> None:
+        super().__init__(tensors, dtype)
+        self.checkpoint = checkpoint
+
+    def _tensor(self, name: str, dtype: type[np.generic] | None = None) -> str:
+        """Use a tensor of the checkpoint, by default in the graph's dtype."""
+        if name not in self.tensors:
+            array = self.checkpoint.read(name)
+            self.tensors.add(name, array.astype(dtype or self.dtype, copy=False))
+        return self._use(name)
+
+    def _norm(self, x: str, weight: str, epsilon: float) -> str:
+        # stash_type 1: the mean square is computed in float32, as in the source.
+        return self._op(
+            "RMSNormalization", x, self._tensor(weight), axis=-1, epsilon=epsilon, stash_type=1
+        )
 
     def _product(self, x: str, weight: str) -> str:
         transposed = f"{weight}.transposed"
@@ -101,56 +165,17 @@ class GraphBuilder:
             self.tensors.add(transposed, array.T.astype(self.dtype, copy=False))
         return self._op("MatMul", x, self._use(transposed))
 
+    def _linear(self, x: str, name: str) -> str:
+        """Multiply by `name`.weight, and add `name`.bias if the checkpoint has it."""
+        y = self._product(x, f"{name}.weight")
+        bias = f"{name}.bias"
+        return self._op("Add", y, self._tensor(bias)) if bias in self.checkpoint else y
+
     def _silu(self, x: str) -> str:
         return self._op("Mul", x, self._op("Sigmoid", x))
 
-    def _gated(self, x: str, prefix: str) -> str:
-        """The multi-layer perceptron of both towers: down(silu(gate(x)) * up(x))."""
+    def _gated_mlp(self, x: str, prefix: str) -> str:
+        """Apply the gated multi-layer perceptron: down(silu(gate(x)) * up(x))."""
         gate = self._silu(self._linear(x, f"{prefix}.gate_proj"))
         wide = self._op("Mul", gate, self._linear(x, f"{prefix}.up_proj"))
         return self._linear(wide, f"{prefix}.down_proj")
-
-    def _tensor(self, name: str, dtype: type[np.generic] | None = None) -> str:
-        """A tensor of the checkpoint, in the graph's dtype unless another is named."""
-        if name not in self.tensors:
-            array = self.checkpoint.read(name)
-            self.tensors.add(name, array.astype(dtype or self.dtype, copy=False))
-        return self._use(name)
-
-    def _constant(self, name: str, value: npt.ArrayLike, dtype: type[np.generic] = np.int64) -> str:
-        """An array that is not the checkpoint's; graphs that share a file share it by its name."""
-        name = f"constant.{name}"
-        if name not in self.tensors:
-            self.tensors.add(name, np.array(value, dtype))
-        return self._use(name)
-
-    def _use(self, name: str) -> str:
-        self.used[name] = None
-        return name
-
-    def _cast(self, x: str, dtype: type[np.generic]) -> str:
-        return self._op("Cast", x, to=self._kind(dtype))
-
-    def _op(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        """Add a node of one output; the output's name."""
-        output = f"{kind}.{len(self.nodes)}"
-        self._add(kind, list(inputs), [output], **attributes)
-        return output
-
-    def _add(self, kind: str, inputs: list[str], outputs: list[str], **attributes: Any) -> None:
-        from onnx import helper
-
-        self.nodes.append(helper.make_node(kind, inputs, outputs, name=outputs[0], **attributes))
-
-    def _value(self, name: str, dtype: type[np.generic], *shape: str | int) -> Any:
-        """An input or output of the graph."""
-        from onnx import helper
-
-        return helper.make_tensor_value_info(name, self._kind(dtype), shape)
-
-    @staticmethod
-    def _kind(dtype: type[np.generic]) -> int:
-        from onnx import helper
-
-        kind: int = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-        return kind

@@ -1,17 +1,20 @@
-"""The towers of CLIP and SigLIP as ONNX graphs, written node by node from the weights.
+"""The transformer layers of CLIP's and SigLIP's towers, written node by node from the weights.
 
-Both are pre-norm transformers: layers add to a stream, and read it normalised. In fp16 one operator
-of ONNX Runtime's own adds a product, its bias and the stream, and normalises the sum, as on a GPU
-each operator is a launch and a way through memory. Its kernel for the CPU takes six times as long
-as those of its parts do: in fp32 they stand instead of it (`standard`). Biases of products that
-read a norm are gone altogether, see `ClipGraph._products`. And of the last layer only what the
-embedding needs is computed: one row.
+Both are pre-norm transformers: each layer reads the normalised residual stream and adds to it.
+Three things make their graphs fast:
+
+- In fp16 one operator of ONNX Runtime adds a product, its bias and the residual, and normalises the
+  sum. On a GPU every operator is a launch and a pass over memory. On a CPU the kernel of this
+  operator takes six times as long as those of its parts, so fp32 graphs hold the parts
+  (`standardise`).
+- Products that read a norm have no bias to add, see `ClipGraph._products`.
+- After the last layer's attention only the pooled row of each input is computed.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,52 +25,18 @@ from granalign_fast.export.sources.checkpoint import Float32, Tensors
 from granalign_fast.models.graph_contract import EMBEDDINGS
 from granalign_fast.runtime.standard_operators import MICROSOFT, standardise
 
-from .builder import GraphBuilder
-from .tensor_file import TensorFile
+from .builder import CheckpointGraph
+from .clip_shapes import Float64, Transformer
+from .tensor_file import GraphTensors
 
 _SHIFT = 0.25
-"""What a norm's rows sum to, for each of their numbers; see `ClipGraph._products`."""
-_FULL = 2 * 132 * 128 * 256 // 64
-"""Tokens of an input times width, from where a product of that width alone fills a GPU twice: 132
-processors, tiles of 128 x 256, batches of 64. Query, key and value then have one each: joined they
-would gain nothing, and have to be split."""
-_NOTHING = 1e-30
-"""Beside the mean square of any embedding; where that is 0, the embedding stays 0."""
-
-Float64 = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Transformer:
-    """The layers of a tower.
-
-    Attributes:
-        hidden: numbers of a token.
-        wide: numbers of a token within a layer.
-        layers: of them.
-        heads: of each layer.
-        activation: of each layer, as transformers names it.
-        epsilon: of every norm.
-    """
-
-    hidden: int
-    wide: int
-    layers: int
-    heads: int
-    activation: str
-    epsilon: float
-
-    @classmethod
-    def of(cls, config: Any) -> Transformer:
-        """Of transformers' configuration of a tower."""
-        return cls(
-            hidden=int(config.hidden_size),
-            wide=int(config.intermediate_size),
-            layers=int(config.num_hidden_layers),
-            heads=int(config.num_attention_heads),
-            activation=str(config.hidden_act),
-            epsilon=float(config.layer_norm_eps),
-        )
+"""The mean of every normalised row, see `ClipGraph._products`."""
+_SEPARATE_QKV = 2 * 132 * 128 * 256 // 64
+"""Tokens of an input times width. From this size on query, key and value are separate products: one
+of them alone gives a GPU two waves (132 multiprocessors, tiles of 128 x 256, a batch of 64). A
+joint product would gain nothing, and would have to be split."""
+_EPSILON = 1e-30
+"""Epsilon of the last norm: negligible beside any mean square but 0, and 0 stays 0."""
 
 
 ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -76,29 +45,29 @@ ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "gelu_pytorch_tanh": ("Gelu", {"approximate": "tanh"}),
     "quick_gelu": ("QuickGelu", {"alpha": 1.702, "domain": MICROSOFT}),
 }
-"""By transformers' name."""
+"""Operator and attributes of an activation, by transformers' name."""
 
 
 class State(NamedTuple):
-    """The stream between two layers, and what the next layer reads of it."""
+    """The residual stream between two halves of a layer, and its norm."""
 
     stream: str
     normed: str
 
 
-class ClipGraph(GraphBuilder, ABC):
-    """What both towers have in common.
+class ClipGraph(CheckpointGraph, ABC):
+    """The parts that both towers share: norms, layers, and the final normalisation.
 
     Args:
         weights: where weights come from, by transformers' names.
         tensors: where they go.
-        shape: of the tower's layers.
-        prefix: of the tower's names.
-        tokens: of an input, at most.
+        shape: the numbers of the tower's layers.
+        prefix: of the tower's tensor names.
+        tokens: greatest number of tokens of an input.
         precision: ``"fp32"`` or ``"fp16"``.
 
     Raises:
-        GranAlignError: the activation is of another kind.
+        GranAlignError: the activation is not one of `ACTIVATIONS`.
     """
 
     causal = False
@@ -106,7 +75,7 @@ class ClipGraph(GraphBuilder, ABC):
     def __init__(
         self,
         weights: Tensors,
-        tensors: TensorFile,
+        tensors: GraphTensors,
         shape: Transformer,
         *,
         prefix: str,
@@ -120,39 +89,41 @@ class ClipGraph(GraphBuilder, ABC):
                 f"{sorted(ACTIVATIONS)}; choose another model"
             )
         self.shape, self.prefix = shape, prefix
-        self.joined = tokens * shape.hidden < _FULL
+        self.joint_qkv = tokens * shape.hidden < _SEPARATE_QKV
         self.gain = self._constant("gain", np.ones(shape.hidden), self.dtype)
         self.shift = self._constant("shift", np.full(shape.hidden, _SHIFT), self.dtype)
 
     # Norms, and the products that read them.
 
     def _normed(self, x: str) -> str:
-        """A row less its mean, over its deviation, plus `_SHIFT`: gains are in the products."""
-        settings = {"axis": -1, "epsilon": self.shape.epsilon, "stash_type": 1}  # sums in float32
+        """Normalise rows, and add `_SHIFT`; the products contain the norm's gains and biases."""
+        settings = {"axis": -1, "epsilon": self.shape.epsilon, "stash_type": 1}  # float32 sums
         return self._op("LayerNormalization", x, self.gain, self.shift, **settings)
 
-    def _added(self, update: str, stream: str, *bias: str) -> State:
-        """The stream with a layer's update in it, and its norm."""
+    def _add_and_norm(self, update: str, stream: str, *bias: str) -> State:
+        """Add an update, and possibly its bias, to the residual stream, and normalise the sum."""
         inputs = [update, stream, self.gain, self.shift, *bias]
         return State(
             *self._sum_and_norm("SkipLayerNormalization", inputs, self.shape.epsilon),
         )
 
     def _products(self, x: str, norm: str, names: list[str], size: int) -> list[str]:
-        """What linear maps, biases included, make of a norm's rows.
+        """Apply linear layers with their biases to normalised rows, by one product without a bias.
 
         Args:
-            x: of `_normed`: rows n + s, where the numbers of n sum to 0 and s is `_SHIFT`.
-            norm: whose gains g and biases b the rows lack.
-            names: of the maps, with weights W and biases c.
-            size: outputs of each map.
+            x: rows n + s from `_normed`; the values of n sum to 0, and s is `_SHIFT`.
+            norm: name of the norm, whose gains g and biases b the rows lack.
+            names: of the linear layers, with weights W and biases c.
+            size: outputs of each layer.
 
-        The rows of x sum to s for each of their H numbers, so a bias can be had from a matrix with
-        equal rows: of x (G + u) with G = diag(g) W and each row of u = (b W + c - sum(s G)) / (s H)
-        come n G + b W + c, to the rounding of x: no addition is left to do. A key's bias adds the
-        same to all scores of a query, which changes no share of the softmax: it is left out.
+        A row of x has H values and sums to s H. So a matrix with equal rows can add a bias: with
+        G = diag(g) W and each row of u equal to (b W + c - sum(s G)) / (s H), the product x (G + u)
+        is n G + b W + c, up to the rounding of x. No addition is left.
+
+        A key's bias adds the same number to all scores of a query, which the softmax ignores. It is
+        left out.
         """
-        if len(names) > 1 and not self.joined:
+        if len(names) > 1 and not self.joint_qkv:
             return [self._products(x, norm, [name], size)[0] for name in names]
         folded = f"{norm}.{'.'.join(name.rpartition('.')[2] for name in names)}.{names[0]}"
         if folded not in self.tensors:
@@ -166,46 +137,51 @@ class ClipGraph(GraphBuilder, ABC):
         return parts
 
     def _folded(self, norm: str, name: str, size: int) -> Float64:
-        """The matrix (hidden, outputs) of `_products`."""
+        """Return the matrix G + u (hidden, outputs) of `_products`."""
         hidden = self.shape.hidden
-        weight, bias = self._map(name, hidden, size)
-        gains = weight * self._wide(f"{norm}.weight", hidden)[:, None]
-        constant = self._wide(f"{norm}.bias", hidden) @ weight + bias
+        weight, bias = self._linear_layer(name, hidden, size)
+        gains = weight * self._read_float64(f"{norm}.weight", hidden)[:, None]
+        constant = self._read_float64(f"{norm}.bias", hidden) @ weight + bias
         if name.endswith("k_proj"):
             constant[:] = 0
+        # gains.mean(axis=0) is sum(s G) / (s H).
         centred: Float64 = gains - gains.mean(axis=0) + constant / (_SHIFT * hidden)
         return centred
 
-    def _map(self, name: str, inputs: int, outputs: int) -> tuple[Float64, Float64]:
-        """The transposed weight and the bias of a linear map; zeros where it has none."""
-        weight = self._wide(f"{name}.weight", outputs, inputs).T
-        has_bias = not name.endswith("projection")  # only those of CLIP at the end have none
-        return weight, self._wide(f"{name}.bias", outputs) if has_bias else np.zeros(outputs)
+    def _linear_layer(self, name: str, inputs: int, outputs: int) -> tuple[Float64, Float64]:
+        """Return a linear layer's transposed weight and its bias, which may be zeros."""
+        weight = self._read_float64(f"{name}.weight", outputs, inputs).T
+        has_bias = not name.endswith("projection")  # CLIP's two final projections have none
+        return weight, self._read_float64(f"{name}.bias", outputs) if has_bias else np.zeros(
+            outputs
+        )
 
-    def _wide(self, name: str, *size: int) -> Float64:
-        """A tensor of the checkpoint in float64, for sums that are made once."""
+    def _read_float64(self, name: str, *size: int) -> Float64:
+        """Read a tensor of the checkpoint as float64, for sums that the export computes once."""
         return self._read(name, *size).astype(np.float64)
 
     def _read(self, name: str, *size: int) -> Float32:
-        found = self.checkpoint.shape(name)
-        if found != size:
+        """Read a tensor of the checkpoint; raise unless it has this shape."""
+        shape = self.checkpoint.shape(name)
+        if shape != size:
             raise GranAlignError(
-                f"{name}: got shape {found}, expected {size} from config.json; copy or download "
+                f"{name}: got shape {shape}, expected {size} from config.json; copy or download "
                 f"the model again"
             )
         return self.checkpoint.read(name)
 
-    def _own(self, name: str, *size: int) -> str:
-        """A tensor of the checkpoint as it is."""
+    def _weight(self, name: str, *size: int) -> str:
+        """Use a tensor of the checkpoint unchanged; raise unless it has this shape."""
         return self._stored(name, lambda: self._read(name, *size))
 
-    def _stored(self, name: str, make: Any) -> str:
+    def _stored(self, name: str, compute: Callable[[], npt.ArrayLike]) -> str:
+        """Use a tensor of the store, in the graph's dtype; compute it if it is not there yet."""
         if name not in self.tensors:
-            self.tensors.add(name, np.asarray(make()).astype(self.dtype, copy=False))
+            self.tensors.add(name, np.asarray(compute()).astype(self.dtype, copy=False))
         return self._use(name)
 
-    def _plain(self, x: str, name: str, inputs: int, outputs: int) -> str:
-        """A product without its bias."""
+    def _product_without_bias(self, x: str, name: str, inputs: int, outputs: int) -> str:
+        """Multiply by `name`.weight; another operator adds the bias."""
         weight = f"{name}.weight"
         stored = f"{weight}.transposed"
         self._stored(stored, lambda: self._read(weight, outputs, inputs).T)
@@ -214,31 +190,39 @@ class ClipGraph(GraphBuilder, ABC):
     # Layers.
 
     def _layers(self, state: State) -> State:
+        """Apply all layers."""
         for layer in range(self.shape.layers):
             state = self._layer(state, f"{self.prefix}.encoder.layers.{layer}", self._pools(layer))
         return state
 
     def _pools(self, layer: int) -> bool:
-        """Whether this layer is the last, and only the pooled row of it counts."""
+        """Return whether a layer is the last, of which only the pooled row is needed."""
         return layer == self.shape.layers - 1
 
     def _layer(self, state: State, prefix: str, pools: bool) -> State:
+        """Apply a layer; one that pools returns a single row of each input."""
         hidden = self.shape.hidden
-        maps = [f"{prefix}.self_attn.{part}_proj" for part in "qkv"]
+        projections = [f"{prefix}.self_attn.{part}_proj" for part in "qkv"]
         norm, stream = f"{prefix}.layer_norm1", state.stream
+        # Query, key and value. Only the pooled row needs a query; but causal attention takes all of
+        # them, because a query's position in the sequence says which keys it may attend to.
         if pools and not self.causal:
-            query = self._products(self._pooled(state.normed), norm, maps[:1], hidden)
-            parts = query + self._products(state.normed, norm, maps[1:], hidden)
+            query = self._products(self._pooled(state.normed), norm, projections[:1], hidden)
+            parts = query + self._products(state.normed, norm, projections[1:], hidden)
         else:
-            parts = self._products(state.normed, norm, maps, hidden)
+            parts = self._products(state.normed, norm, projections, hidden)
         y = self._attention(parts)
         if pools:
             stream = self._pooled(stream)
             y = self._pooled(y) if self.causal else y
-        y = self._plain(y, f"{prefix}.self_attn.out_proj", hidden, hidden)
-        state = self._added(y, stream, self._own(f"{prefix}.self_attn.out_proj.bias", hidden))
+        # Output projection, residual and norm.
+        y = self._product_without_bias(y, f"{prefix}.self_attn.out_proj", hidden, hidden)
+        bias = self._weight(f"{prefix}.self_attn.out_proj.bias", hidden)
+        state = self._add_and_norm(y, stream, bias)
+        # The multi-layer perceptron, residual and norm.
         y = self._mlp(state.normed, f"{prefix}.layer_norm2", f"{prefix}.mlp")
-        return self._added(y, state.stream, self._own(f"{prefix}.mlp.fc2.bias", hidden))
+        bias = self._weight(f"{prefix}.mlp.fc2.bias", hidden)
+        return self._add_and_norm(y, state.stream, bias)
 
     def _attention(self, parts: list[str]) -> str:
         heads, causal = self.shape.heads, int(self.causal)
@@ -247,28 +231,34 @@ class ClipGraph(GraphBuilder, ABC):
         )
 
     def _mlp(self, x: str, norm: str, prefix: str) -> str:
-        """Without its last bias."""
+        """Apply the multi-layer perceptron without its last bias."""
         kind, settings = ACTIVATIONS[self.shape.activation]
         (y,) = self._products(x, norm, [f"{prefix}.fc1"], self.shape.wide)
         y = self._op(kind, y, **settings)
-        return self._plain(y, f"{prefix}.fc2", self.shape.wide, self.shape.hidden)
+        return self._product_without_bias(y, f"{prefix}.fc2", self.shape.wide, self.shape.hidden)
 
     @abstractmethod
     def _pooled(self, x: str) -> str:
-        """The one row of each input that its embedding is made of."""
+        """Select the one row of each input that becomes its embedding."""
 
     # The end.
 
-    def _finish(self, x: str, taken: Any, size: int) -> Any:
-        """The `onnx.ModelProto` less its tensors; embeddings get unit length, in float32."""
+    def _finish(self, x: str, model_input: Any, size: int) -> Any:
+        """Scale embeddings to unit length in float32; return the `onnx.ModelProto` without tensors.
+
+        Args:
+            x: embeddings of any length.
+            model_input: the graph's input.
+            size: values of an embedding.
+        """
         if self.dtype != np.float32:
             x = self._cast(x, np.float32)
         x = self._op("Reshape", x, self._constant("embedding", [-1, size]))
-        # Over the square root of the mean square, and of the count: over the length, in one launch.
+        # Unit length in one launch: x / (root mean square * sqrt(size)) = x / |x|.
         scale = self._constant("unit", np.full(size, size**-0.5), np.float32)
-        self._add("RMSNormalization", [x, scale], [EMBEDDINGS], axis=-1, epsilon=_NOTHING)
-        given = self._value(EMBEDDINGS, np.float32, "batch", size)
-        model = self._model(self.prefix, [taken], [given])
+        self._add("RMSNormalization", [x, scale], [EMBEDDINGS], axis=-1, epsilon=_EPSILON)
+        output = self._value(EMBEDDINGS, np.float32, "batch", size)
+        model = self._model(self.prefix, [model_input], [output])
         if self.dtype == np.float32:
             standardise(model, {"SkipLayerNormalization"})
         return model

@@ -1,12 +1,12 @@
 """A Llama or Qwen decoder as an ONNX graph, written node by node from its safetensors.
 
 One graph serves prefill, the extension of a cached prefix and decoding. `Attention` of opset 23
-takes query heads and fewer key-value heads as they are, and appends to the past inside the
-operator, so nothing is repeated or concatenated outside it. All after the last layer's attention is
-done for the last position alone: a prompt of 300 tokens costs one row of logits, not 300.
+accepts fewer key-value heads than query heads, and appends to the past inside the operator. So the
+graph repeats and concatenates nothing. After the last layer's attention only the last position is
+computed: a prompt of 300 tokens costs one row of logits, not 300.
 
-The static graph writes to a cache in place, and its `Attention`, of opset 24, is told how much of
-it counts.
+The static graph writes to a cache in place. Its `Attention`, of opset 24, has an input that says
+how much of the cache is valid.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.export.llm_specs import BLOCK, HEAD_BITS, INT8_PRODUCTS, LINEAR_BITS, MASKED
 from granalign_fast.export.sources.checkpoint import JoinedProjections
 from granalign_fast.export.sources.language_model import LlmSource
+from granalign_fast.export.specs import BLOCK, HEAD_BITS, INT8_PRODUCTS, LINEAR_BITS, MASKED
 from granalign_fast.models.graph_contract import (
     ATTENTION_MASK,
     CACHED_TOKENS,
@@ -35,22 +35,22 @@ from granalign_fast.models.graph_contract import (
 from granalign_fast.runtime.standard_operators import MICROSOFT
 
 from .block_quantization import quantise_blocks
-from .builder import GraphBuilder
-from .tensor_file import TensorFile
+from .builder import CheckpointGraph
+from .tensor_file import GraphTensors
 
 
-class DecoderGraph(GraphBuilder):
-    """Builds the graph; weights go to a `TensorFile` that several graphs may share.
+class DecoderGraph(CheckpointGraph):
+    """The decoder's graph; several graphs may share one store of weights.
 
     Args:
         source: the model.
-        tensors: where its weights go, those that are not there yet.
+        tensors: the store. Weights that it holds already are not written again.
         precision: ``"fp32"``, ``"fp16"`` or ``"int4"``.
         static: whether to build ``static.onnx``.
     """
 
     def __init__(
-        self, source: LlmSource, tensors: TensorFile, *, precision: str, static: bool = False
+        self, source: LlmSource, tensors: GraphTensors, *, precision: str, static: bool = False
     ) -> None:
         dtype = np.float16 if precision == "fp16" else np.float32
         super().__init__(JoinedProjections(source.checkpoint), tensors, dtype)
@@ -61,14 +61,17 @@ class DecoderGraph(GraphBuilder):
             self.opset = STATIC_OPSET
 
     def model(self) -> Any:
-        """The `onnx.ModelProto`, whose large tensors lie in the `TensorFile`."""
+        """Return the `onnx.ModelProto`, whose large tensors are in the store's file."""
+        # Token ids to embeddings, rotary positions and a mask: the inputs of all layers.
         x = self._embed()
-        self._rotation()
+        self._rotary_positions()
         mask = "" if self.static else self._mask(x)
-        more = ""
+        # Each layer returns the residual and its output; the next one adds them.
+        update = ""
         for layer in range(self.shape.layers):
-            x, more = self._layer(x, more, layer, mask)
-        self._logits(self._sum(x, more, "model.norm.weight")[1])
+            x, update = self._layer(x, update, layer, mask)
+        self._logits(self._add_and_norm(x, update, "model.norm.weight")[1])
+        # Inputs and outputs. The static cache has a capacity; the other one grows.
         inputs = self._inputs()
         if self.static:
             inputs += [self._value(n, np.int64, "batch") for n in (WRITE_INDICES, CACHED_TOKENS)]
@@ -81,90 +84,102 @@ class DecoderGraph(GraphBuilder):
         return self._model("causal-lm", inputs, [logits, *cache])
 
     def _inputs(self) -> list[Any]:
-        """What a step is about; cache and mask are the same for every decoder."""
+        """Describe the inputs of a step; those of cache and mask are the same for every decoder."""
         names = (INPUT_IDS, POSITION_IDS)
         return [self._value(name, np.int64, "batch", "sequence") for name in names]
 
     def _embed(self) -> str:
+        """Look up token embeddings (batch, sequence, hidden)."""
         table = self._tensor("model.embed_tokens.weight", np.float16 if self.quantised else None)
         x = self._op("Gather", table, INPUT_IDS, axis=0)
         return self._cast(x, np.float32) if self.quantised else x
 
-    def _rotation(self) -> None:
-        """Cosine and sine of every position, (batch, sequence, head_dim / 2), for all layers.
+    def _rotary_positions(self) -> None:
+        """Look up cosine and sine of every position, (batch, sequence, head_dim / 2).
 
-        Out of tables: fp16 could not compute them, and a step needs few operators so.
+        All layers use them. They come from tables, because float16 could not compute them, and
+        because a table needs few operators a step.
         """
-        self.cosine, self.sine = self._turned("cosine"), self._turned("sine")
+        self.cosine, self.sine = self._rotary("cosine"), self._rotary("sine")
 
-    def _turned(self, name: str) -> str:
+    def _rotary(self, name: str) -> str:
         return self._op("Gather", self._table(name, slice(None)), POSITION_IDS, axis=0)
 
     def _table(self, name: str, pairs: slice) -> str:
-        """Cosines or sines (context, pairs) of these pairs."""
+        """Store the cosines or sines (context, pairs) of some rotary pairs."""
         tensor = f"rotary.{name}.{pairs.start or 0}"
         if tensor not in self.tensors:
-            places = np.arange(self.shape.context, dtype=np.float32)[:, None]
-            angles = places * self.shape.frequencies[pairs]
-            turned = np.cos(angles) if name == "cosine" else np.sin(angles)
-            self.tensors.add(tensor, turned.astype(self.dtype))
+            positions = np.arange(self.shape.context, dtype=np.float32)[:, None]
+            angles = positions * self.shape.frequencies[pairs]
+            values = np.cos(angles) if name == "cosine" else np.sin(angles)
+            self.tensors.add(tensor, values.astype(self.dtype))
         return self._use(tensor)
 
     def _mask(self, x: str) -> str:
-        """What padding adds to scores, (batch, 1, sequence, total); the operator adds causality.
+        """Compute what padding adds to scores, (batch, 1, sequence, total).
 
-        A finite number: a row that sees nothing but padding must not become NaN, as its values
-        still take part, multiplied by 0, in the rows after it.
+        The operator itself makes attention causal. `MASKED` is a finite number: a row that attends
+        to padding alone must not become NaN, because later rows multiply its values by 0.
         """
-        seen = self._cast(ATTENTION_MASK, self.dtype)
-        hidden = self._op("Sub", self._constant("one", 1, self.dtype), seen)
-        added = self._op("Mul", hidden, self._constant("masked", MASKED, self.dtype))
+        valid = self._cast(ATTENTION_MASK, self.dtype)
+        padding = self._op("Sub", self._constant("one", 1, self.dtype), valid)
+        added = self._op("Mul", padding, self._constant("masked", MASKED, self.dtype))
         added = self._op("Unsqueeze", added, self._constant("head_and_row", [1, 2]))
         rows = self._op("Shape", x, start=1, end=2)
         ones = self._constant("ones", [1, 1])
         shape = self._op("Concat", ones, rows, self._constant("one_more", [1]), axis=0)
-        # ONNX Runtime's kernel wants a row for every query, where the standard would broadcast.
+        # The standard would broadcast one row; ONNX Runtime's kernel needs one for every query.
         return self._op("Expand", added, shape)
 
-    def _layer(self, x: str, more: str, layer: int, mask: str) -> tuple[str, str]:
-        """What goes past a layer and what comes out of it, to be added by the next one."""
+    def _layer(self, x: str, update: str, layer: int, mask: str) -> tuple[str, str]:
+        """Apply a layer; return the residual and the MLP's output.
+
+        The next layer fuses their sum with its norm.
+        """
         prefix = f"model.layers.{layer}"
-        x, normed = self._sum(x, more, f"{prefix}.input_layernorm.weight")
+        # Self-attention.
+        x, normed = self._add_and_norm(x, update, f"{prefix}.input_layernorm.weight")
         attended = self._attention(normed, f"{prefix}.self_attn", layer, mask)
+        # Only the last position's logits are needed, so the last layer drops all others.
         if layer == self.shape.layers - 1:
             x, attended = self._last(x), self._last(attended)
-        more = self._linear(attended, f"{prefix}.self_attn.o_proj")
-        x, normed = self._sum(x, more, f"{prefix}.post_attention_layernorm.weight")
-        return x, self._gated(normed, f"{prefix}.mlp")
+        # The multi-layer perceptron.
+        update = self._linear(attended, f"{prefix}.self_attn.o_proj")
+        x, normed = self._add_and_norm(x, update, f"{prefix}.post_attention_layernorm.weight")
+        return x, self._gated_mlp(normed, f"{prefix}.mlp")
 
-    def _sum(self, x: str, more: str, weight: str) -> tuple[str, str]:
-        """A sum, and it normalised; without `more` x is the sum."""
+    def _add_and_norm(self, x: str, update: str, weight: str) -> tuple[str, str]:
+        """Return the sum, and the normalised sum; x is the sum if there is no update."""
         epsilon = self.shape.epsilon
-        if not more or not self.static:
-            x = self._op("Add", x, more) if more else x
+        if not update or not self.static:
+            x = self._op("Add", x, update) if update else x
             return x, self._norm(x, weight, epsilon)
-        inputs = [x, more, self._tensor(weight)]
+        inputs = [x, update, self._tensor(weight)]
         return self._sum_and_norm("SkipSimplifiedLayerNormalization", inputs, epsilon)
 
     def _last(self, x: str) -> str:
-        """What is wanted of all positions: (batch, hidden), or (batch, 1, hidden) if static."""
-        if self.static:  # each row ends elsewhere; all summands but one are 0
+        """Select the last position: (batch, hidden), or (batch, 1, hidden) if static."""
+        if self.static:  # rows end at different positions; `LAST` is 1 at the end and 0 elsewhere
             return self._op("MatMul", LAST, x)
         return self._op("Gather", x, self._constant("last", -1), axis=1)
 
     def _attention(self, x: str, prefix: str, layer: int, mask: str) -> str:
+        """Attend over the cache and the new tokens, and write the new tokens to the cache."""
         shape = self.shape
+        # Query, key and value by one product; queries and keys are rotated.
         heads = [shape.heads, shape.kv_heads, shape.kv_heads]
         sizes = self._constant("qkv", [count * shape.head_dim for count in heads])
         parts = [f"{part}.{layer}" for part in ("query", "key", "value")]
         self._add("Split", [self._linear(x, f"{prefix}.qkv_proj"), sizes], parts, axis=-1)
         query = self._heads(parts[0], f"{prefix}.q_norm", shape.heads)
         key = self._heads(parts[1], f"{prefix}.k_norm", shape.kv_heads)
-        added, past, present = (key, parts[2]), past_names(layer), present_names(layer)
-        inputs, outputs = [query, *added, mask, *past], [f"attended.{layer}", *present]
+        # The growing cache: the operator itself appends keys and values to the past.
+        new, past, present = (key, parts[2]), past_names(layer), present_names(layer)
+        inputs, outputs = [query, *new, mask, *past], [f"attended.{layer}", *present]
+        # The static cache: write keys and values in place, then attend to the valid tokens.
         if self.static:
-            for new, before, after in zip(added, past, present, strict=True):
-                self._add("TensorScatter", [before, new, WRITE_INDICES], [after], axis=1)
+            for rows, before, after in zip(new, past, present, strict=True):
+                self._add("TensorScatter", [before, rows, WRITE_INDICES], [after], axis=1)
             inputs, outputs = [query, *present, "", "", "", CACHED_TOKENS], outputs[:1]
         self._add(
             "Attention",
@@ -177,7 +192,7 @@ class DecoderGraph(GraphBuilder):
         return outputs[0]
 
     def _heads(self, x: str, norm: str, heads: int) -> str:
-        """Normalise each head, where the model does, and rotate it; (batch, sequence, width)."""
+        """Normalise each head, if the model does, and rotate it; (batch, sequence, width)."""
         if f"{norm}.weight" in self.checkpoint:
             split = self._constant("split", [0, 0, -1, self.shape.head_dim])
             x = self._op("Reshape", x, split)
@@ -191,6 +206,7 @@ class DecoderGraph(GraphBuilder):
         return super()._product(x, weight)
 
     def _quantised_product(self, x: str, name: str, weight: str, bits: int) -> str:
+        """Multiply by a weight of few bits, stored under `name`."""
         parts = [f"{name}.{part}" for part in ("packed", "scales", "zeros")]
         if parts[0] not in self.tensors:
             arrays: tuple[npt.NDArray[Any], ...] = quantise_blocks(
@@ -212,9 +228,9 @@ class DecoderGraph(GraphBuilder):
         )
 
     def _logits(self, x: str) -> None:
-        """(batch, 1, vocabulary) float32 under the output's name."""
+        """Write float32 logits (batch, 1, vocabulary) to the graph's output."""
         weight = "model.embed_tokens.weight" if self.shape.tied else "lm_head.weight"
-        # Both take the matrix as it is stored, so that a tied one is stored once.
+        # FusedMatMul and Gemm transpose the stored matrix, so a tied one is stored once.
         if self.quantised:
             y = self._quantised_product(x, "lm_head.weight", weight, HEAD_BITS)
         elif self.static:
@@ -228,6 +244,7 @@ class DecoderGraph(GraphBuilder):
         self.nodes[-1].output[0] = LOGITS
 
     def _cache(self, names: Callable[[int], tuple[str, str]], length: str) -> list[Any]:
+        """Describe the keys and values of all layers, as inputs or outputs."""
         heads, size = self.shape.kv_heads, self.shape.head_dim
         shape = ("batch", length, heads * size) if self.static else ("batch", heads, length, size)
         layers = range(self.shape.layers)

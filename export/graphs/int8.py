@@ -1,7 +1,7 @@
-"""Numbers of the int8 recipe: measured ranges, smoothed channels, 8-bit weights and activations.
+"""The arithmetic of the int8 recipe: measured ranges, SmoothQuant factors, 8-bit numbers.
 
-Activations get one fixed scale per product, measured once. Unlike a scale taken from each batch, it
-costs no pass over the data, and a text's embedding cannot depend on what else is in its batch.
+The activations of a product get one fixed scale, measured once. Unlike a scale for each batch, it
+costs no pass over the data, and a text's embedding cannot depend on the other texts of its batch.
 """
 
 from __future__ import annotations
@@ -17,27 +17,36 @@ import numpy.typing as npt
 from granalign_fast.export.sources.bert import Array, Bert
 from granalign_fast.export.specs import RANGE_HEADROOM, WEIGHT_LEVELS
 
-_TINY = 1e-5  # a channel that is always 0 must not divide by 0
+_TINY = 1e-5
+"""The least range and weight to divide by: a channel may always be 0."""
 
 
 @dataclass
 class Range:
-    """Least and greatest value of each channel, (channels,) both."""
+    """Least and greatest value of each channel of an activation, both (channels,)."""
 
     low: Array
     high: Array
 
     def strongest(self, weight: Array, count: int) -> npt.NDArray[np.int64]:
-        """Indices of the `count` channels that can move the product with `weight` the most."""
+        """Return the indices of the `count` channels that can change the product the most.
+
+        Args:
+            weight: of the product, (channels, out).
+            count: how many channels.
+        """
         reach = np.maximum(-self.low, self.high) * np.abs(weight).max(axis=1)
         return np.sort(np.argsort(-reach, kind="stable")[:count])
 
     def smoothing(self, weight: Array, strength: float) -> Array:
-        """What to divide each channel by, and multiply its row of `weight` with; (channels,).
+        """Return SmoothQuant's factors (channels,), with a geometric mean of 1.
+
+        Each divides its channel and multiplies its row of `weight`. The formula is
+        ``max|activation| ** s / max|weight| ** (1 - s)`` (SmoothQuant, arXiv 2211.10438).
 
         Args:
             weight: of the product that follows, (channels, out).
-            strength: 0 spares the weights, 1 makes all channels equally wide.
+            strength: the exponent s; 0 evens out the weights, 1 the channels.
         """
         channel = np.maximum(np.maximum(-self.low, self.high), _TINY)
         row = np.maximum(np.abs(weight).max(axis=1), _TINY)
@@ -46,7 +55,7 @@ class Range:
         return factors
 
     def affine(self, factors: Array) -> tuple[np.float32, np.uint8]:
-        """Scale and zero point of the whole activation once it is divided by `factors`."""
+        """Return scale and zero point of the whole activation after division by `factors`."""
         low = min(0.0, float((self.low / factors).min())) * RANGE_HEADROOM
         high = max(0.0, float((self.high / factors).max())) * RANGE_HEADROOM
         scale = max(high - low, _TINY) / 255
@@ -54,7 +63,7 @@ class Range:
 
 
 def measure_ranges(model: Bert, tokens: Iterable[list[int]]) -> dict[str, Range]:
-    """The range of every product's input over tokenised texts, by the names `Bert.hidden` gives."""
+    """Measure the range of every product's input over tokenised texts, by `Bert.hidden`'s names."""
     ranges: dict[str, Range] = {}
 
     def observe(site: str, value: Array) -> None:
@@ -64,6 +73,7 @@ def measure_ranges(model: Bert, tokens: Iterable[list[int]]) -> dict[str, Range]
         np.minimum(known.low, low, out=known.low)
         np.maximum(known.high, high, out=known.high)
 
+    # Texts of equal length run as one batch.
     by_length: defaultdict[int, list[list[int]]] = defaultdict(list)
     for ids in tokens:
         by_length[len(ids)].append(ids)
@@ -73,6 +83,6 @@ def measure_ranges(model: Bert, tokens: Iterable[list[int]]) -> dict[str, Range]
 
 
 def quantise_columns(weight: Array) -> tuple[npt.NDArray[np.int8], npt.NDArray[Any]]:
-    """Symmetric int8 weights (in, out) and one float32 scale per column, (out,)."""
+    """Quantise weights (in, out) symmetrically to int8, with a float32 scale per column, (out,)."""
     scale = np.maximum(np.abs(weight).max(axis=0), _TINY * 1e-3) / WEIGHT_LEVELS
     return np.round(weight / scale).astype(np.int8), scale.astype(np.float32)

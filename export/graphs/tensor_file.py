@@ -1,4 +1,7 @@
-"""ONNX external data, written a tensor at a time: memory holds one of them, not all."""
+"""Stores for the tensors of ONNX graphs: inside the graph, in external data, or as the file grows.
+
+The two stores that write to a file take one tensor at a time, so memory never holds all weights.
+"""
 
 from __future__ import annotations
 
@@ -8,31 +11,51 @@ import numpy as np
 import numpy.typing as npt
 
 _ALIGNMENT = 4096
-"""Bytes: tensors begin on pages, so that ONNX Runtime can map them instead of reading them."""
-
+"""Bytes, one memory page: tensors begin on pages, so that ONNX Runtime can map the file."""
 
 _INLINE = 1024
-"""Bytes: smaller tensors, shapes among them, stay inside the graph, which shape inference reads."""
+"""Bytes: smaller tensors stay inside the graph. Shapes are among them, and shape inference reads
+no external data."""
 
 
-class TensorFile:
-    """External data of ONNX graphs: every tensor is written once, whichever graphs use it."""
+class GraphTensors:
+    """Tensors by name, held in memory as initialisers of the graph."""
 
-    def __init__(self, file: IO[bytes], location: str) -> None:
-        self._file = file
-        self._location = location
+    def __init__(self) -> None:
         self.tensors: dict[str, Any] = {}
+        """`onnx.TensorProto` by name; None for a tensor that is in the file already."""
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
 
     def add(self, name: str, array: npt.NDArray[Any]) -> None:
-        """Write a tensor, or keep it for the graph itself if it is small."""
-        from onnx import StringStringEntryProto, TensorProto, helper, numpy_helper
+        """Keep a tensor for the graph."""
+        from onnx import numpy_helper
 
-        array = np.asarray(array, order="C")  # ascontiguousarray would turn a scalar into a row
+        # ascontiguousarray would turn a scalar into a row.
+        self.tensors[name] = numpy_helper.from_array(np.asarray(array, order="C"), name)
+
+
+class TensorFile(GraphTensors):
+    """External data of ONNX graphs: several graphs share a tensor that is written once.
+
+    Args:
+        file: where the bytes of large tensors go.
+        location: the file's name, which the graphs refer to.
+    """
+
+    def __init__(self, file: IO[bytes], location: str) -> None:
+        super().__init__()
+        self._file = file
+        self._location = location
+
+    def add(self, name: str, array: npt.NDArray[Any]) -> None:
+        """Write a tensor to the file, or keep a small one for the graph."""
+        from onnx import StringStringEntryProto, TensorProto, helper
+
+        array = np.asarray(array, order="C")
         if array.nbytes < _INLINE:
-            self.tensors[name] = numpy_helper.from_array(array, name)
+            super().add(name, array)
             return
         self._file.write(bytes(-self._file.tell() % _ALIGNMENT))
         offset = self._file.tell()
@@ -53,21 +76,22 @@ class TensorFile:
         )
 
 
-class EmbeddedTensors(TensorFile):
-    """Tensors within the ONNX file itself, which is written part by part.
+class EmbeddedTensors(GraphTensors):
+    """Tensors inside the ONNX file itself, which is written part by part.
 
-    In protobuf messages merge when they stand one after another: each tensor is a model of its own,
-    and the graph is the last.
+    Protobuf merges messages that stand one after another. So each tensor is written as a model of
+    its own, and the graph is the last of these models.
 
     Args:
         file: the ONNX file.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
-        super().__init__(file, "")
+        super().__init__()
+        self._file = file
 
     def add(self, name: str, array: npt.NDArray[Any]) -> None:
-        """Write a tensor."""
+        """Write a tensor to the file."""
         from onnx import ModelProto, numpy_helper
 
         part = ModelProto()
@@ -78,5 +102,5 @@ class EmbeddedTensors(TensorFile):
         self.tensors[name] = None
 
     def finish(self, model: Any) -> None:
-        """Write the graph."""
+        """Write the graph, after all of its tensors."""
         self._file.write(model.SerializeToString())

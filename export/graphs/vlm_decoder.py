@@ -1,4 +1,4 @@
-"""The decoder of Qwen2.5-VL: `DecoderGraph` with images and positions in three dimensions."""
+"""The decoder of Qwen2.5-VL: `DecoderGraph` with images, and positions on three axes."""
 
 from __future__ import annotations
 
@@ -16,26 +16,29 @@ from granalign_fast.models.graph_contract import (
 )
 
 from .decoder import DecoderGraph
-from .tensor_file import TensorFile
+from .tensor_file import GraphTensors
 
 
 class VlmDecoderGraph(DecoderGraph):
-    """Takes images as `INPUTS_EMBEDS` or, if static, as `IMAGE_EMBEDS`; see `vlm_specs`."""
+    """The decoder's graph; arguments as of `DecoderGraph`.
+
+    Images are part of `INPUTS_EMBEDS` or, in the static graph, come as `IMAGE_EMBEDS`.
+    """
 
     def __init__(
-        self, source: VlmSource, tensors: TensorFile, *, precision: str, static: bool = False
+        self, source: VlmSource, tensors: GraphTensors, *, precision: str, static: bool = False
     ) -> None:
         super().__init__(source, tensors, precision=precision, static=static)
         self.sections = source.sections
 
     def _inputs(self) -> list[Any]:
         hidden = self.shape.hidden
-        places = self._value(POSITION_IDS, np.int64, 3, "batch", "sequence")
+        positions = self._value(POSITION_IDS, np.int64, 3, "batch", "sequence")
         if not self.static:
-            return [self._value(INPUTS_EMBEDS, self.dtype, "batch", "sequence", hidden), places]
+            return [self._value(INPUTS_EMBEDS, self.dtype, "batch", "sequence", hidden), positions]
         return [
             self._value(INPUT_IDS, np.int64, "batch", "sequence"),
-            places,
+            positions,
             self._value(IMAGE_EMBEDS, self.dtype, "batch", "image_tokens", hidden),
             self._value(IMAGE_AT, np.int64, "batch"),
         ]
@@ -43,25 +46,26 @@ class VlmDecoderGraph(DecoderGraph):
     def _embed(self) -> str:
         if not self.static:
             return INPUTS_EMBEDS
+        # Write the image over the embeddings of its image tokens.
         return self._op("TensorScatter", super()._embed(), IMAGE_EMBEDS, IMAGE_AT, axis=1)
 
-    def _turned(self, name: str) -> str:
-        # A pair after the other: those of time, of height and of width.
+    def _rotary(self, name: str) -> str:
+        # A head's rotary pairs are three sections: by time, by row and by column.
         ends = np.cumsum(self.sections).tolist()
-        turned = []
+        sections = []
         for axis, (end, pairs) in enumerate(zip(ends, self.sections, strict=True)):
             if pairs:
-                places = self._op("Gather", POSITION_IDS, self._constant(f"axis.{axis}", axis))
+                positions = self._op("Gather", POSITION_IDS, self._constant(f"axis.{axis}", axis))
                 table = self._table(name, slice(end - pairs, end))
-                turned.append(self._op("Gather", table, places, axis=0))
-        return self._op("Concat", *turned, axis=-1)
+                sections.append(self._op("Gather", table, positions, axis=0))
+        return self._op("Concat", *sections, axis=-1)
 
 
 class EmbeddingGraph(DecoderGraph):
-    """From token ids (batch, sequence) to `INPUTS_EMBEDS`: the table that a tied head has, too."""
+    """The graph from token ids (batch, sequence) to `INPUTS_EMBEDS`; a tied head has its table."""
 
     def model(self) -> Any:
-        """The `onnx.ModelProto`, whose table lies in the `TensorFile`."""
+        """Return the `onnx.ModelProto`, whose table is in the store's file."""
         self._embed()
         self.nodes[-1].output[0] = INPUTS_EMBEDS
         ids = self._value(INPUT_IDS, np.int64, "batch", "sequence")

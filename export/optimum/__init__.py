@@ -1,1 +1,1 @@
-"""Exports of other architectures, and use from transformers, through optimum."""
+"""Exports of other architectures by optimum, and a model class for users of transformers."""

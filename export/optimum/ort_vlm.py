@@ -1,7 +1,8 @@
-"""An exported vision-language model under transformers' own `generate`, by way of optimum.
+"""A model class of optimum: exported vision-language models under transformers' own `generate`.
 
-For users of transformers: its processor before, its `GenerationMixin` inside. It needs torch;
-`VisionLanguageModel`, which reuses what it has seen of a frame, does not.
+It is for users of transformers: its inputs come from transformers' processor, and its generation is
+`GenerationMixin`. It needs torch. `VisionLanguageModel` does not, and it reuses the cache of a
+frame.
 """
 
 from __future__ import annotations
@@ -32,21 +33,21 @@ except ImportError:
 
 @dataclass
 class VlmOutput(CausalLMOutputWithPast):  # type: ignore[misc]
-    """Logits (batch, 1, vocabulary), past, and what positions are ahead of the number of tokens.
+    """Logits (batch, 1, vocabulary), the cache, and the offset of positions.
 
-    `rope_deltas`, (batch, 1), go from step to step among the arguments of `generate`: the model
-    itself remembers nothing of a call.
+    `rope_deltas`, (batch, 1), is the next position minus the number of tokens. `generate` passes it
+    from step to step, because the model itself keeps no state between calls.
     """
 
     rope_deltas: torch.Tensor | None = None
 
 
 class ORTModelForImageTextToText(ORTModelForCausalLM):  # type: ignore[misc]
-    """What `export_vlm` wrote, as an optimum model: ``from_pretrained(folder).generate(...)``.
+    """An export of `export_vlm` as an optimum model: ``from_pretrained(folder).generate(...)``.
 
-    It takes what the processor gives: `input_ids`, `attention_mask`, `pixel_values` and
-    `image_grid_thw`, rows padded on the left; text alone works as well. Images must have the
-    export's size.
+    Its inputs are the processor's outputs: `input_ids`, `attention_mask`, `pixel_values` and
+    `image_grid_thw`, with rows padded on the left. Text without images works as well. Images must
+    have the export's size.
 
     Raises:
         GranAlignError: the folder is no such export, or an image has another size.
@@ -55,7 +56,7 @@ class ORTModelForImageTextToText(ORTModelForCausalLM):  # type: ignore[misc]
     auto_model_class = AutoModelForImageTextToText
     manifest: VlmManifest
 
-    # Images belong to rows by the order of both; this repeats them with the rows, for beams.
+    # Images belong to rows by their order. For beams these functions repeat images with their rows.
     _expand_inputs_for_generation = Qwen2_5_VLForConditionalGeneration._expand_inputs_for_generation
     _get_image_nums_and_video_nums = (
         Qwen2_5_VLForConditionalGeneration._get_image_nums_and_video_nums
@@ -63,10 +64,10 @@ class ORTModelForImageTextToText(ORTModelForCausalLM):  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(cls, model_id: str | Path, *args: Any, **kwargs: Any) -> Any:
-        """Open a folder that `export_vlm` wrote; all else is optimum's.
+        """Open a folder that `export_vlm` wrote; further arguments are those of optimum.
 
         Raises:
-            GranAlignError: it is no such folder, or was altered.
+            GranAlignError: the folder is no such export, or was altered.
         """
         manifest = VlmManifest.read(Path(model_id))  # before optimum asks the hub
         return super().from_pretrained(model_id, *args, manifest=manifest, **kwargs)
@@ -80,6 +81,7 @@ class ORTModelForImageTextToText(ORTModelForCausalLM):  # type: ignore[misc]
         # optimum-onnx 0.1.0 does not know this family's key-value heads.
         model.num_key_value_heads = manifest.kv_heads
         model.embed_size_per_head = manifest.head_dim
+        # The vision tower and the embedding run in sessions of their own.
         model._patches, model._embedding = (
             InferenceSession(
                 Path(model_id) / name,
@@ -94,14 +96,14 @@ class ORTModelForImageTextToText(ORTModelForCausalLM):  # type: ignore[misc]
     def prepare_inputs_for_generation(
         self, input_ids: torch.Tensor, past_key_values: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """What `forward` takes at one step: the tokens that the past does not hold."""
+        """Return the inputs of `forward` at one step: the tokens that the cache does not hold."""
         first = past_key_values is None
         past = 0 if first else past_key_values[0][0].shape[2]
         names = ["attention_mask", "rope_deltas", "use_cache"]
         if first:
             names += ["pixel_values", "image_grid_thw"]
-        kept = {name: kwargs.get(name) for name in names}
-        return kept | {"input_ids": input_ids[:, past:], "past_key_values": past_key_values}
+        inputs = {name: kwargs.get(name) for name in names}
+        return inputs | {"input_ids": input_ids[:, past:], "past_key_values": past_key_values}
 
     def _update_model_kwargs_for_generation(
         self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
@@ -122,16 +124,19 @@ class ORTModelForImageTextToText(ORTModelForCausalLM):  # type: ignore[misc]
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> VlmOutput:
-        """One step: logits of the last position.
+        """Run one step, and return the logits of the last position.
 
         Args:
             input_ids: (batch, sequence).
             attention_mask: (batch, past + sequence); None if nothing is padded.
-            past_key_values: keys and values of every layer, as an output has them.
-            pixel_values: (patches of all images, values), as the processor gives them.
-            image_grid_thw: (images, 3), of patches.
-            rope_deltas: of the step before; None at the first.
+            past_key_values: keys and values of every layer, from the last step's output.
+            pixel_values: (patches of all images, values), from the processor.
+            image_grid_thw: (images, 3), in patches.
+            rope_deltas: from the last step's output; None at the first step.
             use_cache: whether the output holds keys and values.
+
+        Raises:
+            GranAlignError: `rope_deltas` is missing after the first step, or images do not fit.
         """
         flat = [array for layer in past_key_values or () for array in layer]
         past = flat[0].shape[2] if flat else 0
@@ -143,16 +148,19 @@ class ORTModelForImageTextToText(ORTModelForCausalLM):  # type: ignore[misc]
                 "rope_deltas: got none with past_key_values, expected those of the step before; "
                 "pass outputs.rope_deltas on"
             )
+        # Positions: at the first step from the prompt, then one after another.
         if rope_deltas is None:
             positions = self._positions(input_ids, attention_mask)
             rope_deltas = positions.amax((0, 2))[:, None] + 1 - length
         else:
             positions = torch.arange(past, past + length, device=input_ids.device) + rope_deltas
             positions = positions.expand(3, batch, length)
+        # Embeddings of tokens, with those of images in the place of image tokens.
         embeds = self._run(self._embedding, INPUTS_EMBEDS, input_ids=input_ids)
         if pixel_values is not None:
-            seen = self._see(pixel_values, image_grid_thw, input_ids)
-            embeds[input_ids == self.manifest.image_token] = seen.flatten(0, 1)
+            images = self._embed_images(pixel_values, image_grid_thw, input_ids)
+            embeds[input_ids == self.manifest.image_token] = images.flatten(0, 1)
+        # The decoder, after an empty cache at the first step.
         if not flat:
             shape = (batch, self.num_key_value_heads, 0, self.embed_size_per_head)
             empty = torch.zeros(shape, dtype=self.dtype, device=self.device)
@@ -170,47 +178,49 @@ class ORTModelForImageTextToText(ORTModelForCausalLM):  # type: ignore[misc]
         return VlmOutput(logits=outputs["logits"], past_key_values=layers, rope_deltas=rope_deltas)
 
     def _positions(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Time, row and column of every token, (3, batch, sequence); padding gets anything.
+        """Compute time, row and column of every token, (3, batch, sequence).
 
-        A frame's tokens count from the place of its first, and take as many positions as its
-        longer side has tokens.
+        The positions of a frame's tokens count from the position of its first token. A frame takes
+        as many positions as its longer side has tokens. Those of padding have no meaning.
         """
         rows, columns = self.manifest.image_grid
         frame = (ids == self.manifest.image_token) & (mask == 1)
-        place = mask.cumsum(-1) - 1
-        done, within = frame.cumsum(-1), torch.zeros_like(place)
+        # Number of each token in its row, and of each frame token in its frame.
+        index = mask.cumsum(-1) - 1
+        done, within = frame.cumsum(-1), torch.zeros_like(index)
         within[frame] = (done[frame] - 1) % (rows * columns)
+        # Each earlier frame takes fewer positions than it has tokens.
         whole = torch.where(frame, done - 1, done) // (rows * columns)  # frames before this token
-        start = place - within - whole * (rows * columns - max(rows, columns))
+        start = index - within - whole * (rows * columns - max(rows, columns))
         down = torch.where(frame, within // columns, 0)
         right = torch.where(frame, within % columns, 0)
         return torch.stack([start, start + down, start + right])
 
-    def _see(
+    def _embed_images(
         self, pixels: torch.Tensor, grids: torch.Tensor | None, ids: torch.Tensor
     ) -> torch.Tensor:
-        """Embeddings (images, image tokens, hidden), for as many images as the ids have room."""
+        """Embed images: (images, image tokens, hidden).
+
+        Raises:
+            GranAlignError: an image has another size, or the ids have other image tokens.
+        """
         _, patches, values = self._patches.get_inputs()[0].shape
         height, width = self.manifest.image_size
         merge = round((patches / self.manifest.image_tokens) ** 0.5)
-        wanted = [1, *(merge * side for side in self.manifest.image_grid)]
-        found = [] if grids is None else grids.tolist()
-        if (
-            not found
-            or any(grid != wanted for grid in found)
-            or len(pixels) != patches * len(found)
-        ):
+        expected = [1, *(merge * side for side in self.manifest.image_grid)]
+        got = [] if grids is None else grids.tolist()
+        if not got or any(grid != expected for grid in got) or len(pixels) != patches * len(got):
             raise GranAlignError(
-                f"image_grid_thw: got {found} for {len(pixels)} patches, expected {wanted} for "
+                f"image_grid_thw: got {got} for {len(pixels)} patches, expected {expected} for "
                 f"every image; resize images to {height} x {width}, which the export is for"
             )
-        room = int((ids == self.manifest.image_token).sum())
-        if room != self.manifest.image_tokens * len(found):
+        tokens = int((ids == self.manifest.image_token).sum())
+        if tokens != self.manifest.image_tokens * len(got):
             raise GranAlignError(
-                f"input_ids: got {room} image tokens for {len(found)} images, expected "
+                f"input_ids: got {tokens} image tokens for {len(got)} images, expected "
                 f"{self.manifest.image_tokens} for each"
             )
-        pixels = pixels.reshape(len(found), patches, values).float()
+        pixels = pixels.reshape(len(got), patches, values).float()
         return self._run(self._patches, IMAGE_EMBEDS, pixel_values=pixels)
 
     def _run(self, session: InferenceSession, output: str, **inputs: torch.Tensor) -> torch.Tensor:
@@ -218,7 +228,7 @@ class ORTModelForImageTextToText(ORTModelForCausalLM):  # type: ignore[misc]
         return torch.from_numpy(session.run([output], arrays)[0]).to(self.device)
 
     def _step(self, inputs: dict[str, Any], batch: int, length: int) -> dict[str, torch.Tensor]:
-        """Run the decoder as optimum does, with bound buffers or without."""
+        """Run the decoder as optimum does, with or without bound buffers."""
         if not self.use_io_binding:
             arrays = self._prepare_onnx_inputs(True, inputs)
             outputs: dict[str, torch.Tensor] = self._prepare_onnx_outputs(

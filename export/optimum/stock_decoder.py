@@ -1,4 +1,4 @@
-"""Language models whose graph we do not write: optimum's stock export of them, in fp32."""
+"""The export of language models without a graph of ours: optimum's stock export, in fp32."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from granalign_fast.errors import GranAlignError, MissingExtraError, one_line
 from granalign_fast.export.checks.language_model import load_source
 from granalign_fast.export.sources.folder import quiet
 from granalign_fast.export.sources.language_model import (
-    ARCHITECTURES,
     LlmShape,
     ModelSource,
     read_config,
-    refuse_newer,
+    reject_transformers_5,
 )
+from granalign_fast.export.specs import LLM_ARCHITECTURES
 from granalign_fast.models.graph_contract import GRAPH, past_names
 
 _TASK = "text-generation-with-past"
+"""optimum's name of a decoder with a key/value cache."""
 
 _CONTEXTS = ("max_position_embeddings", "max_seq_len", "seq_length")
-"""What families call the number of tokens that they were made for."""
+"""Families' names of the setting for the greatest number of tokens."""
 
 _WINDOWS = ("sliding_window", "window_size")
-"""What they call the number of tokens that a layer looks back, where it does not see them all."""
+"""Families' names of the setting for an attention window: how many tokens a layer looks back."""
 
 
 @dataclass(frozen=True)
 class CacheShape:
-    """What a step hands to the next: keys and values (rows, kv_heads, tokens, head_dim) a layer."""
+    """Shape of the key/value cache: (rows, kv_heads, tokens, head_dim) in every layer."""
 
     layers: int
     kv_heads: int
@@ -44,12 +45,13 @@ class CacheShape:
 class StockSource(ModelSource):
     """A model folder of an architecture, or with a setting, that optimum can export.
 
-    Its context is what the graph is right for, which may be less than the model's:
+    Its context is the number of tokens for which the graph is correct. It may be less than the
+    model's:
 
-    - A window counts what lies between two tokens, and so the padding that shorter prompts have
-      behind a prefix. Up to the window's size nothing is lost.
-    - ``longrope`` has other frequencies for long texts. A traced graph has one branch, for short
-      ones.
+    - An attention window counts all positions between two tokens, so also the padding of shorter
+      prompts after a prefix. Up to the window's size no token is lost.
+    - ``longrope`` has other frequencies for long texts. A traced graph has one branch, which is the
+      one for short texts.
     """
 
     @classmethod
@@ -60,30 +62,33 @@ class StockSource(ModelSource):
             GranAlignError: optimum has no export of such models, or a file is missing or torn.
             MissingExtraError: optimum, transformers or torch is not installed.
         """
-        config, place = read_config(folder), folder / "config.json"
+        config, path = read_config(folder), folder / "config.json"
         text = config.get("text_config")
         for settings in (config, text if isinstance(text, dict) else {}):
-            refuse_newer(settings, place)
-        named, kind = config.get("architectures"), config.get("model_type")
-        architecture = str(named[0]) if isinstance(named, list) and named else "none"
+            reject_transformers_5(settings, path)
+        names, kind = config.get("architectures"), config.get("model_type")
+        architecture = str(names[0]) if isinstance(names, list) and names else "none"
         shape = _read_shape(folder, architecture, f"architecture {architecture!r} of type {kind!r}")
         return cls.open(folder, config, shape)
 
 
 def write_stock(source: ModelSource, folder: Path) -> CacheShape:
-    """Write ``model.onnx``, and ``model.onnx_data`` where it is large, to a folder.
+    """Write ``model.onnx`` to a folder, with ``model.onnx_data`` if it is large.
+
+    Returns:
+        The shape of the graph's cache.
 
     Raises:
-        GranAlignError: optimum fails, or the model keeps other things than keys and values of
-            equal shape.
+        GranAlignError: optimum fails, or the model's cache is not keys and values of equal shape.
     """
     import onnx
     from optimum.exporters.onnx import onnx_export_from_model
 
+    # Let optimum write to a folder of its own.
     raw = folder / "raw"
     try:
         with _quiet():
-            # Not `main_export`, which would load the model with PyTorch's own attention.
+            # `main_export` would load the model with PyTorch's own attention, see `load_source`.
             model, _ = load_source(source.folder)
             model.config.use_cache = True
             onnx_export_from_model(
@@ -91,23 +96,31 @@ def write_stock(source: ModelSource, folder: Path) -> CacheShape:
                 raw,
                 task=_TASK,
                 custom_onnx_configs={"model": _onnx_config(model.config)},
-                do_validation=False,  # ours follows
+                do_validation=False,  # our own check follows
             )
         del model
         graph = onnx.load(raw / GRAPH, load_external_data=False).graph
-    except Exception as error:  # whatever stops a tracer
+    except Exception as error:  # tracing can raise anything
         raise GranAlignError(
             f"{source.folder}: optimum cannot export it ({one_line(error)}); "
             f"choose a model that it supports"
         ) from None
+    # Keep the graph and its weights; optimum's copies of settings and tokenizer are not used.
     for path in raw.glob(f"{GRAPH}*"):
         path.rename(folder / path.name)
-    shutil.rmtree(raw)  # its copies of settings and tokenizer, which are written anew
+    shutil.rmtree(raw)
     return _cache_shape(graph, source.folder)
 
 
 def _read_shape(folder: Path, architecture: str, got: str) -> LlmShape:
-    place = folder / "config.json"
+    """Read a model's numbers; raise unless optimum can export its architecture.
+
+    Args:
+        folder: the model's folder.
+        architecture: from its ``config.json``.
+        got: the architecture and type in words, for messages.
+    """
+    path = folder / "config.json"
     try:
         from optimum.exporters.onnx import onnx_export_from_model  # noqa: F401
         from transformers import AutoConfig
@@ -121,38 +134,42 @@ def _read_shape(folder: Path, architecture: str, got: str) -> LlmShape:
                 folder, local_files_only=True, trust_remote_code=False
             )
             _onnx_config(settings)
-        # transformers would load another head's weights too, and make up the ones that lack.
+        # transformers would load the weights of another head too, and fill missing ones with random
+        # numbers.
         if MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(settings.model_type) != architecture:
             raise ValueError("it is no causal language model")
         text = settings.get_text_config()
         return LlmShape(architecture, int(text.vocab_size), _context(text))
-    except Exception as error:  # of unknown types, and of settings that do not fit them
+    except Exception as error:  # unknown types and unsuitable settings can raise anything
         raise GranAlignError(
-            f"{place}: got {got}, expected one of {sorted(ARCHITECTURES)}, or one that optimum can "
-            f"export ({one_line(error)}); choose a model of these families"
+            f"{path}: got {got}, expected one of {sorted(LLM_ARCHITECTURES)}, or one that "
+            f"optimum can export ({one_line(error)}); choose a model of these families"
         ) from None
 
 
 def _context(settings: Any) -> int:
-    def found(*names: str) -> list[int]:
+    """Return the number of tokens for which the traced graph is correct, see `StockSource`."""
+
+    def positive_values(*names: str) -> list[int]:
         values = [getattr(settings, name, None) for name in names]
         return [value for value in values if isinstance(value, int) and value > 0]
 
-    limits = found(*_CONTEXTS)
+    limits = positive_values(*_CONTEXTS)
     if not limits:
         raise ValueError("it has no max_position_embeddings")
     scaling = getattr(settings, "rope_scaling", None) or {}
     if "longrope" in (scaling.get("rope_type"), scaling.get("type")):
-        limits += found("original_max_position_embeddings")
-    return min(limits + found(*_WINDOWS))
+        limits += positive_values("original_max_position_embeddings")
+    return min(limits + positive_values(*_WINDOWS))
 
 
 def _onnx_config(settings: Any) -> Any:
-    """optimum's description of the graph to write, with positions for every model that takes them.
+    """Return optimum's description of the graph, with position ids if the model accepts them.
 
-    It has none for the Gemmas, whose graph would count the padding behind a prefix as tokens.
+    optimum's own description of the Gemmas has none: their graph would count the padding after a
+    prefix as tokens.
     """
-    from optimum.exporters.onnx.config import TextDecoderWithPositionIdsOnnxConfig as Placed
+    from optimum.exporters.onnx.config import TextDecoderWithPositionIdsOnnxConfig as WithPositions
     from optimum.exporters.tasks import TasksManager
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -163,12 +180,13 @@ def _onnx_config(settings: Any) -> Any:
     kind = type(stock)
     model = MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)]
     takes_positions = "position_ids" in inspect.signature(model.forward).parameters
-    if takes_positions and not issubclass(kind, Placed):
-        kind = type(kind.__name__, (Placed, kind), {})
+    if takes_positions and not issubclass(kind, WithPositions):
+        kind = type(kind.__name__, (WithPositions, kind), {})
     return kind(settings, task=stock.task, use_past=True, use_past_in_inputs=True)
 
 
-def _cache_shape(graph: Any, place: Path) -> CacheShape:
+def _cache_shape(graph: Any, folder: Path) -> CacheShape:
+    """Read the cache's shape from a graph's inputs; raise unless all layers have the same."""
     dims = {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]  # 0: dynamic
         for value in graph.input
@@ -178,7 +196,7 @@ def _cache_shape(graph: Any, place: Path) -> CacheShape:
     names = [name for layer in range(layers) for name in past_names(layer)]
     if dims != dict.fromkeys(names, first) or len(first) != 4 or not (first[1] and first[3]):
         raise GranAlignError(
-            f"{place}: got a cache of {dims} from optimum's export, expected keys and values of "
+            f"{folder}: got a cache of {dims} from optimum's export, expected keys and values of "
             f"one shape (rows, heads, tokens, size) in every layer; choose another model"
         )
     return CacheShape(layers, kv_heads=first[1], head_dim=first[3])
@@ -186,7 +204,7 @@ def _cache_shape(graph: Any, place: Path) -> CacheShape:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """`quiet`, and without the remarks of optimum, which has a logger of its own."""
+    """Do the same as `quiet`, and suppress optimum's logger as well."""
     from optimum.utils import logging
 
     level = logging.get_verbosity()

@@ -1,4 +1,4 @@
-"""Text encoders that are no plain BERT: optimum exports them, pooling and norm are appended."""
+"""The export of text encoders without a graph of ours: optimum's, with pooling and norm added."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from granalign_fast.errors import GranAlignError, MissingExtraError, one_line
-from granalign_fast.export.checks.encoder import Judge
+from granalign_fast.export.checks.encoder import Reference
 from granalign_fast.export.checks.sentences import VALIDATION
 from granalign_fast.export.specs import OPTIMUM_OPSET
 from granalign_fast.models.graph_contract import EMBEDDINGS
@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 _HIDDEN = "last_hidden_state"
 
 
-def write_with_optimum(model: SentenceModel, draft: Path, precision: str) -> tuple[Judge, int]:
-    """Write ``model.onnx`` to `draft`; the judge of it, which is transformers, and its dim.
+def write_with_optimum(model: SentenceModel, draft: Path, precision: str) -> tuple[Reference, int]:
+    """Write ``model.onnx`` to `draft`.
+
+    Returns:
+        The reference, which runs transformers, and the columns of an embedding.
 
     Raises:
         GranAlignError: the precision is not fp32, or optimum cannot export the model.
@@ -39,6 +42,7 @@ def write_with_optimum(model: SentenceModel, draft: Path, precision: str) -> tup
         from transformers import AutoModel
     except ImportError:
         raise MissingExtraError(f"exporting a {kind!r} model", "optimum") from None
+    # Let optimum write the model, and load its graph with all weights.
     raw = draft / "raw"
     try:
         main_export(
@@ -47,10 +51,10 @@ def write_with_optimum(model: SentenceModel, draft: Path, precision: str) -> tup
             task="feature-extraction",
             library_name="transformers",
             opset=OPTIMUM_OPSET,
-            do_validation=False,  # ours follows, end to end
+            do_validation=False,  # our own check follows, end to end
         )
         graph = onnx.load(raw / "model.onnx")
-    except Exception as error:  # whatever stops a tracer
+    except Exception as error:  # tracing can raise anything
         raise GranAlignError(
             f"{model.folder}: optimum cannot export it ({one_line(error)}); "
             f"choose a model that it supports"
@@ -58,10 +62,11 @@ def write_with_optimum(model: SentenceModel, draft: Path, precision: str) -> tup
     for file in raw.iterdir():
         file.unlink()
     raw.rmdir()
+    # Add pooling and normalisation.
     _append_pooling(graph, model.pooling, model.normalise)
     onnx.save(graph, draft / "model.onnx")
 
-    def judge() -> Any:
+    def reference() -> Any:
         source = AutoModel.from_pretrained(model.folder, use_safetensors=True).eval()
         rows = []
         with torch.inference_mode():
@@ -70,11 +75,11 @@ def write_with_optimum(model: SentenceModel, draft: Path, precision: str) -> tup
                 rows.append((hidden.mean(0) if model.pooling == "mean" else hidden[0]).numpy())
         return np.stack(rows) / np.linalg.norm(rows, axis=1, keepdims=True)
 
-    return judge, int(model.config.get("hidden_size") or model.config["dim"])
+    return reference, int(model.config.get("hidden_size") or model.config["dim"])
 
 
 def _append_pooling(graph: Any, pooling: str, normalise: bool) -> None:
-    """Make `graph` give pooled embeddings in place of its hidden states; texts have no padding."""
+    """Replace the graph's output, hidden states, with pooled embeddings; texts have no padding."""
     from onnx import TensorProto, helper, numpy_helper
 
     def node(kind: str, *inputs: str, output: str, **attributes: Any) -> str:

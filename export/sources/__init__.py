@@ -1,1 +1,1 @@
-"""Checkpoints and configurations in: what a model folder says about itself."""
+"""Readers of model folders as published: settings, tokenizers and weights, all of them checked."""

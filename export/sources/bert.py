@@ -1,4 +1,4 @@
-"""BERT in NumPy, straight from safetensors: the graph is written from it and judged by it."""
+"""BERT in NumPy, read from safetensors: the source of our graph's weights and its reference."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ import numpy.typing as npt
 from granalign_fast.errors import GranAlignError, one_line
 
 Array = npt.NDArray[np.floating[Any]]
+
 Observer = Callable[[str, Array], None]
+"""Called with the name and the value of an activation, see `Bert.hidden`."""
 
 
 class Dense(NamedTuple):
-    """``x @ weight + bias``; weight (in, out), bias (out,)."""
+    """A dense layer ``x @ weight + bias``; weight (in, out), bias (out,)."""
 
     weight: Array
     bias: Array
 
     def __call__(self, x: Array) -> Array:
-        """Apply to (..., in)."""
+        """Apply the layer to x (..., in): (..., out)."""
         return x @ self.weight + self.bias
 
 
 class Norm(NamedTuple):
-    """The learnt part of a layer normalisation; gamma and beta (hidden,)."""
+    """The learnt parameters of a layer normalisation; gamma and beta (hidden,)."""
 
     gamma: Array
     beta: Array
@@ -38,7 +40,7 @@ class Norm(NamedTuple):
 
 @dataclass(frozen=True)
 class Layer:
-    """One encoder layer, post-norm."""
+    """One encoder layer; each half ends with its norm (post-norm)."""
 
     query: Dense
     key: Dense
@@ -52,7 +54,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Bert:
-    """A BERT encoder: embedding tables (rows, hidden), layers, and two numbers."""
+    """A BERT encoder: embedding tables (rows, hidden), layers, number of heads and epsilon."""
 
     words: Array
     positions: Array
@@ -63,25 +65,26 @@ class Bert:
 
     @classmethod
     def load(cls, weights: Path, config: dict[str, Any], dtype: npt.DTypeLike = np.float32) -> Bert:
-        """Read ``model.safetensors``, with the shapes that ``config.json`` promises.
+        """Read ``model.safetensors``, and check its shapes against ``config.json``.
 
         Raises:
-            GranAlignError: the file is torn, a tensor is missing or misshapen, or not finite.
+            GranAlignError: the file is torn; a tensor is missing, misshapen or not finite.
         """
         return _Reader(weights, dtype).bert(config)
 
     @property
     def dim(self) -> int:
-        """Columns of an embedding."""
+        """Number of an embedding's columns."""
         return int(self.words.shape[1])
 
     def hidden(self, ids: npt.NDArray[np.integer[Any]], observe: Observer | None = None) -> Array:
-        """The last layer's output, (batch, sequence, hidden), for texts of equal length.
+        """Compute the last layer's output, (batch, sequence, hidden), for texts of equal length.
 
         Args:
             ids: token ids, (batch, sequence).
-            observe: called with ``"<layer>.<site>"`` and the input of each product: at `qkv` and
-                `up` the normalised value before gamma and beta, at `out` and `down` the input.
+            observe: called with ``"<layer>.<site>"`` and an activation, for each product. At the
+                sites `qkv` and `up` the activation is the norm before gamma and beta; at `out` and
+                `down` it is the product's input.
         """
         batch, length = ids.shape
         head = self.dim // self.heads
@@ -90,25 +93,29 @@ class Bert:
         def split(x: Array) -> Array:
             return x.reshape(batch, length, self.heads, head).swapaxes(1, 2)
 
-        plain = _normalised(self.words[ids] + self.positions[:length], self.epsilon)
+        # Words and positions.
+        plain = _normalise(self.words[ids] + self.positions[:length], self.epsilon)
         x = plain * self.norm.gamma + self.norm.beta
         for i, layer in enumerate(self.layers):
+            # Self-attention over (batch, heads, sequence, head).
             observe(f"{i}.qkv", plain)
             scores = split(layer.query(x)) @ split(layer.key(x)).swapaxes(2, 3)
             attended = _softmax(scores / math.sqrt(head)) @ split(layer.value(x))
             context = attended.swapaxes(1, 2).reshape(batch, length, self.dim)
+            # Output projection, residual and norm.
             observe(f"{i}.out", context)
-            plain = _normalised(x + layer.out(context), self.epsilon)
+            plain = _normalise(x + layer.out(context), self.epsilon)
             x = plain * layer.out_norm.gamma + layer.out_norm.beta
+            # The multi-layer perceptron, residual and norm.
             observe(f"{i}.up", plain)
             wide = _gelu(layer.up(x))
             observe(f"{i}.down", wide)
-            plain = _normalised(x + layer.down(wide), self.epsilon)
+            plain = _normalise(x + layer.down(wide), self.epsilon)
             x = plain * layer.down_norm.gamma + layer.down_norm.beta
         return x
 
     def embed(self, tokens: Sequence[Sequence[int]], *, pooling: str, normalise: bool) -> Array:
-        """Embeddings (texts, hidden), one text at a time."""
+        """Compute embeddings (texts, hidden), one text at a time."""
         rows = np.empty((len(tokens), self.dim), self.words.dtype)
         for row, ids in zip(rows, tokens, strict=True):
             hidden = self.hidden(np.asarray([ids]))[0]
@@ -118,7 +125,8 @@ class Bert:
         return rows
 
 
-def _normalised(x: Array, epsilon: float) -> Array:
+def _normalise(x: Array, epsilon: float) -> Array:
+    """Normalise rows as a layer norm does before gamma and beta."""
     centred = x - x.mean(axis=-1, keepdims=True)
     variance: Array = (centred * centred).mean(axis=-1, keepdims=True)
     normalised: Array = centred / np.sqrt(variance + epsilon)
@@ -126,32 +134,33 @@ def _normalised(x: Array, epsilon: float) -> Array:
 
 
 def _softmax(x: Array) -> Array:
+    """Compute the softmax over the last axis."""
     weights: Array = np.exp(x - x.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     return weights
 
 
 def _gelu(x: Array) -> Array:
-    """``x / 2 * (1 + erf(x / sqrt(2)))``; the table of erf is off by 8e-9 at most."""
+    """Compute ``x / 2 * (1 + erf(x / sqrt(2)))``; the interpolated erf is off by 8e-9 at most."""
     table, steps, limit = _erf_table()
-    place = (np.clip(x * math.sqrt(0.5), -limit, limit) + limit) * steps
-    index = place.astype(np.int32)
-    left = table[index]
-    erf = left + (place - index) * (table[index + 1] - left)
+    position = (np.clip(x * math.sqrt(0.5), -limit, limit) + limit) * steps
+    index = position.astype(np.int32)
+    lower = table[index]
+    erf = lower + (position - index) * (table[index + 1] - lower)
     result: Array = x * (0.5 + 0.5 * erf).astype(x.dtype)
     return result
 
 
 @cache
 def _erf_table() -> tuple[Array, int, int]:
-    """erf from -limit to limit, its entries per unit, and limit; past the limit erf is 1."""
+    """Return erf from -limit to limit, its entries per unit, and limit; beyond it erf is ±1."""
     steps, limit = 2**12, 6
-    places = range(-limit * steps, limit * steps + 2)
-    return np.array([math.erf(place / steps) for place in places]), steps, limit
+    points = range(-limit * steps, limit * steps + 2)
+    return np.array([math.erf(point / steps) for point in points]), steps, limit
 
 
 class _Reader:
-    """The tensors of one file under their BERT names, checked as they are taken."""
+    """The tensors of one file under their BERT names; each is checked when it is read."""
 
     def __init__(self, path: Path, dtype: npt.DTypeLike) -> None:
         from safetensors import SafetensorError
@@ -169,6 +178,7 @@ class _Reader:
         self.tensors = {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}
 
     def bert(self, config: dict[str, Any]) -> Bert:
+        # Sizes from the settings.
         try:
             hidden, wide = int(config["hidden_size"]), int(config["intermediate_size"])
             heads, depth = int(config["num_attention_heads"]), int(config["num_hidden_layers"])
@@ -185,11 +195,11 @@ class _Reader:
                 f"{self.path.with_name('config.json')}: got {heads} heads for hidden size "
                 f"{hidden}, expected a divisor of it"
             )
-        # A single sentence is all of token type 0: its row joins every position.
-        kinds = self.take("embeddings.token_type_embeddings.weight", types, hidden)
+        # All tokens of a single sentence have type 0: add its row to every position.
+        kinds = self.read("embeddings.token_type_embeddings.weight", types, hidden)
         return Bert(
-            words=self.take("embeddings.word_embeddings.weight", words, hidden),
-            positions=self.take("embeddings.position_embeddings.weight", positions, hidden)
+            words=self.read("embeddings.word_embeddings.weight", words, hidden),
+            positions=self.read("embeddings.position_embeddings.weight", positions, hidden)
             + kinds[0],
             norm=self.norm("embeddings.LayerNorm", hidden),
             layers=tuple(self.layer(f"encoder.layer.{i}", hidden, wide) for i in range(depth)),
@@ -210,13 +220,14 @@ class _Reader:
         )
 
     def dense(self, name: str, inputs: int, outputs: int) -> Dense:
-        weight = self.take(f"{name}.weight", outputs, inputs)
-        return Dense(np.ascontiguousarray(weight.T), self.take(f"{name}.bias", outputs))
+        weight = self.read(f"{name}.weight", outputs, inputs)
+        return Dense(np.ascontiguousarray(weight.T), self.read(f"{name}.bias", outputs))
 
     def norm(self, name: str, hidden: int) -> Norm:
-        return Norm(self.take(f"{name}.weight", hidden), self.take(f"{name}.bias", hidden))
+        return Norm(self.read(f"{name}.weight", hidden), self.read(f"{name}.bias", hidden))
 
-    def take(self, name: str, *shape: int) -> Array:
+    def read(self, name: str, *shape: int) -> Array:
+        """Return a tensor in the reader's dtype; raise unless it has this shape and is finite."""
         tensor = self.tensors.get(name)
         got = None if tensor is None else tensor.shape
         if tensor is None or got != shape:

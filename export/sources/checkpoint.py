@@ -1,11 +1,11 @@
-"""Safetensors in, ONNX external data out, a tensor at a time: memory holds one of them, not all."""
+"""Weights of model folders by name, read one tensor at a time: memory never holds all of them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,34 +16,43 @@ from granalign_fast.models.sources import weights_file
 
 Float32 = npt.NDArray[np.float32]
 
-# safetensors' own NumPy reader has no bfloat16, which is what most LLMs are published in.
+# safetensors' own NumPy reader lacks bfloat16, the type of most published LLMs.
 _DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _INDEX = "model.safetensors.index.json"
 
 
 class Tensors(Protocol):
-    """Where weights come from, by their names."""
+    """A source of weights by name."""
 
     def __contains__(self, name: str) -> bool: ...
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, without reading it."""
+        """Return the shape of a tensor, without reading it."""
         ...
 
     def read(self, name: str) -> Float32:
-        """A tensor as float32."""
+        """Read a tensor as float32."""
         ...
+
+
+class _Entry(NamedTuple):
+    """A tensor's file, safetensors dtype and shape, and the byte that it starts at."""
+
+    path: Path
+    kind: str
+    shape: tuple[int, ...]
+    offset: int
 
 
 class Checkpoint:
     """The tensors of a model folder: one ``model.safetensors``, or shards with their index.
 
     Args:
-        folder: the model's.
-        rename: from a name in the files to the one that `read` knows; None keeps them.
+        folder: the model's folder.
+        rename: a function from a name in the files to the name for `read`; None changes none.
 
     Raises:
-        GranAlignError: there are no safetensors, or a file is torn.
+        GranAlignError: the folder has no safetensors, or a file is torn.
     """
 
     files: list[Path]
@@ -51,46 +60,47 @@ class Checkpoint:
     def __init__(self, folder: Path, rename: Callable[[str], str] | None = None) -> None:
         self.folder = folder
         self.files = _files(folder)
-        self._where: dict[str, tuple[Path, str, tuple[int, ...], int]] = {}
+        self._entries: dict[str, _Entry] = {}
         for path in self.files:
-            for name, place in _read_header(path):
-                self._where[rename(name) if rename else name] = place
+            for name, entry in _read_header(path):
+                self._entries[rename(name) if rename else name] = entry
 
     def __contains__(self, name: str) -> bool:
-        return name in self._where
+        return name in self._entries
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, without reading it."""
-        return self._find(name)[2]
+        """Return the shape of a tensor, without reading it."""
+        return self._find(name).shape
 
     def read(self, name: str) -> Float32:
-        """A tensor as float32, whatever it is stored in."""
+        """Read a float32, float16 or bfloat16 tensor as float32."""
         path, kind, shape, offset = self._find(name)
         stored = np.memmap(path, _DTYPES[kind], mode="r", offset=offset, shape=shape)
         if kind == "BF16":  # the upper half of a float32
             return (stored.astype(np.uint32) << 16).view(np.float32)
         return np.array(stored, np.float32)
 
-    def _find(self, name: str) -> tuple[Path, str, tuple[int, ...], int]:
-        if name not in self._where:
+    def _find(self, name: str) -> _Entry:
+        """Return a tensor's entry; raise if it is missing or of another type."""
+        if name not in self._entries:
             raise GranAlignError(
                 f"{self.folder}: no tensor {name!r}, expected it from config.json; "
                 f"copy or download the model again"
             )
-        path, kind, *_ = found = self._where[name]
-        if kind not in _DTYPES:
+        entry = self._entries[name]
+        if entry.kind not in _DTYPES:
             raise GranAlignError(
-                f"{path}: got {name} in {kind}, expected float32, float16 or bfloat16; choose "
-                f"another copy of the model"
+                f"{entry.path}: got {name} in {entry.kind}, expected float32, float16 or bfloat16; "
+                f"choose another copy of the model"
             )
-        return found
+        return entry
 
 
-class GivenTensors:
-    """Weights that are in memory.
+class MemoryTensors:
+    """Weights that are in memory already.
 
     Args:
-        arrays: by name.
+        arrays: the weights by name.
     """
 
     def __init__(self, arrays: Mapping[str, Float32]) -> None:
@@ -100,18 +110,19 @@ class GivenTensors:
         return name in self._arrays
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor."""
+        """Return the shape of a tensor."""
         return self._arrays[name].shape
 
     def read(self, name: str) -> Float32:
-        """A tensor."""
+        """Return a tensor."""
         return self._arrays[name]
 
 
 class JoinedProjections:
-    """A checkpoint in which ``qkv_proj`` is its query, key and value projections, in this order.
+    """A checkpoint with one ``qkv_proj`` in the place of three projections: query, key, value.
 
-    One product is faster than three: those of few key-value heads are too narrow to fill a GPU.
+    One product is faster than three: the products of few key-value heads are too narrow to fill a
+    GPU.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -121,23 +132,25 @@ class JoinedProjections:
         return all(part in self._checkpoint for part in self._parts(name))
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, without reading it."""
+        """Return the shape of a tensor, without reading it."""
         shapes = [self._checkpoint.shape(part) for part in self._parts(name)]
         return sum(shape[0] for shape in shapes), *shapes[0][1:]
 
     def read(self, name: str) -> Float32:
-        """A tensor as float32."""
+        """Read a tensor as float32."""
         parts = [self._checkpoint.read(part) for part in self._parts(name)]
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     @staticmethod
     def _parts(name: str) -> list[str]:
+        """Return the names in the checkpoint whose tensors make up this one, from top to bottom."""
         if ".qkv_proj." not in name:
             return [name]
         return [name.replace(".qkv_proj.", f".{part}_proj.") for part in "qkv"]
 
 
 def _files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a folder: the shards of its index, or the single file."""
     index = folder / _INDEX
     if not index.is_file():
         return [weights_file(folder)]
@@ -147,7 +160,7 @@ def _files(folder: Path) -> list[Path]:
         raise GranAlignError(f"{index}: no weight_map; copy or download the model again")
     files = [folder / name for name in sorted(set(shards.values()))]
     for file in files:
-        # A name with folders in it could lead out of the model's own.
+        # A name with folders in it could lead out of the model's folder.
         if file.parent != folder or file.suffix != ".safetensors" or not file.is_file():
             raise GranAlignError(
                 f"{index}: names {file.name!r}, expected a .safetensors file beside it; "
@@ -156,8 +169,8 @@ def _files(folder: Path) -> list[Path]:
     return files
 
 
-def _read_header(path: Path) -> Iterator[tuple[str, tuple[Path, str, tuple[int, ...], int]]]:
-    """Name, and file, dtype, shape and byte offset, of every tensor of a file."""
+def _read_header(path: Path) -> Iterator[tuple[str, _Entry]]:
+    """Yield the name and the entry of every tensor of a safetensors file."""
     torn = GranAlignError(f"{path}: torn, or no safetensors; copy or download the model again")
     try:
         size = path.stat().st_size
@@ -174,9 +187,9 @@ def _read_header(path: Path) -> Iterator[tuple[str, tuple[Path, str, tuple[int, 
             count = int(np.prod(shape, dtype=np.int64))
             if not 0 <= begin <= end <= size - 8 - length:
                 raise torn
-            # Others are no matter until they are asked for: old CLIPs have a range of integers.
+            # Tensors of other types matter only when read: old CLIPs have a range of integers.
             if kind in _DTYPES and end - begin != count * np.dtype(_DTYPES[kind]).itemsize:
                 raise torn
-            yield name, (path, kind, shape, 8 + length + begin)
+            yield name, _Entry(path, kind, shape, 8 + length + begin)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise torn from None

@@ -1,4 +1,4 @@
-"""Model folders: what every export reads of its source, and how its own folder comes to be."""
+"""Helpers that all exports share: JSON, tokenizer and name of a source, versions of tools."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from granalign_fast.errors import GranAlignError
-from granalign_fast.files import appearing as appearing
 from granalign_fast.files import read_json
 from granalign_fast.models.encoder import load_tokenizer
 from granalign_fast.models.sources import PACKAGED_MODELS
 
+# Packages that shape an export; a manifest names their versions.
 _TOOLS = (
     "granalign-fast",
     "numpy",
@@ -30,7 +30,7 @@ _TOOLS = (
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object that a file holds."""
+    """Read the JSON object that a file holds."""
     value = read_json(path)
     if not isinstance(value, dict):
         raise GranAlignError(f"{path}: got a {type(value).__name__}, expected a JSON object")
@@ -38,7 +38,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """The `tokenizers.Tokenizer` of a source folder."""
+    """Load the `tokenizers.Tokenizer` of a source folder."""
     if not (folder / "tokenizer.json").is_file():
         raise GranAlignError(
             f"{folder}: no tokenizer.json; save the model again with its fast tokenizer"
@@ -47,29 +47,29 @@ def read_tokenizer(folder: Path) -> Any:
 
 
 def source_name(source: str | Path | None, folder: Path) -> str:
-    """What a manifest calls the source: no local path."""
+    """Return the source's name for a manifest: a folder's name or a hub id, never a local path."""
     if source is None:
         return next(iter(PACKAGED_MODELS))
     return folder.name if Path(source).is_dir() else str(source)
 
 
 def tool_versions() -> dict[str, str]:
-    """The versions of the packages that shape an export, as far as they are installed."""
-    found = {}
+    """Return the versions of the installed packages that shape an export."""
+    versions = {}
     for tool in _TOOLS:
         try:
-            found[tool] = version(tool)
+            versions[tool] = version(tool)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the remarks and progress bars of torch and transformers; validation decides."""
+    """Suppress warnings and progress bars of torch and transformers; the comparison decides."""
     try:
         from transformers.utils import logging
-    except ImportError:  # whoever needs it says so
+    except ImportError:  # the code that needs transformers raises
         yield
         return
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""What a transformers folder of a causal language model says about itself, checked."""
+"""Settings of a causal language model's transformers folder, read and checked."""
 
 from __future__ import annotations
 
@@ -13,34 +13,27 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from granalign_fast.errors import GranAlignError
+from granalign_fast.export.specs import LLM_ARCHITECTURES
 from granalign_fast.files import sha256_of
 
 from .checkpoint import Checkpoint, Float32
 from .folder import read_object, read_tokenizer
-
-ARCHITECTURES = {
-    "LlamaForCausalLM": "llama",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
-}
-"""What can be exported, and the `model_type` that goes with it. They differ only in which biases
-and norms a checkpoint holds: Qwen2 has biases on query, key and value, Qwen3 norms on the heads."""
 
 _FIXED = {
     "hidden_act": "silu",
     "use_sliding_window": False,
     "partial_rotary_factor": 1.0,
 }
-"""Settings that the graph has only so."""
+"""Settings with the one value that the graph supports."""
 
 
-class UnwrittenError(GranAlignError):
-    """Nothing is wrong with the model, but our graph lacks its architecture or a setting of it."""
+class UnsupportedError(GranAlignError):
+    """The model is intact, but our graph lacks its architecture or one of its settings."""
 
 
 @dataclass(frozen=True)
 class LlmShape:
-    """What is known of every language model: `context` is how many tokens an export takes."""
+    """The numbers of any language model; `context` is how many tokens an export takes."""
 
     architecture: str
     vocabulary: int
@@ -61,52 +54,54 @@ class DecoderShape(LlmShape):
     frequencies: Float32
 
     @classmethod
-    def read(cls, config: dict[str, Any], place: Path) -> DecoderShape:
-        """From a ``config.json``; `place` is named by errors.
+    def read(cls, config: dict[str, Any], path: Path) -> DecoderShape:
+        """Read the settings of a ``config.json``; errors name `path`.
 
         Raises:
-            UnwrittenError: another architecture, or a setting that the graph does not have.
-            GranAlignError: a setting that makes no sense.
+            UnsupportedError: another architecture, or a setting that the graph lacks.
+            GranAlignError: a setting with a senseless value.
         """
-        architecture = check_architecture(config, ARCHITECTURES, place)
-        return cls.parse(config, architecture, place)
+        architecture = check_architecture(config, LLM_ARCHITECTURES, path)
+        return cls.parse(config, architecture, path)
 
     @classmethod
-    def parse(cls, config: dict[str, Any], architecture: str, place: Path) -> DecoderShape:
-        """From the settings of a decoder alone, whatever it is part of.
+    def parse(cls, config: dict[str, Any], architecture: str, path: Path) -> DecoderShape:
+        """Read the settings of a decoder, which may be part of a larger model; errors name `path`.
 
         Raises:
-            UnwrittenError: a setting that the graph does not have.
-            GranAlignError: a setting that makes no sense.
+            UnsupportedError: a setting that the graph lacks.
+            GranAlignError: a setting with a senseless value.
         """
-        refuse_newer(config, place)
-        for key, wanted in _FIXED.items():
-            if config.get(key, wanted) != wanted:
-                raise UnwrittenError(
-                    f"{place}: got {key} {config[key]!r}, expected {wanted!r}; "
+        # Settings that the graph lacks.
+        reject_transformers_5(config, path)
+        for key, supported in _FIXED.items():
+            if config.get(key, supported) != supported:
+                raise UnsupportedError(
+                    f"{path}: got {key} {config[key]!r}, expected {supported!r}; "
                     f"choose a model without it"
                 )
-        heads = positive(config, "num_attention_heads", place)
-        hidden = positive(config, "hidden_size", place)
-        kv_heads = positive(config, "num_key_value_heads", place, default=heads)
-        head_dim = positive(config, "head_dim", place, default=hidden // heads)
+        # Heads, which must share keys and values evenly.
+        heads = positive(config, "num_attention_heads", path)
+        hidden = positive(config, "hidden_size", path)
+        kv_heads = positive(config, "num_key_value_heads", path, default=heads)
+        head_dim = positive(config, "head_dim", path, default=hidden // heads)
         if heads % kv_heads or head_dim % 2:
             raise GranAlignError(
-                f"{place}: got {heads} heads of {head_dim} on {kv_heads} key-value heads, expected "
+                f"{path}: got {heads} heads of {head_dim} on {kv_heads} key-value heads, expected "
                 f"an even size and a number of heads that the key-value heads divide"
             )
         return cls(
             architecture=architecture,
-            layers=positive(config, "num_hidden_layers", place),
+            layers=positive(config, "num_hidden_layers", path),
             hidden=hidden,
             heads=heads,
             kv_heads=kv_heads,
             head_dim=head_dim,
-            vocabulary=positive(config, "vocab_size", place),
-            context=positive(config, "max_position_embeddings", place),
-            epsilon=number(config, "rms_norm_eps", place, default=1e-6),
+            vocabulary=positive(config, "vocab_size", path),
+            context=positive(config, "max_position_embeddings", path),
+            epsilon=number(config, "rms_norm_eps", path, default=1e-6),
             tied=bool(config.get("tie_word_embeddings", False)),
-            frequencies=_frequencies(config, head_dim, place),
+            frequencies=_frequencies(config, head_dim, path),
         )
 
 
@@ -114,7 +109,7 @@ class DecoderShape(LlmShape):
 class ModelSource:
     """A model folder: its settings, weights and end-of-sequence ids.
 
-    `sha256` covers weights, settings and tokenizer: all that shapes an answer.
+    `sha256` covers everything that shapes an answer: weights, settings and tokenizer.
     """
 
     TEXTS: ClassVar[tuple[str, ...]] = (
@@ -126,8 +121,10 @@ class ModelSource:
         "vocab.json",
         "merges.txt",
     )
+    """Files of tokenizer and chat template that an export copies; only ``tokenizer.json`` must
+    exist."""
     SETTINGS: ClassVar[tuple[str, ...]] = ("config.json",)
-    """Copied where they are there; ``tokenizer.json`` and all settings must be."""
+    """Files of settings that an export copies; all must exist."""
 
     folder: Path
     config: dict[str, Any]
@@ -150,16 +147,24 @@ class ModelSource:
         more_settings: Sequence[Any] = (),
         **fields: Any,
     ) -> Self:
-        """Open the weights of a folder whose ``config.json`` is known, and hash all.
+        """Open the weights of a folder and hash weights, settings and tokenizer.
 
-        `decoder` is the decoder's part of `config`, where it is not all; `rename` is as for
-        `Checkpoint`, `more_settings` go into the hash, and `fields` are a subclass's own.
+        Args:
+            folder: the folder.
+            config: its ``config.json``.
+            shape: the numbers read from it.
+            decoder: the decoder's part of `config`; None if that is all of it.
+            rename: as for `Checkpoint`.
+            more_settings: further settings for the hash.
+            fields: further fields of a subclass.
 
         Raises:
             GranAlignError: a file is missing or torn, or the weights are not safetensors.
         """
+        # Settings and tokenizer.
         generation_config = _read_generation_config(folder)
         read_tokenizer(folder)
+        # Weights, and the hash of all.
         checkpoint = Checkpoint(folder, rename)
         weights_sha256 = _combined([sha256_of(path) for path in checkpoint.files])
         texts = [sha256_of(path) for path in _present(folder, cls.TEXTS)]
@@ -177,7 +182,7 @@ class ModelSource:
         )
 
     def files(self) -> list[Path]:
-        """What an export copies as it is."""
+        """Return the files that an export copies unchanged."""
         return _present(self.folder, (*self.TEXTS, *self.SETTINGS))
 
     def write_generation_config(self, folder: Path) -> None:
@@ -189,7 +194,7 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class LlmSource(ModelSource):
-    """A model folder whose graph we write."""
+    """The folder of a model whose graph we write."""
 
     shape: DecoderShape
 
@@ -198,7 +203,7 @@ class LlmSource(ModelSource):
         """Read the settings, open the weights and hash both.
 
         Raises:
-            UnwrittenError: its architecture, or a setting, is one that the graph does not have.
+            UnsupportedError: our graph lacks its architecture or a setting.
             GranAlignError: it is not a causal language model, or a file of it is missing or torn.
         """
         config = read_config(folder)
@@ -206,7 +211,7 @@ class LlmSource(ModelSource):
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a transformers folder."""
+    """Read ``config.json`` of a transformers folder."""
     if not (folder / "config.json").is_file():
         raise GranAlignError(
             f"{folder}: no config.json; expected a transformers folder with config.json, "
@@ -220,58 +225,58 @@ def _present(folder: Path, names: Sequence[str]) -> list[Path]:
 
 
 def _read_generation_config(folder: Path) -> dict[str, Any]:
-    """``generation_config.json``; empty where there is none."""
+    """Read ``generation_config.json``; empty if there is none."""
     path = folder / "generation_config.json"
     return read_object(path) if path.is_file() else {}
 
 
-def check_architecture(config: dict[str, Any], allowed: dict[str, str], place: Path) -> str:
-    """The architecture of a ``config.json``, if it is one of those, with the type of each.
+def check_architecture(config: dict[str, Any], allowed: dict[str, str], path: Path) -> str:
+    """Return the architecture of a ``config.json``; `allowed` has the type of each architecture.
 
     Raises:
-        UnwrittenError: it is another.
+        UnsupportedError: another architecture, or a type that does not belong to it.
     """
     named = config.get("architectures")
     architecture = str(named[0]) if isinstance(named, list) and named else "none"
     if (architecture, config.get("model_type")) not in allowed.items():
-        raise UnwrittenError(
-            f"{place}: got architecture {architecture!r} of type {config.get('model_type')!r}, "
+        raise UnsupportedError(
+            f"{path}: got architecture {architecture!r} of type {config.get('model_type')!r}, "
             f"expected one of {sorted(allowed)}; choose a model of these families"
         )
     return architecture
 
 
-def refuse_newer(config: dict[str, Any], place: Path) -> None:
-    """Raise for the settings of transformers 5 that 4.57 would overlook.
+def reject_transformers_5(config: dict[str, Any], path: Path) -> None:
+    """Raise for settings of transformers 5 that version 4.57 would ignore.
 
-    It would judge the export by a model that is wrong likewise.
+    The reference would then lack them too, so the comparison could not show that they are missing.
     """
     if (got := config.get("rope_parameters")) is not None:
         raise GranAlignError(
-            f"{place}: got rope_parameters {got!r}, expected rope_theta and rope_scaling; save "
+            f"{path}: got rope_parameters {got!r}, expected rope_theta and rope_scaling; save "
             f"the model with transformers 4.57, or choose one without it"
         )
 
 
-def positive(config: dict[str, Any], key: str, place: Path, default: int | None = None) -> int:
-    """A setting that must be a positive integer; its default stands in for null, too."""
+def positive(config: dict[str, Any], key: str, path: Path, default: int | None = None) -> int:
+    """Return a setting that must be a positive integer; `default` replaces null as well."""
     value = config.get(key)
     value = default if value is None else value
     if not isinstance(value, int) or value < 1:
-        raise GranAlignError(f"{place}: got {key} {value!r}, expected a positive integer")
+        raise GranAlignError(f"{path}: got {key} {value!r}, expected a positive integer")
     return value
 
 
-def number(config: dict[str, Any], key: str, place: Path, default: float) -> float:
-    """A setting that must be a positive number."""
+def number(config: dict[str, Any], key: str, path: Path, default: float) -> float:
+    """Return a setting that must be a positive number."""
     value = config.get(key, default)
     if not isinstance(value, int | float) or not value > 0:
-        raise GranAlignError(f"{place}: got {key} {value!r}, expected a positive number")
+        raise GranAlignError(f"{path}: got {key} {value!r}, expected a positive number")
     return float(value)
 
 
 def _combined(parts: list[str]) -> str:
-    """One SHA-256 of several; of a single one, itself."""
+    """Return one SHA-256 of several hashes; a single hash stays as it is."""
     if len(parts) == 1:
         return parts[0]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -280,18 +285,24 @@ def _combined(parts: list[str]) -> str:
 def _eos_ids(
     generation_config: dict[str, Any], config: dict[str, Any], folder: Path
 ) -> tuple[int, ...]:
-    """Generation settings win: chat models add their end of a turn there."""
-    found = generation_config.get("eos_token_id")
-    found = config.get("eos_token_id") if found is None else found
-    found = [] if found is None else found if isinstance(found, list) else [found]
-    if not all(isinstance(value, int) for value in found):
-        raise GranAlignError(f"{folder}: got eos_token_id {found!r}, expected token ids")
-    return tuple(found)
+    """Return the end-of-sequence ids.
+
+    Generation settings take precedence: chat models add their end of a turn there.
+    """
+    ids = generation_config.get("eos_token_id")
+    ids = config.get("eos_token_id") if ids is None else ids
+    ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
+    if not all(isinstance(value, int) for value in ids):
+        raise GranAlignError(f"{folder}: got eos_token_id {ids!r}, expected token ids")
+    return tuple(ids)
 
 
-def _frequencies(config: dict[str, Any], head_dim: int, place: Path) -> Float32:
-    """Radians a token of each pair of a head's values, (head_dim / 2,)."""
-    base = number(config, "rope_theta", place, default=10000.0)
+def _frequencies(config: dict[str, Any], head_dim: int, path: Path) -> Float32:
+    """Return the rotary frequencies (head_dim / 2,) in radians a token.
+
+    The formulas are those of transformers' `modeling_rope_utils`.
+    """
+    base = number(config, "rope_theta", path, default=10000.0)
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     plain: Float32 = (1 / np.float32(base) ** exponents).astype(np.float32)
     scaling = config.get("rope_scaling") or {}
@@ -305,12 +316,13 @@ def _frequencies(config: dict[str, Any], head_dim: int, place: Path) -> Float32:
         if kind == "llama3":
             low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
             turns = scaling["original_max_position_embeddings"] * plain / (2 * math.pi)
-            # Slow pairs are stretched by the factor, quick ones kept, those between blended.
-            kept = np.clip((turns - low) / (high - low), 0, 1)
-            return np.asarray((1 - kept) * plain / factor + kept * plain, np.float32)
+            # Divide the frequencies of slow pairs by the factor, keep those of quick pairs, and
+            # blend between.
+            share = np.clip((turns - low) / (high - low), 0, 1)
+            return np.asarray((1 - share) * plain / factor + share * plain, np.float32)
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError):
-        raise GranAlignError(f"{place}: got rope_scaling {scaling!r}, which lacks values") from None
-    raise UnwrittenError(
-        f"{place}: got rope_scaling of type {kind!r}, expected 'default', 'linear' or 'llama3'; "
+        raise GranAlignError(f"{path}: got rope_scaling {scaling!r}, which lacks values") from None
+    raise UnsupportedError(
+        f"{path}: got rope_scaling of type {kind!r}, expected 'default', 'linear' or 'llama3'; "
         f"choose a model with one of these"
     )

@@ -1,4 +1,4 @@
-"""What a sentence-transformers folder says about itself, checked."""
+"""Settings of a sentence-transformers folder, read and checked."""
 
 from __future__ import annotations
 
@@ -9,21 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from granalign_fast.errors import GranAlignError
-from granalign_fast.export.sources.folder import (
-    read_object,
-)
 from granalign_fast.export.specs import MODEL_TYPES, POOLINGS
 from granalign_fast.files import read_json, sha256_of
 from granalign_fast.models.sources import weights_file
 
-from .folder import read_tokenizer
+from .folder import read_object, read_tokenizer
 
 
 @dataclass(frozen=True)
 class SentenceModel:
-    """What a sentence-transformers folder says about itself.
+    """A sentence-transformers folder: its settings, tokenizer and weights.
 
-    `sha256` covers the weights and everything here that shapes an embedding.
+    Attributes:
+        folder: the folder.
+        config: its ``config.json``.
+        weights: file of the weights.
+        weights_sha256: of that file.
+        tokenizer_json: the tokenizer, with the model's length and case in it.
+        max_tokens: length of the longest text, special tokens included.
+        pooling: ``"mean"`` or ``"cls"``.
+        normalise: whether embeddings get unit length.
+        sha256: covers everything that shapes an embedding: weights, tokenizer and settings.
     """
 
     folder: Path
@@ -41,10 +47,13 @@ class SentenceModel:
         """Read a folder's settings and hash its weights.
 
         Raises:
-            GranAlignError: it is not a sentence-transformers text encoder that can be exported.
+            GranAlignError: the folder is no sentence-transformers text encoder that can be
+                exported.
         """
+        # Architecture and the steps after the model.
         config = _read_config(folder)
         modules = _read_modules(folder, config)
+        # Weights, pooling and tokenizer.
         weights = weights_file(folder)
         weights_sha256 = sha256_of(weights)
         pooling = _read_pooling(folder / modules["Pooling"])
@@ -52,6 +61,7 @@ class SentenceModel:
         max_tokens = _max_tokens(folder, config, settings)
         lower = settings.get("do_lower_case") is True
         tokenizer_json = _prepare_tokenizer(folder, max_tokens, lower=lower)
+        # The hash of all that shapes an embedding.
         parts = json.dumps(
             [weights_sha256, tokenizer_json, config, max_tokens, pooling, sorted(modules)],
             sort_keys=True,
@@ -70,7 +80,7 @@ class SentenceModel:
 
     @property
     def is_plain_bert(self) -> bool:
-        """Whether our own graph fits; other architectures are exported by optimum."""
+        """Whether our own BERT graph fits; optimum exports the others."""
         return (
             self.config.get("model_type") == "bert"
             and self.config.get("hidden_act") == "gelu"
@@ -78,7 +88,7 @@ class SentenceModel:
         )
 
     def tokenise(self, texts: tuple[str, ...]) -> list[list[int]]:
-        """Token ids of each text, cut off at the model's length."""
+        """Return the token ids of each text, truncated to the model's length."""
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_str(self.tokenizer_json)
@@ -86,6 +96,7 @@ class SentenceModel:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
+    """Read ``config.json``."""
     if not (folder / "config.json").is_file():
         raise GranAlignError(
             f"{folder}: no config.json; expected a sentence-transformers folder with config.json, "
@@ -95,7 +106,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _read_modules(folder: Path, config: dict[str, Any]) -> dict[str, str]:
-    """The steps after tokenising, by class name, and the sub-folder of each."""
+    """Return the model's modules: class names in their order, with the sub-folder of each."""
     kind = config.get("model_type")
     path = folder / "modules.json"
     if not path.is_file() or kind not in MODEL_TYPES:
@@ -117,6 +128,7 @@ def _read_modules(folder: Path, config: dict[str, Any]) -> dict[str, str]:
 
 
 def _read_pooling(folder: Path) -> str:
+    """Return our name of the pooling, from the pooling module's ``config.json``."""
     flags = read_object(folder / "config.json")
     chosen = [key for key, value in flags.items() if key.startswith("pooling_mode") and value]
     if len(chosen) != 1 or chosen[0] not in POOLINGS:
@@ -128,6 +140,7 @@ def _read_pooling(folder: Path) -> str:
 
 
 def _max_tokens(folder: Path, config: dict[str, Any], settings: dict[str, Any]) -> int:
+    """Return the lesser of the configured length and the number of usable positions."""
     positions = config.get("max_position_embeddings")
     if isinstance(positions, int):
         positions -= MODEL_TYPES[config["model_type"]]
@@ -138,7 +151,7 @@ def _max_tokens(folder: Path, config: dict[str, Any], settings: dict[str, Any]) 
 
 
 def _prepare_tokenizer(folder: Path, max_tokens: int, *, lower: bool) -> str:
-    """The tokenizer as JSON, with the model's length and case in it, and without padding."""
+    """Return the tokenizer as JSON, with the model's length and case in it, without padding."""
     from tokenizers import normalizers
 
     tokenizer = read_tokenizer(folder)

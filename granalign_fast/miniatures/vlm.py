@@ -177,12 +177,6 @@ class Prompts:
         ]
 
     @cached_property
-    def yes_no(self) -> tuple[int, int]:
-        """The ids of both answers."""
-        yes, no = self.tokenizer.convert_tokens_to_ids(["yes", "no"])
-        return yes, no
-
-    @cached_property
     def article(self) -> int:
         """The id of ``a``."""
         token: int = self.tokenizer.convert_tokens_to_ids("a")

@@ -125,7 +125,7 @@ def one_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def embed_with_transformers(
     source: Path, frames: list[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Bytes, image rows and text rows, as a user of transformers would get them."""
+    """Return bytes, image embeddings and text embeddings by transformers' own functions."""
     import torch
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
@@ -144,11 +144,11 @@ def embed_with_transformers(
 
 
 def bytes_by(processor: Any, frames: list[np.ndarray]) -> np.ndarray:
-    """What transformers makes of frames before it makes numbers of bytes: channels last."""
+    """Return the bytes of frames that transformers resized and cropped, channels last."""
     only_resized = {"do_rescale": False, "do_normalize": False, "return_tensors": "np"}
-    found = processor(frames, input_data_format="channels_last", **only_resized)["pixel_values"]
-    assert found.dtype == np.uint8
-    return np.ascontiguousarray(found.transpose(0, 2, 3, 1))
+    pixels = processor(frames, input_data_format="channels_last", **only_resized)["pixel_values"]
+    assert pixels.dtype == np.uint8
+    return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
 
 
 @pytest.mark.needs_torch
@@ -199,7 +199,7 @@ def test_bytes_are_the_processors(source: Path, tmp_path: Path) -> None:
     ],
 )
 def test_other_levels(tmp_path: Path, settings: dict[str, Any]) -> None:
-    """Whatever the processor is told to make of bytes, the tower does it."""
+    """The tower follows the processor's settings of rescaling and normalising."""
     pytest.importorskip("torch")
     source = write_tiny_clip(tmp_path / "source", "clip-given-id")
     edit_json(source / "preprocessor_config.json", **settings)
@@ -245,7 +245,7 @@ def test_every_mismatch_is_reported_and_nothing_left(
     ("failure", "message"),
     [(OSError(28, "No space left on device"), "No space left"), (MemoryError(), "MemoryError")],
 )
-def test_no_room_leaves_nothing(
+def test_a_full_disk_leaves_nothing(
     one_source: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -254,11 +254,11 @@ def test_no_room_leaves_nothing(
 ) -> None:
     finish = EmbeddedTensors.finish
 
-    def no_room(tensors: EmbeddedTensors, model: Any) -> None:
+    def full_disk(tensors: EmbeddedTensors, model: Any) -> None:
         finish(tensors, model)
         raise failure
 
-    monkeypatch.setattr(EmbeddedTensors, "finish", no_room)
+    monkeypatch.setattr(EmbeddedTensors, "finish", full_disk)
     with pytest.raises(GranAlignError, match=rf"image tower .*{message}.*free memory and disk"):
         export_clip(one_source, tmp_path / "out")
     assert entries(tmp_path) == []

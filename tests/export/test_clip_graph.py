@@ -14,9 +14,10 @@ from helpers.tiny_clip import LEVELS, MAX_TOKENS, WORDS, random_clip, write_rand
 from safetensors.numpy import save_file
 
 from granalign_fast.errors import GranAlignError
-from granalign_fast.export.graphs import clip_layers as clip_graph
-from granalign_fast.export.graphs.clip_towers import CENTRE, ImageShape, Levels, write_towers
-from granalign_fast.export.sources.checkpoint import Checkpoint, GivenTensors
+from granalign_fast.export.graphs import clip_layers
+from granalign_fast.export.graphs.clip_shapes import CENTRE, ImageShape, Levels
+from granalign_fast.export.graphs.clip_towers import write_towers
+from granalign_fast.export.sources.checkpoint import Checkpoint, MemoryTensors
 from granalign_fast.models.exported_graph import open_session
 from granalign_fast.runtime.standard_operators import MICROSOFT, standardise
 
@@ -26,20 +27,20 @@ TOLERANCE = {"fp32": 1e-6, "fp16": 1e-3}
 
 
 def frames_of(count: int) -> np.ndarray:
-    """Noise over colours, no two frames alike, and all bytes."""
+    """Return different frames of noise over colours, with all values of bytes."""
     rng = np.random.default_rng(count)
     colours = rng.integers(0, 128, (count, 1, 1, 3))
     return (colours + rng.integers(0, 128, (count, 37, 37, 3))).astype(np.uint8)
 
 
 def pixels_of(frames: np.ndarray, levels: Levels = LEVELS) -> np.ndarray:
-    """As the processors make them of frames, in float64: (frames, 3, height, width)."""
+    """Compute the processors' pixels of frames in float64: (frames, 3, height, width)."""
     pixels = (frames.astype(np.float64) * levels.rescale - levels.mean) / levels.std
     return pixels.transpose(0, 3, 1, 2)
 
 
 def ids_of(count: int, length: int) -> np.ndarray:
-    """Token ids that end where a text ends and nowhere before."""
+    """Return token ids with an end of text at their end and nowhere else."""
     ids = np.random.default_rng(length).integers(0, WORDS - 1, (count, length), np.int32)
     ids[:, -1] = WORDS - 1
     return ids
@@ -61,7 +62,7 @@ def test_towers(
 ) -> None:
     """Query, key and value by one product or by three; inputs of several sizes."""
     if separate:
-        monkeypatch.setattr(clip_graph, "_FULL", 0)
+        monkeypatch.setattr(clip_layers, "_SEPARATE_QKV", 0)
     folder = write_random_clip(tmp_path / "towers", family, precision=precision)
     image, text, weights = random_clip(family)
     for count in (1, 5):
@@ -84,7 +85,7 @@ def test_towers(
 
 @pytest.mark.parametrize("end", [WORDS - 1, 7, 2])
 def test_texts_are_pooled_at_their_first_end(tmp_path: Path, end: int) -> None:
-    """Wherever it is; where there is none, at the first token; 2 stands for the highest id."""
+    """A text without an end is pooled at its first token; end 2 stands for the highest id."""
     folder = write_random_clip(tmp_path / "towers", "clip", precision="fp32", end=end)
     _, text, weights = random_clip("clip", end=end)
     high = WORDS - 1 if end == 2 else end
@@ -126,7 +127,7 @@ def test_in_standard_operators_all_is_the_same(tmp_path: Path, family: str, prec
 def test_other_activations(tmp_path: Path, activation: str) -> None:
     image, _, weights = random_clip("clip")
     image = replace(image, layers=replace(image.layers, activation=activation))
-    write_towers(tmp_path, "clip", [image], GivenTensors(weights), "fp32")
+    write_towers(tmp_path, "clip", [image], MemoryTensors(weights), "fp32")
     same = {"gelu_new": "gelu_pytorch_tanh"}.get(activation, activation)
     expected = embed_images(
         replace(image, layers=replace(image.layers, activation=same)),
@@ -147,10 +148,10 @@ def test_other_activations(tmp_path: Path, activation: str) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_other_levels(tmp_path: Path, family: str, precision: str, levels: Levels) -> None:
-    """CLIP's, those of processors that leave a step out, and colours of different weight."""
+    """Levels of CLIP, of processors without one of the steps, and with unequal colours."""
     image, _, weights = random_clip(family)
     image = replace(image, levels=levels)
-    write_towers(tmp_path, family, [image], GivenTensors(weights), precision)
+    write_towers(tmp_path, family, [image], MemoryTensors(weights), precision)
     frames = frames_of(6)
     frames[:2] = np.array([0, 255])[:, None, None, None]
     expected = embed_images(image, weights, family, pixels_of(frames, levels))
@@ -158,26 +159,26 @@ def test_other_levels(tmp_path: Path, family: str, precision: str, levels: Level
     np.testing.assert_allclose(got, expected, 0, TOLERANCE[precision])
 
 
-def test_what_a_level_is_worth() -> None:
-    """A power of two, so that float16 has each byte as it is; nothing at all is worth 1."""
+def test_the_step_of_a_level() -> None:
+    """The step is a power of two, so float16 holds every byte exactly; without a slope it is 1."""
     assert LEVELS.step == 2.0**-5
     values = (np.arange(256) - CENTRE) * LEVELS.step
     np.testing.assert_array_equal(values.astype(np.float16).astype(np.float64), values)
     assert Levels(0.0, (0.5,) * 3, (1.0,) * 3).step == 1
 
 
-def test_what_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_towers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image, text, weights = random_clip("siglip")
     odd = replace(image, layers=replace(image.layers, activation="mish"))
     with pytest.raises(GranAlignError, match=r"vision_model: got the activation 'mish', expected"):
-        write_towers(tmp_path, "siglip", [odd], GivenTensors(weights), "fp32")
+        write_towers(tmp_path, "siglip", [odd], MemoryTensors(weights), "fp32")
     for name in ("text_model.head.weight", "text_model.encoder.layers.1.mlp.fc1.bias"):
         narrow = {**weights, name: weights[name][..., :-1]}
         with pytest.raises(GranAlignError, match=rf"^{name}: got shape .* expected") as error:
-            write_towers(tmp_path, "siglip", [text], GivenTensors(narrow), "fp32")
+            write_towers(tmp_path, "siglip", [text], MemoryTensors(narrow), "fp32")
         assert "\n" not in str(error.value)
     with pytest.raises(GranAlignError, match=r"image tower cannot be written .*free memory and"):
-        write_towers(tmp_path / "nowhere", "siglip", [image], GivenTensors(weights), "fp32")
+        write_towers(tmp_path / "nowhere", "siglip", [image], MemoryTensors(weights), "fp32")
 
     save_file({"ids": np.arange(3), "x": np.ones(2, np.float32)}, tmp_path / "model.safetensors")
     checkpoint = Checkpoint(tmp_path)
@@ -189,4 +190,4 @@ def test_what_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         num_channels = 4
 
     with pytest.raises(GranAlignError, match="num_channels: got 4, expected 3"):
-        ImageShape.of(Config(), 8, LEVELS)
+        ImageShape.from_config(Config(), 8, LEVELS)

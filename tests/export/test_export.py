@@ -100,7 +100,7 @@ def test_sentence_lists_share_nothing() -> None:
     assert len(set(VALIDATION)) == len(VALIDATION) == 40
 
 
-# Each takes a good source folder and breaks it; the message must name what was wrong.
+# Each function damages a good source folder; the message must name the damage.
 
 
 def no_modules(folder: Path) -> None:

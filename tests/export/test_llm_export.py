@@ -1,4 +1,4 @@
-"""Exports of language models: what is refused, and against transformers with torch."""
+"""Exports of language models: refused sources, graphs, and comparison with transformers."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from helpers.tiny_llm import (
 )
 
 from granalign_fast.errors import GranAlignError, MissingExtraError
-from granalign_fast.export.graphs.block_quantization import quantise_blocks, rounded
+from granalign_fast.export.graphs.block_quantization import quantise_blocks, round_blocks
 from granalign_fast.export.llm import export_llm
-from granalign_fast.export.llm_specs import LLM_PRECISIONS
 from granalign_fast.export.sources.language_model import LlmSource
+from granalign_fast.export.specs import LLM_PRECISIONS
 from granalign_fast.models.language_model import CausalLM
 from granalign_fast.models.manifest import LlmManifest
 
@@ -105,7 +105,7 @@ def test_attention_takes_grouped_heads_and_the_past(tmp_path: Path, name: str) -
             else:
                 assert node.input[4] == f"past_key_values.{layer}.key"
                 assert node.output[2] == f"present.{layer}.value"
-        # Nothing but the mask is repeated, and nothing is joined to the past outside the operator.
+        # Only the mask is repeated, and the operator itself appends to the past.
         assert sum(node.op_type == "Expand" for node in graph.node) == (not static)
         assert sum(node.op_type == "Concat" for node in graph.node) == (not static)
 
@@ -146,11 +146,11 @@ def test_blocks_are_rounded_to_nearest(bits: int) -> None:
     assert packed.shape == (5, 3, 4 * bits) and scales.shape == (5, 3)
     assert zeros.shape == (5, 3 if bits == 8 else 2)
     step = np.repeat(scales, 32, axis=1)[:, :70]
-    assert (np.abs(rounded(weight, bits, 32) - weight) <= 1.001 * step).all()
-    assert not rounded(weight, bits, 32)[0, :32].any()
+    assert (np.abs(round_blocks(weight, bits, 32) - weight) <= 1.001 * step).all()
+    assert not round_blocks(weight, bits, 32)[0, :32].any()
 
 
-# With torch: the same folders against the models that they were made of.
+# With torch: exported folders against their source models.
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def torch() -> Any:
 
 @pytest.fixture(scope="module")
 def exported(torch: Any, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """Folders of `export_llm`, beside their sources; read-only, kept for all."""
+    """Return a function that exports a model once for all tests, to a folder beside its source."""
     root = tmp_path_factory.mktemp("exported")
 
     @functools.cache
@@ -186,8 +186,8 @@ def padded_inputs(prompts: list[list[int]]) -> dict[str, Any]:
 
     longest = max(map(len, prompts))
     rows = [[0] * (longest - len(ids)) + ids for ids in prompts]
-    seen = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
-    return {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(seen)}
+    mask = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
+    return {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(mask)}
 
 
 def torch_tokens(model: Any, prompts: list[list[int]], steps: int) -> list[list[int]]:
@@ -224,7 +224,7 @@ def test_optimum_opens_the_same_folder(exported: Exported, name: str, precision:
     out = exported(name, precision)
     model = ORTModelForCausalLM.from_pretrained(out)
     model.generation_config.eos_token_id = None
-    # optimum-onnx 0.1.0 takes the size of a head for hidden / heads, which Qwen3's need not be.
+    # optimum-onnx 0.1.0 assumes heads of hidden / heads values, which is wrong for some Qwen3.
     model.embed_size_per_head = CausalLM(out).manifest.head_dim
     prompts = prompts_of(*RAGGED)
     answers = CausalLM(out).generate(prompts, max_new_tokens=40, stop_ids=())
@@ -233,15 +233,15 @@ def test_optimum_opens_the_same_folder(exported: Exported, name: str, precision:
 
 @pytest.mark.needs_torch
 @pytest.mark.parametrize("template", [CHAT_TEMPLATE, LLAMA_TEMPLATE, QWEN_TEMPLATE])
-@pytest.mark.parametrize("beside", [True, False], ids=["own-file", "in-settings"])
+@pytest.mark.parametrize("own_file", [True, False], ids=["own-file", "in-settings"])
 def test_chat_is_that_of_transformers(
-    torch: Any, tmp_path: Path, template: str, beside: bool
+    torch: Any, tmp_path: Path, template: str, own_file: bool
 ) -> None:
     from transformers import AutoTokenizer
 
     source = write_tiny_llm(tmp_path / "source")
-    edit_json(source / "tokenizer_config.json", chat_template=None if beside else template)
-    if beside:
+    edit_json(source / "tokenizer_config.json", chat_template=None if own_file else template)
+    if own_file:
         (source / "chat_template.jinja").write_text(template, encoding="utf-8")
     out = write_unchecked(tmp_path)
     model, tokenizer = CausalLM(out), AutoTokenizer.from_pretrained(out)
@@ -288,7 +288,7 @@ def test_shards_of_bfloat16(torch: Any, tmp_path: Path, capfd: pytest.CaptureFix
 def test_a_wrong_graph_is_found_and_leaves_nothing(
     torch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
-    """An epsilon, here: the smallest mistake that such a graph has been seen to have."""
+    """The mistake is a wrong epsilon, the smallest one that such a graph has had."""
     source = write_tiny_llm(tmp_path / "source")
     read = LlmSource.read
 
@@ -298,8 +298,8 @@ def test_a_wrong_graph_is_found_and_leaves_nothing(
         return model
 
     monkeypatch.setattr(LlmSource, "read", misread)
-    ways = ["padded", "after a prefix", "static", "a static step"]
-    with pytest.raises(GranAlignError, match=": .*".join([*ways, ""])) as error:
+    runs = ["padded", "after a prefix", "static", "a static step"]
+    with pytest.raises(GranAlignError, match=": .*".join([*runs, ""])) as error:
         export_llm(source, tmp_path / "out", precision=precision)
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]

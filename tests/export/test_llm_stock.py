@@ -1,4 +1,4 @@
-"""Language models that optimum exports for us: the same loop over them, against transformers."""
+"""Language models that optimum exports: our generation over them against transformers."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from helpers.tiny_llm import (
 
 from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.export.llm import export_llm
-from granalign_fast.export.llm_specs import LLM_PRECISIONS
-from granalign_fast.export.sources.language_model import LlmSource, UnwrittenError
+from granalign_fast.export.sources.language_model import LlmSource, UnsupportedError
+from granalign_fast.export.specs import LLM_PRECISIONS
 from granalign_fast.models.language_model import CausalLM
 from granalign_fast.models.manifest import LlmManifest
 
 Saved = Callable[[str], Path]
 WINDOW, SHORT = 80, 96
-"""Tokens that a window holds, and that longrope takes for short; both more than the tests use."""
+"""Tokens of an attention window, and of longrope's short texts; the tests use fewer than either."""
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
 LONGROPE = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("mistral", {"sliding_window": WINDOW}),
     "llama-yarn": ("llama", {"rope_scaling": YARN}),
-    # Its stock export has no positions, and no soft cap.
+    # Its stock export lacks position ids and the soft cap.
     "gemma2": ("gemma2", {"head_dim": 16, "sliding_window": WINDOW, "attn_logit_softcapping": 2.0}),
     "phi3-longrope": (
         "phi3",
@@ -62,7 +62,7 @@ def torch() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def saved(torch: Any, tmp_path_factory: pytest.TempPathFactory) -> Saved:
-    """Sources by name, as transformers saves them, with a tokenizer; read-only, kept for all."""
+    """Return a function that saves a source with transformers, once for all tests."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     root = tmp_path_factory.mktemp("saved")
@@ -87,7 +87,7 @@ def saved(torch: Any, tmp_path_factory: pytest.TempPathFactory) -> Saved:
 
 @pytest.fixture(scope="module")
 def exported(saved: Saved) -> Saved:
-    """Folders of `export_llm`, beside their sources."""
+    """Return a function that exports a source once for all tests."""
 
     @functools.cache
     def get(name: str) -> Path:
@@ -97,29 +97,29 @@ def exported(saved: Saved) -> Saved:
 
 
 def greedy(model: Any, prompts: list[list[int]], steps: int) -> list[list[int]]:
-    """What `generate` of transformers or optimum says to prompts that it pads on the left."""
+    """Return the greedy tokens of transformers or optimum after prompts padded on the left."""
     import torch
 
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(row)) + row for row in prompts])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts])
     model.generation_config.eos_token_id = None
-    found = model.generate(
+    output = model.generate(
         input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=steps, pad_token_id=0
     )
-    tokens: list[list[int]] = found[:, longest:].tolist()
+    tokens: list[list[int]] = output[:, longest:].tolist()
     return tokens
 
 
 def source_model(folder: Path) -> Any:
-    """With the attention that is written out: PyTorch's own leaves out Gemma 2's soft cap."""
+    """Load a source with eager attention: PyTorch's own leaves out Gemma 2's soft cap."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
 
 
 def source_logits(folder: Path, prompts: list[list[int]]) -> np.ndarray[Any, Any]:
-    """What transformers says of each prompt by itself."""
+    """Return transformers' logits after each prompt; each prompt runs alone."""
     import torch
 
     model = source_model(folder)
@@ -138,12 +138,12 @@ def test_tokens_are_those_of_transformers_and_optimum(
     answers = model.generate(prompts, max_new_tokens=40, stop_ids=())
     assert answers == greedy(source_model(saved(name)), prompts, 40)
     same = ORTModelForCausalLM.from_pretrained(exported(name))
-    # optimum-onnx 0.1.0 takes both from settings that Phi-3 and Gemma 2 have otherwise.
+    # optimum-onnx 0.1.0 derives both from settings, which is wrong for Phi-3 and Gemma 2.
     same.embed_size_per_head = model.manifest.head_dim
     same.num_key_value_heads = model.manifest.kv_heads
     assert answers == greedy(same, prompts, 40)
     alone = model.generate(prompts[1:2], max_new_tokens=40, stop_ids=())
-    assert alone == answers[1:2], "no padding there"
+    assert alone == answers[1:2], "padding must change nothing"
     assert len({token for answer in answers for token in answer}) > 5, "tokens must differ"
     whole = [ids + answer for ids, answer in zip(prompts, answers, strict=True)]
     expected = source_logits(saved(name), whole)
@@ -153,15 +153,15 @@ def test_tokens_are_those_of_transformers_and_optimum(
 @needs_torch
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_a_prefix_changes_nothing(saved: Saved, exported: Saved, name: str) -> None:
-    """Padding comes to lie between the prefix and the shorter prompts: nobody may count it."""
+    """Padding lies between the prefix and shorter prompts, and must not count as tokens."""
     model, prompts = CausalLM(exported(name), threads=1), prompts_of(*RAGGED)
     start = prompts_of(21)[0]
     prefix = model.prefill(start)
-    behind, whole = model.logits(prompts, prefix=prefix), [start + ids for ids in prompts]
+    after, whole = model.logits(prompts, prefix=prefix), [start + ids for ids in prompts]
     atol = PREFIX_ERROR["fp32"]
-    np.testing.assert_allclose(behind, model.logits(whole), atol=atol, rtol=0)
-    np.testing.assert_allclose(behind, source_logits(saved(name), whole), atol=1e-4, rtol=0)
-    steps = 25  # which the windows just hold
+    np.testing.assert_allclose(after, model.logits(whole), atol=atol, rtol=0)
+    np.testing.assert_allclose(after, source_logits(saved(name), whole), atol=1e-4, rtol=0)
+    steps = 25  # as many as the windows can hold
     answers = model.generate(prompts, prefix=prefix, max_new_tokens=steps, stop_ids=())
     assert answers == model.generate(whole, max_new_tokens=steps, stop_ids=())
 
@@ -187,7 +187,7 @@ def test_the_manifest_is_that_of_any_language_model(exported: Saved, name: str) 
 
 
 @needs_torch
-def test_beyond_what_the_graph_is_right_for(exported: Saved) -> None:
+def test_prompts_beyond_the_context_are_refused(exported: Saved) -> None:
     with pytest.raises(GranAlignError, match=f"the context of {SHORT}"):
         CausalLM(exported("phi3-longrope")).logits(prompts_of(SHORT + 1))
 
@@ -199,7 +199,7 @@ def test_models_that_we_write_ourselves_stay_ours(torch: Any, tmp_path: Path) ->
 
 
 @needs_torch
-def test_steps_are_told_and_nothing_else_is_said(
+def test_progress_is_the_only_output(
     saved: Saved, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     steps: list[str] = []
@@ -292,16 +292,16 @@ def test_a_failing_exporter_leaves_nothing(
 def test_a_wrong_graph_is_found(
     saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The stock description of Gemma 2, whose graph takes padding for tokens behind a prefix."""
+    """optimum's own description of Gemma 2: its graph counts padding after a prefix as tokens."""
     from optimum.exporters.onnx import model_configs
 
-    from granalign_fast.export.optimum import stock_decoder as llm_stock
+    from granalign_fast.export.optimum import stock_decoder
 
     def stock(settings: Any) -> Any:
         make = model_configs.Gemma2OnnxConfig
         return make(settings, task="text-generation", use_past=True, use_past_in_inputs=True)
 
-    monkeypatch.setattr(llm_stock, "_onnx_config", stock)
+    monkeypatch.setattr(stock_decoder, "_onnx_config", stock)
     with pytest.raises(
         GranAlignError, match=r"differs from its source.*: after a prefix: "
     ) as error:
@@ -311,7 +311,7 @@ def test_a_wrong_graph_is_found(
 
 
 @pytest.mark.parametrize(
-    ("values", "unwritten"),
+    ("values", "unsupported"),
     [
         ({"architectures": ["MistralForCausalLM"], "model_type": "mistral"}, True),
         ({"rope_scaling": YARN}, True),
@@ -323,9 +323,11 @@ def test_a_wrong_graph_is_found(
         ({"vocab_size": BOS / 2}, False),
     ],
 )
-def test_damaged_is_not_unwritten(tmp_path: Path, values: dict[str, Any], unwritten: bool) -> None:
+def test_damaged_is_not_unsupported(
+    tmp_path: Path, values: dict[str, Any], unsupported: bool
+) -> None:
     source = write_tiny_llm(tmp_path / "source")
     edit_json(source / "config.json", **values)
     with pytest.raises(GranAlignError) as error:
         LlmSource.read(source)
-    assert isinstance(error.value, UnwrittenError) == unwritten
+    assert isinstance(error.value, UnsupportedError) == unsupported

@@ -1,4 +1,4 @@
-"""Which shapes TensorRT is made ready for, and what ONNX Runtime's provider is told of them."""
+"""Shapes of TensorRT engines, graphs for its parser, and options of ONNX Runtime's provider."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ BATCHES = [(1,), (1, 4, 16), (1, 4, 16, 64, 256), (1, 2, 3), (1, 100), (16, 64, 
 def test_runs_hold_every_row_and_waste_few(batches: tuple[int, ...]) -> None:
     assert runs(0, batches) == []
     for rows in itertools.chain(range(1, 300), (999, 1000, 4096)):
-        found = runs(rows, batches)
-        assert sum(used for used, _ in found) == rows
-        for used, batch in found:
+        batches_of_rows = runs(rows, batches)
+        assert sum(used for used, _ in batches_of_rows) == rows
+        for used, batch in batches_of_rows:
             assert batch in batches and 0 < used <= batch
             assert batch - used <= min(used, 128) or batch == batches[0]
-        sizes = [batch for _, batch in found]
+        sizes = [batch for _, batch in batches_of_rows]
         assert sizes == sorted(sizes, reverse=True)
         # No more runs than the fewest that hold the rows, and one for each smaller size.
         if batches[1:] == tuple(4 * batch for batch in batches[:-1]):
-            assert len(found) <= rows // batches[-1] + len(batches)
+            assert len(batches_of_rows) <= rows // batches[-1] + len(batches)
 
 
 def test_data_of_engines() -> None:
@@ -136,7 +136,7 @@ def test_folders_without_shapes(sentences: Path, tmp_path: Path, change: Any, me
 
 
 def same_to_the_bit(before: Path | bytes, after: bytes, frames: Any) -> None:
-    """Both models make the same of the frames."""
+    """Check that both models give equal results for the frames."""
     results = [
         onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]).run(
             None, {"frames": frames}
@@ -147,7 +147,7 @@ def same_to_the_bit(before: Path | bytes, after: bytes, frames: Any) -> None:
 
 
 def test_bytes_are_cast_first() -> None:
-    """Nothing but a cast touches them, and a graph without bytes stays as it is."""
+    """Only a cast reads bytes, and a graph without bytes stays as it is."""
     nodes = [
         helper.make_node("Transpose", ["frames"], ["turned"], perm=[1, 0]),
         helper.make_node("Cast", ["turned"], ["floats"], to=TensorProto.FLOAT),
@@ -174,7 +174,7 @@ def test_bytes_are_cast_first() -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_levels_of_bytes_are_spelled_out(tmp_path: Path, precision: str) -> None:
-    """An image tower takes a level off its bytes and scales them: the same to the bit."""
+    """An image tower dequantises its bytes; spelled out, the result is equal to the bit."""
     path = write_random_clip(tmp_path / "towers", "clip", precision=precision) / "image.onnx"
     model = onnx.load(path)
     assert [node.op_type for node in model.graph.node].count("DequantizeLinear") == 1
@@ -191,15 +191,15 @@ CUDA_OPTIONS = {setting.option: setting.value for setting in CUDA_SETTINGS}
 
 @pytest.fixture
 def providers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
-    """ONNX Runtime as if it had a GPU: what it was asked for, run on the CPU after all."""
+    """Make ONNX Runtime look as if it had a GPU, run on the CPU, and record its calls."""
     real = onnxruntime.InferenceSession
-    asked: list[Any] = []
+    calls: list[Any] = []
 
     class OnCpu:
         def __init__(
             self, path: Path | bytes, options: Any, providers: Any, enable_fallback: int
         ) -> None:
-            asked.append(providers)
+            calls.append(providers)
             model = onnx.load_from_string(path) if isinstance(path, bytes) else onnx.load(path)
             if providers[0][0] == "TensorrtExecutionProvider":
                 assert {node.domain for node in model.graph.node} == {""}, "not TensorRT's"
@@ -207,10 +207,10 @@ def providers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
             self.rows: list[int] = []
 
         def get_providers(self) -> list[str]:
-            return [name for name, _ in asked[-1]]
+            return [name for name, _ in calls[-1]]
 
         def run(self, names: Any, arrays: Any) -> Any:
-            asked.append({len(array) for array in arrays.values()})
+            calls.append({len(array) for array in arrays.values()})
             return self.session.run(names, arrays)
 
         def __getattr__(self, name: str) -> Any:
@@ -223,7 +223,7 @@ def providers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt)
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return asked
+    return calls
 
 
 def test_the_provider_knows_all_shapes(
@@ -256,13 +256,13 @@ def test_the_provider_knows_all_shapes(
 def test_other_weights_have_other_engines(
     sentences: Path, tmp_path: Path, providers: list[Any]
 ) -> None:
-    """The provider's own names tell graphs apart, but not their weights."""
+    """The provider names engines by their graph alone, so folders must tell weights apart."""
     folder = shutil.copytree(sentences, tmp_path / "copy")
     for graph in (sentences / "model.onnx", folder / "model.onnx"):
         open_session(graph, device="tensorrt")
     flip_byte(folder / "model.onnx", -2000)
     open_session(folder / "model.onnx", device="tensorrt")
-    paths = [asked[0][1]["trt_engine_cache_path"] for asked in providers]
+    paths = [call[0][1]["trt_engine_cache_path"] for call in providers]
     assert paths[0] == paths[1] != paths[2]
 
 
@@ -307,7 +307,7 @@ def test_the_second_gpu(
 
 @pytest.mark.needs_tensorrt
 def test_on_a_gpu(sentences: Path, tmp_path: Path) -> None:
-    """The whole way with the real libraries; has not run yet, for want of a GPU with them."""
+    """Build and run with the real libraries; this has not run yet, for lack of a GPU with them."""
     if importlib.util.find_spec("tensorrt") is None or importlib.util.find_spec("cupy") is None:
         pytest.skip(
             "test_on_a_gpu: needs TensorRT and a GPU: pip install 'granalign-fast[tensorrt]'"

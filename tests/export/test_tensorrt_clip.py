@@ -27,7 +27,7 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_both_towers_of_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Frames of many batches; each is uploaded as bytes, from memory that the GPU can read."""
+    """Frames of several batches; each is uploaded as bytes, from pinned memory."""
     plain = write_tiny_export(tmp_path / "clip")
     folder = export_tensorrt(plain, tmp_path / "out")
     pinned: list[Any] = []
@@ -60,7 +60,7 @@ def test_both_towers_of_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("family", ["clip", "siglip"])
 def test_fused_operators_reach_tensorrt_as_standard_ones(tmp_path: Path, family: str) -> None:
-    """Of a graph that TensorRT could not read as it is."""
+    """Engines are built from an fp16 graph whose fused operators TensorRT cannot read."""
     folder = write_tiny_export(tmp_path / "fp16", precision="fp16", max_tokens=MAX_TOKENS)
     write_random_clip(tmp_path / "towers", family, precision="fp16")
     record = json.loads((folder / "manifest.json").read_text())

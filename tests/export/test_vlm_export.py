@@ -1,4 +1,4 @@
-"""Exports of vision-language models without torch: what is refused, graphs, NumPy's judgement."""
+"""Exports of vision-language models without torch: refused sources, graphs, NumPy's reference."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ Exported = Callable[..., Path]
 
 GRIDS = {
     (224, 224): [16],  # whole windows
-    (168, 280): [16, 8, 4],  # right edge and lower edge cut windows to 8 both
+    (168, 280): [16, 8, 4],  # the right and the lower edge both cut to 8
     (84, 140): [12, 3],
     (112, 112): [16],
     (28, 56): [2],
 }
-"""Image sizes, and how many tokens the windows of each kind have."""
+"""Image sizes, with the tokens of one window for each size of window."""
 
 
 def vision(**values: Any) -> Callable[[Path], None]:
@@ -148,7 +148,7 @@ def test_the_command_wants_height_and_width(
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (4, 4), (8, 12), (6, 10), (3, 5), (1, 9), (5, 4)])
-def test_windows_of_equal_size_lie_side_by_side(grid: tuple[int, int]) -> None:
+def test_windows_of_equal_size_are_adjacent(grid: tuple[int, int]) -> None:
     order, kinds = window_order(grid, 4)
     assert sorted(order) == list(range(grid[0] * grid[1])) and len(kinds) <= 4
     sizes = np.repeat([size for _, size in kinds], [count for count, _ in kinds])
@@ -188,12 +188,12 @@ def test_graphs_share_their_weights(tmp_path: Path, name: str) -> None:
     weights = load_file(source / "model.safetensors")
     small = sum(v.nbytes for v in weights.values() if v.nbytes < 1024)
     written = sum(length for tensors in stored.values() for _, length in tensors)
-    # Summed over both frames, the first weight is there once more; constants are small. And there
-    # are the cosines and sines of every position.
+    # The file also holds the first weight summed over both frames, and cosine and sine of every
+    # position. Constants are small.
     patch = weights["visual.patch_embed.proj.weight"].nbytes // 2
     manifest = VlmManifest.read(out)
-    turned = 2 * manifest.context * manifest.head_dim // 2 * 4
-    expected = sum(v.nbytes for v in weights.values()) - small + patch + turned
+    rotary = 2 * manifest.context * manifest.head_dim // 2 * 4
+    expected = sum(v.nbytes for v in weights.values()) - small + patch + rotary
     assert 0 <= written - expected < 10000
 
 
@@ -267,12 +267,12 @@ def test_frames_and_logits_are_those_of_numpy(
     ids = [7, 8, VISION_START, *[IMAGE] * manifest.image_tokens, VISION_END, 9, 10, 11]
     row = open_session(out / "embedding.onnx")(input_ids=np.array([ids]))["inputs_embeds"]
     row[0, np.array(ids) == IMAGE] = embeds[0]
-    places = frame_positions(3, manifest.image_grid, 4)[:, None]
+    positions = frame_positions(3, manifest.image_grid, 4)[:, None]
     expected = reference_vlm_logits(source, ids, frames[:1])
     count = len(ids)
     growing = np.empty((1, manifest.kv_heads, 0, manifest.head_dim), np.float32)
     static = np.zeros((1, count + 3, manifest.kv_heads * manifest.head_dim), np.float32)
-    for graph, cache, more in (
+    for graph, cache, inputs in (
         (
             "model.onnx",
             growing,
@@ -293,6 +293,6 @@ def test_frames_and_logits_are_those_of_numpy(
     ):
         session = open_session(out / graph)
         past = {name: cache for name in session.inputs if name.startswith("past")}
-        got = session(position_ids=places, **more, **past)["logits"]
+        got = session(position_ids=positions, **inputs, **past)["logits"]
         assert got.shape == (1, 1, manifest.vocabulary)
         np.testing.assert_allclose(got[0, 0], expected, atol=1e-4, rtol=0)

@@ -39,7 +39,7 @@ def torch() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def exported(torch: Any, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """Folders with ``source`` and ``out``; read-only, kept for all."""
+    """Return a function that writes a folder with ``source`` and ``out`` once for all tests."""
     root = tmp_path_factory.mktemp("exported")
 
     def get(name: str, size: tuple[int, int] = IMAGE_SIZE, precision: str = "fp32") -> Path:
@@ -74,7 +74,7 @@ def opened(folder: Path, **options: Any) -> Any:
 
 
 def prompts_of(size: tuple[int, int], *lengths: int, images: int = 1) -> list[list[int]]:
-    """Text, frames, text."""
+    """Return prompts of text, frames and text."""
     random = np.random.default_rng(1)
     frame = [VISION_START, *[IMAGE] * (size[0] * size[1] // 784), VISION_END]
     return [
@@ -90,8 +90,8 @@ def text_inputs(prompts: list[list[int]]) -> dict[str, Any]:
 
     longest = max(map(len, prompts))
     rows = [[PAD] * (longest - len(ids)) + ids for ids in prompts]
-    seen = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
-    return {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(seen)}
+    mask = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
+    return {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(mask)}
 
 
 def image_inputs(folder: Path, size: tuple[int, int], count: int) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def image_inputs(folder: Path, size: tuple[int, int], count: int) -> dict[str, A
 
 def tokens(model: Any, inputs: dict[str, Any], steps: int = 40, **options: Any) -> list[list[int]]:
     if hasattr(model, "model"):
-        model.model.rope_deltas = None  # transformers' class remembers those of the last call
+        model.model.rope_deltas = None  # transformers' class keeps those of the last call
     ids = model.generate(
         **inputs, do_sample=False, max_new_tokens=steps, pad_token_id=PAD, **options
     )
@@ -125,7 +125,7 @@ def test_tokens_and_logits_are_those_of_transformers(
     answers = tokens(model, text_inputs(prompts) | images)
     assert answers == tokens(source, text_inputs(prompts) | images)
     assert len(set(answers[0])) > 8, "tokens must vary to mean anything"
-    # The same texts, with their answers; an image token among these would have no image.
+    # The prompts with their answers; an image token in an answer would have no image.
     plain = [[token if token < PAD else 0 for token in answer] for answer in answers]
     whole = [ids + answer for ids, answer in zip(prompts, plain, strict=True)]
     for texts in (prompts, whole):
@@ -149,7 +149,7 @@ def test_bound_buffers_change_nothing(exported: Exported, name: str, precision: 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_nothing_is_remembered_between_calls(exported: Exported, name: str) -> None:
-    """Text alone after a frame, and a frame after text: each as if it were the first call."""
+    """Text after a frame, and a frame after text: each call gives what a first call gives."""
     folder = exported(name)
     model, source = opened(folder), source_of(folder)
     framed = text_inputs(prompts_of(IMAGE_SIZE, 5, 9)) | image_inputs(folder, IMAGE_SIZE, 2)

@@ -1,4 +1,4 @@
-"""Exports of vision-language models against transformers: exact, and mistakes are found."""
+"""Exports of vision-language models against transformers: tolerances hold, mistakes are found."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from helpers.tiny_vlm import CONFIGS, EOS, IMAGE_SIZE, PAD, PUBLISHED, frames_of
 from safetensors.numpy import load_file, save_file
 
 from granalign_fast.errors import GranAlignError
-from granalign_fast.export.checks import vision_language_model as vlm_validate
+from granalign_fast.export.checks import vision_language_model as checks
 from granalign_fast.export.graphs.decoder import DecoderGraph
 from granalign_fast.export.llm import export_llm
 from granalign_fast.export.sources.vision_language_model import Pixels, VlmSource
+from granalign_fast.export.specs import VLM_PRECISIONS
 from granalign_fast.export.vlm import export_vlm
-from granalign_fast.export.vlm_specs import VLM_PRECISIONS
 from granalign_fast.models.exported_graph import open_session
 from granalign_fast.models.manifest import VlmManifest
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.needs_torch
 Exported = Callable[..., Path]
 
 SIZES = [(224, 224), (168, 280), (84, 140), (112, 112), (28, 56)]
-"""Whole windows, three kinds of windows, two, one, and a frame that is less than one."""
+"""Image sizes: whole windows, three sizes of window, two, one, and less than one window."""
 
 
 def wrong(model: VlmSource, **values: Any) -> None:
@@ -45,7 +45,7 @@ def torch() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def exported(torch: Any, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """Folders of `export_vlm`, beside their sources; read-only, kept for all."""
+    """Return a function that exports a model once for all tests, to a folder beside its source."""
     root = tmp_path_factory.mktemp("exported")
 
     @functools.cache
@@ -70,11 +70,11 @@ def test_frames_are_those_of_transformers(
     processor = Qwen2VLImageProcessor.from_pretrained(out)
     count = 6
     frames = frames_of(count, size)
-    seen = processor(images=list(frames), do_resize=False, return_tensors="pt")
+    images = processor(images=list(frames), do_resize=False, return_tensors="pt")
     with torch.inference_mode():
-        expected = model.visual(seen["pixel_values"], seen["image_grid_thw"])
+        expected = model.visual(images["pixel_values"], images["image_grid_thw"])
     expected = expected.numpy().reshape(count, -1, expected.shape[-1])
-    patches = seen["pixel_values"].numpy().reshape(count, -1, 1176)
+    patches = images["pixel_values"].numpy().reshape(count, -1, 1176)
     by_frames, by_patches = open_session(out / "vision.onnx"), open_session(out / "patches.onnx")
     for batch in (slice(0, 6), slice(4, 5)):
         for got in (by_frames(frames=frames[batch]), by_patches(pixel_values=patches[batch])):
@@ -134,16 +134,16 @@ def test_a_wrong_graph_is_found_and_leaves_nothing(
     message: str,
     precision: str,
 ) -> None:
-    """The judge reads the source itself; the graphs are written from what was misread."""
+    """The reference reads the source itself; the graphs are written from misread settings."""
     source = write_tiny_vlm(tmp_path / "source")
-    write = vlm_validate.judge_vlm
+    run = checks.run_vlm_source
 
     def then_misread(model: VlmSource, precision: str) -> Any:
-        expected = write(model, precision)
+        expected = run(model, precision)
         spoil(model)
         return expected
 
-    monkeypatch.setattr(vlm_validate, "judge_vlm", then_misread)
+    monkeypatch.setattr(checks, "run_vlm_source", then_misread)
     with pytest.raises(GranAlignError, match=message) as error:
         export_vlm(source, tmp_path / "out", precision=precision, image_size=IMAGE_SIZE)
     assert "\n" not in str(error.value)
@@ -154,9 +154,9 @@ def test_a_wrong_graph_is_found_and_leaves_nothing(
 def test_text_after_a_frame_goes_on_at_its_longer_side(
     torch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
-    """Off by one, the comparison after a prefix fails."""
-    text = vlm_validate._text
-    monkeypatch.setattr(vlm_validate, "_text", lambda start, count: text(start + 1, count))
+    """The comparison after a prefix fails if text positions are off by one."""
+    text = checks._text
+    monkeypatch.setattr(checks, "_text", lambda start, count: text(start + 1, count))
     with pytest.raises(GranAlignError, match=r"\): after a prefix: [^;]*; choose"):
         export_vlm(write_tiny_vlm(tmp_path / "source"), tmp_path / "out", precision=precision)
 
@@ -198,19 +198,21 @@ def test_weights_that_transformers_would_make_up(torch: Any, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("operator", ["TensorScatter", "Attention"])
-def test_a_cache_that_is_not_told_where_or_how_much(
+def test_a_static_graph_without_write_indices_or_lengths(
     torch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operator: str
 ) -> None:
-    """The static graph alone is wrong: it writes to the beginning, or reads the whole capacity."""
+    """Only the static graph is wrong: it writes at the beginning, or reads the whole capacity."""
     add = DecoderGraph._add
 
-    def forgets(self: Any, kind: str, inputs: list[str], outputs: list[str], **more: Any) -> None:
-        told = {"TensorScatter": "write_indices", "Attention": "cached_tokens"}[operator]
-        if kind == operator and inputs[-1] == told:
+    def without_last(
+        self: Any, kind: str, inputs: list[str], outputs: list[str], **more: Any
+    ) -> None:
+        dropped = {"TensorScatter": "write_indices", "Attention": "cached_tokens"}[operator]
+        if kind == operator and inputs[-1] == dropped:
             inputs = inputs[:-1]
         add(self, kind, inputs, outputs, **more)
 
-    monkeypatch.setattr(DecoderGraph, "_add", forgets)
+    monkeypatch.setattr(DecoderGraph, "_add", without_last)
     llm, vlm = write_tiny_llm(tmp_path / "llm"), write_tiny_vlm(tmp_path / "vlm")
     with pytest.raises(GranAlignError, match=r"rounding=0.0\): static: .*a static step: "):
         export_llm(llm, tmp_path / "out")

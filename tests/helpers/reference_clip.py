@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from granalign_fast.export.graphs.clip_layers import Transformer
-from granalign_fast.export.graphs.clip_towers import ImageShape, TextShape
+from granalign_fast.export.graphs.clip_shapes import ImageShape, TextShape, Transformer
 
 Array = np.ndarray
 Weights = Mapping[str, Array]

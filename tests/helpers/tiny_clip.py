@@ -12,9 +12,9 @@ from onnx import TensorProto, helper, numpy_helper, save
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from granalign_fast.export.graphs.clip_layers import Transformer
-from granalign_fast.export.graphs.clip_towers import ImageShape, Levels, TextShape, write_towers
-from granalign_fast.export.sources.checkpoint import GivenTensors
+from granalign_fast.export.graphs.clip_shapes import ImageShape, Levels, TextShape, Transformer
+from granalign_fast.export.graphs.clip_towers import write_towers
+from granalign_fast.export.sources.checkpoint import MemoryTensors
 from granalign_fast.files import sha256_of
 from granalign_fast.models.frame_encoder import Preprocessing
 from granalign_fast.models.manifest import FrameEncoderManifest
@@ -234,7 +234,7 @@ def write_random_clip(folder: Path, family: str, *, precision: str, **changes: A
     """Write the graphs of `random_clip` as they are exported, without the export's other files."""
     *shapes, weights = random_clip(family, **changes)
     folder.mkdir(parents=True)
-    write_towers(folder, family, shapes, GivenTensors(weights), precision)
+    write_towers(folder, family, shapes, MemoryTensors(weights), precision)
     return folder
 
 

@@ -28,7 +28,7 @@ from helpers.tiny_llm import (
 )
 
 from granalign_fast.errors import GranAlignError
-from granalign_fast.export.llm_specs import LLM_PRECISIONS
+from granalign_fast.export.specs import LLM_PRECISIONS
 from granalign_fast.models import language_model as generation
 from granalign_fast.models.language_model import CausalLM
 from granalign_fast.models.manifest import FORMAT_VERSION

@@ -24,7 +24,7 @@ from helpers.tiny_vlm import CONFIGS as VLM_CONFIGS
 from helpers.tiny_vlm import IMAGE, IMAGE_SIZE, PUBLISHED, VISION, frames_of, write_unchecked_vlm
 
 from granalign_fast.bench.harness import random_clip
-from granalign_fast.export.llm_specs import LLM_PRECISIONS
+from granalign_fast.export.specs import LLM_PRECISIONS
 from granalign_fast.models.exported_graph import open_session
 from granalign_fast.models.frame_encoder import FrameEncoder
 from granalign_fast.models.graph_contract import VISION_GRAPH
