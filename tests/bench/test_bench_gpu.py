@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -176,6 +177,13 @@ def test_every_job_runs_after_failures_of_others(
     assert written.pop("encoders-cuda.json") == "earlier"
     names = {f"{job.name}-cuda.json" for job in gpu.JOBS}
     assert written.keys() == names - {"encoders-cuda.json", "index-cuda.json"}
+
+
+def test_every_job_without_suites_names_a_module(tmp_path: Path) -> None:
+    for job in gpu.JOBS:
+        command = gpu.command(job, "cuda", tmp_path / "out.json", 1.0)
+        if not job.suites:
+            assert importlib.util.find_spec(command[command.index("-m") + 1]) is not None
 
 
 def test_jobs_by_name(jobs: list[list[str]], tmp_path: Path) -> None:
