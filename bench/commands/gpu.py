@@ -69,13 +69,13 @@ def command(job: Job, device: str, out: Path, size: float) -> list[str]:
     """Return the command line of a benchmark."""
     if not job.suites:
         module = f"granalign_fast.bench.commands.{job.name}"
-        found = [sys.executable, _SAFE, "-m", module, "--device", device, "--json", str(out)]
+        words = [sys.executable, _SAFE, "-m", module, "--device", device, "--json", str(out)]
         if job.name == "kernels" and size < 1:
-            found += ["--queries", str(max(int(1550 * size), 2)), "--rounds", "3"]
-        return found
-    found = [sys.executable, _SAFE, "-c", _COMMAND, "bench", *job.suites, "--device", device]
+            words += ["--queries", str(max(int(1550 * size), 2)), "--rounds", "3"]
+        return words
+    words = [sys.executable, _SAFE, "-c", _COMMAND, "bench", *job.suites, "--device", device]
     arguments = [_SMALL.get(word, word) if size < 1 else word for word in job.arguments]
-    return [*found, "--size", str(size), *arguments, "--json", str(out)]
+    return [*words, "--size", str(size), *arguments, "--json", str(out)]
 
 
 def chosen_gpu(device: str) -> tuple[str, dict[str, str]]:
@@ -86,15 +86,15 @@ def chosen_gpu(device: str) -> tuple[str, dict[str, str]]:
     Raises:
         GranAlignError: there is no such device.
     """
-    found, environment = Device.parse(device), dict(os.environ)
-    if found.index is not None:
+    parsed, environment = Device.parse(device), dict(os.environ)
+    if parsed.index is not None:
         # Count only the GPUs that this process may use.
         visible = environment.get(_VISIBLE, "")
-        names = visible.split(",") if visible else [str(n) for n in range(found.index + 1)]
-        if found.index >= len(names):
+        names = visible.split(",") if visible else [str(n) for n in range(parsed.index + 1)]
+        if parsed.index >= len(names):
             raise GranAlignError(f"device {device!r}: got {_VISIBLE}={visible}, expected more GPUs")
-        environment[_VISIBLE] = names[found.index]
-    return found.kind, environment
+        environment[_VISIBLE] = names[parsed.index]
+    return parsed.kind, environment
 
 
 def run(job: Job, device: str, folder: Path, size: float, limit: float) -> str | None:

@@ -125,8 +125,8 @@ class Benchmark:
     def predictions(self, config: RetrieverConfig) -> list[Record]:
         """Return the line of a submission for each query."""
         curves = self.curves(config)
-        found = kernels.proposals(*curves, rules=config.proposals)
-        ranked = kernels.nms(*found, threshold=config.nms_threshold, top=config.top)
+        candidates = kernels.proposals(*curves, rules=config.proposals)
+        ranked = kernels.nms(*candidates, threshold=config.nms_threshold, top=config.top)
         pairs = zip(self.truth, results_of(self.requests, curves, ranked), strict=True)
         return [{"qid": truth["qid"]} | result.to_record() for truth, result in pairs]
 

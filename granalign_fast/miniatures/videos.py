@@ -84,17 +84,17 @@ def write_script(
     Raises:
         GranAlignError: nine scenes of 6 to 12 s cannot last that long.
     """
-    shots_wanted = 3 * _FAMILIES
-    if not shots_wanted * SHORTEST <= seconds[0] <= seconds[1] <= shots_wanted * LONGEST:
+    shots_needed = 3 * _FAMILIES
+    if not shots_needed * SHORTEST <= seconds[0] <= seconds[1] <= shots_needed * LONGEST:
         raise GranAlignError(
-            f"seconds: got {seconds}, expected bounds from {shots_wanted * SHORTEST:.0f} to "
-            f"{shots_wanted * LONGEST:.0f}, low before high"
+            f"seconds: got {seconds}, expected bounds from {shots_needed * SHORTEST:.0f} to "
+            f"{shots_needed * LONGEST:.0f}, low before high"
         )
     rng = np.random.default_rng((seed, len(split)))
     while True:
-        found = [_family(rng, split) for _ in range(_FAMILIES)]
-        everything = [scene for family, _ in found for scene in family]
-        specs = [spec for _, own in found for spec in own]
+        families = [_family(rng, split) for _ in range(_FAMILIES)]
+        everything = [scene for family, _ in families for scene in family]
+        specs = [spec for _, specs_of_family in families for spec in specs_of_family]
         absent = _absent(rng, everything, specs, scenes.pairs_of(split))
         truths = [[spec.holds(scene) for scene in everything] for spec in specs]
         if len(absent) < _ABSENT or not np.array_equal(truths, np.kron(np.eye(_FAMILIES), _HOLDS)):
@@ -114,15 +114,15 @@ def _family(rng: np.random.Generator, split: Split) -> tuple[list[Scene], list[S
     """Draw a scene, its twin and its neighbour, and the specs of their queries."""
     while True:
         first = scenes.sample_scene(rng, split, signs=_SIGNS)
-        twin, own = _twin(rng, first), meaning.full_spec(first)
+        twin, spec = _twin(rng, first), meaning.full_spec(first)
         if twin is None:
             continue
         neighbour = scenes.sample_scene(rng, split, signs=_SIGNS)
         while _shared(first, neighbour) != 1:
             neighbour = scenes.sample_scene(rng, split, signs=_SIGNS)
         other, last = meaning.full_spec(twin), meaning.full_spec(neighbour).core()
-        if not own.holds(twin) and not other.holds(first):
-            return [first, twin, neighbour], [own.core(), own, other, last]
+        if not spec.holds(twin) and not other.holds(first):
+            return [first, twin, neighbour], [spec.core(), spec, other, last]
 
 
 def _context(
@@ -173,15 +173,15 @@ def _absent(
     pairs: tuple[Pair, ...],
 ) -> list[Spec]:
     """Draw specs that are similar to one of `specs` and hold in no scene."""
-    found: list[Spec] = []
+    absent: list[Spec] = []
     for _ in range(200):
         spec = specs[int(rng.integers(len(specs)))].core()
         wrong = meaning.falsified(rng, spec, shown[0], pairs, ("shape", "colour"))
-        if wrong and wrong not in found and not any(wrong.holds(scene) for scene in shown):
-            found.append(wrong)
-        if len(found) == _ABSENT:
+        if wrong and wrong not in absent and not any(wrong.holds(scene) for scene in shown):
+            absent.append(wrong)
+        if len(absent) == _ABSENT:
             break
-    return found
+    return absent
 
 
 def _order(rng: np.random.Generator, everything: Sequence[Scene]) -> list[int] | None:
@@ -205,9 +205,9 @@ def _order(rng: np.random.Generator, everything: Sequence[Scene]) -> list[int] |
             if len(order) in (0, count - 1):
                 fits = fits and i in neighbours
             if fits and (i in neighbours or twin not in order[-2:]):
-                found = extended([*order, i])
-                if found:
-                    return found
+                whole_order = extended([*order, i])
+                if whole_order:
+                    return whole_order
         return None
 
     return extended([])
