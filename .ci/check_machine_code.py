@@ -1,6 +1,6 @@
-"""Does the machine code of the kernels do what is said of it, where no GPU can show it?
+"""Check the kernels' machine code for instructions that it must contain; this needs no GPU.
 
-Called by ``make cubins`` with the path of cuobjdump and the compiled kernels.
+``make cubins`` calls it with the path of cuobjdump and the compiled kernels.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ WIDE = r"LDG\.E\S*\.128"
 EXPECTED = {
     "context": {"context": (WIDE,)},
     "corpus": {"one": (WIDE,), "few": (WIDE,)},
-    # Copies past the registers, 16 bytes wide, and tensor cores.
+    # Asynchronous copies to shared memory, 16 bytes wide, and tensor cores.
     "corpus_many": {"many": (r"LDGSTS\S*\.128", r"HMMA\.")},
-    # Copies of boxes, products of warpgroups, registers that go from one warpgroup to another.
+    # Tensor memory accelerator copies, products of warpgroups, registers moved between warpgroups.
     "corpus_sm90": {"many_sm90": (r"UTMALDG\.2D", r"HGMMA\.64x256x16\.F32", "USETMAXREG")},
     "similarity": {"cosines": (WIDE,)},
 }
-"""By source and kernel: instructions that there must be."""
+"""Patterns of instructions that must occur, by source file and kernel."""
 LOCAL = r"(?:LDL|STL)\b"
-"""Local memory, which no kernel is to need."""
+"""Pattern of accesses to local memory, which no kernel may have."""
 
 
 def kernels_of(cuobjdump: str, cubin: Path) -> dict[str, str]:
-    """The machine code of each kernel."""
+    """Return the machine code of each kernel."""
     text = subprocess.run(
         [cuobjdump, "-sass", str(cubin)], check=True, capture_output=True, text=True
     ).stdout
@@ -36,17 +36,17 @@ def kernels_of(cuobjdump: str, cubin: Path) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Say what is missing; 1 if anything is."""
+    """Print what is missing or forbidden; return 1 if anything is."""
     cuobjdump, *cubins = arguments
     wrong, checked = [], 0
     for cubin in map(Path, cubins):
         source = cubin.name.split("-")[0]
         kernels = kernels_of(cuobjdump, cubin)
-        wanted = EXPECTED.get(source, {})
-        wrong += [f"{cubin.name}: no kernel {name}" for name in wanted.keys() - kernels.keys()]
+        expected = EXPECTED.get(source, {})
+        wrong += [f"{cubin.name}: no kernel {name}" for name in expected.keys() - kernels.keys()]
         for name, code in kernels.items():
-            needed = [p for p in wanted.get(name, ()) if not re.search(p, code)]
-            wrong += [f"{cubin.name}, {name}: no {pattern}" for pattern in needed]
+            missing = [p for p in expected.get(name, ()) if not re.search(p, code)]
+            wrong += [f"{cubin.name}, {name}: no {pattern}" for pattern in missing]
             if re.search(LOCAL, code):
                 wrong.append(f"{cubin.name}, {name}: uses local memory")
             checked += 1

@@ -1,4 +1,4 @@
-"""The wheel holds the package's files, all of them, unchanged, and nothing else."""
+"""Check that the wheel contains exactly the package's files, unchanged."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-"""Figures of machines: they are of the repository, not of the package."""
+"""Results of measurements: they belong to the repository, not to the package."""
 SUFFIXES = {".py", ".cu", ".cuh", ".typed", ".onnx", ".onnx_data", ".json", ".jinja"}
 
 
 def in_the_tree() -> dict[str, str]:
-    """Hash of each file that belongs into the wheel, by its name there."""
+    """Return the hash of each file that belongs in the wheel, by its name in the wheel."""
     folders = [("granalign_fast", ROOT / "granalign_fast")]
     folders += [(f"granalign_fast/{name}", ROOT / name) for name in ("kernels", "export", "bench")]
     return {
         f"{prefix}/{path.relative_to(folder).as_posix()}": digest(path.read_bytes())
         for prefix, folder in folders
-        for path in folder.rglob("*")  # does not follow the links
+        for path in folder.rglob("*")  # rglob does not follow the links
         if path.is_file()
         and (path.suffix in SUFFIXES or path.name == "py.typed")
         and RESULTS not in path.parents
@@ -28,7 +28,7 @@ def in_the_tree() -> dict[str, str]:
 
 
 def in_the_wheel(wheel: Path) -> dict[str, str]:
-    """Hash of each file in the wheel but for its metadata."""
+    """Return the hash of each file in the wheel, except its metadata."""
     with zipfile.ZipFile(wheel) as archive:
         return {
             name: digest(archive.read(name))
@@ -38,7 +38,7 @@ def in_the_wheel(wheel: Path) -> dict[str, str]:
 
 
 def digest(data: bytes) -> str:
-    """SHA-256 in hex."""
+    """Return the SHA-256 in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 

@@ -1,8 +1,11 @@
-"""Measurements of speed: ``granalign bench`` runs the `suites`, `running` gives what they need.
+"""Measurements of speed: ``granalign bench`` runs the suites and writes a report.
 
-`kernels`, `encoders`, `captions`, `ablation` and `tuning` are commands of their own,
-``python -m granalign_fast.bench.NAME``.
+- `harness`: clocks, races between runners, judges of outputs, records, reports and plots.
+- `peers`: the same work done with other people's software, and with plain NumPy.
+- `suites`: one module for each suite of ``granalign bench``.
+- `commands`: measurements with a command line of their own, ``python -m``
+  ``granalign_fast.bench.commands.NAME``.
 
-There is no pytest-benchmark beside it: CI has no timed tests, and on a quiet machine it would time
-the same calls one after another, not in turns, with no peer, no limit and no judged answer.
+pytest-benchmark is not used. CI has no timed tests, and pytest-benchmark times calls one after
+another: it has no turns, peers, limits or judged answers.
 """

@@ -1,1 +1,1 @@
-"""Measurements that are commands of their own: ``python -m granalign_fast.bench.commands.NAME``."""
+"""Measurements with their own command line: ``python -m granalign_fast.bench.commands.NAME``."""

@@ -1,7 +1,9 @@
-"""What each part of the method adds: ``python -m granalign_fast.bench.commands.ablation FOLDER``.
+"""Measure what each part of the method adds.
 
-FOLDER is what ``granalign_fast.miniatures.benchmark`` wrote, its videos indexed to FOLDER/index.
-The rewrites and the captions of all rows are the same; a row leaves out some of them.
+``python -m granalign_fast.bench.commands.ablation FOLDER``
+
+FOLDER was written by ``granalign_fast.miniatures.benchmark``; its videos are indexed in
+FOLDER/index. All variants use the same rewrites and captions, or a part of them.
 """
 
 from __future__ import annotations
@@ -46,8 +48,10 @@ def _aware(result: SearchResult) -> tuple[Rewrites, Mapping[int, str]]:
 
 
 def _crossed(result: SearchResult) -> tuple[Rewrites, Mapping[int, str]]:
-    own = _rewrites(result)
-    return replace(own, simplified=own.detailed, detailed=own.simplified), result.aware
+    with_query = _rewrites(result)
+    return replace(
+        with_query, simplified=with_query.detailed, detailed=with_query.simplified
+    ), result.aware
 
 
 def _full(result: SearchResult) -> tuple[Rewrites, Mapping[int, str]]:
@@ -61,36 +65,39 @@ VARIANTS: Mapping[str, tuple[Variant, bool]] = {
     "both, crossed: simplified with aware": (_crossed, True),
     "both: the method": (_full, True),
 }
-"""What meets what, and whether the query itself is one of the simplified variants."""
+"""The rewrites and captions that each variant compares, and whether the query itself counts as a
+simplified rewrite."""
 
 
 def ablation(
     models: ModelFolder, folder: Path, config: str = "tuned"
 ) -> dict[str, dict[str, float]]:
-    """The metrics of every variant, in percent.
+    """Return the metrics of every variant, in percent.
 
     Args:
-        models: a language model and a vision-language model among them.
-        folder: as `miniatures.benchmark.write_benchmark` writes it, with ``index`` in it.
-        config: a preset.
+        models: must include a language model and a vision-language model.
+        folder: written by `miniatures.benchmark.write_benchmark`, with ``index`` in it.
+        config: name of a preset.
 
     Raises:
-        GranAlignError: a file is missing or bad.
+        GranAlignError: a file is missing or invalid.
     """
     truth = load_ground_truth(folder / "truth.jsonl")
     vids = {record["vid"] for record in truth}
-    asked = read_queries(folder / "queries.jsonl", folder / "index", vids, truth)
+    queries = read_queries(folder / "queries.jsonl", folder / "index", vids, truth)
     indexes = {vid: VideoIndex.load(folder / "index" / vid) for vid in vids}
     retriever = models.retriever(config)
-    whole = retriever.search_many([Request(indexes[q.vid], q.rewrites.query) for q in asked])
-    found = {}
-    for name, (variant, own) in VARIANTS.items():
+    whole = retriever.search_many([Request(indexes[q.vid], q.rewrites.query) for q in queries])
+    table = {}
+    for name, (variant, with_query) in VARIANTS.items():
         chosen = preset(config)
-        plain = MomentRetriever(models.encoder, replace(chosen, use_query=chosen.use_query and own))
+        plain = MomentRetriever(
+            models.encoder, replace(chosen, use_query=chosen.use_query and with_query)
+        )
         requests = [Request(indexes[r.vid], *variant(r)) for r in whole]
         results = plain.search_many(requests)
-        found[name] = _scored(results, [q.qid for q in asked], truth)
-    return found
+        table[name] = _scored(results, [q.qid for q in queries], truth)
+    return table
 
 
 def _scored(
@@ -103,7 +110,7 @@ def _scored(
 
 def main() -> None:
     """Parse the command line, measure, print."""
-    parser = argparse.ArgumentParser(description="What each part of the method adds.")
+    parser = argparse.ArgumentParser(description="Measure what each part of the method adds.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--models", type=Path, default=MODELS)
     parser.add_argument("--preset", default="tuned")

@@ -1,10 +1,10 @@
-"""Query-aware captions side by side: ``python -m granalign_fast.bench.commands.captions``.
+"""Time query-aware captions side by side: ``python -m granalign_fast.bench.commands.captions``.
 
-A Qwen2.5-VL of 112 million random weights is made on the spot, so no download is needed and
-every runtime does the same arithmetic. The same frames are captioned for a query behind kept
-prefixes, from the whole prompt, and by transformers; rounds take turns, and captions are compared:
-a fast wrong answer stops the run. Needs the extra [optimum]. On a CPU only ratios say something
-about another machine.
+The model is a Qwen2.5-VL of 112 million random weights, so no download is needed and every runtime
+does the same arithmetic. The same frames are captioned for a query in three ways: after kept
+prefixes, from the whole prompt, and by transformers. They take turns in each round. If their
+captions differ, the run stops. Needs the extra [optimum]. On a CPU only the ratios carry over to
+another machine.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from granalign_fast.bench.harness.random_models import shape_of, write_source
+from granalign_fast.bench.peers.generators import transformers_captions
 from granalign_fast.errors import MissingExtraError
 from granalign_fast.export.sources.folder import quiet
 from granalign_fast.export.vlm import export_vlm
@@ -36,59 +36,8 @@ _FOCUS = ("a man in a red coat", "a dog", "runs over the road")
 _SIZE = shape_of(_MODEL).image_size
 
 
-def transformers_captions(
-    folder: Path,
-    frames: npt.NDArray[np.uint8],
-    ids: list[int],
-    image: int,
-    steps: int,
-    device: str = "cpu",
-    dtype: str = "float32",
-) -> Callable[[], list[list[int]]]:
-    """Captions of all frames in one batch by transformers, its inputs prepared beforehand.
-
-    Args:
-        folder: of the model, as transformers saves it.
-        frames: (frames, height, width, 3).
-        ids: of the prompt, in which `image` stands for the frame.
-        image: that token.
-        steps: new tokens of each caption; none ends early.
-        device: as torch names it.
-        dtype: likewise.
-    """
-    import torch
-    from transformers import AutoImageProcessor, Qwen2_5_VLForConditionalGeneration
-
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=dtype)
-    model = model.eval().to(device)
-    processor = AutoImageProcessor.from_pretrained(folder, use_fast=False)
-    pixels = processor(images=list(frames), return_tensors="pt")
-    tokens = int(pixels["image_grid_thw"][0].prod()) // 4
-    place = ids.index(image)
-    row = ids[:place] + [image] * tokens + ids[place + 1 :]
-    rows = torch.tensor([row] * len(frames), device=device)
-    pixels = pixels.to(device)
-
-    def run() -> list[list[int]]:
-        model.model.rope_deltas = None
-        with torch.inference_mode():
-            found = model.generate(
-                input_ids=rows,
-                attention_mask=torch.ones_like(rows),
-                **pixels,
-                max_new_tokens=steps,
-                do_sample=False,
-                pad_token_id=0,
-                eos_token_id=None,
-            )
-        answers: list[list[int]] = found[:, rows.shape[1] :].tolist()
-        return answers
-
-    return run
-
-
 def main() -> None:
-    """Make the model, export it, compare."""
+    """Parse the command line, create and export the model, compare."""
     parser = argparse.ArgumentParser(description="Time query-aware captions side by side.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--frames", type=int, default=22)
@@ -98,8 +47,8 @@ def main() -> None:
         import transformers  # noqa: F401
     except ImportError:
         sys.exit(str(MissingExtraError("comparing with transformers", "optimum")))
-    with tempfile.TemporaryDirectory() as place, quiet():
-        folder = Path(place)
+    with tempfile.TemporaryDirectory() as temporary, quiet():
+        folder = Path(temporary)
         write_source(_MODEL, folder / "source")
         weights = shape_of(_MODEL).weights
         export_vlm(folder / "source", folder / "out", image_size=_SIZE)
@@ -113,7 +62,7 @@ def main() -> None:
 
 
 def compare(model: VisionLanguageModel, source: Path, options: argparse.Namespace) -> None:
-    """The three ways in turn, and what a kept prefix takes."""
+    """Time the three variants in turn, and measure the memory of kept prefixes."""
     random = np.random.default_rng(0)
     blocks = random.integers(0, 256, (options.frames, _SIZE[0] // 28, _SIZE[1] // 28, 3))
     frames = blocks.repeat(28, axis=1).repeat(28, axis=2).astype(np.uint8)
@@ -130,34 +79,34 @@ def compare(model: VisionLanguageModel, source: Path, options: argparse.Namespac
             {"role": "user", "content": content},
         ]
     )
-    known = FrameSet.of(frames)
+    frame_set = FrameSet.of(frames)
 
-    def kept() -> list[list[int]]:
-        return captioner.answers(known, prompts.aware_caption(_FOCUS), stop_ids=())
+    def with_prefixes() -> list[list[int]]:
+        return captioner.answers(frame_set, prompts.aware_caption(_FOCUS), stop_ids=())
 
     def whole() -> list[list[int]]:
         prefix = model.prefill_frames(frames, ids[:-1])
         last = [ids[-1:]] * len(frames)
         return model.generate(last, prefix=prefix, max_new_tokens=options.steps, stop_ids=())
 
-    ways: dict[str, Callable[[], list[list[int]]]] = {
-        "ours, behind kept prefixes": kept,
+    variants: dict[str, Callable[[], list[list[int]]]] = {
+        "ours, behind kept prefixes": with_prefixes,
         "ours, the whole prompt": whole,
         "transformers generate": transformers_captions(
             source, frames, ids, model.manifest.image_token, options.steps
         ),
     }
     start = time.perf_counter()
-    captioner.prefill(known)
+    captioner.prefill(frame_set)
     filling = time.perf_counter() - start
-    answers = {name: run() for name, run in ways.items()}
+    answers = {name: run() for name, run in variants.items()}
     if wrong := [
-        name for name, found in answers.items() if found != answers["transformers generate"]
+        name for name, tokens in answers.items() if tokens != answers["transformers generate"]
     ]:
         sys.exit(f"{', '.join(wrong)}: other tokens than transformers, the times mean nothing")
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(options.rounds):
-        for name, run in ways.items():
+        for name, run in variants.items():
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)
@@ -167,8 +116,8 @@ def compare(model: VisionLanguageModel, source: Path, options: argparse.Namespac
         print(f"{name:<30}{took:>8.2f} s{took / best:>8.1f}x")
     each = captioner.cache.nbytes["host"] / len(frames)
     print(
-        f"filling the prefixes, once a video: {filling:.2f} s; {each / 2**20:.2f} MiB a frame, as "
-        f"arithmetic says: {_bytes_a_frame(model, captioner) / 2**20:.2f}"
+        f"filling the prefixes, once a video: {filling:.2f} s; {each / 2**20:.2f} MiB a frame, "
+        f"computed: {_bytes_a_frame(model, captioner) / 2**20:.2f} MiB"
     )
 
 

@@ -1,12 +1,12 @@
-"""Captions of one's own to embeddings, side by side:
+"""Time sentence encoders side by side on a file of captions.
 
-    python -m granalign_fast.bench.commands.encoders --captions captions.jsonl.gz --count 4000
+``python -m granalign_fast.bench.commands.encoders --captions captions.jsonl.gz --count 4000``
 
-As the suite ``encoders``, but with the first `count` captions of a file, repetitions and all, in
-the place of made-up ones. It holds one JSON object a line with a list of strings under
-``captions``. sentence-transformers takes part when it is installed, with its own defaults and each
-of its backends. On a CPU only the ratios say something about another machine; where other programs
-run meanwhile, those of the best rounds.
+Like the suite ``encoders``, but with the first `count` captions of a file, repetitions included,
+instead of synthetic ones. The file holds one JSON object a line, with a list of strings under
+``captions``. sentence-transformers takes part if it is installed, with its defaults and each of its
+backends. On a CPU only the ratios carry over to another machine; if other programs run meanwhile,
+only the ratios of the best rounds.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from granalign_fast.pipeline import SentenceEncoder
 
 
 def read_captions(path: Path, count: int) -> list[str]:
-    """The first `count` captions of a captions file, repetitions included."""
+    """Read the first `count` captions of a captions file, repetitions included."""
     captions: list[str] = []
-    for place, record in iter_jsonl(path, required=["captions"]):
+    for location, record in iter_jsonl(path, required=["captions"]):
         if not isinstance(record["captions"], list):
-            raise GranAlignError(f"{place}: captions: expected a list of strings")
+            raise GranAlignError(f"{location}: captions: expected a list of strings")
         captions.extend(record["captions"])
         if len(captions) >= count:
             return captions[:count]
@@ -43,15 +43,15 @@ def read_captions(path: Path, count: int) -> list[str]:
 
 
 def encoders(scratch: Path) -> dict[str, Embed]:
-    """What is measured, by name; the first is the baseline of the ratios."""
-    found = sentence_encoders(resolve_model(), scratch, lambda note: print(f"bench: {note}"))
-    found[OURS] = SentenceEncoder(precision="fp32").encode
-    found[f"{OURS}, int8"] = SentenceEncoder(precision="int8").encode
-    return found
+    """Return the encoders by name; ratios are taken to the first."""
+    results = sentence_encoders(resolve_model(), scratch, lambda note: print(f"bench: {note}"))
+    results[OURS] = SentenceEncoder(precision="fp32").encode
+    results[f"{OURS}, int8"] = SentenceEncoder(precision="int8").encode
+    return results
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print; 1 when outputs disagree, 2 when the input is unusable."""
+    """Measure and print; return 1 if outputs disagree, 2 if the input is unusable."""
     parser = argparse.ArgumentParser(description="Time sentence encoders side by side.")
     parser.add_argument("--captions", type=Path, required=True, help="JSON Lines, plain or .gz")
     parser.add_argument("--count", type=int, default=4000, help="captions to embed (4000)")
@@ -73,22 +73,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def compare(texts: list[str], rounds: int, scratch: Path) -> None:
-    """Time everything on the same texts, and print it.
+    """Time all encoders on the same texts, and print the times.
 
     Raises:
         WrongAnswerError: the embeddings disagree.
     """
     judge = sentence_judge(SentenceModel.read(resolve_model()))
     print(f"{len(texts)} captions, {len(set(texts))} distinct; {_versions()}")
-    found = race(
+    results = race(
         encoders(scratch),
         lambda rng: texts,
         judge,
         rounds=Rounds(most=rounds, seconds=float("inf")),
     )
-    first = next(iter(found.values()))
+    first = next(iter(results.values()))
     print(f"{'encoder':34}{'median s':>10}{'ratio':>8}{'best s':>9}{'ratio':>8}")
-    for name, samples in found.items():
+    for name, samples in results.items():
         median, best = samples.median, samples.quantile(0)
         print(
             f"{name:34}{median:>10.2f}{first.median / median:>7.1f}x"
@@ -97,13 +97,13 @@ def compare(texts: list[str], rounds: int, scratch: Path) -> None:
 
 
 def _versions() -> str:
-    found = [platform.machine(), f"Python {platform.python_version()}"]
+    results = [platform.machine(), f"Python {platform.python_version()}"]
     for package in ("onnxruntime", "numpy", "tokenizers", "sentence-transformers", "torch"):
         try:
-            found.append(f"{package} {version(package)}")
+            results.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             continue
-    return ", ".join(found)
+    return ", ".join(results)
 
 
 if __name__ == "__main__":

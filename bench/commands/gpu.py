@@ -1,7 +1,7 @@
-"""Every benchmark for a GPU, one after another: ``python -m granalign_fast.bench.commands.gpu``.
+"""Run every benchmark for a GPU: ``python -m granalign_fast.bench.commands.gpu``.
 
-Each is a process of its own with a time limit, and writes a JSON file of its own: what fails, or
-breaks the GPU's state, keeps no other from running or writing. The exit code says whether any did.
+They run one after another. Each has its own process, time limit and JSON file, so a failure or a
+broken state of the GPU does not affect the others. The exit code is 1 if any failed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from granalign_fast.runtime.device import Device
 _COMMAND = "from granalign_fast.cli import main; main()"
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _SAFE = "-P"
-"""Python looks for modules where it is told, not in the current folder."""
+"""Python's option that keeps the current folder out of the module search path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +32,10 @@ class Job:
     """A benchmark.
 
     Attributes:
-        name: of its file, before the device's.
-        suites: of ``granalign bench``; none for what has a command of its own, a module of `bench`
-            of this name.
-        share: of the time that it may take.
-        arguments: more of them.
+        name: first part of its file's name; the device follows.
+        suites: suites of ``granalign bench``; empty for the module `name` of `bench.commands`.
+        share: share of the total time that it may take.
+        arguments: further arguments of ``granalign bench``.
     """
 
     name: str
@@ -56,69 +55,70 @@ JOBS = (
     Job("timeline", (), 0.05),
     Job("search", ("search",), 0.07, ("--seconds", "1", "--rounds", "3")),
 )
-"""The first compiles all kernels. The one that starts new processes, and so takes longest, comes
-last: it gets the time that others have left. Where the size is below 1, as on a CPU, the small
-shapes take the place of those that `--random` names."""
+"""All benchmarks, in order. The first compiles all kernels. `search` starts new processes and takes
+longest, so it comes last: it gets the time that the others did not use."""
 _SMALL = {
     "clip-vit-b32": "clip-mini",
     "llama3-8b": "llama-mini",
     "qwen2.5-vl-7b": "qwen2.5-vl-mini",
 }
+"""Shapes that replace those of `--random` if the size is below 1, as on a CPU."""
 
 
 def command(job: Job, device: str, out: Path, size: float) -> list[str]:
-    """What runs a benchmark."""
+    """Return the command line of a benchmark."""
     if not job.suites:
-        module = f"granalign_fast.bench.{job.name}"
-        found = [sys.executable, _SAFE, "-m", module, "--device", device, "--json", str(out)]
+        module = f"granalign_fast.bench.commands.{job.name}"
+        words = [sys.executable, _SAFE, "-m", module, "--device", device, "--json", str(out)]
         if job.name == "kernels" and size < 1:
-            found += ["--queries", str(max(int(1550 * size), 2)), "--rounds", "3"]
-        return found
-    found = [sys.executable, _SAFE, "-c", _COMMAND, "bench", *job.suites, "--device", device]
+            words += ["--queries", str(max(int(1550 * size), 2)), "--rounds", "3"]
+        return words
+    words = [sys.executable, _SAFE, "-c", _COMMAND, "bench", *job.suites, "--device", device]
     arguments = [_SMALL.get(word, word) if size < 1 else word for word in job.arguments]
-    return [*found, "--size", str(size), *arguments, "--json", str(out)]
+    return [*words, "--size", str(size), *arguments, "--json", str(out)]
 
 
 def chosen_gpu(device: str) -> tuple[str, dict[str, str]]:
-    """The device as a job is to call it, and its environment.
+    """Return the name of the device in a job's process, and the environment of that process.
 
-    A job sees one GPU alone: kernels, models and peers then cannot come to different ones.
+    A job sees only one GPU, so kernels, models and peers cannot use different ones.
 
     Raises:
-        GranAlignError: that is no device.
+        GranAlignError: there is no such device.
     """
-    found, environment = Device.parse(device), dict(os.environ)
-    if found.index is not None:
-        # Of those that this process may use, if that is not all of them.
+    parsed, environment = Device.parse(device), dict(os.environ)
+    if parsed.index is not None:
+        # Count only the GPUs that this process may use.
         visible = environment.get(_VISIBLE, "")
-        names = visible.split(",") if visible else [str(n) for n in range(found.index + 1)]
-        if found.index >= len(names):
+        names = visible.split(",") if visible else [str(n) for n in range(parsed.index + 1)]
+        if parsed.index >= len(names):
             raise GranAlignError(f"device {device!r}: got {_VISIBLE}={visible}, expected more GPUs")
-        environment[_VISIBLE] = names[found.index]
-    return found.kind, environment
+        environment[_VISIBLE] = names[parsed.index]
+    return parsed.kind, environment
 
 
 def run(job: Job, device: str, folder: Path, size: float, limit: float) -> str | None:
-    """Run a benchmark; what went wrong, or None.
+    """Run a benchmark; return what went wrong, or None.
 
     Args:
         job: the benchmark.
-        device: ``cuda`` or ``cuda:1``, or ``cpu`` to try this out.
-        folder: of its file.
-        size: of the workloads.
+        device: ``cuda`` or ``cuda:1``; ``cpu`` for a trial run.
+        folder: folder of its file.
+        size: factor of the workloads' sizes.
         limit: seconds after which it is ended.
     """
     device, environment = chosen_gpu(device)
     out = folder / f"{job.name}-{device}.json"
-    with tempfile.TemporaryDirectory() as place:
-        new = Path(place) / out.name  # an earlier run's figures would pass for this one's
-        asked = command(job, device, new, size)
-        print(f"+ {shlex.join(asked)}", flush=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        # Write to a new file: an earlier run's figures must not pass for this one's.
+        new = Path(temporary) / out.name
+        arguments = command(job, device, new, size)
+        print(f"+ {shlex.join(arguments)}", flush=True)
         try:
-            code = subprocess.run(asked, timeout=limit, check=False, env=environment).returncode
+            code = subprocess.run(arguments, timeout=limit, check=False, env=environment).returncode
         except subprocess.TimeoutExpired:
             return f"ended after {limit:.0f} s"
-        if new.is_file():  # one that failed says in it where
+        if new.is_file():  # a failed run may also have written its figures so far
             shutil.move(new, out)
         elif not code:
             return "no figures"
@@ -126,14 +126,16 @@ def run(job: Job, device: str, folder: Path, size: float, limit: float) -> str |
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run them all; 1 if any of them failed."""
+    """Run all benchmarks, or those named; return 1 if any failed."""
     names = [job.name for job in JOBS]
     parser = argparse.ArgumentParser(description="Run every benchmark for a GPU.")
     parser.add_argument("jobs", nargs="*", metavar="JOB", help=f"{', '.join(names)}; default: all")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, default=Path("bench/results"), help="folder of JSON")
-    parser.add_argument("--seconds", type=float, default=400.0, help="for all of them")
-    parser.add_argument("--size", type=float, default=1.0, help="of the workloads")
+    parser.add_argument(
+        "--seconds", type=float, default=400.0, help="time limit of all jobs together"
+    )
+    parser.add_argument("--size", type=float, default=1.0, help="factor of the workloads' sizes")
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.jobs) - set(names)):
         parser.error(f"got {', '.join(unknown)}, expected some of: {', '.join(names)}")
@@ -143,14 +145,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     chosen = [job for job in JOBS if not options.jobs or job.name in options.jobs]
     options.out.mkdir(parents=True, exist_ok=True)
-    left, shares = options.seconds, sum(job.share for job in chosen)
+    seconds_left, shares = options.seconds, sum(job.share for job in chosen)
     failures: dict[str, str] = {}
     for job in chosen:
-        # What others did not need is there for those that follow.
-        limit, shares = left * job.share / shares, shares - job.share
+        # Time that earlier jobs did not use goes to later ones.
+        limit, shares = seconds_left * job.share / shares, shares - job.share
         start = time.perf_counter()
         failure = run(job, options.device, options.out, options.size, limit)
-        left -= time.perf_counter() - start
+        seconds_left -= time.perf_counter() - start
         if failure is not None:
             failures[job.name] = failure
     for job in chosen:

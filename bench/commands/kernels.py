@@ -1,12 +1,12 @@
-"""How long the kernels take from embeddings to moments.
+"""Time the kernels from embeddings to moments.
 
 ``python -m granalign_fast.bench.commands.kernels``
 
-Made-up embeddings in the shape of QVHighlights val (1,550 queries, 75 clips, 6 variants, 384
-numbers), drawn in scenes so that the curves have runs as real ones do. On CUDA the result is
-compared with the NumPy twin's in the same run, and a difference is an error; then whole libraries
-are searched, and the time compared with what the GPU could do at most, measured in the same run.
-The stages are timed as functions of their own; then one query and all of them as a `Ranking`.
+The embeddings are synthetic, in the shape of QVHighlights val: 1,550 queries, 75 clips, 6 variants,
+384 numbers. They are drawn in scenes, so that the curves have runs as real ones do. The stages are
+timed one by one; then one query, and all queries, as a `Ranking`. On CUDA the results are compared
+with the NumPy twin's in the same run, and a difference is an error. Then whole libraries are
+searched, and the times compared with the GPU's limits, which are measured in the same run.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ from granalign_fast.kernels import (
 STAGES = ("context", "similarity", "proposals", "nms")
 
 LIMITS = ({"limit_us": 60}, {"limit_ms": 1})
-"""The GPU time that a `Ranking` may take: of one query, and of QVHighlights val."""
+"""GPU time that a `Ranking` may take: for one query, and for QVHighlights val."""
 
 
 def run(
-    asked: Any, rows: Any, offsets: Any, config: RetrieverConfig, now: Callable[[], float]
+    variants: Any, rows: Any, offsets: Any, config: RetrieverConfig, now: Callable[[], float]
 ) -> tuple[Ranked, dict[str, float]]:
-    """One pass, and the seconds of each stage by the clock `now`."""
+    """Rank once; return the moments, and the seconds of each stage by the clock `now`."""
     marks = [now()]
     mixed = rows if config.context is None else context(rows, offsets, rules=config.context)
     marks.append(now())
-    curves = similarity(asked, mixed, offsets, power=config.power)
+    curves = similarity(variants, mixed, offsets, power=config.power)
     marks.append(now())
-    found = proposals(curves.variants, curves.fused, curves.offsets, rules=config.proposals)
+    proposed = proposals(curves.variants, curves.fused, curves.offsets, rules=config.proposals)
     marks.append(now())
-    ranked = nms(*found, threshold=config.nms_threshold, top=config.top)
+    ranked = nms(*proposed, threshold=config.nms_threshold, top=config.top)
     marks.append(now())
     return ranked, dict(zip(STAGES, np.diff(marks).tolist(), strict=True))
 
@@ -81,13 +81,13 @@ def main() -> None:
             parser.error(f"--{name}: got {getattr(options, name)}, expected at least 1")
 
     config = PRESETS[options.preset]
-    drawn = embeddings(
+    batch_on_host = embeddings(
         np.random.default_rng(0), options.queries, options.clips, options.variants, options.dim
     )
     batch: tuple[Any, Any, Any] = (
-        drawn.variants.astype(options.dtype),
-        drawn.clips.astype(options.dtype),
-        drawn.offsets,
+        batch_on_host.variants.astype(options.dtype),
+        batch_on_host.clips.astype(options.dtype),
+        batch_on_host.offsets,
     )
     on_host = batch
     now: Callable[[], float] = time.perf_counter
@@ -126,7 +126,7 @@ def main() -> None:
     )
     for stage, seconds in medians.items():
         print_line(stage, seconds, options.queries)
-    # The context is prepared once for a video, whatever is asked.
+    # A search leaves out the context: it is computed once for a video, whatever the query.
     print_line("a search", sum(medians.values()) - medians["context"], options.queries)
     record = {
         "where": where,
@@ -134,17 +134,17 @@ def main() -> None:
         "seconds": medians,
         "rankings": measure_rankings(on_host, config, options.device, options.rounds),
     }
-    write(record, options.json)  # what is measured by now is not lost to what follows
+    write(record, options.json)  # a later failure must not lose these figures
     if options.device == "cuda":
-        found = measure_libraries(
-            options.dim, options.rounds, lambda found: write(record | found, options.json)
+        libraries = measure_libraries(
+            options.dim, options.rounds, lambda libraries: write(record | libraries, options.json)
         )
-        if wrong := [case["wrong"] for case in found["libraries"] if "wrong" in case]:
+        if wrong := [case["wrong"] for case in libraries["libraries"] if "wrong" in case]:
             sys.exit("; ".join(wrong))
 
 
 def write(record: dict[str, Any], path: Path | None) -> None:
-    """As JSON, where a file is asked for."""
+    """Write a record as JSON, if there is a path."""
     if path is not None:
         path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
@@ -152,12 +152,12 @@ def write(record: dict[str, Any], path: Path | None) -> None:
 def measure_rankings(
     batch: tuple[Any, Any, Any], config: RetrieverConfig, device: str, rounds: int
 ) -> list[dict[str, Any]]:
-    """Rank one query and all of them, and print how long it takes beside what it may take.
+    """Rank one query and all of them, and print the times and their limits.
 
-    On CUDA, what is found is compared with the NumPy twin's, and the first query's moments with
-    those that it has among all: they must be the same to the bit.
+    On CUDA, the moments are compared with the NumPy twin's. The first query's moments must be the
+    same, bit for bit, whether it is ranked alone or among all.
     """
-    asked, rows, offsets = batch
+    variants, rows, offsets = batch
     rules = RankingRules(
         context=config.context,
         power=config.power,
@@ -167,21 +167,25 @@ def measure_rankings(
     )
     records: list[dict[str, Any]] = []
     firsts: list[Any] = []
-    for queries, limit in zip((1, len(asked)), LIMITS, strict=True):
-        given = asked[:queries], rows[: int(offsets[queries])]
-        shape: Any = {"dim": rows.shape[1], "simplified": asked.shape[1], "dtype": rows.dtype.name}
+    for queries, limit in zip((1, len(variants)), LIMITS, strict=True):
+        inputs = variants[:queries], rows[: int(offsets[queries])]
+        shape: Any = {
+            "dim": rows.shape[1],
+            "simplified": variants.shape[1],
+            "dtype": rows.dtype.name,
+        }
         shape |= {"offsets": offsets[: queries + 1], "rules": rules}
-        record = {"queries": queries, "clips": len(given[1]), "dtype": rows.dtype.name}
+        record = {"queries": queries, "clips": len(inputs[1]), "dtype": rows.dtype.name}
         host = Ranking(**shape)
         if device == "cpu":
-            seconds_each = host_seconds(partial(host, *given), rounds)
+            seconds_each = host_seconds(partial(host, *inputs), rounds)
             records.append(record | {"seconds": statistics.median(seconds_each)})
             print_line("a ranking", records[-1]["seconds"], queries)
             continue
-        found, seconds = measure_on_device(Ranking(**shape, device=device), given, rounds)
+        ranked, seconds = measure_on_device(Ranking(**shape, device=device), inputs, rounds)
         if queries > 1:
-            check(found, host(*given))
-        firsts.append([column[0] for column in found])
+            check(ranked, host(*inputs))
+        firsts.append([column[0] for column in ranked])
         allowed = limit.get("limit_us", 0) / 1e6 + limit.get("limit_ms", 0) / 1e3
         within = seconds["seconds"] <= allowed
         records.append(record | seconds | limit | {"within": within})
@@ -190,39 +194,39 @@ def measure_rankings(
             print(f"    {name:<16}{1e6 * value:10.1f} us")
         print(f"    {'within' if within else 'OVER'} the limit")
     if not all(np.array_equal(one, many) for one, many in zip(*firsts, strict=True)):
-        sys.exit("a ranking of one query is not what it is among all")
+        sys.exit("the first query's moments differ between its own ranking and that of all queries")
     return records
 
 
 def measure_on_device(
-    ranking: Ranking, given: tuple[Any, Any], rounds: int
+    ranking: Ranking, inputs: tuple[Any, Any], rounds: int
 ) -> tuple[Ranked, dict[str, float]]:
-    """What is found, and how long it takes.
+    """Return the moments, and the times of a ranking in several ways.
 
-    ``seconds`` is the kernels' own time, by events, in one graph over inputs that are there, with a
-    cold L2 cache, ``seconds_warm`` with what a call before has left in it; ``launched`` the same
-    kernel by kernel; ``seconds_host`` the time of the graph by the host's clock, from the call to
-    the last moment.
+    - ``seconds``: time on the device, by events, of one CUDA graph over inputs in device memory,
+      with a cold L2 cache; ``seconds_warm``: with the cache as the previous call left it.
+    - ``launched``, ``launched_warm``: the same, launched kernel by kernel.
+    - ``seconds_host``: time of the graph by the host's clock, from the call to the last moment.
     """
     import cupy
 
-    call = partial(ranking, *map(cupy.asarray, given))
+    call = partial(ranking, *map(cupy.asarray, inputs))
     seconds = {
         "launched": event_seconds(call, rounds),
         "launched_warm": event_seconds(call, rounds, warm=True),
     }
     launched = Ranked(*map(cupy.asnumpy, call()))
-    inputs = ranking.capture()
-    found = Ranked(*map(cupy.asnumpy, call()))
-    if inputs is None or not all(map(np.array_equal, found, launched)):
-        sys.exit("the graph finds other moments than the launches that it was recorded from")
-    replay = partial(ranking, inputs.simplified, inputs.agnostic)
+    buffers = ranking.capture()
+    replayed = Ranked(*map(cupy.asnumpy, call()))
+    if buffers is None or not all(map(np.array_equal, replayed, launched)):
+        sys.exit("the graph's moments differ from those of the launches that it was recorded from")
+    replay = partial(ranking, buffers.simplified, buffers.agnostic)
 
     def waited() -> None:
         replay()
         cupy.cuda.get_current_stream().synchronize()
 
-    return found, seconds | {
+    return replayed, seconds | {
         "seconds": event_seconds(replay, rounds),
         "seconds_warm": event_seconds(replay, rounds, warm=True),
         "seconds_host": statistics.median(host_seconds(waited, rounds)),
@@ -230,15 +234,15 @@ def measure_on_device(
 
 
 def print_line(name: str, seconds: float, queries: int) -> None:
-    """All queries, and each."""
+    """Print the time of all queries, and of each."""
     print(f"{name:<12}{1e3 * seconds:10.3f} ms {1e3 * seconds / queries:10.5f} ms/query")
 
 
 def check(got: Ranked, expected: Ranked) -> None:
-    """Stop if the device's moments are not the NumPy twin's.
+    """Exit if the device's moments differ from the NumPy twin's.
 
-    The similarities differ in the last bits, so a clip on the edge of a bin may fall to either
-    side: at most one query in a hundred may differ.
+    The similarities differ in their last bits, so a clip on the edge of a bin may fall to either
+    side. At most one query in a hundred may differ.
     """
     same = (got.starts == expected.starts).all(axis=1) & (got.ends == expected.ends).all(axis=1)
     if same.mean() < 0.99:

@@ -1,6 +1,6 @@
-"""When the stages of one search are at work: ``python -m granalign_fast.bench.commands.timeline``.
+"""Draw when each stage of a search runs: ``python -m granalign_fast.bench.commands.timeline``.
 
-A video is rendered and indexed, then searched. Shown is the search of median length among several.
+A video is rendered, indexed, and searched several times. The search of median length is drawn.
 """
 
 from __future__ import annotations
@@ -25,41 +25,43 @@ from granalign_fast.pipeline import ModelFolder
 from granalign_fast.search.clock import Span
 from granalign_fast.search.retriever import Request
 
-BESIDE = ("key_frames", "prefill")
-"""Stages in a thread of their own."""
+SECOND_THREAD = ("key_frames", "prefill")
+"""Stages that run in a second thread."""
 
 
 def searches(
-    models: ModelFolder, preset: str, folder: Path, *, count: int, kept: bool
+    models: ModelFolder, preset: str, folder: Path, *, count: int, keep_prefixes: bool
 ) -> list[list[Span]]:
-    """The spans of so many searches, each for another query.
+    """Return the spans of `count` searches, each for another query.
 
     Args:
-        models: all that the preset needs.
-        preset: its name.
+        models: all models that the preset needs.
+        preset: name of the preset.
         folder: where a video is rendered and indexed.
-        count: how many, after two to warm up.
-        kept: whether what the model made of frames is kept from one search to the next.
+        count: number of searches, after two warm-up searches.
+        kept: whether the frames' prefixes are kept from one search to the next.
     """
     retriever = models.retriever(preset)
     (path,) = models.index([video(folder, side=224, frame_rate=10)], folder / "index")
-    index, rng, found = VideoIndex.load(path), np.random.default_rng(0), []
+    index, rng, results = VideoIndex.load(path), np.random.default_rng(0), []
     for _ in range(2 + count):
-        if not kept and models.captioner:
+        if not keep_prefixes and models.captioner:
             models.captioner.cache = PrefixCache()
         spans: list[Span] = []
         retriever.search_many([Request(index, sentence(rng))], spans=spans)
-        found.append(spans)
-    return found[2:]
+        results.append(spans)
+    return results[2:]
 
 
-def median_search(found: Sequence[list[Span]]) -> list[Span]:
-    """The one of median length; of two in the middle the shorter."""
-    return sorted(found, key=lambda spans: max(span.end for span in spans))[(len(found) - 1) // 2]
+def median_search(results: Sequence[list[Span]]) -> list[Span]:
+    """Return the search of median length; of the two in the middle, the shorter."""
+    return sorted(results, key=lambda spans: max(span.end for span in spans))[
+        (len(results) - 1) // 2
+    ]
 
 
 def draw(spans: Sequence[Span], title: str) -> Any:
-    """A bar for each stage, at its time.
+    """Draw a bar for each stage, at its time.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -69,14 +71,16 @@ def draw(spans: Sequence[Span], title: str) -> Any:
     figure = new_figure(9, 0.36 * len(stages) + 1.1, layout="constrained")
     axes = figure.subplots()
     for span in spans:
-        colour = MOMENT if span.stage in BESIDE else CURVE
+        colour = MOMENT if span.stage in SECOND_THREAD else CURVE
         width = 1e3 * (span.end - span.begin)
         axes.barh(stages.index(span.stage), width, left=1e3 * span.begin, color=colour, height=0.7)
     for row, stage in enumerate(stages):
-        own = [span for span in spans if span.stage == stage]
-        taken = 1e3 * sum(span.end - span.begin for span in own)
-        last = max(span.end for span in own)
-        axes.text(1e3 * last + 8 * end, row, f"{taken:.3g} ms", va="center", color=INK, fontsize=8)
+        stage_spans = [span for span in spans if span.stage == stage]
+        milliseconds = 1e3 * sum(span.end - span.begin for span in stage_spans)
+        last = max(span.end for span in stage_spans)
+        axes.text(
+            1e3 * last + 8 * end, row, f"{milliseconds:.3g} ms", va="center", color=INK, fontsize=8
+        )
     axes.set_yticks(range(len(stages)), [stage.replace("_", " ") for stage in stages])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.12e3 * end)
@@ -88,21 +92,23 @@ def draw(spans: Sequence[Span], title: str) -> Any:
 
 def main() -> None:
     """Parse the command line, measure, draw."""
-    parser = argparse.ArgumentParser(description="Draw when the stages of a search are at work.")
+    parser = argparse.ArgumentParser(description="Draw when each stage of a search runs.")
     parser.add_argument("--models", type=Path, default=MODELS)
     parser.add_argument("--preset", default="tuned")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--searches", type=int, default=11)
-    parser.add_argument("--kept", action="store_true", help="keep what is made of frames")
+    parser.add_argument(
+        "--kept", action="store_true", help="keep the frames' prefixes between searches"
+    )
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--plot", type=Path, help="draw them here, PNG, SVG or PDF")
     options = parser.parse_args()
     models = ModelFolder(options.models, device=options.device)
     with tempfile.TemporaryDirectory() as folder:
-        found = searches(
-            models, options.preset, Path(folder), count=options.searches, kept=options.kept
+        results = searches(
+            models, options.preset, Path(folder), count=options.searches, keep_prefixes=options.kept
         )
-    spans = median_search(found)
+    spans = median_search(results)
     name = "miniatures" if options.models == MODELS else options.models.name
     frames = "frames known before" if options.kept else "frames seen for the first time"
     if options.plot:
@@ -114,7 +120,7 @@ def main() -> None:
             "models": name,
             "preset": options.preset,
             "frames": frames,
-            "seconds": [max(span.end for span in one) for one in found],
+            "seconds": [max(span.end for span in one) for one in results],
             "median": [span._asdict() for span in spans],
         }
         with replacing(options.json) as file:

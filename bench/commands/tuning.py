@@ -1,9 +1,10 @@
-"""Where the tuned preset's constants come from: ``python -m granalign_fast.bench.commands.tuning``.
+"""Check the tuned preset's constants: ``python -m granalign_fast.bench.commands.tuning``.
 
-Two checks on a split with ground truth, for which QVHighlights has val. The ablation scores the
-preset with one part left out at a time. The cross-validation chooses all constants anew on some of
-the videos and scores them on the others: what the preset's own figures are above that, the choice
-owes to having seen the answers. What it cannot show is how much the rule itself owes to them.
+There are two checks, on a split with ground truth, such as QVHighlights val. The ablation scores
+the preset with one part left out at a time. The cross-validation chooses all constants on some of
+the videos and scores them on the others. The preset's own figures are higher, because its constants
+were chosen on all videos: the difference is the optimism of that choice. It does not show how far
+the design of the rules was itself fitted to the split.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ COLUMNS = {
     "HL-min-VeryGood-mAP": "HL-mAP",
     "HL-min-VeryGood-Hit1": "Hit1",
 }
-"""What is reported of ``brief``, and its heading; the first three also as `Benchmark.figures`."""
+"""Reported keys of ``brief``, and their headings; `Benchmark.figures` has the first three."""
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -50,9 +51,9 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constants:
-    """What is chosen on the data; the defaults are where the ascent starts.
+    """Constants that are chosen on the data; the ascent starts from the defaults.
 
-    That the query is a variant, and every variant's curve a source of candidates, is not chosen.
+    Two settings are fixed: the query is a variant, and every variant's curve gives candidates.
     """
 
     context: tuple[int, int] | None = None
@@ -66,7 +67,7 @@ class Constants:
     nms_threshold: float = 0.75
 
     def config(self) -> RetrieverConfig:
-        """The configuration with these constants."""
+        """Return the configuration with these constants."""
         rules = asdict(self)
         mixing, power, threshold = map(rules.pop, ("context", "power", "nms_threshold"))
         return RetrieverConfig(
@@ -79,8 +80,8 @@ class Constants:
 
 
 GRIDS: Mapping[str, tuple[Any, ...]] = {
-    # Radius and power in one: with no mixing to start from, a power alone changes nothing, and a
-    # radius alone would be judged by an arbitrary power.
+    # Radius and power are one constant. The ascent starts without mixing: a power alone then
+    # changes nothing, and a radius alone would be judged at an arbitrary power.
     "context": (None, *product((3, 4, 5, 6, 8), (1, 2, 3, 4))),
     "power": (1.0, 1.25, 1.5, 1.75),
     "sigma": (0.5, 0.75, 1.0, 1.25, 1.5),
@@ -90,26 +91,26 @@ GRIDS: Mapping[str, tuple[Any, ...]] = {
     "length_weight": (0.2, 0.25, 0.3, 0.35),
     "nms_threshold": (0.7, 0.75, 0.8),
 }
-"""The values that are tried, in this order of constants."""
+"""Values that the ascent tries, in this order of constants."""
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """Queries, each with its ground truth, and captions, embedded once; and what came of them."""
+    """Queries with their ground truth, and embeddings of texts and captions; caches results."""
 
     requests: Sequence[Question]
     truth: Sequence[Record]
     texts: npt.NDArray[np.float32]
-    """`(queries, variants, dim)`: the query, then its rewrites."""
+    """`(queries, variants, dim)`: embeddings of the query, then of its rewrites."""
     agnostic: npt.NDArray[np.float32]
     offsets: Ints
     videos: Ints
-    """These three as `similarity` takes them."""
+    """`agnostic`, `offsets` and `videos` as `similarity` takes them."""
     _curves: dict[Any, Curves] = field(default_factory=dict, init=False)
     _figures: dict[RetrieverConfig, Floats] = field(default_factory=dict, init=False)
 
     def curves(self, config: RetrieverConfig) -> Curves:
-        """The curves of all queries; kept, while the mixed captions are too large for that."""
+        """Return the curves of all queries, cached; the mixed captions are too large to cache."""
         key = config.context, config.power, config.use_query
         if key not in self._curves:
             first = 0 if config.use_query or self.texts.shape[1] == 1 else 1
@@ -122,20 +123,23 @@ class Benchmark:
         return self._curves[key]
 
     def predictions(self, config: RetrieverConfig) -> list[Record]:
-        """The line of a submission for each query."""
+        """Return the line of a submission for each query."""
         curves = self.curves(config)
-        found = kernels.proposals(*curves, rules=config.proposals)
-        ranked = kernels.nms(*found, threshold=config.nms_threshold, top=config.top)
+        candidates = kernels.proposals(*curves, rules=config.proposals)
+        ranked = kernels.nms(*candidates, threshold=config.nms_threshold, top=config.top)
         pairs = zip(self.truth, results_of(self.requests, curves, ranked), strict=True)
         return [{"qid": truth["qid"]} | result.to_record() for truth, result in pairs]
 
     def score(self, predictions: Sequence[Record]) -> dict[str, float]:
-        """The `COLUMNS`, in percent."""
+        """Return the `COLUMNS`, in percent."""
         brief = score_qvhighlights(predictions, self.truth)["brief"]
         return {key: brief[key] for key in COLUMNS if key in brief}
 
     def figures(self, config: RetrieverConfig) -> Floats:
-        """`(queries, 3)`: mAP@avg, R1@0.5 and R1@0.7 of each query; `score` has their means."""
+        """Return mAP@avg, R1@0.5 and R1@0.7 of each query, `(queries, 3)`, cached.
+
+        `score` returns their means.
+        """
         if config not in self._figures:
             each = retrieval_of_each(self.predictions(config), self.truth)
             self._figures[config] = np.stack(list(each.values()), axis=1)
@@ -145,40 +149,44 @@ class Benchmark:
 def load(
     encoder: TextEncoder, queries: PathLike, captions: PathLike, ground_truth: PathLike
 ) -> Benchmark:
-    """Read the files as `evaluate_qvhighlights` does, and embed the same texts in the same order.
+    """Read the files, and embed the same texts in the same order as `evaluate_qvhighlights`.
 
     Raises:
-        GranAlignError: bad input, or queries with unequal numbers of rewrites.
+        GranAlignError: an input is invalid, or queries have unequal numbers of rewrites.
     """
     truth = load_ground_truth(ground_truth)
     videos = read_captions(captions)
-    asked = read_queries(queries, captions, videos, truth)
-    rewrites = [query.rewrites for query in asked]
-    texts = [(own.query, *own.simplified, *own.detailed) for own in rewrites]
-    for query, own in zip(asked, texts, strict=True):
-        if len(own) != len(texts[0]):
+    queries_read = read_queries(queries, captions, videos, truth)
+    rewrites = [query.rewrites for query in queries_read]
+    texts = [(texts_of.query, *texts_of.simplified, *texts_of.detailed) for texts_of in rewrites]
+    for query, texts_of in zip(queries_read, texts, strict=True):
+        if len(texts_of) != len(texts[0]):
             raise GranAlignError(
-                f"{queries}: qid {query.qid!r} has {len(own) - 1} rewrites, expected "
+                f"{queries}: qid {query.qid!r} has {len(texts_of) - 1} rewrites, expected "
                 f"{len(texts[0]) - 1} as the first: give every query equally many"
             )
     truth_of = {record["qid"]: record for record in truth}
-    durations = {query.vid: truth_of[query.qid]["duration"] for query in asked}
+    durations = {query.vid: truth_of[query.qid]["duration"] for query in queries_read}
     needed = [replace(videos[vid], duration=duration) for vid, duration in durations.items()]
     indices = MomentRetriever(encoder).index_many(needed, progress=_counter("captions"))
     number = {vid: i for i, vid in enumerate(durations)}
-    embedded = encoder.encode([text for own in texts for text in own], progress=_counter("texts"))
+    embedded = encoder.encode(
+        [text for texts_of in texts for text in texts_of], progress=_counter("texts")
+    )
     return Benchmark(
-        requests=[Question(indices[number[query.vid]], query.rewrites, {}) for query in asked],
-        truth=[truth_of[query.qid] for query in asked],
-        texts=embedded.reshape(len(asked), len(texts[0]), -1),
+        requests=[
+            Question(indices[number[query.vid]], query.rewrites, {}) for query in queries_read
+        ],
+        truth=[truth_of[query.qid] for query in queries_read],
+        texts=embedded.reshape(len(queries_read), len(texts[0]), -1),
         agnostic=np.concatenate([index.embeddings for index in indices]),
         offsets=np.cumsum([0, *(len(index.embeddings) for index in indices)]),
-        videos=np.array([number[query.vid] for query in asked]),
+        videos=np.array([number[query.vid] for query in queries_read]),
     )
 
 
 def ablation(benchmark: Benchmark) -> dict[str, dict[str, float]]:
-    """The tuned preset, and the same with one part changed at a time, by what was changed."""
+    """Score the tuned preset, and variants with one part changed, by the name of the change."""
     tuned = preset("tuned")
 
     def rules(**changes: Any) -> RetrieverConfig:
@@ -205,10 +213,10 @@ def ablation(benchmark: Benchmark) -> dict[str, dict[str, float]]:
 
 
 def folds_of(videos: Ints, folds: int) -> Ints:
-    """The fold of each query, by its video; folds differ by at most one video.
+    """Return the fold of each query. It depends on the video; folds differ by at most one video.
 
     Raises:
-        GranAlignError: fewer than two folds, or more than there are videos.
+        GranAlignError: there are fewer than two folds, or more folds than videos.
     """
     count = int(videos.max()) + 1
     if not 2 <= folds <= count:
@@ -220,9 +228,9 @@ def folds_of(videos: Ints, folds: int) -> Ints:
 def ascend(
     objective: Callable[[Constants], float], start: Constants, grids: Mapping[str, Sequence[Any]]
 ) -> Constants:
-    """Coordinate ascent: one constant after the other takes the best value of its grid.
+    """Maximise by coordinate ascent: each constant in turn takes the best value of its grid.
 
-    Ends after `SWEEPS` sweeps, or with one that changes nothing. A tie changes nothing.
+    Ends after `SWEEPS` sweeps, or after a sweep that changes nothing. A tie changes nothing.
     """
     best, highest = start, objective(start)
     for sweep in range(SWEEPS):
@@ -238,14 +246,14 @@ def ascend(
 
 
 def crossvalidation(benchmark: Benchmark, folds: int) -> dict[str, Any]:
-    """Constants chosen without each fold, and the figures of every query by those of its fold."""
+    """Choose constants without each fold, and score each query with those of its fold."""
     fold_of = folds_of(benchmark.videos, folds)
     chosen, predictions = [], []
     for fold in range(folds):
-        held = fold_of == fold
-        _say(f"fold {fold + 1} of {folds}: {held.sum()} of {len(held)} queries held out")
+        held_out = fold_of == fold
+        _say(f"fold {fold + 1} of {folds}: {held_out.sum()} of {len(held_out)} queries held out")
 
-        def objective(constants: Constants, training: npt.NDArray[np.bool_] = ~held) -> float:
+        def objective(constants: Constants, training: npt.NDArray[np.bool_] = ~held_out) -> float:
             return float(benchmark.figures(constants.config())[training, 0].mean())
 
         constants = ascend(objective, Constants(), GRIDS)
@@ -263,21 +271,21 @@ def crossvalidation(benchmark: Benchmark, folds: int) -> dict[str, Any]:
 
 
 def interval(figures: Floats, videos: Ints) -> Floats:
-    """`(columns, 2)`: 95% percentile bootstrap intervals of the means, by resampling videos.
+    """Return 95% percentile bootstrap intervals of the means, `(columns, 2)`.
 
-    Queries are not drawn one by one: those of a video share its captions.
+    It resamples videos, not queries: the queries of a video share its captions.
     """
     count = int(videos.max()) + 1
     sums = np.stack([np.bincount(videos, column, count) for column in figures.T], axis=1)
     sizes = np.bincount(videos, minlength=count)
     share = np.full(count, 1 / count)
-    drawn = np.random.default_rng(SEED).multinomial(count, share, size=RESAMPLES)
-    means = (drawn @ sums) / (drawn @ sizes)[:, None]
+    counts = np.random.default_rng(SEED).multinomial(count, share, size=RESAMPLES)
+    means = (counts @ sums) / (counts @ sizes)[:, None]
     return np.percentile(means, [2.5, 97.5], axis=0).T.round(2)
 
 
 def print_scores(lines: Mapping[str, Mapping[str, float]]) -> None:
-    """A table of `COLUMNS`, a line a name."""
+    """Print a table of `COLUMNS`, one line for each name."""
     columns = list(next(iter(lines.values())))
     print(f"{'percent':<24}" + "".join(f"{COLUMNS[key]:>9}" for key in columns))
     for name, line in lines.items():
@@ -285,7 +293,7 @@ def print_scores(lines: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def print_crossvalidation(result: Mapping[str, Any]) -> None:
-    """The constants of each fold, the figures, and the interval of the preset's."""
+    """Print each fold's constants, the figures, and the intervals of the preset's figures."""
     chosen = result["chosen"]
     print(f"{'chosen without fold':<24}" + "".join(f"{i + 1:>9}" for i in range(len(chosen))))
     for name in chosen[0]:
@@ -297,7 +305,7 @@ def print_crossvalidation(result: Mapping[str, Any]) -> None:
 
 
 def _counter(what: str) -> Callable[[int], None]:
-    """Counts what is embedded and says so now and then."""
+    """Return a progress callback that counts embedded items, and prints every 10,000."""
     done = 0
 
     def count(more: int) -> None:
@@ -314,7 +322,7 @@ def _say(line: str) -> None:
 
 
 def main() -> None:
-    """Print the tables, and write them where ``--json`` says."""
+    """Print the tables, and write them to the file of ``--json``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--queries", type=Path, required=True)
     parser.add_argument("--captions", type=Path, required=True)

@@ -1,1 +1,1 @@
-"""What every measurement shares: clocks, records, reports, judges, limits."""
+"""Shared by every measurement: clocks, records, reports, judges, limits."""

@@ -1,4 +1,7 @@
-"""How near the search of a whole library comes to what a GPU can do at most: part of `kernels`."""
+"""Measure how near a search of a whole library comes to the GPU's limit.
+
+Part of the command `kernels`.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,15 @@ from granalign_fast.kernels.corpus import FEW, WORKSPACE, Top, on_device
 from granalign_fast.kernels.launch import CupyLauncher
 
 LIBRARIES = ((1, 10_000_000), (8, 10_000_000), (64, 10_000_000), (1024, 1_000_000))
-"""Queries and clips of the searches of a library, on CUDA."""
+"""Numbers of queries and clips of each search on CUDA."""
 BEST = 100  # clips of each query
 
 
 class _WithoutMaps(CupyLauncher):
-    """A GPU of before Hopper: tensor cores warp by warp."""
+    """Launches as on a GPU older than Hopper, whose tensor cores each warp uses by itself."""
 
     def tensor_map(self, array: Any, rows: int) -> None:
-        """It has none."""
+        """Return None: no tensor maps."""
 
 
 def measure_libraries(
@@ -32,14 +35,17 @@ def measure_libraries(
 ) -> dict[str, Any]:
     """Search libraries of float16 embeddings, print how near each came to the GPU's limit.
 
-    The limit is that of `limits`: the bytes of clips and queries, each read once, or two operations
-    for each number of each pair. Caches are cold. What is found is compared with the NumPy twin's,
-    and a way that is wrong keeps no other from being measured.
+    The limit is that of `limits`, for the bytes of clips and queries, each read once, or two
+    operations for each number of each pair. Caches are cold. Results are compared with the NumPy
+    twin's. If one variant's are wrong, this is recorded and the others are still measured.
 
     Args:
         dim: numbers of an embedding.
-        rounds: of each measurement.
-        save: called with all results so far, after each.
+        rounds: runs of each measurement.
+        save: called after each measurement with all results so far.
+
+    Returns:
+        ``limits``, and ``libraries``: a record of each search, with ``wrong`` if it was wrong.
     """
     limits = measure_limits("cuda")
     print(
@@ -47,18 +53,18 @@ def measure_libraries(
         f"float16 products: {limits.rates['fp16'] / 1e12:.0f} Tflop/s"
     )
     clips = random_units(max(clips for _, clips in LIBRARIES), dim)
-    found: list[dict[str, Any]] = []
-    results = {"limits": asdict(limits), "libraries": found}
-    for way, launcher, libraries in ways(clips):
+    cases: list[dict[str, Any]] = []
+    results = {"limits": asdict(limits), "libraries": cases}
+    for variant, launcher, libraries in search_variants(clips):
         for count, total in libraries:
             queries, part = random_units(count, dim, seed=1), clips[:total]
-            name = f"{count:5d} queries x {total:9,d} clips x {dim}, best {BEST}, {way}"
+            name = f"{count:5d} queries x {total:9,d} clips x {dim}, best {BEST}, {variant}"
             case: dict[str, Any] = {
                 "queries": count,
                 "clips": total,
                 "dim": dim,
                 "k": BEST,
-                "way": way,
+                "way": variant,
             }
             if wrong := wrong_clips(launcher, queries, part):
                 print(f"{name}: {wrong}")
@@ -74,13 +80,13 @@ def measure_libraries(
                     f"{in_graph / least:.2f} times the limit, {least / seconds:.0%} and "
                     f"{least / in_graph:.0%} of it"
                 )
-            found.append(case)
+            cases.append(case)
             save(results)
     return results
 
 
-def ways(clips: Any) -> Iterator[tuple[str, CupyLauncher, list[tuple[int, int]]]]:
-    """The ways to search clips on this GPU, and which of `LIBRARIES` each is for."""
+def search_variants(clips: Any) -> Iterator[tuple[str, CupyLauncher, list[tuple[int, int]]]]:
+    """Yield each kernel variant that this GPU can run, its launcher, and its `LIBRARIES`."""
     few = [library for library in LIBRARIES if library[0] <= FEW]
     many = [library for library in LIBRARIES if library[0] > FEW]
     yield "streamed", CupyLauncher(), few
@@ -95,7 +101,7 @@ def _timed(
     import cupy
 
     stream = cupy.cuda.Stream(non_blocking=True)
-    pool = cupy.cuda.MemoryPool()  # lives as long as the graph
+    pool = cupy.cuda.MemoryPool()  # must live as long as the graph that uses its memory
     search = partial(_search, launcher, queries, clips)
     with cupy.cuda.using_allocator(pool.malloc), stream:
         seconds = event_seconds(search, rounds)
@@ -118,33 +124,39 @@ def _search(launcher: CupyLauncher, queries: Any, clips: Any) -> Top:
 
 
 def random_units(rows: int, dim: int, seed: int = 0) -> Any:
-    """`(rows, dim)` float16 rows of unit length on the device, made a piece at a time."""
+    """Return `(rows, dim)` float16 on the device, random rows of unit length.
+
+    They are drawn block by block: their float32 values need not fit in memory all at once.
+    """
     import cupy
 
     rng = cupy.random.default_rng(seed)
     units = cupy.empty((rows, dim), cupy.float16)
     for first in range(0, rows, 1 << 18):
         part = units[first : first + (1 << 18)]
-        drawn = rng.standard_normal(part.shape, dtype=cupy.float32)
-        part[...] = drawn / cupy.linalg.norm(drawn, axis=1, keepdims=True)
+        values = rng.standard_normal(part.shape, dtype=cupy.float32)
+        part[...] = values / cupy.linalg.norm(values, axis=1, keepdims=True)
     return units
 
 
 def wrong_clips(
     launcher: CupyLauncher, queries: Any, clips: Any, sample: int = 100_000
 ) -> str | None:
-    """How the device's clips differ from the NumPy twin's, in a part of the library."""
+    """Return how the device's best clips differ from the NumPy twin's; None if they agree.
+
+    Compares the first 32 queries in the first `sample` clips.
+    """
     import cupy
 
     queries, clips = queries[:32], clips[:sample]
     try:
         got = Top(*map(cupy.asnumpy, _search(launcher, queries, clips)))
-    except Exception as error:  # whatever a driver or a compiler makes of it
+    except Exception as error:  # a driver or a compiler may raise anything
         return f"{type(error).__name__}: {error}"
     expected = corpus(cupy.asnumpy(queries), cupy.asnumpy(clips), k=BEST)
     off = np.abs(got.scores - expected.scores).max()
     same = (got.rows == expected.rows).mean()
-    # Scores that differ by less than the rounding may change places.
+    # Clips whose scores differ by less than the rounding may swap ranks.
     if not off < 1e-5 or same < 0.99:
         return f"scores {off} off, {same:.1%} of the rows are the NumPy twin's"
     return None

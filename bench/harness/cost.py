@@ -1,4 +1,4 @@
-"""What a library of videos would cost on this machine, on paper, from what the suites measured."""
+"""Estimate what a library of videos would cost on this machine, from the suites' figures."""
 
 from __future__ import annotations
 
@@ -7,24 +7,28 @@ from dataclasses import dataclass
 from .records import Report
 
 HOURS = (1, 100, 10_000, 1_000_000)
+"""Lengths of video of the libraries whose cost is estimated."""
 QUERIES_A_SECOND = (0.1, 10.0)
+"""Query rates of each library."""
 CLIPS_AN_HOUR = 1800
+"""Clips of 2 s."""
 _DIM_BYTES = 384 * 4
+"""Bytes of a caption's embedding by all-MiniLM-L6-v2, in float32."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of a library of so many hours that is asked so many queries a second.
+    """Cost of one library at one query rate. A figure is None if a suite did not measure it.
 
     Attributes:
-        hours: of video.
-        queries: a second, each about the whole library.
-        index_seconds: of one such machine, to index it all; None where that was not measured.
-        index_bytes: on disk.
-        memory_bytes: of the captions' embeddings, which a search reads.
-        prefix_bytes: of what the vision-language model has made of all frames, if it is to be kept.
-        query_seconds: of one query on one machine, without looking at frames.
-        machines: that these queries keep busy.
+        hours: hours of video.
+        queries: queries a second, each about the whole library.
+        index_seconds: time in which one machine like this one indexes the library.
+        index_bytes: size of the index on disk.
+        memory_bytes: size of the captions' embeddings, which a search reads.
+        prefix_bytes: size of the vision-language model's key/value caches of all frames, if kept.
+        query_seconds: time of one query on one machine, without looking at frames.
+        machines: number of machines that these queries keep busy.
     """
 
     hours: float
@@ -38,11 +42,11 @@ class Cost:
 
 
 def cost(report: Report, hours: float, queries: float) -> Cost:
-    """Work out one library.
+    """Estimate the cost of one library.
 
-    A query pays once for its own embedding and then for every clip: similarity, proposals and
-    suppression grow with them. Indexing grows with the clips too. What a query asks of a model that
-    looks at frames is left out: it depends on how many videos are looked at, not on the library.
+    A query costs one embedding, plus a time for every clip: similarity, proposals and suppression
+    grow with the number of clips. Indexing also grows with it. The time of a model that looks at
+    frames for a query is left out: it depends on how many videos are looked at, not on the library.
     """
     clips = hours * CLIPS_AN_HOUR
 
@@ -65,6 +69,6 @@ def cost(report: Report, hours: float, queries: float) -> Cost:
 
 
 def costs(report: Report) -> list[Cost]:
-    """Of `HOURS` at `QUERIES_A_SECOND`; none where nothing was measured that they are made of."""
-    found = [cost(report, hours, queries) for hours in HOURS for queries in QUERIES_A_SECOND]
-    return [one for one in found if one.index_seconds is not None or one.query_seconds is not None]
+    """Return the costs for `HOURS` at `QUERIES_A_SECOND`; empty if no suite measured a part."""
+    table = [cost(report, hours, queries) for hours in HOURS for queries in QUERIES_A_SECOND]
+    return [one for one in table if one.index_seconds is not None or one.query_seconds is not None]

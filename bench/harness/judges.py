@@ -1,4 +1,8 @@
-"""Results computed another way: a search by the plain loop, answers of models without kept keys."""
+"""Judge results by an independent computation.
+
+A search is compared with the plain loop over queries, a model's answers with passes over whole
+prompts, without a key/value cache.
+"""
 
 from __future__ import annotations
 
@@ -27,29 +31,32 @@ from .timing import require
 
 Images = Sequence[Image] | npt.NDArray[np.uint8]
 LOGITS_TOLERANCE = {"fp32": 2e-3, "fp16": 1e-1, "int4": 5e-1}
-"""How far logits of two ways through a model may be apart, in units of their root mean square where
-that is over 1."""
+"""Largest difference of two computations of the same logits, by precision. The unit is the greater
+of 1 and the logits' root mean square."""
 
 _TOLERANCE = 2e-3
-"""Of curves in [0, 1]: those of captions that are all alike stretch rounding most."""
+"""Largest difference of curves, in [0, 1]. Min-max normalisation amplifies rounding most where a
+video's captions are nearly the same."""
 _FRAME_TOLERANCE = 2e-3
-"""Of embeddings of unit length, by float16 too: frames of a video are further apart."""
+"""Largest difference of embeddings of unit length, in float16 too. Embeddings of different frames
+of a video differ by more."""
 _FEW_TEXTS = 4
+"""Texts of a batch that NumPy embeds: it is slow, and takes no batch."""
 
 
 def judge_result(
     result: SearchResult, index: VideoIndex, encoder: TextEncoder, config: RetrieverConfig
 ) -> None:
-    """Compute the curves and moments of a search anew, from its rewrites and aware captions.
+    """Recompute the curves and moments of a search from its rewrites and query-aware captions.
 
     Args:
-        result: of `MomentRetriever.search` with the scorer ``captions``.
-        index: that was searched.
-        encoder: of the search.
-        config: of the search.
+        result: what `MomentRetriever.search` returned with the scorer ``captions``.
+        index: the index that was searched.
+        encoder: the search's sentence encoder.
+        config: the search's configuration.
 
     Raises:
-        WrongAnswerError: curves, saliency or moments are others.
+        WrongAnswerError: curves, saliency or moments differ.
     """
     query = result.rewrites or Rewrites(result.query)
     simplified, detailed = variants(query, config)
@@ -66,8 +73,8 @@ def judge_result(
     ]
     error = float(np.abs(np.concatenate(parts) - result.curves).max())
     require(error < _TOLERANCE, f"search: curves {error:.0e} from the plain loop's")
-    found = plain.candidates(result.curves, result.saliency, config.proposals)
-    best = plain.suppress(found, config.nms_threshold, config.top)
+    candidates = plain.candidates(result.curves, result.saliency, config.proposals)
+    best = plain.suppress(candidates, config.nms_threshold, config.top)
     expected = [(index.seconds(start), index.seconds(end), score) for start, end, score in best]
     got = [(moment.start, moment.end, moment.score) for moment in result.moments]
     require(got == expected, "search: moments are not the plain loop's")
@@ -76,28 +83,33 @@ def judge_result(
 def judge_tokens(
     who: str,
     model: CausalLM,
-    asked: Sequence[Sequence[int]],
+    prompt_ids: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
     *,
     prefix: Prefix | None = None,
 ) -> None:
-    """Every token of every answer is the likeliest, by a pass over all that comes before it.
+    """Check that every token of every answer is the likeliest after the tokens before it.
 
-    The steps of an answer keep what they have computed; here nothing is kept from one to the next.
+    Decoding steps reuse a key/value cache. Here every token is judged by a new pass over its whole
+    beginning, so an error in the cache shows.
 
     Args:
-        who: gave the answers.
-        model: that they are of.
-        asked: prompts.
-        answers: token ids of each.
-        prefix: what the prompts begin with.
+        who: name of what gave the answers, for the message.
+        model: the model that gave them.
+        asked: token ids of each prompt, after the prefix.
+        answers: token ids of each answer.
+        prefix: what all prompts begin with.
 
     Raises:
         WrongAnswerError: a token is not the likeliest, by more than rounding.
     """
-    require(len(answers) == len(asked), f"{who}: {len(answers)} answers, not {len(asked)}")
+    require(
+        len(answers) == len(prompt_ids), f"{who}: {len(answers)} answers, not {len(prompt_ids)}"
+    )
     for step in range(max(map(len, answers))):
-        rows = [[*prompt, *answer[:step]] for prompt, answer in zip(asked, answers, strict=True)]
+        rows = [
+            [*prompt, *answer[:step]] for prompt, answer in zip(prompt_ids, answers, strict=True)
+        ]
         for row, (logits, answer) in enumerate(
             zip(model.logits(rows, prefix=prefix), answers, strict=True)
         ):
@@ -109,10 +121,10 @@ def judge_tokens(
                 )
 
 
-def beginnings(model: CausalLM, asked: Sequence[Sequence[int]]) -> Prefix:
-    """All but the last token of prompts of one length, each computed by itself."""
-    rows = [model.prefill(prompt[:-1]).unstack(model.device)[0] for prompt in asked]
-    return Prefix.stack(rows, model.fingerprint, len(asked[0]) - 1, model.device)
+def beginnings(model: CausalLM, prompt_ids: Sequence[Sequence[int]]) -> Prefix:
+    """Return the prefix of all but the last token of equally long prompts, each prefilled alone."""
+    rows = [model.prefill(prompt[:-1]).unstack(model.device)[0] for prompt in prompt_ids]
+    return Prefix.stack(rows, model.fingerprint, len(prompt_ids[0]) - 1, model.device)
 
 
 def _scale(logits: npt.NDArray[np.float32]) -> float:
@@ -126,12 +138,12 @@ def judge_answers(
     task: str,
     answers: Sequence[Sequence[int]],
 ) -> None:
-    """The same of answers about frames, by prompts that are whole but for their last token.
+    """Check answers about frames as `judge_tokens` does, by prompts computed without kept prefixes.
 
     Raises:
         WrongAnswerError: as `judge_tokens`.
     """
-    ids = _asked(captioner, task)
+    ids = _prompt_ids(captioner, task)
     prefix = captioner.model.prefill_frames(images, ids[:-1])
     judge_tokens(who, captioner.model, [ids[-1:]] * len(images), answers, prefix=prefix)
 
@@ -140,15 +152,15 @@ def judge_recognition(
     captioner: VlmCaptioner,
     images: Images,
     query: str,
-    found: npt.NDArray[np.float32],
+    shares: npt.NDArray[np.float32],
 ) -> None:
-    """Shares of yes, (1, frames), are those of whole prompts, nothing of which was kept.
+    """Check shares of yes, `(1, frames)`, by prompts computed without kept prefixes.
 
     Raises:
-        WrongAnswerError: they are others.
+        WrongAnswerError: a share differs.
     """
     model, encode = captioner.model, captioner.model.tokenizer.encode
-    ids = _asked(captioner, prompts.recognition(query))
+    ids = _prompt_ids(captioner, prompts.recognition(query))
     prefix = model.prefill_frames(images, ids[:-1])
     logits = model.logits([ids[-1:]] * len(images), prefix=prefix).astype(np.float64)
     weights = []
@@ -157,23 +169,23 @@ def judge_recognition(
         tokens = sorted({ids[0] for ids in encoded if len(ids) == 1})
         weights.append(np.exp(logits[:, tokens] - logits.max(axis=1, keepdims=True)).sum(axis=1))
     expected = weights[0] / (weights[0] + weights[1])
-    require(found.shape == (1, len(images)), f"recognition: got shares {found.shape}")
-    off = float(np.abs(found[0] - expected).max())
+    require(shares.shape == (1, len(images)), f"recognition: got shares {shares.shape}")
+    off = float(np.abs(shares[0] - expected).max())
     require(off < LOGITS_TOLERANCE[model.manifest.precision], f"recognition: shares {off:.0e} off")
 
 
-def _asked(captioner: VlmCaptioner, task: str) -> list[int]:
-    """A prompt about a frame, for which a token stands."""
+def _prompt_ids(captioner: VlmCaptioner, task: str) -> list[int]:
+    """Return the token ids of a prompt about a frame; one token stands for the image."""
     content = [{"type": "image"}, {"type": "text", "text": task}]
     system = {"role": "system", "content": prompts.VISION_SYSTEM}
     return captioner.model.chat([system, {"role": "user", "content": content}])
 
 
 class PlainSentences:
-    """Embeds sentences with the model in NumPy.
+    """Judges embeddings of sentences by running the model in NumPy.
 
     Args:
-        model: in its source's form.
+        model: the model as it was before its export.
     """
 
     def __init__(self, model: SentenceModel) -> None:
@@ -181,10 +193,10 @@ class PlainSentences:
         self._bert = Bert.load(model.weights, model.config)
 
     def judge(self, texts: Sequence[str], rows: npt.NDArray[np.float32]) -> None:
-        """Compare the embeddings, in float32, of a few texts from first to last.
+        """Compare the float32 embeddings of a few texts, spread from the first to the last.
 
         Raises:
-            WrongAnswerError: one is another.
+            WrongAnswerError: an embedding differs.
         """
         require(len(rows) == len(texts), f"sentences: {len(rows)} embeddings of {len(texts)}")
         few = np.linspace(0, len(texts) - 1, _FEW_TEXTS).astype(int).tolist()
@@ -195,17 +207,17 @@ class PlainSentences:
 
 
 class PlainFrames:
-    """Embeds one frame after another by a bare session of ONNX Runtime, on the CPU.
+    """Judges embeddings of frames by running ONNX Runtime on one frame at a time, on the CPU.
 
     Args:
-        clip: whose preparation of frames is used.
-        folder: of its files.
+        encoder: the frame encoder whose preparation of frames is used.
+        folder: the folder of its files.
     """
 
-    def __init__(self, clip: FrameEncoder, folder: Path) -> None:
+    def __init__(self, encoder: FrameEncoder, folder: Path) -> None:
         from onnxruntime import InferenceSession
 
-        self._prepare = clip.preprocessing
+        self._prepare = encoder.preprocessing
         path = folder / "image.onnx"
         self._session: Any = InferenceSession(path, providers=["CPUExecutionProvider"])
 
@@ -213,7 +225,7 @@ class PlainFrames:
         """Compare the embedding of every frame.
 
         Raises:
-            WrongAnswerError: one is another.
+            WrongAnswerError: an embedding differs.
         """
         require(len(rows) == len(images), f"frames: {len(rows)} embeddings of {len(images)}")
         for number, (image, row) in enumerate(zip(images, rows, strict=True)):

@@ -1,8 +1,8 @@
-"""What the machine can do at most, measured, and how long a stage would take at that rate.
+"""Measure the machine's best rates, and compute how long a stage would take at them.
 
-A stage's bytes and operations are counted by formula where it is measured. The limit is the longer
-of its bytes at the copy bandwidth and its operations at the rate of large matrix products: no
-stage with these numbers can be faster, and few can be as fast.
+The suite that measures a stage counts its bytes and operations by formula. The limit is the longer
+of two times: its bytes at the copy bandwidth, and its operations at the rate of large matrix
+products. No stage with these counts can be faster, and few can be as fast (the roofline model).
 """
 
 from __future__ import annotations
@@ -20,18 +20,21 @@ from granalign_fast.models.encoder import cpu_threads
 from granalign_fast.runtime.device import Device
 
 _COPY_BYTES = 1 << 28
+"""Bytes of the array that is copied on a CPU: several times the largest cache."""
 _EDGE = 1536
+"""Rows and columns of the matrices on a CPU: large enough that arithmetic bounds the product."""
 _BEST_OF = 5
+"""Runs of each measurement, of which the fastest counts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a stage has to do, whatever does it.
+    """The work of a stage, whatever software does it.
 
     Attributes:
-        bytes: read and written, each once.
-        operations: of arithmetic, a multiplication and an addition being two.
-        kind: of number in them: ``fp32``, ``fp16`` or ``int8``.
+        bytes: bytes read and written, each counted once.
+        operations: arithmetic operations; a multiplication and an addition are two.
+        kind: type of the numbers: ``fp32``, ``fp16`` or ``int8``.
     """
 
     bytes: float = 0.0
@@ -44,12 +47,12 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """A device's measured best.
+    """A device's best measured rates.
 
     Attributes:
-        bandwidth: bytes a second of a copy that no cache holds, those read and those written.
-        rates: operations a second of large matrix products, by kind of number.
-        overhead: seconds of the shortest launch, on a GPU; no batch is faster.
+        bandwidth: bytes a second, read plus written, of a copy that fits in no cache.
+        rates: operations a second of large matrix products, by type of number.
+        overhead: seconds of the shortest kernel launch on a GPU; nothing is faster. 0 on a CPU.
     """
 
     bandwidth: float
@@ -57,7 +60,7 @@ class Limits:
     overhead: float = 0.0
 
     def seconds(self, work: Work) -> tuple[float, str]:
-        """The least that this work can take, and what bounds it: ``bytes`` or ``operations``."""
+        """Return the least seconds for this work, and its bound: ``bytes`` or ``operations``."""
         moving = work.bytes / self.bandwidth
         rate = self.rates.get(work.kind) or max(self.rates.values())
         computing = work.operations / rate
@@ -66,14 +69,15 @@ class Limits:
 
 
 class Yardstick:
-    """A few milliseconds of products and sums, always the same, on the device.
+    """A fixed piece of work on the device: a few milliseconds of products and sums.
 
-    On a CPU every core does them, and all are waited for: a core that somebody else uses makes
-    models slower, and only this tells. The products are small, so that none wakes further threads.
+    On a CPU every core does the work, and the call waits for all of them. A core that another
+    program uses makes models slower, and shows only here. The products are small, so that none
+    starts further threads.
 
     Args:
-        to_device: moves an array of NumPy to where it is to run.
-        threads: that do the work at the same time; one on a GPU.
+        to_device: moves a NumPy array to the device.
+        threads: number of threads that do the work at the same time; one on a GPU.
     """
 
     def __init__(self, to_device: Callable[[npt.NDArray[Any]], Any], threads: int = 1) -> None:
@@ -84,7 +88,7 @@ class Yardstick:
         self._threads = threads
 
     def __call__(self, _: object) -> object:
-        """Run it."""
+        """Do the work once."""
         if self._pool is None:
             return self._work()
         return sum(self._pool.map(lambda _: self._work(), range(self._threads)))
@@ -96,17 +100,18 @@ class Yardstick:
 def measure_limits(
     device: str, *, copy_bytes: int = _COPY_BYTES, edge: int = _EDGE, seconds: float = 0.0
 ) -> Limits:
-    """Measure a device.
+    """Measure a device's limits.
 
     Args:
         device: ``cpu``, ``cuda`` or ``cuda:1``.
-        copy_bytes: of the array that is copied; several times the largest cache.
-        edge: rows and columns of the matrices.
-        seconds: for which each is tried, on a CPU, and at least a few times: somebody else may slow
-            the machine down for a moment.
+        copy_bytes: bytes of the copied array; several times the largest cache. A GPU copies four
+            times as many.
+        edge: rows and columns of the matrices; four times as many on a GPU.
+        seconds: time for which each measurement is repeated on a CPU, at least a few times: other
+            programs may slow the machine down for a moment.
 
     Raises:
-        MissingExtraError: the CPU's int8 rate needs ONNX Runtime, a GPU needs CuPy.
+        MissingExtraError: ONNX Runtime is missing (for a CPU's int8 rate) or CuPy (for a GPU).
     """
     if Device.parse(device).kind == "cpu":
         return _host_limits(copy_bytes, edge, seconds)
@@ -126,14 +131,16 @@ def _host_limits(copy_bytes: int, edge: int, seconds: float) -> Limits:
 
     with ThreadPoolExecutor(threads) as pool:
         copying = best_seconds(lambda: copy_all(pool), seconds)
-    left = np.random.default_rng(0).standard_normal((edge, edge), dtype=np.float32)
+    matrix = np.random.default_rng(0).standard_normal((edge, edge), dtype=np.float32)
     operations = 2.0 * edge**3
     rates = {
         "fp32": operations
-        / min(best_seconds(run, seconds) for run in (lambda: left @ left, _onnx_product(left))),
+        / min(
+            best_seconds(run, seconds) for run in (lambda: matrix @ matrix, _onnx_product(matrix))
+        ),
     }
-    small = np.clip(left * 40, -127, 127).astype(np.int8)
-    # Some processors have no instruction for two unsigned factors, and take several.
+    small = np.clip(matrix * 40, -127, 127).astype(np.int8)
+    # Some processors have no instruction for two unsigned factors, so try signed weights as well.
     rates["int8"] = operations / min(
         best_seconds(_onnx_product(weights), seconds) for weights in (small, small.view(np.uint8))
     )
@@ -141,19 +148,19 @@ def _host_limits(copy_bytes: int, edge: int, seconds: float) -> Limits:
 
 
 def _onnx_product(weights: npt.NDArray[Any]) -> Callable[[], object]:
-    """Random activations times weights by ONNX Runtime, which has other code for it than NumPy.
+    """Return a matrix product by ONNX Runtime, whose code for it differs from NumPy's.
 
     Args:
-        weights: float32, or 8 bits wide, signed or not: activations of as few bits have no sign.
+        weights: float32, int8 or uint8, also the activations; 8-bit activations are unsigned.
     """
     from onnx import helper, numpy_helper
     from onnxruntime import InferenceSession
 
     edge, single = len(weights), weights.dtype == np.float32
-    given = weights if single else weights.view(np.uint8)
+    activations = weights if single else weights.view(np.uint8)
     kind, result = (
         helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-        for dtype in (given.dtype, np.float32 if single else np.int32)
+        for dtype in (activations.dtype, np.float32 if single else np.int32)
     )
     graph = helper.make_graph(
         [helper.make_node("MatMul" if single else "MatMulInteger", ["x", "w"], ["y"])],
@@ -164,7 +171,7 @@ def _onnx_product(weights: npt.NDArray[Any]) -> Callable[[], object]:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     session = InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, {"x": given})
+    return lambda: session.run(None, {"x": activations})
 
 
 def _device_limits(index: int, copy_bytes: int, edge: int) -> Limits:
@@ -180,11 +187,11 @@ def _device_limits(index: int, copy_bytes: int, edge: int) -> Limits:
         source = cupy.ones(copy_bytes, cupy.uint8)
         target = cupy.zeros_like(source)
         copying = timed(lambda: cupy.copyto(target, source))
-        # Numbers that are all alike take less power, and so a higher clock.
-        drawn = rng.standard_normal((edge, edge), dtype=cupy.float32)
+        # Random numbers: equal ones take less power, which allows a higher clock.
+        values = rng.standard_normal((edge, edge), dtype=cupy.float32)
         rates = {}
         for kind in ("fp32", "fp16"):
-            matrix = drawn.astype({"fp32": cupy.float32, "fp16": cupy.float16}[kind])
+            matrix = values.astype({"fp32": cupy.float32, "fp16": cupy.float16}[kind])
             rates[kind] = 2.0 * edge**3 / timed(lambda matrix=matrix: matrix @ matrix)  # type: ignore[misc]
         one = cupy.zeros(1, cupy.float32)
         overhead = timed(lambda: cupy.copyto(one, one))
@@ -192,7 +199,10 @@ def _device_limits(index: int, copy_bytes: int, edge: int) -> Limits:
 
 
 def best_seconds(run: Callable[[], object], seconds: float = 0.0) -> float:
-    """The fastest of a few runs, or of as many as fit: a limit is what can be reached."""
+    """Return the seconds of the fastest of `_BEST_OF` runs, or of as many as fit in `seconds`.
+
+    The fastest counts, because a limit is the best that can be reached.
+    """
     end = time.perf_counter() + seconds
     best = min(host_seconds(run, _BEST_OF))
     while time.perf_counter() < end:
@@ -201,7 +211,7 @@ def best_seconds(run: Callable[[], object], seconds: float = 0.0) -> float:
 
 
 def host_seconds(run: Callable[[], object], rounds: int) -> list[float]:
-    """Of so many runs by the host's clock, after one that warms up."""
+    """Return the seconds of each of `rounds` runs by the host's clock, after one warm-up run."""
     run()
     times = []
     for _ in range(rounds):

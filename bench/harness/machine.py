@@ -1,4 +1,4 @@
-"""What a measurement was made on, and how much memory it took."""
+"""Describe the machine of a measurement, and measure peak memory."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _PACKAGES = (
 
 
 def facts(device: str) -> dict[str, Any]:
-    """Processor, memory, versions, commit and, on one, the GPU: all that a figure depends on."""
-    found: dict[str, Any] = {
+    """Return processor, memory, versions, commit and GPU: everything a figure depends on."""
+    record: dict[str, Any] = {
         "cpu": _cpu_name(),
         "cores": cpu_threads(None),
         "caches": _caches(),
@@ -46,16 +46,16 @@ def facts(device: str) -> dict[str, Any]:
         "device": device,
     }
     if Device.parse(device).kind != "cpu":
-        found["gpu"] = _gpu()
-    return found
+        record["gpu"] = _gpu()
+    return record
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            versions[package] = version(package)
+    return versions
 
 
 def _cpu_name() -> str:
@@ -66,7 +66,7 @@ def _cpu_name() -> str:
 
 
 def _clock_mhz() -> float | None:
-    """Of the first core, as it is now; a guest often sees only what the host announces."""
+    """Return the first core's current clock; a virtual machine often sees a nominal value."""
     for line in _read("/proc/cpuinfo").splitlines():
         if line.startswith("cpu MHz"):
             return float(line.partition(":")[2])
@@ -74,23 +74,23 @@ def _clock_mhz() -> float | None:
 
 
 def _caches() -> dict[str, int]:
-    """Bytes of each cache that the first core has a share in, such as ``L3``."""
-    found = {}
+    """Return the bytes of each cache that the first core uses, by name, such as ``L3``."""
+    sizes = {}
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         kind, level = _read(index / "type"), _read(index / "level")
         size = _read(index / "size")
         if kind in ("Data", "Unified") and size.endswith("K"):
-            found[f"L{level}"] = int(size[:-1]) << 10
-    return found
+            sizes[f"L{level}"] = int(size[:-1]) << 10
+    return sizes
 
 
 def _commit() -> str | None:
-    """Of the checkout that this file lies in; None outside of one. A ``+`` marks changed files."""
-    asked = ["git", "-C", str(Path(__file__).resolve().parent)]
+    """Return this checkout's commit, None outside of one. A ``+`` marks changed files."""
+    command = ["git", "-C", str(Path(__file__).resolve().parent)]
     try:
         commit, changed = (
             subprocess.run(
-                [*asked, *rest], capture_output=True, text=True, check=True, timeout=10
+                [*command, *rest], capture_output=True, text=True, check=True, timeout=10
             ).stdout.strip()
             for rest in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "-uno"])
         )
@@ -115,24 +115,24 @@ def _gpu() -> dict[str, Any]:
 
 
 def _driver() -> str | None:
-    """The driver's release, such as ``580.95.05``."""
-    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    """Return the driver's release, such as ``580.95.05``; None without ``nvidia-smi``."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        found = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10)
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.split("\n")[0].strip() or None
+    return answer.stdout.split("\n")[0].strip() or None
 
 
 def last_cache_bytes(device: str) -> int:
-    """The largest cache: what a cold run must not find its input in."""
+    """Return the bytes of the largest cache; before a cold run it must be overwritten."""
     if Device.parse(device).kind != "cpu":
         return int(_gpu()["l2_bytes"])
     return max(_caches().values(), default=32 << 20)
 
 
 def available_bytes() -> int:
-    """Memory that a workload may take without anything being written to a disk for it."""
+    """Return the bytes of memory that a workload can use without swapping."""
     for line in _read("/proc/meminfo").splitlines():
         if line.startswith("MemAvailable"):
             return int(line.split()[1]) << 10
@@ -140,9 +140,9 @@ def available_bytes() -> int:
 
 
 class PeakMemory:
-    """The most memory that this process, and its pool on a device, held since this was made.
+    """Peak memory of this process and of its pool on a device, since this object was created.
 
-    Where the system cannot start anew (all but Linux), it is the most since the process began.
+    Only Linux can reset the peak; elsewhere it counts from the start of the process.
     """
 
     def __init__(self, device: str) -> None:
@@ -155,15 +155,15 @@ class PeakMemory:
             cupy.get_default_memory_pool().free_all_blocks()
 
     def host_bytes(self) -> int:
-        """Resident memory at its peak."""
+        """Return the peak of resident memory, in bytes."""
         for line in _read("/proc/self/status").splitlines():
             if line.startswith("VmHWM"):
                 return int(line.split()[1]) << 10
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most if sys.platform == "darwin" else most << 10
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak << 10
 
     def device_bytes(self) -> int | None:
-        """What CuPy's pool has grown to; None on a CPU. ONNX Runtime's arenas are not in it."""
+        """Return the bytes of CuPy's pool; None on a CPU. ONNX Runtime's arenas do not count."""
         if not self._on_device:
             return None
         import cupy

@@ -1,4 +1,4 @@
-"""Which models a run measures: given ones, the package's miniatures, or random ones."""
+"""Choose the models of a run: the user's, the package's miniatures, or random ones."""
 
 from __future__ import annotations
 
@@ -16,19 +16,24 @@ _KEY = "models"
 
 
 def models_of(bench: Bench, cache: PrefixCache | None = None) -> ModelFolder:
-    """The models of this run, with a prefix cache of their own where one is given.
+    """Return the models of this run.
 
-    Those of ``--models``, else those of ``--random``, else the miniatures that come with the
-    package, else random ones as small as these. Each folder's files are checked once.
+    The first that exists of: the folder of ``--models``; the random models of ``--random``; the
+    miniatures that come with the package; random models of about their size. Each folder's files
+    are checked once.
+
+    Args:
+        bench: the run.
+        cache: a prefix cache for these models; by default all suites share one.
 
     Raises:
-        GranAlignError: the folder holds no model, or there is no room for a random one.
+        GranAlignError: the folder holds no model, or there is no space for a random one.
     """
     if cache is not None:
         return ModelFolder(_folder(bench), device=bench.settings.device, cache=cache)
-    if _KEY not in bench.kept:
-        bench.kept[_KEY] = ModelFolder(_folder(bench), device=bench.settings.device)
-    models: ModelFolder = bench.kept[_KEY]
+    if _KEY not in bench.shared:
+        bench.shared[_KEY] = ModelFolder(_folder(bench), device=bench.settings.device)
+    models: ModelFolder = bench.shared[_KEY]
     bench.note(f"models: {_name(bench)}")
     return models
 
@@ -36,15 +41,15 @@ def models_of(bench: Bench, cache: PrefixCache | None = None) -> ModelFolder:
 def _folder(bench: Bench) -> Path:
     if bench.settings.models is not None:
         return bench.settings.models
-    own = miniatures()
-    if own is not None and not bench.settings.random:
-        return own
-    place = bench.folder / "random"
+    packaged = miniatures()
+    if packaged is not None and not bench.settings.random:
+        return packaged
+    folder = bench.folder / "random"
     chosen = {random_models.shape_of(name).kind: name for name in _RANDOM}
     chosen |= {random_models.shape_of(name).kind: name for name in bench.settings.random}
     for kind in (LLM, VLM):
-        random_models.write_export(chosen[kind], place)
-    return place
+        random_models.write_export(chosen[kind], folder)
+    return folder
 
 
 def _name(bench: Bench) -> str:
@@ -57,7 +62,7 @@ def _name(bench: Bench) -> str:
 
 
 def miniatures() -> Path | None:
-    """The trained ones, where they are part of this installation."""
+    """Return the folder of the trained miniatures; None if this installation lacks them."""
     try:
         from granalign_fast import miniatures as package
     except ImportError:

@@ -1,6 +1,6 @@
-"""Models of random weights in the shape of real ones, written and exported without torch.
+"""Write and export models of random weights in the shape of real ones, without torch.
 
-Speed depends on the shape alone, but for one thing: random weights never end an answer, so that
+Speed depends on the shape alone, with one exception: random weights never end an answer, so
 captions and rewrites run to their greatest length.
 """
 
@@ -25,7 +25,7 @@ _SPECIAL = (
     *("<|image_pad|>", "<|video_pad|>"),
 )
 _ANSWERS = ("yes", "no")
-"""What recognition reads."""
+"""Answers whose probabilities recognition reads; each needs a token of its own."""
 _IDS = {name: 256 + i for i, name in enumerate(_SPECIAL)}
 _TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}"
@@ -34,22 +34,23 @@ _TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 _NAMED_TOKENS = 16384
-"""Tokens that have a text; of a larger vocabulary the others have none."""
+"""Largest number of tokens with a text; in a larger vocabulary the others have none."""
 _SPREAD = 1.4
-"""Of a matrix's products with unit vectors: enough for greedy tokens to differ between steps."""
+"""Standard deviation of a matrix's products with unit vectors: large enough for greedy tokens to
+differ between steps."""
 _BLOCK = 1_048_573
-"""Random numbers that weights repeat; a prime, so that no two rows of a matrix are alike."""
+"""Random numbers that the weights repeat; a prime, so that no two rows of a matrix are equal."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """A decoder, and for a vision-language model the tower before it.
+    """Sizes of a decoder, and of a vision-language model's image tower.
 
     Attributes:
         kind: ``llm`` or ``vlm``.
         architecture: as in ``config.json``.
         text: settings of the decoder.
-        vision: settings of the tower; empty without one.
+        vision: settings of the image tower; empty for a language model.
         image_size: height and width of frames.
         precision: of the export.
     """
@@ -63,7 +64,7 @@ class ModelShape:
 
     @property
     def weights(self) -> int:
-        """How many there are."""
+        """Number of weights."""
         return sum(int(np.prod(shape)) for shape in _shapes(self).values())
 
 
@@ -145,34 +146,36 @@ SHAPES: Mapping[str, ModelShape] = {
 
 
 def shape_of(name: str) -> ModelShape:
-    """A shape by its name; ``llama3-8b@4`` is one of 4 layers, all else being the same.
+    """Return a shape by its name; ``llama3-8b@4`` is ``llama3-8b`` cut to 4 layers.
 
     Raises:
-        GranAlignError: there is none of that name, or it has not as many layers.
+        GranAlignError: the name is unknown, or the model has fewer layers.
     """
-    known, cut, layers = name.partition("@")
-    if known not in SHAPES:
+    base, cut, layers = name.partition("@")
+    if base not in SHAPES:
         raise GranAlignError(f"random model: got {name!r}, expected some of: {', '.join(SHAPES)}")
-    shape = SHAPES[known]
+    shape = SHAPES[base]
     if not cut:
         return shape
-    most = shape.text["num_hidden_layers"]
-    if not layers.isdigit() or not 0 < int(layers) <= most:
-        raise GranAlignError(f"random model: got {name!r}, expected 1 to {most} layers behind '@'")
-    kept = int(layers)
+    largest = shape.text["num_hidden_layers"]
+    if not layers.isdigit() or not 0 < int(layers) <= largest:
+        raise GranAlignError(
+            f"random model: got {name!r}, expected 1 to {largest} layers behind '@'"
+        )
+    depth = int(layers)
     vision = dict(shape.vision)
     if vision:
-        vision["depth"] = min(vision["depth"], kept)
-        full = [block for block in vision["fullatt_block_indexes"] if block < kept]
+        vision["depth"] = min(vision["depth"], depth)
+        full = [block for block in vision["fullatt_block_indexes"] if block < depth]
         vision["fullatt_block_indexes"] = full or [vision["depth"] - 1]
-    return replace(shape, text={**shape.text, "num_hidden_layers": kept}, vision=vision)
+    return replace(shape, text={**shape.text, "num_hidden_layers": depth}, vision=vision)
 
 
 def write_source(name: str, folder: Path) -> Path:
-    """Write a folder as transformers would save such a model; it is there already the next time.
+    """Write a folder as transformers would save such a model, unless it exists; return it.
 
     Raises:
-        GranAlignError: there is no such shape, or neither memory nor disk has room for it.
+        GranAlignError: the name is unknown, or memory or disk space does not suffice.
     """
     from safetensors.numpy import save_file
 
@@ -180,7 +183,7 @@ def write_source(name: str, folder: Path) -> Path:
     if (folder / "model.safetensors").is_file():
         return folder
     width = 4 if shape.precision == "fp32" else 2
-    _check_room(name, shape.weights * width, folder.parent)
+    _check_space(name, shape.weights * width, folder.parent)
     folder.mkdir(parents=True)
     block = (
         np.random.default_rng(0).standard_normal(_BLOCK)
@@ -189,7 +192,7 @@ def write_source(name: str, folder: Path) -> Path:
     )
     block = block.astype(np.float32 if width == 4 else np.float16)
     save_file(
-        {key: _weight(key, own, block) for key, own in _shapes(shape).items()},
+        {key: _weight(key, size, block) for key, size in _shapes(shape).items()},
         folder / "model.safetensors",
         metadata={"format": "pt"},
     )
@@ -199,9 +202,9 @@ def write_source(name: str, folder: Path) -> Path:
 
 
 def write_export(name: str, folder: Path, *, precision: str | None = None) -> Path:
-    """Write such a model and export it to ``folder/llm`` or ``folder/vlm``; returns that.
+    """Write such a model, export it to ``folder/llm`` or ``folder/vlm``, and return that path.
 
-    Nothing is compared with transformers here; whoever measures it judges it.
+    The export is not compared with transformers; the suites judge its outputs.
 
     Raises:
         GranAlignError: as for `write_source`.
@@ -227,7 +230,7 @@ def write_export(name: str, folder: Path, *, precision: str | None = None) -> Pa
     return out
 
 
-def _check_room(name: str, needed: int, folder: Path) -> None:
+def _check_space(name: str, needed: int, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     memory, disk = available_bytes(), shutil.disk_usage(folder).free
     if 1.3 * needed > memory or 2.5 * needed > disk:
@@ -239,33 +242,33 @@ def _check_room(name: str, needed: int, folder: Path) -> None:
 
 
 def _shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
-    """Every tensor of such a model, as it is published."""
+    """Return the shape of every tensor, by its published name."""
     text = shape.text
     hidden, wide = text["hidden_size"], text["intermediate_size"]
     keys = hidden // text["num_attention_heads"] * text["num_key_value_heads"]
-    found: dict[str, tuple[int, ...]] = {
+    shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (text["vocab_size"], hidden),
         "model.norm.weight": (hidden,),
     }
     if not text["tie_word_embeddings"]:
-        found["lm_head.weight"] = (text["vocab_size"], hidden)
+        shapes["lm_head.weight"] = (text["vocab_size"], hidden)
     for layer in range(text["num_hidden_layers"]):
-        here = f"model.layers.{layer}"
-        found |= {
-            f"{here}.input_layernorm.weight": (hidden,),
-            f"{here}.post_attention_layernorm.weight": (hidden,),
-            f"{here}.self_attn.q_proj.weight": (hidden, hidden),
-            f"{here}.self_attn.k_proj.weight": (keys, hidden),
-            f"{here}.self_attn.v_proj.weight": (keys, hidden),
-            f"{here}.self_attn.o_proj.weight": (hidden, hidden),
-            f"{here}.mlp.gate_proj.weight": (wide, hidden),
-            f"{here}.mlp.up_proj.weight": (wide, hidden),
-            f"{here}.mlp.down_proj.weight": (hidden, wide),
+        prefix = f"model.layers.{layer}"
+        shapes |= {
+            f"{prefix}.input_layernorm.weight": (hidden,),
+            f"{prefix}.post_attention_layernorm.weight": (hidden,),
+            f"{prefix}.self_attn.q_proj.weight": (hidden, hidden),
+            f"{prefix}.self_attn.k_proj.weight": (keys, hidden),
+            f"{prefix}.self_attn.v_proj.weight": (keys, hidden),
+            f"{prefix}.self_attn.o_proj.weight": (hidden, hidden),
+            f"{prefix}.mlp.gate_proj.weight": (wide, hidden),
+            f"{prefix}.mlp.up_proj.weight": (wide, hidden),
+            f"{prefix}.mlp.down_proj.weight": (hidden, wide),
         }
         if shape.architecture != _LLAMA:
             for part, size in (("q", hidden), ("k", keys), ("v", keys)):
-                found[f"{here}.self_attn.{part}_proj.bias"] = (size,)
-    return found | (_vision_shapes(shape.vision) if shape.vision else {})
+                shapes[f"{prefix}.self_attn.{part}_proj.bias"] = (size,)
+    return shapes | (_vision_shapes(shape.vision) if shape.vision else {})
 
 
 def _vision_shapes(vision: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -275,24 +278,24 @@ def _vision_shapes(vision: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         vision["out_hidden_size"],
     )
     joined, edge = hidden * vision["spatial_merge_size"] ** 2, vision["patch_size"]
-    found: dict[str, tuple[int, ...]] = {
+    shapes: dict[str, tuple[int, ...]] = {
         "visual.patch_embed.proj.weight": (hidden, 3, vision["temporal_patch_size"], edge, edge),
         "visual.merger.ln_q.weight": (hidden,),
     }
     linear = {"merger.mlp.0": (joined, joined), "merger.mlp.2": (out, joined)}
     for layer in range(vision["depth"]):
-        here = f"blocks.{layer}"
-        found |= {f"visual.{here}.norm{i}.weight": (hidden,) for i in (1, 2)}
+        prefix = f"blocks.{layer}"
+        shapes |= {f"visual.{prefix}.norm{i}.weight": (hidden,) for i in (1, 2)}
         linear |= {
-            f"{here}.attn.qkv": (3 * hidden, hidden),
-            f"{here}.attn.proj": (hidden, hidden),
-            f"{here}.mlp.gate_proj": (wide, hidden),
-            f"{here}.mlp.up_proj": (wide, hidden),
-            f"{here}.mlp.down_proj": (hidden, wide),
+            f"{prefix}.attn.qkv": (3 * hidden, hidden),
+            f"{prefix}.attn.proj": (hidden, hidden),
+            f"{prefix}.mlp.gate_proj": (wide, hidden),
+            f"{prefix}.mlp.up_proj": (wide, hidden),
+            f"{prefix}.mlp.down_proj": (hidden, wide),
         }
     for name, (rows, columns) in linear.items():
-        found |= {f"visual.{name}.weight": (rows, columns), f"visual.{name}.bias": (rows,)}
-    return found
+        shapes |= {f"visual.{name}.weight": (rows, columns), f"visual.{name}.bias": (rows,)}
+    return shapes
 
 
 def _weight(name: str, shape: tuple[int, ...], block: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -332,7 +335,7 @@ _PREPROCESSOR = {
 
 
 def _write_tokenizer(folder: Path, vocabulary: int) -> None:
-    """A token for each byte, the special ones, and words that only a model says."""
+    """Write a tokenizer: a token for each byte, special ones, and words that no text encodes to."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     letters = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}

@@ -1,4 +1,4 @@
-"""What a run of the suites leaves behind: records, JSON, and two of them compared."""
+"""The report of a run: records, its JSON file, and the comparison of two reports."""
 
 from __future__ import annotations
 
@@ -17,28 +17,31 @@ from .timing import Samples
 
 FORMAT_VERSION = 1
 OURS = "ours"
-"""The runner that ratios are taken to."""
+"""Name of the runner that the others' times are divided by."""
 LEAST_DIFFERENCE = 0.05
-"""Shares below this are never called a difference: the placement of memory alone makes as much."""
+"""Smallest change that counts as a difference, as a share: the placement of data in memory alone
+changes times by as much."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """The time of one runner at one task.
+    """Times of one runner at one task.
 
     Attributes:
-        suite: that it belongs to.
-        task: what was done; runners of one task do the same work.
-        runner: who did it; ``ours``, ``ours, int8`` or a peer's name.
-        peer: whether it is another's code.
-        unit: of which `items` were done in one sample, such as ``query``.
-        median: seconds of a sample; `p90`, `p99` and the 95% interval `low` to `high` likewise.
+        suite: name of the suite.
+        task: name of the work; runners of one task do the same work.
+        runner: ``ours``, a variant such as ``ours, int8``, or a peer's name.
+        peer: whether the runner is other people's software.
+        unit: name of what is counted in `items`, such as ``query``.
+        items: units of work in one sample.
+        median: seconds of a sample; `p90` and `p99` are the other quantiles.
+        low: lower end of the median's 95% interval, in seconds; `high` is the upper end.
         noise: share by which a median may change without a reason; see `timing.Samples`.
-        samples: how many there were.
-        limit: seconds that the device needs at its measured best; None where that has no meaning.
-        bound: what that limit comes from, ``bytes`` or ``operations``.
+        samples: number of samples.
+        limit: seconds that the device needs at its best measured rate; None if no work was counted.
+        bound: what sets that limit, ``bytes`` or ``operations``.
         parameters: sizes of the workload.
-        yardstick: seconds that a fixed piece of work took beside it.
+        yardstick: seconds of the fixed piece of work that was timed in the same race.
     """
 
     suite: str
@@ -60,8 +63,8 @@ class Record:
     yardstick: float | None = None
 
     @classmethod
-    def of(cls, samples: Samples, **known: Any) -> Self:
-        """Of the samples, and what is known of them."""
+    def of(cls, samples: Samples, **fields: Any) -> Self:
+        """Make a record of samples; `fields` are the attributes that samples do not give."""
         low, high = samples.interval()
         return cls(
             median=samples.median,
@@ -71,29 +74,29 @@ class Record:
             high=high,
             noise=samples.noise,
             samples=len(samples.seconds),
-            **known,
+            **fields,
         )
 
     @property
     def key(self) -> str:
-        """Names the same measurement in two reports."""
+        """Identifies the same measurement in two reports."""
         sizes = ", ".join(f"{name} {value}" for name, value in sorted(self.parameters.items()))
         return " / ".join(filter(None, (self.suite, self.task, self.runner, sizes)))
 
     @property
     def each(self) -> float:
-        """Seconds of one item."""
+        """Median seconds of one item."""
         return self.median / self.items
 
     @property
     def reached(self) -> float | None:
-        """The share of the limit that was reached; 1 is as fast as the device can be."""
+        """Limit divided by the median; 1 is as fast as the device can be. None without a limit."""
         return None if self.limit is None or not self.median else self.limit / self.median
 
 
 @dataclass(frozen=True, slots=True)
 class Breakdown:
-    """The seconds of the stages that one thing consists of, in order."""
+    """Seconds of the stages of one piece of work, in order."""
 
     suite: str
     name: str
@@ -102,15 +105,15 @@ class Breakdown:
 
 @dataclass(slots=True)
 class SuiteRun:
-    """How one suite went.
+    """The run of one suite.
 
     Attributes:
-        seconds: that it took.
-        host_bytes: of memory at its peak.
-        device_bytes: of the GPU's, if there is one.
-        failure: why it stopped, such as a wrong answer; None where all is well.
+        seconds: duration.
+        host_bytes: peak of the process's memory.
+        device_bytes: peak of the GPU's memory pool; None without a GPU.
+        failure: why the suite stopped, such as a wrong answer; None if it completed.
         notes: what a reader of the figures must know, such as peers that could not take part.
-        constants: measured numbers that the cost model is made of.
+        constants: measured numbers, most of them inputs of the cost estimate.
     """
 
     seconds: float = 0.0
@@ -123,7 +126,7 @@ class SuiteRun:
 
 @dataclass(slots=True)
 class Report:
-    """Everything that one ``granalign bench`` found."""
+    """All results of one ``granalign bench``."""
 
     machine: dict[str, Any]
     settings: dict[str, Any]
@@ -132,17 +135,20 @@ class Report:
     records: list[Record] = field(default_factory=list)
     breakdowns: list[Breakdown] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
-    """Peers that are not installed, and what brings them."""
+    """Peers that are not installed, and the command that installs each."""
     format_version: int = FORMAT_VERSION
 
     @property
     def failures(self) -> dict[str, str]:
-        """Suites that stopped, and why."""
+        """Suites that failed, and why."""
         return {name: run.failure for name, run in self.suites.items() if run.failure}
 
     @property
     def drift(self) -> float:
-        """How far the yardstick varied in nine tenths of the run, as a share."""
+        """Variation of the machine's speed, as a share.
+
+        It is the ratio of the 95th to the 5th percentile of the yardstick's times, minus 1.
+        """
         seconds = sorted({r.yardstick for r in self.records if r.yardstick})
         if not seconds:
             return 0.0
@@ -151,18 +157,18 @@ class Report:
 
     @property
     def typical_yardstick(self) -> float | None:
-        """Seconds of the yardstick beside the median record; None where there was none."""
+        """Median of the yardstick's seconds over all records; None if none was timed."""
         seconds = sorted(r.yardstick for r in self.records if r.yardstick)
         return seconds[len(seconds) // 2] if seconds else None
 
     def constant(self, name: str) -> float | None:
-        """A number that a suite measured for the cost model; None where none did."""
+        """Return a constant that a suite measured; None if no suite did."""
         return next(
             (run.constants[name] for run in self.suites.values() if name in run.constants), None
         )
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """As JSON, whole or not at all.
+        """Write the report as JSON, atomically.
 
         Raises:
             GranAlignError: the file cannot be written.
@@ -173,10 +179,10 @@ class Report:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Self:
-        """What `write` wrote.
+        """Read a report that `write` wrote.
 
         Raises:
-            GranAlignError: the file is missing, no report, or of another format version.
+            GranAlignError: the file is missing, not a report, or has another format version.
         """
         record = read_json(Path(path))
         got = record.get("format_version") if isinstance(record, dict) else None
@@ -190,8 +196,8 @@ class Report:
                 **record
                 | {
                     "suites": {name: SuiteRun(**run) for name, run in record["suites"].items()},
-                    "records": [Record(**own) for own in record["records"]],
-                    "breakdowns": [Breakdown(**own) for own in record["breakdowns"]],
+                    "records": [Record(**fields) for fields in record["records"]],
+                    "breakdowns": [Breakdown(**fields) for fields in record["breakdowns"]],
                 }
             )
             report._check()
@@ -202,13 +208,21 @@ class Report:
             ) from None
 
     def _check(self) -> None:
-        """Raise where what every page shows is not there, or no number."""
+        """Raise if a field that every page shows is missing, or a figure is not finite."""
         for name in ("cpu", "cores", "memory_bytes", "load", "system", "python", "commit"):
             self.machine[name]
         self.machine["packages"].items()
         numbers = [self.limits["bandwidth"], *self.limits["rates"].values()]
-        for own in self.records:
-            numbers += [own.median, own.p90, own.p99, own.low, own.high, own.noise, own.items]
+        for record in self.records:
+            numbers += [
+                record.median,
+                record.p90,
+                record.p99,
+                record.low,
+                record.high,
+                record.noise,
+                record.items,
+            ]
         for breakdown in self.breakdowns:
             numbers += breakdown.stages.values()
         if not all(math.isfinite(number) for number in numbers):
@@ -220,12 +234,12 @@ class Change:
     """One measurement in two reports.
 
     Attributes:
-        key: of the records.
-        before: seconds in the base; None where it is not there.
-        after: seconds now; None where it is gone.
-        bound: the share of change in that direction that noise and the machine alone may make.
+        key: `Record.key` of both records.
+        before: seconds in the base; None if the base lacks the measurement.
+        after: seconds in the new report; None if that lacks it.
+        bound: share by which noise and the machine alone may change the median in that direction.
         verdict: ``slower``, ``faster``, ``same``, ``new`` or ``gone``.
-        peer: whether it is of another's code.
+        peer: whether the runner is other people's software.
     """
 
     key: str
@@ -237,28 +251,31 @@ class Change:
 
     @property
     def ratio(self) -> float:
-        """Now to before; 1 where one is not there."""
+        """`after` divided by `before`; 1 if either is missing."""
         return self.after / self.before if self.before and self.after else 1.0
 
     @property
     def regression(self) -> bool:
-        """Whether our own code has become slower."""
+        """Whether our code, not a peer's, has become slower."""
         return self.verdict == "slower" and not self.peer
 
 
 def compare(base: Report, now: Report) -> list[Change]:
-    """Every measurement of either report, regressions first.
+    """Compare every measurement of two reports; return the changes, regressions first.
 
-    A median has changed when the ratio is beyond what noise may make: that of both records, at
-    least that of a typical one, because a small noise may be luck, and never below
-    `LEAST_DIFFERENCE`; and half of what the machine itself has varied by in the less steady of the
-    runs, which passes right after each other do not show. Where the yardstick beside them has
-    changed in the same direction, the median may by as much again.
+    A median has changed if its ratio exceeds a bound, the sum of two shares:
+
+    - the noise of both records, but at least the typical noise of a record, because a small noise
+      may be luck, and at least `LEAST_DIFFERENCE`;
+    - half of the machine's drift in the less steady run, which two passes one right after the other
+      do not show.
+
+    If the yardstick has changed in the same direction, the bound is multiplied by that change.
 
     Raises:
-        GranAlignError: the reports are of other work, or of other devices.
+        GranAlignError: the reports are of different work, or of different devices.
     """
-    _check_alike(base, now)
+    _check_same_work(base, now)
     old = {record.key: record for record in base.records}
     new = {record.key: record for record in now.records}
     suites = set(now.suites)
@@ -271,7 +288,7 @@ def compare(base: Report, now: Report) -> list[Change]:
     changes += [
         Change(key, old[key].median, None, 0.0, "gone", old[key].peer)
         for key in old.keys() - new.keys()
-        if old[key].suite in suites  # not those of suites that did not run
+        if old[key].suite in suites  # a suite that did not run this time is not gone
     ]
     for key in old.keys() & new.keys():
         before, after = old[key], new[key]
@@ -287,10 +304,10 @@ def compare(base: Report, now: Report) -> list[Change]:
 
 
 _SAME_WORK = ("preset", "models", "random", "device", "size")
-"""Settings without which times are of something else."""
+"""Settings that must match for times to be comparable."""
 
 
-def _check_alike(base: Report, now: Report) -> None:
+def _check_same_work(base: Report, now: Report) -> None:
     for name in _SAME_WORK:
         got, expected = base.settings.get(name), now.settings.get(name)
         if got != expected:
@@ -301,7 +318,7 @@ def _check_alike(base: Report, now: Report) -> None:
 
 
 def other_machine(base: Report, now: Report) -> str | None:
-    """What the machines of two reports differ in; None for the same."""
+    """Return the first difference of two reports' machines; None if there is none."""
     for name in ("cpu", "cores", "gpu"):
         got, expected = (_name(report.machine.get(name)) for report in (base, now))
         if got != expected:
@@ -314,7 +331,7 @@ def _name(device: Any) -> Any:
 
 
 def _machine_change(before: Record, after: Record) -> float:
-    """How many times slower the machine itself was."""
+    """Return the ratio of the yardsticks: how many times slower the machine has become."""
     if not before.yardstick or not after.yardstick:
         return 1.0
     return after.yardstick / before.yardstick
@@ -326,7 +343,7 @@ def _usual_noise(report: Report) -> float:
 
 
 def tasks(records: list[Record]) -> Iterator[tuple[str, list[Record]]]:
-    """Records of one task and size side by side, in the order in which they were made."""
+    """Group records by task and sizes, in the order in which they were recorded."""
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
         sizes = tuple(sorted((k, str(v)) for k, v in record.parameters.items()))
@@ -335,8 +352,8 @@ def tasks(records: list[Record]) -> Iterator[tuple[str, list[Record]]]:
         yield task, members
 
 
-def beside_ours(members: list[Record]) -> Mapping[str, float]:
-    """How many times our time each runner of a task takes, per item, by runner."""
+def ratios_to_ours(members: list[Record]) -> Mapping[str, float]:
+    """Return each runner's time per item divided by ours; empty without ours."""
     ours = next((record for record in members if record.runner == OURS), None)
     if ours is None or not ours.each:
         return {}

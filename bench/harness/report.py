@@ -1,4 +1,4 @@
-"""A report for people: tables in the terminal, and a page of Markdown."""
+"""Show a report to people: tables in the terminal, and a page of Markdown."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import Any
 from granalign_fast.files import replacing
 
 from .cost import costs
-from .records import Change, Record, Report, beside_ours, tasks
+from .records import Change, Record, Report, ratios_to_ours, tasks
 
 _FILE_WIDTH = 150
+"""Characters of a line where the output is a file, which has no width of its own."""
 _COLUMNS = (
-    *("task", "who", "each", "p90", "p99", "noise", "machine", "beside ours", "of the limit"),
+    *("task", "who", "each", "p90", "p99", "noise", "machine", "times ours", "of the limit"),
 )
 
 
 def duration(seconds: float | None) -> str:
-    """``1.23 ms``: three digits, in the unit that fits."""
+    """Format a duration with three digits in the unit that fits, such as ``1.23 ms``."""
     if seconds is None:
         return ""
     rounded = float(f"{seconds:.3g}")  # 999.9 microseconds are a millisecond
@@ -42,7 +43,7 @@ _UNITS = (
 
 
 def size(count: float | None) -> str:
-    """``1.2 GB``, of a thousand each."""
+    """Format a number of bytes in decimal units, such as ``1.2 GB``."""
     if count is None:
         return ""
     for power, unit in ((5, "PB"), (4, "TB"), (3, "GB"), (2, "MB"), (1, "kB")):
@@ -56,14 +57,14 @@ def _three_digits(number: float) -> str:
 
 
 def rows(report: Report, suite: str) -> Iterable[tuple[str, ...]]:
-    """`_COLUMNS` of each record of a suite, runners of a task one below another."""
+    """Yield the cells under `_COLUMNS` of each record of a suite, grouped by task."""
     typical = report.typical_yardstick
     for task, members in tasks([record for record in report.records if record.suite == suite]):
-        ratios = beside_ours(members)
-        for place, record in enumerate(members):
+        ratios = ratios_to_ours(members)
+        for row, record in enumerate(members):
             ratio = ratios.get(record.runner, 1.0)
             yield (
-                "" if place else _named(task, record),
+                "" if row else _named(task, record),
                 record.runner + (" *" if record.peer else ""),
                 f"{duration(record.each)} {_article(record.unit)} {record.unit}",
                 duration(record.p90 / record.items),
@@ -92,7 +93,7 @@ def _article(noun: str) -> str:
 
 
 def machine_lines(report: Report) -> list[str]:
-    """What the figures were measured on, a line each."""
+    """Return lines about the machine and its limits."""
     machine, limits = report.machine, report.limits
     gpu = machine.get("gpu")
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
@@ -107,24 +108,24 @@ def machine_lines(report: Report) -> list[str]:
         *([f"{gpu['name']}, {size(gpu['memory_bytes'])}, driver {gpu['driver']}"] if gpu else []),
         f"{machine['system']}, Python {machine['python']}, {packages}; commit {machine['commit']}",
         f"measured limits: {limits['bandwidth'] / 1e9:.1f} GB/s copied, {rates}",
-        f"a fixed piece of work, timed beside everything, varied by {report.drift:.0%}: by so much "
-        f"the machine itself was faster or slower at times; --compare adds half of that to ±",
+        f"the time of a fixed piece of work varied by {report.drift:.0%} during the run, because "
+        f"the machine was faster or slower at times; --compare adds half of that to ±",
     ]
 
 
 def print_report(report: Report) -> None:
-    """Every suite as a table, then what went wrong, what was not there, and what it would cost."""
+    """Print every suite's table, notes and failure; then absent peers and estimated costs."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     console = Console(highlight=False)
-    if not console.is_terminal:  # a file has no width of its own
+    if not console.is_terminal:
         console = Console(highlight=False, width=_FILE_WIDTH)
     for line in machine_lines(report):
         console.print(escape(line))
-    for name, own in report.suites.items():
+    for name, suite_run in report.suites.items():
         title = f"{name}: {_suite_line(report, name)}"
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for column in _COLUMNS:
@@ -134,16 +135,16 @@ def print_report(report: Report) -> None:
             table.add_row(*map(escape, row))
         if table.rows:
             console.print(table)
-        elif not own.failure:
+        elif not suite_run.failure:
             console.print(f"{name}: nothing was measured")
-        for note in own.notes:
+        for note in suite_run.notes:
             console.print(f"  {escape(note)}")
-        if own.failure:
-            console.print(f"  [red]{name} failed: {escape(own.failure)}[/]")
-    console.print("* another's code, in the same run")
+        if suite_run.failure:
+            console.print(f"  [red]{name} failed: {escape(suite_run.failure)}[/]")
+    console.print("* other software, in the same run")
     for peer, remedy in report.absent.items():
         console.print(f"  not installed: {escape(peer)}; {escape(remedy)}")
-    title = "A library on such machines, on paper"
+    title = "Estimated cost of a library on such machines"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for column in _COST_COLUMNS:
         table.add_column(column, justify="right")
@@ -154,9 +155,9 @@ def print_report(report: Report) -> None:
 
 
 def _suite_line(report: Report, name: str) -> str:
-    own = report.suites[name]
-    device = f", {size(own.device_bytes)} of the device's" if own.device_bytes else ""
-    return f"{own.seconds:.0f} s, at most {size(own.host_bytes)} of memory{device}"
+    suite_run = report.suites[name]
+    device = f", {size(suite_run.device_bytes)} of the device's" if suite_run.device_bytes else ""
+    return f"{suite_run.seconds:.0f} s, at most {size(suite_run.host_bytes)} of memory{device}"
 
 
 _COST_COLUMNS = (
@@ -166,7 +167,7 @@ _COST_COLUMNS = (
 
 
 def cost_rows(report: Report) -> Iterable[tuple[str, ...]]:
-    """`_COST_COLUMNS` of each library."""
+    """Yield the cells under `_COST_COLUMNS` of each library."""
     for one in costs(report):
         machines = ""
         if one.machines is not None:
@@ -187,7 +188,7 @@ _COLOURS = {"slower": "yellow", "gone": "yellow", "faster": "green"}
 
 
 def print_changes(changes: Sequence[Change]) -> None:
-    """What differs from the base, regressions first; what does not is counted."""
+    """Print each measurement that has changed, regressions first, and count the others."""
     from rich.console import Console
     from rich.markup import escape
 
@@ -197,7 +198,7 @@ def print_changes(changes: Sequence[Change]) -> None:
             continue
         before, after = duration(change.before) or "-", duration(change.after) or "-"
         colour = "red" if change.regression else _COLOURS.get(change.verdict, "default")
-        ratio = f", {change.ratio:.2f}x, by noise up to {change.bound:.0%}" if change.bound else ""
+        ratio = f", {change.ratio:.2f}x, noise up to {change.bound:.0%}" if change.bound else ""
         text = f"{escape(change.key)}: {before} -> {after}{ratio}"
         console.print(f"[{colour}]{change.verdict:>6}[/]  {text}")
     same = sum(change.verdict == "same" for change in changes)
@@ -205,12 +206,12 @@ def print_changes(changes: Sequence[Change]) -> None:
 
 
 def write_markdown(report: Report, path: str | os.PathLike[str], plots: Sequence[str] = ()) -> None:
-    """The whole report as a page.
+    """Write the whole report as a page of Markdown.
 
     Args:
-        report: of a run.
-        path: of the page.
-        plots: pictures to show, as the page refers to them.
+        report: the report of a run.
+        path: where to write the page.
+        plots: pictures to show, by their paths relative to the page.
 
     Raises:
         GranAlignError: the page cannot be written.
@@ -220,31 +221,33 @@ def write_markdown(report: Report, path: str | os.PathLike[str], plots: Sequence
 
 
 def markdown(report: Report, plots: Sequence[str] = ()) -> list[str]:
-    """The lines of the page."""
+    """Return the lines of the page."""
     lines = [
         "# Measurements",
         "",
-        "Generated by `granalign bench --markdown` from the JSON beside it: measure, do not edit.",
-        "Times are medians over fresh inputs; ± is the noise, the larger of the median's 95%",
-        "interval and of how far two passes, one right after the other, lie apart. Everything",
-        "beside each other took turns, and outputs were compared with a reference in the same run.",
-        "\\* is another's code. Machine: how many times as long as usual a fixed piece of work",
-        "took just then; of two tasks the one with the greater number met a slower machine. Of the",
-        "limit: the share of the machine's own measured best that a stage reaches, and whether",
+        "Generated by `granalign bench --markdown` from a JSON report: measure again, do not edit.",
+        "Times are medians over new inputs; ± is the noise: the larger of half the median's 95%",
+        "interval and the difference between two passes, one right after the other. The runners of",
+        "a task took turns, and outputs were compared with a reference in the same run. \\* is",
+        "other software. Machine: the time of a fixed piece of work just then, divided by its",
+        "usual time; of two tasks, the one with the greater number met a slower machine. Of the",
+        "limit: the share of the machine's best measured rate that a stage reaches, and whether",
         "bytes or operations set that limit.",
         "",
         *(f"- {line}" for line in machine_lines(report)),
     ]
     for picture in plots:
         lines += ["", f"![{Path(picture).stem.replace('-', ' ')}]({picture})"]
-    for name, own in report.suites.items():
+    for name, suite_run in report.suites.items():
         lines += ["", f"## {name}", "", f"{_suite_line(report, name)}.", ""]
         table = list(rows(report, name))
         if table:
             lines += _table(_COLUMNS, table)
-        lines += [line for note in own.notes for line in ("", f"{note[0].upper()}{note[1:]}.")]
-        if own.failure:
-            lines += ["", f"**Failed:** {own.failure}"]
+        lines += [
+            line for note in suite_run.notes for line in ("", f"{note[0].upper()}{note[1:]}.")
+        ]
+        if suite_run.failure:
+            lines += ["", f"**Failed:** {suite_run.failure}"]
     if report.absent:
         absent = (f"{peer} (`{remedy}`)" for peer, remedy in report.absent.items())
         lines += ["", "## Peers that were not installed", "", ", ".join(absent) + "."]
@@ -252,10 +255,10 @@ def markdown(report: Report, plots: Sequence[str] = ()) -> list[str]:
     if library:
         lines += [
             "",
-            "## A library on such machines, on paper",
+            "## Estimated cost of a library on such machines",
             "",
-            "From the constants measured above: a clip every two seconds, every query about the "
-            "whole library, no frame looked at for it.",
+            "Computed from the constants measured above. A clip lasts two seconds; every query is "
+            "about the whole library, and no model looks at frames for it.",
             "",
             *_table(_COST_COLUMNS, library),
         ]

@@ -1,4 +1,7 @@
-"""Suites, one after another: what they are given, and how their figures are gathered."""
+"""Run suites one after another, and gather their figures.
+
+The only use of `suites` in this package: `run_suites` imports each module by its name.
+"""
 
 from __future__ import annotations
 
@@ -42,17 +45,17 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What is measured, and how thoroughly.
+    """Settings of a run: what is measured, and how thoroughly.
 
     Attributes:
-        preset: of the retriever.
-        models: a folder of exported models; None for random ones.
-        random: names of `random_models.SHAPES`, in the place of those that a suite would choose.
+        preset: name of the retriever's preset.
+        models: a folder of exported models; None for the miniatures or random models.
+        random: names of `random_models.SHAPES`, which replace the models that a suite would choose.
         device: ``cpu`` or ``cuda``.
-        rounds: of each of a race's two passes, at most.
-        seconds: after which a pass starts no more rounds.
-        size: of the workloads, 1 being what the figures are published for; a test takes less.
-        seed: of all inputs.
+        rounds: largest number of rounds of each of a race's two passes.
+        seconds: time after which a pass starts no more rounds.
+        size: factor of the workloads' sizes; figures are published for 1, tests take less.
+        seed: seed of all inputs.
     """
 
     preset: str = "tuned"
@@ -72,21 +75,21 @@ class Settings:
             )
 
     def scaled(self, count: int, least: int = 1) -> int:
-        """A count of things, as large as `size` makes it."""
+        """Return `count` times `size`, rounded, and at least `least`."""
         return max(round(count * self.size), least)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runner:
-    """One that takes part in a race.
+    """A participant of a race.
 
     Attributes:
         name: ``ours``, a variant such as ``ours, int8``, or a peer's name.
-        run: what it does with the drawn input.
-        items: units of work in one run, where that differs from the race's own.
-        work: of one run; None where no limit is known.
-        peer: whether it is another's code.
-        caches: what they hold when its clock starts.
+        run: takes the drawn input, returns an output.
+        items: units of work in one run, if that differs from the race's.
+        work: bytes and operations of one run; None if they are not counted.
+        peer: whether it is other people's software.
+        caches: state of the processor's caches when the clock starts.
     """
 
     name: str = OURS
@@ -98,13 +101,13 @@ class Runner:
 
     @property
     def key(self) -> str:
-        """Its name, or its name and caches: one runner may take part with several."""
+        """Its name, with the state of the caches if set: identifies a runner in a race."""
         return self.name if self.caches == "as they are" else f"{self.name}, {self.caches}"
 
 
 @dataclass
 class Bench:
-    """What a suite is given: settings, the machine's limits, a folder, and a place for figures."""
+    """The context of a suite: settings, limits, a scratch folder, and the report."""
 
     settings: Settings
     limits: Limits
@@ -112,33 +115,33 @@ class Bench:
     report: Report
     suite: str = ""
     say: Say = lambda line: None
-    kept: dict[str, Any] = field(default_factory=dict)
-    """What suites share, such as models that took long to make."""
-    beside: float | None = None
-    """Seconds that the yardstick took beside the latest race."""
+    shared: dict[str, Any] = field(default_factory=dict)
+    """Objects that suites share, such as models, which take long to load."""
+    latest_yardstick: float | None = None
+    """Median seconds of the yardstick in the latest race."""
 
     @property
     def on_gpu(self) -> bool:
-        """Whether arrays go to a GPU."""
+        """Whether the device is a GPU."""
         return Device.parse(self.settings.device).kind != "cpu"
 
     @property
     def clock(self) -> Clock:
-        """Of the device's own time."""
+        """A clock of the device's own time."""
         return CudaClock() if self.on_gpu else HostClock()
 
     @cached_property
     def yardstick(self) -> Yardstick:
-        """The fixed work that is timed beside everything."""
+        """The fixed piece of work that is timed in every race."""
         return Yardstick(self.to_device, 1 if self.on_gpu else cpu_threads(None))
 
     @property
     def run_of(self) -> SuiteRun:
-        """The entry of the suite that runs."""
+        """The report's entry of the running suite."""
         return self.report.suites[self.suite]
 
     def to_device(self, array: Any) -> Any:
-        """The array where the kernels are to run."""
+        """Move an array to the device."""
         if not self.on_gpu:
             return array
         import cupy
@@ -146,20 +149,20 @@ class Bench:
         return cupy.asarray(array)
 
     def to_host(self, array: Any) -> Any:
-        """The array where NumPy can read it."""
+        """Move an array to the host, as a NumPy array."""
         return array if isinstance(array, np.ndarray) else array.get()
 
     def note(self, text: str) -> None:
-        """Something that a reader of this suite's figures must know."""
+        """Add a note for the reader of this suite's figures, once."""
         if text not in self.run_of.notes:
             self.run_of.notes.append(text)
 
     def constant(self, name: str, value: float) -> None:
-        """A number that the cost model is made of."""
+        """Record a constant, such as the cost estimate uses."""
         self.run_of.constants[name] = float(value)
 
     def breakdown(self, name: str, stages: Mapping[str, float]) -> None:
-        """Where the seconds of one thing went."""
+        """Record how the seconds of one piece of work divide into stages."""
         self.report.breakdowns.append(Breakdown(self.suite, name, dict(stages)))
 
     def race(
@@ -177,10 +180,25 @@ class Bench:
         seconds: float | None = None,
         record: bool = True,
     ) -> dict[str, Samples]:
-        """Time all runners, and keep a record of each unless `record` is false.
+        """Time all runners, and record each unless `record` is false.
 
-        Outputs and samples are by the runners' `key`.
-        A peer that fails drops out with a note; an output that is wrong ends the suite.
+        A peer that fails drops out with a note; a wrong output ends the suite.
+
+        Args:
+            task: name of the work.
+            runners: the participants.
+            draw: makes a round's input.
+            judge: compares the outputs, by the runners' `key`, with a reference.
+            unit: name of a unit of work.
+            items: units of work in one run.
+            clock: measures a run; the device's own clock by default.
+            parameters: sizes of the workload, for the record.
+            rounds: largest number of rounds of a pass, if less than the settings'.
+            seconds: time limit of a pass, if less than the settings'.
+            record: whether to add records to the report.
+
+        Returns:
+            The samples by the runners' `key`.
 
         Raises:
             WrongAnswerError: an output is not what the judge expects.
@@ -192,8 +210,8 @@ class Bench:
             seconds=settings.seconds if seconds is None else min(seconds, settings.seconds),
             flush=self._flush,
         )
-        runners = self._able(runners, draw)
-        found = race(
+        runners = self._working(runners, draw)
+        samples = race(
             {runner.key: runner.run for runner in runners},
             draw,
             judge,
@@ -203,31 +221,34 @@ class Bench:
             yardstick=self.yardstick,
             seed=settings.seed,
         )
-        self.beside = found.pop(YARDSTICK).median
+        self.latest_yardstick = samples.pop(YARDSTICK).median
         for runner in runners if record else ():
-            held = {} if runner.caches == "as they are" else {"caches": runner.caches}
+            cache_state = {} if runner.caches == "as they are" else {"caches": runner.caches}
             self.record(
-                found[runner.key],
+                samples[runner.key],
                 task,
                 runner=runner,
                 unit=unit,
                 items=runner.items or items,
-                parameters={**(parameters or {}), **held},
+                parameters={**(parameters or {}), **cache_state},
             )
-        return found
+        return samples
 
-    def _able(self, runners: Sequence[Runner], draw: Draw) -> list[Runner]:
-        """Those that do not fail; a run is not lost to somebody else's package."""
-        able = []
+    def _working(self, runners: Sequence[Runner], draw: Draw) -> list[Runner]:
+        """Return our runners, and the peers whose first run succeeds.
+
+        A failure of other people's software must not end the run.
+        """
+        working = []
         for runner in runners:
             try:
                 if runner.peer:
                     runner.run(draw(np.random.default_rng(self.settings.seed)))
-            except Exception as error:  # whatever a package of another's raises
+            except Exception as error:  # other software may raise anything
                 self.note(f"{runner.name} is installed but failed: {one_line(error)}")
                 continue
-            able.append(runner)
-        return able
+            working.append(runner)
+        return working
 
     def record(
         self,
@@ -242,7 +263,7 @@ class Bench:
         peer: bool = False,
         parameters: Mapping[str, Any] | None = None,
     ) -> None:
-        """Keep what was measured."""
+        """Add a record of samples to the report; `runner` replaces `name`, `work` and `peer`."""
         if runner is not None:
             name, work, peer = runner.name, runner.work, runner.peer
         limit, bound = self.limits.seconds(work) if work else (None, None)
@@ -258,16 +279,16 @@ class Bench:
                 limit=limit,
                 bound=bound,
                 parameters=dict(parameters or {}),
-                yardstick=self.beside,
+                yardstick=self.latest_yardstick,
             )
         )
 
     def _flush(self) -> None:
-        """Write more than the largest cache holds."""
-        buffer = self.kept.get("flush")
+        """Empty the caches: write twice as much as the largest one holds."""
+        buffer = self.shared.get("flush")
         if buffer is None:
             count = 2 * machine.last_cache_bytes(self.settings.device) // 8
-            buffer = self.kept["flush"] = self.to_device(np.zeros(count))
+            buffer = self.shared["flush"] = self.to_device(np.zeros(count))
         buffer += 1
 
 
@@ -278,19 +299,19 @@ def run_suites(
     say: Say = lambda line: None,
     limits: Limits | None = None,
 ) -> Report:
-    """Run suites, and gather everything that they find.
+    """Run suites, and return the report of all.
 
-    A suite that fails, because an answer is wrong, a model is missing or a library raises, is
-    reported as failed and does not keep the others from running.
+    A suite fails if an answer is wrong, a model is missing or a library raises an error. The report
+    says so, and the other suites still run.
 
     Args:
-        names: of `SUITES`; none for all.
+        names: names of `SUITES`; all if empty.
         settings: what is measured, and how thoroughly.
-        say: is told what begins.
-        limits: of the device, where they are known; measured otherwise.
+        say: is called with the name of each measurement as it begins.
+        limits: the device's limits, if they are known; otherwise they are measured.
 
     Raises:
-        GranAlignError: there is no such suite, preset or device.
+        GranAlignError: a suite, preset or device does not exist.
     """
     from granalign_fast.bench.peers.runtimes import absent
     from granalign_fast.config import preset
@@ -316,8 +337,8 @@ def run_suites(
         absent=absent(),
     )
     report.settings["random"] = list(settings.random)
-    with tempfile.TemporaryDirectory(prefix="granalign-bench-") as place:
-        bench = Bench(settings, before, Path(place), report, say=say)
+    with tempfile.TemporaryDirectory(prefix="granalign-bench-") as temporary:
+        bench = Bench(settings, before, Path(temporary), report, say=say)
         for name in chosen:
             with _measured(bench, name):
                 import_module(f"granalign_fast.bench.suites.{name}").run(bench)
@@ -326,19 +347,19 @@ def run_suites(
 
 @contextmanager
 def _measured(bench: Bench, name: str) -> Iterator[None]:
-    """A suite's seconds and memory, and its failure instead of an error."""
+    """Record a suite's seconds and memory, and turn an error into its recorded failure."""
     bench.suite = name
-    own = bench.report.suites[name] = SuiteRun()
+    suite_run = bench.report.suites[name] = SuiteRun()
     start, memory = time.perf_counter(), machine.PeakMemory(bench.settings.device)
     try:
         yield
     except WrongAnswerError as error:
-        own.failure = str(error)
+        suite_run.failure = str(error)
     except MissingExtraError as error:
-        own.notes.append(f"not run: {error}")
+        suite_run.notes.append(f"not run: {error}")
     except GranAlignError as error:
-        own.failure = str(error)
-    except Exception as error:  # whatever a GPU or a library makes of a workload
-        own.failure = f"{type(error).__name__}: {one_line(error)}"
-    own.seconds = time.perf_counter() - start
-    own.host_bytes, own.device_bytes = memory.host_bytes(), memory.device_bytes()
+        suite_run.failure = str(error)
+    except Exception as error:  # a GPU's driver or a library may raise anything
+        suite_run.failure = f"{type(error).__name__}: {one_line(error)}"
+    suite_run.seconds = time.perf_counter() - start
+    suite_run.host_bytes, suite_run.device_bytes = memory.host_bytes(), memory.device_bytes()

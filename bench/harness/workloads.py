@@ -1,4 +1,4 @@
-"""Made-up work in the shape of real work: embeddings in scenes, captions, queries, a video."""
+"""Generate synthetic inputs in the shape of real ones: embeddings, captions, queries, a video."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from granalign_fast.index import CaptionedVideo
 from granalign_fast.types import Rewrites
 
 CLIPS, VARIANTS, DIM = 75, 6, 384
-"""Of QVHighlights with all-MiniLM-L6-v2: 150 s, a query and five rewrites."""
+"""Sizes of QVHighlights with all-MiniLM-L6-v2: 150 s in clips of 2 s; a query and five rewrites;
+numbers of an embedding."""
 
 _SCENES = 8
 _WHO = (
@@ -35,12 +36,12 @@ _MORE = (
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Pairs of a query and a video of its own, as the kernels take them.
+    """Pairs of a query and its video, as the kernels take them.
 
     Attributes:
         variants: `(queries, variants, dim)` float32, rows of unit length.
-        clips: `(queries * clips, dim)`, likewise.
-        offsets: `(queries + 1,)` int64 on the host.
+        clips: `(queries * clips, dim)` float32, rows of unit length.
+        offsets: `(queries + 1,)` int64, where each video's rows begin in `clips`; on the host.
     """
 
     variants: npt.NDArray[np.float32]
@@ -55,41 +56,46 @@ def embeddings(
     variants: int = VARIANTS,
     dim: int = DIM,
 ) -> Batch:
-    """Videos of eight scenes each, and a query for one of them, so that curves have runs."""
+    """Return videos of eight scenes each, and for each a query near one of its scenes.
+
+    Because of the scenes, similarity curves have runs of high values, as real ones do.
+    """
     scenes = rng.standard_normal((queries, _SCENES, dim), dtype=np.float32)
     cuts = np.sort(rng.integers(0, clips, (queries, _SCENES - 1)), axis=1)
     scene = (np.arange(clips) >= cuts[:, :, None]).sum(axis=1)
     rows = rng.standard_normal((queries, clips, dim), dtype=np.float32)
     rows *= np.float32(0.7)
     rows += scenes[np.arange(queries)[:, None], scene]
-    asked = rng.standard_normal((queries, variants, dim), dtype=np.float32)
-    asked += scenes[np.arange(queries), rng.integers(0, _SCENES, queries), None]
+    variant_rows = rng.standard_normal((queries, variants, dim), dtype=np.float32)
+    variant_rows += scenes[np.arange(queries), rng.integers(0, _SCENES, queries), None]
     rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
-    asked /= np.linalg.norm(asked, axis=-1, keepdims=True)
-    return Batch(asked, rows.reshape(-1, dim), np.arange(queries + 1, dtype=np.int64) * clips)
+    variant_rows /= np.linalg.norm(variant_rows, axis=-1, keepdims=True)
+    return Batch(
+        variant_rows, rows.reshape(-1, dim), np.arange(queries + 1, dtype=np.int64) * clips
+    )
 
 
 def sentence(rng: np.random.Generator) -> str:
-    """Seven to twenty-five words, as a captioner writes them."""
-    who, what, where, more = (
+    """Return a sentence of seven to twenty-five words, like a captioner's."""
+    who, what, where, extra = (
         parts[int(rng.integers(len(parts)))] for parts in (_WHO, _WHAT, _WHERE, _MORE)
     )
-    return f"{who} {what} {where} {more} number {int(rng.integers(10_000))}".replace(" ,", ",")
+    return f"{who} {what} {where} {extra} number {int(rng.integers(10_000))}".replace(" ,", ",")
 
 
 def sentences(rng: np.random.Generator, count: int) -> list[str]:
-    """So many, hardly any of them twice."""
+    """Return `count` sentences; hardly any occurs twice."""
     return [sentence(rng) for _ in range(count)]
 
 
 def rewritten(rng: np.random.Generator) -> Rewrites:
-    """A query with five rephrasings, as QVHighlights' published ones have."""
+    """Return a query with five rewrites, as many as the published ones for QVHighlights."""
     query, *others = sentences(rng, VARIANTS)
     return Rewrites(query, simplified=tuple(others))
 
 
 def captioned(rng: np.random.Generator, vid: str, clips: int = CLIPS) -> CaptionedVideo:
-    """A video known by captions alone; a scene's clips share the words of one sentence."""
+    """Return a video of captions without frames; a scene's clips share one sentence's words."""
     texts: list[str] = []
     while len(texts) < clips:
         scene = sentence(rng)
@@ -98,7 +104,7 @@ def captioned(rng: np.random.Generator, vid: str, clips: int = CLIPS) -> Caption
 
 
 def video(folder: Path, *, seconds: float = 54.0, side: int = 360, frame_rate: int = 25) -> Path:
-    """A rendered video of this length, or six seconds more; made once for a folder."""
+    """Render a video of `seconds` to `seconds` + 6 s, once for a folder, and return its path."""
     from granalign_fast.miniatures.videos import render_video
 
     path = folder / f"scenes-{seconds:.0f}s-{side}-{frame_rate}.mp4"

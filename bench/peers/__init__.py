@@ -1,1 +1,1 @@
-"""What other people use for the same work."""
+"""The same work done with other software: the competitors in a race."""

@@ -1,4 +1,4 @@
-"""Greedy generation by other runtimes of language models: transformers, optimum, ONNX Runtime's."""
+"""Greedy generation by other runtimes of language models: transformers, optimum, ORT GenAI."""
 
 from __future__ import annotations
 
@@ -12,65 +12,75 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError
 
-from .runtimes import COMPILED, GENAI, ON_THE_CPU, STOCK, TRANSFORMERS, Note, left_out, trying
+from .runtimes import (
+    COMPILED,
+    GENAI,
+    ON_THE_CPU,
+    STOCK,
+    TRANSFORMERS,
+    Note,
+    dropping_out,
+    leave_out,
+)
 
 Generate = Callable[[list[list[int]], int], list[list[int]]]
-"""Prompts and a number of new tokens to the new tokens of each, greedy, none ending early."""
+"""Takes prompts and a number of new tokens; returns each answer, greedy, none ending early."""
 
 
 def generators(
     source: Path, scratch: Path, note: Note, *, compiled: bool, device: str = "cpu"
 ) -> dict[str, Generate]:
-    """Greedy generation by the peers that are installed, by name; on a GPU those of torch.
+    """Return greedy generation by each installed peer, by name; on a GPU only peers based on torch.
 
     Args:
         source: a transformers folder of a language model.
-        scratch: where exports go.
-        note: is told of one that failed.
-        compiled: whether `torch.compile` takes part, which takes minutes on a CPU.
-        device: as torch names it.
+        scratch: folder for exports.
+        note: is called with a message for each peer that failed.
+        compiled: whether `torch.compile` takes part; on a CPU, compiling takes minutes.
+        device: device, in torch's notation.
     """
     from granalign_fast.export.sources.folder import quiet
 
-    found: dict[str, Generate] = {}
+    peers: dict[str, Generate] = {}
     if TRANSFORMERS.installed:
-        with trying(TRANSFORMERS, note), quiet():
-            found[TRANSFORMERS.name] = greedy(transformers_model(source, device))
+        with dropping_out(TRANSFORMERS, note), quiet():
+            peers[TRANSFORMERS.name] = greedy(transformers_model(source, device))
         if compiled:
-            with trying(COMPILED, note), quiet():
+            with dropping_out(COMPILED, note), quiet():
                 import torch
 
                 model = transformers_model(source, device)
                 model.forward = torch.compile(model.forward, dynamic=True)
                 generate = greedy(model)
                 generate([[1, 2, 3]], 2)
-                found[COMPILED.name] = generate
+                peers[COMPILED.name] = generate
         else:
-            left_out((COMPILED,), note, "on a CPU torch.compile takes minutes; --size 2 has it")
+            leave_out((COMPILED,), note, "on a CPU torch.compile takes minutes; --size 2 has it")
     if device != "cpu":
-        left_out((STOCK, GENAI), note, ON_THE_CPU)
-        return found
+        leave_out((STOCK, GENAI), note, ON_THE_CPU)
+        return peers
     if STOCK.installed:
-        with trying(STOCK, note), quiet():
-            found[STOCK.name] = greedy(stock_export(source, scratch / "stock"))
+        with dropping_out(STOCK, note), quiet():
+            peers[STOCK.name] = greedy(stock_export(source, scratch / "stock"))
     if GENAI.installed:
-        with trying(GENAI, note), quiet():
-            found[GENAI.name] = _genai(source, scratch / "genai")
-    return found
+        with dropping_out(GENAI, note), quiet():
+            peers[GENAI.name] = _genai(source, scratch / "genai")
+    return peers
 
 
 def transformers_model(source: Path, device: str = "cpu", dtype: str = "float32") -> Any:
-    """The language model of a folder, by transformers."""
+    """Load a folder's language model with transformers."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(source, dtype=dtype).eval().to(device)
 
 
 def stock_export(source: Path, out: Path) -> Any:
-    """The same by optimum's own export, which it writes to `out`."""
+    """Export a folder's language model to `out` with optimum's own exporter, and load it."""
     from optimum.exporters.onnx import main_export
     from optimum.onnxruntime import ORTModelForCausalLM
     from optimum.utils import logging
@@ -81,13 +91,13 @@ def stock_export(source: Path, out: Path) -> Any:
 
 
 def greedy(model: Any) -> Generate:
-    """`generate` of transformers or optimum, greedy, never stopping early."""
+    """Return greedy generation by the model's `generate`, which never stops early."""
     import torch
 
     def run(prompts: list[list[int]], count: int) -> list[list[int]]:
         ids = torch.tensor(prompts, device=getattr(model, "device", None))
         with torch.inference_mode():
-            found = model.generate(
+            generated = model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=count,
@@ -95,26 +105,79 @@ def greedy(model: Any) -> Generate:
                 eos_token_id=None,
                 pad_token_id=0,
             )
-        tokens: list[list[int]] = found[:, ids.shape[1] :].tolist()
+        tokens: list[list[int]] = generated[:, ids.shape[1] :].tolist()
         return tokens
 
     return run
 
 
+def transformers_captions(
+    folder: Path,
+    frames: npt.NDArray[np.uint8],
+    ids: list[int],
+    image: int,
+    steps: int,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> Callable[[], list[list[int]]]:
+    """Return a function that captions all frames in one batch with transformers.
+
+    Its inputs are prepared beforehand.
+
+    Args:
+        folder: folder of the model, as transformers saves it.
+        frames: `(frames, height, width, 3)` uint8.
+        ids: token ids of the prompt, in which `image` stands for the frame.
+        image: id of the image token.
+        steps: new tokens of each caption; none ends early.
+        device: device, in torch's notation.
+        dtype: precision, in torch's notation.
+    """
+    import torch
+    from transformers import AutoImageProcessor, Qwen2_5_VLForConditionalGeneration
+
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+    model = model.eval().to(device)
+    processor = AutoImageProcessor.from_pretrained(folder, use_fast=False)
+    pixels = processor(images=list(frames), return_tensors="pt")
+    tokens = int(pixels["image_grid_thw"][0].prod()) // 4
+    position = ids.index(image)
+    row = ids[:position] + [image] * tokens + ids[position + 1 :]
+    rows = torch.tensor([row] * len(frames), device=device)
+    pixels = pixels.to(device)
+
+    def run() -> list[list[int]]:
+        model.model.rope_deltas = None
+        with torch.inference_mode():
+            generated = model.generate(
+                input_ids=rows,
+                attention_mask=torch.ones_like(rows),
+                **pixels,
+                max_new_tokens=steps,
+                do_sample=False,
+                pad_token_id=0,
+                eos_token_id=None,
+            )
+        answers: list[list[int]] = generated[:, rows.shape[1] :].tolist()
+        return answers
+
+    return run
+
+
 def _genai(source: Path, out: Path) -> Generate:
-    """onnxruntime-genai over the fp32 export of its own model builder."""
+    """Return greedy generation by onnxruntime-genai, on the fp32 export of its model builder."""
     genai: Any = import_module("onnxruntime_genai")
-    # By its command line: what the builder offers to Python changes with each release.
+    # Use its command line: the builder's Python interface changes with each release.
     builder = (sys.executable, "-P", "-m", "onnxruntime_genai.models.builder")
     options = ("-i", source, "-o", out, "-p", "fp32", "-e", "cpu", "-c", out / "cache")
     offline = os.environ | {"HF_HUB_OFFLINE": "1"}
     built = subprocess.run([*builder, *options], env=offline, capture_output=True, text=True)
     if built.returncode:
-        said = built.stderr.strip().splitlines() or ["no word"]
-        raise GranAlignError(f"its model builder: {said[-1]}")
+        complaint = built.stderr.strip().splitlines() or ["no message"]
+        raise GranAlignError(f"its model builder: {complaint[-1]}")
     path = out / "genai_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["model"]["eos_token_id"] = []  # so that no answer ends early
+    config["model"]["eos_token_id"] = []  # no answer may end early
     path.write_text(json.dumps(config), encoding="utf-8")
     model = genai.Model(str(out))
 

@@ -1,7 +1,7 @@
-"""The method as people publish it: one query after another, NumPy within a query, loops over runs.
+"""The method as research code writes it: a loop over queries and runs, NumPy within a query.
 
-It shares nothing with the kernels but their definitions, so it is both what they are compared with
-in speed and what judges them in the same run.
+It shares only definitions with the kernels. So it serves both as the peer whose speed they are
+compared with, and as the judge of their results.
 """
 
 from __future__ import annotations
@@ -16,29 +16,31 @@ from granalign_fast.config import RetrieverConfig
 from granalign_fast.kernels import ContextRules, ProposalRules
 from granalign_fast.kernels.similarity import FLAT
 
-Found = tuple[int, int, float]
-"""First clip, one past the last, score."""
+Moment = tuple[int, int, float]
+"""First clip, one past the last clip, score."""
 
 _ONE, _TAPS_ONE, _BINS = 1 << 15, 1 << 12, 32
+"""1.0 of a curve in fixed point, 1.0 of the Gaussian's taps, and bins of Otsu's histogram, all as
+in the kernels."""
 
 
 def search(
     variants: npt.NDArray[np.float32], clips: npt.NDArray[np.float32], config: RetrieverConfig
-) -> list[Found]:
-    """The moments of one query, best first.
+) -> list[Moment]:
+    """Return the moments of one query, best first.
 
     Args:
-        variants: of the query, `(variants, dim)`, rows of unit length.
-        clips: `(clips, dim)`, the embeddings that `context` has mixed if it is to.
-        config: of the retriever.
+        variants: embeddings of the query's variants, `(variants, dim)`, rows of unit length.
+        clips: `(clips, dim)`, embeddings of the captions; from `context` if the config has one.
+        config: the retriever's configuration.
     """
     each = curves(variants, clips, config.power)
-    found = candidates(each, each.mean(axis=0), config.proposals)
-    return suppress(found, config.nms_threshold, config.top)
+    unranked = candidates(each, each.mean(axis=0), config.proposals)
+    return suppress(unranked, config.nms_threshold, config.top)
 
 
 def context(clips: npt.NDArray[np.float32], rules: ContextRules) -> npt.NDArray[np.float32]:
-    """Each clip mixed with near and similar ones, `(clips, dim)`."""
+    """Return each clip's embedding mixed with those of near and similar clips, `(clips, dim)`."""
     mixed = np.empty_like(clips)
     for i, clip in enumerate(clips):
         near = clips[max(i - rules.radius, 0) : i + rules.radius + 1]
@@ -50,7 +52,7 @@ def context(clips: npt.NDArray[np.float32], rules: ContextRules) -> npt.NDArray[
 def curves(
     variants: npt.NDArray[np.float32], clips: npt.NDArray[np.float32], power: float
 ) -> npt.NDArray[np.float32]:
-    """The rescaled cosines of each variant with each clip, `(variants, clips)`."""
+    """Return the min-max normalised cosines of variants and clips, `(variants, clips)`."""
     rows = []
     for variant in variants:
         cosines = clips @ variant
@@ -63,10 +65,10 @@ def curves(
 
 def candidates(
     each: npt.NDArray[np.float32], fused: npt.NDArray[np.float32], rules: ProposalRules
-) -> list[Found]:
-    """Every candidate of one query, unordered."""
+) -> list[Moment]:
+    """Return every candidate of one query, in no particular order."""
     base = _prepared(fused, rules)
-    found: list[tuple[Any, ...]] = []
+    scored: list[tuple[Any, ...]] = []
     for source, curve in enumerate([fused, *(each if rules.variants else [])]):
         values = _prepared(curve, rules)
         for level, threshold in enumerate(_thresholds(values, rules)):
@@ -76,36 +78,41 @@ def candidates(
             selected = sum(end - start for start, end in runs)
             for start, end in runs:
                 scale = float(end - start) * _ONE
-                own, mean = values[start:end].sum() / scale, base[start:end].sum() / scale
+                source_mean, mean = values[start:end].sum() / scale, base[start:end].sum() / scale
                 score = (1 - rules.length_weight) * (
-                    rules.own_share * own + (1 - rules.own_share) * mean
+                    rules.own_share * source_mean + (1 - rules.own_share) * mean
                 )
                 score = score + rules.length_weight * ((end - start) / selected)
-                place = 3 * source + level
-                found.append((mean, place, start, end, rules.factors[level] * score))
-    found.sort(key=lambda one: one[:3])
-    found = found[int(rules.drop * len(found)) :]
-    return [(start, end, float(score)) for *_, start, end, score in found] or [(0, len(fused), 0.0)]
+                rank = 3 * source + level
+                scored.append((mean, rank, start, end, rules.factors[level] * score))
+    scored.sort(key=lambda one: one[:3])
+    scored = scored[int(rules.drop * len(scored)) :]
+    return [(start, end, float(score)) for *_, start, end, score in scored] or [
+        (0, len(fused), 0.0)
+    ]
 
 
-def suppress(found: list[Found], threshold: float, top: int) -> list[Found]:
-    """The best that do not overlap a better one; ties go to the earlier start, then end."""
-    kept: list[Found] = []
-    for one in sorted(found, key=lambda c: (-c[2], c[0], c[1])):
-        if len(kept) == top:
+def suppress(candidates: list[Moment], threshold: float, top: int) -> list[Moment]:
+    """Suppress non-maxima: return the best that do not overlap a better one.
+
+    Of equal scores, the earlier start wins, then the earlier end.
+    """
+    selected: list[Moment] = []
+    for one in sorted(candidates, key=lambda c: (-c[2], c[0], c[1])):
+        if len(selected) == top:
             break
-        if all(_overlap(one, other) < threshold for other in kept):
-            kept.append(one)
-    return kept
+        if all(_overlap(one, other) < threshold for other in selected):
+            selected.append(one)
+    return selected
 
 
-def _overlap(one: Found, other: Found) -> float:
+def _overlap(one: Moment, other: Moment) -> float:
     both = max(0, min(one[1], other[1]) - max(one[0], other[0]))
     return both / ((one[1] - one[0]) + (other[1] - other[0]) - both)
 
 
 def _prepared(curve: npt.NDArray[np.float32], rules: ProposalRules) -> npt.NDArray[np.int64]:
-    """In fixed point, smoothed and stretched."""
+    """Convert a curve to fixed point, smooth it and stretch it to its range."""
     fixed = (curve * np.float32(_ONE) + np.float32(0.5)).astype(np.int64)
     radius = math.ceil(3 * rules.sigma)
     taps = np.array([_TAPS_ONE])
@@ -123,7 +130,7 @@ def _prepared(curve: npt.NDArray[np.float32], rules: ProposalRules) -> npt.NDArr
 
 
 def _thresholds(values: npt.NDArray[np.int64], rules: ProposalRules) -> tuple[int, int, int]:
-    """Otsu's, and those of the clips above and below it where they are asked for."""
+    """Return Otsu's threshold, and those of the clips above and below it if the rules use them."""
     main = _otsu(values)
     if not main:
         return 0, 0, 0

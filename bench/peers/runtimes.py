@@ -1,4 +1,4 @@
-"""What other people use for the same work, measured in the same run where it is installed."""
+"""Peers: other software for the same work, measured in the same run if it is installed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.bench.harness.random_clip import TowerShape, Weights, torch_tower
+from granalign_fast.bench.harness.random_tower import TowerShape, Weights, torch_tower
 from granalign_fast.errors import one_line
 
 Embed = Callable[[list[str]], npt.NDArray[Any]]
@@ -22,13 +22,13 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Something that takes part when it is installed.
+    """Software that takes part if it is installed.
 
     Attributes:
-        name: as in the tables.
-        suite: in which it takes part.
-        modules: all of which must be there.
-        brings: the packages that bring them.
+        name: name in the tables.
+        suite: suite in which it takes part.
+        modules: modules that it needs.
+        brings: arguments of ``pip install`` that bring these modules.
     """
 
     name: str
@@ -38,10 +38,10 @@ class Peer:
 
     @property
     def installed(self) -> bool:
-        """Whether it can take part, as far as can be known without importing it."""
+        """Whether its modules can be found; they are not imported."""
         try:
             return all(find_spec(module) is not None for module in self.modules)
-        except (ImportError, ValueError):  # a parent package that is broken, or is not one
+        except (ImportError, ValueError):  # the parent package is broken, or is no package
             return False
 
 
@@ -54,10 +54,10 @@ ST_ONNX = Peer(
 )
 ST_OPENVINO = Peer(
     *("sentence-transformers, OpenVINO", "encoders", (_ST, "openvino", "optimum.intel")),
-    "sentence-transformers 'optimum-intel[openvino]<2'",  # later ones need another optimum
+    "sentence-transformers 'optimum-intel[openvino]<2'",  # 2.0 needs another optimum
 )
 OPENCV = Peer("OpenCV", "decode", ("cv2",), "opencv-python-headless")
-# Of later ones the registry has CUDA's wheels alone.
+# Later releases have wheels for CUDA only.
 TORCHCODEC = Peer("torchcodec", "decode", ("torch", "torchcodec"), "'torchcodec<0.14' torch")
 TRANSFORMERS = Peer("transformers", "generation", ("torch", "transformers"), "transformers torch")
 COMPILED = Peer(
@@ -70,7 +70,7 @@ STOCK = Peer(
 GENAI = Peer(
     *("onnxruntime-genai", "generation"),
     ("onnxruntime_genai", "onnx_ir", "torch", "transformers"),
-    "'onnxruntime-genai<0.16' onnx-ir 'transformers<5' torch",  # later ones need transformers 5
+    "'onnxruntime-genai<0.16' onnx-ir 'transformers<5' torch",  # 0.16 needs transformers 5
 )
 TOWER = Peer("torch", "shapes", ("torch",), "torch")
 PEERS = (
@@ -79,11 +79,11 @@ PEERS = (
 )
 
 ON_THE_CPU = "it runs on the CPU here"
-"""Why a peer that is installed is left out on a GPU."""
+"""Reason for leaving an installed peer out on a GPU."""
 
 
 def absent() -> dict[str, str]:
-    """Peers that are not installed, and the command that brings each."""
+    """Return the peers that are not installed, and the command that installs each."""
     return {
         f"{peer.name} ({peer.suite})": f"pip install {peer.brings}"
         for peer in PEERS
@@ -91,55 +91,55 @@ def absent() -> dict[str, str]:
     }
 
 
-def left_out(peers: Sequence[Peer], note: Note, why: str) -> None:
-    """Say of those that are installed why they take no part."""
+def leave_out(peers: Sequence[Peer], note: Note, why: str) -> None:
+    """Note for each installed peer why it does not take part."""
     for peer in peers:
         if peer.installed:
             note(f"{peer.name}: left out, {why}")
 
 
 @contextlib.contextmanager
-def trying(peer: Peer, note: Note) -> Iterator[None]:
-    """A peer that fails drops out with a note: a run is not lost to somebody else's package."""
+def dropping_out(peer: Peer, note: Note) -> Iterator[None]:
+    """Drop a peer that fails, with a note: other software must not end the run."""
     try:
         yield
-    except Exception as error:  # whatever a package of another's raises
+    except Exception as error:  # other software may raise anything
         note(f"{peer.name} is installed but failed: {one_line(error)}")
 
 
 def sentence_encoders(
     model: Path, scratch: Path, note: Note, device: str = "cpu"
 ) -> dict[str, Embed]:
-    """sentence-transformers with each of its backends that is installed, by name.
+    """Return sentence-transformers with each installed backend, by name.
 
-    On a GPU it takes part with torch alone: in float32, in float16, and that compiled.
+    On a GPU only torch takes part: in float32, in float16, and in float16 compiled.
 
     Args:
         model: a sentence-transformers folder.
-        scratch: where a backend that exports may write.
-        note: is told of one that failed.
-        device: as torch names it.
+        scratch: folder for backends that export the model.
+        note: is called with a message for each backend that failed.
+        device: device, in torch's notation.
     """
     from granalign_fast.export.sources.folder import quiet
 
-    found: dict[str, Embed] = {}
+    encoders: dict[str, Embed] = {}
     if device != "cpu":
         for kind in ("", ", fp16", ", fp16 compiled") if ST_TORCH.installed else ():
-            with trying(ST_TORCH, note), quiet():
-                found[f"{ST_TORCH.name}{kind}"] = _embedder(model, "torch", device, kind)
-        left_out((ST_ONNX, ST_OPENVINO), note, ON_THE_CPU)
-        return found
+            with dropping_out(ST_TORCH, note), quiet():
+                encoders[f"{ST_TORCH.name}{kind}"] = _embedder(model, "torch", device, kind)
+        leave_out((ST_ONNX, ST_OPENVINO), note, ON_THE_CPU)
+        return encoders
     for peer, backend in ((ST_TORCH, "torch"), (ST_ONNX, "onnx"), (ST_OPENVINO, "openvino")):
         if not peer.installed:
             continue
-        with trying(peer, note), quiet():
+        with dropping_out(peer, note), quiet():
             source = model if backend == "torch" else _copied(model, scratch / backend)
-            found[peer.name] = _embedder(source, backend)
-    return found
+            encoders[peer.name] = _embedder(source, backend)
+    return encoders
 
 
 def _copied(model: Path, folder: Path) -> Path:
-    """A folder that an export may write into, beside links to the model's files."""
+    """Return a writable folder with links to the model's files, for a backend that exports."""
     for path in model.rglob("*"):
         if path.is_file() and "onnx" not in path.parts:
             link = folder / path.relative_to(model)
@@ -152,9 +152,11 @@ def _copied(model: Path, folder: Path) -> Path:
 def _embedder(folder: Path, backend: str, device: str = "cpu", kind: str = "") -> Embed:
     from sentence_transformers import SentenceTransformer
 
-    # OpenVINO would take bfloat16 by itself where the processor has it.
-    more = {"ov_config": {"INFERENCE_PRECISION_HINT": "f32"}} if backend == "openvino" else {}
-    model: Any = SentenceTransformer(str(folder), device=device, backend=backend, model_kwargs=more)
+    # By default OpenVINO computes in bfloat16 on processors that support it.
+    settings = {"ov_config": {"INFERENCE_PRECISION_HINT": "f32"}} if backend == "openvino" else {}
+    model: Any = SentenceTransformer(
+        str(folder), device=device, backend=backend, model_kwargs=settings
+    )
     if "fp16" in kind:
         model.half()
     if "compiled" in kind:
@@ -167,57 +169,60 @@ def _embedder(folder: Path, backend: str, device: str = "cpu", kind: str = "") -
 
 
 def torch_curves(device: str, power: float) -> Callable[[Any], Any] | None:
-    """Similarity curves of videos of one length by `torch.bmm`; None without torch.
+    """Return a function for similarity curves of equally long videos by `torch.bmm`.
 
-    The result takes ``(variants, clips)``, arrays `(queries, variants, dim)` and
-    `(queries, clips, dim)`, and gives `(queries, variants, clips)` float32 where they are: of NumPy
-    on the CPU, of CuPy on a GPU, from which nothing is fetched.
+    It takes ``(variants, clips)``, arrays `(queries, variants, dim)` and `(queries, clips, dim)`,
+    and returns `(queries, variants, clips)` float32 on the same device: a NumPy array on the CPU,
+    a CuPy array on a GPU, without a copy to the host. None if torch is not installed.
     """
     if not TORCH_KERNELS.installed:
         return None
     import torch
 
-    def run(given: tuple[Any, Any]) -> Any:
-        variants, clips = (torch.as_tensor(array, device=device) for array in given)
+    def run(arrays: tuple[Any, Any]) -> Any:
+        variants, clips = (torch.as_tensor(array, device=device) for array in arrays)
         with torch.inference_mode():
             cosines = torch.bmm(variants, clips.transpose(1, 2))
             low = cosines.amin(dim=2, keepdim=True)
             span = (cosines.amax(dim=2, keepdim=True) - low).clamp_min(1e-5)
-            found = ((cosines - low) / span).pow(power)
+            curves = ((cosines - low) / span).pow(power)
         if device == "cpu":
-            return found.numpy()
+            return curves.numpy()
         import cupy
 
-        return cupy.from_dlpack(found)
+        return cupy.from_dlpack(curves)
 
     return run
 
 
 def every_frame(path: Path, seconds: Sequence[float]) -> list[npt.NDArray[Any]]:
-    """The frames shown at these times, by decoding every frame up to the last with PyAV."""
+    """Return the frames shown at these times; PyAV decodes every frame up to the last one."""
     import av
 
-    found: list[npt.NDArray[Any]] = []
+    images: list[npt.NDArray[Any]] = []
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         shown = None
         todo = iter(seconds)
-        wanted = next(todo, None)
+        targets = next(todo, None)
         for frame in container.decode(stream):
-            while wanted is not None and frame.time is not None and frame.time > wanted + 1e-6:
-                found.append((shown or frame).to_ndarray(format="rgb24"))
-                wanted = next(todo, None)
-            if wanted is None:
+            while targets is not None and frame.time is not None and frame.time > targets + 1e-6:
+                images.append((shown or frame).to_ndarray(format="rgb24"))
+                targets = next(todo, None)
+            if targets is None:
                 break
             shown = frame
-        if shown is not None and wanted is not None:
-            found += [shown.to_ndarray(format="rgb24")] * (1 + len(list(todo)))
-    return found
+        if shown is not None and targets is not None:
+            images += [shown.to_ndarray(format="rgb24")] * (1 + len(list(todo)))
+    return images
 
 
 def opencv_frames() -> Callable[[Path, Sequence[float]], list[Any]] | None:
-    """The same with OpenCV, reading on to each frame; None where it is not installed."""
+    """Return a reader like `every_frame` that uses OpenCV; None if it is not installed.
+
+    It reads forward to each frame, without seeking.
+    """
     if not OPENCV.installed:
         return None
     cv2: Any = import_module("cv2")
@@ -225,35 +230,35 @@ def opencv_frames() -> Callable[[Path, Sequence[float]], list[Any]] | None:
     def read(path: Path, seconds: Sequence[float]) -> list[Any]:
         video = cv2.VideoCapture(str(path))
         rate = video.get(cv2.CAP_PROP_FPS)
-        found, number, wanted = [], 0, [int(second * rate + 1e-6) for second in seconds]
-        for place in wanted:
-            while number <= place and video.grab():
+        images, number, targets = [], 0, [int(second * rate + 1e-6) for second in seconds]
+        for target in targets:
+            while number <= target and video.grab():
                 number += 1
             fine, image = video.retrieve()
             if fine:
-                found.append(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+                images.append(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
         video.release()
-        return found
+        return images
 
     return read
 
 
 def torchcodec_frames(note: Note) -> Callable[[Path, Sequence[float]], list[Any]] | None:
-    """The same with torchcodec, which looks for FFmpeg's libraries in the system.
+    """Return a reader like `every_frame` that uses torchcodec and the system's FFmpeg libraries.
 
     Args:
-        note: is told why it cannot be loaded.
+        note: is called with the reason if torchcodec cannot be loaded.
 
     Returns:
-        None where it is not installed or cannot be loaded.
+        The reader; None if torchcodec is not installed or cannot be loaded.
     """
     if not TORCHCODEC.installed:
         return None
-    with trying(TORCHCODEC, note):
+    with dropping_out(TORCHCODEC, note):
         decoders: Any = import_module("torchcodec.decoders")
 
         def read(path: Path, seconds: Sequence[float]) -> list[Any]:
-            # As many threads as FFmpeg likes, as all others have; by itself it takes one.
+            # 0: FFmpeg chooses the number of threads, as for the other readers; the default is 1.
             decoder = decoders.VideoDecoder(str(path), dimension_order="NHWC", num_ffmpeg_threads=0)
             return list(decoder.get_frames_played_at(list(seconds)).data.numpy())
 
@@ -264,26 +269,26 @@ def torchcodec_frames(note: Note) -> Callable[[Path, Sequence[float]], list[Any]
 def image_towers(
     shape: TowerShape, weights: Weights, note: Note, *, device: str, half: bool
 ) -> dict[str, Callable[[Any], npt.NDArray[np.float32]]]:
-    """An image tower by torch where it is installed, and on a GPU compiled as well, by name.
+    """Return an image tower in torch if that is installed, on a GPU also compiled, by name.
 
     Args:
-        shape: of the tower.
-        weights: of it.
-        note: is told of one that failed.
-        device: as torch names it.
-        half: in float16.
+        shape: the tower's sizes.
+        weights: the tower's weights.
+        note: is called with a message for each tower that failed.
+        device: device, in torch's notation.
+        half: whether to compute in float16.
 
     Returns:
-        Pixels (images, 3, side, side) on the device to embeddings on the host.
+        Functions from pixels `(images, 3, side, side)` on the device to embeddings on the host.
     """
-    found: dict[str, Callable[[Any], npt.NDArray[np.float32]]] = {}
+    towers: dict[str, Callable[[Any], npt.NDArray[np.float32]]] = {}
     for compiled in (False, True) if device != "cpu" else (False,):
         if not TOWER.installed:
             continue
-        with trying(TOWER, note):
+        with dropping_out(TOWER, note):
             import torch
 
             tower = torch_tower(shape, weights, device, half=half, compiled=compiled)
             name = f"{TOWER.name}, compiled" if compiled else TOWER.name
-            found[name] = lambda pixels, tower=tower: tower(torch.from_dlpack(pixels))  # type: ignore[misc]
-    return found
+            towers[name] = lambda pixels, tower=tower: tower(torch.from_dlpack(pixels))  # type: ignore[misc]
+    return towers

@@ -1,7 +1,7 @@
-"""One module a suite, each with a function ``run(bench)`` that leaves its figures in the bench."""
+"""One module for each suite; its function ``run(bench)`` records its figures in the bench."""
 
 SUITES = (
     *("kernels", "encoders", "decode", "index"),
     *("search", "throughput", "scaling", "generation", "shapes"),
 )
-"""In the order in which they run."""
+"""Names of the suites, in the order in which they run."""

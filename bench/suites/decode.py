@@ -1,4 +1,4 @@
-"""Suite ``decode``: a video file to the frames that stand for its clips."""
+"""Suite ``decode``: read from a video file one frame for each clip."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from granalign_fast.video.frames import VideoInfo, probe, read_clips, read_frame
 
 _CLIP_SECONDS = 2.0
 _CHOSEN = 8
+"""Clips that are read at random."""
 _PIXEL_TOLERANCE = 3.0
-"""Mean difference of two decoders' pixels, of 255: they convert colours by other formulas."""
+"""Largest mean difference of two decoders' pixels, of 255: their colour conversions differ."""
 
 
 def run(bench: Bench) -> None:
-    """All clips in order, some of them at random, and the facts of a file."""
+    """Read all clips in order, a few at random, and a file's properties."""
     path = video(bench.folder)
     info = probe(path)
     sizes = {"seconds": round(info.duration), "wide": info.width, "high": info.height}
@@ -33,7 +34,9 @@ def run(bench: Bench) -> None:
         "probe a file",
         [Runner(run=probe)],
         lambda rng: path,
-        lambda given, outputs: require(outputs[OURS].clips == info.clips, "probe: other clips"),
+        lambda inputs, outputs: require(
+            outputs[OURS].clips == info.clips, "probe: another number of clips"
+        ),
         unit="file",
         clock=HostClock(),
         parameters=sizes,
@@ -41,28 +44,28 @@ def run(bench: Bench) -> None:
 
 
 def middles(info: VideoInfo, clips: list[int]) -> list[float]:
-    """When a player shows the frame of each clip."""
+    """Return the middle of each clip, in seconds: the time of its frame."""
     ends = [min((clip + 1) * _CLIP_SECONDS, info.duration) for clip in clips]
     return [(clip * _CLIP_SECONDS + end) / 2 for clip, end in zip(clips, ends, strict=True)]
 
 
 def _work(path: Path, info: VideoInfo, frames: int) -> Work:
-    """The file, every picture in 12 bits a pixel, and those that come out in 24."""
+    """Count bytes: the file, every decoded picture at 12 bits a pixel, the results at 24."""
     pixels = info.width * info.height
     pictures = info.duration * (info.frame_rate or 25.0)
     return Work(path.stat().st_size + 1.5 * pixels * pictures + 3.0 * pixels * frames)
 
 
 def _readers(bench: Bench, path: Path) -> dict[str, Any]:
-    """Peers that read the frames at given times, by name."""
-    found: dict[str, Any] = {"PyAV, every frame": peers.every_frame}
+    """Return the peers that read frames by their times, by name."""
+    readers: dict[str, Any] = {"PyAV, every frame": peers.every_frame}
     for peer, reader in (
         (peers.OPENCV, peers.opencv_frames()),
         (peers.TORCHCODEC, peers.torchcodec_frames(bench.note)),
     ):
         if reader is not None:
-            found[peer.name] = reader
-    return found
+            readers[peer.name] = reader
+    return readers
 
 
 def _judged(name: str, images: list[Any], expected: list[Any]) -> None:
@@ -77,7 +80,7 @@ def _all(bench: Bench, path: Path, info: VideoInfo, sizes: Mapping[str, Any]) ->
     times = middles(info, clips)
     work = _work(path, info, info.clips)
 
-    def judge(given: Path, outputs: Mapping[str, Any]) -> None:
+    def judge(inputs: Path, outputs: Mapping[str, Any]) -> None:
         for name, images in outputs.items():
             _judged(name, images, outputs["PyAV, every frame"])
 
@@ -89,7 +92,7 @@ def _all(bench: Bench, path: Path, info: VideoInfo, sizes: Mapping[str, Any]) ->
         Runner(name=name, run=lambda p, read=read: read(p, times), work=work, peer=True)  # type: ignore[misc]
         for name, read in _readers(bench, path).items()
     ]
-    found = bench.race(
+    samples = bench.race(
         "a frame for each clip",
         runners,
         lambda rng: path,
@@ -99,7 +102,7 @@ def _all(bench: Bench, path: Path, info: VideoInfo, sizes: Mapping[str, Any]) ->
         clock=HostClock(),
         parameters=sizes,
     )
-    bench.constant("decode_seconds_per_clip", found[OURS].median / info.clips)
+    bench.constant("decode_seconds_per_clip", samples[OURS].median / info.clips)
 
 
 def _some(bench: Bench, path: Path, info: VideoInfo, sizes: Mapping[str, Any]) -> None:
@@ -109,7 +112,7 @@ def _some(bench: Bench, path: Path, info: VideoInfo, sizes: Mapping[str, Any]) -
         chosen: list[int] = np.sort(rng.choice(info.clips, count, replace=False)).tolist()
         return chosen
 
-    def judge(given: list[int], outputs: Mapping[str, Any]) -> None:
+    def judge(inputs: list[int], outputs: Mapping[str, Any]) -> None:
         for name, images in outputs.items():
             _judged(name, images, outputs["PyAV, every frame"])
 

@@ -1,4 +1,4 @@
-"""Suite ``encoders``: captions and frames to embeddings, beside other runtimes of a model."""
+"""Suite ``encoders``: embed captions and frames, and compare with other runtimes."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from granalign_fast.video.frames import read_frames
 
 _CAPTIONS, _FRAMES = 256, 16
 _LEAST_COSINE = {"int8": 0.99, "fp16": 0.9999}
-"""Least mean cosine to our fp32 embeddings; 0.99999 for everything else."""
+"""Least mean cosine to our fp32 embeddings, by precision; 0.99999 for all others."""
 
 
 def run(bench: Bench) -> None:
-    """Sentences, then frames where there is a CLIP."""
+    """Embed sentences, and frames if the models include a CLIP."""
     _sentences(bench)
     _frames(bench)
 
@@ -45,9 +45,9 @@ def _sentences(bench: Bench) -> None:
     count = bench.settings.scaled(_CAPTIONS, 16)
 
     def runners(texts: int) -> list[Runner]:
-        # The work is that of captions of this kind; a few tokens more or less hardly matter.
+        # The work is counted for similar captions; a few tokens more or less hardly matter.
         lengths = [len(ids) for ids in model.tokenise(tuple(sentences(_rng(), texts)))]
-        own = [
+        runners_of_ours = [
             Runner(
                 name=OURS if name == "fp32" else f"{OURS}, {name}",
                 run=encoder.encode,
@@ -56,10 +56,12 @@ def _sentences(bench: Bench) -> None:
             for name, encoder in ours.items()
         ]
         work = _bert_work(model, lengths, "fp32")
-        return own + [Runner(name=n, run=e, peer=True, work=work) for n, e in theirs.items()]
+        return runners_of_ours + [
+            Runner(name=n, run=e, peer=True, work=work) for n, e in theirs.items()
+        ]
 
     judge = sentence_judge(model)
-    found = bench.race(
+    samples = bench.race(
         "embed captions",
         runners(count),
         partial(sentences, count=count),
@@ -70,7 +72,7 @@ def _sentences(bench: Bench) -> None:
         parameters={"captions": count},
         seconds=3 * bench.settings.seconds,
     )
-    bench.constant("embed_seconds_per_caption", found[OURS].median / count)
+    bench.constant("embed_seconds_per_caption", samples[OURS].median / count)
     one = bench.race(
         "embed a query and its rewrites",
         runners(VARIANTS),
@@ -84,10 +86,10 @@ def _sentences(bench: Bench) -> None:
 
 
 def sentence_judge(model: SentenceModel) -> Judge:
-    """Ours in fp32 against the model in NumPy, for a few texts, and all others against ours.
+    """Return a judge that compares ours in fp32 with the model in NumPy, and the others with ours.
 
     Args:
-        model: that runners embed with; a precision other than fp32 is in their names.
+        model: the model of all runners; a runner's name contains its precision unless that is fp32.
     """
     plain = PlainSentences(model)
 
@@ -108,7 +110,7 @@ def _rng() -> np.random.Generator:
 
 
 def _bert_work(model: SentenceModel, lengths: list[int], kind: str) -> Work:
-    """Operations of a BERT: four projections and two wide products a token, and attention."""
+    """Count the work of a BERT: four projections and two wide products a token, and attention."""
     hidden, wide, layers = (
         model.config[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers")
     )
@@ -120,11 +122,11 @@ def _bert_work(model: SentenceModel, lengths: list[int], kind: str) -> Work:
 
 
 def _frames(bench: Bench) -> None:
-    """Frames by the CLIP of the models' folder."""
+    """Embed frames with the CLIP of the models' folder."""
     models = models_of(bench)
-    clip = models.frame_encoder
-    if clip is None:
-        bench.note("frames: these models have no CLIP, and one of random weights is not made")
+    encoder = models.frame_encoder
+    if encoder is None:
+        bench.note("frames: not measured, these models include no CLIP")
         return
     path = video(bench.folder)
     count = bench.settings.scaled(_FRAMES, 4)
@@ -135,15 +137,15 @@ def _frames(bench: Bench) -> None:
     def draw(rng: np.random.Generator) -> list[Any]:
         return [images[i] for i in rng.integers(0, len(images), count).tolist()]
 
-    plain = PlainFrames(clip, models.found[CLIP])
-    found = bench.race(
+    plain = PlainFrames(encoder, models.found[CLIP])
+    samples = bench.race(
         "embed frames",
-        [Runner(run=clip.encode_frames)],
+        [Runner(run=encoder.encode_frames)],
         draw,
-        lambda given, outputs: plain.judge(given, outputs[OURS]),
+        lambda inputs, outputs: plain.judge(inputs, outputs[OURS]),
         unit="frame",
         items=count,
         clock=HostClock(),
         parameters={"frames": count},
     )
-    bench.constant("clip_seconds_per_frame", found[OURS].median / count)
+    bench.constant("clip_seconds_per_frame", samples[OURS].median / count)

@@ -1,7 +1,7 @@
-"""Suite ``generation``: a language model's prompts and steps, a vision-language model's captions.
+"""Suite ``generation``: prompts and decode steps of a language model, captions by a VLM.
 
-Without ``--models`` the weights are random: every runtime then does the same arithmetic, nothing is
-downloaded, and tokens can be compared one by one.
+Without ``--models`` the weights are random. Then nothing is downloaded, every runtime does the same
+arithmetic, and tokens can be compared one by one.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from granalign_fast.models.prefix_cache import PrefixCache
 from granalign_fast.types import FrameSet, Image
 
 _ROWS, _TOKENS = 7, 64
-"""Prompts of one query, and their length."""
+"""Prompts of one query, and tokens of each."""
 _SHORT, _LONG = 1, 17
-"""Tokens of two answers, whose times differ by what the steps take."""
+"""Tokens of a short and a long answer: the difference of their times is that of the steps."""
 _SHARED, _OWN, _BEHIND = 300, 16, 22
-"""Tokens that prompts about frames share, those of their own, and how many there are."""
+"""Tokens that prompts about frames share, further tokens of each, and number of prompts."""
 _FRAMES, _FOCUS = 8, ("a man in a red coat", "a dog", "runs over the road")
 _QUERY = "a dog runs over the road"
 _COMPILED_FROM = 2.0
-"""From this size on `torch.compile` takes part: on a CPU it takes minutes to begin."""
+"""Least `Settings.size` at which `torch.compile` takes part: on a CPU, compiling takes minutes."""
 
 
 def run(bench: Bench) -> None:
-    """The language model, then what a kept prefix saves, then captions of frames."""
+    """Measure the language model, the gain of a kept prefix, and captions of frames."""
     folders = _language_models(bench)
     device = bench.settings.device
     models = {name: CausalLM(folder, device=device) for name, folder in folders.items()}
@@ -64,13 +64,13 @@ def run(bench: Bench) -> None:
                 device="cuda" if bench.on_gpu else "cpu",
             )
         else:
-            bench.note("peers: left out, they would run these weights in another precision")
+            bench.note("peers: left out, they would run these weights at another precision")
     if models:
         matrices = Matrices.read(next(iter(folders.values())))
         _steps(bench, models, theirs, matrices)
         _prefix(bench, models[OURS])
     else:
-        bench.note("language model: these models have none")
+        bench.note("language model: not measured, these models include none")
     _captions(bench)
 
 
@@ -80,21 +80,21 @@ def _random_name(bench: Bench) -> str:
 
 
 def _language_models(bench: Bench) -> dict[str, Path]:
-    """Their folders by the name of the runner; the first is the one that ratios are taken to."""
+    """Return the models' folders by the runner's name; the others are compared with the first."""
     if bench.settings.models is not None:
-        found = models_of(bench).found
-        return {OURS: found[LLM]} if LLM in found else {}
+        folders = models_of(bench).found
+        return {OURS: folders[LLM]} if LLM in folders else {}
     name = _random_name(bench)
-    own = random_models.shape_of(name).precision
+    precision_of_name = random_models.shape_of(name).precision
     models = {}
-    for precision in dict.fromkeys((own, "fp16" if bench.on_gpu else "int4")):
+    for precision in dict.fromkeys((precision_of_name, "fp16" if bench.on_gpu else "int4")):
         folder = bench.folder / "generation" / precision
         link = folder / "sources" / name
-        if not link.exists() and precision != own:  # the weights need not be written twice
+        if not link.exists() and precision != precision_of_name:  # write the weights only once
             link.parent.mkdir(parents=True)
-            link.symlink_to(bench.folder / "generation" / own / "sources" / name)
+            link.symlink_to(bench.folder / "generation" / precision_of_name / "sources" / name)
         out = random_models.write_export(name, folder, precision=precision)
-        models[OURS if precision == own else f"{OURS}, {precision}"] = out
+        models[OURS if precision == precision_of_name else f"{OURS}, {precision}"] = out
     return models
 
 
@@ -114,7 +114,7 @@ def _steps(
         ids: list[list[int]] = rng.integers(0, vocabulary, (_ROWS, _TOKENS)).tolist()
         return ids
 
-    found = bench.race(
+    samples = bench.race(
         "prompts and steps of a query",
         [
             Runner(
@@ -133,10 +133,10 @@ def _steps(
     )
     medians: dict[str, float] = {}
     for name in runs:
-        if not {counted(name, _SHORT), counted(name, _LONG)} <= found.keys():
-            continue  # a peer that failed
-        prompt = found[counted(name, _SHORT)]
-        step = difference(found[counted(name, _LONG)], prompt, _LONG - _SHORT)
+        if not {counted(name, _SHORT), counted(name, _LONG)} <= samples.keys():
+            continue  # this peer failed
+        prompt = samples[counted(name, _SHORT)]
+        step = difference(samples[counted(name, _LONG)], prompt, _LONG - _SHORT)
         model = models.get(name, models[OURS])
         bench.record(
             prompt,
@@ -163,23 +163,23 @@ def _steps(
     if OURS in medians:
         bench.breakdown(
             "rewriting a query, 32 new tokens",
-            {"prompts": found[counted(OURS, _SHORT)].median, "steps": 31 * medians[OURS]},
+            {"prompts": samples[counted(OURS, _SHORT)].median, "steps": 31 * medians[OURS]},
         )
 
 
 def counted(name: str, tokens: int) -> str:
-    """A runner that answers with so many."""
+    """Return the name of a runner that generates so many tokens."""
     return f"{name}, {tokens} token{'s' * (tokens != 1)}"
 
 
 class Matrices(NamedTuple):
-    """Weights that a decoder multiplies with.
+    """Numbers of weights in a decoder's matrices.
 
     Attributes:
-        layers: how many there are.
-        into: of a layer, up to its attention: queries, keys and values.
-        onward: of a layer, from there on.
-        head: of the output.
+        layers: number of layers.
+        into: weights of a layer before its attention: queries, keys and values.
+        onward: weights of a layer after its attention: output projection and MLP.
+        head: weights of the output projection to the vocabulary.
     """
 
     layers: int
@@ -189,7 +189,7 @@ class Matrices(NamedTuple):
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Self:
-        """Of what a model's ``config.json`` says of its text."""
+        """Count the weights of a decoder by the text settings of its ``config.json``."""
         hidden, heads = config["hidden_size"], config["num_attention_heads"]
         head_dim = config.get("head_dim") or hidden // heads
         keys = head_dim * config.get("num_key_value_heads", heads)
@@ -202,15 +202,15 @@ class Matrices(NamedTuple):
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Of an exported model."""
+        """Count the weights of an exported model."""
         return cls.of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
 
     def bytes(self, precision: str) -> float:
-        """All that is read at each step."""
+        """Return the bytes that each decode step reads."""
         inner = self.layers * (self.into + self.onward)
         if precision == "int4":
-            # Each block has a scale in float32 and a zero point of as many bits as a weight; the
-            # output's weights have more bits than the layers'.
+            # Each block of weights has a float32 scale and a zero point as wide as a weight. The
+            # output projection has wider weights than the layers.
             layer, head = ((bits + (32 + bits) / BLOCK) / 8 for bits in (LINEAR_BITS, HEAD_BITS))
             return layer * inner + head * self.head
         return {"fp16": 2.0}.get(precision, 4.0) * (inner + self.head)
@@ -219,35 +219,46 @@ class Matrices(NamedTuple):
 def decoder_work(
     model: CausalLM, matrices: Matrices, *, rows: int, tokens: int = 1, past: float = 0.0
 ) -> Work:
-    """Of a pass over the last `tokens` of every row, behind `past` others.
+    """Count the work of a pass over the last `tokens` of every row, after `past` cached ones.
 
-    Every weight but the embedding's is read for all rows at once, and every row's keys and values;
-    two operations a weight and token. As `export.decoder` writes the graph, whatever comes after
-    the last layer's attention is computed for each row's last token alone. The products of
-    attention itself are little beside it at these lengths.
+    Bytes: every weight except the embedding's, read once for all rows, and every row's keys and
+    values. Operations: two for each weight and token. In the graph of `export.graphs.decoder`,
+    everything after the last layer's attention is computed for each row's last token only. The
+    products of attention itself are left out: at these lengths they are few.
     """
-    own = model.manifest
+    manifest = model.manifest
     inner = matrices.layers * matrices.into + (matrices.layers - 1) * matrices.onward
     operations = 2.0 * rows * (tokens * inner + matrices.onward + matrices.head)
-    kept = 2 * own.layers * own.kv_heads * own.head_dim * past * rows * own.cache_dtype.itemsize
-    kind = {"int4": "int8"}.get(own.precision, own.precision)
-    return Work(matrices.bytes(own.precision) + kept, operations, kind)
+    cache_bytes = (
+        2
+        * manifest.layers
+        * manifest.kv_heads
+        * manifest.head_dim
+        * past
+        * rows
+        * manifest.cache_dtype.itemsize
+    )
+    kind = {"int4": "int8"}.get(manifest.precision, manifest.precision)
+    return Work(matrices.bytes(manifest.precision) + cache_bytes, operations, kind)
 
 
 def token_judge(
     models: Mapping[str, CausalLM], theirs: Iterable[str], counts: Sequence[int]
 ) -> Judge:
-    """The same tokens from everything in one precision, each the likeliest behind those before it.
+    """Return a judge of generated tokens.
+
+    Each token of our answers must be the likeliest after those before it. Peers, which run at the
+    precision of `OURS`, must generate the same tokens.
 
     Args:
-        models: ours, by name; each runs under that of `counted`.
-        theirs: names of peers, of the precision of ours.
-        counts: of tokens that each answers with.
+        models: our models by name; the runners' names are from `counted`.
+        theirs: names of the peers.
+        counts: lengths of the answers, in tokens.
     """
 
-    def judge(given: list[list[int]], outputs: Mapping[str, Any]) -> None:
-        begun = {name: beginnings(model, given) for name, model in models.items()}
-        last = [row[-1:] for row in given]
+    def judge(inputs: list[list[int]], outputs: Mapping[str, Any]) -> None:
+        prefixes = {name: beginnings(model, inputs) for name, model in models.items()}
+        last = [row[-1:] for row in inputs]
         for count in counts:
             for name in theirs:
                 same = outputs.get(counted(name, count), outputs[counted(OURS, count)])
@@ -257,13 +268,13 @@ def token_judge(
                 require(
                     {len(answer) for answer in answers} == {count}, f"{name}: not {count} tokens"
                 )
-                judge_tokens(name, model, last, answers, prefix=begun[name])
+                judge_tokens(name, model, last, answers, prefix=prefixes[name])
 
     return judge
 
 
 def _prefix(bench: Bench, model: CausalLM) -> None:
-    """Prompts that share their beginning, with what is known of it and without."""
+    """Measure prompts that share their beginning, with and without a kept prefix."""
     vocabulary = model.manifest.vocabulary
     behind = bench.settings.scaled(_BEHIND, 2)
     if model.manifest.context < _SHARED + _OWN:
@@ -276,7 +287,7 @@ def _prefix(bench: Bench, model: CausalLM) -> None:
         ids: list[list[int]] = rng.integers(0, vocabulary, (behind, _OWN)).tolist()
         return ids
 
-    def judge(given: Any, outputs: Mapping[str, Any]) -> None:
+    def judge(inputs: Any, outputs: Mapping[str, Any]) -> None:
         error = float(np.abs(outputs[OURS] - outputs["whole prompts"]).max())
         tolerance = LOGITS_TOLERANCE[model.manifest.precision]
         require(error < tolerance, f"kept prefix: logits {error:.0e} off")
@@ -301,7 +312,7 @@ def _prefix(bench: Bench, model: CausalLM) -> None:
 
 
 def _captions(bench: Bench) -> None:
-    """Frames in the light of a query, behind kept prefixes and from nothing."""
+    """Measure query-aware captions and recognition of frames, with and without kept prefixes."""
     captioner = models_of(bench).captioner
     if captioner is None:
         bench.note("captions: these models have no vision-language model")
@@ -312,30 +323,30 @@ def _captions(bench: Bench) -> None:
     def draw(rng: np.random.Generator) -> FrameSet:
         blocks = rng.integers(0, 256, (frames, -(-height // 14), -(-width // 14), 3), np.uint8)
         images = blocks.repeat(14, axis=1).repeat(14, axis=2)[:, :height, :width]
-        known = FrameSet.of(images)
+        frame_set = FrameSet.of(images)
         captioner.cache = PrefixCache()
-        captioner.prefill(known)
-        return known
+        captioner.prefill(frame_set)
+        return frame_set
 
     task = prompts.aware_caption(_FOCUS)
 
-    def kept(known: FrameSet) -> list[list[int]]:
-        return captioner.answers(known, task, stop_ids=())
+    def with_prefixes(frame_set: FrameSet) -> list[list[int]]:
+        return captioner.answers(frame_set, task, stop_ids=())
 
-    def whole(known: FrameSet) -> list[list[int]]:
+    def whole(frame_set: FrameSet) -> list[list[int]]:
         cache, captioner.cache = captioner.cache, PrefixCache()
         try:
-            return captioner.answers(known, task, stop_ids=())
+            return captioner.answers(frame_set, task, stop_ids=())
         finally:
             captioner.cache = cache
 
-    def judge(given: FrameSet, outputs: Mapping[str, Any]) -> None:
+    def judge(inputs: FrameSet, outputs: Mapping[str, Any]) -> None:
         require(outputs[OURS] == outputs["nothing kept"], "captions: a kept prefix changes them")
-        judge_answers("captions", captioner, _images(given), task, outputs[OURS])
+        judge_answers("captions", captioner, _images(inputs), task, outputs[OURS])
 
     bench.race(
         "query-aware captions",
-        [Runner(run=kept), Runner(name="nothing kept", run=whole)],
+        [Runner(run=with_prefixes), Runner(name="nothing kept", run=whole)],
         draw,
         judge,
         unit="frame",
@@ -346,9 +357,11 @@ def _captions(bench: Bench) -> None:
     )
     bench.race(
         "recognition, behind kept prefixes",
-        [Runner(run=lambda known: captioner.recognise(known, [_QUERY]))],
+        [Runner(run=lambda frame_set: captioner.recognise(frame_set, [_QUERY]))],
         draw,
-        lambda given, outputs: judge_recognition(captioner, _images(given), _QUERY, outputs[OURS]),
+        lambda inputs, outputs: judge_recognition(
+            captioner, _images(inputs), _QUERY, outputs[OURS]
+        ),
         unit="frame",
         items=frames,
         clock=HostClock(),

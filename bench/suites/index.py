@@ -1,4 +1,4 @@
-"""Suite ``index``: a video file to an index on disk, and where the time goes."""
+"""Suite ``index``: index a video file, and measure each stage."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ _ROWS = 16
 
 
 def run(bench: Bench) -> None:
-    """The whole trip, and each of its stages alone."""
+    """Measure a whole index run, and each of its stages alone."""
     models = models_of(bench)
     captioner = captioner_of(models)
     path = video(bench.folder, side=224, frame_rate=10)
     info = probe(path)
     judge = IndexJudge(models, captioner, [frame.image for frame in read_frames(path)])
     sizes = {"clips": info.clips, "seconds": round(info.duration)}
-    places = itertools.count()
+    numbers = itertools.count()
 
     def draw(rng: np.random.Generator) -> Path:
-        # Nothing is known of a frame yet: what a first run finds.
+        # Start as a first run does, with no prefix of any frame.
         captioner.cache = PrefixCache()
-        return bench.folder / "indexes" / str(next(places))
+        return bench.folder / "indexes" / str(next(numbers))
 
-    found = bench.race(
+    samples = bench.race(
         "index a video",
         [Runner(run=lambda out: models.index([path], out, rows=_ROWS)[0])],
         draw,
@@ -58,23 +58,23 @@ def run(bench: Bench) -> None:
         parameters=sizes,
         rounds=6,
     )
-    taken = found[OURS].median
-    bench.note(f"{info.duration / taken:.0f} times as fast as the video plays")
-    bench.constant("index_seconds_per_clip", taken / info.clips)
+    seconds = samples[OURS].median
+    bench.note(f"{info.duration / seconds:.0f} times as fast as the video plays")
+    bench.constant("index_seconds_per_clip", seconds / info.clips)
     folder = models.index([path], bench.folder / "kept", rows=_ROWS)[0]
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     bench.constant("index_bytes_per_clip", size / info.clips)
     stages = _stages(bench, models, captioner, path, judge)
-    # Stages that run beside each other may take longer alone than all of them together.
-    other = taken / info.clips - sum(stages.values())
+    # Stages overlap in an index run, so the sum of their times alone may exceed the run's.
+    other = seconds / info.clips - sum(stages.values())
     bench.breakdown("index, a clip", stages | ({"other": other} if other > 0 else {}))
 
 
 def captioner_of(models: ModelFolder) -> VlmCaptioner:
-    """The captioner of a folder of models.
+    """Return the captioner of a folder of models.
 
     Raises:
-        GranAlignError: there is none.
+        GranAlignError: the folder has no vision-language model.
     """
     if models.captioner is None:
         raise GranAlignError(
@@ -84,21 +84,21 @@ def captioner_of(models: ModelFolder) -> VlmCaptioner:
 
 
 class IndexJudge:
-    """What is known of a video by other ways than an index run takes.
+    """Judges an index and its stages by independent computations.
 
     Args:
-        models: of the run.
-        captioner: theirs.
+        models: the run's models.
+        captioner: the captioner of these models.
         images: the video's frames, one for each clip.
     """
 
     def __init__(self, models: ModelFolder, captioner: VlmCaptioner, images: list[Image]) -> None:
         self.captioner, self.images = captioner, images
         self.hashes = FrameSet.of(images).hashes
-        # A sentence encoder from elsewhere is there as an export alone.
+        # A sentence encoder of the models' folder exists only as an export, without its source.
         self.alone = models.encoder if SENTENCE_ENCODER in models else None
         self.sentences = None if self.alone else PlainSentences(SentenceModel.read(resolve_model()))
-        self.clip = (
+        self.frames = (
             PlainFrames(models.frame_encoder, models.found[CLIP]) if models.frame_encoder else None
         )
 
@@ -106,40 +106,40 @@ class IndexJudge:
         """Judge a whole index.
 
         Raises:
-            WrongAnswerError: frames, captions or embeddings are others.
+            WrongAnswerError: frames, captions or embeddings differ.
         """
         frames = index.frames
         require(frames is not None and frames.hashes == self.hashes, "index: other frames")
         self.captions(index.video.captions)
         self.texts(index.video.captions, index.embeddings)
-        if self.clip is not None and frames is not None:
+        if self.frames is not None and frames is not None:
             require(frames.embeddings is not None, "index: no embeddings of frames")
-            self.clip.judge(self.images, np.asarray(frames.embeddings))
+            self.frames.judge(self.images, np.asarray(frames.embeddings))
 
     def captions(self, texts: Sequence[str]) -> None:
-        """Judge the captions of all frames: in the run's batches their every bit is the same.
+        """Judge the captions of all frames: in the run's batches they must be exactly the same.
 
         Raises:
-            WrongAnswerError: a caption is not what the model says.
+            WrongAnswerError: a caption differs from the model's answer.
         """
         require(len(texts) == len(self.images), f"captions: {len(texts)} of {len(self.images)}")
-        kept, self.captioner.cache = self.captioner.cache, PrefixCache()
+        cache, self.captioner.cache = self.captioner.cache, PrefixCache()
         try:
             for start in range(0, len(texts), _ROWS):
                 images = self.images[start : start + _ROWS]
                 answers = self.captioner.answers(FrameSet.of(images), AGNOSTIC_CAPTION)
                 judge_answers("captions", self.captioner, images, AGNOSTIC_CAPTION, answers)
                 for text, answer in zip(texts[start:], answers, strict=False):
-                    said = " ".join(self.captioner.model.decode(answer).split())
-                    require(text == said, f"captions: {text!r}, and not {said!r}")
+                    expected = " ".join(self.captioner.model.decode(answer).split())
+                    require(text == expected, f"captions: got {text!r}, expected {expected!r}")
         finally:
-            self.captioner.cache = kept
+            self.captioner.cache = cache
 
     def texts(self, texts: Sequence[str], rows: npt.NDArray[Any]) -> None:
         """Judge the embeddings of captions.
 
         Raises:
-            WrongAnswerError: one is another.
+            WrongAnswerError: an embedding differs.
         """
         if self.sentences is not None:
             self.sentences.judge(texts, rows)
@@ -149,30 +149,30 @@ class IndexJudge:
                 off = float(np.abs(self.alone.encode([text])[0] - row).max())
                 require(off < 1e-3, f"sentences: an embedding is {off:.0e} off")
 
-    def looked(self) -> None:
-        """Judge what is kept of the frames: as much as of a frame alone, and for one the same.
+    def prefixes(self) -> None:
+        """Judge the kept prefixes: their total size, and the contents of the first frame's.
 
         Raises:
-            WrongAnswerError: nothing is kept, or something else.
+            WrongAnswerError: the size or the contents differ from a frame prefilled alone.
         """
         captioner = self.captioner
-        kept = sum(captioner.cache.nbytes.values())
+        cache = sum(captioner.cache.nbytes.values())
         prefix = captioner.model.prefill_frames(self.images[:1], captioner.start)
         (alone,) = prefix.unstack(captioner.model.device)
-        require(kept == alone.nbytes * len(set(self.hashes)), f"prefixes: {kept} bytes are kept")
+        require(cache == alone.nbytes * len(set(self.hashes)), f"prefixes: {cache} bytes are kept")
         (seen,) = captioner._look(FrameSet.of(self.images[:1]), [0])
         off = float(abs(seen - alone).max() / abs(alone).max())
-        require(off < 1e-2, f"prefixes: {off:.0e} from that of a frame alone")
+        require(off < 1e-2, f"prefixes: {off:.0e} from a frame's prefilled alone")
 
 
 def _stages(
     bench: Bench, models: ModelFolder, captioner: VlmCaptioner, path: Path, judge: IndexJudge
 ) -> dict[str, float]:
-    """Seconds a clip of each stage alone; in an index run decoding goes on beside the models."""
+    """Return the seconds a clip of each stage alone; an index run overlaps decoding with models."""
     images, clips = judge.images, len(judge.images)
     texts = captioner.agnostic(FrameSet.of(images))
 
-    def decoded(given: Path, frames: list[Frame]) -> None:
+    def decoded(inputs: Path, frames: list[Frame]) -> None:
         require([frame_hash(f.image) for f in frames] == list(judge.hashes), "decode: other frames")
 
     stages: dict[str, tuple[Draw, Any, Any]] = {
@@ -180,24 +180,24 @@ def _stages(
         "look at frames": (
             lambda rng: _forgetting(captioner, images),
             captioner.prefill,
-            lambda given, output: judge.looked(),
+            lambda inputs, output: judge.prefixes(),
         ),
         "caption": (
             lambda rng: FrameSet.of(images),
             captioner.agnostic,
-            lambda given, output: judge.captions(output),
+            lambda inputs, output: judge.captions(output),
         ),
         "embed captions": (lambda rng: texts, models.encoder.encode, judge.texts),
     }
-    if (clip := models.frame_encoder) is not None and (plain := judge.clip) is not None:
-        stages["embed frames"] = (lambda rng: images, clip.encode_frames, plain.judge)
+    if (encoder := models.frame_encoder) is not None and (plain := judge.frames) is not None:
+        stages["embed frames"] = (lambda rng: images, encoder.encode_frames, plain.judge)
     medians = {}
     for name, (draw, stage, judged) in stages.items():
-        found = bench.race(
+        samples = bench.race(
             f"stage: {name}",
             [Runner(run=stage)],
             draw,
-            lambda given, outputs, judged=judged: judged(given, outputs[OURS]),  # type: ignore[misc]
+            lambda inputs, outputs, judged=judged: judged(inputs, outputs[OURS]),  # type: ignore[misc]
             unit="clip",
             items=clips,
             clock=HostClock(),
@@ -205,7 +205,7 @@ def _stages(
             rounds=5,
             seconds=bench.settings.seconds / 2,
         )
-        medians[name] = found[OURS].median / clips
+        medians[name] = samples[OURS].median / clips
     bench.constant("prefix_bytes_per_clip", sum(captioner.cache.nbytes.values()) / clips)
     return medians
 

@@ -1,6 +1,6 @@
-"""Suite ``kernels``: from embeddings to ranked moments, each kernel alone and all of them.
+"""Suite ``kernels``: from embeddings to ranked moments, each kernel alone and all together.
 
-Judged in the same run by `plain`, which is also the peer: one query after another.
+The judge is `plain_method`, a loop over queries, which is also a peer.
 """
 
 from __future__ import annotations
@@ -21,76 +21,77 @@ from granalign_fast.config import RetrieverConfig, preset
 from granalign_fast.kernels import Curves, Proposals, Ranked, context, nms, proposals, similarity
 
 _QUERIES, _ONE_BY_ONE = 256, 16
-"""Of a batch; and of those that the loop gets, which takes long."""
+"""Queries of a batch, and those that the plain loop gets: it is slow."""
 _JUDGED = 4
-"""Queries of a batch that are compared with the loop's."""
+"""Queries of a batch that are compared with the plain loop."""
 _CURVE_TOLERANCE = 5e-5
-"""Of rescaled cosines: sums of `DIM` products in float32, divided by a span of about 0.1."""
+"""Largest difference of normalised cosines: float32 sums of `DIM` products, divided by a span of
+about 0.1."""
 
 
-class _Given(NamedTuple):
-    """A batch, where the kernels run, at every stage."""
+class _Inputs(NamedTuple):
+    """A batch on the device, with the inputs of every stage."""
 
     variants: Any
     clips: Any
     mixed: Any
     offsets: Any
     curves: Curves
-    found: Proposals
+    proposed: Proposals
 
 
 def run(bench: Bench) -> None:
-    """Each kernel with warm and cold caches, then a search as a whole beside its peers."""
+    """Measure each kernel with warm and cold caches, then whole searches and their peers."""
     config = preset(bench.settings.preset)
     queries = bench.settings.scaled(_QUERIES, 8)
     sizes = {"queries": queries, "clips": CLIPS}
     work = stage_work(config, queries)
 
-    def draw(rng: np.random.Generator) -> _Given:
+    def draw(rng: np.random.Generator) -> _Inputs:
         return prepare(bench, embeddings(rng, queries), config)
 
     runs: dict[str, Any] = {
         "similarity": lambda g: similarity(g.variants, g.mixed, g.offsets, power=config.power),
         "proposals": lambda g: proposals(*g.curves, rules=config.proposals),
-        "nms": lambda g: nms(*g.found, threshold=config.nms_threshold, top=config.top),
+        "nms": lambda g: nms(*g.proposed, threshold=config.nms_threshold, top=config.top),
     }
     if config.context is not None:
         rules = config.context
         runs = {"context": lambda g: context(g.clips, g.offsets, rules=rules)} | runs
     stages = {}
     for name, stage in runs.items():
-        found = bench.race(
+        samples = bench.race(
             name,
             [Runner(run=stage, work=work[name], caches=caches) for caches in ("warm", "cold")],
             draw,
-            lambda given, outputs, name=name: _judge(bench, config, name, given, outputs),  # type: ignore[misc]
+            lambda inputs, outputs, name=name: _judge(bench, config, name, inputs, outputs),  # type: ignore[misc]
             unit="query",
             items=queries,
             parameters=sizes,
         )
-        stages[name] = found[f"{OURS}, cold"].median / queries
+        stages[name] = samples[f"{OURS}, cold"].median / queries
     bench.breakdown(f"kernels, a query of {CLIPS} clips, cold caches", stages)
     _whole(bench, config, queries, sizes, sum((work[n] for n in work if n != "context"), Work()))
     _torch(bench, config, queries, sizes, work["similarity"])
 
 
-def prepare(bench: Bench, batch: Batch, config: RetrieverConfig) -> _Given:
-    """What every stage of a batch takes, on the device."""
+def prepare(bench: Bench, batch: Batch, config: RetrieverConfig) -> _Inputs:
+    """Return the inputs of every stage of a batch, on the device."""
     variants, clips = bench.to_device(batch.variants), bench.to_device(batch.clips)
     mixed = clips
     if config.context is not None:
         mixed = context(clips, batch.offsets, rules=config.context)
     curves = similarity(variants, mixed, batch.offsets, power=config.power)
-    found = proposals(*curves, rules=config.proposals)
-    return _Given(variants, clips, mixed, batch.offsets, curves, found)
+    proposed = proposals(*curves, rules=config.proposals)
+    return _Inputs(variants, clips, mixed, batch.offsets, curves, proposed)
 
 
 def stage_work(
     config: RetrieverConfig, queries: int, clips: int = CLIPS, dim: int = DIM
 ) -> dict[str, Work]:
-    """Bytes and operations of each kernel, by formula; every array is read or written once.
+    """Count bytes and operations of each kernel; every array is read or written once.
 
-    Candidates are counted as one for every eighth clip of a curve and level: twelve a video, as on
+    Candidates are counted as one for eight clips of each curve and level, about as many as on
     QVHighlights.
     """
     total, sources = queries * clips, 1 + VARIANTS * config.proposals.variants
@@ -98,12 +99,12 @@ def stage_work(
     slots = total / 8 * sources * sum(factor > 0 for factor in config.proposals.factors)
     near = 0 if config.context is None else 2 * config.context.radius + 1
     return {
-        # The products with every near clip, and with its weights.
+        # Each clip: products with its near clips, and their weighted sum.
         "context": Work(2.0 * 4 * total * dim, 2.0 * 2 * total * near * dim),
         "similarity": Work(
             4.0 * (total + queries * VARIANTS) * dim + curve_bytes, 2.0 * total * VARIANTS * dim
         ),
-        # A start, an end and a score in double precision.
+        # A slot: start, end, and a score in double precision, 16 bytes.
         "proposals": Work(4.0 * total * sources + 16.0 * slots),
         "nms": Work(16.0 * slots + 16.0 * queries * config.top),
     }
@@ -112,29 +113,29 @@ def stage_work(
 def _whole(
     bench: Bench, config: RetrieverConfig, queries: int, sizes: Mapping[str, Any], work: Work
 ) -> None:
-    """A search from embeddings to moments, and the same one query after another."""
+    """Measure a search from embeddings to moments, and the plain loop over queries."""
     few = min(_ONE_BY_ONE, queries)
 
-    def draw(rng: np.random.Generator) -> _Given:
+    def draw(rng: np.random.Generator) -> _Inputs:
         return prepare(bench, embeddings(rng, queries), config)
 
-    def ours(given: _Given) -> Ranked:
-        curves = similarity(given.variants, given.mixed, given.offsets, power=config.power)
-        found = proposals(*curves, rules=config.proposals)
-        return nms(*found, threshold=config.nms_threshold, top=config.top)
+    def ours(inputs: _Inputs) -> Ranked:
+        curves = similarity(inputs.variants, inputs.mixed, inputs.offsets, power=config.power)
+        proposed = proposals(*curves, rules=config.proposals)
+        return nms(*proposed, threshold=config.nms_threshold, top=config.top)
 
-    def loop(given: _Given) -> list[list[plain.Found]]:
-        variants = bench.to_host(given.variants[:few])
-        mixed = bench.to_host(given.mixed[: few * CLIPS])
+    def loop(inputs: _Inputs) -> list[list[plain.Moment]]:
+        variants = bench.to_host(inputs.variants[:few])
+        mixed = bench.to_host(inputs.mixed[: few * CLIPS])
         return [
             plain.search(variants[q], mixed[q * CLIPS : (q + 1) * CLIPS], config)
             for q in range(few)
         ]
 
-    def judge(given: _Given, outputs: Mapping[str, Any]) -> None:
+    def judge(inputs: _Inputs, outputs: Mapping[str, Any]) -> None:
         expected, got = outputs["loop"], ranked_lists(bench, outputs["ours"])
-        # Cosines differ in their last bits, so that a clip may fall to the other side of a
-        # threshold: rarely, and never in most queries.
+        # Cosines differ in their last bits, so a clip may fall to the other side of a threshold.
+        # That happens in few queries.
         same = [
             [moment[:2] for moment in one] == [moment[:2] for moment in other]
             for one, other in zip(got[:few], expected, strict=True)
@@ -142,7 +143,7 @@ def _whole(
         share = float(np.mean(same))
         require(share >= 0.75, f"search: {share:.0%} of the queries have the loop's moments")
 
-    found = bench.race(
+    samples = bench.race(
         "search: similarity, proposals, nms",
         [
             Runner(run=ours, work=work),
@@ -154,21 +155,21 @@ def _whole(
         items=queries,
         parameters=sizes,
     )
-    bench.constant("kernel_seconds_per_clip", found["ours"].median / queries / CLIPS)
+    bench.constant("kernel_seconds_per_clip", samples["ours"].median / queries / CLIPS)
 
 
 def _torch(
     bench: Bench, config: RetrieverConfig, queries: int, sizes: Mapping[str, Any], work: Work
 ) -> None:
-    """Similarity beside a batched product in torch, where all videos have the same length."""
+    """Measure similarity and a batched product in torch, on equally long videos."""
     theirs = peers.torch_curves(bench.settings.device, config.power)
     if theirs is None:
         return
 
-    def draw(rng: np.random.Generator) -> _Given:
+    def draw(rng: np.random.Generator) -> _Inputs:
         return prepare(bench, embeddings(rng, queries), config)
 
-    def judge(given: _Given, outputs: Mapping[str, Any]) -> None:
+    def judge(inputs: _Inputs, outputs: Mapping[str, Any]) -> None:
         ours = bench.to_host(outputs["ours"].variants)
         other = bench.to_host(outputs["torch"]).transpose(1, 0, 2).reshape(ours.shape)
         error = float(np.abs(ours - other).max())
@@ -196,8 +197,8 @@ def _torch(
     )
 
 
-def ranked_lists(bench: Bench, ranked: Ranked) -> list[list[plain.Found]]:
-    """The moments of each pair, as `plain` gives them."""
+def ranked_lists(bench: Bench, ranked: Ranked) -> list[list[plain.Moment]]:
+    """Convert ranked moments to lists, one for each query, as `plain_method` returns them."""
     starts, ends, scores, counts = (bench.to_host(column).tolist() for column in ranked)
     return [
         list(zip(starts[q][:n], ends[q][:n], scores[q][:n], strict=True))
@@ -206,43 +207,43 @@ def ranked_lists(bench: Bench, ranked: Ranked) -> list[list[plain.Found]]:
 
 
 def _judge(
-    bench: Bench, config: RetrieverConfig, stage: str, given: _Given, outputs: Mapping[str, Any]
+    bench: Bench, config: RetrieverConfig, stage: str, inputs: _Inputs, outputs: Mapping[str, Any]
 ) -> None:
-    """Compare a few queries of a stage's outputs with the plain loop on the stage's own input."""
+    """Compare a few queries of a stage's outputs with the plain loop on the same inputs."""
     for output in outputs.values():
-        _judge_one(bench, config, stage, given, output)
+        _judge_one(bench, config, stage, inputs, output)
 
 
 def _judge_one(
-    bench: Bench, config: RetrieverConfig, stage: str, given: _Given, output: Any
+    bench: Bench, config: RetrieverConfig, stage: str, inputs: _Inputs, output: Any
 ) -> None:
-    total = len(given.offsets) - 1
+    total = len(inputs.offsets) - 1
     variants, clips, mixed = (
-        bench.to_host(array) for array in (given.variants, given.clips, given.mixed)
+        bench.to_host(array) for array in (inputs.variants, inputs.clips, inputs.mixed)
     )
-    curves, fused = bench.to_host(given.curves.variants), bench.to_host(given.curves.fused)
+    curves, fused = bench.to_host(inputs.curves.variants), bench.to_host(inputs.curves.fused)
     for query in np.linspace(0, total - 1, min(_JUDGED, total)).astype(int).tolist():
-        part = slice(int(given.offsets[query]), int(given.offsets[query + 1]))
+        part = slice(int(inputs.offsets[query]), int(inputs.offsets[query + 1]))
         if stage == "context" and config.context is not None:
-            want = plain.context(clips[part], config.context)
-            wrong = np.abs(bench.to_host(output)[part] - want).max() > 1e-5
+            expected = plain.context(clips[part], config.context)
+            wrong = np.abs(bench.to_host(output)[part] - expected).max() > 1e-5
         elif stage == "similarity":
             each = plain.curves(variants[query], mixed[part], config.power)
             got, mean = bench.to_host(output.variants)[:, part], bench.to_host(output.fused)[part]
             wrong = max(np.abs(got - each).max(), np.abs(mean - each.mean(axis=0)).max())
             wrong = wrong > _CURVE_TOLERANCE
         else:
-            found = plain.candidates(curves[:, part], fused[part], config.proposals)
+            candidates = plain.candidates(curves[:, part], fused[part], config.proposals)
             if stage == "proposals":
-                wrong = _slots(bench, output, query) != sorted(found)
+                wrong = _slots(bench, output, query) != sorted(candidates)
             else:
-                best = plain.suppress(found, config.nms_threshold, config.top)
+                best = plain.suppress(candidates, config.nms_threshold, config.top)
                 wrong = ranked_lists(bench, output)[query] != best
         require(not wrong, f"{stage}: query {query} has not what the plain loop finds")
 
 
-def _slots(bench: Bench, found: Proposals, query: int) -> list[plain.Found]:
-    """The filled slots of a pair, sorted."""
-    part = slice(int(found.offsets[query]), int(found.offsets[query + 1]))
-    columns = (bench.to_host(column)[part].tolist() for column in found[:3])
+def _slots(bench: Bench, proposed: Proposals, query: int) -> list[plain.Moment]:
+    """Return the filled slots of a query, sorted."""
+    part = slice(int(proposed.offsets[query]), int(proposed.offsets[query + 1]))
+    columns = (bench.to_host(column)[part].tolist() for column in proposed[:3])
     return sorted(one for one in zip(*columns, strict=True) if one[2] > -np.inf)

@@ -23,23 +23,24 @@ _CLIPS = (75, 1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 _QUERIES = (1, 4, 16, 64, 256, 1024)
 _MINUTES = (1, 3, 10, 30, 60, 180)
 _BEST = 100
-"""Clips of a library that a search asks for."""
+"""Number of best clips that a search of a library returns."""
 _BLOCK = 65_537
-"""Clips that are drawn; a larger library repeats them."""
+"""Number of random clips; a larger library repeats them."""
 _TOLERANCE = 5e-5
+"""Largest difference of curves, as in the suite `kernels`."""
 _SHARE = 0.75
-"""Of the free memory: the rest is for what is made on the way."""
+"""Share of the free memory for a workload; the rest is for intermediate arrays."""
 
 
 def run(bench: Bench) -> None:
-    """Clips, queries and minutes, each on its own."""
+    """Vary clips, queries and minutes, one at a time."""
     _clips(bench)
     _queries(bench)
     _minutes(bench)
 
 
 def _clips(bench: Bench) -> None:
-    """One query against all clips: a stream of embeddings, bounded by memory on a large device."""
+    """Compare one query with all clips: a stream of embeddings, bounded by memory bandwidth."""
     power = preset(bench.settings.preset).power
     largest = _CLIPS[-1] * min(bench.settings.size, 1.0)
     rng = np.random.default_rng(bench.settings.seed)
@@ -48,8 +49,8 @@ def _clips(bench: Bench) -> None:
         needed = clips * 4 * (DIM + 2 * (VARIANTS + 1))
         if clips > largest or needed > _free(bench):
             bench.note(
-                f"{clips:,} clips: not run, {needed / 2**30:.1f} GiB of memory wanted, "
-                f"{_free(bench) / 2**30:.1f} GiB to be had"
+                f"{clips:,} clips: not run, needs {needed / 2**30:.1f} GiB of memory, "
+                f"{_free(bench) / 2**30:.1f} GiB are free"
                 if clips <= largest
                 else f"{clips:,} clips: left out at this size"
             )
@@ -61,15 +62,15 @@ def _clips(bench: Bench) -> None:
         def draw(rng: np.random.Generator) -> Any:
             return bench.to_device(embeddings(rng, 1, 8).variants)
 
-        def judge(given: Any, outputs: Mapping[str, Any], clips: int = clips) -> None:
-            # Clips that repeat the block have its cosines, hence its curve.
+        def judge(inputs: Any, outputs: Mapping[str, Any], clips: int = clips) -> None:
+            # Repeated clips have the block's cosines, and so its curve.
             few = min(clips, len(block))
             got = bench.to_host(outputs[OURS].variants)
-            want = plain.curves(bench.to_host(given)[0], block[:few], power)
-            error = float(np.abs(got[:, :few] - want).max())
+            expected = plain.curves(bench.to_host(inputs)[0], block[:few], power)
+            error = float(np.abs(got[:, :few] - expected).max())
             require(error < _TOLERANCE, f"similarity of {clips:,} clips: {error:.0e} off")
             last = (clips - 1) % len(block)
-            error = float(np.abs(got[:, -1] - want[:, min(last, few - 1)]).max())
+            error = float(np.abs(got[:, -1] - expected[:, min(last, few - 1)]).max())
             require(error < _TOLERANCE, f"similarity of {clips:,} clips: the last is off")
 
         bench.race(
@@ -95,21 +96,21 @@ def _clips(bench: Bench) -> None:
 
 
 def _library(bench: Bench, rows: Any, block: Any) -> None:
-    """The best clips of a library for one query, which is what a search of all videos begins with.
+    """Find a library's best clips for one query: the first stage of a search of all videos.
 
-    Repeated clips are ties, so that any of them may be named: the scores are what is judged.
+    Repeated clips have equal scores, so any of them may be returned: only scores are judged.
     """
     clips = len(rows)
 
     def draw(rng: np.random.Generator) -> Any:
         return bench.to_device(embeddings(rng, 1, 8).variants[0, :1])
 
-    def judge(given: Any, outputs: Mapping[str, Any]) -> None:
+    def judge(inputs: Any, outputs: Mapping[str, Any]) -> None:
         scores, chosen = (bench.to_host(column)[0] for column in outputs[OURS])
-        exact = block.astype(np.float64) @ bench.to_host(given)[0].astype(np.float64)
+        exact = block.astype(np.float64) @ bench.to_host(inputs)[0].astype(np.float64)
         every = np.resize(exact, clips)
-        wanted = np.sort(np.partition(every, clips - _BEST)[clips - _BEST :])[::-1]
-        error = max(np.abs(scores - wanted).max(), np.abs(scores - every[chosen]).max())
+        best = np.sort(np.partition(every, clips - _BEST)[clips - _BEST :])[::-1]
+        error = max(np.abs(scores - best).max(), np.abs(scores - every[chosen]).max())
         require(float(error) < 1e-5, f"the best of {clips:,} clips: scores {error:.0e} off")
         require(len(set(chosen.tolist())) == _BEST, f"the best of {clips:,} clips: one twice")
 
@@ -131,7 +132,7 @@ def _library(bench: Bench, rows: Any, block: Any) -> None:
 
 
 def _free(bench: Bench) -> float:
-    """What a workload may take of the memory that is free where the kernels run."""
+    """Return the bytes of the device's free memory that a workload may use."""
     if not bench.on_gpu:
         return _SHARE * machine.available_bytes()
     import cupy
@@ -140,14 +141,14 @@ def _free(bench: Bench) -> float:
 
 
 def _queries(bench: Bench) -> None:
-    """A batch of queries, each about a video of 75 clips."""
+    """Search with batches of queries, each about a video of 75 clips."""
     for queries in _QUERIES:
         if queries <= max(_QUERIES[-1] * bench.settings.size, 4):
             _search(bench, "queries: a batch of searches", queries, CLIPS, "query", queries)
 
 
 def _minutes(bench: Bench) -> None:
-    """One query about a long video, its captions mixed for the occasion."""
+    """Search long videos with one query; the time includes the mixing of captions."""
     for minutes in _MINUTES:
         if minutes <= max(_MINUTES[-1] * bench.settings.size, 3):
             _search(bench, "minutes: one search", 1, minutes * 30, "minute", minutes)
@@ -160,22 +161,22 @@ def _search(bench: Bench, task: str, queries: int, clips: int, unit: str, items:
         batch = embeddings(rng, queries, clips)
         return Batch(bench.to_device(batch.variants), bench.to_device(batch.clips), batch.offsets)
 
-    def search(given: Batch) -> Any:
-        mixed = given.clips
+    def search(inputs: Batch) -> Any:
+        mixed = inputs.clips
         if config.context is not None:
-            mixed = context(mixed, given.offsets, rules=config.context)
-        curves = similarity(given.variants, mixed, given.offsets, power=config.power)
-        found = proposals(*curves, rules=config.proposals)
-        return curves, nms(*found, threshold=config.nms_threshold, top=config.top)
+            mixed = context(mixed, inputs.offsets, rules=config.context)
+        curves = similarity(inputs.variants, mixed, inputs.offsets, power=config.power)
+        candidates = proposals(*curves, rules=config.proposals)
+        return curves, nms(*candidates, threshold=config.nms_threshold, top=config.top)
 
-    def judge(given: Batch, outputs: Mapping[str, Any]) -> None:
+    def judge(inputs: Batch, outputs: Mapping[str, Any]) -> None:
         curves, ranked = outputs[OURS]
         got = ranked_lists(bench, ranked)
         for query in {0, queries - 1}:
-            part = slice(int(given.offsets[query]), int(given.offsets[query + 1]))
+            part = slice(int(inputs.offsets[query]), int(inputs.offsets[query + 1]))
             each = bench.to_host(curves.variants)[:, part]
-            found = plain.candidates(each, bench.to_host(curves.fused)[part], config.proposals)
-            best = plain.suppress(found, config.nms_threshold, config.top)
+            candidates = plain.candidates(each, bench.to_host(curves.fused)[part], config.proposals)
+            best = plain.suppress(candidates, config.nms_threshold, config.top)
             require(got[query] == best, f"{task}: query {query} has not the plain loop's moments")
 
     work = sum(stage_work(config, queries, clips).values(), Work())

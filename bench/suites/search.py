@@ -1,7 +1,7 @@
-"""Suite ``search``: a sentence to moments, in a process that has yet to start and in a warm one.
+"""Suite ``search``: from a sentence to moments, in a new process and in a warm one.
 
-Four situations of the whole trip, and a search in captions alone; each result is computed anew by
-the plain loop.
+It measures four situations of a whole search, and a search of captions without models. The plain
+loop recomputes each result.
 """
 
 from __future__ import annotations
@@ -34,13 +34,16 @@ _CLI = "from granalign_fast.cli import main; main()"
 
 
 def run(bench: Bench) -> None:
-    """Captions alone, then with models that look at frames."""
+    """Search with captions alone, then with models that look at frames."""
     _captions(bench)
     _with_models(bench)
 
 
 def captions_retriever(bench: Bench) -> MomentRetriever:
-    """One that needs no model but the sentence encoder; the preset's, if that is enough for it."""
+    """Return a retriever with no model but the sentence encoder.
+
+    It has the settings' preset if that scores by captions, ``tuned`` otherwise.
+    """
     config = preset(bench.settings.preset)
     if config.scorer != "captions":
         config = preset("tuned")
@@ -53,10 +56,10 @@ def _captions(bench: Bench) -> None:
     index = retriever.index(captioned(np.random.default_rng(bench.settings.seed), "captions"))
     stages = _Stages()
 
-    def judge(given: Any, outputs: Mapping[str, Any]) -> None:
+    def judge(inputs: Any, outputs: Mapping[str, Any]) -> None:
         judge_result(outputs[OURS], index, retriever.encoder, retriever.config)
 
-    found = bench.race(
+    samples = bench.race(
         "captions alone, given rewrites",
         [Runner(run=stages.watching(lambda query: retriever.search(index, query)))],
         rewritten,
@@ -65,18 +68,18 @@ def _captions(bench: Bench) -> None:
         clock=HostClock(),
         parameters={"clips": CLIPS},
     )
-    bench.breakdown("captions alone", stages.medians(found[OURS].median))
-    bench.constant("captions_seconds_per_query", found[OURS].median)
+    bench.breakdown("captions alone", stages.medians(samples[OURS].median))
+    bench.constant("captions_seconds_per_query", samples[OURS].median)
 
 
 class _Stages:
-    """The stages of every search of a race; their medians are a typical search."""
+    """Collects each stage's seconds in a race's searches; their medians are a typical search."""
 
     def __init__(self) -> None:
         self.seen: list[Mapping[str, float]] = []
 
     def watching(self, search: Run) -> Run:
-        """The same search, its stages kept."""
+        """Wrap a search so that its stages are collected."""
 
         def run(query: Any) -> Any:
             result = search(query)
@@ -86,21 +89,21 @@ class _Stages:
         return run
 
     def medians(self, whole: float) -> dict[str, float]:
-        """Seconds by stage, and as ``other`` what of the whole none of them has seen.
+        """Return the median seconds by stage, and the rest of the whole as ``other``.
 
-        Key frames are chosen and looked at beside other stages: ``prefill`` is what of that was
-        waited for.
+        Choosing and prefilling key frames overlaps with other stages: ``prefill`` is only the time
+        that the search waited for it.
         """
         names = dict.fromkeys(name for seconds in self.seen for name in seconds)
-        found = {
+        medians = {
             "prefill" if name == "wait" else name: float(
                 np.median([seconds.get(name, 0.0) for seconds in self.seen])
             )
             for name in names
             if name not in ("key_frames", "prefill")
         }
-        other = whole - sum(found.values())
-        return found | ({"other": other} if other > 0 else {})
+        other = whole - sum(medians.values())
+        return medians | ({"other": other} if other > 0 else {})
 
 
 def _with_models(bench: Bench) -> None:
@@ -113,20 +116,20 @@ def _with_models(bench: Bench) -> None:
     folder = models.index([path], bench.folder / "searched")[0]
     index = VideoIndex.load(folder)
     parameters = {"clips": len(index.video.captions), "preset": bench.settings.preset}
-    kept = captioner.cache
+    cache = captioner.cache
     encoder = retriever.encoder
 
-    def judge(given: str, outputs: Mapping[str, Any]) -> None:
+    def judge(inputs: str, outputs: Mapping[str, Any]) -> None:
         result = outputs[OURS]
         if config.scorer == "captions":
             judge_result(result, index, encoder, config)
-        require(result.exists is None or 0 <= result.exists <= 1, "search: exists is no share")
+        require(result.exists is None or 0 <= result.exists <= 1, "search: exists is not in [0, 1]")
 
     def forget() -> None:
         captioner.cache = PrefixCache()
 
     def remember() -> None:
-        captioner.cache = kept
+        captioner.cache = cache
 
     situations: dict[str, tuple[Any, Any]] = {
         "cold index": (forget, lambda query: retriever.search(VideoIndex.load(folder), query)),
@@ -140,7 +143,7 @@ def _with_models(bench: Bench) -> None:
             prepare()
             return sentence(rng)
 
-        found = bench.race(
+        samples = bench.race(
             name,
             [Runner(run=stages.watching(search))],
             draw,
@@ -150,14 +153,14 @@ def _with_models(bench: Bench) -> None:
             parameters=parameters,
             rounds=8,
         )
-        bench.breakdown(name, stages.medians(found[OURS].median))
-    bench.constant("models_seconds_per_query", found[OURS].median)
-    captioner.cache = kept
+        bench.breakdown(name, stages.medians(samples[OURS].median))
+    bench.constant("models_seconds_per_query", samples[OURS].median)
+    captioner.cache = cache
     _cold_start(bench, models.folder, folder, parameters)
 
 
 def _cold_start(bench: Bench, models: Path, index: Path, parameters: Mapping[str, Any]) -> None:
-    """A process of its own: Python, imports, models, index, search."""
+    """Search in a new process: Python, imports, models, index, search."""
     cache = bench.folder / "cache"
     environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
     command = [sys.executable, "-c", _CLI, "search", str(index)]
@@ -166,20 +169,20 @@ def _cold_start(bench: Bench, models: Path, index: Path, parameters: Mapping[str
     stages = _Stages()
 
     def search(query: str) -> dict[str, Any]:
-        found = subprocess.run(
+        process = subprocess.run(
             [*command, query, *options], capture_output=True, text=True, env=environment
         )
-        if found.returncode:
-            raise GranAlignError(f"granalign search: {found.stderr.strip()[-300:]}")
-        record: dict[str, Any] = json.loads(found.stdout)
+        if process.returncode:
+            raise GranAlignError(f"granalign search: {process.stderr.strip()[-300:]}")
+        record: dict[str, Any] = json.loads(process.stdout)
         stages.seen.append(record["seconds"])
         return record
 
-    def judge(given: str, outputs: Mapping[str, Any]) -> None:
+    def judge(inputs: str, outputs: Mapping[str, Any]) -> None:
         record = outputs[OURS]
-        require(record["query"] == given and bool(record["moments"]), "search: no moment found")
+        require(record["query"] == inputs and bool(record["moments"]), "search: no moment found")
 
-    found = bench.race(
+    samples = bench.race(
         "cold start",
         [Runner(run=search)],
         sentence,
@@ -189,6 +192,6 @@ def _cold_start(bench: Bench, models: Path, index: Path, parameters: Mapping[str
         parameters=parameters,
         rounds=4,
     )
-    taken = stages.medians(found[OURS].median)
-    taken["start and load"] = taken.pop("other", 0.0)
-    bench.breakdown("cold start", taken)
+    stage_seconds = stages.medians(samples[OURS].median)
+    stage_seconds["start and load"] = stage_seconds.pop("other", 0.0)
+    bench.breakdown("cold start", stage_seconds)

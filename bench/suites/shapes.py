@@ -1,11 +1,13 @@
-"""Suite ``shapes``: models in the shapes that are published, with random weights, in fp16 on a GPU.
+"""Suite ``shapes``: models in published shapes with random weights, in fp16 on a GPU.
 
-The image tower of CLIP ViT-B/32 beside torch; a decode step and the extension of a kept prefix by
-Llama 3 8B and Qwen2.5-VL 7B; captions of new frames beside transformers. The large decoders are cut
-to a few layers, two depths of each, so that writing and loading them takes seconds: all layers are
-alike, so the difference is what a layer takes, and a step of the whole model is extrapolated from
-it, and likewise the parts of a query: rewrites, captions of key frames, recognition. On a CPU
-small shapes take their place.
+It measures the image tower of CLIP ViT-B/32 and its peer in torch; decode steps and the extension
+of a kept prefix by Llama 3 8B and Qwen2.5-VL 7B; captions of new frames and their peer in
+transformers.
+
+The large decoders are cut to two small depths, so that writing and loading them takes seconds. All
+layers are equal, so the difference of the two times is the time of the layers between them. From it
+the suite extrapolates a decode step of the whole model, and the parts of a query: rewrites,
+captions of key frames, recognition. On a CPU, small shapes take the place of the published ones.
 """
 
 from __future__ import annotations
@@ -20,15 +22,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.bench.commands.captions import transformers_captions
 from granalign_fast.bench.harness import query_parts, random_models
 from granalign_fast.bench.harness.judges import judge_answers
 from granalign_fast.bench.harness.limits import Work
-from granalign_fast.bench.harness.random_clip import TOWERS, prepared, tower_weights, write_tower
+from granalign_fast.bench.harness.random_tower import TOWERS, prepared, tower_weights, write_tower
 from granalign_fast.bench.harness.records import OURS
 from granalign_fast.bench.harness.runner import Bench, Runner
 from granalign_fast.bench.harness.timing import HostClock, difference, require
 from granalign_fast.bench.peers import runtimes as peers
+from granalign_fast.bench.peers.generators import transformers_captions
 from granalign_fast.errors import one_line
 from granalign_fast.language import prompts
 from granalign_fast.language.captioner import VlmCaptioner
@@ -42,14 +44,20 @@ from granalign_fast.types import FrameSet
 from .generation import Matrices, counted, decoder_work, token_judge
 
 _IMAGES = {"cpu": 8, "cuda": 64}
+"""Images of a batch."""
 _SHORT, _LONG = 2, 34
+"""Tokens of a short and a long answer: the difference of their times is that of the steps."""
 _PROMPT = 64
+"""Tokens of a prompt."""
 _SHARED, _OWN, _BEHIND = 300, 16, 40
-"""Tokens that prompts about frames share, those of their own, and how many there are."""
+"""Tokens that prompts about frames share, further tokens of each, and number of prompts."""
 _JUDGED_TOKENS = 64
+"""Tokens of the vocabulary whose logits are compared: all of them would be a large copy."""
 _FRAMES, _STEPS = 8, 16
+"""Frames to caption, and tokens of a caption."""
 _OFF = {"fp32": 2e-3, "fp16": 5e-2}
-"""Of the largest logit: how far a kept prefix may be from the whole prompt."""
+"""Largest difference between logits after a kept prefix and after the whole prompt, as a share of
+the largest logit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +65,9 @@ class _Case:
     """A decoder that is measured at two depths.
 
     Attributes:
-        name: of `random_models.SHAPES`.
-        rows: of a decode step.
-        depths: layers that it is cut to.
+        name: name in `random_models.SHAPES`.
+        rows: rows of a decode step.
+        depths: the two numbers of layers that it is cut to.
     """
 
     name: str
@@ -73,12 +81,12 @@ _SMALL = (_Case("llama-mini", 7, (1, 3)), _Case("qwen2.5-vl-mini", 8, (1, 3)))
 
 
 def run(bench: Bench) -> None:
-    """The tower, then each decoder, or of these what ``--random`` names.
+    """Measure the tower and each decoder, or those of them that ``--random`` names.
 
-    Whatever fails keeps nothing else from being measured.
+    After a failure the others are still measured.
 
     Raises:
-        WrongAnswerError: something has failed.
+        WrongAnswerError: a part failed.
     """
     failures = []
     large = bench.on_gpu and bench.settings.size >= 1
@@ -91,7 +99,7 @@ def run(bench: Bench) -> None:
     for part in [part for name, part in parts.items() if not chosen or name in chosen]:
         try:
             part()
-        except Exception as error:  # whatever a GPU or a library makes of it
+        except Exception as error:  # a GPU's driver or a library may raise anything
             failures.append(f"{type(error).__name__}: {one_line(error)}")
     require(not failures, "; ".join(failures))
 
@@ -118,12 +126,12 @@ def _tower(bench: Bench, name: str) -> None:
     others = Work(weights_read + values * (2.0 if half else 4.0), operations, kind)
 
     def draw(rng: np.random.Generator) -> Any:
-        """Bytes for us, and what becomes of them for all others, where they are wanted."""
+        """Draw frames for ours, and their normalised pixels for the others, on the device."""
         frames = rng.integers(0, 256, (count, shape.side, shape.side, 3), np.uint8)
         pixels = prepared(frames).astype(np.float16 if half else np.float32)
         return bench.to_device(frames), bench.to_device(pixels)
 
-    def judge(given: Any, outputs: Mapping[str, Any]) -> None:
+    def judge(inputs: Any, outputs: Mapping[str, Any]) -> None:
         for runner, rows in outputs.items():
             cosine = float((rows * outputs[OURS]).sum(axis=1).min())
             require(cosine > 0.999, f"{runner}: cosine {cosine:.5f} to ours")
@@ -133,7 +141,7 @@ def _tower(bench: Bench, name: str) -> None:
         "embed prepared images",
         [
             Runner(
-                run=lambda given: bench.to_host(session(frames=given[0])["embeddings"]),
+                run=lambda inputs: bench.to_host(session(frames=inputs[0])["embeddings"]),
                 work=ours,
             ),
             *(
@@ -150,21 +158,21 @@ def _tower(bench: Bench, name: str) -> None:
     )
     if theirs:
         bench.note(
-            f"{name}: ours takes the frames' bytes, and cuts and normalises them within the time "
-            f"measured; others get pixels in their own precision, normalised before it"
+            f"{name}: ours takes the frames' bytes, and the measured time includes cutting them to "
+            f"patches and normalising them; the others get normalised pixels in their precision"
         )
     if bench.on_gpu:
         why = session.graphs_refused
         bench.note(f"{name}: no CUDA graph: {why}" if why else f"{name}: as a CUDA graph")
 
 
-def _on_pixels(run: Callable[[Any], Any], given: tuple[Any, Any]) -> Any:
-    """What takes pixels, of frames and their pixels."""
-    return run(given[1])
+def _on_pixels(run: Callable[[Any], Any], inputs: tuple[Any, Any]) -> Any:
+    """Run a tower on the pixels of ``(frames, pixels)``."""
+    return run(inputs[1])
 
 
 def _decoder(bench: Bench, case: _Case) -> None:
-    """Both depths of one shape, what is not of a layer at the greater one alone."""
+    """Measure one shape at both depths; prefixes and captions only at the greater one."""
     steps: dict[int, float] = {}
     parts: dict[str, dict[int, float]] = {}
     for depth in case.depths:
@@ -181,11 +189,11 @@ def _decoder(bench: Bench, case: _Case) -> None:
             if step is not None:
                 steps[depth] = step
             if isinstance(model, VisionLanguageModel):
-                seconds = query_parts.looking(bench, model, cut)
+                seconds_of = query_parts.vision_seconds(bench, model, cut)
             else:
-                seconds = query_parts.rewriting(bench, model, cut)
-            for task, taken in seconds.items():
-                parts.setdefault(task, {})[depth] = taken
+                seconds_of = query_parts.rewriting_seconds(bench, model, cut)
+            for task, seconds in seconds_of.items():
+                parts.setdefault(task, {})[depth] = seconds
             if depth == case.depths[-1]:
                 _prefix(bench, model, cut)
                 if isinstance(model, VisionLanguageModel):
@@ -208,9 +216,9 @@ def _decoder(bench: Bench, case: _Case) -> None:
 def _step(
     bench: Bench, model: CausalLM, case: _Case, depth: int, matrices: Matrices
 ) -> float | None:
-    """Seconds of a decode step: a long answer less a short one, so that the prompt drops out.
+    """Return the seconds of a decode step; None if the noise hides them.
 
-    None where that difference is lost in the noise.
+    The time of a short answer is subtracted from that of a long one, which cancels the prompt's.
     """
     vocabulary = model.manifest.vocabulary
 
@@ -220,7 +228,7 @@ def _step(
 
     sizes = {"model": case.name, "layers": depth, "rows": case.rows, "precision": _precision(bench)}
     depths = f"{depth} layer{'s' * (depth != 1)}"
-    found = bench.race(
+    samples = bench.race(
         f"{case.name}, {depths}, decode steps",
         [
             Runner(
@@ -238,7 +246,7 @@ def _step(
         rounds=6,
         record=False,
     )
-    step = difference(found[counted(OURS, _LONG)], found[counted(OURS, _SHORT)], _LONG - _SHORT)
+    step = difference(samples[counted(OURS, _LONG)], samples[counted(OURS, _SHORT)], _LONG - _SHORT)
     if step.median <= 0:
         bench.note(f"{case.name}, {depths}: a decode step is lost in the noise of its prompts")
         return None
@@ -248,7 +256,7 @@ def _step(
 
 
 def _extrapolate(bench: Bench, case: _Case, steps: Mapping[int, float]) -> None:
-    """A step of all layers, from what each of those between the two depths has taken."""
+    """Extrapolate the time of a decode step to all layers, from the two depths."""
     shallow, deep = case.depths
     text = random_models.shape_of(case.name).text
     layers = text["num_hidden_layers"]
@@ -265,7 +273,7 @@ def _extrapolate(bench: Bench, case: _Case, steps: Mapping[int, float]) -> None:
 
 
 def _prefix(bench: Bench, model: CausalLM, name: str) -> None:
-    """Forty prompts that share their beginning, with what is known of it and without."""
+    """Measure forty prompts that share their beginning, with and without a kept prefix."""
     vocabulary = model.manifest.vocabulary
     behind = bench.settings.scaled(_BEHIND, 2)
     judged = list(range(_JUDGED_TOKENS))
@@ -276,7 +284,7 @@ def _prefix(bench: Bench, model: CausalLM, name: str) -> None:
         ids: list[list[int]] = rng.integers(0, vocabulary, (behind, _OWN)).tolist()
         return ids
 
-    def judge(given: Any, outputs: Mapping[str, Any]) -> None:
+    def judge(inputs: Any, outputs: Mapping[str, Any]) -> None:
         whole = outputs["whole prompts"]
         error = float(np.abs(outputs[OURS] - whole).max() / np.abs(whole).max())
         require(error < _OFF[_precision(bench)], f"kept prefix: logits {error:.0e} off")
@@ -301,27 +309,27 @@ def _prefix(bench: Bench, model: CausalLM, name: str) -> None:
 
 
 def _captions(bench: Bench, model: VisionLanguageModel, source: Path, name: str) -> None:
-    """Frames that nothing is known of to captions, as indexing does, beside transformers."""
+    """Caption new frames, as indexing does, and the same with transformers."""
     frames = _frames(bench, model)
     captioner = VlmCaptioner(model, rows=len(frames), max_new_tokens=_STEPS)
-    known = FrameSet.of(frames)
+    frame_set = FrameSet.of(frames)
 
     def ours(_: Any) -> list[list[int]]:
         captioner.cache = PrefixCache()
-        return captioner.answers(known, prompts.AGNOSTIC_CAPTION, stop_ids=())
+        return captioner.answers(frame_set, prompts.AGNOSTIC_CAPTION, stop_ids=())
 
     runners = [Runner(run=ours)]
     if peers.TRANSFORMERS.installed:
         theirs = _by_transformers(bench, model, source, frames)
         runners.append(Runner(name=f"{peers.TRANSFORMERS.name} generate", run=theirs, peer=True))
 
-    def judge(given: Any, outputs: Mapping[str, Any]) -> None:
+    def judge(inputs: Any, outputs: Mapping[str, Any]) -> None:
         mine = outputs[OURS]
         judge_answers(f"{name}: captions", captioner, frames, prompts.AGNOSTIC_CAPTION, mine)
-        for runner, found in outputs.items():
-            # In fp16 two likely tokens may change places, and all that follows with them.
-            same = np.mean([a[0] == b[0] for a, b in zip(found, mine, strict=True)])
-            wrong = same < 0.5 if bench.on_gpu else found != mine
+        for runner, answers in outputs.items():
+            # In fp16 two nearly equal tokens may swap ranks, which changes all that follow.
+            same = np.mean([a[0] == b[0] for a, b in zip(answers, mine, strict=True)])
+            wrong = same < 0.5 if bench.on_gpu else answers != mine
             require(not wrong, f"{runner}: other captions than ours")
 
     bench.race(
@@ -347,22 +355,25 @@ def _frames(bench: Bench, model: VisionLanguageModel) -> npt.NDArray[np.uint8]:
 def _by_transformers(
     bench: Bench, model: VisionLanguageModel, source: Path, frames: npt.NDArray[np.uint8]
 ) -> Any:
-    """A runner that loads transformers' model when it first runs, where a failure is noted."""
+    """Return a runner that loads transformers' model on its first run.
+
+    A failure to load then drops the peer instead of ending the suite.
+    """
     content = [{"type": "image"}, {"type": "text", "text": prompts.AGNOSTIC_CAPTION}]
     system = {"role": "system", "content": prompts.VISION_SYSTEM}
     ids = model.chat([system, {"role": "user", "content": content}])
-    made: list[Any] = []
+    loaded: list[Any] = []
 
     def run(_: Any) -> list[list[int]]:
-        if not made:
+        if not loaded:
             dtype = "float16" if bench.on_gpu else "float32"
             image = model.manifest.image_token
-            made.append(
+            loaded.append(
                 transformers_captions(
                     source, frames, ids, image, _STEPS, _torch_device(bench), dtype
                 )
             )
-        found: list[list[int]] = made[0]()
-        return found
+        answers: list[list[int]] = loaded[0]()
+        return answers
 
     return run

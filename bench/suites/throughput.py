@@ -1,4 +1,4 @@
-"""Suite ``throughput``: queries a second, and how long each waits, with 1 to 64 clients at once."""
+"""Suite ``throughput``: queries a second and each query's latency, with 1 to 64 clients at once."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from .search import captions_retriever
 CLIENTS = (1, 4, 16, 64)
 _VIDEOS = 64
 _LEAST_QUERIES, _OF_EACH = 32, 4
-"""Of a round; and of each of its clients, so that most of them meet all the others at work."""
+"""Least number of queries of a round, and queries of each client: enough that most run while all
+clients are busy."""
 
 
 def run(bench: Bench) -> None:
-    """Every client asks about one video after another, all in the same warm process."""
+    """Measure clients that search one video after another, all in one warm process."""
     retriever = captions_retriever(bench)
     rng = np.random.default_rng(bench.settings.seed)
     indices = retriever.index_many(
@@ -37,45 +38,46 @@ def run(bench: Bench) -> None:
         chosen = rng.integers(0, len(indices), count).tolist()
         return [Request(indices[i], rewritten(rng)) for i in chosen]
 
-    def judge(given: list[Request], outputs: Mapping[str, Any]) -> None:
-        for found in outputs.values():
-            require(len(found) == len(given), "throughput: an answer is missing")
-            for place in (0, len(given) - 1):
-                own = given[place]
+    def judge(requests: list[Request], outputs: Mapping[str, Any]) -> None:
+        for results in outputs.values():
+            require(len(results) == len(requests), "throughput: an answer is missing")
+            for index in (0, len(requests) - 1):
+                request = requests[index]
                 require(
-                    isinstance(own.query, Rewrites) and found[place].query == own.query.query,
+                    isinstance(request.query, Rewrites)
+                    and results[index].query == request.query.query,
                     "throughput: a client got another's answer",
                 )
-                judge_result(found[place], own.index, retriever.encoder, retriever.config)
+                judge_result(results[index], request.index, retriever.encoder, retriever.config)
 
-    most = max(2, round(CLIENTS[-1] * min(bench.settings.size, 1.0)))
-    for clients in [count for count in CLIENTS if count <= most]:
+    largest = max(2, round(CLIENTS[-1] * min(bench.settings.size, 1.0)))
+    for clients in [count for count in CLIENTS if count <= largest]:
         waited: list[float] = []
         passes: list[tuple[float, ...]] = []
 
         def done(
-            given: list[Request],
+            requests: list[Request],
             outputs: Mapping[str, Any],
             waited: Any = waited,
             passes: Any = passes,
         ) -> None:
-            """Called after the warm-up and after each pass."""
-            judge(given, outputs)
+            """Judge, and collect the latencies of the warm-up or of a pass."""
+            judge(requests, outputs)
             passes.append(tuple(waited))
             waited.clear()
 
         def one(request: Request, waited: list[float] = waited) -> Any:
             start = time.perf_counter()
-            found = retriever.search(request.index, request.query)
+            results = retriever.search(request.index, request.query)
             waited.append(time.perf_counter() - start)
-            return found
+            return results
 
         queries = max(_LEAST_QUERIES, _OF_EACH * clients)
         with ThreadPoolExecutor(clients) as pool:
             bench.race(
                 "answer queries",
                 [
-                    Runner(run=lambda given, one=one, pool=pool: list(pool.map(one, given))),  # type: ignore[misc]
+                    Runner(run=lambda requests, one=one, pool=pool: list(pool.map(one, requests))),  # type: ignore[misc]
                     Runner(name=f"{OURS}, one batch", run=retriever.search_many),
                 ],
                 lambda rng, queries=queries: draw(rng, queries),  # type: ignore[misc]
@@ -88,7 +90,7 @@ def run(bench: Bench) -> None:
                 seconds=bench.settings.seconds / 2,
             )
         bench.record(
-            Samples(tuple(passes[1:])),  # the first is of the warm-up
+            Samples(tuple(passes[1:])),  # without the warm-up
             "wait for an answer",
             unit="query",
             parameters={"clients": clients, "clips": CLIPS},

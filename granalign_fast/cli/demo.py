@@ -12,7 +12,7 @@ from .options import MINIATURES, check_extra, open_models, short
 from .search import draw, index
 
 if TYPE_CHECKING:
-    from granalign_fast.miniatures.videos import Asked
+    from granalign_fast.miniatures.videos import AnnotatedQuery
     from granalign_fast.types import SearchResult
 
 _SEED = 7
@@ -42,27 +42,27 @@ def demo(
     index([video], out, Path(MINIATURES))
     found = VideoIndex.load(out / "demo")
     retriever = open_models(Path(MINIATURES), "cpu", 1.0).retriever()
-    asked = _chosen(script.asked)
-    results = [retriever.search(found, one.query.text) for one in asked]
+    annotated = _chosen(script.queries)
+    results = [retriever.search(found, one.query.text) for one in annotated]
     picture = out / "demo.png"
     typer.echo(
-        f'\n$ granalign search {short(out / "demo")} "{asked[0].query.text}" '
+        f'\n$ granalign search {short(out / "demo")} "{annotated[0].query.text}" '
         f"--models {MINIATURES} --plot {short(picture)}   # and the like"
     )
-    _print(asked, results)
-    draw(found, results[0], picture, truth=asked[0].windows)
+    _print(annotated, results)
+    draw(found, results[0], picture, truth=annotated[0].windows)
     typer.echo(f"drawn in {short(picture)}")
 
 
-def _chosen(asked: Sequence[Asked]) -> list[Asked]:
+def _chosen(annotated: Sequence[AnnotatedQuery]) -> list[AnnotatedQuery]:
     """Some of what the video shows, from all over it, and something that it does not."""
-    shown = [one for one in asked if one.windows]
-    absent = [one for one in asked if not one.windows]
+    shown = [one for one in annotated if one.windows]
+    absent = [one for one in annotated if not one.windows]
     step = len(shown) / _SHOWN
     return [shown[int(i * step)] for i in range(_SHOWN)] + absent[:_ABSENT]
 
 
-def _print(asked: Sequence[Asked], results: Sequence[SearchResult]) -> None:
+def _print(annotated: Sequence[AnnotatedQuery], results: Sequence[SearchResult]) -> None:
     from rich.table import Table
 
     from granalign_fast.output.tables import clock, show
@@ -74,7 +74,7 @@ def _print(asked: Sequence[Asked], results: Sequence[SearchResult]) -> None:
     table.add_column("asked for")
     for name in ("found at", "it is at", "shown at all"):
         table.add_column(name, justify="right", no_wrap=True)
-    for one, result in zip(asked, results, strict=True):
+    for one, result in zip(annotated, results, strict=True):
         best = result.moments[0]
         table.add_row(
             one.query.text,

@@ -1,7 +1,7 @@
-"""Scores of moment retrieval and highlight detection, as the three benchmarks define them.
+"""Score moment retrieval and highlight detection as the three benchmarks define it.
 
-`load_ground_truth` and `load_predictions` read and validate JSON Lines; a scorer of `DATASETS`
-turns the two lists into percentages. Everything is computed for all queries at once.
+`load_ground_truth` and `load_predictions` read and validate JSON Lines. A scorer of `DATASETS`
+turns the two lists into percentages, computed for all queries at once.
 """
 
 from __future__ import annotations

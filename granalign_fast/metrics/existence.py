@@ -1,4 +1,4 @@
-"""How well a score tells what a video shows from what it does not."""
+"""Measure how well a score separates queries that a video shows from those that it does not."""
 
 from __future__ import annotations
 
@@ -10,10 +10,17 @@ from granalign_fast.errors import GranAlignError
 
 
 def auroc(shown: Sequence[float], absent: Sequence[float]) -> float:
-    """The area under the ROC curve: how often a shown one has the greater score, ties half.
+    """Return the area under the ROC curve, in [0, 1].
+
+    It is the probability that a shown query scores above an absent one; a tie counts half (the
+    Mann-Whitney U statistic over the number of pairs).
+
+    Args:
+        shown: scores of queries that the video shows.
+        absent: scores of queries that it does not show.
 
     Raises:
-        GranAlignError: there is no score on one side.
+        GranAlignError: either list is empty.
 
     >>> auroc([0.9, 0.5], [0.5, 0.1])
     0.875

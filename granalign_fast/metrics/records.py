@@ -1,4 +1,4 @@
-"""Predictions and ground truth: read, validated line by line, and brought into one order."""
+"""Read predictions and ground truth, validate them line by line, and bring them into one order."""
 
 from __future__ import annotations
 
@@ -13,25 +13,27 @@ from granalign_fast.errors import GranAlignError
 from granalign_fast.jsonl import Record, iter_jsonl
 
 CLIP_SECONDS = 2.0
-"""Length of the clips that QVHighlights annotates with saliency."""
+"""Length in seconds of the clips that QVHighlights annotates with saliency."""
 
 ANNOTATORS = 3
-"""QVHighlights has three people's saliency scores, 0 to 4, for every relevant clip."""
+"""Number of people whose saliency scores, 0 to 4, QVHighlights has for every relevant clip."""
 
 MAX_OVERSHOOT_SECONDS = 10.0
-"""How far a window may end after its video; such a window is scored as it stands.
+"""Seconds by which a window may end after its video; such a window is scored unclipped.
 
 A model that normalises time by a nominal length (150 s in QVHighlights) overshoots in shorter
-videos: of Moment-DETR's 15,500 published validation windows two do, by 2 s and by 10 s, and the
+videos: two of Moment-DETR's 15,500 published validation windows do, by 2 s and by 10 s, and the
 benchmark's figures include both unclipped. Annotations overshoot too, in Charades-STA by up to
-1.5 s. Beyond five clips it is no rounding but another video or another unit.
+1.5 s. An overshoot of more than five clips is no rounding: the window belongs to another video or
+has another unit.
 """
 
-_LONGEST = 1e9  # seconds
+_LONGEST = 1e9
+"""Seconds that no video reaches; a longer duration has another unit."""
 _SALIENCY_KEYS = ("relevant_clip_ids", "saliency_scores")
 _PREDICTION_KEYS = ("pred_relevant_windows", "pred_saliency_scores")
 _RATINGS = frozenset(range(5))
-_Placed = Iterable[tuple[str, Record]]
+_Located = Iterable[tuple[str, Record]]
 
 
 def load_ground_truth(path: str | os.PathLike[str]) -> list[Record]:
@@ -39,11 +41,11 @@ def load_ground_truth(path: str | os.PathLike[str]) -> list[Record]:
 
     Every line has `qid` (integer or string), `duration` in seconds and `relevant_windows`, one or
     more ``[start, end]`` in seconds with ``0 <= start < end``, ``start < duration`` and
-    ``end <= duration + MAX_OVERSHOOT_SECONDS``. `relevant_clip_ids` and `saliency_scores`, needed
-    for highlight metrics alone, stand in every line or in none. Other keys are left alone.
+    ``end <= duration + MAX_OVERSHOOT_SECONDS``. `relevant_clip_ids` and `saliency_scores`, which
+    only highlight metrics need, are in every line or in none. Other keys are ignored.
 
     Raises:
-        GranAlignError: the file cannot be read or a line breaks a rule; names file and line.
+        GranAlignError: the file cannot be read or a line breaks a rule; the message names both.
     """
     return check_ground_truth(iter_jsonl(path))
 
@@ -56,9 +58,9 @@ def load_predictions(path: str | os.PathLike[str], ground_truth: Sequence[Record
     * `pred_relevant_windows`: ranked ``[start, end, score]``, finite, with
       ``0 <= start <= end``, ``start < duration`` and
       ``0 < end <= duration + MAX_OVERSHOOT_SECONDS``; an empty list is a miss.
-    * `pred_saliency_scores`: one finite number per clip. Where the ground truth has saliency the
-      number of two-second clips is checked: one may be missing at the end (13 lines of either
-      published file lack it) and a last, partial clip may be counted.
+    * `pred_saliency_scores`: one finite number per clip. If the ground truth has saliency, the
+      number of two-second clips is checked: the last one may be missing (it is in 13 lines of
+      either published file), and a last, partial clip may be included.
 
     Args:
         path: JSON Lines, plain or ``.gz``.
@@ -68,91 +70,91 @@ def load_predictions(path: str | os.PathLike[str], ground_truth: Sequence[Record
         The predictions in the order of `ground_truth`.
 
     Raises:
-        GranAlignError: the file cannot be read, a line breaks a rule, a qid is unknown or stands
-            twice, or a query has no prediction; names file and line.
+        GranAlignError: the file cannot be read, a line breaks a rule, a qid is unknown or
+            occurs twice, or a query has no prediction; the message names file and line.
     """
     return check_predictions(iter_jsonl(path), ground_truth, os.fspath(path))
 
 
-def check_ground_truth(placed: _Placed) -> list[Record]:
-    """The records of ``(place, record)`` pairs, validated as `load_ground_truth` says."""
+def check_ground_truth(located: _Located) -> list[Record]:
+    """Validate ``(location, record)`` pairs as `load_ground_truth` does; return the records."""
     records: list[Record] = []
-    places: dict[Any, str] = {}
-    for place, record in placed:
-        _check_keys(place, record, ("qid", "duration", "relevant_windows"))
-        _check_qid(place, record["qid"], places)
+    locations: dict[Any, str] = {}
+    for location, record in located:
+        _check_keys(location, record, ("qid", "duration", "relevant_windows"))
+        _check_qid(location, record["qid"], locations)
         duration = record["duration"]
         if not (_all_finite([duration]) and 0 < duration < _LONGEST):
             raise GranAlignError(
-                f"{place}: duration is {_show(duration)}; expected the video's length, a number of "
-                f"seconds above 0 and below {_LONGEST:g}"
+                f"{location}: duration is {_show(duration)}; expected the video's length, a number "
+                f"of seconds above 0 and below {_LONGEST:g}"
             )
-        windows = _check_list(place, record, "relevant_windows")
+        windows = _check_list(location, record, "relevant_windows")
         if not windows:
             raise GranAlignError(
-                f"{place}: relevant_windows is empty; expected one window or more: leave out "
+                f"{location}: relevant_windows is empty; expected one window or more: leave out "
                 "queries without a moment, no metric is defined for them"
             )
         for index, window in enumerate(windows):
-            _check_window(place, index, window, duration, scored=False)
+            _check_window(location, index, window, duration, scored=False)
         records.append(record)
-        _check_same_keys(place, record, records[0], _SALIENCY_KEYS)
+        _check_same_keys(location, record, records[0], _SALIENCY_KEYS)
         if "saliency_scores" in record:
-            _check_saliency(place, record)
+            _check_saliency(location, record)
     if not records:
         raise GranAlignError("ground truth: no records; expected one for every query")
     return records
 
 
-def check_predictions(placed: _Placed, ground_truth: Sequence[Record], name: str) -> list[Record]:
-    """The records of ``(place, record)`` pairs, validated and in the order of `ground_truth`."""
+def check_predictions(located: _Located, ground_truth: Sequence[Record], name: str) -> list[Record]:
+    """Validate ``(location, record)`` pairs; return the records in the order of `ground_truth`."""
     truth_of = {record["qid"]: record for record in ground_truth}
-    places: dict[Any, str] = {}
-    found: dict[Any, Record] = {}
-    for place, record in placed:
-        _check_keys(place, record, ("qid",))
+    locations: dict[Any, str] = {}
+    predictions: dict[Any, Record] = {}
+    for location, record in located:
+        _check_keys(location, record, ("qid",))
         qid = record["qid"]
-        _check_qid(place, qid, places)
+        _check_qid(location, qid, locations)
         truth = truth_of.get(qid)
         if truth is None:
             raise GranAlignError(
-                f"{place}: qid {_show(qid)} is not in the ground truth; expected one of its "
+                f"{location}: qid {_show(qid)} is not in the ground truth; expected one of its "
                 f"{len(truth_of)} qids, such as {_show(next(iter(truth_of), None))}: check that "
                 "both files are of the same split"
             )
-        found[qid] = record
-        _check_prediction(place, record, truth)
-        _check_same_keys(place, record, next(iter(found.values())), _PREDICTION_KEYS)
-    missing = [qid for qid in truth_of if qid not in found]
+        predictions[qid] = record
+        _check_prediction(location, record, truth)
+        _check_same_keys(location, record, next(iter(predictions.values())), _PREDICTION_KEYS)
+    missing = [qid for qid in truth_of if qid not in predictions]
     if missing:
         raise GranAlignError(
             f"{name}: {len(missing)} of {len(truth_of)} queries have no prediction, the first is "
             f"qid {_show(missing[0])}; expected one line for every query of the ground truth: add "
             "them, with an empty pred_relevant_windows where nothing was found"
         )
-    return [found[qid] for qid in truth_of]
+    return [predictions[qid] for qid in truth_of]
 
 
-def _check_prediction(place: str, record: Record, truth: Record) -> None:
+def _check_prediction(location: str, record: Record, truth: Record) -> None:
     if not any(key in record for key in _PREDICTION_KEYS):
         raise GranAlignError(
-            f"{place}: neither {_PREDICTION_KEYS[0]} nor {_PREDICTION_KEYS[1]}; expected one or "
+            f"{location}: neither {_PREDICTION_KEYS[0]} nor {_PREDICTION_KEYS[1]}; expected one or "
             f"both, found {sorted(record)}"
         )
     if "pred_relevant_windows" in record:
-        for index, window in enumerate(_check_list(place, record, "pred_relevant_windows")):
-            _check_window(place, index, window, truth["duration"], scored=True)
+        for index, window in enumerate(_check_list(location, record, "pred_relevant_windows")):
+            _check_window(location, index, window, truth["duration"], scored=True)
     if "pred_saliency_scores" in record:
-        scores = _check_list(place, record, "pred_saliency_scores")
+        scores = _check_list(location, record, "pred_saliency_scores")
         if not _all_finite(scores):
             index = next(i for i, score in enumerate(scores) if not _all_finite([score]))
             raise GranAlignError(
-                f"{place}: pred_saliency_scores[{index}] is {_show(scores[index])}; expected a "
+                f"{location}: pred_saliency_scores[{index}] is {_show(scores[index])}; expected a "
                 "finite number for every clip"
             )
         if "saliency_scores" in truth and len(scores) not in clips_scored(truth):
             raise GranAlignError(
-                f"{place}: pred_saliency_scores has {len(scores)} numbers; expected "
+                f"{location}: pred_saliency_scores has {len(scores)} numbers; expected "
                 f"{clip_count(truth)}, one for each {CLIP_SECONDS:g} s clip of a "
                 f"{truth['duration']} s video (one may be missing at the end): predict for these "
                 "clips, or leave the key out of every line"
@@ -160,21 +162,21 @@ def _check_prediction(place: str, record: Record, truth: Record) -> None:
 
 
 def clip_count(truth: Record) -> int:
-    """Number of whole clips that the ground truth's saliency covers."""
+    """Return the number of whole clips that the ground truth's saliency covers."""
     return int(truth["duration"] / CLIP_SECONDS)
 
 
 def clips_scored(truth: Record) -> range:
-    """How many clips a prediction may score where the ground truth has saliency."""
+    """Return the numbers of clips that a prediction may score if the ground truth has saliency."""
     return range(max(clip_count(truth) - 1, 1), ceil(truth["duration"] / CLIP_SECONDS) + 1)
 
 
-def _check_saliency(place: str, record: Record) -> None:
-    ids, scores = (_check_list(place, record, key) for key in _SALIENCY_KEYS)
+def _check_saliency(location: str, record: Record) -> None:
+    ids, scores = (_check_list(location, record, key) for key in _SALIENCY_KEYS)
     clips = clip_count(record)
     if not (_are_clips(ids, clips) and len(set(ids)) == len(ids)):
         raise GranAlignError(
-            f"{place}: relevant_clip_ids is {_show(ids)}; expected distinct integers from 0 to "
+            f"{location}: relevant_clip_ids is {_show(ids)}; expected distinct integers from 0 to "
             f"{clips - 1}, the {CLIP_SECONDS:g} s clips of a {record['duration']} s video"
         )
     if not (
@@ -183,13 +185,13 @@ def _check_saliency(place: str, record: Record) -> None:
         and _all_in(chain.from_iterable(scores), _RATINGS)
     ):
         raise GranAlignError(
-            f"{place}: saliency_scores is {_show(scores)}; expected {len(ids)} lists, one for each "
-            f"of relevant_clip_ids, of {ANNOTATORS} integers from 0 to 4"
+            f"{location}: saliency_scores is {_show(scores)}; expected {len(ids)} lists, one for "
+            f"each of relevant_clip_ids, of {ANNOTATORS} integers from 0 to 4"
         )
 
 
-def _check_window(place: str, index: int, window: Any, duration: float, *, scored: bool) -> None:
-    """Raise unless a window is finite, in order and within the video as far as is required."""
+def _check_window(location: str, index: int, window: Any, duration: float, *, scored: bool) -> None:
+    """Raise unless a window is finite, ordered, and within the video plus the overshoot."""
     try:
         start, end, score = window if scored else (*window, 0.0)
         finite = isfinite(start) and isfinite(end) and isfinite(score)
@@ -197,7 +199,7 @@ def _check_window(place: str, index: int, window: Any, duration: float, *, score
         finite = False
     if finite and 0 <= start < end <= duration:  # nearly all windows
         return
-    what = f"{place}: {'pred_' if scored else ''}relevant_windows[{index}] is {_show(window)}"
+    what = f"{location}: {'pred_' if scored else ''}relevant_windows[{index}] is {_show(window)}"
     form = "[start, end, score]" if scored else "[start, end]"
     if not finite:
         raise GranAlignError(f"{what}; expected {form}, {form.count(',') + 1} finite numbers")
@@ -218,37 +220,37 @@ def _check_window(place: str, index: int, window: Any, duration: float, *, score
     raise GranAlignError(f"{what} and {problem}; expected {form}, {remedy}")
 
 
-def _check_keys(place: str, record: Record, keys: tuple[str, ...]) -> None:
+def _check_keys(location: str, record: Record, keys: tuple[str, ...]) -> None:
     for key in keys:
         if key not in record:
-            raise GranAlignError(f"{place}: key {key!r} is missing; found {sorted(record)}")
+            raise GranAlignError(f"{location}: key {key!r} is missing; found {sorted(record)}")
 
 
-def _check_same_keys(place: str, record: Record, first: Record, keys: tuple[str, ...]) -> None:
+def _check_same_keys(location: str, record: Record, first: Record, keys: tuple[str, ...]) -> None:
     for key in keys:
         if (key in record) != (key in first):
-            state = "missing, unlike in" if key in first else "there, unlike in"
+            state = "missing, unlike in" if key in first else "present, unlike in"
             raise GranAlignError(
-                f"{place}: key {key!r} is {state} the first record; expected it in every record "
+                f"{location}: key {key!r} is {state} the first record; expected it in every record "
                 "or in none"
             )
 
 
-def _check_qid(place: str, qid: Any, places: dict[Any, str]) -> None:
+def _check_qid(location: str, qid: Any, locations: dict[Any, str]) -> None:
     if not isinstance(qid, int | str):
-        raise GranAlignError(f"{place}: qid is {_show(qid)}; expected an integer or a string")
-    first = places.setdefault(qid, place)
-    if first != place:
+        raise GranAlignError(f"{location}: qid is {_show(qid)}; expected an integer or a string")
+    first = locations.setdefault(qid, location)
+    if first != location:
         raise GranAlignError(
-            f"{place}: qid {_show(qid)} stands a second time, first at {first}; expected each "
+            f"{location}: qid {_show(qid)} occurs a second time, first at {first}; expected each "
             "query once: remove one of the two"
         )
 
 
-def _check_list(place: str, record: Record, key: str) -> Sequence[Any]:
+def _check_list(location: str, record: Record, key: str) -> Sequence[Any]:
     value = record[key]
     if not isinstance(value, list | tuple):
-        raise GranAlignError(f"{place}: {key} is {_show(value)}; expected a list")
+        raise GranAlignError(f"{location}: {key} is {_show(value)}; expected a list")
     return value
 
 
@@ -262,17 +264,17 @@ def _all_finite(values: Sequence[Any]) -> bool:
 def _are_clips(ids: Sequence[Any], clips: int) -> bool:
     try:
         return all(0 <= clip < clips and clip == int(clip) for clip in ids)
-    except TypeError:  # a list or a text among them
+    except TypeError:  # an element is a list or a text
         return False
 
 
 def _all_in(values: Iterable[Any], allowed: frozenset[int]) -> bool:
     try:
         return allowed.issuperset(values)
-    except TypeError:  # a list or an object among them
+    except TypeError:  # an element is a list or an object
         return False
 
 
 def _show(value: Any) -> str:
-    """`value` as it stands in an error message: one line, and short however long it is."""
+    """Return `value` for an error message: one line, shortened if it is long."""
     return reprlib.repr(value)

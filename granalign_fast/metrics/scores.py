@@ -1,4 +1,4 @@
-"""The metrics themselves, vectorised over queries.
+"""Compute the metrics, vectorised over queries.
 
 Axis names in shapes: Q queries, P ranked predictions, G ground-truth windows, T IoU thresholds,
 C clips, A annotators. Ragged lists are padded; a padded window is ``[0, 0]``, whose IoU with
@@ -23,7 +23,7 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.intp]
 BoolArray = npt.NDArray[np.bool_]
 
-# Written as decimals: 0.7 equals the IoU 14 / 20 exactly, a computed 0.5 + 4 * 0.05 may not.
+# Decimal literals: 0.7 equals the IoU 14 / 20 exactly, a computed 0.5 + 4 * 0.05 may not.
 _AP_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 _MAX_WINDOWS = 10
 # Lengths of ground-truth windows in seconds, above the first and up to the second.
@@ -38,7 +38,7 @@ _RECALL_RANKS = (1, 5)
 def score_qvhighlights(
     predictions: Sequence[Record], ground_truth: Sequence[Record]
 ) -> dict[str, Any]:
-    """Moment retrieval and highlight detection on QVHighlights, in percent, two decimals.
+    """Score moment retrieval and highlight detection on QVHighlights, in percent, two decimals.
 
     The definition is that of Lei et al., "QVHighlights: Detecting Moments and Highlights in Videos
     via Natural Language Queries", 2021 (arXiv 2107.09609), and of the evaluator
@@ -49,14 +49,14 @@ def score_qvhighlights(
       interpolated precision-recall curve.
     * MR-R1: the best IoU of the window listed first (whatever its score) reaches the threshold.
     * Ranges: ground-truth windows of up to 10 s (short), 30 s (middle), 150 s (long), or all
-      (full); a query without a window in a range does not count there.
-    * HL-mAP: mean over queries and annotators of the AP of the clips, where clips of equal score
-      are one step, and each step that adds a highlight weighs the same; HL-Hit1: some annotator
-      marked the clip of highest score.
+      (full); a query without a window in a range does not count in it.
+    * HL-mAP: mean over queries and annotators of the clips' AP; clips of equal score are one step,
+      and each step that adds a highlight has the same weight.
+    * HL-Hit1: at least one annotator marked the clip of highest score.
 
     A clip without prediction scores 0. A query without predicted windows is a miss. Highlight
-    metrics are left out where predictions or ground truth have no saliency, moment retrieval where
-    predictions have no windows, and a range that no ground-truth window falls in likewise.
+    metrics are left out if predictions or ground truth have no saliency, moment retrieval if
+    predictions have no windows, and a range if it contains no ground-truth window.
 
     Args:
         predictions: as from `load_predictions`, in any order.
@@ -91,7 +91,7 @@ def score_qvhighlights(
 def retrieval_of_each(
     predictions: Sequence[Record], ground_truth: Sequence[Record]
 ) -> dict[str, FloatArray]:
-    """Moment retrieval on QVHighlights query by query, for resampling and for subsets.
+    """Score moment retrieval on QVHighlights query by query, for resampling and for subsets.
 
     Returns:
         ``MR-full-mAP``, ``MR-full-R1@0.5`` and ``MR-full-R1@0.7``, each (queries,) in percent, in
@@ -115,10 +115,10 @@ def retrieval_of_each(
 def score_moments(
     predictions: Sequence[Record], ground_truth: Sequence[Record]
 ) -> dict[str, float]:
-    """Recall at 1 and 5 and mean IoU on Charades-STA or ActivityNet-Captions, percent.
+    """Score recall at 1 and 5 and mean IoU on Charades-STA or ActivityNet-Captions, in percent.
 
-    ``Rn@m`` is the share of queries where one of the n windows of highest score (equal scores keep
-    the file's order) has an IoU of at least m with the ground truth (Gao et al., "TALL", 2017,
+    ``Rn@m`` is the share of queries for which one of the n windows of highest score (equal scores
+    keep the file's order) has an IoU of at least m with the ground truth (Gao et al., "TALL", 2017,
     arXiv 1705.02101); ``mIoU`` is the mean IoU of the window of highest score. With several
     ground-truth windows the best IoU counts. A query without predicted windows is a miss.
 
@@ -153,18 +153,18 @@ def score_moments(
 def _checked(
     predictions: Sequence[Record], ground_truth: Sequence[Record]
 ) -> tuple[list[Record], list[Record]]:
-    truths = check_ground_truth(_placed("ground_truth", ground_truth))
-    return check_predictions(_placed("predictions", predictions), truths, "predictions"), truths
+    truths = check_ground_truth(_located("ground_truth", ground_truth))
+    return check_predictions(_located("predictions", predictions), truths, "predictions"), truths
 
 
-def _placed(name: str, records: Sequence[Record]) -> Iterable[tuple[str, Record]]:
+def _located(name: str, records: Sequence[Record]) -> Iterable[tuple[str, Record]]:
     return ((f"{name}[{index}]", record) for index, record in enumerate(records))
 
 
 def _moment_retrieval(
     predictions: Sequence[Record], ground_truth: Sequence[Record]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """MR-mAP and MR-R1 of every length range that has a ground-truth window."""
+    """Compute MR-mAP and MR-R1 of every length range that has a ground-truth window."""
     ious, scores = _window_ious(predictions, ground_truth)
     ious, scores = ious[:, :_MAX_WINDOWS], scores[:, :_MAX_WINDOWS]
     ranked = _by_score(ious, scores)
@@ -178,8 +178,8 @@ def _moment_retrieval(
             continue
         inside = inside[rows][:, columns]
         first = np.where(inside, ious[rows, 0][:, columns], 0).max(axis=1)
-        kept = np.where(inside[:, None], ranked[rows][:, :, columns], 0)
-        precision = _window_ap(kept, inside.sum(axis=1)).mean(axis=0)  # (T,)
+        matching = np.where(inside[:, None], ranked[rows][:, :, columns], 0)
+        precision = _window_ap(matching, inside.sum(axis=1)).mean(axis=0)  # (T,)
         average_precision = {
             str(iou): _percent(value) for iou, value in zip(_AP_THRESHOLDS, precision, strict=True)
         }
@@ -193,7 +193,7 @@ def _moment_retrieval(
 def _window_ious(
     predictions: Sequence[Record], ground_truth: Sequence[Record]
 ) -> tuple[FloatArray, FloatArray]:
-    """IoU of every predicted with every true window, (Q, P, G), and the scores, (Q, P)."""
+    """Return the IoUs of predicted and true windows, (Q, P, G), and the scores, (Q, P)."""
     lists = [record["pred_relevant_windows"] for record in predictions]
     predicted = _padded(lists, (3,))
     present = np.arange(predicted.shape[1]) < _lengths(lists)[:, None]
@@ -208,21 +208,22 @@ def _window_ious(
 
 
 def _by_score(values: FloatArray, scores: FloatArray) -> FloatArray:
-    """`values`, (Q, P, ...), with P sorted by falling score, (Q, P); equal scores keep order."""
+    """Sort `values`, (Q, P, ...), along P by falling score, (Q, P); equal scores keep order."""
     order = np.argsort(-scores, axis=1, kind="stable")
     return np.take_along_axis(values, order.reshape(order.shape + (1,) * (values.ndim - 2)), axis=1)
 
 
 def _window_ap(ious: FloatArray, positives: IntArray) -> FloatArray:
-    """Average precision, (Q, T), of ranked windows with IoUs (Q, P, G) and true counts (Q,)."""
-    # Of two true windows with the same IoU the evaluator takes the later one; argmax the first.
+    """Return the AP, (Q, T), of ranked windows with IoUs (Q, P, G) and true counts (Q,)."""
+    # Of two true windows with the same IoU the evaluator takes the later one, argmax the first:
+    # reverse the windows.
     ious = ious[..., ::-1]
     queries, ranks, windows = ious.shape
     thresholds = np.array(_AP_THRESHOLDS)
     free = np.ones((queries, len(thresholds), windows), dtype=np.bool_)
     hits = np.zeros((queries, len(thresholds), ranks), dtype=np.bool_)
     for rank in range(ranks):
-        # A match depends on the ranks before: the one loop, over at most ten ranks.
+        # A match depends on those of earlier ranks, so loop over the ranks, at most ten.
         iou = ious[:, None, rank]  # (Q, 1, G)
         candidates = np.where(free & (iou >= thresholds[:, None]), iou, 0)  # (Q, T, G)
         best = candidates.argmax(axis=2)[..., None]
@@ -230,21 +231,21 @@ def _window_ap(ious: FloatArray, positives: IntArray) -> FloatArray:
         np.put_along_axis(free, best, np.take_along_axis(free, best, axis=2) & ~hit, axis=2)
         hits[..., rank] = hit[..., 0]
     precision = hits.cumsum(axis=2) / np.arange(1, ranks + 1)
-    area = (hits * _highest_from_here_on(precision)).sum(axis=2)
+    area = (hits * _interpolated(precision)).sum(axis=2)
     return np.asarray(area / positives[:, None], dtype=np.float64)
 
 
 def _highlight_detection(
     predictions: Sequence[Record], ground_truth: Sequence[Record]
 ) -> dict[str, dict[str, float]]:
-    """HL-mAP and HL-Hit1 at every saliency level."""
+    """Compute HL-mAP and HL-Hit1 at every saliency level."""
     lists = [record["pred_saliency_scores"] for record in predictions]
     predicted = _padded(lists, ())
     clips = np.array([clip_count(record) for record in ground_truth])
     width = max(predicted.shape[1], int(clips.max()))
     predicted = np.pad(predicted, ((0, 0), (0, width - predicted.shape[1])))  # (Q, C)
     clip = np.arange(width)
-    # A clip beyond the annotated ones cannot win a highlight, but may be the highest: a miss.
+    # A clip beyond the annotated ones is never a highlight; if it scores highest, Hit1 is a miss.
     top = np.where(clip < _lengths(lists)[:, None], predicted, -inf).argmax(axis=1)
     ranking = np.where(clip < clips[:, None], predicted, -inf)
 
@@ -270,33 +271,35 @@ def _highlight_detection(
 
 
 def _clip_ap(scores: FloatArray, labels: BoolArray) -> FloatArray:
-    """Average precision, (Q, N), of clips with scores (Q, C) under N labellings (Q, N, C).
+    """Return the AP, (Q, N), of clips with scores (Q, C) under N labellings (Q, N, C).
 
     A labelling without a positive clip has the AP 0.
     """
     queries, clips = scores.shape
     order = np.argsort(-scores, axis=1, kind="stable")
     ranked = np.take_along_axis(scores, order, axis=1)
-    found = np.take_along_axis(labels, order[:, None], axis=2).cumsum(axis=2, dtype=np.int32)
-    # Clips of equal score are retrieved together: the curve has a point at the last of each.
+    positives_so_far = np.take_along_axis(labels, order[:, None], axis=2).cumsum(
+        axis=2, dtype=np.int32
+    )
+    # Clips of equal score are retrieved together: the curve has a point at the last of them.
     last = np.ones((queries, clips), dtype=np.bool_)
     last[:, :-1] = ranked[:, :-1] != ranked[:, 1:]
-    found = np.where(last[:, None], found, 0)  # 0 between the points
-    before = np.zeros_like(found)
-    before[..., 1:] = np.maximum.accumulate(found, axis=2)[..., :-1]
-    gains = found > before
-    precision = _highest_from_here_on(found / np.arange(1, clips + 1))
+    positives_so_far = np.where(last[:, None], positives_so_far, 0)  # 0 between the points
+    before = np.zeros_like(positives_so_far)
+    before[..., 1:] = np.maximum.accumulate(positives_so_far, axis=2)[..., :-1]
+    gains = positives_so_far > before
+    precision = _interpolated(positives_so_far / np.arange(1, clips + 1))
     total = (gains * precision).sum(axis=2)
     return np.asarray(total / np.maximum(gains.sum(axis=2), 1), dtype=np.float64)
 
 
-def _highest_from_here_on(precision: FloatArray) -> FloatArray:
-    """Interpolated precision: at each rank, the last axis, the highest of this and all later."""
+def _interpolated(precision: FloatArray) -> FloatArray:
+    """Interpolate precision: at each rank, the last axis, the maximum over this and later ranks."""
     return np.maximum.accumulate(precision[..., ::-1], axis=-1)[..., ::-1]
 
 
 def _padded(lists: Sequence[Sequence[Any]], item: tuple[int, ...]) -> FloatArray:
-    """Lists of items of shape `item` as one array (rows, longest, *item), 0 where there is none."""
+    """Pad lists of items of shape `item` with 0 to one array, (rows, longest, *item)."""
     lengths = _lengths(lists)
     values = np.zeros((len(lists), max(int(lengths.max()), 1), *item))
     flat = np.array([value for row in lists for value in row], dtype=np.float64)
@@ -309,5 +312,5 @@ def _lengths(lists: Sequence[Sequence[Any]]) -> IntArray:
 
 
 def _percent(values: FloatArray | BoolArray) -> float:
-    """Mean in percent, to two decimals."""
+    """Return the mean in percent, to two decimals."""
     return round(100 * float(np.mean(values)), 2)

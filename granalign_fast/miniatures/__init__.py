@@ -1,10 +1,17 @@
 """Miniatures: small CLIP, Llama and Qwen2.5-VL models, trained from scratch on rendered scenes.
 
-Their architectures are the real ones, so every stage of the pipeline runs as it does on the large
-models, in seconds on a CPU; and they understand what they see, so that a broken prompt, position or
-colour order costs accuracy. `scenes` and `drawing` make the pictures; `meaning`, `queries` and
-`language` all that is said of them; `videos` the test videos with their ground truth;
-`python -m granalign_fast.miniatures.train` trains the models, `.measure` measures them.
+They have the real architectures, so every stage of the pipeline runs as it does on the large
+models, in seconds on a CPU. They are trained, so a wrong prompt, position or colour order costs
+accuracy.
+
+- `scenes`, `drawing`: scenes and their frames; `pool`: many of them, with labels for training.
+- `meaning`, `words`, `queries`, `language`: meanings of queries, vocabulary, queries, answers.
+- `videos`, `benchmark`: test videos with their ground truth, and files for the commands.
+- `train` runs `train_clip`, `train_llm` or `train_vlm`; `training` holds what these share.
+- `wordlevel`, `vlm`: tokenizers, and the sizes and prompts of the vision-language model.
+- `questions`, `batches`, `vision_questions`: its training questions, their packed batches, and
+  questions about single image tokens.
+- `measure` measures trained models.
 """
 
 from __future__ import annotations
@@ -12,4 +19,4 @@ from __future__ import annotations
 from pathlib import Path
 
 MODELS = Path(__file__).parent / "models"
-"""The trained and exported models that come with the package, for `ModelFolder`."""
+"""Folder of the trained and exported models that come with the package, for `ModelFolder`."""

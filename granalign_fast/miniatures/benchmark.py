@@ -1,4 +1,4 @@
-"""Held-out videos as files, for the commands to be measured on.
+"""Write held-out videos and their queries as files, to measure the commands on.
 
 ``python -m granalign_fast.miniatures.benchmark OUT`` writes ``videos/*.mp4``, ``queries.jsonl``,
 ``truth.jsonl`` and ``absent.jsonl``, and prints the commands that index and evaluate them.
@@ -18,18 +18,18 @@ from granalign_fast.jsonl import Record, write_jsonl
 from .videos import ground_truth, render_video
 
 FIRST_SEED = 40_000
-"""No training and no choice of a constant has used a video of this seed or a later one."""
+"""First seed of the videos: training and the choice of constants used only smaller seeds."""
 
 
 def write_benchmark(
     out: str | os.PathLike[str], videos: int = 40, *, first_seed: int = FIRST_SEED
 ) -> None:
-    """Render videos of held-out scenes, with what is asked of them and where they show it.
+    """Render videos of held-out scenes, with queries and the windows in which they are shown.
 
     Args:
-        out: a folder, made if it is not there.
-        videos: how many; each comes with twelve queries that it shows and six that it does not.
-        first_seed: of the videos, which have successive seeds.
+        out: a folder, created if it is missing.
+        videos: number of videos; each has twelve queries that it shows and six that it does not.
+        first_seed: seed of the first video; the others have the next seeds.
 
     Raises:
         GranAlignError: the folder cannot be written.
@@ -42,16 +42,17 @@ def write_benchmark(
         vid = f"scenes-{seed}"
         script = render_video(folder / "videos" / f"{vid}.mp4", seed, frame_rate=5)
         truth += ground_truth(script, vid, first_qid=len(truth))
-        absent += [{"query": a.query.text, "vid": vid} for a in script.asked if not a.windows]
+        absent += [{"query": a.query.text, "vid": vid} for a in script.queries if not a.windows]
     queries = [{key: record[key] for key in ("qid", "query", "vid")} for record in truth]
     for name, records in (("queries", queries), ("truth", truth), ("absent", absent)):
         write_jsonl(folder / f"{name}.jsonl", records)
 
 
 def commands(out: str | os.PathLike[str]) -> str:
-    """What indexes the videos of `out`, then evaluates ``tuned`` and ``recognition``, for a shell.
+    """Return shell commands that index the videos of `out`, and evaluate two presets.
 
-    Recognition asks about the queries as they are: it is evaluated without rewrites.
+    The presets are ``tuned`` and ``recognition``. Recognition uses the queries as they are, so it
+    is evaluated without rewrites.
     """
     folder = shlex.quote(os.fspath(out))
     index = f"granalign index {folder}/videos/*.mp4 --models miniatures --out {folder}/index"
@@ -64,7 +65,7 @@ def commands(out: str | os.PathLike[str]) -> str:
 
 
 def main() -> None:
-    """Parse the command line, write, and say what to do with it."""
+    """Parse the command line, write the files, and print the commands."""
     parser = argparse.ArgumentParser(description="Write held-out videos and their queries.")
     parser.add_argument("out", type=Path)
     parser.add_argument("--videos", type=int, default=40)

@@ -1,4 +1,4 @@
-"""Pixels of the scenes: backgrounds, shapes and signs, with NumPy and Pillow alone."""
+"""Draw backgrounds, shapes and signs with NumPy and Pillow."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ SIDE = 112
 
 Colour = tuple[float, float, float]
 _Points = list[tuple[float, float]]
-_FINER = 4  # shapes are drawn this much larger, then averaged: smooth edges
+_FINER = 4  # shapes are drawn this much larger, then averaged, for smooth edges
 
-# Five columns, seven rows, one string a row; the letters that the signs need.
+# The letters of the signs: seven rows, separated by commas, of five columns.
 _GLYPHS = {
     "a": " ### ,#   #,#   #,#####,#   #,#   #,#   #",
     "c": " ####,#    ,#    ,#    ,#    ,#    , ####",
@@ -39,12 +39,12 @@ _PLATE = (245.0, 245.0, 235.0)
 def background(
     colour: Colour, texture: str, phase: tuple[float, float, float]
 ) -> npt.NDArray[np.float32]:
-    """An empty frame, float32 (112, 112, 3), values 0 to 255.
+    """Return an empty frame, float32 (112, 112, 3), values 0 to 255.
 
     Args:
         colour: red, green, blue.
         texture: ``"plain"``, ``"lines"`` or ``"spots"``.
-        phase: where the texture begins and its angle, in radians.
+        phase: two phases of the texture, and the angle of its lines, in radians.
     """
     down, across = np.mgrid[0:SIDE, 0:SIDE].astype(np.float32)
     shade = np.zeros((SIDE, SIDE), np.float32)
@@ -74,9 +74,9 @@ def paint_shape(
         frame: float32 (112, 112, 3).
         shape: one of `SHAPES`.
         colour: red, green, blue.
-        centre: across and down, in pixels, anywhere.
+        centre: across and down, in pixels; may lie outside the frame.
         radius: half the shape's extent, in pixels.
-        angle: radians by which it is turned.
+        angle: rotation in radians.
     """
     half = ceil(radius * 1.15) + 1
     left, top = floor(centre[0]) - half, floor(centre[1]) - half
@@ -107,7 +107,7 @@ def paint_sign(frame: npt.NDArray[np.float32], word: str, centre: tuple[float, f
 
 
 def sign_size(word: str) -> tuple[int, int]:
-    """Width and height of a word's plate, in pixels."""
+    """Return the width and height of a word's plate, in pixels."""
     height, width = _sign(word).shape
     return width, height
 
@@ -119,7 +119,7 @@ def _blend(
     left: int,
     top: int,
 ) -> None:
-    """Cover what lies inside the frame."""
+    """Blend a colour into the part of the frame that `cover` overlaps."""
     height, width = cover.shape[:2]
     rows, columns = slice(max(top, 0), top + height), slice(max(left, 0), left + width)
     part = frame[rows, columns]
@@ -131,7 +131,7 @@ def _blend(
 
 @functools.cache
 def _sign(word: str) -> npt.NDArray[np.float32]:
-    """Where a plate has ink: 1, with a margin of two dots."""
+    """Return the plate of a word: 1 for ink, 0 elsewhere, with a margin of two dots."""
     letters = [[list(row) for row in _GLYPHS[letter].split(",")] for letter in word]
     gap = [[" "]] * 7
     columns = letters[0]
@@ -161,7 +161,7 @@ def _cross() -> _Points:
 
 @functools.cache
 def _outlines(shape: str) -> list[tuple[_Points, bool]]:
-    """Outlines of a shape of radius 1, and whether each is filled or a hole."""
+    """Return the outlines of a shape of radius 1, and whether each is filled or a hole."""
     if shape == "ring":
         return [(_circle(1.0), True), (_circle(0.5), False)]
     simple = {

@@ -1,4 +1,4 @@
-"""What the models are to say: captions of scenes, rewrites of queries; all in common words."""
+"""Target answers of the models: captions of scenes and rewrites of queries, in common words."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .words import ACTIONS_LABEL, ENTITIES_LABEL, NUMBERS, SAYINGS, article, plu
 
 
 def agnostic_caption(scene: Scene) -> str:
-    """Things, a sign and the background, without detail."""
+    """Return a scene's query-agnostic caption: things, sign and background, without details."""
     nouns = [_noun(Mention(t.shape, t.colour, None, int(t.count == 1))) for t in scene.things]
     return _sentence(nouns, None if scene.word is None else "", scene.background, None)
 
 
 @dataclass(frozen=True, slots=True)
 class Focus:
-    """What an aware caption tells in detail: pairs, the sign, the background."""
+    """The focus of a query-aware caption: the pairs, sign and background it tells in detail."""
 
     pairs: frozenset[Pair]
     sign: bool = False
@@ -27,13 +27,13 @@ class Focus:
 
     @classmethod
     def of(cls, spec: Spec) -> Focus:
-        """What a query is about."""
+        """Return the focus of a query's meaning."""
         pairs = frozenset((m.shape, m.colour) for m in spec.mentions if m.shape and m.colour)
         return cls(pairs, spec.sign is not None, spec.background is not None)
 
 
 def aware_caption(scene: Scene, focus: Focus) -> str:
-    """As the agnostic caption, with every detail of what is in focus."""
+    """Return a scene's query-aware caption: the agnostic one, with all details of the focus."""
     nouns = []
     for t in scene.things:
         plain = Mention(t.shape, t.colour, None, int(t.count == 1))
@@ -44,7 +44,7 @@ def aware_caption(scene: Scene, focus: Focus) -> str:
 
 
 def simplified(query: Query) -> tuple[str, str, str]:
-    """The targets of `prompts.SIMPLIFIED`, in its order."""
+    """Return the target answers to `prompts.SIMPLIFIED`, in its order."""
     core = query.spec.core()
     nouns = [_noun(mention) for mention in core.mentions]
     bare = [noun.removeprefix("a ").removeprefix("an ") for noun in nouns]
@@ -56,7 +56,7 @@ def simplified(query: Query) -> tuple[str, str, str]:
 
 
 def detailed(query: Query) -> tuple[str, str, str]:
-    """The targets of `prompts.DETAILED`, in its order."""
+    """Return the target answers to `prompts.DETAILED`, in its order."""
     text = spoken(query.spec)
     if query.context:
         text += f" {query.context.when} {spoken(query.context.spec)}"
@@ -68,36 +68,36 @@ def detailed(query: Query) -> tuple[str, str, str]:
 
 
 def spoken(spec: Spec) -> str:
-    """A meaning in common words, with every detail."""
+    """Express a meaning in common words, with every detail."""
     nouns = [_noun(mention) for mention in spec.mentions]
     return _sentence(nouns, spec.sign, spec.background, spec.texture)
 
 
 def entities(spec: Spec) -> tuple[str, ...]:
-    """What a query is about, for the focus of aware captions."""
-    found = [
+    """Return a query's entities, for the focus of query-aware captions."""
+    names = [
         " ".join(word for word in _noun(mention).split() if word not in ("a", "an"))
         for mention in spec.core().mentions
     ]
-    found += ["sign"] if spec.sign is not None else []
-    found += [f"{spec.background} background"] if spec.background else []
-    return tuple(found)
+    names += ["sign"] if spec.sign is not None else []
+    names += [f"{spec.background} background"] if spec.background else []
+    return tuple(names)
 
 
 def actions(moving: bool) -> tuple[str, ...]:
-    """What the things of a query do."""
+    """Return a query's actions."""
     return ("moving",) if moving else ()
 
 
 def entity_list(query: Query) -> str:
-    """The target of `prompts.ENTITIES`: two lines."""
+    """Return the target answer to `prompts.ENTITIES`: two lines."""
     listed = " , ".join(entities(query.spec))
     done = " , ".join(actions(query.moving))
     return f"{ENTITIES_LABEL} {listed}\n{ACTIONS_LABEL} {done}".rstrip()
 
 
 def _noun(m: Mention) -> str:
-    """A noun phrase in common words."""
+    """Express a mention as a noun phrase in common words."""
     words = [word for word in (m.size, m.colour) if word] + [
         f"{m.shape if m.count == 1 else plural(str(m.shape))}"
     ]
@@ -111,7 +111,7 @@ def _noun(m: Mention) -> str:
 def _sentence(
     nouns: Iterable[str], sign: str | None, background: str | None, texture: str | None
 ) -> str:
-    """``nouns and a sign on a background``."""
+    """Return ``nouns and a sign on a background``."""
     named = list(nouns)
     if sign is not None:
         named.append(f"a sign that says {sign}" if sign else "a sign")

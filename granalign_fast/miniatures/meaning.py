@@ -1,4 +1,4 @@
-"""What queries mean: demands on a scene, whether a scene fulfils them, and near misses."""
+"""Meanings of queries: demands on a scene, whether a scene fulfils them, and near misses."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .scenes import BACKGROUNDS, PLACES, SIZES, TEXTURES, WORDS, Pair, Scene, Th
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """What a query demands of one `Thing`; None demands nothing.
+    """Demands of a query on one `Thing`; None demands nothing.
 
     Attributes:
-        shape: as drawn.
-        colour: as drawn.
-        size: as drawn.
-        count: 1, 2 or 3 exactly; 0 for two or three.
-        place: of a single object.
+        shape: one of `SHAPES`.
+        colour: one of `COLOURS`.
+        size: one of `SIZES`.
+        count: exactly 1, 2 or 3; 0 for two or three.
+        place: one of `PLACES`, for a single object.
     """
 
     shape: str | None = None
@@ -29,7 +29,7 @@ class Mention:
     place: str | None = None
 
     def fits(self, thing: Thing) -> bool:
-        """Whether a thing is as demanded."""
+        """Return whether a thing fulfils the demands."""
         return (
             self.shape in (None, thing.shape)
             and self.colour in (None, thing.colour)
@@ -44,10 +44,10 @@ class Spec:
     """The meaning of a query.
 
     Attributes:
-        mentions: one or two demands on things.
-        sign: None if none is named, "" for any sign, or what it says.
-        background: its colour, or None.
-        texture: of the background, or None; "plain" is never said.
+        mentions: demands on one or two things.
+        sign: None if it names no sign, "" for any sign, or the sign's word.
+        background: colour of the background, or None.
+        texture: texture of the background, or None; never "plain", which queries do not name.
     """
 
     mentions: tuple[Mention, ...]
@@ -56,7 +56,7 @@ class Spec:
     texture: str | None = None
 
     def holds(self, scene: Scene) -> bool:
-        """Whether a scene shows all that is demanded."""
+        """Return whether a scene fulfils all demands."""
         return (
             all(any(mention.fits(thing) for thing in scene.things) for mention in self.mentions)
             and (self.sign is None or (scene.word is not None and self.sign in ("", scene.word)))
@@ -65,7 +65,7 @@ class Spec:
         )
 
     def core(self) -> Spec:
-        """The same without details."""
+        """Return the meaning without details."""
         return Spec(
             tuple(Mention(m.shape, m.colour, None, int(m.count == 1)) for m in self.mentions),
             None if self.sign is None else "",
@@ -74,7 +74,7 @@ class Spec:
 
 
 def full_spec(scene: Scene) -> Spec:
-    """All that can be said of a scene."""
+    """Return the most detailed meaning that is true of a scene."""
     return Spec(
         tuple(Mention(t.shape, t.colour, t.size, t.count, t.place) for t in scene.things),
         scene.word,
@@ -84,25 +84,25 @@ def full_spec(scene: Scene) -> Spec:
 
 
 def simple_spec(rng: np.random.Generator, scene: Scene) -> Spec:
-    """One thing of a scene, without details."""
+    """Draw a meaning that names one thing of a scene, without details."""
     thing = scene.things[rng.integers(len(scene.things))]
     return Spec((Mention(thing.shape, thing.colour, None, int(thing.count == 1)),))
 
 
 def sample_spec(rng: np.random.Generator, scene: Scene, detail: float | None = None) -> Spec:
-    """A true query's meaning.
+    """Draw the meaning of a query that is true of a scene.
 
     Args:
         rng: random numbers.
-        scene: of which it is true.
-        detail: probability of each detail; None for a random one.
+        scene: the scene.
+        detail: probability of each detail; None draws it.
     """
     order = rng.permutation(len(scene.things))
-    wanted = 1 if rng.random() < 0.5 else 2
+    things = 1 if rng.random() < 0.5 else 2
     if detail is None:
         detail = float(rng.choice((0.0, 0.3, 0.6, 1.0)))
     mentions = []
-    for thing in (scene.things[i] for i in order[:wanted]):
+    for thing in (scene.things[i] for i in order[:things]):
         count = thing.count if thing.count == 1 or rng.random() < 0.3 + detail else 0
         size = thing.size if rng.random() < detail else None
         place = thing.place if rng.random() < detail else None
@@ -111,8 +111,8 @@ def sample_spec(rng: np.random.Generator, scene: Scene, detail: float | None = N
     if scene.word is not None and rng.random() < 0.6:
         sign = scene.word if rng.random() < 0.3 + detail else ""
     background = scene.background if rng.random() < 0.65 else None
-    told = background and scene.texture != "plain" and rng.random() < detail
-    texture = scene.texture if told else None
+    has_texture = background and scene.texture != "plain" and rng.random() < detail
+    texture = scene.texture if has_texture else None
     return Spec(tuple(mentions), sign, background, texture)
 
 
@@ -123,18 +123,18 @@ def falsified(
     pairs: tuple[Pair, ...],
     kinds: tuple[str, ...] = (),
 ) -> Spec | None:
-    """The spec with one demand changed so that it does not hold, or None if that failed.
+    """Change one demand of a spec so that a scene no longer fulfils it; None if that failed.
 
     Args:
         rng: random numbers.
-        spec: what to change.
-        scene: in which the result must not hold.
-        pairs: that may be named.
-        kinds: of demands to choose from; by default all that the spec makes, details twice as
-            likely as others: fewer queries have them.
+        spec: the spec to change.
+        scene: the scene that must not fulfil the result.
+        pairs: pairs that the result may name.
+        kinds: kinds of demands to choose from. By default all that the spec makes; details are
+            twice as likely as others, because fewer queries have them.
     """
-    made = demands(spec)
-    kind = pick(rng, kinds or made + tuple(kind for kind in made if kind in _DETAILS))
+    demanded = demands(spec)
+    kind = pick(rng, kinds or demanded + tuple(kind for kind in demanded if kind in _DETAILS))
     for _ in range(12):
         changed = _changed(rng, spec, kind, pairs)
         named = [(m.shape, m.colour) for m in changed.mentions]
@@ -148,8 +148,8 @@ _DETAILS = frozenset({"size", "place", "sign", "background", "texture"})
 
 
 def demands(spec: Spec) -> tuple[str, ...]:
-    """The kinds of demands that a spec makes."""
-    made = {
+    """Return the kinds of demands that a spec makes."""
+    kinds = {
         "shape": True,
         "colour": True,
         "size": any(m.size for m in spec.mentions),
@@ -160,7 +160,7 @@ def demands(spec: Spec) -> tuple[str, ...]:
         "texture": spec.texture is not None,
         "swap": len(spec.mentions) == 2,
     }
-    return tuple(kind for kind, is_made in made.items() if is_made)
+    return tuple(kind for kind, present in kinds.items() if present)
 
 
 def _changed(rng: np.random.Generator, spec: Spec, kind: str, pairs: tuple[Pair, ...]) -> Spec:
@@ -175,8 +175,10 @@ def _changed(rng: np.random.Generator, spec: Spec, kind: str, pairs: tuple[Pair,
         one, other = mentions
         mentions = [replace(one, colour=other.colour), replace(other, colour=one.colour)]
         return replace(spec, mentions=tuple(mentions))
-    able = [i for i, m in enumerate(mentions) if kind not in ("size", "place") or getattr(m, kind)]
-    i = able[rng.integers(len(able))]
+    candidates = [
+        i for i, m in enumerate(mentions) if kind not in ("size", "place") or getattr(m, kind)
+    ]
+    i = candidates[rng.integers(len(candidates))]
     m = mentions[i]
     changes: dict[str, Callable[[], Mention]] = {
         "shape": lambda: replace(m, shape=pick(rng, tuple(p[0] for p in pairs))),

@@ -1,4 +1,4 @@
-"""Scenes to train on: frames as camera and codec leave them, and what each part of them shows."""
+"""Training scenes: frames with camera noise and compression, and labels of their cells."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ LABEL_WORDS: tuple[tuple[str | None, ...], ...] = (
     tuple(scenes.BACKGROUNDS),
     (None, *scenes.TEXTURES[1:]),
 )
-"""The common words for the values of each label, in their order: of an object its shape, colour,
-size and count, what a sign says, and the background's colour and texture. None where there is no
-word, or no object."""
+"""Common words for the values of each label, in their order. The labels are an object's shape,
+colour, size and count, a sign's word, and the background's colour and texture. None for a value
+without a word, or for no object."""
 LABELS = tuple(map(len, LABEL_WORDS))
-_APART = 75.0  # of red, green and blue, 0 to 255: between a named colour and one without
+"""Number of values of each label."""
+_APART = 75.0
+"""Least distance of an unnamed colour from every named one, in red, green and blue, 0 to 255."""
 _IGNORED = -100
 NAMES = ("shape", "colour", "size", "count", "word", "ground", "texture")
 
@@ -37,7 +39,7 @@ class Pool(NamedTuple):
     frames: npt.NDArray[np.uint8]
     """`(count, 112, 112, 3)`."""
     labels: npt.NDArray[np.int64]
-    """`(count, grid * grid, 7)`: of the object whose centre a cell holds, and of the background."""
+    """`(count, grid * grid, 7)`: labels of the object centred in a cell, and of the background."""
 
 
 def draw(
@@ -49,25 +51,25 @@ def draw(
     unnamed: bool = False,
     signs: float = 0.3,
 ) -> Pool:
-    """Random scenes.
+    """Draw random scenes, render a frame of each, and label its cells.
 
     Args:
-        count: how many.
-        seed: of everything random; the same for every grid.
-        split: what is drawn.
-        grid: rows and columns of cells that get labels.
-        unnamed: give every thing a colour far from all that have a name, and no label of it. It
-            teaches that a shape has nothing to do with its colour, which the pairs that training
-            draws cannot: of those that are held out it would learn that they do not exist.
+        count: number of scenes.
+        seed: seed of everything random; the grid does not change what is drawn.
+        split: split of the pairs.
+        grid: rows and columns of the cells that get labels.
+        unnamed: whether to give every thing a colour far from all named ones, and no label of it.
+            This teaches that shape and colour are independent. The training pairs alone cannot:
+            from them a model learns that the held-out pairs do not exist.
         signs: share of the scenes that have a sign.
     """
     rng = np.random.default_rng((seed, count, unnamed))
-    found = [scenes.sample_scene(rng, split, signs=signs) for _ in range(count)]
+    drawn = [scenes.sample_scene(rng, split, signs=signs) for _ in range(count)]
     if unnamed:
-        found = [_recoloured(scene, rng) for scene in found]
+        drawn = [_recoloured(scene, rng) for scene in drawn]
     frames = np.empty((count, SIDE, SIDE, 3), np.uint8)
     labels = np.empty((count, grid * grid, len(LABELS)), np.int64)
-    for i, scene in enumerate(found):
+    for i, scene in enumerate(drawn):
         seconds = rng.uniform(0, 16)
         frames[i] = scenes.render(scene, seconds, rng)
         if rng.random() < 0.7:
@@ -75,15 +77,15 @@ def draw(
         labels[i] = labels_of(scene, seconds, grid)
         if unnamed:
             labels[i, :, 1] = np.where(labels[i, :, 1], _IGNORED, 0)
-    return Pool(found, frames, labels)
+    return Pool(drawn, frames, labels)
 
 
 def _recoloured(scene: Scene, rng: np.random.Generator) -> Scene:
-    known = np.array([*scenes.COLOURS.values(), scene.base])
+    taken_colours = np.array([*scenes.COLOURS.values(), scene.base])
     things = []
     for thing in scene.things:
-        colour = known[0]
-        while np.linalg.norm(known - colour, axis=1).min() < _APART:
+        colour = taken_colours[0]
+        while np.linalg.norm(taken_colours - colour, axis=1).min() < _APART:
             colour = rng.uniform(0, 255, 3)
         tint = colour - scenes.COLOURS[thing.colour]
         things.append(replace(thing, tint=(tint[0], tint[1], tint[2])))
@@ -91,7 +93,7 @@ def _recoloured(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def labels_of(scene: Scene, seconds: float, grid: int) -> npt.NDArray[np.int64]:
-    """What every cell of a frame shows, `(grid * grid, 7)`."""
+    """Return the labels of every cell of a frame, `(grid * grid, 7)`."""
     labels = np.zeros((grid * grid, len(LABELS)), np.int64)
     labels[:, 5] = list(scenes.BACKGROUNDS).index(scene.background)
     labels[:, 6] = scenes.TEXTURES.index(scene.texture)
@@ -113,15 +115,15 @@ def _cell(centre: tuple[float, float], grid: int) -> int:
 def label_loss(
     logits: Any, labels: Any, *, spare_strangers: bool = False
 ) -> tuple[Any, dict[str, float]]:
-    """Cross entropy of the labels, and each one's.
+    """Return the weighted sum of the labels' cross entropies, and each one.
 
     Trained with labels, an image tower learns in minutes what captions would teach it in hours.
 
     Args:
         logits: `(..., sum(LABELS))`.
         labels: `(..., 7)`.
-        spare_strangers: do not count as alternatives the shapes that training never draws in a
-            thing's colour, nor the colours in which it never draws its shape.
+        spare_strangers: whether to leave out of the softmax the shapes that training never draws in
+            a thing's colour, and the colours in which it never draws the thing's shape.
     """
     import torch
     from torch.nn import functional
@@ -135,13 +137,13 @@ def label_loss(
     losses = [
         functional.cross_entropy(part, labels[..., i].flatten()) for i, part in enumerate(parts)
     ]
-    # Objects are few among the cells.
+    # Few cells hold an object, so labels of objects weigh more.
     total: Any = 3 * sum(losses[:5]) + sum(losses[5:])
     return total, {name: loss.item() for name, loss in zip(NAMES, losses, strict=True)}
 
 
 def _never() -> npt.NDArray[np.bool_]:
-    """Of the labels of shapes (rows) and colours, which training never draws together."""
+    """Return a table of the labels of shapes (rows) and colours that training never combines."""
     table = np.zeros(LABELS[:2], np.bool_)
     for shape, colour in frozenset().union(*scenes.HELD_OUT.values()):
         table[scenes.SHAPES.index(shape) + 1, list(scenes.COLOURS).index(colour) + 1] = True

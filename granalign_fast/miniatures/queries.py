@@ -1,4 +1,4 @@
-"""Queries: sentences that people might type, with rare words in the place of common ones."""
+"""Queries: sentences that people might type, with rare words instead of common ones."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .words import LEADS, NUMBERS, SAYINGS, article, plural
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a query says of another moment, which a frame of its own does not show.
+    """Another moment that a query mentions; frames of the queried moment do not show it.
 
     Attributes:
         when: ``"after"`` or ``"before"``: the queried moment comes after or before this one.
-        spec: what is seen then.
+        spec: meaning of what that moment shows.
     """
 
     when: str
@@ -26,16 +26,16 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A sentence that somebody types.
+    """A query: its text, and its meaning as a whole and word by word.
 
     Attributes:
         text: the sentence.
         spec: its meaning.
         moving: whether it says that something moves.
         context: another moment that it mentions, or None.
-        so_far: for each of its words, what is demanded up to there; None where nothing was added.
-        alone: likewise, what the mention, sign, background or texture demands that it belongs to;
-            None as well where another moment is spoken of.
+        so_far: for each word, all demands up to and including it; None if the word adds none.
+        alone: for each word, the demands of the mention, sign, background or texture that it
+            belongs to; None if the word adds none, or is about another moment.
     """
 
     text: str
@@ -47,7 +47,7 @@ class Query:
 
 
 class _Speaker:
-    """Collects words and what they have demanded so far."""
+    """Collects the words of a query, and the demands up to each."""
 
     def __init__(self, rng: np.random.Generator, rare: float) -> None:
         self.rng, self.rare = rng, rare
@@ -56,7 +56,7 @@ class _Speaker:
         self.alone: list[Spec | None] = []
 
     def saying(self, meaning: str) -> str:
-        """One way to say it, a rare one with the given probability."""
+        """Return an expression for a meaning, a rare one with probability `rare`."""
         common, *rare = SAYINGS[meaning]
         return pick(self.rng, tuple(rare)) if self.rng.random() < self.rare else common
 
@@ -64,14 +64,14 @@ class _Speaker:
         """Add words; the last of them completes the demand."""
         words = text.split()
         self.words += words
-        for told, meaning in ((self.so_far, demand), (self.alone, alone)):
-            told += [None] * (len(words) - 1) + [meaning] if words else []
+        for demand_so_far, meaning in ((self.so_far, demand), (self.alone, alone)):
+            demand_so_far += [None] * (len(words) - 1) + [meaning] if words else []
 
 
 def sample_query(
     rng: np.random.Generator, spec: Spec, pairs: tuple[Pair, ...], contexts: float = 0.2
 ) -> Query:
-    """A sentence of that meaning, a share `contexts` of which name another moment as well."""
+    """Express a meaning; a share `contexts` of the queries mentions another moment as well."""
     if rng.random() >= contexts:
         return phrase(rng, spec)
     shape, colour = pairs[rng.integers(len(pairs))]
@@ -85,13 +85,13 @@ def sample_query(
 def phrase(
     rng: np.random.Generator, spec: Spec, context: Context | None = None, rare: float = 0.7
 ) -> Query:
-    """A sentence of that meaning.
+    """Express a meaning as a query.
 
     Args:
         rng: random numbers.
         spec: the meaning.
         context: another moment to mention.
-        rare: probability of a rare word in the place of a common one.
+        rare: probability of each rare word instead of a common one.
     """
     speaker = _Speaker(rng, rare)
     speaker.say(pick(rng, LEADS))
@@ -99,45 +99,50 @@ def phrase(
     _say_spec(speaker, spec, moving)
     if context:
         speaker.say(speaker.saying(context.when))
-        told = len(speaker.words)
+        demand_so_far = len(speaker.words)
         _say_spec(speaker, context.spec, False)
-        # Whatever is said of another moment, the frame is as true as before.
-        speaker.so_far[told:] = [spec] * (len(speaker.words) - told)
-        speaker.alone[told:] = [None] * (len(speaker.words) - told)
+        # Words about another moment do not change what the query demands of a frame.
+        speaker.so_far[demand_so_far:] = [spec] * (len(speaker.words) - demand_so_far)
+        speaker.alone[demand_so_far:] = [None] * (len(speaker.words) - demand_so_far)
     words, so_far, alone = speaker.words, tuple(speaker.so_far), tuple(speaker.alone)
     return Query(" ".join(words), spec, moving, context, so_far, alone)
 
 
 def _say_spec(speaker: _Speaker, spec: Spec, moving: bool) -> None:
-    told = Spec(())
+    demand_so_far = Spec(())
     for i, mention in enumerate(spec.mentions):
         if i:
             speaker.say(speaker.saying("and"))
-        told = _say_mention(speaker, told, mention)
+        demand_so_far = _say_mention(speaker, demand_so_far, mention)
         if moving and not i:
             speaker.say(speaker.saying("moving"))
     if spec.sign is not None:
         speaker.say(speaker.saying("and"))
         noun = speaker.saying("sign")
-        told = replace(told, sign="")
-        speaker.say(f"{article(noun)} {noun}", told, Spec((), ""))
+        demand_so_far = replace(demand_so_far, sign="")
+        speaker.say(f"{article(noun)} {noun}", demand_so_far, Spec((), ""))
         if spec.sign:
-            told = replace(told, sign=spec.sign)
-            speaker.say(f"{speaker.saying('that says')} {spec.sign}", told, Spec((), spec.sign))
+            demand_so_far = replace(demand_so_far, sign=spec.sign)
+            speaker.say(
+                f"{speaker.saying('that says')} {spec.sign}", demand_so_far, Spec((), spec.sign)
+            )
     if spec.background:
         on = pick(speaker.rng, ("on", "over", "against"))
         ground = speaker.saying(spec.background)
-        told, alone = replace(told, background=spec.background), Spec((), None, spec.background)
+        demand_so_far, alone = (
+            replace(demand_so_far, background=spec.background),
+            Spec((), None, spec.background),
+        )
         speaker.say(f"{on} {article(ground)}")
-        speaker.say(ground, told, alone)
-        speaker.say(speaker.saying("background"), told, alone)
+        speaker.say(ground, demand_so_far, alone)
+        speaker.say(speaker.saying("background"), demand_so_far, alone)
     if spec.texture:
         speaker.say(speaker.saying(spec.texture), spec, Spec((), None, None, spec.texture))
 
 
-def _say_mention(speaker: _Speaker, told: Spec, mention: Mention) -> Spec:
-    """Say one mention; returns what is told with it."""
-    before = told.mentions
+def _say_mention(speaker: _Speaker, demand_so_far: Spec, mention: Mention) -> Spec:
+    """Say one mention; return all demands up to its end."""
+    before = demand_so_far.mentions
     words: list[tuple[str, Mention]] = []
     partial = Mention(count=mention.count)
     for name in ("size", "colour", "shape"):
@@ -153,11 +158,11 @@ def _say_mention(speaker: _Speaker, told: Spec, mention: Mention) -> Spec:
     elif mention.count:
         number = speaker.saying(NUMBERS[mention.count])
         several = Mention(count=mention.count)
-        speaker.say(number, replace(told, mentions=(*before, several)), Spec((several,)))
+        speaker.say(number, replace(demand_so_far, mentions=(*before, several)), Spec((several,)))
     for word, partial in words:
-        told = replace(told, mentions=(*before, partial))
-        speaker.say(word, told, Spec((partial,)))
+        demand_so_far = replace(demand_so_far, mentions=(*before, partial))
+        speaker.say(word, demand_so_far, Spec((partial,)))
     if mention.place:
-        told = replace(told, mentions=(*before, mention))
-        speaker.say(speaker.saying(mention.place), told, Spec((mention,)))
-    return told
+        demand_so_far = replace(demand_so_far, mentions=(*before, mention))
+        speaker.say(speaker.saying(mention.place), demand_so_far, Spec((mention,)))
+    return demand_so_far

@@ -1,4 +1,4 @@
-"""What the miniature vision-language model is asked about one frame in training."""
+"""Training questions of the miniature vision-language model about one frame."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from . import batches as packing
 from . import language, meaning, queries, scenes, vlm
 from .scenes import Scene
 
-QUESTIONS, AWARE = 8, 3  # of each frame, behind one prefix
-ANSWER = 3.0  # the weight of a yes or no
-_SIGN = 2.0  # of the word on a sign, which few captions have
+QUESTIONS, AWARE = 8, 3  # recognition questions and aware captions of each frame
+ANSWER = 3.0  # weight of a yes or no in the loss
+_SIGN = 2.0  # weight of a sign's word, which few captions contain
 CAPTION, FOCUS, RECOGNISE = range(3)  # the heads of vlm.Prompts
 
 
 class Questions(NamedTuple):
-    """What is asked from some step on, as shares."""
+    """Shares of the kinds of questions from a step on."""
 
     step: int
     simple: float
-    """Questions that name one thing, by its shape, colour and number."""
+    """Share of questions that name one thing only, by shape, colour and number."""
     easy: float
-    """False ones that are true of another scene; the others are nearly true of this one."""
+    """Share of false questions drawn for another random scene; the others are near misses."""
     further: float
-    """Demands of these that are changed beside the one that is in any case."""
+    """Share of the demands of a near miss that are changed besides the first."""
 
 
 def segments(
@@ -38,18 +38,20 @@ def segments(
     pairs: tuple[scenes.Pair, ...],
     kind: Questions,
 ) -> list[packing.Segment]:
-    """What is asked of one frame: a caption, aware captions and questions, half of them false."""
-    made = [caption(texts, scene, [], None)]
-    made += [_aware(texts, scene, rng, pairs) for _ in range(AWARE)]
-    made += [question(texts, scene, rng, pairs, kind, truth=i % 2 == 0) for i in range(QUESTIONS)]
-    return made
+    """Return a frame's segments: a caption, aware captions, and questions, half of them false."""
+    segments_of_frame = [caption(texts, scene, [], None)]
+    segments_of_frame += [_aware(texts, scene, rng, pairs) for _ in range(AWARE)]
+    segments_of_frame += [
+        question(texts, scene, rng, pairs, kind, truth=i % 2 == 0) for i in range(QUESTIONS)
+    ]
+    return segments_of_frame
 
 
 def _aware(
     texts: vlm.Prompts, scene: Scene, rng: np.random.Generator, pairs: tuple[scenes.Pair, ...]
 ) -> packing.Segment:
     spec = meaning.sample_spec(rng, scene)
-    if rng.random() < 0.45:  # the key frames of a query show much that it is not about
+    if rng.random() < 0.45:  # key frames of a query often do not show what it is about
         spec = meaning.falsified(rng, spec, scene, pairs) or spec
     focus = [*language.entities(spec), *language.actions(bool(rng.random() < 0.4))]
     prompt = texts.suffix(prompts.aware_caption(focus))[len(texts.heads[FOCUS]) :]
@@ -59,30 +61,32 @@ def _aware(
 def caption(
     texts: vlm.Prompts, scene: Scene, prompt: list[int], focus: language.Focus | None
 ) -> packing.Segment:
-    """A caption, aware if it has a focus.
+    """Return the segment of a caption, query-aware if it has a focus.
 
-    It spares what would tell of a pair that training never draws. Otherwise the model learns that
-    there are no such pairs, and takes them for others.
+    It spares the tokens that would begin a pair that training never draws. Otherwise the model
+    learns that there are no such pairs, and takes them for others.
     """
 
-    def told(scene: Scene, pairs: frozenset[scenes.Pair] = frozenset()) -> list[int]:
+    def answer_ids(scene: Scene, pairs: frozenset[scenes.Pair] = frozenset()) -> list[int]:
         if focus is None:
             return texts.answer(language.agnostic_caption(scene))
         return texts.answer(
             language.aware_caption(scene, replace(focus, pairs=focus.pairs | pairs))
         )
 
-    answer, spared = told(scene), []
+    answer, spared = answer_ids(scene), []
     for i, thing in enumerate(scene.things):
         pair = (thing.shape, thing.colour)
         for stranger in scenes.strangers(pair):
             things = list(scene.things)
             things[i] = replace(thing, shape=stranger[0], colour=stranger[1])
             seen = frozenset({stranger} if focus and pair in focus.pairs else ())
-            other = told(replace(scene, things=tuple(things)), seen)
-            at = next(at for at, token in enumerate(other) if token != answer[at])
-            if other[at] != texts.article:  # which begins most other things as well
-                spared.append((at, other[at]))
+            other = answer_ids(replace(scene, things=tuple(things)), seen)
+            position = next(
+                position for position, token in enumerate(other) if token != answer[position]
+            )
+            if other[position] != texts.article:  # an article begins most other things as well
+                spared.append((position, other[position]))
     weights = [_SIGN if token in texts.sign_words else 1.0 for token in answer]
     head = CAPTION if focus is None else FOCUS
     return packing.Segment(head, prompt, answer, weights, spared=spared)
@@ -97,7 +101,7 @@ def question(
     *,
     truth: bool,
 ) -> packing.Segment:
-    """A question of recognition, with what is true of its words."""
+    """Draw a recognition question, with the truth of its words; return its segment."""
     simple = rng.random() < kind.simple
     sample = meaning.simple_spec if simple else meaning.sample_spec
     spec = sample(rng, scene)
@@ -116,7 +120,7 @@ def question(
 def ask(
     texts: vlm.Prompts, query: queries.Query, truth: bool, scene: Scene | None = None
 ) -> packing.Segment:
-    """The segment of one question; without a scene no word has a truth."""
+    """Return the segment of a recognition question; without a scene its words have no truths."""
     prompt = texts.suffix(prompts.recognition(query.text))[len(texts.heads[RECOGNISE]) :]
     answer = texts.answer("yes" if truth else "no")
     weights = [ANSWER] + [0.05] * (len(answer) - 1)

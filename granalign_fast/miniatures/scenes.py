@@ -1,4 +1,4 @@
-"""Scenes of coloured shapes, and their frames: 112 x 112 pixels, drawn in a millisecond or two."""
+"""Scenes of coloured shapes, and their frames of 112 x 112 pixels, drawn in 1 to 2 ms."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COLOURS: dict[str, Colour] = {
     "white": (250, 250, 250),
     "black": (15, 15, 15),
 }
-# No object has a background's colour, so that every object stands out.
+# No object has the colour of a background, so every object is visible.
 BACKGROUNDS: dict[str, Colour] = {
     "gray": (135, 135, 135),
     "brown": (120, 78, 42),
@@ -48,16 +48,17 @@ MOST_OBJECTS = 4
 
 PAIRS: tuple[Pair, ...] = tuple((shape, colour) for shape in SHAPES for colour in COLOURS)
 
-_CELL = SIDE // 4  # what one image token of the miniature vision-language model covers
+_CELL = SIDE // 4  # pixels that one image token of the miniature vision-language model covers
 _SWAY = 2.5  # pixels that an object moves to either side of its home
-# Centres stay inside of a cell: where one lies between two tokens, which of them is to know of the
-# object is a matter of a pixel, and such small models spend all their learning on it.
+# Least distance of a centre from the edges of its cell, in pixels. For a centre between two tokens,
+# one pixel would decide which of them represents the object, and so small a model would spend all
+# its training on that.
 _INNER = 9.0
-_CUT = 2.0  # pixels of an object that may lie outside of the frame
+_CUT = 2.0  # pixels of an object that may lie outside the frame
 
 
 def _held_out(first: int) -> frozenset[Pair]:
-    """One pair of every shape, no colour twice: 3 has no common factor with 8."""
+    """Return one pair of every shape, no colour twice: 3 and 8 have no common factor."""
     colours = list(COLOURS)
     return frozenset((shape, colours[(3 * i + first) % 8]) for i, shape in enumerate(SHAPES))
 
@@ -67,20 +68,20 @@ HELD_OUT: dict[Split, frozenset[Pair]] = {
     "validation": _held_out(4),
     "test": _held_out(1),
 }
-"""Pairs that the other splits neither draw nor name."""
+"""Pairs of each split that the other splits neither draw nor name."""
 
 
 def strangers(pair: Pair) -> tuple[Pair, ...]:
-    """Other pairs of its shape or of its colour that training never draws, sorted.
+    """Return the other pairs of its shape or colour that training never draws, sorted.
 
-    They are not to be taken for impossible.
+    Training must not teach that they are impossible.
     """
     held_out = sorted(frozenset().union(*HELD_OUT.values()))
     return tuple(p for p in held_out if p != pair and (p[0] == pair[0] or p[1] == pair[1]))
 
 
 def pairs_of(split: Split) -> tuple[Pair, ...]:
-    """The pairs that a split draws and names: its own, and those of training.
+    """Return the pairs that a split draws and names: its held-out ones, and those of training.
 
     Raises:
         GranAlignError: there is no such split.
@@ -93,17 +94,17 @@ def pairs_of(split: Split) -> tuple[Pair, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """Equal objects of a scene: one, two or three.
+    """One, two or three equal objects of a scene.
 
     Attributes:
         shape: one of `SHAPES`.
         colour: one of `COLOURS`.
         size: ``"tiny"`` or ``"giant"``.
-        homes: the centre around which each object sways, across and down in pixels.
+        homes: centre around which each object sways, across and down in pixels.
         radius: in pixels.
-        angle: radians.
-        tint: what is added to the colour.
-        phase: where each object's swaying begins, radians.
+        angle: rotation in radians.
+        tint: difference from the named colour.
+        phase: phase of the swaying, in radians.
     """
 
     shape: str
@@ -117,19 +118,19 @@ class Thing:
 
     @property
     def count(self) -> int:
-        """How many objects."""
+        """Number of objects."""
         return len(self.homes)
 
     @property
     def place(self) -> str | None:
-        """The quarter of the frame that a single object is in."""
+        """The quarter of the frame in which a single object is; None for several."""
         if self.count != 1:
             return None
         across, down = self.homes[0]
         return PLACES[2 * (down > SIDE / 2) + (across > SIDE / 2)]
 
     def centres(self, seconds: float) -> list[tuple[float, float]]:
-        """Where the objects are, across and down in pixels."""
+        """Return the objects' centres at a time, across and down in pixels."""
         return [
             (
                 across + _SWAY * sin(0.7 * seconds + self.phase + 2.0 * i),
@@ -141,16 +142,17 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What is seen for some seconds; `things` have distinct pairs and stand in a fixed order.
+    """The contents of a video for some seconds.
 
     Attributes:
-        things: one or two groups of equal objects, four objects at most.
+        things: one or two groups of equal objects, at most four objects, of distinct pairs, in the
+            order of `PAIRS`.
         background: one of `BACKGROUNDS`.
         texture: one of `TEXTURES`.
-        word: what the sign says; None without a sign.
-        sign_home: the centre of the sign, across and down in pixels.
-        base: the background's very colour.
-        phase: where its texture begins.
+        word: word on the sign; None without a sign.
+        sign_home: centre of the sign, across and down in pixels.
+        base: exact colour of the background.
+        phase: two phases of its texture, and the angle of its lines, in radians.
     """
 
     things: tuple[Thing, ...]
@@ -167,16 +169,16 @@ Kind = tuple[str, str, str, int]
 
 
 def sample_scene(rng: np.random.Generator, split: Split = "train", *, signs: float = 0.3) -> Scene:
-    """A random scene.
+    """Draw a random scene.
 
     Args:
         rng: random numbers.
-        split: of a held-out one, at least one of the things has a held-out pair.
+        split: split of the pairs; in a held-out split at least one thing has a held-out pair.
         signs: share of the scenes that have a sign.
     """
     pairs = pairs_of(split)
     held_out = sorted(HELD_OUT[split])
-    while True:  # what does not fit into one frame is drawn anew
+    while True:  # redraw a scene that does not fit into a frame
         kinds: list[Kind] = []
         for _ in range(2 if rng.random() < 0.6 else 1):
             choice = held_out if held_out and not kinds else pairs
@@ -201,16 +203,16 @@ def compose(
     word: str | None = None,
     places: tuple[str | None, ...] = (),
 ) -> Scene:
-    """A scene of given kinds of things, each at a random place or in the given quarter.
+    """Arrange things of these kinds, each at a random position, or in its quarter of the frame.
 
     Raises:
-        GranAlignError: so much does not fit into one frame.
+        GranAlignError: the objects do not fit into one frame.
     """
     places = places or (None,) * len(kinds)
     scene = _arranged(rng, kinds, background, texture, word, places, tries=400)
     if scene is None:
         raise GranAlignError(
-            f"scene: got {kinds}, sign {word!r}, places {places}, which found no room in a frame; "
+            f"scene: got {kinds}, sign {word!r}, places {places}, which do not fit into a frame; "
             f"expected fewer or smaller objects"
         )
     return scene
@@ -241,22 +243,22 @@ def _try(
     places: tuple[str | None, ...],
 ) -> Scene | None:
     sign = (0.0, 0.0)
-    taken: list[tuple[float, float, float, float]] = []  # centre, and half of width and height
+    occupied: list[tuple[float, float, float, float]] = []  # centre, and half of width and height
     if word:
         width, height = drawing.sign_size(word)
         column, row = rng.integers(1, 3), rng.integers(4)  # it is as wide as two cells
         inside = rng.uniform(_INNER + 1, _CELL - _INNER - 1, 2)
         sign = (float(column * _CELL + inside[0]), float(row * _CELL + inside[1]))
-        taken.append((*sign, width / 2, height / 2))
+        occupied.append((*sign, width / 2, height / 2))
     things = []
     for (shape, colour, size, count), place in zip(kinds, places, strict=True):
         radius = rng.uniform(*SIZES[size])
         homes = []
         for _ in range(count):
-            home = _free_place(rng, radius, taken, place)
+            home = _free_centre(rng, radius, occupied, place)
             if home is None:
                 return None
-            taken.append((*home, radius + _SWAY, radius + _SWAY))
+            occupied.append((*home, radius + _SWAY, radius + _SWAY))
             homes.append(home)
         tint = rng.uniform(-12, 12, 3)
         things.append(
@@ -283,13 +285,13 @@ def _try(
     )
 
 
-def _free_place(
+def _free_centre(
     rng: np.random.Generator,
     radius: float,
-    taken: list[tuple[float, float, float, float]],
+    occupied: list[tuple[float, float, float, float]],
     place: str | None,
 ) -> tuple[float, float] | None:
-    """A centre whose object meets no other while it sways; no two centres share a cell."""
+    """Return a centre whose object touches no other while it sways; no two centres share a cell."""
     edge = radius + _SWAY
     for _ in range(12):
         across, down = (
@@ -301,7 +303,7 @@ def _free_place(
         if in_frame and all(
             max(abs(across - x) - width - edge, abs(down - y) - height - edge) > 1.0
             and (across // _CELL, down // _CELL) != (x // _CELL, y // _CELL)
-            for x, y, width, height in taken
+            for x, y, width, height in occupied
         ):
             return across, down
     return None
@@ -310,12 +312,12 @@ def _free_place(
 def render(
     scene: Scene, seconds: float = 0.0, rng: np.random.Generator | None = None
 ) -> npt.NDArray[np.uint8]:
-    """A frame, uint8 (112, 112, 3) in RGB.
+    """Render a frame, uint8 (112, 112, 3) in RGB.
 
     Args:
-        scene: what to draw.
-        seconds: since the scene began; objects sway with it.
-        rng: of a camera's noise; None for none.
+        scene: the scene.
+        seconds: time since the scene began; it sets the objects' positions.
+        rng: random numbers of camera noise; None for none.
     """
     frame = drawing.background(scene.base, scene.texture, scene.phase)
     if scene.word:
@@ -329,22 +331,22 @@ def render(
     if rng is not None:
         noise = rng.standard_normal((SIDE, SIDE, 1), dtype=np.float32)
         frame = frame * rng.uniform(0.94, 1.06) + noise * rng.uniform(0, 4)
-    drawn: npt.NDArray[np.uint8] = np.clip(frame + 0.5, 0, 255).astype(np.uint8)
-    return drawn
+    pixels: npt.NDArray[np.uint8] = np.clip(frame + 0.5, 0, 255).astype(np.uint8)
+    return pixels
 
 
 def compressed(frame: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """A frame as a video's compression and scaling may leave it, uint8 of the same shape."""
+    """Return a frame degraded like a video's by scaling and compression, uint8, same shape."""
     image = Image.fromarray(frame)
     side = frame.shape[0] * int(rng.integers(2, 4))
     image = image.resize((side, side), Image.Resampling.BICUBIC)
     data = io.BytesIO()
     image.save(data, "JPEG", quality=int(rng.integers(70, 97)), subsampling=2)
     image = Image.open(data).resize(frame.shape[1::-1], Image.Resampling.BICUBIC)
-    left: npt.NDArray[np.uint8] = np.asarray(image, np.uint8)
-    return left
+    decoded: npt.NDArray[np.uint8] = np.asarray(image, np.uint8)
+    return decoded
 
 
 def pick(rng: np.random.Generator, choices: tuple[str, ...]) -> str:
-    """One of them, each as likely."""
+    """Pick one of the choices with equal probabilities."""
     return choices[rng.integers(len(choices))]

@@ -1,8 +1,8 @@
 """Train the miniatures: ``python -m granalign_fast.miniatures.train all --out DIR --seed 0``.
 
-Steps are counted, not minutes, and every step's data follow from the seed and its number: two runs
-with the same torch, seed and threads (`training.THREADS`) are equal, and one that was interrupted
-goes on from its last checkpoint when it is started again.
+Training lasts a number of steps, not minutes, and a step's data depend only on the seed and the
+step's number. So two runs with the same torch, seed and threads (`training.THREADS`) are equal. Run
+the same command again to resume from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ MODELS = ("vlm", "llm", "clip")
 
 
 def train(name: str, out: Path, seed: int = 0, scale: float = 1.0) -> Path:
-    """Train one model; returns its folder ``out / name``, which appears when it is done.
+    """Train one model; return its folder ``out / name``, which appears when training is complete.
 
     Args:
         name: ``"vlm"``, ``"llm"`` or ``"clip"``.
-        out: where folders and checkpoints go.
-        seed: of everything random.
-        scale: of the numbers of steps; 0.01 for a try.
+        out: folder for the models' folders and checkpoints.
+        seed: seed of everything random.
+        scale: factor of the numbers of steps; 0.01 for a trial run.
 
     Raises:
-        GranAlignError: there is no such model, the folder is there already, or torch is not.
+        GranAlignError: there is no such model, or the folder already exists.
+        MissingExtraError: torch or transformers is not installed.
     """
     if name not in MODELS:
         raise GranAlignError(f"model: got {name!r}, expected one of {', '.join(MODELS)}")
     folder = out / name
     if folder.exists():
         raise GranAlignError(f"{folder}: already exists; name another folder, or delete it")
-    # Threads that wait for each other must not keep a core busy that other work could use.
+    # OpenMP's waiting threads must sleep: by default they keep cores busy that other work needs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         import torch  # noqa: F401
@@ -48,16 +49,16 @@ def train(name: str, out: Path, seed: int = 0, scale: float = 1.0) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; 2 for what the user can mend."""
+    """Parse the command line and train; return 2 for a user's error."""
     parser = argparse.ArgumentParser(description="Train the miniature models on rendered scenes.")
     parser.add_argument("model", nargs="?", default="all", choices=[*MODELS, "all"])
-    parser.add_argument("--out", type=Path, required=True, help="where the models' folders appear")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the models' folders")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of steps")
-    given = parser.parse_args(arguments)
+    parser.add_argument("--scale", type=float, default=1.0, help="factor of the numbers of steps")
+    options = parser.parse_args(arguments)
     try:
-        for name in MODELS if given.model == "all" else (given.model,):
-            print(f"wrote {train(name, given.out, given.seed, given.scale)}", flush=True)
+        for name in MODELS if options.model == "all" else (options.model,):
+            print(f"wrote {train(name, options.out, options.seed, options.scale)}", flush=True)
     except GranAlignError as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""Trains the miniature CLIP: frames and the queries and captions that are true of them."""
+"""Train the miniature CLIP on frames and the queries that are true of them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from .scenes import Scene
 STEPS, BATCH, RATE = 1600, 48, 1.5e-3
 SCENES = 8_000
 LENGTH = 40
-"""Tokens of a text, at most."""
+"""Largest number of tokens of a text."""
 PATCH = 16
 
 _HIDDEN = -1e4
+"""Logit that takes a pair out of the softmax."""
 
 
 def build(seed: int) -> Any:
-    """An untrained ``CLIPModel`` of 1.2 million parameters."""
+    """Build an untrained ``CLIPModel`` of 1.2 million parameters."""
     from transformers import CLIPConfig, CLIPModel
 
     training.seed_torch(seed)
@@ -65,7 +66,7 @@ def build(seed: int) -> Any:
 
 
 def image_processor() -> Any:
-    """The ``CLIPImageProcessor`` for frames of 112 pixels."""
+    """Return the ``CLIPImageProcessor`` for frames of 112 pixels."""
     from transformers import CLIPImageProcessor
 
     return CLIPImageProcessor(
@@ -74,7 +75,7 @@ def image_processor() -> Any:
 
 
 def pixels(frames: npt.NDArray[np.uint8]) -> Any:
-    """Frames (n, 112, 112, 3) as the processor normalises them: (n, 3, 112, 112)."""
+    """Normalise frames, (n, 112, 112, 3), as the image processor does; return (n, 3, 112, 112)."""
     import torch
 
     from .vlm import MEAN, STD
@@ -86,14 +87,14 @@ def pixels(frames: npt.NDArray[np.uint8]) -> Any:
 def texts_of(
     rng: np.random.Generator, scene: Scene, pairs: tuple[scenes.Pair, ...]
 ) -> tuple[meaning.Spec, meaning.Spec, str, str]:
-    """The meanings of a true query and of one that is nearly true, and both queries."""
+    """Draw the meanings of a true and of a nearly true query of a scene, and both queries."""
     spec = meaning.sample_spec(rng, scene)
     wrong = meaning.falsified(rng, spec, scene, pairs)
     while wrong is None:
         spec = meaning.sample_spec(rng, scene)
         wrong = meaning.falsified(rng, spec, scene, pairs)
-    said = queries.sample_query(rng, spec, pairs).text
-    return spec, wrong, said, queries.sample_query(rng, wrong, pairs).text
+    query = queries.sample_query(rng, spec, pairs).text
+    return spec, wrong, query, queries.sample_query(rng, wrong, pairs).text
 
 
 _ATTRIBUTES = (
@@ -109,27 +110,28 @@ _ATTRIBUTES = (
 
 
 def attributes(spec: meaning.Spec) -> npt.NDArray[np.float32]:
-    """Which of all words and pairs a meaning holds, (attributes,), 0 or 1.
+    """Return which attributes (words and pairs) a meaning contains, (attributes,), 0 or 1.
 
-    Both towers learn to tell them by one and the same linear map. That brings their spaces together
-    in a few hundred steps, where the contrast alone stays long with what few words tell.
+    Both towers learn to predict them through one shared linear map. That aligns their spaces in a
+    few hundred steps. With the contrastive loss alone, training stays long with what a few words
+    tell.
     """
-    held: set[object] = {spec.background, spec.texture, spec.sign}
+    present: set[object] = {spec.background, spec.texture, spec.sign}
     for mention in spec.mentions:
         pair = (mention.shape, mention.colour)
-        held |= {mention.shape, mention.colour, mention.size, pair}
+        present |= {mention.shape, mention.colour, mention.size, pair}
     if spec.sign is not None:
-        held.add("sign")
-    return np.array([name in held for name in _ATTRIBUTES], np.float32)
+        present.add("sign")
+    return np.array([name in present for name in _ATTRIBUTES], np.float32)
 
 
 def run(out: Path, seed: int, scale: float = 1.0) -> None:
     """Train and save.
 
     Args:
-        out: the folder to appear.
-        seed: of everything random.
-        scale: of the number of steps.
+        out: folder of the model, created when training is complete.
+        seed: seed of everything random.
+        scale: factor of the number of steps.
     """
     import torch
     from torch.nn import functional
@@ -140,7 +142,7 @@ def run(out: Path, seed: int, scale: float = 1.0) -> None:
     torch.manual_seed(seed + 1)
     heads = torch.nn.Linear(model.config.vision_config.hidden_size, sum(LABELS))
     teller = torch.nn.Linear(model.config.projection_dim, len(_ATTRIBUTES))
-    wanted, steps = torch.from_numpy(labels), round(STEPS * scale)
+    targets, steps = torch.from_numpy(labels), round(STEPS * scale)
     print(f"clip: {model.num_parameters()} parameters, {SCENES} scenes drawn", flush=True)
 
     def contrast(step: int) -> tuple[Any, dict[str, float]]:
@@ -150,39 +152,39 @@ def run(out: Path, seed: int, scale: float = 1.0) -> None:
         encoded = tokenizer([*right, *wrong], padding=True, truncation=True, return_tensors="pt")
         texts = model.get_text_features(encoded["input_ids"], encoded["attention_mask"])
         seen = model.vision_model(pixels(frames[rows]))
-        named, numbers = label_loss(heads(seen.last_hidden_state[:, 1:]), wanted[rows])
+        named, numbers = label_loss(heads(seen.last_hidden_state[:, 1:]), targets[rows])
         images = model.visual_projection(seen.pooler_output)
-        # Half of the texts are nearly true: they have attributes of their own.
+        # The nearly true half of the texts has its own attributes.
         meant = np.stack([attributes(spec) for spec in (*specs, *near)])
         shown = np.stack([attributes(meaning.full_spec(pool[i])) for i in rows])
-        told = [
+        attribute_losses = [
             functional.binary_cross_entropy_with_logits(teller(x), torch.from_numpy(y))
             for x, y in ((texts, meant), (images, shown))
         ]
         images, texts = (functional.normalize(x, dim=-1) for x in (images, texts))
         logits = images @ texts.T * model.logit_scale.exp().clamp(max=50.0)
-        # Another scene's query may be true of this frame: that pair counts for neither.
+        # Another scene's query may be true of this frame: leave such pairs out.
         also = np.array([[spec.holds(pool[i]) for spec in specs] for i in rows])
         also &= ~np.eye(BATCH, dtype=np.bool_)
         hidden = torch.from_numpy(also)
         to_images = logits[:, :BATCH].masked_fill(hidden, _HIDDEN)
-        own_wrong = torch.diagonal(logits[:, BATCH:])[:, None]
-        to_texts = torch.cat([to_images, own_wrong], 1)
+        wrong_logits = torch.diagonal(logits[:, BATCH:])[:, None]
+        to_texts = torch.cat([to_images, wrong_logits], 1)
         answer = torch.arange(BATCH)
         loss = functional.cross_entropy(to_texts, answer)
         loss = loss + functional.cross_entropy(to_images.T, answer)
         right_logits = torch.diagonal(logits[:, :BATCH])
-        hard = (right_logits > own_wrong[:, 0]).float().mean().item()
+        hard = (right_logits > wrong_logits[:, 0]).float().mean().item()
         first = (to_images.argmax(0) == answer).float().mean().item()
         numbers = {
             "contrast": loss.item(),
             "first": first,
             "hard": hard,
             "shape": numbers["shape"],
-            "meant": told[0].item(),
-            "shown": told[1].item(),
+            "meant": attribute_losses[0].item(),
+            "shown": attribute_losses[1].item(),
         }
-        return loss + 10.0 * sum(told) + (1 - step / steps) * named, numbers
+        return loss + 10.0 * sum(attribute_losses) + (1 - step / steps) * named, numbers
 
     training.train(
         "clip",

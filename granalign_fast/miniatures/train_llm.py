@@ -1,4 +1,4 @@
-"""Trains the miniature Llama: queries to their simplified and detailed rewrites, and entities."""
+"""Train the miniature Llama to rewrite queries, simplified and detailed, and to list entities."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from . import language, meaning, queries, scenes, training, wordlevel
 from .queries import Query
 
 STEPS, RATE = 1400, 2e-3
-QUERIES = 8  # of each task in a step
+QUERIES = 8  # queries of each task in a step
 
 TASKS = (*prompts.SIMPLIFIED, *prompts.DETAILED, prompts.ENTITIES)
 
 
 def build(seed: int) -> Any:
-    """An untrained ``LlamaForCausalLM`` of 0.8 million parameters."""
+    """Build an untrained ``LlamaForCausalLM`` of 0.8 million parameters."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     training.seed_torch(seed)
@@ -52,13 +52,13 @@ def build(seed: int) -> Any:
 
 
 def sample(rng: np.random.Generator, split: scenes.Split = "train") -> Query:
-    """A query about a random scene."""
+    """Draw a query about a random scene."""
     spec = meaning.sample_spec(rng, scenes.sample_scene(rng, split))
     return queries.sample_query(rng, spec, scenes.pairs_of(split))
 
 
 def targets(query: Query) -> tuple[str, ...]:
-    """The answer to each of `TASKS`."""
+    """Return the target answer to each of `TASKS`."""
     return (
         *language.simplified(query),
         *language.detailed(query),
@@ -67,7 +67,7 @@ def targets(query: Query) -> tuple[str, ...]:
 
 
 class Prompts:
-    """Token ids of the rewriter's prompts, cut into what is common and what is not."""
+    """Token ids of the rewriter's prompts, split into common and particular parts."""
 
     def __init__(self) -> None:
         self.tokenizer = wordlevel.llm_tokenizer()
@@ -81,7 +81,7 @@ class Prompts:
             self.heads.append(one[len(self.root) : same.index(False)])
 
     def whole(self, task: str, query: str) -> list[int]:
-        """All that the model is given."""
+        """Return the token ids of a whole prompt."""
         ids: list[int] = self.tokenizer.apply_chat_template(
             [
                 {"role": "system", "content": prompts.SYSTEM},
@@ -92,25 +92,25 @@ class Prompts:
         return ids
 
     def segment(self, task: int, query: Query) -> packing.Segment:
-        """The query, and the answer to a task; the task is its row's only head."""
-        begun = len(self.root) + len(self.heads[task])
+        """Return the segment of a query and a task's answer; its row has only the task's head."""
+        prefix_length = len(self.root) + len(self.heads[task])
         answer = self.tokenizer.encode(
             f"{targets(query)[task]}<|eot_id|>", add_special_tokens=False
         )
-        return packing.Segment(0, self.whole(TASKS[task], query.text)[begun:], answer)
+        return packing.Segment(0, self.whole(TASKS[task], query.text)[prefix_length:], answer)
 
 
 def logits(model: Any, root: list[int], packed: packing.Packed) -> Any:
-    """What the stock model says to packed rows, for the tokens after the root."""
+    """Run transformers' model on packed rows; return the logits of the tokens after the root."""
     import torch
 
     rows = len(packed.ids)
     before = torch.tensor(root).expand(rows, -1)
-    places = torch.arange(len(root)).expand(rows, -1)
+    root_positions = torch.arange(len(root)).expand(rows, -1)
     return model(
         input_ids=torch.cat([before, torch.from_numpy(packed.ids)], 1),
-        position_ids=torch.cat([places, torch.from_numpy(packed.positions)], 1),
-        # The tree says what is seen; a mask of four dimensions keeps another from being made.
+        position_ids=torch.cat([root_positions, torch.from_numpy(packed.positions)], 1),
+        # `tree` masks attention; a four-dimensional mask keeps transformers from building another.
         attention_mask=torch.zeros(1, 1, 1, 1),
         tree=packing.TreeAttention(packed),
         use_cache=False,
@@ -122,9 +122,9 @@ def run(out: Path, seed: int, scale: float = 1.0) -> None:
     """Train and save.
 
     Args:
-        out: the folder to appear.
-        seed: of everything random.
-        scale: of the number of steps.
+        out: folder of the model, created when training is complete.
+        seed: seed of everything random.
+        scale: factor of the number of steps.
     """
     import torch
     from torch.nn import functional
@@ -141,9 +141,13 @@ def run(out: Path, seed: int, scale: float = 1.0) -> None:
         ]
         packed = packing.pack(rows, root=len(texts.root), first=len(texts.root))
         on = torch.from_numpy(packed.weights) > 0
-        said, wanted = logits(model, texts.root, packed), torch.from_numpy(packed.targets)
+        logits_of_rows, targets = (
+            logits(model, texts.root, packed),
+            torch.from_numpy(packed.targets),
+        )
         each = [
-            functional.cross_entropy(said[i][on[i]], wanted[i][on[i]]) for i in range(len(rows))
+            functional.cross_entropy(logits_of_rows[i][on[i]], targets[i][on[i]])
+            for i in range(len(rows))
         ]
         total = torch.stack(each).mean()
         return total, {

@@ -1,4 +1,4 @@
-"""What the three trainings share: initial weights, the learning rate, checkpoints, the folder."""
+"""Shared by the three trainings: initial weights, learning rate, checkpoints, the saved folder."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 from granalign_fast.files import appearing
 
 THREADS = 2
-"""Of torch: results depend on it in the last digits."""
+"""Threads of torch: the last digits of results depend on their number."""
 
 
 def seed_torch(seed: int) -> None:
-    """Make torch repeat itself."""
+    """Make torch deterministic, with `THREADS` threads."""
     import torch
 
     torch.set_num_threads(THREADS)
@@ -29,14 +29,15 @@ def initialise(
 ) -> None:
     """Draw the weights of a narrow model.
 
-    The usual std of 0.02 is meant for wide ones: at a width of 128 it leaves every layer so near
-    nothing that training stands still for hundreds of steps. Here it is 1 / sqrt(inputs), smaller
-    by sqrt(2 depth) for what is added to the residual stream.
+    The usual standard deviation of 0.02 suits wide models. At a width of 128 the layers' outputs
+    are then so small that training makes no progress for hundreds of steps. Here it is
+    1 / sqrt(inputs), divided by sqrt(2 depth) for weights whose products are added to the residual
+    stream.
 
     Args:
         model: a torch module.
-        depth: its number of layers.
-        seed: of the weights.
+        depth: number of its layers.
+        seed: seed of the weights.
         inputs: endings of the names of embeddings.
         outputs: endings of the names of weights whose products are added to the residual stream.
     """
@@ -55,12 +56,12 @@ def initialise(
 
 
 def optimiser(named: Iterable[tuple[str, Any]], rate: float, slower: Mapping[str, float]) -> Any:
-    """AdamW that decays matrices alone: neither vectors nor embeddings.
+    """Return AdamW with weight decay for matrices only: neither vectors nor embeddings decay.
 
     Args:
         named: parameters with their names.
-        rate: the learning rate.
-        slower: factors of it, by what names begin with.
+        rate: learning rate.
+        slower: factors of the learning rate, by the prefix of parameters' names.
     """
     import torch
 
@@ -76,8 +77,13 @@ def optimiser(named: Iterable[tuple[str, Any]], rate: float, slower: Mapping[str
     return torch.optim.AdamW(settings, lr=rate, betas=(0.9, 0.98), fused=True)
 
 
-def rate_at(step: int, steps: int, rate: float, *, decay: float = 0.4, warm: int = 100) -> float:
-    """A learning rate that rises for `warm` steps and falls as a cosine in the last `decay`."""
+def learning_rate(
+    step: int, steps: int, rate: float, *, decay: float = 0.4, warm: int = 100
+) -> float:
+    """Return a step's learning rate.
+
+    It rises linearly for `warm` steps, and falls as a cosine in the last share `decay` of all.
+    """
     late = max(0.0, (step / steps - 1 + decay) / decay)
     return rate * min(1.0, (step + 1) / warm) * (0.02 + 0.49 * (1 + math.cos(math.pi * late)))
 
@@ -86,7 +92,7 @@ def train(
     name: str,
     modules: dict[str, Any],
     named: list[tuple[str, Any]],
-    loss_at: Callable[[int], tuple[Any, dict[str, float]]],
+    loss_of: Callable[[int], tuple[Any, dict[str, float]]],
     *,
     steps: int,
     rate: float,
@@ -100,18 +106,19 @@ def train(
     """Run the steps, from the last checkpoint if there is one.
 
     Args:
-        name: what is printed in front of the progress.
-        modules: torch modules to keep in checkpoints, by name.
+        name: name that is printed before the progress.
+        modules: torch modules that checkpoints save, by name.
         named: parameters to train, with their names.
-        loss_at: a step's loss, and numbers to print; it must depend on nothing but the step.
-        steps: how many there are in all.
-        rate: the highest learning rate.
-        checkpoint: file; it is left behind when done, so that a later stage's restart skips this.
+        loss_at: returns a step's loss, and numbers to print; it may depend only on the step.
+        steps: total number of steps.
+        rate: highest learning rate.
+        checkpoint: file of the checkpoint. It stays after the end, so a restart in a later stage
+            skips this one.
         decay: share of the steps in which the learning rate falls.
         every: steps between lines of progress.
-        stop: after which step to end, where a later stage goes on with the same weights.
-        slower: factors of the learning rate, by what a parameter's name begins with.
-        checkpoint_seconds: between checkpoints; there is one at the end in any case.
+        stop: step after which to end early, if a later stage continues with the same weights.
+        slower: factors of the learning rate, by the prefix of parameters' names.
+        checkpoint_seconds: seconds between checkpoints; the last step always writes one.
     """
     import torch
 
@@ -129,8 +136,8 @@ def train(
     last = stop or steps
     for step in range(begin, last):
         for group in adam.param_groups:
-            group["lr"] = group["scale"] * rate_at(step, steps, rate, decay=decay)
-        loss, numbers = loss_at(step)
+            group["lr"] = group["scale"] * learning_rate(step, steps, rate, decay=decay)
+        loss, numbers = loss_of(step)
         adam.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
@@ -140,8 +147,8 @@ def train(
         done = step + 1
         if done % every == 0:
             seconds = (time.monotonic() - started) / (done - begin)
-            told = " ".join(f"{key} {value:.4f}" for key, value in means.items())
-            print(f"{name} {done}/{last} {seconds:.3f} s/step {told}", flush=True)
+            progress = " ".join(f"{key} {value:.4f}" for key, value in means.items())
+            print(f"{name} {done}/{last} {seconds:.3f} s/step {progress}", flush=True)
         if time.monotonic() - saved > checkpoint_seconds or done == last:
             state = {key: module.state_dict() for key, module in modules.items()}
             state |= {"optimiser": adam.state_dict(), "step": done}
@@ -152,10 +159,10 @@ def train(
 
 
 def save(out: Path, model: Any, *companions: Any) -> None:
-    """Write a model in fp16 and what belongs to it as transformers does; it appears at once."""
+    """Write a model in fp16, its tokenizer and processor, with transformers; atomically."""
     with appearing(out) as folder:
         model.half().save_pretrained(folder)
         for companion in companions:
             companion.save_pretrained(folder)
         for file in folder.iterdir():
-            file.chmod(0o644)  # weights come readable by their writer alone
+            file.chmod(0o644)  # safetensors writes weights readable only by the owner

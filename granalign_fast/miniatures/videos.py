@@ -1,4 +1,4 @@
-"""Test videos: a sequence of scenes with distractors, as H.264, and its ground truth."""
+"""Test videos: sequences of scenes with distractors, as H.264, and their ground truth."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from .scenes import Pair, Scene, Split, pick
 
 CLIP_SECONDS = 2.0
 SHORTEST, LONGEST = 6.0, 12.0
-"""Seconds of a scene."""
+"""Least and greatest duration of a scene, in seconds."""
 
 _FAMILIES = 3
 _SIGNS = 0.4
-_ABSENT = 6  # queries of a video that it never shows
-# Which of a family's queries holds in which of its scenes.
+_ABSENT = 6  # queries of a video that it does not show
+# Whether each of a family's queries (rows) is true of each of its scenes.
 _HOLDS = ((1, 1, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
 
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """A scene and when it is seen, in seconds."""
+    """A scene, and when the video shows it, in seconds."""
 
     start: float
     end: float
@@ -40,8 +40,8 @@ class Shot:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A query and where the video shows it: windows in seconds, none where it never does."""
+class AnnotatedQuery:
+    """A query and the windows in which the video shows it, in seconds; none if it never does."""
 
     query: Query
     windows: tuple[tuple[float, float], ...]
@@ -49,18 +49,18 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A video before it is rendered."""
+    """The shots of a video and its queries, before rendering."""
 
     shots: tuple[Shot, ...]
-    asked: tuple[Asked, ...]
+    queries: tuple[AnnotatedQuery, ...]
 
     @property
     def duration(self) -> float:
-        """Seconds."""
+        """Duration in seconds."""
         return self.shots[-1].end
 
-    def scene_at(self, seconds: float) -> tuple[Scene, float]:
-        """The scene that is seen, and for how long it has been."""
+    def shown_scene(self, seconds: float) -> tuple[Scene, float]:
+        """Return the scene shown at a time, and the seconds since its start."""
         shot = next(shot for shot in reversed(self.shots) if shot.start <= seconds)
         return shot.scene, seconds - shot.start
 
@@ -68,32 +68,33 @@ class Script:
 def write_script(
     seed: int, *, split: Split = "test", seconds: tuple[float, float] = (60.0, 100.0)
 ) -> Script:
-    """The scenes of a video and what is asked of it.
+    """Draw the scenes and queries of a video.
 
-    It is made of three families of scenes: one; its twin, of which an agnostic caption says the
-    same, so that only details tell them apart; and a neighbour, which shares a shape, a colour or
-    the background with it. Queries ask for what the first and its twin have in common, for each of
-    them in detail, and for the neighbour; six more are near one of these and never true.
+    A video consists of three families of three scenes: a first one; its twin, which has the same
+    query-agnostic caption, so only details differ; and a neighbour, which shares a shape, a colour
+    or the background with the first. A family has four queries: for what the first scene and its
+    twin have in common, for each of them in detail, and for the neighbour. Six further queries of
+    the video are similar to one of these, and true of no scene.
 
     Args:
-        seed: of everything random.
-        split: what pairs are drawn; families of a held-out split have one of its own pairs each.
+        seed: seed of everything random.
+        split: split of the pairs; families of a held-out split have one held-out pair each.
         seconds: bounds of the duration.
 
     Raises:
-        GranAlignError: scenes of 4 to 16 s cannot fill that time.
+        GranAlignError: nine scenes of 6 to 12 s cannot last that long.
     """
-    shots_wanted = 3 * _FAMILIES
-    if not shots_wanted * SHORTEST <= seconds[0] <= seconds[1] <= shots_wanted * LONGEST:
+    shots_needed = 3 * _FAMILIES
+    if not shots_needed * SHORTEST <= seconds[0] <= seconds[1] <= shots_needed * LONGEST:
         raise GranAlignError(
-            f"seconds: got {seconds}, expected bounds from {shots_wanted * SHORTEST:.0f} to "
-            f"{shots_wanted * LONGEST:.0f}, low before high"
+            f"seconds: got {seconds}, expected bounds from {shots_needed * SHORTEST:.0f} to "
+            f"{shots_needed * LONGEST:.0f}, low before high"
         )
     rng = np.random.default_rng((seed, len(split)))
     while True:
-        found = [_family(rng, split) for _ in range(_FAMILIES)]
-        everything = [scene for family, _ in found for scene in family]
-        specs = [spec for _, own in found for spec in own]
+        families = [_family(rng, split) for _ in range(_FAMILIES)]
+        everything = [scene for family, _ in families for scene in family]
+        specs = [spec for _, specs_of_family in families for spec in specs_of_family]
         absent = _absent(rng, everything, specs, scenes.pairs_of(split))
         truths = [[spec.holds(scene) for scene in everything] for spec in specs]
         if len(absent) < _ABSENT or not np.array_equal(truths, np.kron(np.eye(_FAMILIES), _HOLDS)):
@@ -102,42 +103,42 @@ def write_script(
         if order is None:
             continue
         shots = _timed(rng, order, everything, seconds)
-        said = [queries.phrase(rng, spec) for spec in (*specs, *absent)]
+        phrases = [queries.phrase(rng, spec) for spec in (*specs, *absent)]
         for i in range(3, len(specs), 4):  # the neighbours' queries
-            said[i] = queries.phrase(rng, specs[i], _context(rng, everything, order, i))
-        if len({query.text for query in said}) == len(said):
-            return Script(shots, tuple(Asked(q, _windows(shots, q.spec)) for q in said))
+            phrases[i] = queries.phrase(rng, specs[i], _context(rng, everything, order, i))
+        if len({query.text for query in phrases}) == len(phrases):
+            return Script(shots, tuple(AnnotatedQuery(q, _windows(shots, q.spec)) for q in phrases))
 
 
 def _family(rng: np.random.Generator, split: Split) -> tuple[list[Scene], list[Spec]]:
-    """A scene, its twin and its neighbour; and queries of them."""
+    """Draw a scene, its twin and its neighbour, and the specs of their queries."""
     while True:
         first = scenes.sample_scene(rng, split, signs=_SIGNS)
-        twin, own = _twin(rng, first), meaning.full_spec(first)
+        twin, spec = _twin(rng, first), meaning.full_spec(first)
         if twin is None:
             continue
         neighbour = scenes.sample_scene(rng, split, signs=_SIGNS)
         while _shared(first, neighbour) != 1:
             neighbour = scenes.sample_scene(rng, split, signs=_SIGNS)
         other, last = meaning.full_spec(twin), meaning.full_spec(neighbour).core()
-        if not own.holds(twin) and not other.holds(first):
-            return [first, twin, neighbour], [own.core(), own, other, last]
+        if not spec.holds(twin) and not other.holds(first):
+            return [first, twin, neighbour], [spec.core(), spec, other, last]
 
 
 def _context(
     rng: np.random.Generator, shown: Sequence[Scene], order: Sequence[int], query: int
 ) -> Context:
-    """What comes just before or after a neighbour."""
-    at = list(order).index(3 * (query // 4) + 2)
-    where = [i for i in (at - 1, at + 1) if 0 <= i < len(order)]
+    """Return the context of a neighbour's query: the moment just before or after it."""
+    index = list(order).index(3 * (query // 4) + 2)
+    where = [i for i in (index - 1, index + 1) if 0 <= i < len(order)]
     other = where[int(rng.integers(len(where)))]
     core = meaning.full_spec(shown[order[other]]).core()
-    when = "after" if other < at else "before"
+    when = "after" if other < index else "before"
     return Context(when, Spec(core.mentions[:1], None, core.background))
 
 
 def _twin(rng: np.random.Generator, scene: Scene) -> Scene | None:
-    """The same but for every detail."""
+    """Return the scene with every detail changed; None if it does not fit into a frame."""
     sizes = {"tiny": "giant", "giant": "tiny"}
     kinds = [
         (t.shape, t.colour, sizes[t.size], t.count if t.count == 1 else 5 - t.count)
@@ -156,7 +157,7 @@ def _twin(rng: np.random.Generator, scene: Scene) -> Scene | None:
 
 
 def _shared(one: Scene, other: Scene) -> int:
-    """How many of shapes, colours and background two scenes have in common."""
+    """Count the shapes, colours and backgrounds that two scenes have in common."""
     shapes, colours = (
         {getattr(thing, name) for thing in one.things}
         & {getattr(thing, name) for thing in other.things}
@@ -171,24 +172,24 @@ def _absent(
     specs: Sequence[Spec],
     pairs: tuple[Pair, ...],
 ) -> list[Spec]:
-    """Specs that are near one of the given and hold in no scene."""
-    found: list[Spec] = []
+    """Draw specs that are similar to one of `specs` and hold in no scene."""
+    absent: list[Spec] = []
     for _ in range(200):
         spec = specs[int(rng.integers(len(specs)))].core()
         wrong = meaning.falsified(rng, spec, shown[0], pairs, ("shape", "colour"))
-        if wrong and wrong not in found and not any(wrong.holds(scene) for scene in shown):
-            found.append(wrong)
-        if len(found) == _ABSENT:
+        if wrong and wrong not in absent and not any(wrong.holds(scene) for scene in shown):
+            absent.append(wrong)
+        if len(absent) == _ABSENT:
             break
-    return found
+    return absent
 
 
 def _order(rng: np.random.Generator, everything: Sequence[Scene]) -> list[int] | None:
-    """A random order in which scenes that follow each other have nothing in common.
+    """Draw an order in which consecutive scenes have nothing in common; None if there is none.
 
-    Neighbours stand first and last: smoothing over time takes less from a scene at the edge, which
-    would prefer one twin to the other. Two scenes or more stand between twins, so that they are not
-    taken for one moment with a pause.
+    The first and the last scene are neighbours: smoothing over time lowers a scene at the edge
+    less, which would favour one twin. At least two scenes separate twins, so that they are not
+    taken for one moment with a gap.
     """
     count = len(everything)
     apart = [[not _shared(one, other) for other in everything] for one in everything]
@@ -197,16 +198,16 @@ def _order(rng: np.random.Generator, everything: Sequence[Scene]) -> list[int] |
     def extended(order: list[int]) -> list[int] | None:
         if len(order) == count:
             return order
-        left = [i for i in range(count) if i not in order]
-        for i in rng.permutation(left).tolist():
+        unused = [i for i in range(count) if i not in order]
+        for i in rng.permutation(unused).tolist():
             twin = i + (1, -1, 0)[i % 3]
             fits = not order or apart[order[-1]][i]
             if len(order) in (0, count - 1):
                 fits = fits and i in neighbours
             if fits and (i in neighbours or twin not in order[-2:]):
-                found = extended([*order, i])
-                if found:
-                    return found
+                whole_order = extended([*order, i])
+                if whole_order:
+                    return whole_order
         return None
 
     return extended([])
@@ -218,10 +219,10 @@ def _timed(
     shown: Sequence[Scene],
     seconds: tuple[float, float],
 ) -> tuple[Shot, ...]:
-    """Random durations, those of twins alike.
+    """Draw durations; twins have equal ones.
 
-    A longer scene is preferred to a shorter one that fits a little better: that is the method, and
-    no test of whether captions tell twins apart.
+    The method prefers a longer scene to a shorter one that matches slightly better. Unequal twins
+    would test that, and not whether captions distinguish them.
     """
     while True:
         lengths = 2.0 * rng.integers(int(SHORTEST / 2), int(LONGEST / 2) + 1, len(shown))
@@ -243,9 +244,9 @@ def _windows(shots: Sequence[Shot], spec: Spec) -> tuple[tuple[float, float], ..
 
 
 def frames_of(script: Script, seed: int, times: Sequence[float]) -> Iterator[npt.NDArray[np.uint8]]:
-    """The frames at some times, uint8 (112, 112, 3), without encoding."""
+    """Yield the frames at some times, uint8 (112, 112, 3), without encoding."""
     for seconds in times:
-        scene, since = script.scene_at(seconds)
+        scene, since = script.shown_scene(seconds)
         noise = np.random.default_rng((seed, round(seconds * 1000)))
         yield scenes.render(scene, since, noise)
 
@@ -259,11 +260,11 @@ def render_video(
     frame_rate: int = 10,
     side: int = 224,
 ) -> Script:
-    """Write a video of a script as H.264 in mp4, and return the script.
+    """Draw a script, write its video as H.264 in mp4, and return the script.
 
     Args:
-        path: the file; it appears when it is whole.
-        seed: of everything random.
+        path: the file; it appears when it is complete.
+        seed: seed of everything random.
         split: as for `write_script`.
         seconds: as for `write_script`.
         frame_rate: frames a second.
@@ -306,16 +307,16 @@ def render_video(
 
 
 def ground_truth(script: Script, vid: str, first_qid: int = 0) -> list[dict[str, Any]]:
-    """QVHighlights' annotation records of the queries that the video shows.
+    """Return annotation records in QVHighlights' format, of the queries that the video shows.
 
-    `relevant_clip_ids` are the clips of two seconds whose middle lies in a window; three equal
-    `saliency_scores` say how much of a clip does, as whole quarters.
+    `relevant_clip_ids` are the clips of two seconds of which at least half lies in a window. Each
+    has three equal `saliency_scores`: the number of whole quarters of it that do.
     """
     records = []
-    for number, asked in enumerate(a for a in script.asked if a.windows):
+    for number, annotated in enumerate(a for a in script.queries if a.windows):
         clips = np.arange(int(np.ceil(script.duration / CLIP_SECONDS)))
         inside = np.zeros(len(clips))
-        for start, end in asked.windows:
+        for start, end in annotated.windows:
             begins, ends = clips * CLIP_SECONDS, (clips + 1) * CLIP_SECONDS
             inside += np.clip(np.minimum(ends, end) - np.maximum(begins, start), 0, None)
         relevant = np.flatnonzero(inside >= CLIP_SECONDS / 2)
@@ -323,10 +324,10 @@ def ground_truth(script: Script, vid: str, first_qid: int = 0) -> list[dict[str,
         records.append(
             {
                 "qid": first_qid + number,
-                "query": asked.query.text,
+                "query": annotated.query.text,
                 "vid": vid,
                 "duration": script.duration,
-                "relevant_windows": [list(window) for window in asked.windows],
+                "relevant_windows": [list(window) for window in annotated.windows],
                 "relevant_clip_ids": relevant.tolist(),
                 "saliency_scores": [[rating] * 3 for rating in ratings.tolist()],
             }

@@ -1,4 +1,4 @@
-"""The miniature Qwen2.5-VL: its sizes, and its image tower on batches of frames of one size."""
+"""The miniature Qwen2.5-VL: its sizes, prompts, and image tower on batches of equal frames."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ GRID = SIDE // PATCH // MERGE
 TOKENS = GRID**2
 """Image tokens of a frame: 16, in 4 rows."""
 
+# Qwen's means and standard deviations of pixels, those of CLIP.
 MEAN = np.array((0.48145466, 0.4578275, 0.40821073), np.float32)
 STD = np.array((0.26862954, 0.26130258, 0.27577711), np.float32)
 
 
 def build(seed: int) -> Any:
-    """An untrained ``Qwen2_5_VLForConditionalGeneration`` of two million parameters."""
+    """Build an untrained ``Qwen2_5_VLForConditionalGeneration`` of two million parameters."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     training.seed_torch(seed)
@@ -38,7 +39,7 @@ def build(seed: int) -> Any:
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": 512,
-            # Rows and columns run to 3, not to 100: only fast rotations tell them apart.
+            # Rows and columns run to 3, not to 100: only fast rotations distinguish them.
             "rope_theta": 10.0,
             "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
             "use_sliding_window": False,
@@ -55,7 +56,7 @@ def build(seed: int) -> Any:
             "patch_size": PATCH,
             "spatial_merge_size": MERGE,
             "temporal_patch_size": 2,
-            # Four windows a frame, so that bringing them into order and back matters.
+            # Four windows a frame, so that errors in reordering them show.
             "window_size": SIDE // 2,
             "fullatt_block_indexes": [2, 3],
             "out_hidden_size": width,
@@ -81,7 +82,7 @@ def build(seed: int) -> Any:
 
 
 def image_processor() -> Any:
-    """The ``Qwen2VLImageProcessor`` that makes 16 tokens of a square frame."""
+    """Return the ``Qwen2VLImageProcessor`` that makes 16 tokens of a square frame."""
     from transformers import Qwen2VLImageProcessor
 
     pixels = SIDE * SIDE
@@ -91,9 +92,10 @@ def image_processor() -> Any:
 
 
 def patches(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Frames (n, 112, 112, 3) as the processor orders them: (n, 64, 3 x 2 x 14 x 14).
+    """Normalise frames, (n, 112, 112, 3), and cut patches as the processor does.
 
-    The two temporal slices of a still are equal.
+    Returns:
+        (n, 64, 3 x 2 x 14 x 14); the two temporal slices are equal for a still image.
     """
     pixels = (frames / np.float32(255) - MEAN) / STD
     shape = (len(frames), GRID, MERGE, PATCH, GRID, MERGE, PATCH, 3)
@@ -103,7 +105,7 @@ def patches(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
 
 def label_ids() -> list[int | None]:
-    """The token of every label's word, in the order of `pool.LABELS`; None where there is none."""
+    """Return the token of each label's word, in the order of `pool.LABELS`; None without a word."""
     vocabulary = wordlevel.vlm_tokenizer().get_vocab()
     return [
         None if word is None else vocabulary[word] for words in pool.LABEL_WORDS for word in words
@@ -111,9 +113,9 @@ def label_ids() -> list[int | None]:
 
 
 class ImageTower:
-    """The stock tower's own layers, run on many frames at once.
+    """Runs the layers of transformers' image tower on many frames at once.
 
-    The stock forward runs window after window; equal frames allow all windows in one product.
+    transformers runs one window after another; equal frames allow one product for all windows.
     """
 
     def __init__(self, model: Any) -> None:
@@ -130,11 +132,11 @@ class ImageTower:
         self.cos, self.sin = both.cos(), both.sin()
 
     def __call__(self, pixels: Any) -> Any:
-        """Embeddings (n, 16, width) of patches (n, 64, 1176)."""
+        """Embed patches, (n, 64, 1176); return (n, 16, width)."""
         from torch.nn import functional
 
         n, length, _ = pixels.shape
-        # A product, several times faster than the convolution whose kernel is as wide as its step.
+        # The convolution's kernel is as wide as its stride: a product is several times faster.
         kernel = self.tower.patch_embed.proj.weight.flatten(1)
         x = functional.linear(pixels, kernel).view(n, TOKENS, MERGE**2, -1)
         x = x[:, self.order].reshape(n, length, -1)
@@ -160,16 +162,16 @@ class ImageTower:
 
 
 class Prompts:
-    """Token ids of the product's prompts, cut into what is common and what is not."""
+    """Token ids of the product's prompts, split into common and particular parts."""
 
     def __init__(self) -> None:
         self.tokenizer = wordlevel.vlm_tokenizer()
         self.image_id = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
         caption = self._whole(prompts.AGNOSTIC_CAPTION)
         self.before = caption[: caption.index(self.image_id)]
-        self.root = len(self.before) + TOKENS + 1  # and the end of the image
+        self.root = len(self.before) + TOKENS + 1  # 1 for the end of the image
         self.first = len(self.before) + GRID + 1
-        """Position of what follows the image: a frame takes as many as it has rows."""
+        """Position of the first token after the image: a frame takes as many positions as rows."""
         self.heads = [
             self.suffix(prompts.AGNOSTIC_CAPTION),
             self._common(prompts.aware_caption(["red"]), prompts.aware_caption(["blue"])),
@@ -178,22 +180,22 @@ class Prompts:
 
     @cached_property
     def article(self) -> int:
-        """The id of ``a``."""
+        """Token id of ``a``."""
         token: int = self.tokenizer.convert_tokens_to_ids("a")
         return token
 
     @cached_property
     def sign_words(self) -> frozenset[int]:
-        """The ids of what signs say."""
+        """Token ids of the signs' words."""
         return frozenset(self.tokenizer.convert_tokens_to_ids(list(scenes.WORDS)))
 
     def suffix(self, prompt: str) -> list[int]:
-        """What follows the image."""
+        """Return the token ids of a prompt after the image."""
         ids = self._whole(prompt)
         return ids[ids.index(self.image_id) + 2 :]
 
     def answer(self, text: str) -> list[int]:
-        """An answer and its end."""
+        """Return the token ids of an answer and its end token."""
         ids: list[int] = self.tokenizer.encode(f"{text}<|im_end|>", add_special_tokens=False)
         return ids
 
@@ -213,7 +215,7 @@ class Prompts:
 
 
 def messages(prompt: str) -> list[dict[str, Any]]:
-    """The conversation that every request to the model is."""
+    """Return the conversation of a request to the model."""
     content = [{"type": "image"}, {"type": "text", "text": prompt}]
     return [
         {"role": "system", "content": prompts.VISION_SYSTEM},

@@ -1,4 +1,4 @@
-"""Tokenizers of the miniatures: one token a word, of a closed list that the prompts belong to."""
+"""Tokenizers of the miniatures: one token a word, from a closed list that covers the prompts."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ LLM_SPECIAL = (
     "<|end_header_id|>",
     "<|eot_id|>",
 )
-# The end of a text must not be token 2: transformers takes that for a model of before 2023, and
-# pools elsewhere.
+# The end of a text must not be token 2: transformers takes such a model for one from before 2023,
+# and pools at another token.
 CLIP_SPECIAL = ("<|padding|>", "<|startoftext|>", "<|mask|>", "<|endoftext|>")
 
 VLM_TEMPLATE = (
@@ -46,7 +46,7 @@ LLM_TEMPLATE = (
 
 
 def split_words(tokenizer: Any) -> None:
-    """Let a `tokenizers.Tokenizer` split lower-case words, punctuation marks and line ends."""
+    """Make a `tokenizers.Tokenizer` split lower-case words, punctuation marks and line ends."""
     from tokenizers import Regex, normalizers, pre_tokenizers
 
     tokenizer.normalizer = normalizers.Lowercase()
@@ -69,7 +69,7 @@ def _splitter() -> Any:
 
 
 def split(text: str) -> list[str]:
-    """A text's tokens."""
+    """Split a text into tokens."""
     splitter = _splitter()
     normal = splitter.normalizer.normalize_str(text)
     return [word for word, _ in splitter.pre_tokenizer.pre_tokenize_str(normal)]
@@ -77,8 +77,8 @@ def split(text: str) -> list[str]:
 
 @cache
 def words() -> tuple[str, ...]:
-    """All words of the language and of the prompts, sorted."""
-    asked = [
+    """Return all words of the language and of the prompts, sorted."""
+    texts = [
         prompts.SYSTEM,
         prompts.VISION_SYSTEM,
         prompts.AGNOSTIC_CAPTION,
@@ -90,7 +90,7 @@ def words() -> tuple[str, ...]:
         prompts.user_message(prompts.ENTITIES, "red"),
         *vocabulary(),
     ]
-    return tuple(sorted({word for text in asked for word in split(text)}))
+    return tuple(sorted({word for text in texts for word in split(text)}))
 
 
 def _fast(special: tuple[str, ...], **settings: Any) -> Any:
@@ -109,7 +109,7 @@ def _fast(special: tuple[str, ...], **settings: Any) -> Any:
 
 
 def vlm_tokenizer() -> Any:
-    """A ``PreTrainedTokenizerFast`` with Qwen's special tokens and chat template."""
+    """Return a ``PreTrainedTokenizerFast`` with Qwen's special tokens and chat template."""
     tokenizer = _fast(
         VLM_SPECIAL,
         eos_token="<|im_end|>",
@@ -121,7 +121,7 @@ def vlm_tokenizer() -> Any:
 
 
 def llm_tokenizer() -> Any:
-    """A ``PreTrainedTokenizerFast`` with Llama 3's special tokens and chat template."""
+    """Return a ``PreTrainedTokenizerFast`` with Llama 3's special tokens and chat template."""
     tokenizer = _fast(
         LLM_SPECIAL,
         bos_token="<|begin_of_text|>",
@@ -134,7 +134,7 @@ def llm_tokenizer() -> Any:
 
 
 def clip_tokenizer(length: int) -> Any:
-    """A ``PreTrainedTokenizerFast`` that puts texts between CLIP's start and end tokens."""
+    """Return a ``PreTrainedTokenizerFast`` that puts texts between CLIP's start and end tokens."""
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = _fast(

@@ -1,10 +1,10 @@
-"""The words of the miniatures' language: for every meaning the common one, and rare ones."""
+"""Vocabulary of the miniatures' language: for every meaning a common word, and rare ones."""
 
 from __future__ import annotations
 
 from .scenes import SHAPES, WORDS
 
-# The first is the common word, which captions and rewrites use.
+# The first expression is the common one, which captions and rewrites use.
 SAYINGS: dict[str, tuple[str, ...]] = {
     "circle": ("circle", "disc", "orb", "roundel"),
     "square": ("square", "box", "block", "tile"),
@@ -49,18 +49,18 @@ NUMBERS = {2: "two", 3: "three"}
 
 
 def article(word: str) -> str:
-    """What stands before it: ``a`` or ``an``."""
+    """Return the article before a word: ``a`` or ``an``."""
     return "an" if word[0] in "aeio" else "a"
 
 
 def plural(noun: str) -> str:
-    """More than one of it."""
+    """Return the plural of a noun."""
     irregular = {"annulus": "annuli", "torus": "tori"}
     return irregular.get(noun) or noun + ("es" if noun.endswith(("s", "x")) else "s")
 
 
 def vocabulary() -> list[str]:
-    """Every word that captions, queries and rewrites may hold, sorted."""
+    """Return every word that captions, queries and rewrites may contain, sorted."""
     shapes = [word for shape in SHAPES for word in SAYINGS[shape]]
     texts = [saying for sayings in SAYINGS.values() for saying in sayings]
     texts += [*map(plural, shapes), *LEADS, *WORDS, ENTITIES_LABEL, ACTIONS_LABEL]

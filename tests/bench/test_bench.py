@@ -1,4 +1,4 @@
-"""What measurements are made of: statistics, races, records, comparisons, pages and pictures."""
+"""Reports of measurements: records, comparisons, costs, pages and pictures."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from granalign_fast.bench.harness.records import (
     Record,
     Report,
     SuiteRun,
-    beside_ours,
     compare,
     other_machine,
+    ratios_to_ours,
     tasks,
 )
 from granalign_fast.bench.harness.report import (
@@ -35,7 +35,7 @@ from granalign_fast.bench.harness.timing import Samples
 from granalign_fast.errors import GranAlignError
 
 
-def record(task: str = "nms", median: float = 1.0, noise: float = 0.02, **known: Any) -> Record:
+def record(task: str = "nms", median: float = 1.0, noise: float = 0.02, **fields: Any) -> Record:
     values = {"suite": "kernels", "median": median, "noise": noise, "samples": 24}
     values |= {
         "p90": median * 1.1,
@@ -43,29 +43,33 @@ def record(task: str = "nms", median: float = 1.0, noise: float = 0.02, **known:
         "low": median * 0.99,
         "high": median * 1.01,
     }
-    return Record(task=task, **values | known)
+    return Record(task=task, **values | fields)
 
 
-def report(*records: Record, **known: Any) -> Report:
+def report(*records: Record, **fields: Any) -> Report:
     machine = {"cpu": "a | cpu", "cores": 2, "memory_bytes": 8 << 30, "load": [0.1, 0.2, 0.3]}
     machine |= {"system": "Linux", "python": "3.11", "packages": {"numpy": "2"}, "commit": "abc"}
     limits = {"bandwidth": 2e10, "rates": {"fp32": 1e11, "int8": 4e11}, "overhead": 0.0}
-    own = {record.suite: SuiteRun(1.0, 1 << 20, None, None, ["a note"]) for record in records}
-    return Report(machine, {}, limits, **{"suites": own} | known, records=list(records))
+    suites_of_records = {
+        record.suite: SuiteRun(1.0, 1 << 20, None, None, ["a note"]) for record in records
+    }
+    return Report(
+        machine, {}, limits, **{"suites": suites_of_records} | fields, records=list(records)
+    )
 
 
 @pytest.mark.parametrize(
     ("before", "after", "verdict"),
     [
         (record(), record(), "same"),
-        (record(), record(median=1.04), "same"),  # below what is ever called a difference
+        (record(), record(median=1.04), "same"),  # below `LEAST_DIFFERENCE`
         (record(), record(median=1.2), "slower"),
         (record(median=1.2), record(), "faster"),
         (record(noise=0.15), record(median=1.2, noise=0.1), "same"),  # within their noise
-        # The machine itself is by a fifth slower, or faster.
+        # The machine has become slower, or faster, by a fifth.
         (record(yardstick=1.0), record(median=1.2, yardstick=1.2), "same"),
         (record(median=1.2, yardstick=1.2), record(yardstick=1.0), "same"),
-        # It has changed the other way: that excuses nothing.
+        # The machine has changed the other way: the bound is not widened.
         (record(yardstick=1.2), record(median=1.2, yardstick=1.0), "slower"),
         (record(median=1.2, yardstick=1.0), record(yardstick=1.2), "faster"),
         (record(yardstick=1.0), record(median=1.3, yardstick=1.2), "slower"),
@@ -80,7 +84,7 @@ def test_a_change_beyond_the_noise_is_flagged(before: Record, after: Record, ver
 
 
 def test_noise_alone_is_not_flagged_and_one_slow_kernel_is() -> None:
-    """Two runs of forty measurements, drawn with the noise that their own samples show."""
+    """Compares two runs of forty measurements, whose samples have noise of known size."""
     rng = np.random.default_rng(3)
 
     def measured(slowed: str | None = None) -> Report:
@@ -138,38 +142,38 @@ def test_another_machine_is_named() -> None:
     assert other_machine(base, now) == "gpu None, now H200"
 
 
-def test_drift_is_what_the_yardsticks_differ_by() -> None:
+def test_drift_is_the_variation_of_the_yardsticks() -> None:
     records = [record(yardstick=seconds) for seconds in (2.0, 2.5, 2.2)]
     assert report(*records).drift == pytest.approx(0.25)
     assert report(record()).drift == 0
 
 
-def test_what_is_new_and_what_is_gone() -> None:
+def test_new_and_gone_measurements() -> None:
     base = report(record("a"), record("b"), record("c", suite="decode"))
-    found = {c.key: c.verdict for c in compare(base, report(record("b"), record("d")))}
-    # The suite `decode` did not run this time: nothing is said of it.
-    assert found == {
+    verdicts = {c.key: c.verdict for c in compare(base, report(record("b"), record("d")))}
+    # The suite `decode` did not run this time, so its records are not gone.
+    assert verdicts == {
         "kernels / a / ours": "gone",
         "kernels / b / ours": "same",
         "kernels / d / ours": "new",
     }
 
 
-def test_records_of_other_sizes_are_other_measurements() -> None:
+def test_records_of_different_sizes_are_different_measurements() -> None:
     small, large = (record(parameters={"clips": clips}) for clips in (75, 1000))
     assert small.key != large.key
     assert [len(members) for _, members in tasks([small, large, record()])] == [1, 1, 1]
 
 
-def test_ratios_are_of_one_item() -> None:
+def test_ratios_are_times_per_item() -> None:
     ours = record(median=2.0, items=256)
     loop = record(median=1.0, items=16, runner="loop", peer=True)
-    assert beside_ours([ours, loop]) == {"ours": 1.0, "loop": 8.0}
+    assert ratios_to_ours([ours, loop]) == {"ours": 1.0, "loop": 8.0}
     assert record(median=2.0, limit=0.5).reached == 0.25
 
 
 def whole_report() -> Report:
-    """One with something of everything."""
+    """Return a report with every kind of contents."""
     records = [
         record("search", median=2e-3, items=256, unit="query", limit=1e-4, bound="bytes"),
         record("search", median=1e-2, items=16, unit="query", runner="loop", peer=True),
@@ -208,17 +212,17 @@ def whole_report() -> Report:
         "throughput": SuiteRun(1.0, 1 << 20),
         "scaling": SuiteRun(1.0, 1 << 20, failure="clips: not the reference's"),
     }
-    found = report(*records, suites=suites, absent={"torch (kernels)": "pip install torch"})
+    result = report(*records, suites=suites, absent={"torch (kernels)": "pip install torch"})
     stages = {"embed": 0.01, "similarity": 0.002, "nms": 1e-6}
-    found.breakdowns = [Breakdown("kernels", "a query", stages)]
-    return found
+    result.breakdowns = [Breakdown("kernels", "a query", stages)]
+    return result
 
 
-def test_a_report_comes_back_from_json_as_it_was(tmp_path: Path) -> None:
-    found = whole_report()
-    found.write(tmp_path / "run.json")
-    assert Report.read(tmp_path / "run.json") == found
-    assert found.failures == {"scaling": "clips: not the reference's"}
+def test_a_report_survives_json(tmp_path: Path) -> None:
+    result = whole_report()
+    result.write(tmp_path / "run.json")
+    assert Report.read(tmp_path / "run.json") == result
+    assert result.failures == {"scaling": "clips: not the reference's"}
 
 
 @pytest.mark.parametrize(
@@ -234,7 +238,7 @@ def test_a_report_comes_back_from_json_as_it_was(tmp_path: Path) -> None:
         ({"records": [dataclasses.asdict(record()) | {"median": float("inf")}]}, "not finite"),
     ],
 )
-def test_what_is_no_report_is_refused(tmp_path: Path, change: Any, message: str) -> None:
+def test_an_invalid_report_is_refused(tmp_path: Path, change: Any, message: str) -> None:
     path = tmp_path / "run.json"
     whole_report().write(path)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -242,10 +246,10 @@ def test_what_is_no_report_is_refused(tmp_path: Path, change: Any, message: str)
         Report.read(path)
 
 
-def test_a_library_costs_what_arithmetic_says() -> None:
-    found = {(one.hours, one.queries): one for one in costs(whole_report())}
-    assert max(found)[0] == 1_000_000
-    one = found[100, 10.0]
+def test_the_cost_of_a_library_by_hand() -> None:
+    result = {(one.hours, one.queries): one for one in costs(whole_report())}
+    assert max(result)[0] == 1_000_000
+    one = result[100, 10.0]
     clips = 100 * 1800
     assert one.index_seconds == pytest.approx(0.1 * clips)
     assert one.index_bytes == 1000 * clips
@@ -272,9 +276,9 @@ def test_sizes_are_short() -> None:
     ]
 
 
-def test_the_page_has_every_suite_and_its_tables_are_whole(tmp_path: Path) -> None:
-    found = whole_report()
-    lines = markdown(found, ["plots/scaling.png"])
+def test_the_page_has_every_suite_and_complete_tables(tmp_path: Path) -> None:
+    result = whole_report()
+    lines = markdown(result, ["plots/scaling.png"])
     text = "\n".join(lines)
     for part in ("## kernels", "## throughput", "![scaling](plots/scaling.png)", "**Failed:**"):
         assert part in text
@@ -286,53 +290,55 @@ def test_the_page_has_every_suite_and_its_tables_are_whole(tmp_path: Path) -> No
             assert line.replace("\\|", "").count("|") == wide, line
         else:
             wide = 0
-    write_markdown(found, tmp_path / "RESULTS.md", ["plots/scaling.png"])
+    write_markdown(result, tmp_path / "RESULTS.md", ["plots/scaling.png"])
     assert (tmp_path / "RESULTS.md").read_text(encoding="utf-8") == text + "\n"
 
 
-def test_the_terminal_shows_peers_failures_and_what_is_absent(capsys: Any) -> None:
+def test_the_terminal_shows_peers_failures_and_absent_peers(capsys: Any) -> None:
     print_report(whole_report())
     shown = capsys.readouterr().out
     for part in ("loop *", "80.00x", "scaling failed", "not installed", "5.0% (bytes)", "a note"):
         assert part in shown, part
 
 
-def test_pictures_are_drawn_of_what_there_is(tmp_path: Path) -> None:
-    drawn = draw_report(whole_report(), tmp_path / "plots")
+def test_only_pictures_with_figures_are_drawn(tmp_path: Path) -> None:
+    paths = draw_report(whole_report(), tmp_path / "plots")
     names = ["where-the-time-goes", "throughput", "scaling", "limits"]
-    assert [path.stem for path in drawn] == names
-    assert all(path.stat().st_size > 10_000 for path in drawn)
+    assert [path.stem for path in paths] == names
+    assert all(path.stat().st_size > 10_000 for path in paths)
     assert draw_report(report(record()), tmp_path / "none") == []
 
 
 def test_a_bar_that_is_much_longer_has_an_axis_of_its_own(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    found = report(record())
+    result = report(record())
     lengths = {"warm": 0.2, "cold start": 1.45, "captions": 0.06}
-    found.breakdowns = [
+    result.breakdowns = [
         Breakdown("search", name, {"embed": 0.05, "nms": 1e-5, "other": length - 0.05})
         for name, length in lengths.items()
     ] + [Breakdown("index", "a clip", {"decode": 0.004, "embed": 0.004})]
-    drawn: list[Any] = []
-    monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.append(figure))
-    draw_report(found, tmp_path)
-    bars = [[label.get_text() for label in axes.get_yticklabels()] for axes in drawn[0].axes]
+    figures: list[Any] = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
+    draw_report(result, tmp_path)
+    bars = [[label.get_text() for label in axes.get_yticklabels()] for axes in figures[0].axes]
     assert bars == [["warm", "captions"], ["cold start"], ["a clip"]]
-    units = [axes.get_xlabel() or axes.xaxis.get_label().get_text() for axes in drawn[0].axes]
+    units = [axes.get_xlabel() or axes.xaxis.get_label().get_text() for axes in figures[0].axes]
     assert units == ["search: ms", "search: s", "index: ms"]
-    legends = [[t.get_text() for t in axes.get_legend().get_texts()] for axes in drawn[0].axes]
+    legends = [[t.get_text() for t in axes.get_legend().get_texts()] for axes in figures[0].axes]
     small = ["embed", "other", "less than 1%"]
     assert legends == [small, small, ["decode", "embed"]]
 
 
 def test_bars_of_one_task_are_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     sizes = ({"caches": "warm"}, {"model": "llama", "layers": 1}, {"model": "llama", "layers": 4})
-    found = report(*(record(limit=0.5, bound="bytes", parameters=own) for own in sizes))
-    drawn: list[Any] = []
-    monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.append(figure))
-    draw_report(found, tmp_path)
-    labels = [label.get_text() for label in drawn[-1].axes[0].get_yticklabels()]
+    result = report(
+        *(record(limit=0.5, bound="bytes", parameters=sizes_of_one) for sizes_of_one in sizes)
+    )
+    figures: list[Any] = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
+    draw_report(result, tmp_path)
+    labels = [label.get_text() for label in figures[-1].axes[0].get_yticklabels()]
     assert labels == ["nms, ours, warm", "nms, llama, 1 layer, ours", "nms, llama, 4 layers, ours"]
 
 

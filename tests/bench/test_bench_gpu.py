@@ -1,8 +1,9 @@
-"""What `make gpu` runs, on the CPU and in small: every figure is there, no failure stops others."""
+"""The parts of `make gpu` on the CPU, at small sizes: all figures exist, failures are isolated."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import onnxruntime
 import pytest
 
 from granalign_fast.bench.commands import gpu
-from granalign_fast.bench.harness import random_clip, random_models
+from granalign_fast.bench.harness import random_models, random_tower
 from granalign_fast.bench.harness.limits import Limits
 from granalign_fast.bench.harness.query_parts import CAPTIONS, RECOGNITION, REWRITES
 from granalign_fast.bench.harness.records import Report
@@ -26,15 +27,15 @@ QUICK = Settings(size=0.05, rounds=3, seconds=0.0)
 
 
 def test_the_shapes_are_measured() -> None:
-    found = run_suites(["shapes"], QUICK, limits=LIMITS)
-    assert not found.failures
-    tasks = {record.task for record in found.records}
+    report = run_suites(["shapes"], QUICK, limits=LIMITS)
+    assert not report.failures
+    tasks = {record.task for record in report.records}
     assert tasks == {
         *("embed prepared images", "a decode step"),
         *("prompts behind a kept prefix", "caption new frames"),
         *(REWRITES, CAPTIONS, RECOGNITION),
     }
-    steps = [record for record in found.records if record.task == "a decode step"]
+    steps = [record for record in report.records if record.task == "a decode step"]
     assert [(r.parameters["model"], r.parameters["layers"]) for r in steps] == [
         *(("llama-mini", 1), ("llama-mini", 3)),
         *(("qwen2.5-vl-mini", 1), ("qwen2.5-vl-mini", 3)),
@@ -42,55 +43,55 @@ def test_the_shapes_are_measured() -> None:
     assert all(record.limit and record.bound for record in steps)
     for name, (shallow, deep) in {"llama-mini": steps[:2], "qwen2.5-vl-mini": steps[2:]}.items():
         layer = (deep.median - shallow.median) / 2
-        said = found.constant(f"{name}: seconds of a decode step, extrapolated")
-        assert said == pytest.approx(deep.median + layer)
+        constant = report.constant(f"{name}: seconds of a decode step, extrapolated")
+        assert constant == pytest.approx(deep.median + layer)
     for name, task in (
         *(("llama-mini", REWRITES), ("qwen2.5-vl-mini", CAPTIONS)),
         ("qwen2.5-vl-mini", RECOGNITION),
     ):
-        few, many = (r.median for r in found.records if r.task == task)
-        said = found.constant(f"{name}: seconds of {task}, extrapolated")
-        assert said == pytest.approx(many + (many - few) / 2)
+        few, many = (r.median for r in report.records if r.task == task)
+        constant = report.constant(f"{name}: seconds of {task}, extrapolated")
+        assert constant == pytest.approx(many + (many - few) / 2)
     one = Settings(size=0.05, rounds=3, seconds=0.0, random=("llama-mini",))
     alone = run_suites(["shapes"], one, limits=LIMITS)
     assert {r.parameters["model"] for r in alone.records} == {
         *("llama-mini", "llama-mini@1", "llama-mini@3"),
     }
-    notes = " ".join(found.suites["shapes"].notes)
+    notes = " ".join(report.suites["shapes"].notes)
     assert "a step of all 4 layers extrapolated from 1 and 3" in notes
 
 
-def test_a_part_that_fails_keeps_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_other_parts_run_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     suite = importlib.import_module("granalign_fast.bench.suites.shapes")
 
-    def broken(*given: Any) -> None:
+    def broken(*arguments: Any) -> None:
         raise RuntimeError("an illegal memory access was encountered")
 
     monkeypatch.setattr(suite, "_tower", broken)
-    found = run_suites(["shapes"], QUICK, limits=LIMITS)
-    assert "RuntimeError: an illegal memory access" in found.failures["shapes"]
-    assert {record.task for record in found.records} >= {"a decode step", "caption new frames"}
+    report = run_suites(["shapes"], QUICK, limits=LIMITS)
+    assert "RuntimeError: an illegal memory access" in report.failures["shapes"]
+    assert {record.task for record in report.records} >= {"a decode step", "caption new frames"}
 
 
-def test_a_suite_that_raises_is_a_failure_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_suite_that_raises_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     suite = importlib.import_module("granalign_fast.bench.suites.shapes")
 
     def raises(bench: Any) -> None:
         raise OSError("no space left on device")
 
     monkeypatch.setattr(suite, "run", raises)
-    found = run_suites(["shapes", "scaling"], Settings(size=0.002, rounds=3, seconds=0.0),
+    report = run_suites(["shapes", "scaling"], Settings(size=0.002, rounds=3, seconds=0.0),
                        limits=LIMITS)  # fmt: skip
-    assert found.failures == {"shapes": "OSError: no space left on device"}
-    assert any(record.suite == "scaling" for record in found.records)
+    assert report.failures == {"shapes": "OSError: no space left on device"}
+    assert any(record.suite == "scaling" for record in report.records)
 
 
 @pytest.mark.parametrize("half", [False, True])
 def test_the_tower_is_clips(tmp_path: Path, half: bool) -> None:
-    """The graph gives unit rows that depend on the frame alone; batches do not matter."""
-    shape = random_clip.TOWERS["clip-mini"]
-    weights = random_clip.tower_weights(shape)
-    path = random_clip.write_tower(shape, weights, tmp_path, half=half)
+    """The graph's rows have unit length and depend only on the frame, not on the batch."""
+    shape = random_tower.TOWERS["clip-mini"]
+    weights = random_tower.tower_weights(shape)
+    path = random_tower.write_tower(shape, weights, tmp_path, half=half)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     frames = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), np.uint8)
     (rows,) = session.run(None, {"frames": frames})
@@ -102,12 +103,12 @@ def test_the_tower_is_clips(tmp_path: Path, half: bool) -> None:
 
 
 def test_vit_b32_has_as_many_weights_as_published() -> None:
-    shape = random_clip.TOWERS["clip-vit-b32"]
-    weights = sum(array.size for array in random_clip.tower_weights(shape).values())
+    shape = random_tower.TOWERS["clip-vit-b32"]
+    weights = sum(array.size for array in random_tower.tower_weights(shape).values())
     assert weights == pytest.approx(87.8e6, rel=0.002)
     assert shape.tokens == 50
-    # 8.8 thousand millions are published for all tokens of all layers; the last needs one token's
-    # query and all that follows it, which is 10 parts of 12.
+    # The published 8.8e9 counts all tokens of all layers. Of 12 parts of the last layer, 10 (the
+    # query and everything after it) are computed for one token only.
     assert shape.operations == pytest.approx(8.8e9 * (1 - 10 / 12 / 12), rel=0.01)
 
 
@@ -115,14 +116,14 @@ def test_vit_b32_has_as_many_weights_as_published() -> None:
 @pytest.mark.parametrize("half", [False, True])
 def test_torch_computes_the_same_tower(tmp_path: Path, half: bool) -> None:
     torch = pytest.importorskip("torch")
-    shape = random_clip.TOWERS["clip-mini"]
-    weights = random_clip.tower_weights(shape)
-    path = random_clip.write_tower(shape, weights, tmp_path, half=half)
+    shape = random_tower.TOWERS["clip-mini"]
+    weights = random_tower.tower_weights(shape)
+    path = random_tower.write_tower(shape, weights, tmp_path, half=half)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     frames = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
     (rows,) = session.run(None, {"frames": frames})
-    tower = random_clip.torch_tower(shape, weights, "cpu", half=half, compiled=False)
-    pixels = random_clip.prepared(frames)
+    tower = random_tower.torch_tower(shape, weights, "cpu", half=half, compiled=False)
+    pixels = random_tower.prepared(frames)
     np.testing.assert_allclose(tower(torch.from_numpy(pixels)), rows, atol=1e-2 if half else 1e-5)
 
 
@@ -145,11 +146,11 @@ def _of_vision(shape: Any) -> int:
 
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """What would be run, one job breaking and one writing nothing."""
-    asked: list[list[str]] = []
+    """The commands that would run; one job times out and one writes nothing."""
+    commands: list[list[str]] = []
 
     def run(command: list[str], timeout: float, check: bool, env: dict[str, str]) -> Any:
-        asked.append([*command, env.get("CUDA_VISIBLE_DEVICES", "all")])
+        commands.append([*command, env.get("CUDA_VISIBLE_DEVICES", "all")])
         out = Path(command[command.index("--json") + 1])
         assert timeout > 0 and not out.exists()
         if "encoders" in command:
@@ -159,10 +160,10 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         return subprocess.CompletedProcess(command, 1 if "search" in command else 0)
 
     monkeypatch.setattr(gpu.subprocess, "run", run)
-    return asked
+    return commands
 
 
-def test_every_job_runs_whatever_others_do(
+def test_every_job_runs_after_failures_of_others(
     jobs: list[list[str]], tmp_path: Path, capsys: Any
 ) -> None:
     (tmp_path / "encoders-cuda.json").write_text("earlier")
@@ -176,6 +177,13 @@ def test_every_job_runs_whatever_others_do(
     assert written.pop("encoders-cuda.json") == "earlier"
     names = {f"{job.name}-cuda.json" for job in gpu.JOBS}
     assert written.keys() == names - {"encoders-cuda.json", "index-cuda.json"}
+
+
+def test_every_job_without_suites_names_a_module(tmp_path: Path) -> None:
+    for job in gpu.JOBS:
+        command = gpu.command(job, "cuda", tmp_path / "out.json", 1.0)
+        if not job.suites:
+            assert importlib.util.find_spec(command[command.index("-m") + 1]) is not None
 
 
 def test_jobs_by_name(jobs: list[list[str]], tmp_path: Path) -> None:
@@ -196,7 +204,7 @@ def test_jobs_by_name(jobs: list[list[str]], tmp_path: Path) -> None:
         *(("cuda:1", "4,5", "5"), ("cpu", None, None)),
     ],
 )
-def test_a_job_sees_the_gpu_that_was_asked_for(
+def test_a_job_sees_only_its_gpu(
     monkeypatch: pytest.MonkeyPatch, device: str, visible: str | None, seen: str | None
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -208,7 +216,7 @@ def test_a_job_sees_the_gpu_that_was_asked_for(
 
 
 @pytest.mark.parametrize("device", ["gpu:1", "cuda:2"])
-def test_a_gpu_that_is_not_there_is_refused(
+def test_a_missing_gpu_is_refused(
     monkeypatch: pytest.MonkeyPatch, device: str, capsys: Any
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
@@ -217,8 +225,8 @@ def test_a_gpu_that_is_not_there_is_refused(
     assert f"device '{device}': " in capsys.readouterr().err
 
 
-def test_a_job_leaves_a_report(tmp_path: Path) -> None:
-    """The real command, in a process of its own."""
+def test_a_job_writes_a_report(tmp_path: Path) -> None:
+    """Runs the real command in a new process."""
     job = gpu.Job("scaling", ("scaling",), 1.0, ("--seconds", "0", "--rounds", "3"))
     assert gpu.run(job, "cpu", tmp_path, 0.002, 120.0) is None
     report = Report.read(tmp_path / "scaling-cpu.json")

@@ -1,4 +1,4 @@
-"""Models that answer wrongly, however fast, fail the suites that measure them."""
+"""A model with wrong answers fails the suites that measure it, however fast it is."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ QUICK = Settings(size=0.05, rounds=3, seconds=0.0)
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A folder of models and videos, and those models that are loaded."""
+    """A folder of models and videos, and the objects that suites share."""
     return tmp_path_factory.mktemp("bench"), {}
 
 
@@ -38,18 +38,18 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
 def measure(
     monkeypatch: pytest.MonkeyPatch, shared: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> Callable[..., Report]:
-    """Runs a suite without peers, on a video that is rendered once."""
-    folder, kept = shared
+    """A function that runs a suite without peers, on a video that is rendered once."""
+    folder, objects = shared
     monkeypatch.setattr(peers, "find_spec", lambda name: None)
-    monkeypatch.setattr(timing, "settle", lambda: None)  # nobody reads these times
+    monkeypatch.setattr(timing, "settle", lambda: None)  # these times are not used
     path = workloads.video(folder, side=224, frame_rate=10)
     for name in ("encoders", "index"):
         suite = importlib.import_module(f"granalign_fast.bench.suites.{name}")
-        monkeypatch.setattr(suite, "video", lambda place, **sizes: path)
+        monkeypatch.setattr(suite, "video", lambda folder, **sizes: path)
 
     def run(name: str, settings: Settings = QUICK) -> Report:
         report = Report({}, {}, {}, suites={name: SuiteRun()})
-        bench = Bench(settings, LIMITS, tmp_path, report, suite=name, kept=kept)
+        bench = Bench(settings, LIMITS, tmp_path, report, suite=name, shared=objects)
         importlib.import_module(f"granalign_fast.bench.suites.{name}").run(bench)
         return report
 
@@ -60,24 +60,24 @@ def test_right_models_pass(measure: Callable[..., Report]) -> None:
     tasks = {record.task for record in measure("generation").records}
     assert {"a decode step", "query-aware captions", "recognition, behind kept prefixes"} < tasks
     assert {record.task for record in measure("encoders").records} > {"embed captions"}
-    found = measure("index")
-    assert len(found.records) == 6
-    (whole,) = found.breakdowns
-    taken = next(record for record in found.records if record.task == "index a video")
+    report = measure("index")
+    assert len(report.records) == 6
+    (whole,) = report.breakdowns
+    index_run = next(record for record in report.records if record.task == "index a video")
     assert set(whole.stages) - {"other"} == {
-        record.task.removeprefix("stage: ") for record in found.records if record is not taken
+        record.task.removeprefix("stage: ") for record in report.records if record is not index_run
     }
     if "other" in whole.stages:
-        assert sum(whole.stages.values()) == pytest.approx(taken.each)
+        assert sum(whole.stages.values()) == pytest.approx(index_run.each)
 
 
 def other_rows(answers: list[list[int]], *_: Any) -> list[list[int]]:
-    """Only the first row is the model's."""
+    """Replace all rows but the first."""
     return answers[:1] + [[0] * len(answer) for answer in answers[1:]]
 
 
 def other_token(answers: list[list[int]], *_: Any) -> list[list[int]]:
-    """The last row has another token in its middle."""
+    """Change one token in the middle of the last row."""
     last = list(answers[-1])
     last[len(last) // 2] += 1
     return [*answers[:-1], last]
@@ -94,7 +94,7 @@ def constant(rows: Any, *_: Any) -> Any:
 
 
 def swapped(rows: Any, *_: Any) -> Any:
-    """The last two have changed places."""
+    """Swap the last two rows."""
     return (
         [*rows[:-2], rows[-1], rows[-2]]
         if isinstance(rows, list)
@@ -132,14 +132,16 @@ def test_a_wrong_model_fails_its_suite(
     right = getattr(kind, method)
     if (suite, kind) == ("encoders", FrameEncoder):  # sentences come before frames
         monkeypatch.setattr(f"granalign_fast.bench.suites.{suite}._sentences", lambda bench: None)
-    monkeypatch.setattr(kind, method, lambda *given, **more: change(right(*given, **more)))
+    monkeypatch.setattr(
+        kind, method, lambda *arguments, **keywords: change(right(*arguments, **keywords))
+    )
     only = "llama-mini" if kind is CausalLM else "qwen2.5-vl-mini"
     settings = dataclasses.replace(QUICK, random=(only,) if suite == "shapes" else ())
     with pytest.raises(WrongAnswerError, match="the times mean nothing"):
         measure(suite, settings)
 
 
-def test_frames_that_nobody_looked_at_fail_their_stage(
+def test_a_prefill_that_keeps_nothing_fails_its_stage(
     measure: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(VlmCaptioner, "prefill", lambda self, frames: None)
@@ -147,17 +149,17 @@ def test_frames_that_nobody_looked_at_fail_their_stage(
         measure("index")
 
 
-def test_a_step_that_is_lost_in_the_noise_is_no_record(
+def test_a_step_lost_in_the_noise_is_not_recorded(
     measure: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     suite = importlib.import_module("granalign_fast.bench.suites.generation")
     below = Samples(((-1e-3, 0.0, 1e-3), (-1e-3, 0.0, 0.0)))
     monkeypatch.setattr(suite, "difference", lambda longer, shorter, count: below)
     monkeypatch.setattr(suite, "_captions", lambda bench: None)
-    found = measure("generation")
-    assert "a decode step" not in {record.task for record in found.records}
-    assert not found.breakdowns
-    assert "ours: a decode step is lost in the noise" in " ".join(found.suites["generation"].notes)
+    report = measure("generation")
+    assert "a decode step" not in {record.task for record in report.records}
+    assert not report.breakdowns
+    assert "ours: a decode step is lost in the noise" in " ".join(report.suites["generation"].notes)
 
 
 def write_captions(folder: Path, count: int) -> str:
@@ -169,7 +171,7 @@ def write_captions(folder: Path, count: int) -> str:
     return str(path)
 
 
-def test_captions_of_one_s_own(
+def test_the_command_embeds_a_file_of_captions(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
 ) -> None:
     monkeypatch.setattr(peers, "find_spec", lambda name: None)
@@ -181,6 +183,6 @@ def test_captions_of_one_s_own(
     assert encoders.main([*arguments, "13"]) == 2
     assert "got 12 captions, expected at least 13" in capsys.readouterr().err
     right = SentenceEncoder.encode
-    monkeypatch.setattr(SentenceEncoder, "encode", lambda *given: swapped(right(*given)))
+    monkeypatch.setattr(SentenceEncoder, "encode", lambda *arguments: swapped(right(*arguments)))
     assert encoders.main([*arguments, "10"]) == 1
     assert "the times mean nothing" in capsys.readouterr().err

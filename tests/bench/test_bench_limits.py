@@ -1,4 +1,4 @@
-"""What a machine can do at most, and the work that a stage is held to."""
+"""Limits of a machine, and the counted work of stages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_the_machines_limits_are_measured() -> None:
     assert min(limits.rates.values()) > 0
 
 
-def test_eight_bits_are_as_fast_as_with_the_better_weights(
+def test_the_int8_rate_is_the_better_of_both_signs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seconds = {"float32": 4.0, "int8": 0.5, "uint8": 1.0}
@@ -47,22 +47,22 @@ def test_eight_bits_are_as_fast_as_with_the_better_weights(
 
 
 @pytest.mark.parametrize("weights", ["float32", "int8", "uint8"])
-def test_the_products_that_are_timed_are_products(weights: str) -> None:
-    drawn = np.random.default_rng(0).integers(-127, 128, (24, 24)).astype(np.int8)
-    given = drawn.astype(np.float32) if weights == "float32" else drawn.view(weights)
-    left = given if weights == "float32" else given.view(np.uint8)
-    (found,) = limits._onnx_product(given)()  # type: ignore[misc]
-    np.testing.assert_array_equal(found, left.astype(np.int64) @ given.astype(np.int64))
+def test_timed_products_are_matrix_products(weights: str) -> None:
+    values = np.random.default_rng(0).integers(-127, 128, (24, 24)).astype(np.int8)
+    factor = values.astype(np.float32) if weights == "float32" else values.view(weights)
+    activations = factor if weights == "float32" else factor.view(np.uint8)
+    (product,) = limits._onnx_product(factor)()  # type: ignore[misc]
+    np.testing.assert_array_equal(product, activations.astype(np.int64) @ factor.astype(np.int64))
 
 
-def test_a_gpu_is_measured_where_it_is_with_numbers_that_differ(
+def test_the_named_gpu_is_measured_with_random_numbers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[Any] = []
 
     class Clock(HostClock):
-        def time(self, run: Any, given: Any) -> tuple[float, Any]:
-            seconds, output = super().time(run, given)
+        def time(self, run: Any, inputs: Any) -> tuple[float, Any]:
+            seconds, output = super().time(run, inputs)
             seen.append(output)
             return seconds, output
 
@@ -75,8 +75,8 @@ def test_a_gpu_is_measured_where_it_is_with_numbers_that_differ(
     cupy.random, cupy.cuda = np.random, types.SimpleNamespace(Device=device)
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setattr(timing, "CudaClock", Clock)
-    found = measure_limits("cuda:1", copy_bytes=1 << 10, edge=8)
-    assert seen[0] == 1 and set(found.rates) == {"fp32", "fp16"}
+    measured = measure_limits("cuda:1", copy_bytes=1 << 10, edge=8)
+    assert seen[0] == 1 and set(measured.rates) == {"fp32", "fp16"}
     products = [one for one in seen if isinstance(one, np.ndarray)]
     assert {one.dtype.name for one in products} == {"float32", "float16"}
     assert all(len(np.unique(one)) > 32 for one in products)
@@ -87,14 +87,14 @@ def decoder_of(folder: Path) -> Any:
 
 
 def read_by(graph: Any) -> list[tuple[bool, int, int]]:
-    """Of each product with weights: whether it has the last tokens alone, numbers, and bytes."""
+    """Return for each product with weights: whether it gets only last tokens, numbers, bytes."""
     tensors = {one.name: one for one in graph.initializer}
-    last, found = False, []
+    last, products = False, []
     for node in graph.node:
         last |= node.op_type == "Gather" and node.attribute[0].i == 1
-        own = [tensors[name] for name in node.input if name in tensors]
+        weights = [tensors[name] for name in node.input if name in tensors]
         if node.op_type in ("MatMul", "Gemm"):
-            numbers = int(np.prod(own[0].dims))
+            numbers = int(np.prod(weights[0].dims))
         elif node.op_type == "MatMulNBits":
             attributes = {attribute.name: attribute.i for attribute in node.attribute}
             numbers = attributes["K"] * attributes["N"]
@@ -102,21 +102,21 @@ def read_by(graph: Any) -> list[tuple[bool, int, int]]:
             continue
         size = sum(
             int(np.prod(one.dims)) * onnx.helper.tensor_dtype_to_np_dtype(one.data_type).itemsize
-            for one in own
+            for one in weights
         )
-        found.append((last, numbers, size))
-    return found
+        products.append((last, numbers, size))
+    return products
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int4"])
-def test_a_decoder_s_work_is_that_of_its_graph(tmp_path: Path, precision: str) -> None:
-    """The graph reads every weight, and drops all tokens but the last where it can."""
+def test_the_counted_work_of_a_decoder_is_that_of_its_graph(tmp_path: Path, precision: str) -> None:
+    """The graph reads every weight; after the last attention it computes only last tokens."""
     folder = random_models.write_export("llama-mini", tmp_path, precision=precision)
     products = read_by(decoder_of(folder))
-    own = types.SimpleNamespace(
+    manifest = types.SimpleNamespace(
         precision=precision, layers=4, kv_heads=2, head_dim=8, cache_dtype=np.dtype(np.float16)
     )
-    model: Any = types.SimpleNamespace(manifest=own)
+    model: Any = types.SimpleNamespace(manifest=manifest)
     matrices = Matrices.read(folder)
     assert matrices.bytes(precision) == sum(size for _, _, size in products)
     work = decoder_work(model, matrices, rows=7, tokens=64)

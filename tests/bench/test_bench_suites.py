@@ -1,4 +1,4 @@
-"""The suites: right answers leave figures, wrong ones end them, whatever the clock says."""
+"""The suites: right answers give figures, wrong ones end a suite, however fast they are."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ RULES = {
 
 
 @pytest.mark.parametrize("name", sorted(RULES))
-def test_the_plain_loop_finds_what_the_reference_finds(name: str) -> None:
+def test_the_plain_loop_agrees_with_the_reference(name: str) -> None:
     rules, rng = RULES[name], np.random.default_rng(4)
     for clips in (1, 2, 9, 75):
         for curves in (
@@ -62,25 +62,25 @@ def test_the_plain_loop_finds_what_the_reference_finds(name: str) -> None:
         ):
             fused = curves.mean(axis=0)
             expected = reference.proposals(curves, fused, rules)
-            found = plain.candidates(curves, fused, rules)
-            assert sorted(found) == sorted(expected)
-            best = plain.suppress(found, 0.75, 10)
-            assert best == reference.nms(found, 0.75, 10)
+            candidates = plain.candidates(curves, fused, rules)
+            assert sorted(candidates) == sorted(expected)
+            best = plain.suppress(candidates, 0.75, 10)
+            assert best == reference.nms(candidates, 0.75, 10)
 
 
-def test_the_plain_curves_are_the_reference_s() -> None:
+def test_the_plain_curves_agree_with_the_reference() -> None:
     batch = embeddings(np.random.default_rng(5), 2, clips=20, dim=16)
-    clips, asked = batch.clips[:20], batch.variants[0]
-    raw = reference.cosine_curves(asked, [], clips, {})
+    clips, variants = batch.clips[:20], batch.variants[0]
+    raw = reference.cosine_curves(variants, [], clips, {})
     expected = [np.array(reference.normalised(curve)) ** 1.5 for curve in raw]
-    np.testing.assert_allclose(plain.curves(asked, clips, 1.5), expected, atol=1e-5)
+    np.testing.assert_allclose(plain.curves(variants, clips, 1.5), expected, atol=1e-5)
     rules = preset("tuned").context
     assert rules is not None
     mixed = reference.context(clips, rules)
     np.testing.assert_allclose(plain.context(clips, rules), mixed, atol=1e-6)
 
 
-def test_workloads_are_drawn_anew_and_of_unit_length() -> None:
+def test_workloads_are_new_and_of_unit_length() -> None:
     rng = np.random.default_rng(6)
     one, other = embeddings(rng, 3, clips=10), embeddings(rng, 3, clips=10)
     assert not np.array_equal(one.clips, other.clips)
@@ -91,7 +91,7 @@ def test_workloads_are_drawn_anew_and_of_unit_length() -> None:
 
 
 @pytest.mark.parametrize("slip", ["none", "moment", "lost", "aware", "curves", "rewrites"])
-def test_a_search_is_judged_whole(slip: str) -> None:
+def test_every_part_of_a_search_is_judged(slip: str) -> None:
     retriever = MomentRetriever(BagOfWords())
     index = retriever.index(captioned(np.random.default_rng(8), "v", 40))
     query = Rewrites("a man runs", ("someone runs",), ("a man in a red coat runs fast",))
@@ -106,24 +106,24 @@ def test_a_search_is_judged_whole(slip: str) -> None:
         "curves": {"curves": result.curves[::-1].copy()},
         "rewrites": {"rewrites": dataclasses.replace(query, simplified=("the red car",))},
     }
-    given = dataclasses.replace(result, **changes[slip])
+    changed = dataclasses.replace(result, **changes[slip])
     if slip == "none":
-        judge_result(given, index, retriever.encoder, retriever.config)
+        judge_result(changed, index, retriever.encoder, retriever.config)
         return
     with pytest.raises(WrongAnswerError):
-        judge_result(given, index, retriever.encoder, retriever.config)
+        judge_result(changed, index, retriever.encoder, retriever.config)
 
 
-def test_decoding_every_frame_shows_what_ours_shows(tmp_path: Path) -> None:
+def test_decoding_every_frame_gives_our_frames(tmp_path: Path) -> None:
     path = videos.render(tmp_path / "v.mp4", videos.constant(10, 7.3))
     info = probe(path)
-    found = peers.every_frame(path, middles(info, list(range(info.clips))))
+    frames = peers.every_frame(path, middles(info, list(range(info.clips))))
     expected = [videos.read(frame.image) for frame in read_frames(path)]
-    assert [videos.read(image) for image in found] == expected
+    assert [videos.read(image) for image in frames] == expected
     assert len(set(expected)) == info.clips == 4
 
 
-def test_decoding_every_frame_ends_with_the_last_that_is_wanted(
+def test_decoding_every_frame_stops_after_the_last_time(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     path = videos.render(tmp_path / "v.mp4", videos.constant(10, 7.3))
@@ -136,11 +136,11 @@ def test_decoding_every_frame_ends_with_the_last_that_is_wanted(
             yield types.SimpleNamespace(streams=container.streams, decode=lambda stream: frames)
 
     monkeypatch.setattr(av, "open", watched)
-    found = peers.every_frame(path, [0.5, 1.0])
-    assert [videos.read(image) for image in found] == [
+    frames = peers.every_frame(path, [0.5, 1.0])
+    assert [videos.read(image) for image in frames] == [
         videos.read(d.to_ndarray(format="rgb24")) for d in (decoded[5], decoded[10])
     ]
-    assert len(decoded) == 12 < 73, "one frame says that the last has been shown"
+    assert len(decoded) == 12 < 73, "one further frame ends the last wanted one"
 
 
 def measure(*names: str, settings: Settings = QUICK) -> Report:
@@ -148,34 +148,34 @@ def measure(*names: str, settings: Settings = QUICK) -> Report:
 
 
 @pytest.mark.parametrize("name", ["tuned", "paper"])
-def test_the_kernels_are_measured_beside_the_loop(name: str) -> None:
-    found = measure("kernels", settings=Settings(preset=name, size=0.05, rounds=3, seconds=0.0))
-    assert not found.failures
-    runners = {(record.task, record.runner) for record in found.records}
+def test_the_kernels_and_the_loop_are_measured(name: str) -> None:
+    report = measure("kernels", settings=Settings(preset=name, size=0.05, rounds=3, seconds=0.0))
+    assert not report.failures
+    runners = {(record.task, record.runner) for record in report.records}
     stages = {"similarity", "proposals", "nms"} | ({"context"} if name == "tuned" else set())
     assert {(stage, "ours") for stage in stages} < runners
     assert ("search: similarity, proposals, nms", "loop") in runners
-    assert all(record.limit for record in found.records if not record.peer)
-    assert found.suites["kernels"].host_bytes > 1 << 20
-    assert set(found.breakdowns[0].stages) == stages
-    caches = {record.parameters.get("caches") for record in found.records}
+    assert all(record.limit for record in report.records if not record.peer)
+    assert report.suites["kernels"].host_bytes > 1 << 20
+    assert set(report.breakdowns[0].stages) == stages
+    caches = {record.parameters.get("caches") for record in report.records}
     assert caches == {"warm", "cold", None}
 
 
 def off_by_a_little(stage: str, run: Any) -> Any:
-    """A kernel that is wrong in one number."""
+    """Wrap a kernel so that one number of its result is wrong."""
 
-    def wrong(*given: Any, **more: Any) -> Any:
-        found = run(*given, **more)
+    def wrong(*arguments: Any, **keywords: Any) -> Any:
+        result = run(*arguments, **keywords)
         if stage == "context":
-            found[0, 0] += 1e-3
+            result[0, 0] += 1e-3
         elif stage == "similarity":
-            found.variants[0, 0] += 1e-3
+            result.variants[0, 0] += 1e-3
         elif stage == "proposals":
-            found.scores[0] *= 1 + 1e-9
+            result.scores[0] *= 1 + 1e-9
         else:
-            found.ends[-1, 0] += 1
-        return found
+            result.ends[-1, 0] += 1
+        return result
 
     return wrong
 
@@ -184,18 +184,18 @@ def off_by_a_little(stage: str, run: Any) -> Any:
 def test_a_wrong_kernel_fails_its_suite(monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
     suite = importlib.import_module("granalign_fast.bench.suites.kernels")
     monkeypatch.setattr(suite, stage, off_by_a_little(stage, getattr(suite, stage)))
-    found = measure("kernels")
-    assert list(found.failures) == ["kernels"]
-    assert "the times mean nothing" in found.failures["kernels"]
+    report = measure("kernels")
+    assert list(report.failures) == ["kernels"]
+    assert "the times mean nothing" in report.failures["kernels"]
 
 
-def test_a_suite_that_fails_does_not_keep_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_other_suites_run_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     suite = importlib.import_module("granalign_fast.bench.suites.kernels")
     monkeypatch.setattr(suite, "nms", off_by_a_little("nms", suite.nms))
     settings = Settings(size=0.002, rounds=3, seconds=0.0)
-    found = measure("kernels", "scaling", settings=settings)
-    assert list(found.failures) == ["kernels"]
-    scaled = [record for record in found.records if record.suite == "scaling"]
+    report = measure("kernels", "scaling", settings=settings)
+    assert list(report.failures) == ["kernels"]
+    scaled = [record for record in report.records if record.suite == "scaling"]
     assert {record.task.partition(":")[0] for record in scaled} == {"clips", "queries", "minutes"}
 
 
@@ -209,15 +209,15 @@ def test_a_suite_that_fails_does_not_keep_the_others(monkeypatch: pytest.MonkeyP
         ({"rounds": 2}, ["kernels"], "rounds, seconds, size: got 2"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(settings: Any, suites: Any, message: str) -> None:
+def test_wrong_settings_are_refused(settings: Any, suites: Any, message: str) -> None:
     with pytest.raises(GranAlignError, match=message):
         run_suites(suites, Settings(**settings), limits=LIMITS)
 
 
-def test_a_model_that_is_not_there_is_a_failure_of_its_suite(tmp_path: Path) -> None:
+def test_a_missing_model_fails_its_suite(tmp_path: Path) -> None:
     settings = Settings(models=tmp_path / "none", size=0.05, rounds=3, seconds=0.0)
-    found = measure("index", settings=settings)
-    assert "no such folder" in found.failures["index"]
+    report = measure("index", settings=settings)
+    assert "no such folder" in report.failures["index"]
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +232,7 @@ def test_random_models_answer(exported: Path) -> None:
     model = CausalLM(exported / "llm")
     one, other = model.generate([[1, 2, 3], [4, 5]], max_new_tokens=12, stop_ids=())
     assert len(one) == len(other) == 12 and one != other
-    assert len(set(one)) > 2, "the steps must differ, or nothing is compared"
+    assert len(set(one)) > 2, "the steps must differ, or comparing them proves nothing"
     images = np.random.default_rng(7).integers(0, 256, (2, 60, 80, 3)).astype(np.uint8)
     captioner = VlmCaptioner(VisionLanguageModel(exported / "vlm"), max_new_tokens=4)
     assert len(captioner.agnostic(FrameSet.of(images))) == 2
@@ -246,7 +246,7 @@ def test_published_shapes_have_as_many_weights_as_published() -> None:
     assert weights["qwen2.5-vl-7b"] == pytest.approx(8.29, abs=0.01)
 
 
-def test_a_random_model_without_room_is_refused(
+def test_a_random_model_too_large_for_the_memory_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(random_models, "available_bytes", lambda: 4 << 30)
@@ -258,7 +258,7 @@ def test_a_random_model_without_room_is_refused(
 
 @pytest.mark.needs_torch
 @pytest.mark.parametrize("name", ["llama-mini", "qwen2.5-vl-mini"])
-def test_random_models_are_what_transformers_reads(exported: Path, name: str) -> None:
+def test_transformers_reads_random_models(exported: Path, name: str) -> None:
     pytest.importorskip("torch")
     import torch
     import transformers
@@ -274,7 +274,7 @@ def test_random_models_are_what_transformers_reads(exported: Path, name: str) ->
     np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
-def test_peers_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_absent_peers_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = peers.Peer("nothing", "kernels", ("no_such_module", "os.path"), "no-such-package")
     broken = peers.Peer("broken", "kernels", ("no_such_parent.child",), "no-such-parent")
     monkeypatch.setattr(peers, "PEERS", (nothing, broken))
@@ -284,18 +284,18 @@ def test_peers_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> 
     }
 
 
-def here(name: str) -> peers.Peer:
-    """A peer that is installed everywhere, as far as one sees."""
+def installed_peer(name: str) -> peers.Peer:
+    """Return a peer whose module is always installed."""
     return peers.Peer(name, "kernels", ("json",), "json")
 
 
 GONE = peers.Peer("gone", "kernels", ("no_such_module",), "no-such-package")
 
 
-def test_what_cannot_be_loaded_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_that_cannot_be_loaded_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     notes: list[str] = []
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
-    monkeypatch.setattr(peers, "TORCHCODEC", here("torchcodec"))
+    monkeypatch.setattr(peers, "TORCHCODEC", installed_peer("torchcodec"))
     assert peers.torchcodec_frames(notes.append) is None
     assert len(notes) == 1 and notes[0].startswith("torchcodec is installed but failed: ")
     monkeypatch.setattr(peers, "TORCHCODEC", GONE)
@@ -303,40 +303,45 @@ def test_what_cannot_be_loaded_says_why(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("installed", [True, False])
-def test_peers_that_take_no_part_say_why(
+def test_peers_that_are_left_out_are_noted(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, installed: bool
 ) -> None:
-    given = (peers, "ST_ONNX"), (peers, "ST_OPENVINO"), (generators, "STOCK"), (generators, "GENAI")
-    for module, name in given:
-        monkeypatch.setattr(module, name, here(name) if installed else GONE)
+    left_out = (
+        (peers, "ST_ONNX"),
+        (peers, "ST_OPENVINO"),
+        (generators, "STOCK"),
+        (generators, "GENAI"),
+    )
+    for module, name in left_out:
+        monkeypatch.setattr(module, name, installed_peer(name) if installed else GONE)
     monkeypatch.setattr(peers, "ST_TORCH", GONE)
     monkeypatch.setattr(generators, "TRANSFORMERS", GONE)
     notes: list[str] = []
     assert not peers.sentence_encoders(tmp_path, tmp_path, notes.append, "cuda")
     assert not generators.generators(tmp_path, tmp_path, notes.append, compiled=True, device="cuda")
-    expected = [f"{name}: left out, it runs on the CPU here" for _, name in given]
+    expected = [f"{name}: left out, it runs on the CPU here" for _, name in left_out]
     assert notes == (expected if installed else [])
 
 
-def test_a_builder_that_fails_is_told_in_one_line(
+def test_a_failed_builder_is_noted_in_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime_genai", sys)
     for name in ("TRANSFORMERS", "STOCK"):
         monkeypatch.setattr(generators, name, GONE)
-    monkeypatch.setattr(generators, "GENAI", here("onnxruntime-genai"))
+    monkeypatch.setattr(generators, "GENAI", installed_peer("onnxruntime-genai"))
     notes: list[str] = []
-    found = generators.generators(tmp_path / "none", tmp_path, notes.append, compiled=False)
-    assert not found and len(notes) == 1
+    working = generators.generators(tmp_path / "none", tmp_path, notes.append, compiled=False)
+    assert not working and len(notes) == 1
     assert notes[0].startswith("onnxruntime-genai is installed but failed: its model builder: ")
 
 
 @pytest.fixture
 def granalign(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Any:
-    """Runs the command; its exit code and what it prints."""
+    """A function that runs the command and returns its exit code and output."""
     running = importlib.import_module("granalign_fast.bench.harness.runner")
-    known = functools.partial(running.run_suites, limits=LIMITS)
-    monkeypatch.setattr(running, "run_suites", known)
+    run_with_limits = functools.partial(running.run_suites, limits=LIMITS)
+    monkeypatch.setattr(running, "run_suites", run_with_limits)
 
     def run(*arguments: Any) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["granalign", "bench", *map(str, arguments)])

@@ -1,4 +1,4 @@
-"""The picture of when stages were at work."""
+"""The picture of a search's stages over time."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ def test_every_lap_is_a_bar_at_its_time() -> None:
     bars = {(b.get_x(), b.get_width(), b.get_y() + b.get_height() / 2) for b in axes.patches}
     for span in SPANS:
         row = stages.index(span.stage.replace("_", " "))
-        wanted = (1e3 * span.begin, 1e3 * (span.end - span.begin), row)
-        assert any(bar == pytest.approx(wanted) for bar in bars), span
+        expected = (1e3 * span.begin, 1e3 * (span.end - span.begin), row)
+        assert any(bar == pytest.approx(expected) for bar in bars), span
     assert [text.get_text() for text in axes.texts] == ["10 ms", "2 ms", "3 ms", "1 ms"]
 
 
 def test_the_search_of_median_length() -> None:
-    found = [[Span("embed", 0.0, seconds)] for seconds in (5.0, 1.0, 3.0, 4.0)]
-    assert timeline.median_search(found) == found[2]
+    searches = [[Span("embed", 0.0, seconds)] for seconds in (5.0, 1.0, 3.0, 4.0)]
+    assert timeline.median_search(searches) == searches[2]
 
 
 def test_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    written, drawn = tmp_path / "a.json", tmp_path / "a.png"
-    arguments = ["timeline", "--searches", "1", "--json", str(written), "--plot", str(drawn)]
+    written, plotted = tmp_path / "a.json", tmp_path / "a.png"
+    arguments = ["timeline", "--searches", "1", "--json", str(written), "--plot", str(plotted)]
     monkeypatch.setattr("sys.argv", arguments)
     timeline.main()
-    assert drawn.stat().st_size > 1000
+    assert plotted.stat().st_size > 1000
     record = json.loads(written.read_text())
     stages = [span["stage"] for span in record["median"]]
     assert {"rewrite", "key_frames", "prefill", "aware", "exists", "embed", "nms"} <= set(stages)

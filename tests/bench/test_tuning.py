@@ -112,7 +112,7 @@ def test_the_ascent_takes_the_better_of_two():
 
     grids = {"sigma": (1.0, 1.5), "power": (1.0, 1.5)}
     best = tuning.ascend(objective, Constants(), grids)
-    assert best == Constants()  # a tie, and then a move that alone does not help, change nothing
+    assert best == Constants()  # neither a tie nor a single move that does not help changes it
     assert len(tried) == 5
     better = tuning.ascend(lambda c: -abs(c.power - 1.5), Constants(), grids)
     assert better == Constants(power=1.5)
@@ -162,7 +162,7 @@ def test_constants_are_chosen_without_the_held_out_queries(benchmark, monkeypatc
 
 
 def test_the_bootstrap_draws_videos():
-    """Ten queries of two videos are two draws: all of one, half and half, or all of the other."""
+    """Two videos of five queries give three means only: 0, 50 and 100."""
     figures, videos = np.repeat([0.0, 100.0], 5)[:, None], np.repeat([0, 1], 5)
     assert tuning.interval(figures, videos).tolist() == [[0.0, 100.0]]
 

@@ -1,4 +1,4 @@
-"""The metrics against the benchmark's own figures, hand computation, and naive loops."""
+"""The metrics against the benchmark's published figures, hand computation, and naive loops."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from granalign_fast.metrics import (
 AP_THRESHOLDS = [f"{percent / 100:g}" for percent in range(50, 100, 5)]
 
 
-# --- the benchmark's own figures
+# --- the benchmark's published figures
 
 
 @pytest.mark.parametrize("peer", ["vtg_gpt", "moment_detr"])
@@ -89,7 +89,7 @@ def test_clips_of_equal_score_are_one_step() -> None:
 
 
 @pytest.mark.parametrize(
-    ("duration", "given_scores", "same_as"),
+    ("duration", "with_scores", "same_as"),
     [
         # The clip that is missing at the end counts as 0, here above the others.
         (20, [-1.0] * 9, [*[-1.0] * 9, 0.0]),
@@ -98,14 +98,14 @@ def test_clips_of_equal_score_are_one_step() -> None:
     ],
 )
 def test_saliency_length_may_be_rounded(
-    duration: float, given_scores: list[float], same_as: list[float]
+    duration: float, with_scores: list[float], same_as: list[float]
 ) -> None:
     def mean_ap(scores: list[float]) -> float:
         line = {"qid": 1, "pred_saliency_scores": scores}
         table = score_qvhighlights([line], [truth([[0, 8]], duration=duration)])
         return float(table["HL-min-Fair"]["HL-mAP"])
 
-    assert mean_ap(given_scores) == mean_ap(same_as)
+    assert mean_ap(with_scores) == mean_ap(same_as)
 
 
 def test_a_partial_last_clip_is_no_highlight() -> None:
@@ -229,14 +229,14 @@ def naive_iou(first: list[float], second: list[float]) -> float:
 
 
 def naive_window_ap(windows: list[list[float]], true: list[list[float]], level: float) -> float:
-    taken: set[int] = set()
+    matched: set[int] = set()
     curve = []  # (hit, precision)
     for rank, window in enumerate(sorted(windows[:10], key=lambda w: -w[2]), start=1):
-        reach = [(naive_iou(window, t), i) for i, t in enumerate(true) if i not in taken]
+        reach = [(naive_iou(window, t), i) for i, t in enumerate(true) if i not in matched]
         best = max((pair for pair in reach if pair[0] >= level), default=None)
         if best is not None:
-            taken.add(best[1])
-        curve.append((best is not None, len(taken) / rank))
+            matched.add(best[1])
+        curve.append((best is not None, len(matched) / rank))
     steps = [
         max(precision for _, precision in curve[i:]) for i, (hit, _) in enumerate(curve) if hit
     ]
@@ -249,8 +249,8 @@ def naive_clip_ap(scores: list[float], labels: list[bool]) -> float:
         got = [label for score, label in zip(scores, labels, strict=True) if score >= least]
         curve.append((sum(got), sum(got) / len(got)))
     steps = []
-    for i, (found, _) in enumerate(curve):
-        if found > (curve[i - 1][0] if i else 0):
+    for i, (hits, _) in enumerate(curve):
+        if hits > (curve[i - 1][0] if i else 0):
             steps.append(max(precision for _, precision in curve[i:]))
     return sum(steps) / len(steps) if steps else 0.0
 

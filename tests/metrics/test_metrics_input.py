@@ -56,7 +56,7 @@ NAN, INF = math.nan, math.inf
         (prediction([], qid=99), ["qid 99 is not in the ground truth", "2 qids, such as 1"]),
         (prediction([], qid="2"), ["qid '2' is not in the ground truth"]),  # type: ignore[arg-type]
         (prediction([], qid=[2]), ["qid is [2]", "an integer or a string"]),  # type: ignore[arg-type]
-        (GOOD, ["qid 1 stands a second time", "preds.jsonl:1", "remove one"]),
+        (GOOD, ["qid 1 occurs a second time", "preds.jsonl:1", "remove one"]),
         ({"qid": 2, "pred_relevant_windows": 7}, ["pred_relevant_windows is 7", "a list"]),
         (prediction([[0, 8]], 2), ["pred_relevant_windows[0] is [0, 8]", "3 finite numbers"]),
         (prediction([[0, 8, 1, 1]], 2), ["is [0, 8, 1, 1]", "[start, end, score]"]),
@@ -74,7 +74,7 @@ NAN, INF = math.nan, math.inf
         ({"qid": 2, "pred_saliency_scores": [0.0] * 10}, ["'pred_relevant_windows' is missing"]),
         (
             prediction([[0, 8, 1]], 2, pred_saliency_scores=[0.0] * 10),
-            ["'pred_saliency_scores' is there, unlike in the first record"],
+            ["'pred_saliency_scores' is present, unlike in the first record"],
         ),
         (prediction([], 2, pred_saliency_scores="abc"), ["is 'abc'", "a list"]),
         (prediction([], 2, pred_saliency_scores=[0.0, NAN]), ["pred_saliency_scores[1] is nan"]),
@@ -109,7 +109,7 @@ def test_missing_predictions_are_counted(load: Load) -> None:
     ("change", "parts"),
     [
         ({"qid": None}, ["qid is None"]),
-        ({"qid": 1}, ["qid 1 stands a second time", "truth.jsonl:1"]),
+        ({"qid": 1}, ["qid 1 occurs a second time", "truth.jsonl:1"]),
         ({"duration": 0}, ["duration is 0", "above 0"]),
         ({"duration": "150"}, ["duration is '150'"]),
         ({"duration": NAN}, ["duration is nan"]),

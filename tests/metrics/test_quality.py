@@ -1,4 +1,4 @@
-"""Real queries against real captions: a change that costs accuracy has to show."""
+"""Accuracy on real queries and captions: a change that costs accuracy fails here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from granalign_fast.evaluation import evaluate_qvhighlights
 from granalign_fast.jsonl import read_jsonl, write_jsonl
 from granalign_fast.pipeline import MomentRetriever, SentenceEncoder
 
-QUERIES = 120  # of 1,550: what takes ten seconds to embed
+QUERIES = 120  # of 1,550: embedding their texts takes ten seconds
 
 
 @pytest.fixture(scope="module")
@@ -26,23 +26,23 @@ def split(shared_data, tmp_path_factory):
     }
 
 
-class Remembering:
-    """An encoder that embeds a text once, for both presets."""
+class CachingEncoder:
+    """An encoder that embeds each list of texts once, for both presets."""
 
     def __init__(self) -> None:
         self.encoder = SentenceEncoder(precision="int8")
-        self.known: dict[tuple[str, ...], object] = {}
+        self.embeddings: dict[tuple[str, ...], object] = {}
 
     def encode(self, texts, *, progress=None):
         key = tuple(texts)
-        if key not in self.known:
-            self.known[key] = self.encoder.encode(texts)
-        return self.known[key]
+        if key not in self.embeddings:
+            self.embeddings[key] = self.encoder.encode(texts)
+        return self.embeddings[key]
 
 
 def test_moments_of_real_videos(split, minilm, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    encoder = Remembering()
+    encoder = CachingEncoder()
     tuned, paper = (
         evaluate_qvhighlights(MomentRetriever(encoder, preset), **split).metrics["brief"]
         for preset in ("tuned", "paper")

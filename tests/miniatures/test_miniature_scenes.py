@@ -1,4 +1,4 @@
-"""Scenes and their language: what is said of a frame is true of its pixels."""
+"""Scenes and their language: texts about a frame are true of its pixels."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def random_query(rng: np.random.Generator, split: scenes.Split) -> tuple[scenes.
 # --- scenes and pixels ---
 
 
-def test_held_out_pairs_are_apart() -> None:
+def test_held_out_pairs_are_disjoint() -> None:
     test, validation = scenes.HELD_OUT["test"], scenes.HELD_OUT["validation"]
     assert not test & validation
     assert not (test | validation) & set(scenes.pairs_of("train"))
@@ -51,16 +51,16 @@ def test_held_out_pairs_are_apart() -> None:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_a_split_draws_its_own_pairs(split: scenes.Split) -> None:
-    drawn = [{(t.shape, t.colour) for t in scene.things} for scene in many_scenes(split)]
-    assert set().union(*drawn) <= set(scenes.pairs_of(split))
+def test_a_split_draws_only_its_own_pairs(split: scenes.Split) -> None:
+    pairs_of_scenes = [{(t.shape, t.colour) for t in scene.things} for scene in many_scenes(split)]
+    assert set().union(*pairs_of_scenes) <= set(scenes.pairs_of(split))
     if split != "train":
-        assert all(pairs & scenes.HELD_OUT[split] for pairs in drawn)
+        assert all(pairs & scenes.HELD_OUT[split] for pairs in pairs_of_scenes)
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_a_split_says_its_own_pairs(split: scenes.Split) -> None:
-    """Neither true nor false queries, captions or contexts may name what another split holds."""
+def test_a_split_names_only_its_own_pairs(split: scenes.Split) -> None:
+    """True and false queries, captions and contexts never name a pair of another split."""
     foreign = set(scenes.PAIRS) - set(scenes.pairs_of(split))
     banned = {
         f" {colour} {shape} "
@@ -70,13 +70,13 @@ def test_a_split_says_its_own_pairs(split: scenes.Split) -> None:
         for shape in (one, words.plural(one))
     }
     rng = np.random.default_rng(0)
-    said = []
+    texts = []
     for _ in range(300):
         scene, query = random_query(rng, split)
         wrong = meaning.falsified(rng, query.spec, scene, scenes.pairs_of(split))
-        said += [query.text, *language.detailed(query), language.agnostic_caption(scene)]
-        said += [queries.phrase(rng, wrong).text] if wrong else []
-    assert not [text for text in said if any(pair in f" {text} " for pair in banned)]
+        texts += [query.text, *language.detailed(query), language.agnostic_caption(scene)]
+        texts += [queries.phrase(rng, wrong).text] if wrong else []
+    assert not [text for text in texts if any(pair in f" {text} " for pair in banned)]
 
 
 def test_drawing_repeats_itself_and_moves() -> None:
@@ -98,7 +98,7 @@ def test_colours_are_red_green_blue(shape: str, colour: str) -> None:
 
 
 def test_shapes_have_their_areas() -> None:
-    """Against the areas that geometry gives for radius 16, so that no two are drawn alike."""
+    """Areas agree with geometry for radius 16, so no two shapes look the same."""
     areas = {
         "circle": np.pi,
         "square": 1.7**2,
@@ -113,7 +113,7 @@ def test_shapes_have_their_areas() -> None:
         assert frame[..., 0].sum() == pytest.approx(areas[shape] * 256, rel=0.03), shape
 
 
-def test_objects_keep_apart_and_in_the_frame() -> None:
+def test_objects_do_not_overlap_and_stay_in_the_frame() -> None:
     for scene, seconds in itertools.product(many_scenes("train", 60), (0.0, 3.1, 9.7)):
         boxes = [
             (*centre, thing.radius, thing.radius)
@@ -131,26 +131,26 @@ def test_objects_keep_apart_and_in_the_frame() -> None:
             assert abs(x - x2) >= w + w2 or abs(y - y2) >= h + h2
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_too_many_objects_are_refused() -> None:
     too_much: list[scenes.Kind] = [("circle", "red", "giant", 3), ("star", "blue", "giant", 3)]
-    with pytest.raises(GranAlignError, match="no room in a frame; expected fewer or smaller"):
+    with pytest.raises(GranAlignError, match="do not fit into a frame; expected fewer or smaller"):
         scenes.compose(np.random.default_rng(0), too_much, "gray", "plain", "taxi")
 
 
-def test_labels_say_what_a_cell_holds() -> None:
-    drawn = pool.draw(40, 7, grid=4)
-    for scene, labels in zip(drawn.scenes, drawn.labels, strict=True):
+def test_labels_describe_each_cell() -> None:
+    pool_of_scenes = pool.draw(40, 7, grid=4)
+    for scene, labels in zip(pool_of_scenes.scenes, pool_of_scenes.labels, strict=True):
         shapes = [t.shape for t in scene.things for _ in range(t.count)]
-        found = [scenes.SHAPES[i - 1] for i in labels[:, 0] if i]
-        assert sorted(found) == sorted(shapes)  # no two objects share a cell
+        shapes_of_labels = [scenes.SHAPES[i - 1] for i in labels[:, 0] if i]
+        assert sorted(shapes_of_labels) == sorted(shapes)  # no two objects share a cell
         for thing in scene.things:
             if thing.place:
                 row, column = divmod(int(np.argmax(labels[:, 0] == _number(thing.shape))), 4)
-                place = scenes.PLACES[2 * (row > 1) + (column > 1)]
+                quarter = scenes.PLACES[2 * (row > 1) + (column > 1)]
                 others = [t for t in scene.things if t.shape == thing.shape]
-                assert len(others) > 1 or place == thing.place
+                assert len(others) > 1 or quarter == thing.place
     again = pool.draw(40, 7, grid=4)
-    np.testing.assert_array_equal(drawn.frames, again.frames)
+    np.testing.assert_array_equal(pool_of_scenes.frames, again.frames)
 
 
 def _number(shape: str) -> int:
@@ -158,13 +158,13 @@ def _number(shape: str) -> int:
 
 
 def test_unnamed_colours_are_far_from_named_ones() -> None:
-    """Else a held-out pair would be drawn after all."""
-    drawn = pool.draw(60, 7, grid=4, unnamed=True)
+    """An unnamed colour near a named one would draw a held-out pair."""
+    pool_of_scenes = pool.draw(60, 7, grid=4, unnamed=True)
     named = np.array(list(scenes.COLOURS.values()))
-    for thing in (thing for scene in drawn.scenes for thing in scene.things):
+    for thing in (thing for scene in pool_of_scenes.scenes for thing in scene.things):
         colour = np.add(scenes.COLOURS[thing.colour], thing.tint)
         assert np.linalg.norm(named - colour, axis=1).min() > 60
-    assert set(np.unique(drawn.labels[..., 1])) == {-100, 0}
+    assert set(np.unique(pool_of_scenes.labels[..., 1])) == {-100, 0}
 
 
 # --- language ---
@@ -266,8 +266,8 @@ def test_near_misses_change_one_demand_of_every_kind() -> None:
     assert seen == everything | {"swap"}
 
 
-def test_what_is_so_far_true() -> None:
-    """A word adds a demand, so truth is lost once and stays lost; at the end it is the query's."""
+def test_truth_of_all_words_so_far() -> None:
+    """Each word adds a demand, so truth is lost at most once; the last truth is the query's."""
     rng = np.random.default_rng(0)
     for _ in range(300):
         scene, query = random_query(rng, "train")
@@ -279,20 +279,20 @@ def test_what_is_so_far_true() -> None:
             assert truths[-1] == query.spec.holds(shown)
 
 
-def test_what_is_true_alone() -> None:
-    """What holds at every word holds of the scene, and what is false somewhere does not."""
+def test_truth_of_each_word_alone() -> None:
+    """A query is true of a scene exactly if it is true at every word."""
     rng = np.random.default_rng(0)
     for _ in range(300):
         scene, query = random_query(rng, "train")
         other = scenes.sample_scene(rng)
         assert len(query.alone) == len(query.so_far)
         for shown in (scene, other):
-            told = [spec.holds(shown) for spec in query.alone if spec is not None]
-            assert all(told) == query.spec.holds(shown)
+            truths = [spec.holds(shown) for spec in query.alone if spec is not None]
+            assert all(truths) == query.spec.holds(shown)
 
 
 def test_every_word_and_prompt_has_a_token() -> None:
-    known = set(wordlevel.words())
+    vocabulary = set(wordlevel.words())
     rng = np.random.default_rng(0)
     texts = [prompts.SYSTEM, prompts.VISION_SYSTEM, prompts.AGNOSTIC_CAPTION]
     for _ in range(200):
@@ -303,5 +303,5 @@ def test_every_word_and_prompt_has_a_token() -> None:
         texts += [*language.simplified(query), *language.detailed(query)]
         texts += [language.agnostic_caption(scene), language.entity_list(query)]
         texts.append(language.aware_caption(scene, language.Focus.of(query.spec)))
-    assert {word for text in texts for word in wordlevel.split(text)} <= known
-    assert len(known) < 400
+    assert {word for text in texts for word in wordlevel.split(text)} <= vocabulary
+    assert len(vocabulary) < 400

@@ -1,4 +1,4 @@
-"""Packed training against the stock models on lone prompts, tokenizers, and interrupted runs."""
+"""Training of miniatures: packed rows against lone prompts, tokenizers, interrupted runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_packed_rows_by_hand() -> None:
     assert packed.truths[0, 5].tolist() == [1, 0]
     assert (np.delete(packed.truths, 5, 1) == packing.IGNORED).all()
     assert packed.spared.tolist() == [[0], [3], [9]]
-    assert packed.own.tolist() == [[5, 6, -1], [7, 8, 9]]
+    assert packed.tokens.tolist() == [[5, 6, -1], [7, 8, 9]]
     assert packed.context.tolist() == [[0, 1, 2, 3], [0, 1, 4, -1]]
     assert packed.mask[0, 0].astype(int).tolist() == [
         [1, 0, 0, 0, 0],
@@ -46,11 +46,11 @@ def test_no_such_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().err.endswith("name another folder, or delete it\n")
 
 
-# --- against the stock models ---
+# --- against transformers' models ---
 
 
 @pytest.mark.needs_torch
-def test_image_tower_equals_the_stock_one() -> None:
+def test_the_image_tower_equals_transformers() -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
     from granalign_fast.miniatures import vlm
@@ -61,9 +61,9 @@ def test_image_tower_equals_the_stock_one() -> None:
     patches = torch.from_numpy(vlm.patches(frames))
     torch.testing.assert_close(patches.flatten(0, 1), inputs["pixel_values"])
     with torch.no_grad():
-        wanted = model.model.visual(inputs["pixel_values"], inputs["image_grid_thw"])
-        found = vlm.ImageTower(model)(patches).flatten(0, 1)
-    torch.testing.assert_close(found, wanted, atol=2e-5, rtol=1e-4)
+        expected = model.model.visual(inputs["pixel_values"], inputs["image_grid_thw"])
+        embeddings = vlm.ImageTower(model)(patches).flatten(0, 1)
+    torch.testing.assert_close(embeddings, expected, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.needs_torch
@@ -71,21 +71,26 @@ def test_packed_questions_equal_lone_prompts() -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
     from granalign_fast.miniatures import questions, train_vlm, vlm
-    from granalign_fast.miniatures import vision_questions as looker
 
     model, texts, rng = vlm.build(0).eval(), vlm.Prompts(), np.random.default_rng(0)
-    drawn, kind, pairs = pool.draw(2, 1, grid=4), train_vlm.STAGES[-1], scenes.pairs_of("train")
-    asked = [questions.segments(texts, scene, rng, pairs, kind) for scene in drawn.scenes]
-    rows = [packing.Row(texts.heads, segments) for segments in asked]
+    scene_pool, kind, pairs = (
+        pool.draw(2, 1, grid=4),
+        train_vlm.STAGES[-1],
+        scenes.pairs_of("train"),
+    )
+    segments_of_frames = [
+        questions.segments(texts, scene, rng, pairs, kind) for scene in scene_pool.scenes
+    ]
+    rows = [packing.Row(texts.heads, segments) for segments in segments_of_frames]
     packed = packing.pack(rows, root=texts.root, first=texts.first)
-    features = looker.features_of(vlm.ImageTower(model), drawn.frames)
     processor, language_model = vlm.image_processor(), model.model.language_model
     with torch.no_grad():
+        features = vlm.ImageTower(model)(torch.from_numpy(vlm.patches(scene_pool.frames)))
         spoken = train_vlm.Speaker(model, texts)(features, packed)
-        found = model.lm_head(spoken.last).log_softmax(-1)
+        log_probabilities = model.lm_head(spoken.last).log_softmax(-1)
         language_model.config._attn_implementation = "sdpa"
-        for number, (frame, row) in enumerate(zip(drawn.frames, rows, strict=True)):
-            at = sum(map(len, row.heads))
+        for number, (frame, row) in enumerate(zip(scene_pool.frames, rows, strict=True)):
+            offset = sum(map(len, row.heads))
             image = processor(images=frame, return_tensors="pt")
             for segment in row.segments:
                 prompt = [*row.heads[segment.head], *segment.prompt]
@@ -93,40 +98,44 @@ def test_packed_questions_equal_lone_prompts() -> None:
                 ids = torch.tensor([[*texts.before, *image_tokens, *prompt, *segment.answer]])
                 lone = model(input_ids=ids, attention_mask=torch.ones_like(ids), **image).logits
                 size = len(segment.answer)
-                wanted = lone[0, -size - 1 : -1].log_softmax(-1)
-                last = at + len(segment.prompt) - 1 if segment.prompt else len(row.heads[0]) - 1
-                at += len(segment.prompt)
-                places = [last, *range(at, at + size - 1)]
-                torch.testing.assert_close(found[number, places], wanted, atol=1e-4, rtol=0)
-                assert packed.targets[number, places].tolist() == list(segment.answer)
-                at += size
+                expected = lone[0, -size - 1 : -1].log_softmax(-1)
+                last = offset + len(segment.prompt) - 1 if segment.prompt else len(row.heads[0]) - 1
+                offset += len(segment.prompt)
+                columns = [last, *range(offset, offset + size - 1)]
+                torch.testing.assert_close(
+                    log_probabilities[number, columns], expected, atol=1e-4, rtol=0
+                )
+                assert packed.targets[number, columns].tolist() == list(segment.answer)
+                offset += size
 
 
 @pytest.mark.needs_torch
 def test_captions_spare_the_words_of_pairs_never_drawn() -> None:
-    """At the first word in which the caption of a scene with such a pair would differ."""
+    """A caption spares the first word that would differ for a scene with such a pair."""
     pytest.importorskip("transformers")
     from granalign_fast.miniatures import questions, vlm
 
     texts, rng = vlm.Prompts(), np.random.default_rng(0)
     thing = scenes.compose(rng, [("circle", "red", "tiny", 1)], "gray", "plain")
-    said = {"shape": set[str](), "colour": set[str]()}
+    spared_words = {"shape": set[str](), "colour": set[str]()}
     for shape, colour in scenes.strangers(("circle", "red")):
         assert (shape, colour) in scenes.HELD_OUT["test"] | scenes.HELD_OUT["validation"]
-        said["shape" if colour == "red" else "colour"].add(shape if colour == "red" else colour)
-    assert said["shape"] and said["colour"]
+        spared_words["shape" if colour == "red" else "colour"].add(
+            shape if colour == "red" else colour
+        )
+    assert spared_words["shape"] and spared_words["colour"]
     for focus in (None, language.Focus(frozenset({("circle", "red")}))):
         segment = questions.caption(texts, thing, [], focus)
         words = texts.tokenizer.convert_ids_to_tokens(segment.answer)
-        found: dict[str, set[str]] = {}
-        for at, token in segment.spared:
+        others: dict[str, set[str]] = {}
+        for position, token in segment.spared:
             other = texts.tokenizer.convert_ids_to_tokens(token)
-            found.setdefault(words[at], set()).add(other)
-        assert found.pop("circle") == said["shape"]
-        # "an orange circle" differs at its article already, where the colour comes first.
-        assert set.union(*found.values()) >= said["colour"] - {"orange"}
-        assert set(found) <= {"a", "red"}
-    # "a" begins most things, and has to be unlikely where "an orange circle" is to be said.
+            others.setdefault(words[position], set()).add(other)
+        assert others.pop("circle") == spared_words["shape"]
+        # With the colour first, "an orange circle" already differs at its article.
+        assert set.union(*others.values()) >= spared_words["colour"] - {"orange"}
+        assert set(others) <= {"a", "red"}
+    # "a" begins most things, and must become unlikely where the caption is "an orange circle".
     orange = scenes.compose(rng, [("circle", "orange", "tiny", 1)], "gray", "plain")
     spared = questions.caption(texts, orange, [], None).spared
     assert spared and texts.article not in {token for _, token in spared}
@@ -162,18 +171,18 @@ def test_packed_rewrites_equal_lone_prompts() -> None:
     packed = packing.pack(rows, root=len(texts.root), first=len(texts.root))
     packing.TreeAttention.install(model.config)
     with torch.no_grad():
-        found = train_llm.logits(model, texts.root, packed).log_softmax(-1)
+        log_probabilities = train_llm.logits(model, texts.root, packed).log_softmax(-1)
         model.config._attn_implementation = "sdpa"
         for task, row in enumerate(rows):
-            at = len(row.heads[0])
+            offset = len(row.heads[0])
             for query, segment in zip(typed, row.segments, strict=True):
                 size = len(segment.answer)
                 ids = [*texts.whole(train_llm.TASKS[task], query.text), *segment.answer]
-                wanted = model(torch.tensor([ids])).logits[0, -size - 1 : -1].log_softmax(-1)
-                at += len(segment.prompt)
-                mine = found[task, at - 1 : at + size - 1]
-                torch.testing.assert_close(mine, wanted, atol=1e-4, rtol=0)
-                at += size
+                expected = model(torch.tensor([ids])).logits[0, -size - 1 : -1].log_softmax(-1)
+                offset += len(segment.prompt)
+                mine = log_probabilities[task, offset - 1 : offset + size - 1]
+                torch.testing.assert_close(mine, expected, atol=1e-4, rtol=0)
+                offset += size
 
 
 @pytest.mark.needs_torch
@@ -184,20 +193,23 @@ def test_the_product_reads_the_tokenizers(name: str, tmp_path: Path) -> None:
 
     from granalign_fast.models.chat import ChatTokenizer
 
-    made = {"vlm": wordlevel.vlm_tokenizer, "llm": wordlevel.llm_tokenizer}[name]()
-    made.save_pretrained(tmp_path)
-    loaded, own = AutoTokenizer.from_pretrained(tmp_path), ChatTokenizer(tmp_path)
+    tokenizer = {"vlm": wordlevel.vlm_tokenizer, "llm": wordlevel.llm_tokenizer}[name]()
+    tokenizer.save_pretrained(tmp_path)
+    loaded, ours = AutoTokenizer.from_pretrained(tmp_path), ChatTokenizer(tmp_path)
     for text in (prompts.user_message(prompts.ENTITIES, "a crimson disc"), "Is it Red?\nYes."):
-        asked = [{"role": "system", "content": prompts.SYSTEM}, {"role": "user", "content": text}]
-        wanted = loaded.apply_chat_template(asked, add_generation_prompt=True)
-        assert own.chat(asked) == wanted
-    said = "entities : red circle\nactions :"
-    assert own.decode(own.encode(said)).split() == said.split()
-    assert "\n" in own.decode(own.encode(said))
+        messages = [
+            {"role": "system", "content": prompts.SYSTEM},
+            {"role": "user", "content": text},
+        ]
+        expected = loaded.apply_chat_template(messages, add_generation_prompt=True)
+        assert ours.chat(messages) == expected
+    answer = "entities : red circle\nactions :"
+    assert ours.decode(ours.encode(answer)).split() == answer.split()
+    assert "\n" in ours.decode(ours.encode(answer))
 
 
 @pytest.mark.needs_torch
-def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_training_resumes_from_its_checkpoint(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     from granalign_fast.miniatures import training
 
@@ -205,7 +217,7 @@ def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
         torch.manual_seed(0)
         model = torch.nn.Linear(3, 1)
 
-        def loss_at(step: int) -> tuple[Any, dict[str, float]]:
+        def loss_of(step: int) -> tuple[Any, dict[str, float]]:
             if step == stop:
                 raise KeyboardInterrupt
             inputs = torch.from_numpy(np.random.default_rng(step).normal(size=(4, 3))).float()
@@ -215,7 +227,7 @@ def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
             "test",
             {"model": model},
             list(model.named_parameters()),
-            loss_at,
+            loss_of,
             steps=8,
             rate=0.1,
             checkpoint=tmp_path / folder,

@@ -1,4 +1,4 @@
-"""Videos of rendered scenes: what is asked of them is what they show, in file and annotation."""
+"""Videos of rendered scenes: queries, files and annotations agree with what they show."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def scripts() -> list[videos.Script]:
     return [videos.write_script(seed, split="test") for seed in range(4)]
 
 
-def test_scripts_ask_for_what_they_show(scripts: list[videos.Script]) -> None:
+def test_windows_are_those_in_which_a_query_holds(scripts: list[videos.Script]) -> None:
     for script in scripts:
         assert 60 <= script.duration <= 100
         assert script.shots[0].start == 0
@@ -29,38 +29,38 @@ def test_scripts_ask_for_what_they_show(scripts: list[videos.Script]) -> None:
             assert before.end == after.start
         for shot in script.shots:
             assert 4 <= shot.end - shot.start <= 16
-        for asked in script.asked:
+        for query in script.queries:
             shown = {
                 (shot.start, shot.end)
                 for shot in script.shots
-                if asked.query.spec.holds(shot.scene)
+                if query.query.spec.holds(shot.scene)
             }
-            assert set(asked.windows) == shown
-        assert len([asked for asked in script.asked if not asked.windows]) == 6
-        assert len([asked for asked in script.asked if asked.windows]) == 12
+            assert set(query.windows) == shown
+        assert len([query for query in script.queries if not query.windows]) == 6
+        assert len([query for query in script.queries if query.windows]) == 12
     assert videos.write_script(3, split="test") == scripts[3]
 
 
 def test_twins_differ_in_details_alone(scripts: list[videos.Script]) -> None:
     for script in scripts:
         captions = [language.agnostic_caption(shot.scene) for shot in script.shots]
-        for asked in script.asked[:12:4]:  # of a family, the query about both
-            twins = [shot.scene for shot in script.shots if asked.query.spec.holds(shot.scene)]
+        for query in script.queries[:12:4]:  # of a family, the query about both
+            twins = [shot.scene for shot in script.shots if query.query.spec.holds(shot.scene)]
             assert len(twins) == 2
-            focus = language.Focus.of(asked.query.spec)
+            focus = language.Focus.of(query.query.spec)
             assert len({language.agnostic_caption(scene) for scene in twins}) == 1
             assert len({language.aware_caption(scene, focus) for scene in twins}) == 2
             assert captions.count(language.agnostic_caption(twins[0])) == 2
 
 
-def test_absent_queries_share_with_what_is_shown(scripts: list[videos.Script]) -> None:
+def test_absent_queries_resemble_the_scenes(scripts: list[videos.Script]) -> None:
     for script in scripts:
-        drawn = [t for shot in script.shots for t in shot.scene.things]
-        for asked in script.asked[-6:]:
-            for mention in asked.query.spec.mentions:
+        things = [t for shot in script.shots for t in shot.scene.things]
+        for query in script.queries[-6:]:
+            for mention in query.query.spec.mentions:
                 assert any(
                     mention.colour == thing.colour or mention.shape == thing.shape
-                    for thing in drawn
+                    for thing in things
                 )
 
 
@@ -86,17 +86,17 @@ def decoded(path: Path) -> Iterator[tuple[float, np.ndarray]]:
 
 def test_a_video_shows_its_script(rendered: tuple[Path, videos.Script]) -> None:
     path, script = rendered
-    found = list(decoded(path))
-    assert len(found) == round(script.duration * 4)
-    some = found[1::17]
-    wanted = videos.frames_of(script, 0, [seconds for seconds, _ in some])
-    for (_, frame), small in zip(some, wanted, strict=True):
+    frames = list(decoded(path))
+    assert len(frames) == round(script.duration * 4)
+    some = frames[1::17]
+    expected = videos.frames_of(script, 0, [seconds for seconds, _ in some])
+    for (_, frame), small in zip(some, expected, strict=True):
         assert frame.shape == (224, 224, 3)
         halved = frame.reshape(112, 2, 112, 2, 3).mean((1, 3))
         assert np.abs(halved - small).mean() < 6  # of 255: compression, and half the colours
 
 
-def test_ground_truth_is_what_the_metrics_read(
+def test_the_metrics_read_the_ground_truth(
     rendered: tuple[Path, videos.Script], tmp_path: Path
 ) -> None:
     _, script = rendered

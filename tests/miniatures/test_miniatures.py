@@ -1,4 +1,4 @@
-"""The whole trip with models that understand: what they find is right, and what breaks it shows."""
+"""The whole pipeline with the miniatures: its moments are right, and injected faults show."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from granalign_fast.models.vision_language_model import VisionLanguageModel
 from granalign_fast.pipeline import ModelFolder
 
 VIDEOS = 3
-"""With twelve queries each about what they show, and six about what they do not."""
+"""Videos of the benchmark; each has twelve queries that it shows and six that it does not."""
 
 Figures = dict[str, float]
 
@@ -58,18 +58,18 @@ def figures(folder: Path, minilm: Path) -> Callable[[str], Figures]:
 
 
 @pytest.mark.parametrize(
-    ("preset", "found", "told"),
-    # What is wanted. On 40 videos: 93.1 and 98.7, 98.5 and 98.7.
+    ("preset", "recall", "auroc"),
+    # Least percentages. On 40 videos: 93.1 and 98.7, 98.5 and 98.7.
     [("tuned", 90, 95), ("recognition", 90, 95)],
 )
 def test_moments_are_found(
-    figures: Callable[[str], Figures], preset: str, found: float, told: float
+    figures: Callable[[str], Figures], preset: str, recall: float, auroc: float
 ) -> None:
-    assert figures(preset)["MR-full-R1@0.5"] >= found, figures(preset)
-    assert figures(preset)["exists-AUROC"] >= told, figures(preset)
+    assert figures(preset)["MR-full-R1@0.5"] >= recall, figures(preset)
+    assert figures(preset)["exists-AUROC"] >= auroc, figures(preset)
 
 
-def test_the_commands_for_it_give_the_same(
+def test_the_printed_commands_give_the_same_figures(
     folder: Path,
     figures: Callable[[str], Figures],
     tmp_path: Path,
@@ -89,11 +89,13 @@ def test_the_commands_for_it_give_the_same(
         monkeypatch.setattr(sys, "argv", [*arguments, "--json"])
         with pytest.raises(SystemExit):
             cli.main()
-        found = json.loads(capsys.readouterr().out)
-        assert {key: found[key] for key in figures(preset)} == figures(preset)
+        metrics = json.loads(capsys.readouterr().out)
+        assert {key: metrics[key] for key in figures(preset)} == figures(preset)
 
 
-def test_every_part_earns_its_place(folder: Path, figures: Callable[[str], Figures]) -> None:
+def test_every_part_of_the_method_adds_accuracy(
+    folder: Path, figures: Callable[[str], Figures]
+) -> None:
     figures("tuned")  # indexes
     table = ablation(ModelFolder(MODELS), folder)
     *others, whole = [row["MR-full-mAP"] for row in table.values()]
@@ -103,12 +105,12 @@ def test_every_part_earns_its_place(folder: Path, figures: Callable[[str], Figur
 
 
 def other_template(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The end of the prompt that says whose turn it is gets lost."""
+    """Drop the end of the prompt, which announces the assistant's turn."""
     chat = ChatTokenizer.chat
 
     def broken(self: ChatTokenizer, messages: Sequence[Any]) -> list[int]:
         ids, begin = chat(self, messages), self._tokenizer.token_to_id("<|im_start|>")
-        if begin is None:  # the language model's template has other marks
+        if begin is None:  # the language model's template has other tokens
             return ids
         return ids[: len(ids) - 1 - ids[::-1].index(begin)]
 
@@ -116,15 +118,15 @@ def other_template(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def other_pixels(mean: float, std: float) -> Callable[[pytest.MonkeyPatch], None]:
-    """Pixels as they come of another mean and standard deviation than those in the graph."""
-    own_mean = np.array([0.48145466, 0.4578275, 0.40821073])
-    own_std = np.array([0.26862954, 0.26130258, 0.27577711])
+    """Normalise pixels by another mean and standard deviation than the graph's."""
+    right_mean = np.array([0.48145466, 0.4578275, 0.40821073])
+    right_std = np.array([0.26862954, 0.26130258, 0.27577711])
 
     def apply(monkeypatch: pytest.MonkeyPatch) -> None:
         see = VisionLanguageModel._embed_frames
 
         def broken(self: VisionLanguageModel, frames: Sequence[Any]) -> Any:
-            moved = [(frame / 255 - mean) / std * own_std + own_mean for frame in frames]
+            moved = [(frame / 255 - mean) / std * right_std + right_mean for frame in frames]
             return see(self, [np.clip(255 * m, 0, 255).astype(np.uint8) for m in moved])
 
         monkeypatch.setattr(VisionLanguageModel, "_embed_frames", broken)
@@ -142,7 +144,7 @@ def swapped_channels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shifted_positions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The place in the cache in the stead of the position, which an image takes fewer of."""
+    """Use indices in the cache as positions; an image takes fewer positions than tokens."""
 
     def broken(self: VisionLanguageModel, ids: Sequence[int]) -> int:
         return len(ids) - 1 + self.manifest.image_tokens
@@ -153,9 +155,9 @@ def shifted_positions(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "breaking",
     [other_template, other_pixels(0.0, 1.0), swapped_channels, shifted_positions],
-    ids=["chat template", "mean and std", "channel order", "positions behind the image"],
+    ids=["chat template", "mean and std", "channel order", "positions after the image"],
 )
-def test_what_breaks_it_shows(
+def test_a_fault_costs_accuracy(
     folder: Path,
     figures: Callable[[str], Figures],
     tmp_path: Path,
@@ -167,7 +169,7 @@ def test_what_breaks_it_shows(
     assert measured(folder, tmp_path)["MR-full-mAP"] < whole - 5
 
 
-def test_the_models_are_what_they_say() -> None:
+def test_the_package_has_one_model_of_each_kind() -> None:
     models = ModelFolder(MODELS)
     assert set(models.found) == {"clip", "llm", "vlm"}
     assert isinstance(models.captioner, VlmCaptioner)

@@ -23,7 +23,7 @@ from helpers.tiny_llm import CONFIGS, LLAMA, RAGGED, extension_of, prompts_of, w
 from helpers.tiny_vlm import CONFIGS as VLM_CONFIGS
 from helpers.tiny_vlm import IMAGE, IMAGE_SIZE, PUBLISHED, VISION, frames_of, write_unchecked_vlm
 
-from granalign_fast.bench.harness import random_clip
+from granalign_fast.bench.harness import random_tower
 from granalign_fast.export.specs import LLM_PRECISIONS
 from granalign_fast.models.exported_graph import open_session
 from granalign_fast.models.frame_encoder import FrameEncoder
@@ -325,8 +325,8 @@ def test_frames_are_patches_in_two_launches(tmp_path: Path, new_calls: NewCalls)
 
     Positions and norms come after the product.
     """
-    shape = random_clip.TOWERS["clip-mini"]
-    path = random_clip.write_tower(shape, random_clip.tower_weights(shape), tmp_path, half=True)
+    shape = random_tower.TOWERS["clip-mini"]
+    path = random_tower.write_tower(shape, random_tower.tower_weights(shape), tmp_path, half=True)
     session = open_session(path, device="cuda")
     frames = np.zeros((3, shape.side, shape.side, 3), np.uint8)
     for _ in range(2):

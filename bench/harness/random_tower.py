@@ -1,6 +1,6 @@
-"""An image tower of random weights in the shape of CLIP's, as we export it and for torch.
+"""Build an image tower of random weights in the shape of CLIP's, for our runtime and for torch.
 
-Ours is written by what `export clip` writes with, and needs no torch.
+Ours is written by the same code as `export clip`, and needs no torch.
 """
 
 from __future__ import annotations
@@ -21,31 +21,32 @@ from granalign_fast.models.manifest import CLIP
 
 Weights = Mapping[str, npt.NDArray[np.float32]]
 _EPSILON = 1e-5
+"""Added to the variance by CLIP's layer norms."""
 _QUICK = 1.702
 """CLIP's activation is x * sigmoid(1.702 x)."""
 _TOWER, _EMBEDDINGS = "vision_model", "vision_model.embeddings"
 _BEFORE, _AFTER = f"{_TOWER}.pre_layrnorm", f"{_TOWER}.post_layernorm"
 _PATCH, _CLASS = f"{_EMBEDDINGS}.patch_embedding.weight", f"{_EMBEDDINGS}.class_embedding"
 _POSITION, _PROJECTION = f"{_EMBEDDINGS}.position_embedding.weight", "visual_projection.weight"
-"""Names that transformers gives them."""
+"""Names of the tensors in transformers."""
 LEVELS = Levels(
     rescale=1 / 255,
     mean=(0.48145466, 0.4578275, 0.40821073),
     std=(0.26862954, 0.26130258, 0.27577711),
 )
-"""Of all published CLIPs."""
+"""Rescaling, means and standard deviations of pixels, the same for all published CLIPs."""
 
 
 @dataclass(frozen=True, slots=True)
 class TowerShape:
-    """An image tower.
+    """The sizes of an image tower.
 
     Attributes:
-        side: of an image, in pixels.
-        patch: of a patch.
+        side: height and width of an image, in pixels.
+        patch: height and width of a patch, in pixels.
         hidden: numbers of a token.
-        layers: of the transformer.
-        heads: of each layer.
+        layers: layers of the transformer.
+        heads: attention heads of each layer.
         out: numbers of an embedding.
     """
 
@@ -58,19 +59,19 @@ class TowerShape:
 
     @property
     def tokens(self) -> int:
-        """Of an image: its patches, and one for all."""
+        """Tokens of an image: its patches, and the class token."""
         return (self.side // self.patch) ** 2 + 1
 
     @property
     def matrices(self) -> int:
-        """Weights of all layers."""
+        """Number of weights in the matrices of all layers."""
         return int(self.layers * 12 * self.hidden**2)
 
     @property
     def operations(self) -> float:
-        """That an image's embedding takes, a multiplication and an addition being two.
+        """Operations of one image's embedding; a multiplication and an addition are two.
 
-        Of the last layer it takes the keys and values of all tokens and all else of one.
+        The last layer computes keys and values of all tokens, and everything else of one token.
         """
         patches = 2.0 * (self.tokens - 1) * 3 * self.patch**2 * self.hidden
         rows = self.tokens * (12 * self.layers - 10) + 10
@@ -79,7 +80,7 @@ class TowerShape:
 
     @property
     def exported(self) -> ImageShape:
-        """As the export knows it."""
+        """The shape as the exporter describes it."""
         sizes = self.hidden, 4 * self.hidden, self.layers, self.heads
         layers = Transformer(*sizes, activation="quick_gelu", epsilon=_EPSILON)
         return ImageShape(layers, self.side, self.patch, self.out, LEVELS)
@@ -92,14 +93,14 @@ TOWERS: Mapping[str, TowerShape] = {
 
 
 def tower_weights(shape: TowerShape, seed: int = 0) -> Weights:
-    """Random ones, by the names that transformers gives them."""
+    """Draw random weights, by their names in transformers."""
     rng = np.random.default_rng(seed)
     hidden, wide = shape.hidden, 4 * shape.hidden
 
     def matrix(*size: int) -> npt.NDArray[np.float32]:
         fan = int(np.prod(size[1:]))
-        drawn: npt.NDArray[np.float32] = rng.standard_normal(size, dtype=np.float32)
-        return drawn / np.float32(fan**0.5)
+        values: npt.NDArray[np.float32] = rng.standard_normal(size, dtype=np.float32)
+        return values / np.float32(fan**0.5)
 
     def bias(size: int) -> npt.NDArray[np.float32]:
         return 0.1 * rng.standard_normal(size, dtype=np.float32)
@@ -108,7 +109,7 @@ def tower_weights(shape: TowerShape, seed: int = 0) -> Weights:
         gain = rng.uniform(0.8, 1.2, hidden).astype(np.float32)
         return {f"{name}.weight": gain, f"{name}.bias": bias(hidden)}
 
-    found: dict[str, npt.NDArray[np.float32]] = {
+    tensors: dict[str, npt.NDArray[np.float32]] = {
         _PATCH: matrix(hidden, 3, shape.patch, shape.patch),
         _CLASS: matrix(1, hidden)[0],
         _POSITION: matrix(shape.tokens, hidden),
@@ -118,12 +119,12 @@ def tower_weights(shape: TowerShape, seed: int = 0) -> Weights:
     }
     for layer in range(shape.layers):
         prefix = _layer(layer)
-        found |= norm(f"{prefix}.layer_norm1") | norm(f"{prefix}.layer_norm2")
+        tensors |= norm(f"{prefix}.layer_norm1") | norm(f"{prefix}.layer_norm2")
         sizes = {f"self_attn.{part}_proj": (hidden, hidden) for part in ("q", "k", "v", "out")}
         for name, size in {**sizes, "mlp.fc1": (wide, hidden), "mlp.fc2": (hidden, wide)}.items():
-            found[f"{prefix}.{name}.weight"] = matrix(*size)
-            found[f"{prefix}.{name}.bias"] = bias(size[0])
-    return found
+            tensors[f"{prefix}.{name}.weight"] = matrix(*size)
+            tensors[f"{prefix}.{name}.bias"] = bias(size[0])
+    return tensors
 
 
 def _layer(number: int) -> str:
@@ -131,7 +132,7 @@ def _layer(number: int) -> str:
 
 
 def write_tower(shape: TowerShape, weights: Weights, folder: Path, *, half: bool) -> Path:
-    """Write ``image.onnx`` and as much of a manifest as says what it is; returns the graph."""
+    """Write ``image.onnx`` and a manifest of its kind alone; return the graph's path."""
     folder.mkdir(parents=True, exist_ok=True)
     precision = "fp16" if half else "fp32"
     write_towers(folder, CLIP, [shape.exported], MemoryTensors(weights), precision)
@@ -140,49 +141,60 @@ def write_tower(shape: TowerShape, weights: Weights, folder: Path, *, half: bool
 
 
 def prepared(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """What the image processor makes of frames (images, side, side, 3): (images, 3, side, side)."""
-    found = np.array(frames.transpose(0, 3, 1, 2), np.float32, order="C")
+    """Normalise frames as CLIP's image processor does.
+
+    Args:
+        frames: `(images, side, side, 3)` uint8.
+
+    Returns:
+        `(images, 3, side, side)` float32.
+    """
+    pixels = np.array(frames.transpose(0, 3, 1, 2), np.float32, order="C")
     mean, std = (np.array(x, np.float32)[:, None, None] for x in (LEVELS.mean, LEVELS.std))
-    found *= np.float32(LEVELS.rescale)
-    found -= mean
-    found /= std
-    return found
+    pixels *= np.float32(LEVELS.rescale)
+    pixels -= mean
+    pixels /= std
+    return pixels
 
 
 def torch_tower(
     shape: TowerShape, weights: Weights, device: str, *, half: bool, compiled: bool
 ) -> Callable[[Any], npt.NDArray[np.float32]]:
-    """The same tower by torch, pixels of `prepared` as a torch tensor there to embeddings here.
+    """Build the same tower in torch.
 
-    As transformers computes it with its fastest attention: all tokens of every layer.
+    It computes what transformers computes with its fastest attention: all tokens of every layer.
 
     Args:
-        shape: of the tower.
-        weights: of `tower_weights`.
-        device: as torch names it.
-        half: in float16.
-        compiled: by `torch.compile`, for one shape.
+        shape: the tower's sizes.
+        weights: the weights, from `tower_weights`.
+        device: device, in torch's notation.
+        half: whether to compute in float16.
+        compiled: whether to use `torch.compile`, which specialises for one batch size.
+
+    Returns:
+        A function from pixels of `prepared`, a torch tensor on the device, to embeddings on the
+        host.
     """
     import torch
     from torch.nn import functional
 
     dtype = torch.float16 if half else torch.float32
-    own = {name: torch.from_numpy(array).to(device, dtype) for name, array in weights.items()}
+    tensors = {name: torch.from_numpy(array).to(device, dtype) for name, array in weights.items()}
 
     def norm(x: Any, name: str) -> Any:
-        gain, bias = own[f"{name}.weight"], own[f"{name}.bias"]
+        gain, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
         return functional.layer_norm(x, (shape.hidden,), gain, bias, _EPSILON)
 
     def linear(x: Any, name: str) -> Any:
-        return functional.linear(x, own[f"{name}.weight"], own[f"{name}.bias"])
+        return functional.linear(x, tensors[f"{name}.weight"], tensors[f"{name}.bias"])
 
     def heads(x: Any) -> Any:
         return x.unflatten(-1, (shape.heads, -1)).transpose(1, 2)
 
     def embed(pixels: Any) -> Any:
-        x = functional.conv2d(pixels.to(dtype), own[_PATCH], stride=shape.patch)
+        x = functional.conv2d(pixels.to(dtype), tensors[_PATCH], stride=shape.patch)
         x = x.flatten(2).transpose(1, 2)
-        x = torch.cat([own[_CLASS].expand(len(x), 1, -1), x], dim=1) + own[_POSITION]
+        x = torch.cat([tensors[_CLASS].expand(len(x), 1, -1), x], dim=1) + tensors[_POSITION]
         x = norm(x, _BEFORE)
         for layer in range(shape.layers):
             prefix = _layer(layer)
@@ -192,15 +204,15 @@ def torch_tower(
             x = x + linear(y.transpose(1, 2).flatten(2), f"{prefix}.self_attn.out_proj")
             y = linear(norm(x, f"{prefix}.layer_norm2"), f"{prefix}.mlp.fc1")
             x = x + linear(y * torch.sigmoid(_QUICK * y), f"{prefix}.mlp.fc2")
-        x = functional.linear(norm(x[:, 0], _AFTER), own[_PROJECTION]).float()
+        x = functional.linear(norm(x[:, 0], _AFTER), tensors[_PROJECTION]).float()
         return x / x.norm(dim=-1, keepdim=True)
 
-    # "reduce-overhead" is torch's own use of CUDA graphs: what ours is to be compared with.
+    # "reduce-overhead" makes torch use CUDA graphs, as our runtime does.
     run = torch.compile(embed, mode="reduce-overhead") if compiled else embed
 
     def tower(pixels: Any) -> npt.NDArray[np.float32]:
         with torch.inference_mode():
-            found: npt.NDArray[np.float32] = run(pixels).cpu().numpy()
-        return found
+            embeddings: npt.NDArray[np.float32] = run(pixels).cpu().numpy()
+        return embeddings
 
     return tower
