@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from .errors import GranAlignError
+
+_log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -32,6 +35,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             with sink:
                 yield sink
             os.replace(temporary, path)
+            _log.debug("wrote %s", path)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
@@ -56,6 +60,7 @@ def appearing(out: Path) -> Iterator[Path]:
         yield draft
         draft.chmod(0o755)  # mkdtemp makes it private
         draft.rename(out)
+        _log.info("wrote the folder %s", out)
     except OSError as error:
         raise GranAlignError(f"{out}: cannot be written ({error.strerror or error})") from None
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from .language.captioner import VlmCaptioner
     from .models.frame_encoder import FrameEncoder
     from .models.prefix_cache import PrefixCache
+
+
+_log = logging.getLogger(__name__)
 
 
 class SentenceEncoder(OnnxSentenceEncoder):
@@ -80,6 +84,7 @@ def _exported(
     # An earlier graph's embeddings are the same to within the precision, and so is their name.
     out = cache / (fingerprint(model.sha256, precision) + PRECISIONS[precision].graph)
     if not (out / "manifest.json").is_file():
+        _log.info("exporting %s to %s, once", folder, out)
         try:
             export_sentence_encoder(source, out, precision=precision)
         except GranAlignError:

@@ -12,6 +12,8 @@ import typer
 from granalign_fast.bench.suites import SUITES
 
 from .options import Device, Models, Preset, check_extra, check_target, models_folder
+from .progress import Throttle
+from .verbosity import is_quiet
 
 if TYPE_CHECKING:
     from granalign_fast.bench.harness.records import Report
@@ -84,7 +86,7 @@ def bench(
             size=size,
             seed=seed,
         )
-        report = _measured(suites or [], settings)
+        report = _measure(suites or [], settings)
     print_report(report)
     if out is not None:
         report.write(out)
@@ -107,14 +109,17 @@ def bench(
         raise typer.Exit(1)
 
 
-def _measured(suites: list[str], settings: Settings) -> Report:
-    """Run, and say on stderr what is at work, where somebody watches."""
+def _measure(suites: list[str], settings: Settings) -> Report:
+    """Run the suites; say on stderr which step runs, in a terminal each, elsewhere now and then."""
     from granalign_fast.bench.harness.runner import run_suites
 
-    watched = sys.stderr.isatty()
-    return run_suites(
-        suites, settings, say=lambda line: typer.echo(line, err=True) if watched else None
-    )
+    throttle, in_terminal = Throttle(), sys.stderr.isatty()
+
+    def say(line: str) -> None:
+        if not is_quiet() and (in_terminal or throttle.due()):
+            typer.echo(line, err=True)
+
+    return run_suites(suites, settings, say=say)
 
 
 def _folder(models: Path | None) -> Path | None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .index import index
 from .options import MINIATURES, check_extra, open_models, short
-from .search import draw, index
+from .search import draw
 
 if TYPE_CHECKING:
     from granalign_fast.miniatures.videos import Asked

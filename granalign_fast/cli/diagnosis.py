@@ -75,7 +75,8 @@ def examine(
     ]
 
 
-def _installed(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """Return the version of an installed distribution; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -91,7 +92,7 @@ def _extras(needed: str) -> Iterator[Finding]:
     for extra in _EXTRAS:
         texts, ok = [], True
         for package, bounds in (one.group(1, 2) for one in known if one and one[3] == extra):
-            number = _installed(package)
+            number = installed_version(package)
             fits = number is not None and _fits(number, bounds)
             ok = ok and fits
             text = f"{package} {number or 'missing'}"
@@ -118,7 +119,7 @@ def _release(number: str) -> tuple[int, ...]:
 
 
 def _runtimes() -> Finding:
-    both = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)]
+    both = [name for name in ("onnxruntime", "onnxruntime-gpu") if installed_version(name)]
     return Finding(
         "one ONNX Runtime",
         " and ".join(both) or "none",

@@ -22,8 +22,8 @@ from .options import (
     open_models,
     open_retriever,
     print_json,
-    progress_bar,
 )
+from .progress import progress_bar
 
 
 def evaluate(
@@ -82,7 +82,7 @@ def evaluate(
         "rules": RuleRewriter(),
         "models": None if opened is None else opened.rewriter,
     }
-    with progress_bar("embedding captions", quiet=as_json) as progress:
+    with progress_bar("embedding captions", "captions", hidden=as_json) as progress:
         evaluation = evaluate_qvhighlights(
             retriever,
             queries=queries,

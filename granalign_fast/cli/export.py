@@ -10,7 +10,9 @@ import typer
 
 from granalign_fast.errors import GranAlignError
 
-from .options import NewFolder, status
+from .options import NewFolder
+from .progress import status
+from .verbosity import with_verbosity
 
 export_app = typer.Typer(no_args_is_help=True, help="Write models as ONNX, checked.")
 
@@ -20,6 +22,7 @@ def _source(folder: str) -> Any:
 
 
 @export_app.command("sentence-encoder")
+@with_verbosity
 def export_sentence_encoder(
     source: Annotated[str, _source("A sentence-transformers folder")],
     out: NewFolder,
@@ -32,6 +35,7 @@ def export_sentence_encoder(
 
 
 @export_app.command("clip")
+@with_verbosity
 def export_clip(
     source: Annotated[str, _source("A CLIP or SigLIP folder")],
     out: NewFolder,
@@ -44,6 +48,7 @@ def export_clip(
 
 
 @export_app.command("llm")
+@with_verbosity
 def export_llm(
     source: Annotated[
         str,
@@ -62,6 +67,7 @@ def export_llm(
 
 
 @export_app.command("vlm")
+@with_verbosity
 def export_vlm(
     source: Annotated[str, _source("A Qwen2.5-VL folder")],
     out: NewFolder,
@@ -83,6 +89,7 @@ def export_vlm(
 
 
 @export_app.command("tensorrt")
+@with_verbosity
 def export_tensorrt(
     folder: Annotated[
         Path, typer.Argument(help="A sentence encoder, CLIP or vlm folder that `export` wrote.")
@@ -105,6 +112,7 @@ def export_tensorrt(
 
 
 @export_app.command("models")
+@with_verbosity
 def export_models(
     name: Annotated[str, typer.Argument(help="paper, or open: nothing gated.")],
     out: Annotated[Path, typer.Argument(help="A folder; what it already has is kept.")],

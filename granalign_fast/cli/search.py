@@ -1,7 +1,8 @@
-"""``granalign index`` and ``granalign search``."""
+"""``granalign search``: the moments of a video that fit a query."""
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +12,10 @@ import typer
 
 from granalign_fast.errors import GranAlignError
 
+from .index import clip_progress
 from .options import (
     Device,
     Encoder,
-    Json,
     Models,
     Precision,
     PrefixGib,
@@ -24,7 +25,6 @@ from .options import (
     open_models,
     open_retriever,
     print_json,
-    progress_bar,
     short,
 )
 
@@ -33,43 +33,11 @@ if TYPE_CHECKING:
     from granalign_fast.pipeline import ModelFolder
     from granalign_fast.types import SearchResult
 
+_log = logging.getLogger(__name__)
+
 _CUTS = ("edl", "otio")
 _FORMATS = ("table", "json", "srt", "vtt", "ffmetadata", *_CUTS)
 _PICTURES, _CLIPS = (".png", ".svg", ".pdf"), (".mp4", ".mkv", ".mov")
-
-
-def index(
-    videos: Annotated[list[Path], typer.Argument(help="Video files.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where each gets a folder.")],
-    models: Annotated[
-        Path,
-        typer.Option(
-            metavar="DIR", help="A folder of exported models (vlm, clip), or: miniatures."
-        ),
-    ],
-    clip_seconds: Annotated[float, typer.Option(help="Length of a clip.")] = 2.0,
-    rows: Annotated[int, typer.Option(min=1, help="Frames in a batch.")] = 16,
-    device: Device = "cpu",
-    prefix_gib: PrefixGib = 4.0,
-    as_json: Json = False,
-) -> None:
-    """Caption and embed videos; interrupted, the same command goes on where it was."""
-    opened = open_models(models, device, prefix_gib)
-    with progress_bar("indexing", quiet=as_json) as progress:
-        done = 0
-
-        def tell(clips: int, total: int, vid: str) -> None:
-            nonlocal done
-            if progress:
-                progress(clips - done, total)
-            done = clips
-
-        folders = opened.index(videos, out, clip_seconds=clip_seconds, rows=rows, progress=tell)
-    if as_json:
-        print_json({"indexes": [str(folder) for folder in folders]})
-    else:
-        for folder in folders:
-            typer.echo(f"indexed: {short(folder)}")
 
 
 def search(
@@ -125,7 +93,7 @@ def search(
     asked = query if rewrites is None else StoredRewriter(rewrites).rewrite([query])[0]
     opened = None if models is None else open_models(models, device, prefix_gib)
     retriever = open_retriever(preset, encoder, precision, device, models=opened, top=top)
-    video: VideoIndex | CaptionedVideo = _find(source, vid, opened)
+    video: VideoIndex | CaptionedVideo = _find(source, vid, opened, hidden=form == "json")
     from granalign_fast.index import CaptionedVideo
 
     index = retriever.index(video) if isinstance(video, CaptionedVideo) else video
@@ -133,6 +101,8 @@ def search(
     _check_video(file, form, clip)
     rate = _frame_rate(file) if file is not None and form in _CUTS else None
     result = retriever.search(index, asked)
+    for stage, seconds in result.seconds.items():
+        _log.debug("%s took %.4f s", stage, seconds)
     if plot is not None:
         draw(index, result, plot)
     _show(index, result, form, rate)
@@ -171,7 +141,9 @@ def _frame_rate(video: Path) -> float:
     return rate
 
 
-def _find(source: Path, vid: str | None, models: ModelFolder | None) -> VideoIndex | CaptionedVideo:
+def _find(
+    source: Path, vid: str | None, models: ModelFolder | None, *, hidden: bool
+) -> VideoIndex | CaptionedVideo:
     """The index of a folder, of a video that is indexed for the occasion, or given captions."""
     from granalign_fast.datasets.qvhighlights import read_captions
     from granalign_fast.index import VideoIndex
@@ -201,26 +173,18 @@ def _find(source: Path, vid: str | None, models: ModelFolder | None) -> VideoInd
             f"{source}: got a video and no models, expected --models DIR with a "
             f"vision-language model; or give captions as .jsonl"
         )
-    return VideoIndex.load(_index_once(source, models))
+    return VideoIndex.load(_index_once(source, models, hidden=hidden))
 
 
-def _index_once(video: Path, models: ModelFolder) -> Path:
+def _index_once(video: Path, models: ModelFolder, *, hidden: bool) -> Path:
     """The index of a video in the cache folder, made if it is not there."""
     import hashlib
 
     from granalign_fast.files import default_cache
 
     place = hashlib.sha256(str(video.resolve()).encode()).hexdigest()[:16]
-    done = 0
-    with progress_bar("indexing", quiet=False) as progress:
-
-        def tell(clips: int, total: int, vid: str) -> None:
-            nonlocal done
-            if progress:
-                progress(clips - done, total)
-            done = clips
-
-        (folder,) = models.index([video], default_cache() / "indexes" / place, progress=tell)
+    with clip_progress(hidden=hidden) as progress:
+        (folder,) = models.index([video], default_cache() / "indexes" / place, progress=progress)
     return folder
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,9 @@ from granalign_fast.files import replacing
 
 if TYPE_CHECKING:
     from .sentence_encoder import OnnxSentenceEncoder
+
+
+_log = logging.getLogger(__name__)
 
 
 class CachedEncoder:
@@ -45,6 +49,7 @@ class CachedEncoder:
         with contextlib.suppress(OSError, SafetensorError, KeyError):
             embeddings = load_file(path)["embeddings"]
             if embeddings.shape == (len(texts), self.encoder.dim):
+                _log.info("read the embeddings of %d texts from %s", len(texts), path)
                 if progress:
                     progress(len(texts))
                 return np.asarray(embeddings, dtype=np.float32)
@@ -53,4 +58,5 @@ class CachedEncoder:
             self.folder.mkdir(parents=True, exist_ok=True)
             with replacing(path) as sink:
                 sink.write(save({"embeddings": embeddings}))
+            _log.info("kept the embeddings of %d texts in %s", len(texts), path)
         return embeddings

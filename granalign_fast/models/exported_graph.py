@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from granalign_fast.files import read_json
 from granalign_fast.runtime import session
 from granalign_fast.runtime.session import Session
 from granalign_fast.runtime.shapes import Bounds, GraphShapes, NamedShape, Profile, read_inputs
+
+_log = logging.getLogger(__name__)
 
 
 class ExportedGraph:
@@ -35,7 +39,12 @@ class ExportedGraph:
 def open_session(path: str | Path, **options: Any) -> Session:
     """Load a file of an exported folder; all else is as in `runtime.session.open_session`."""
     path = Path(path)
-    return session.open_session(path, contract=ExportedGraph(path), **options)
+    begin = time.perf_counter()
+    opened = session.open_session(path, contract=ExportedGraph(path), **options)
+    _log.info("loaded %s by %s in %.2f s", path, opened.backend, time.perf_counter() - begin)
+    if opened.graphs_refused:
+        _log.info("%s runs without CUDA graphs: %s", path, opened.graphs_refused)
+    return opened
 
 
 def graph_shapes(graph: Path) -> GraphShapes | None:
