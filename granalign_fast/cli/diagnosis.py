@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-from granalign_fast.errors import GranAlignError, MissingExtraError
+from granalign_fast.errors import GranAlignError, MissingExtraError, install_command
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def examine(
     return [
         Finding("Python", platform.python_version(), True),
         *_extras(wanted.extra),
-        _runtimes(),
+        _runtimes(wanted.extra),
         _provider(wanted.provider, wanted.extra),
         _gpu(needed=wanted.kind != "cpu"),
         *(_trials(device, wanted.index or 0) if wanted.kind != "cpu" else ()),
@@ -87,7 +87,8 @@ def _extras(needed: str) -> Iterator[Finding]:
     try:
         known = [_REQUIREMENT.fullmatch(text) for text in requires("granalign-fast") or ()]
     except PackageNotFoundError:
-        yield Finding("extras", "this package itself is not installed", False, "pip install .")
+        text = "this package itself is not installed"
+        yield Finding("extras", text, False, install_command(needed))
         return
     for extra in _EXTRAS:
         texts, ok = [], True
@@ -97,7 +98,7 @@ def _extras(needed: str) -> Iterator[Finding]:
             ok = ok and fits
             text = f"{package} {number or 'missing'}"
             texts.append(f"{text} (expected {bounds.strip()})" if number and not fits else text)
-        remedy = f"pip install 'granalign-fast[{extra}]'"
+        remedy = install_command(extra)
         if not texts:  # installed before there was this extra
             texts, ok = ["unknown to this installation"], False
         yield Finding(f"extra [{extra}]", ", ".join(texts), ok, remedy, extra == needed)
@@ -118,13 +119,15 @@ def _release(number: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def _runtimes() -> Finding:
+def _runtimes(extra: str) -> Finding:
     both = [name for name in ("onnxruntime", "onnxruntime-gpu") if installed_version(name)]
     return Finding(
         "one ONNX Runtime",
         " and ".join(both) or "none",
         len(both) == 1,
-        "pip uninstall -y onnxruntime onnxruntime-gpu, then install one extra: [cpu] or [cuda]",
+        # Each has overwritten files of the other: both go, and the one that is needed comes back.
+        "pip uninstall -y onnxruntime onnxruntime-gpu && "
+        + install_command(extra).rpartition(" && ")[2],
         needed=True,
     )
 
@@ -136,7 +139,7 @@ def _provider(provider: str, extra: str) -> Finding:
         available = onnxruntime.get_available_providers()
     except ImportError:
         available = []
-    remedy = f"pip install 'granalign-fast[{extra}]'"
+    remedy = install_command(extra)
     found = ", ".join(available) or "none"
     return Finding(f"provider {provider}", found, provider in available, remedy, needed=True)
 
@@ -162,7 +165,7 @@ def _trials(device: str, index: int) -> Iterator[Finding]:
         f"a model on {device}": lambda: probe_session(device),
         "kernels": lambda: probe_kernels(index),
     }
-    remedy = "pip install 'granalign-fast[cuda]', whose extras bring CUDA's libraries and headers"
+    remedy = f"{install_command('cuda')}  # brings CUDA's libraries and headers"
     for what, trial in trials.items():
         try:
             yield Finding(what, trial(), True)

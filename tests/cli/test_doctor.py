@@ -170,7 +170,18 @@ def test_two_runtimes_are_one_too_many(monkeypatch):
     finding = by_name()["one ONNX Runtime"]
     assert not finding.ok
     assert finding.needed
-    assert "pip uninstall" in finding.remedy
+    uninstall, install = finding.remedy.split(" && ")
+    assert uninstall == "pip uninstall -y onnxruntime onnxruntime-gpu"
+    assert install.startswith("pip install ") and "[cpu]" in install
+
+
+def test_remedies_add_no_second_runtime(monkeypatch):
+    """The CPU's is installed: what brings the GPU's removes it first."""
+    monkeypatch.setattr("granalign_fast.errors._is_installed", "onnxruntime".__eq__)
+    findings = by_name("cuda")
+    for name in ("extra [cuda]", "extra [tensorrt]", "provider CUDAExecutionProvider"):
+        assert findings[name].remedy.startswith("pip uninstall -y onnxruntime && pip install ")
+    assert findings["extra [editors]"].remedy.startswith("pip install ")
 
 
 def test_exports_are_listed_and_damaged_ones_named(minilm, empty_cache):
