@@ -18,10 +18,11 @@ from typing import Any
 from granalign_fast.errors import GranAlignError, one_line
 from granalign_fast.export.checks.encoder import check_precision
 from granalign_fast.export.sources.folder import appearing
-from granalign_fast.files import default_cache, replacing, sha256_of
+from granalign_fast.files import replacing, sha256_of
 from granalign_fast.models.exported_graph import graph_shapes
 from granalign_fast.models.graph_contract import ENGINE_GRAPHS
 from granalign_fast.models.manifest import read_manifest
+from granalign_fast.runtime.cache_folder import usable_cache
 from granalign_fast.runtime.device import Device
 from granalign_fast.runtime.engine_stamp import ENGINE_FOLDER, EngineStamp, engine_path
 from granalign_fast.runtime.shapes import GraphShapes, Profile, load_graph
@@ -72,8 +73,8 @@ def export_tensorrt(
     tell("reading")
     graphs = _graphs(folder, precision)
     machine = Machine.current(wanted.index or 0)
-    cache = Path(cache_dir) if cache_dir is not None else default_cache()
-    timings = cache / ENGINE_FOLDER / f"{machine.slug}.timings"
+    cache = Path(cache_dir) if cache_dir is not None else usable_cache()
+    timings = None if cache is None else cache / ENGINE_FOLDER / f"{machine.slug}.timings"
     from granalign_fast.export.checks.engine import validate_engine
 
     with _draft(folder, Path(out) if out is not None else None) as draft:
@@ -167,7 +168,7 @@ class Plan:
 
 
 def build_engine(
-    graph: Path, shapes: GraphShapes, precision: str, device: Device, timings: Path
+    graph: Path, shapes: GraphShapes, precision: str, device: Device, timings: Path | None
 ) -> Plan:
     """Build the engine of one graph; this takes minutes.
 
@@ -176,7 +177,8 @@ def build_engine(
         shapes: what it is made ready for.
         precision: one of `ENGINE_PRECISIONS`; of a float16 graph, ``"fp16"``.
         device: which GPU.
-        timings: what the builder has measured before, read if it is there and written again.
+        timings: what the builder has measured before, read if it is there and written again;
+            None to keep nothing.
 
     Raises:
         GranAlignError: TensorRT cannot read the graph, with all that it complains of, or cannot
@@ -316,17 +318,20 @@ def _add_profile(builder: Any, config: Any, profile: Profile) -> None:
         raise GranAlignError(f"TensorRT refuses the shapes {shown}; report this model")
 
 
-def _load_timings(config: Any, path: Path) -> None:
+def _load_timings(config: Any, path: Path | None) -> None:
     data = b""
-    with suppress(OSError):
-        data = path.read_bytes()
+    if path is not None:
+        with suppress(OSError):
+            data = path.read_bytes()
     # A mismatch or damage is no harm: the builder measures again.
     cache = config.create_timing_cache(data) or config.create_timing_cache(b"")
     if not config.set_timing_cache(cache, False):
         config.set_timing_cache(config.create_timing_cache(b""), False)
 
 
-def _save_timings(config: Any, path: Path) -> None:
+def _save_timings(config: Any, path: Path | None) -> None:
+    if path is None:
+        return
     # Without them building is slow the next time, which is no reason to throw an engine away.
     with suppress(OSError, GranAlignError):
         path.parent.mkdir(parents=True, exist_ok=True)

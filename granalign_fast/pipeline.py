@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import shutil
+import tempfile
+import weakref
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,13 +17,16 @@ from typing import TYPE_CHECKING
 from .config import RetrieverConfig, preset
 from .errors import GranAlignError
 from .files import default_cache
-from .index import CLIP_SECONDS, IndexModels
+from .index import CLIP_SECONDS, IndexModels, VideoIndex
 from .language.rewriters import RuleRewriter
+from .models.embedding_cache import CachedEncoder
 from .models.encoder import cpu_threads
 from .models.manifest import CLIP, LLM, SENTENCE_ENCODER, VLM, exported_models, fingerprint
+from .models.prefix_cache import DiskTier, MemoryTier, PrefixCache
 from .models.sentence_encoder import OnnxSentenceEncoder
 from .models.sources import resolve_model
 from .protocols import Captioner, ImageTextEncoder, Rewriter, TextEncoder
+from .runtime.cache_folder import evict, mark_used, usable_cache
 from .runtime.device import Device
 from .search.retriever import Retriever
 
@@ -25,7 +34,6 @@ if TYPE_CHECKING:
     from .index.builder import Progress
     from .language.captioner import VlmCaptioner
     from .models.frame_encoder import FrameEncoder
-    from .models.prefix_cache import PrefixCache
 
 
 _log = logging.getLogger(__name__)
@@ -65,14 +73,21 @@ class SentenceEncoder(OnnxSentenceEncoder):
         Device.parse(device)
         folder = resolve_model(source)
         if not (folder / "manifest.json").is_file():
-            folder = _exported(folder, source, precision or "fp32", cache_dir)
+            folder, temporary = _exported(folder, source, precision or "fp32", cache_dir)
+            if temporary is not None:
+                # The files stay as long as this encoder, which may read them again.
+                weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
         super().__init__(folder, precision=precision, device=device, threads=threads, graph=graph)
 
 
 def _exported(
     folder: Path, source: str | Path | None, precision: str, cache_dir: str | Path | None
-) -> Path:
-    """The cached export of a raw model; exported now if there is none."""
+) -> tuple[Path, Path | None]:
+    """Return the cached export of a raw model, exported now if there is none.
+
+    Without a cache that can be written, the model is exported to a temporary folder. The second
+    value is that folder, which the caller deletes; otherwise it is None.
+    """
     from .export.checks.encoder import check_precision
     from .export.sentence_encoder import export_sentence_encoder
     from .export.sources.sentence_encoder import SentenceModel
@@ -80,17 +95,28 @@ def _exported(
 
     check_precision(precision)
     model = SentenceModel.read(folder)
-    cache = Path(cache_dir) if cache_dir is not None else default_cache()
-    # An earlier graph's embeddings are the same to within the precision, and so is their name.
-    out = cache / (fingerprint(model.sha256, precision) + PRECISIONS[precision].graph)
+    # The graph's format is not in the fingerprint: embeddings are equal to within the precision.
+    name = fingerprint(model.sha256, precision) + PRECISIONS[precision].graph
+    cache, temporary = None, None
+    if cache_dir is not None:
+        cache = Path(cache_dir)
+    else:
+        # A cache that cannot be written, such as that of a container's image, can still be read.
+        with suppress(RuntimeError):  # a user without a home folder
+            if (default_cache() / name / "manifest.json").is_file():
+                return default_cache() / name, None
+        cache = usable_cache()
+        if cache is None:
+            cache = temporary = Path(tempfile.mkdtemp(prefix="granalign-"))
+    out = cache / name
     if not (out / "manifest.json").is_file():
-        _log.info("exporting %s to %s, once", folder, out)
+        _log.info("exporting %s to %s", folder, out)
         try:
             export_sentence_encoder(source, out, precision=precision)
         except GranAlignError:
-            if not (out / "manifest.json").is_file():  # else another process was quicker
+            if not (out / "manifest.json").is_file():  # otherwise another process was quicker
                 raise
-    return out
+    return out, temporary
 
 
 class MomentRetriever(Retriever):
@@ -261,3 +287,105 @@ class ModelFolder:
             frame_encoder=None if recognising else self.frame_encoder,
             device=self.device,
         )
+
+
+MINIATURES = "miniatures"
+"""The name of the package's own small models, where a folder of models is expected."""
+_MEMORY_BYTES = 1 << 30
+"""Prefixes kept in memory: 1 GiB holds 70 frames of a 7 B model in fp16."""
+_MOST_GIB = 1 << 20
+"""GiB on disk that are still a size, and not a typing error."""
+
+
+def models_folder(name: str | Path) -> Path:
+    """Return the folder of models that a name stands for: itself, or the package's miniatures."""
+    path = Path(name)
+    if str(name) == MINIATURES and not path.exists():
+        from .miniatures import MODELS
+
+        return MODELS
+    return path
+
+
+def open_models(folder: str | Path, *, device: str = "cpu", prefix_gib: float = 4.0) -> ModelFolder:
+    """Return the models of a folder, with a cache for prefixes of frames in memory and on disk.
+
+    Args:
+        folder: a folder of exported models, or ``"miniatures"``.
+        device: as for `ModelFolder`.
+        prefix_gib: the bound of the prefixes on disk, in GiB. They lie in the user's cache folder,
+            so that a search finds what an earlier process computed.
+
+    Raises:
+        GranAlignError: `prefix_gib` is out of range, or as `ModelFolder`.
+    """
+    if not 0 <= prefix_gib <= _MOST_GIB:
+        raise GranAlignError(f"prefix_gib: got {prefix_gib}, expected 0 to {_MOST_GIB} GiB")
+    tiers: list[MemoryTier | DiskTier] = [MemoryTier(_MEMORY_BYTES)]
+    if cache := usable_cache():
+        tiers.append(DiskTier(cache / "prefixes", int(prefix_gib * (1 << 30))))
+    return ModelFolder(models_folder(folder), device=device, cache=PrefixCache(tiers))
+
+
+def open_retriever(
+    config: RetrieverConfig | str = "tuned",
+    *,
+    models: ModelFolder | None = None,
+    encoder: str | None = None,
+    precision: str | None = None,
+    device: str = "cpu",
+    top: int | None = None,
+    cache: bool = False,
+) -> MomentRetriever:
+    """Return a retriever over a folder of models, or over a sentence encoder alone.
+
+    Args:
+        config: a preset's name or a configuration.
+        models: the models; None to search captions by a sentence encoder alone.
+        encoder: as `source` of `SentenceEncoder`; None for that of `models`.
+        precision: as for `SentenceEncoder`; None for that of `models`.
+        device: of the sentence encoder, and of the search if there are no `models`.
+        top: the number of moments; None for the configuration's.
+        cache: keep embeddings in the user's cache folder, and take those that are kept.
+
+    Raises:
+        GranAlignError: there is no such preset, or a model cannot be used.
+    """
+    config = preset(config) if isinstance(config, str) else config
+    if top is not None:
+        config = replace(config, top=top)
+    model: OnnxSentenceEncoder
+    if models is not None and encoder is None and precision is None:
+        model = models.encoder
+    else:
+        model = SentenceEncoder(encoder, precision=precision, device=device)
+    folder = usable_cache() if cache else None
+    used = model if folder is None else CachedEncoder(model, folder)
+    if models is not None:
+        return models.retriever(config, encoder=used)
+    return MomentRetriever(used, config, device=device)
+
+
+def index_once(
+    video: str | Path, models: ModelFolder, *, progress: Progress | None = None
+) -> VideoIndex:
+    """Return the index of a video that is searched without having been indexed.
+
+    The index lies in the user's cache folder: the next search of the same path takes it. Without a
+    cache the video is indexed in a temporary folder.
+
+    Raises:
+        GranAlignError: as `ModelFolder.index`.
+    """
+    cache = usable_cache()
+    if cache is None:
+        with tempfile.TemporaryDirectory(prefix="granalign-") as temporary:
+            (folder,) = models.index([video], temporary, progress=progress)
+            return VideoIndex.load(folder)
+    name = hashlib.sha256(str(Path(video).resolve()).encode()).hexdigest()[:16]
+    out = cache / "indexes" / name
+    (folder,) = models.index([video], out, progress=progress)
+    mark_used(out)
+    index = VideoIndex.load(folder)
+    evict(cache)
+    return index

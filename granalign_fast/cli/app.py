@@ -12,6 +12,7 @@ import typer
 from granalign_fast.errors import GranAlignError
 
 from .bench import bench
+from .cache import cache_app
 from .demo import demo
 from .doctor import doctor
 from .evaluate import evaluate, score
@@ -29,6 +30,7 @@ app = typer.Typer(
 for command in (index, search, demo, evaluate, score, doctor, bench):
     app.command()(with_verbosity(command))
 app.add_typer(export_app, name="export")
+app.add_typer(cache_app, name="cache")
 
 
 def _print_version(wanted: bool) -> None:

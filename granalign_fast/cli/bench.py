@@ -11,7 +11,7 @@ import typer
 
 from granalign_fast.bench.suites import SUITES
 
-from .options import Device, Models, Preset, check_extra, check_target, models_folder
+from .options import Device, Models, Preset, check_extra, check_target
 from .progress import Throttle
 from .verbosity import is_quiet
 
@@ -127,6 +127,7 @@ def _folder(models: Path | None) -> Path | None:
     if models is None:
         return None
     from granalign_fast.models.manifest import exported_models
+    from granalign_fast.pipeline import models_folder
 
     folder = models_folder(models)
     exported_models(folder)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .index import index
-from .options import MINIATURES, check_extra, open_models, short
+from .options import check_extra, short
 from .search import draw
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def demo(
     """
     from granalign_fast.index import VideoIndex
     from granalign_fast.miniatures.videos import render_video
+    from granalign_fast.pipeline import MINIATURES, open_models
 
     check_extra("matplotlib", "drawing", "plot")
     out.mkdir(parents=True, exist_ok=True)
@@ -42,7 +43,7 @@ def demo(
     typer.echo(f"\n$ granalign index {short(video)} --models {MINIATURES} --out {short(out)}")
     index([video], out, Path(MINIATURES))
     found = VideoIndex.load(out / "demo")
-    retriever = open_models(Path(MINIATURES), "cpu", 1.0).retriever()
+    retriever = open_models(MINIATURES, prefix_gib=1.0).retriever()
     asked = _chosen(script.asked)
     results = [retriever.search(found, one.query.text) for one in asked]
     picture = out / "demo.png"

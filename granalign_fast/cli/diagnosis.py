@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -71,7 +72,7 @@ def examine(
         *(_trials(device, wanted.index or 0) if wanted.kind != "cpu" else ()),
         _default_model(),
         *_models(models, recognising=config.scorer == "recognition"),
-        *_exports(),
+        *_cache(),
     ]
 
 
@@ -186,10 +187,21 @@ def _default_model() -> Finding:
     return Finding("all-MiniLM-L6-v2", "the published weights", True)
 
 
-def _exports() -> Iterator[Finding]:
+def _cache() -> Iterator[Finding]:
+    """The cache folder, and the models that were exported into it."""
     from granalign_fast.files import default_cache
+    from granalign_fast.runtime.cache_folder import check_cache
 
-    folders = sorted(path.parent for path in default_cache().glob("*/manifest.json"))
+    try:
+        check_cache()
+    except GranAlignError as error:
+        yield Finding("cache folder", str(error), False, "export XDG_CACHE_HOME=FOLDER")
+    else:
+        yield Finding("cache folder", str(default_cache()), True)
+    try:
+        folders = sorted(path.parent for path in default_cache().glob("*/manifest.json"))
+    except RuntimeError:  # a user without a home folder
+        return
     for folder in folders:
         yield _export(folder)
     if not folders:
@@ -202,7 +214,8 @@ def _export(folder: Path) -> Finding:
     try:
         manifest = read_manifest(folder)
     except GranAlignError as error:
-        return Finding(f"export {folder.name}", str(error), False, f"rm -r {folder}")
+        remedy = f"rm -r {shlex.quote(str(folder))}"
+        return Finding(f"export {folder.name}", str(error), False, remedy)
     found = f"{manifest.kind}, {manifest.source}, {manifest.precision}"
     return Finding(f"export {folder.name}", found, True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from .options import Device, Json, Models, Preset, models_folder, print_json
+from .options import Device, Json, Models, Preset, print_json
 
 
 def doctor(
@@ -15,6 +15,8 @@ def doctor(
 ) -> None:
     """Say what is installed, what is missing, and the command that brings it."""
     from dataclasses import asdict
+
+    from granalign_fast.pipeline import models_folder
 
     from .diagnosis import examine
     from .tables import print_findings

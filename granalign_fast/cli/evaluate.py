@@ -19,8 +19,6 @@ from .options import (
     PrefixGib,
     Preset,
     check_target,
-    open_models,
-    open_retriever,
     print_json,
 )
 from .progress import progress_bar
@@ -65,6 +63,7 @@ def evaluate(
     from granalign_fast.evaluation import evaluate_qvhighlights
     from granalign_fast.jsonl import write_jsonl
     from granalign_fast.language.rewriters import RuleRewriter
+    from granalign_fast.pipeline import open_models, open_retriever
 
     from .tables import evaluation_record, print_evaluation
 
@@ -75,8 +74,12 @@ def evaluate(
     if rewriter == "models" and models is None:
         raise GranAlignError("--rewriter models: got no models, expected --models DIR")
     check_target("--predictions", predictions)
-    opened = None if models is None else open_models(models, device, prefix_gib)
-    retriever = open_retriever(preset, encoder, precision, device, models=opened, cache=cache)
+    opened = None
+    if models is not None:
+        opened = open_models(models, device=device, prefix_gib=prefix_gib)
+    retriever = open_retriever(
+        preset, models=opened, encoder=encoder, precision=precision, device=device, cache=cache
+    )
     made = {
         "given": None,
         "rules": RuleRewriter(),

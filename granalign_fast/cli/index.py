@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Device, Json, PrefixGib, open_models, print_json, short
+from .options import Device, Json, PrefixGib, print_json, short
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -34,7 +34,9 @@ def index(
     as_json: Json = False,
 ) -> None:
     """Caption and embed videos. Run the same command again to resume."""
-    opened = open_models(models, device, prefix_gib)
+    from granalign_fast.pipeline import open_models
+
+    opened = open_models(models, device=device, prefix_gib=prefix_gib)
     with clip_progress(hidden=as_json) as progress:
         folders = opened.index(videos, out, clip_seconds=clip_seconds, rows=rows, progress=progress)
     if as_json:

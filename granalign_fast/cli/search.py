@@ -22,8 +22,6 @@ from .options import (
     Preset,
     check_extra,
     check_target,
-    open_models,
-    open_retriever,
     print_json,
     short,
 )
@@ -76,6 +74,7 @@ def search(
 ) -> None:
     """Rank the moments of a video that fit a query."""
     from granalign_fast.language.rewriters import StoredRewriter
+    from granalign_fast.pipeline import open_models, open_retriever
     from granalign_fast.types import Rewrites
 
     form = "json" if as_json else output
@@ -91,8 +90,12 @@ def search(
         _check_video(None if _holds_captions(source) else source, form, clip)
     Rewrites(query)  # an empty query is refused before any work
     asked = query if rewrites is None else StoredRewriter(rewrites).rewrite([query])[0]
-    opened = None if models is None else open_models(models, device, prefix_gib)
-    retriever = open_retriever(preset, encoder, precision, device, models=opened, top=top)
+    opened = None
+    if models is not None:
+        opened = open_models(models, device=device, prefix_gib=prefix_gib)
+    retriever = open_retriever(
+        preset, models=opened, encoder=encoder, precision=precision, device=device, top=top
+    )
     video: VideoIndex | CaptionedVideo = _find(source, vid, opened, hidden=form == "json")
     from granalign_fast.index import CaptionedVideo
 
@@ -173,19 +176,10 @@ def _find(
             f"{source}: got a video and no models, expected --models DIR with a "
             f"vision-language model; or give captions as .jsonl"
         )
-    return VideoIndex.load(_index_once(source, models, hidden=hidden))
+    from granalign_fast.pipeline import index_once
 
-
-def _index_once(video: Path, models: ModelFolder, *, hidden: bool) -> Path:
-    """The index of a video in the cache folder, made if it is not there."""
-    import hashlib
-
-    from granalign_fast.files import default_cache
-
-    place = hashlib.sha256(str(video.resolve()).encode()).hexdigest()[:16]
     with clip_progress(hidden=hidden) as progress:
-        (folder,) = models.index([video], default_cache() / "indexes" / place, progress=progress)
-    return folder
+        return index_once(source, models, progress=progress)
 
 
 def _show(index: VideoIndex, result: SearchResult, form: str, rate: float | None) -> None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import replacing
+from granalign_fast.runtime.cache_folder import evict, mark_used
 
 if TYPE_CHECKING:
     from .sentence_encoder import OnnxSentenceEncoder
@@ -28,7 +29,7 @@ class CachedEncoder:
 
     The file's name is a hash of the encoder's fingerprint and of the texts, so another model,
     precision or text never finds it. A file that cannot be read, or does not fit, is made again;
-    where none can be written, nothing is kept.
+    where none can be written, nothing is kept. The folder is bounded, see `cache_folder.evict`.
     """
 
     def __init__(self, encoder: OnnxSentenceEncoder, folder: str | os.PathLike[str]) -> None:
@@ -49,6 +50,7 @@ class CachedEncoder:
         with contextlib.suppress(OSError, SafetensorError, KeyError):
             embeddings = load_file(path)["embeddings"]
             if embeddings.shape == (len(texts), self.encoder.dim):
+                mark_used(path)
                 _log.info("read the embeddings of %d texts from %s", len(texts), path)
                 if progress:
                     progress(len(texts))
@@ -59,4 +61,5 @@ class CachedEncoder:
             with replacing(path) as sink:
                 sink.write(save({"embeddings": embeddings}))
             _log.info("kept the embeddings of %d texts in %s", len(texts), path)
+        evict(self.folder)
         return embeddings
