@@ -104,9 +104,10 @@ def usable_cache() -> Path | None:
             reason = error.strerror or error
             raise GranAlignError(f"cache folder {folder}: cannot be made ({reason})") from None
     except GranAlignError as error:
-        if str(error) not in _warned:
-            _warned.add(str(error))
-            _log.warning("%s; working without a cache", error)
+        reason = str(error)  # not the error: a handler that keeps it would keep its frames alive
+        if reason not in _warned:
+            _warned.add(reason)
+            _log.warning("%s; working without a cache", reason)
         return None
     return folder
 
