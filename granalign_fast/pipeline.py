@@ -1,4 +1,4 @@
-"""From model folders to a pipeline: the one place where the parts are put together."""
+"""Model folders in, indexers and retrievers out: the one place that joins the parts."""
 
 from __future__ import annotations
 
@@ -40,19 +40,20 @@ _log = logging.getLogger(__name__)
 
 
 class SentenceEncoder(OnnxSentenceEncoder):
-    """Embeds sentences with a sentence-transformers model that was exported to ONNX.
+    """Sentence encoder: a sentence-transformers model, run as ONNX.
 
-    A raw model is exported once, checked against its source, and kept in the cache.
+    A raw model is exported when it is first used, checked against its source, and kept in the
+    user's cache folder.
 
     Args:
         source: None for all-MiniLM-L6-v2, a sentence-transformers folder, a hub id
             ``org/name@<revision>``, or a folder that `export_sentence_encoder` wrote.
-        precision: ``"fp32"``; ``"int8"``, the fastest on a CPU; ``"fp16"``, for a GPU. None takes
-            an exported folder's own, and fp32 otherwise.
+        precision: ``"fp32"``; ``"int8"``, the fastest on a CPU; ``"fp16"``, for a GPU. None stands
+            for the precision of an exported folder, and for fp32 of a raw model.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"tensorrt"``.
         threads: CPU threads; None for all that this process may use.
         cache_dir: where exports are kept; None for ``granalign-fast`` in the user's cache folder.
-        graph: a file of an exported folder; None for the one that is made for the device.
+        graph: a file of an exported folder; None for the graph that suits the device.
 
     Raises:
         GranAlignError: the source, precision or device cannot be used; the message says why.
@@ -68,7 +69,7 @@ class SentenceEncoder(OnnxSentenceEncoder):
         cache_dir: str | Path | None = None,
         graph: str | None = None,
     ) -> None:
-        # Both are checked before an export that may take a minute.
+        # Check both before an export, which may take a minute.
         cpu_threads(threads)
         Device.parse(device)
         folder = resolve_model(source)
@@ -120,9 +121,9 @@ def _exported(
 
 
 class MomentRetriever(Retriever):
-    """Finds the moments of a video that a sentence describes.
+    """Retriever of the moments of a video that a sentence describes.
 
-    As `Retriever`, with all-MiniLM-L6-v2 on the CPU as the default encoder.
+    It is a `Retriever` whose default encoder is all-MiniLM-L6-v2 on the CPU.
 
     Example:
         >>> retriever = MomentRetriever()
@@ -141,7 +142,7 @@ class MomentRetriever(Retriever):
         frame_encoder: ImageTextEncoder | None = None,
         device: str = "cpu",
     ) -> None:
-        """Put a retriever together; arguments and errors are those of `Retriever`."""
+        """Make a retriever; arguments and errors are those of `Retriever`."""
         super().__init__(
             SentenceEncoder() if encoder is None else encoder,
             config,
@@ -153,16 +154,17 @@ class MomentRetriever(Retriever):
 
 
 class ModelFolder:
-    """The models below a folder, each loaded when it is first asked for.
+    """The models below a folder, each loaded when it is first used.
 
     Args:
         folder: as for `exported_models`.
-        device: as for `Session`, of every model.
+        device: of every model, as for `open_session`.
         threads: CPU threads; None for all that this process may use.
-        cache: keeps what the vision-language model has made of frames; by default 1 GiB of memory.
+        cache: of the key/value prefixes that the vision-language model computes of frames; None
+            for 1 GiB of memory.
 
     Raises:
-        GranAlignError: as for `exported_models`; when a model is loaded, as that model's class.
+        GranAlignError: as for `exported_models`; later, when a model is loaded, as its class.
 
     Example:
         >>> models = ModelFolder("models")  # doctest: +SKIP
@@ -181,58 +183,57 @@ class ModelFolder:
         self.device = device
         self.threads = threads
         self.cache = cache
-        self.found = exported_models(folder)
+        self.paths = exported_models(folder)
 
     def __contains__(self, kind: str) -> bool:
-        return kind in self.found
+        return kind in self.paths
 
     @cached_property
     def encoder(self) -> SentenceEncoder:
-        """The sentence encoder; where the folder has none, all-MiniLM-L6-v2."""
-
-        path = self.found.get(SENTENCE_ENCODER)
+        """The sentence encoder of the folder; all-MiniLM-L6-v2 if it has none."""
+        path = self.paths.get(SENTENCE_ENCODER)
         return SentenceEncoder(path, device=self.device, threads=self.threads)
 
     @cached_property
     def frame_encoder(self) -> FrameEncoder | None:
-        """The encoder of frames, if there is one."""
+        """The encoder of frames; None if the folder has none."""
         from .models.frame_encoder import FrameEncoder
 
-        if CLIP not in self.found:
+        if CLIP not in self.paths:
             return None
-        return FrameEncoder(self.found[CLIP], device=self.device, threads=self.threads)
+        return FrameEncoder(self.paths[CLIP], device=self.device, threads=self.threads)
 
     @cached_property
     def rewriter(self) -> Rewriter:
-        """By the language model; where the folder has none, by rules."""
-        if LLM not in self.found:
+        """The rewriter that uses the language model; the one that uses rules if there is none."""
+        if LLM not in self.paths:
             return RuleRewriter()
         from .language.llm_rewriter import LlmRewriter
         from .models.language_model import CausalLM
 
-        model = CausalLM(self.found[LLM], device=self.device, threads=self.threads)
+        model = CausalLM(self.paths[LLM], device=self.device, threads=self.threads)
         return LlmRewriter(model)
 
     @cached_property
     def captioner(self) -> VlmCaptioner | None:
-        """Captions and recognition, if there is a vision-language model."""
+        """The captioner and recogniser; None if the folder has no vision-language model."""
         from .language.captioner import VlmCaptioner
         from .models.vision_language_model import VisionLanguageModel
 
-        if VLM not in self.found:
+        if VLM not in self.paths:
             return None
-        model = VisionLanguageModel(self.found[VLM], device=self.device, threads=self.threads)
+        model = VisionLanguageModel(self.paths[VLM], device=self.device, threads=self.threads)
         return VlmCaptioner(model, cache=self.cache)
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """Of the models that an index is made with, by kind."""
-        made = {SENTENCE_ENCODER: self.encoder.fingerprint}
+        """Fingerprints of the models that an index is made with, by kind."""
+        fingerprints = {SENTENCE_ENCODER: self.encoder.fingerprint}
         if self.frame_encoder is not None:
-            made[CLIP] = self.frame_encoder.fingerprint
+            fingerprints[CLIP] = self.frame_encoder.fingerprint
         if self.captioner is not None:
-            made[VLM] = self.captioner.fingerprint
-        return made
+            fingerprints[VLM] = self.captioner.fingerprint
+        return fingerprints
 
     def index(
         self,
@@ -243,7 +244,7 @@ class ModelFolder:
         rows: int = 16,
         progress: Progress | None = None,
     ) -> list[Path]:
-        """Index video files into a folder each below `out`; see `indexing.index_videos`.
+        """Index video files, each into its own folder below `out`; see `index_videos`.
 
         Raises:
             GranAlignError: there is no vision-language model, or as `index_videos`.
@@ -252,8 +253,8 @@ class ModelFolder:
 
         if self.captioner is None:
             raise GranAlignError(
-                f"{self.folder}: got no model of kind 'vlm', expected one to caption frames; run "
-                f"granalign export vlm SOURCE {self.folder / VLM}"
+                f"{self.folder}: got no model of kind 'vlm', expected one that captions frames; "
+                f"run granalign export vlm SOURCE {self.folder / VLM}"
             )
         return index_videos(
             videos,
@@ -267,21 +268,21 @@ class ModelFolder:
     def retriever(
         self, config: RetrieverConfig | str = "tuned", *, encoder: TextEncoder | None = None
     ) -> MomentRetriever:
-        """A retriever over all models that its configuration has a use for.
+        """Return a retriever with all models that its configuration uses.
 
         Args:
-            config: a preset's name or a configuration of your own.
-            encoder: in the place of the folder's own.
+            config: a preset's name or a configuration.
+            encoder: replaces that of the folder.
 
         Raises:
-            GranAlignError: there is no such preset, or a model that it needs is not there.
+            GranAlignError: there is no such preset, or the folder lacks a model that it needs.
         """
         config = preset(config) if isinstance(config, str) else config
         recognising = config.scorer == "recognition"
         return MomentRetriever(
             self.encoder if encoder is None else encoder,
             config,
-            # Recognition asks about the query as it is.
+            # Recognition takes the query without rewriting it.
             rewriter=RuleRewriter() if recognising else self.rewriter,
             captioner=self.captioner,
             frame_encoder=None if recognising else self.frame_encoder,

@@ -135,7 +135,7 @@ def _frames(bench: Bench) -> None:
     def draw(rng: np.random.Generator) -> list[Any]:
         return [images[i] for i in rng.integers(0, len(images), count).tolist()]
 
-    plain = PlainFrames(clip, models.found[CLIP])
+    plain = PlainFrames(clip, models.paths[CLIP])
     found = bench.race(
         "embed frames",
         [Runner(run=clip.encode_frames)],

@@ -82,7 +82,7 @@ def _random_name(bench: Bench) -> str:
 def _language_models(bench: Bench) -> dict[str, Path]:
     """Their folders by the name of the runner; the first is the one that ratios are taken to."""
     if bench.settings.models is not None:
-        found = models_of(bench).found
+        found = models_of(bench).paths
         return {OURS: found[LLM]} if LLM in found else {}
     name = _random_name(bench)
     own = random_models.shape_of(name).precision

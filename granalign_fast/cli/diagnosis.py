@@ -1,7 +1,7 @@
-"""What this installation can do, and what is missing; nothing is downloaded for it.
+"""Checks of this installation: what works, what is missing, and the command that installs it.
 
-Of a GPU that is asked for it is tried out: a driver, CUDA's libraries and its headers may each be
-there and not fit.
+Nothing is downloaded. If the device is a GPU, a model and the kernels are run on it: a driver,
+CUDA's libraries and its headers may all be installed and still not work together.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class Finding:
     found: str
     ok: bool
     remedy: str = ""
-    """The command that brings it."""
+    """The command that mends it."""
     needed: bool = False
-    """Whether the device that was asked for cannot do without."""
+    """Whether the chosen device or preset does not work without it."""
 
 
 _EXTRAS = ("cpu", "cuda", "tensorrt", "plot", "editors", "hub", "optimum")
-# As the package's own metadata say it: transformers<5,>=4.57; extra == "optimum"
+# A line of the package's metadata: transformers<5,>=4.57; extra == "optimum"
 _REQUIREMENT = re.compile(r"""([\w.-]+)(?:\[[^]]*\])?([^;\[]*); extra == ["']([\w-]+)["']""")
 _BOUND = re.compile(r"(==|>=|<=|<|>)([\d.]+)")
 _HOLDS = {
@@ -49,12 +49,12 @@ _HOLDS = {
 def examine(
     device: str = "cpu", *, preset: str = "tuned", models: Path | None = None
 ) -> list[Finding]:
-    """Everything worth knowing before a search on `device`.
+    """Return the findings that matter for a search on `device`.
 
     Args:
-        device: as for `Session`: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"tensorrt"``.
-        preset: what is to be run; decides which models are needed.
-        models: the folder of exported models; None for captions alone.
+        device: as for `open_session`: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"tensorrt"``.
+        preset: the configuration, which decides which models are needed.
+        models: the folder of exported models; None to search captions only.
 
     Raises:
         GranAlignError: there is no such device name or preset.
@@ -62,14 +62,14 @@ def examine(
     from granalign_fast.config import preset as find
     from granalign_fast.runtime.device import Device
 
-    wanted, config = Device.parse(device), find(preset)
+    target, config = Device.parse(device), find(preset)
     return [
         Finding("Python", platform.python_version(), True),
-        *_extras(wanted.extra),
-        _runtimes(wanted.extra),
-        _provider(wanted.provider, wanted.extra),
-        _gpu(needed=wanted.kind != "cpu"),
-        *(_trials(device, wanted.index or 0) if wanted.kind != "cpu" else ()),
+        *_extras(target.extra),
+        _runtimes(target.extra),
+        _provider(target.provider, target.extra),
+        _gpu(needed=target.kind != "cpu"),
+        *(_trials(device, target.index or 0) if target.kind != "cpu" else ()),
         _default_model(),
         *_models(models, recognising=config.scorer == "recognition"),
         *_cache(),
@@ -100,21 +100,21 @@ def _extras(needed: str) -> Iterator[Finding]:
             text = f"{package} {number or 'missing'}"
             texts.append(f"{text} (expected {bounds.strip()})" if number and not fits else text)
         remedy = install_command(extra)
-        if not texts:  # installed before there was this extra
+        if not texts:  # an installation that is older than this extra
             texts, ok = ["unknown to this installation"], False
         yield Finding(f"extra [{extra}]", ", ".join(texts), ok, remedy, extra == needed)
 
 
 def _fits(number: str, bounds: str) -> bool:
-    """Whether a version is within bounds such as ``<5,>=4.57``."""
+    """Return whether a version is within bounds such as ``<5,>=4.57``."""
     got = _release(number)
     return all(_HOLDS[sign](got, _release(bound)) for sign, bound in _BOUND.findall(bounds))
 
 
 def _release(number: str) -> tuple[int, ...]:
-    """``(2, 13)`` of ``2.13.0+cpu``, comparable."""
-    found = re.match(r"\d+(?:\.\d+)*", number)
-    numbers = [int(part) for part in found[0].split(".")] if found else []
+    """Return ``(2, 13)`` for ``2.13.0+cpu``, so that versions can be compared."""
+    release = re.match(r"\d+(?:\.\d+)*", number)
+    numbers = [int(part) for part in release[0].split(".")] if release else []
     while numbers and numbers[-1] == 0:
         numbers.pop()
     return tuple(numbers)
@@ -159,7 +159,7 @@ def _gpu(*, needed: bool) -> Finding:
 
 
 def _trials(device: str, index: int) -> Iterator[Finding]:
-    """A model and kernels, run there."""
+    """Run a model and the kernels on the device."""
     from granalign_fast.runtime.probe import probe_kernels, probe_session
 
     trials: dict[str, Callable[[], str]] = {
@@ -170,7 +170,7 @@ def _trials(device: str, index: int) -> Iterator[Finding]:
     for what, trial in trials.items():
         try:
             yield Finding(what, trial(), True)
-        except MissingExtraError:  # which has a line of its own
+        except MissingExtraError:  # the finding of the extra reports it
             continue
         except GranAlignError as error:
             yield Finding(what, str(error), False, remedy, needed=True)
@@ -188,7 +188,7 @@ def _default_model() -> Finding:
 
 
 def _cache() -> Iterator[Finding]:
-    """The cache folder, and the models that were exported into it."""
+    """Check the cache folder, and each model that was exported into it."""
     from granalign_fast.files import default_cache
     from granalign_fast.runtime.cache_folder import check_cache
 
@@ -228,13 +228,13 @@ _USES = {
 
 
 def _models(folder: Path | None, *, recognising: bool) -> Iterator[Finding]:
-    """A line for each kind of model; the vision-language model is what recognition needs."""
+    """Check the model of each kind; recognition needs the vision-language model."""
     from granalign_fast.models.manifest import exported_models, read_manifest
 
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     if folder is not None:
         try:
-            found = exported_models(folder)
+            paths = exported_models(folder)
         except GranAlignError as error:
             remedy = f"granalign export models open {folder}"
             yield Finding("models", str(error), False, remedy, needed=True)
@@ -246,11 +246,11 @@ def _models(folder: Path | None, *, recognising: bool) -> Iterator[Finding]:
     for kind, use in _USES.items():
         needed = recognising and kind == "vlm"
         remedy = f"granalign export {kind} SOURCE {folder or 'MODELS'}/{kind}"
-        if kind not in found:
+        if kind not in paths:
             yield Finding(f"model {kind}", f"none; for {use}", False, remedy, needed)
             continue
         try:
-            manifest = read_manifest(found[kind])
+            manifest = read_manifest(paths[kind])
         except GranAlignError as error:
             yield Finding(f"model {kind}", str(error), False, remedy, needed=True)
             continue

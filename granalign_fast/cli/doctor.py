@@ -1,4 +1,4 @@
-"""``granalign doctor``."""
+"""``granalign doctor``: what is installed, what is missing, and how to get it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def doctor(
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Say what is installed, what is missing, and the command that brings it."""
+    """Show what is installed, what is missing, and the command that installs it."""
     from dataclasses import asdict
 
     from granalign_fast.pipeline import models_folder

@@ -1,4 +1,4 @@
-"""``granalign evaluate`` and ``granalign score``: benchmarks."""
+"""``granalign evaluate`` and ``granalign score``: searches and predictions against a benchmark."""
 
 from __future__ import annotations
 
@@ -29,10 +29,12 @@ def evaluate(
     queries: InputFile,
     ground_truth: InputFile,
     captions: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSON Lines of captions; or --indexes.")
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON Lines of captions; or --indexes."),
     ] = None,
     indexes: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where `index` wrote the videos' folders.")
+        Path | None,
+        typer.Option(metavar="DIR", help="What `index` wrote; or --captions."),
     ] = None,
     models: Models = None,
     absent: Annotated[
@@ -46,7 +48,7 @@ def evaluate(
     rewriter: Annotated[
         str,
         typer.Option(
-            help="given: the queries file's own rewrites; rules: made by rules; models: by the "
+            help="given: the rewrites in the queries file; rules: by rules; models: by the "
             "language model."
         ),
     ] = "given",
@@ -54,12 +56,10 @@ def evaluate(
         Path | None, typer.Option(metavar="OUT", help="Write a submission: .jsonl or .jsonl.gz.")
     ] = None,
     prefix_gib: PrefixGib = 4.0,
-    cache: Annotated[
-        bool, typer.Option(help="Keep embeddings on disk and use those that are there.")
-    ] = True,
+    cache: Annotated[bool, typer.Option(help="Keep embeddings on disk, and use kept ones.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Search every query of a benchmark in captions or videos, and score the moments."""
+    """Search for every query of a benchmark in captions or videos, and score the moments."""
     from granalign_fast.evaluation import evaluate_qvhighlights
     from granalign_fast.jsonl import write_jsonl
     from granalign_fast.language.rewriters import RuleRewriter
@@ -80,7 +80,7 @@ def evaluate(
     retriever = open_retriever(
         preset, models=opened, encoder=encoder, precision=precision, device=device, cache=cache
     )
-    made = {
+    rewriters = {
         "given": None,
         "rules": RuleRewriter(),
         "models": None if opened is None else opened.rewriter,
@@ -93,7 +93,7 @@ def evaluate(
             captions=captions,
             indexes=indexes,
             absent=absent,
-            rewriter=made[rewriter],
+            rewriter=rewriters[rewriter],
             progress=progress,
         )
     if predictions is not None:
@@ -110,7 +110,7 @@ def score(
     ground_truth: InputFile,
     as_json: Json = False,
 ) -> None:
-    """Score predictions that lie in a file."""
+    """Score predictions from a file."""
     from granalign_fast.metrics import DATASETS, load_ground_truth, load_predictions
 
     from .tables import print_metrics

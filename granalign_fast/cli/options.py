@@ -16,7 +16,7 @@ from granalign_fast.errors import GranAlignError, MissingExtraError
 
 Preset = Annotated[
     str,
-    typer.Option(help="tuned (the default), paper: the text to the letter, or recognition."),
+    typer.Option(help="tuned (the default); paper, which follows the paper; or recognition."),
 ]
 Models = Annotated[
     Path | None,
@@ -34,7 +34,7 @@ Encoder = Annotated[
 ]
 Precision = Annotated[
     str | None,
-    typer.Option(help="fp32, fp16 or int8. Default: an exported folder's own, else fp32."),
+    typer.Option(help="fp32, fp16 or int8. Default: that of an exported folder, otherwise fp32."),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 PrefixGib = Annotated[
@@ -49,12 +49,12 @@ InputFile = Annotated[Path, typer.Option(metavar="FILE", help="JSON Lines, plain
 
 
 def check_target(option: str, path: Path | None, suffixes: Sequence[str] = ()) -> None:
-    """Refuse a file that could not be written, or of an unknown kind, before any work."""
+    """Raise before any work if a file cannot be written or has an unknown suffix."""
     if path is None:
         return
     if suffixes and path.suffix.lower() not in suffixes:
-        listed = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
-        raise GranAlignError(f"{option} {path}: expected a name that ends in {listed}")
+        names = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
+        raise GranAlignError(f"{option} {path}: expected a name that ends in {names}")
     if not path.resolve().parent.is_dir():
         raise GranAlignError(f"{option} {path}: its folder is not there; make it first")
     if path.is_dir():
@@ -62,17 +62,17 @@ def check_target(option: str, path: Path | None, suffixes: Sequence[str] = ()) -
 
 
 def check_extra(package: str, what: str, extra: str) -> None:
-    """Refuse before any work what needs an extra that is not installed."""
+    """Raise before any work if the package of an extra is not installed."""
     if find_spec(package) is None:
         raise MissingExtraError(what, extra)
 
 
 def print_json(value: Any) -> None:
-    """One line on stdout."""
+    """Print a value as one line of JSON on stdout."""
     sys.stdout.write(json.dumps(value) + "\n")
 
 
 def short(path: Path) -> str:
-    """Relative to here where that is shorter."""
+    """Return a path, relative to the current folder if that is shorter."""
     relative = os.path.relpath(path)
     return min(str(path), relative, key=len)

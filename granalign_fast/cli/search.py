@@ -25,6 +25,7 @@ from .options import (
     print_json,
     short,
 )
+from .verbosity import is_quiet
 
 if TYPE_CHECKING:
     from granalign_fast.index import CaptionedVideo, VideoIndex
@@ -46,25 +47,26 @@ def search(
     query: Annotated[str, typer.Argument(help="The sentence that describes the moment.")],
     models: Models = None,
     vid: Annotated[
-        str | None, typer.Option(help="Which video, if a captions file has several.")
+        str | None, typer.Option(help="The id of the video, if a captions file has several.")
     ] = None,
     rewrites: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="JSON Lines of query and rewrites. Default: by the language model, or by rules.",
+            help="JSON Lines of query and rewrites. Default: written by the language model, or by "
+            "rules.",
         ),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many moments.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Number of moments.")] = 5,
     preset: Preset = "tuned",
     encoder: Encoder = None,
     precision: Precision = None,
     device: Device = "cpu",
     prefix_gib: PrefixGib = 4.0,
     output: Annotated[
-        str, typer.Option("--format", help=f"What goes to stdout: {', '.join(_FORMATS)}.")
+        str, typer.Option("--format", help=f"Format on stdout: {', '.join(_FORMATS)}.")
     ] = "table",
-    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False,
     plot: Annotated[
         Path | None, typer.Option(metavar="PNG", help="Draw frames, curve and moments.")
     ] = None,
@@ -89,21 +91,21 @@ def search(
     if not source.is_dir():
         _check_video(None if _holds_captions(source) else source, form, clip)
     Rewrites(query)  # an empty query is refused before any work
-    asked = query if rewrites is None else StoredRewriter(rewrites).rewrite([query])[0]
+    request = query if rewrites is None else StoredRewriter(rewrites).rewrite([query])[0]
     opened = None
     if models is not None:
         opened = open_models(models, device=device, prefix_gib=prefix_gib)
     retriever = open_retriever(
         preset, models=opened, encoder=encoder, precision=precision, device=device, top=top
     )
-    video: VideoIndex | CaptionedVideo = _find(source, vid, opened, hidden=form == "json")
+    video: VideoIndex | CaptionedVideo = _open_source(source, vid, opened, hidden=form == "json")
     from granalign_fast.index import CaptionedVideo
 
     index = retriever.index(video) if isinstance(video, CaptionedVideo) else video
     file = None if index.frames is None else index.frames.path
     _check_video(file, form, clip)
     rate = _frame_rate(file) if file is not None and form in _CUTS else None
-    result = retriever.search(index, asked)
+    result = retriever.search(index, request)
     for stage, seconds in result.seconds.items():
         _log.debug("%s took %.4f s", stage, seconds)
     if plot is not None:
@@ -120,34 +122,34 @@ def _holds_captions(source: Path) -> bool:
 
 
 def _check_video(video: Path | None, form: str, clip: Path | None) -> None:
-    """Refuse captions alone where a video is needed, and to write a clip over its video."""
+    """Raise if a video is needed and missing, or if the clip would replace the video itself."""
     what = "--clip" if clip is not None else f"--format {form}" if form in _CUTS else None
     if what is None:
         return
     if video is None:
         raise GranAlignError(f"{what}: got captions alone, expected an index of a video or a video")
     if not video.exists():
-        raise GranAlignError(f"{video}: no such file; put the video there, or name another")
+        raise GranAlignError(f"{video}: no such file; put the video back, or name another")
     if clip is not None and clip.exists() and clip.samefile(video):
         raise GranAlignError(f"--clip {clip}: got the searched video itself, expected another file")
 
 
 def _frame_rate(video: Path) -> float:
-    """Frames per second, which a cut list counts in."""
+    """Return the frames per second, in which a cut list counts."""
     from granalign_fast.video.frames import probe
 
     rate = probe(video).frame_rate
     if rate is None:
         raise GranAlignError(
-            f"{video}: does not say its frames per second, in which cut lists count; take srt"
+            f"{video}: states no frame rate, in which a cut list counts; choose --format srt"
         )
     return rate
 
 
-def _find(
+def _open_source(
     source: Path, vid: str | None, models: ModelFolder | None, *, hidden: bool
 ) -> VideoIndex | CaptionedVideo:
-    """The index of a folder, of a video that is indexed for the occasion, or given captions."""
+    """Return the index of a folder, that of a video which is indexed now, or captions."""
     from granalign_fast.datasets.qvhighlights import read_captions
     from granalign_fast.index import VideoIndex
 
@@ -203,7 +205,7 @@ def draw(
     *,
     truth: Sequence[tuple[float, float]] = (),
 ) -> None:
-    """A picture, with frames where there is a video, without them where captions were given."""
+    """Draw the result: with frames of the video, or without them if only captions are known."""
     if index.frames is None:
         from granalign_fast.output.plot import draw_search
 
@@ -223,7 +225,9 @@ def _cut(video: Path, result: SearchResult, path: Path) -> None:
     from granalign_fast.video.cutting import cut
 
     if not result.moments:
-        raise GranAlignError("--clip: there is no moment to cut")
+        raise GranAlignError("--clip: got no moments, expected one to cut")
     best = result.moments[0]
-    made = cut(video, best.start, best.end, path)
-    sys.stderr.write(f"{short(path)}: {made.start:.2f} to {made.end:.2f} s of the video\n")
+    written = cut(video, best.start, best.end, path)
+    start, end = written.start, written.end
+    if not is_quiet():
+        sys.stderr.write(f"{short(path)}: {start:.2f} to {end:.2f} s of the video\n")

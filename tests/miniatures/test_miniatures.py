@@ -167,7 +167,7 @@ def test_what_breaks_it_shows(
 
 def test_the_models_are_what_they_say() -> None:
     models = ModelFolder(MODELS)
-    assert set(models.found) == {"clip", "llm", "vlm"}
+    assert set(models.paths) == {"clip", "llm", "vlm"}
     assert isinstance(models.captioner, VlmCaptioner)
     assert isinstance(models.rewriter.model, CausalLM)  # type: ignore[attr-defined]
     size = sum(path.stat().st_size for path in MODELS.rglob("*") if path.is_file())
