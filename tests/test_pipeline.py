@@ -1,4 +1,4 @@
-"""Folders of exported models: found by kind, loaded when asked for, checked by the doctor."""
+"""Folders of exported models: found by kind, loaded when first used, checked by the doctor."""
 
 from __future__ import annotations
 
