@@ -18,10 +18,11 @@ from typing import Any
 
 from granalign_fast.errors import GranAlignError, one_line
 from granalign_fast.export.checks.encoder import check_precision
-from granalign_fast.files import appearing, default_cache, replacing, sha256_of
+from granalign_fast.files import appearing, replacing, sha256_of
 from granalign_fast.models.exported_graph import graph_shapes
 from granalign_fast.models.graph_contract import ENGINE_GRAPHS
 from granalign_fast.models.manifest import read_manifest
+from granalign_fast.runtime.cache_folder import usable_cache
 from granalign_fast.runtime.device import Device
 from granalign_fast.runtime.engine_stamp import ENGINE_FOLDER, EngineStamp, engine_path
 from granalign_fast.runtime.shapes import GraphShapes, Profile, load_graph
@@ -75,8 +76,8 @@ def export_tensorrt(
     tell("reading")
     graphs = _graphs(folder, precision)
     machine = Machine.current(gpu.index or 0)
-    cache = Path(cache_dir) if cache_dir is not None else default_cache()
-    timings = cache / ENGINE_FOLDER / f"{machine.slug}.timings"
+    cache = Path(cache_dir) if cache_dir is not None else usable_cache()
+    timings = None if cache is None else cache / ENGINE_FOLDER / f"{machine.slug}.timings"
     from granalign_fast.export.checks.engine import validate_engine
 
     with _draft(folder, Path(out) if out is not None else None) as draft:
@@ -174,7 +175,7 @@ class Plan:
 
 
 def build_engine(
-    graph: Path, shapes: GraphShapes, precision: str, device: Device, timings: Path
+    graph: Path, shapes: GraphShapes, precision: str, device: Device, timings: Path | None
 ) -> Plan:
     """Build the engine of one graph; this takes minutes.
 
@@ -184,6 +185,7 @@ def build_engine(
         precision: one of `ENGINE_PRECISIONS`; for a float16 graph, ``"fp16"``.
         device: the GPU.
         timings: file of the builder's earlier measurements; it is read if it exists, and written.
+            None keeps no measurements.
 
     Raises:
         GranAlignError: TensorRT cannot read the graph, or cannot build the engine. The message
@@ -329,19 +331,22 @@ def _add_profile(builder: Any, config: Any, profile: Profile) -> None:
         raise GranAlignError(f"TensorRT refuses the shapes {shown}; report this model")
 
 
-def _load_timings(config: Any, path: Path) -> None:
+def _load_timings(config: Any, path: Path | None) -> None:
     """Give the builder its earlier measurements, if the file exists."""
     data = b""
-    with suppress(OSError):
-        data = path.read_bytes()
+    if path is not None:
+        with suppress(OSError):
+            data = path.read_bytes()
     # If the file is damaged or of another machine, the builder measures again.
     cache = config.create_timing_cache(data) or config.create_timing_cache(b"")
     if not config.set_timing_cache(cache, False):
         config.set_timing_cache(config.create_timing_cache(b""), False)
 
 
-def _save_timings(config: Any, path: Path) -> None:
+def _save_timings(config: Any, path: Path | None) -> None:
     """Write the builder's measurements for the next build."""
+    if path is None:
+        return
     # A failure only makes the next build slow: it must not discard the engine.
     with suppress(OSError, GranAlignError):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from .types import Moment, Rewrites, SearchResult
 
 __version__ = "0.1.0"
+
+# The application chooses what becomes of log messages; without a choice they go nowhere.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _MODULES = {
     "CaptionedVideo": "index",

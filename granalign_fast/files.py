@@ -1,10 +1,11 @@
-"""Files and folders: written whole or not at all, hashed, and the cache folder."""
+"""Files and folders: writing them whole or not at all, hashes, and the cache folder's path."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -15,16 +16,18 @@ from typing import IO, Any
 
 from .errors import GranAlignError
 
+_log = logging.getLogger(__name__)
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A binary file that becomes `path` when the block ends well, and vanishes when it does not.
+    """Yield a binary file that replaces `path` when the block ends, and is deleted on an error.
 
     Raises:
-        GranAlignError: it cannot be written, which every OSError of the block is taken for.
+        GranAlignError: the file cannot be written. Every OSError of the block is reported so.
     """
     path = Path(path)
-    # Made like any new file, so that the system gives it the permissions of one.
+    # Not by tempfile: the file gets the permissions of any new file.
     temporary = path.parent / f".{path.name}.{os.urandom(4).hex()}"
     try:
         sink = temporary.open("xb")
@@ -32,6 +35,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             with sink:
                 yield sink
             os.replace(temporary, path)
+            _log.debug("wrote %s", path)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
@@ -44,7 +48,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def appearing(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that becomes `out` when the block ends well, and vanishes otherwise."""
+    """Yield a draft folder that becomes `out` when the block ends, and is deleted on an error."""
     if out.exists():
         raise GranAlignError(f"{out}: already exists; name a folder that does not, or delete it")
     try:
@@ -56,6 +60,7 @@ def appearing(out: Path) -> Iterator[Path]:
         yield draft
         draft.chmod(0o755)  # mkdtemp makes it private
         draft.rename(out)
+        _log.info("wrote the folder %s", out)
     except OSError as error:
         raise GranAlignError(f"{out}: cannot be written ({error.strerror or error})") from None
     finally:
@@ -63,7 +68,7 @@ def appearing(out: Path) -> Iterator[Path]:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file; errors name the file."""
+    """Return the value of a JSON file; errors name the file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -73,7 +78,7 @@ def read_json(path: Path) -> Any:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
+    """Return the SHA-256 of a file, in hex."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -82,23 +87,21 @@ def sha256_of(path: Path) -> str:
 
 
 _LARGE = 1 << 26
-"""Bytes: up to here a file is hashed in less than a tenth of a second, beyond in seconds."""
-
-
+"""Bytes. A file of this size is hashed in less than a tenth of a second, larger ones in seconds."""
 _SETTLED = 2_000_000_000
-"""Nanoseconds after which a change gets another time stamp, on every file system."""
+"""Nanoseconds after which a change gets another time stamp, on every file system: 2 s on FAT."""
 
 
 def known_sha256(path: Path, expected: str, *, again: bool = False) -> str:
-    """As `sha256_of`; a large file that was found to be as expected is not read a second time.
+    """Return the SHA-256 of a file; a large file that had the expected one is not read again.
 
-    An empty file in the user's cache remembers it, named by the size, times and number that the
-    file system keeps of a file: whoever changes a file changes these. A copy is read once more.
+    The user's cache then holds an empty file, a mark. Its name is a hash of the size, the times and
+    the inode number of the file, which change when the file changes. A copy is read once more.
 
     Args:
         path: the file.
-        expected: the one hash that is remembered.
-        again: read the file all the same, as only this finds what a disk has lost by itself.
+        expected: the hash that a mark stands for.
+        again: read the file even if it has a mark. Only this finds bits that a disk has lost.
 
     Raises:
         GranAlignError: the file cannot be read.
@@ -108,16 +111,17 @@ def known_sha256(path: Path, expected: str, *, again: bool = False) -> str:
         return expected
     got = sha256_of(path)
     if mark is not None:
-        with contextlib.suppress(OSError):  # without a cache the next call takes as long, no more
+        with contextlib.suppress(OSError):  # without a mark the file is only read again
             mark.parent.mkdir(parents=True, exist_ok=True)
             mark.touch() if got == expected else mark.unlink(missing_ok=True)
     return got
 
 
 def _mark(path: Path, digest: str) -> Path | None:
-    """None for a file that is small, missing, or so new that a change might not show."""
-    from granalign_fast.files import default_cache
+    """Return the path of a file's mark; None for a small, a missing or a very new file.
 
+    A change of a file that is younger than `_SETTLED` might leave its times as they are.
+    """
     try:
         stat, cache = path.stat(), default_cache()
     except (OSError, RuntimeError):  # no such file, no home
@@ -130,5 +134,9 @@ def _mark(path: Path, digest: str) -> Path | None:
 
 
 def default_cache() -> Path:
-    """``granalign-fast`` in ``$XDG_CACHE_HOME``, or in ``~/.cache``."""
+    """Return ``granalign-fast`` in ``$XDG_CACHE_HOME``, or in ``~/.cache``.
+
+    Raises:
+        RuntimeError: the variable is not set, and the user has no home folder.
+    """
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "granalign-fast"

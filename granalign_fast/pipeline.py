@@ -1,8 +1,15 @@
-"""From model folders to a pipeline: the one place where the parts are put together."""
+"""Model folders in, indexers and retrievers out: the one place that joins the parts."""
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import shutil
+import tempfile
+import weakref
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,13 +17,16 @@ from typing import TYPE_CHECKING
 from .config import RetrieverConfig, preset
 from .errors import GranAlignError
 from .files import default_cache
-from .index import CLIP_SECONDS, IndexModels
+from .index import CLIP_SECONDS, IndexModels, VideoIndex
 from .language.rewriters import RuleRewriter
+from .models.embedding_cache import CachedEncoder
 from .models.encoder import cpu_threads
 from .models.manifest import CLIP, LLM, SENTENCE_ENCODER, VLM, exported_models, fingerprint
+from .models.prefix_cache import DiskTier, MemoryTier, PrefixCache
 from .models.sentence_encoder import OnnxSentenceEncoder
 from .models.sources import resolve_model
 from .protocols import Captioner, ImageTextEncoder, Rewriter, TextEncoder
+from .runtime.cache_folder import evict, mark_used, usable_cache
 from .runtime.device import Device
 from .search.retriever import Retriever
 
@@ -24,23 +34,26 @@ if TYPE_CHECKING:
     from .index.builder import Progress
     from .language.captioner import VlmCaptioner
     from .models.frame_encoder import FrameEncoder
-    from .models.prefix_cache import PrefixCache
+
+
+_log = logging.getLogger(__name__)
 
 
 class SentenceEncoder(OnnxSentenceEncoder):
-    """Embeds sentences with a sentence-transformers model that was exported to ONNX.
+    """Sentence encoder: a sentence-transformers model, run as ONNX.
 
-    A raw model is exported once, checked against its source, and kept in the cache.
+    A raw model is exported when it is first used, checked against its source, and kept in the
+    user's cache folder.
 
     Args:
         source: None for all-MiniLM-L6-v2, a sentence-transformers folder, a hub id
             ``org/name@<revision>``, or a folder that `export_sentence_encoder` wrote.
-        precision: ``"fp32"``; ``"int8"``, the fastest on a CPU; ``"fp16"``, for a GPU. None takes
-            an exported folder's own, and fp32 otherwise.
+        precision: ``"fp32"``; ``"int8"``, the fastest on a CPU; ``"fp16"``, for a GPU. None stands
+            for the precision of an exported folder, and for fp32 of a raw model.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"tensorrt"``.
         threads: CPU threads; None for all that this process may use.
         cache_dir: where exports are kept; None for ``granalign-fast`` in the user's cache folder.
-        graph: a file of an exported folder; None for the one that is made for the device.
+        graph: a file of an exported folder; None for the graph that suits the device.
 
     Raises:
         GranAlignError: the source, precision or device cannot be used; the message says why.
@@ -56,19 +69,26 @@ class SentenceEncoder(OnnxSentenceEncoder):
         cache_dir: str | Path | None = None,
         graph: str | None = None,
     ) -> None:
-        # Both are checked before an export that may take a minute.
+        # Check both before an export, which may take a minute.
         cpu_threads(threads)
         Device.parse(device)
         folder = resolve_model(source)
         if not (folder / "manifest.json").is_file():
-            folder = _exported(folder, source, precision or "fp32", cache_dir)
+            folder, temporary = _exported(folder, source, precision or "fp32", cache_dir)
+            if temporary is not None:
+                # The files stay as long as this encoder, which may read them again.
+                weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
         super().__init__(folder, precision=precision, device=device, threads=threads, graph=graph)
 
 
 def _exported(
     folder: Path, source: str | Path | None, precision: str, cache_dir: str | Path | None
-) -> Path:
-    """The cached export of a raw model; exported now if there is none."""
+) -> tuple[Path, Path | None]:
+    """Return the cached export of a raw model, exported now if there is none.
+
+    Without a cache that can be written, the model is exported to a temporary folder. The second
+    value is that folder, which the caller deletes; otherwise it is None.
+    """
     from .export.checks.encoder import check_precision
     from .export.sentence_encoder import export_sentence_encoder
     from .export.sources.sentence_encoder import SentenceModel
@@ -76,22 +96,34 @@ def _exported(
 
     check_precision(precision)
     model = SentenceModel.read(folder)
-    cache = Path(cache_dir) if cache_dir is not None else default_cache()
-    # An earlier graph's embeddings are the same to within the precision, and so is their name.
-    out = cache / (fingerprint(model.sha256, precision) + PRECISIONS[precision].graph)
+    # The graph's format is not in the fingerprint: embeddings are equal to within the precision.
+    name = fingerprint(model.sha256, precision) + PRECISIONS[precision].graph
+    cache, temporary = None, None
+    if cache_dir is not None:
+        cache = Path(cache_dir)
+    else:
+        # A cache that cannot be written, such as that of a container's image, can still be read.
+        with suppress(RuntimeError):  # a user without a home folder
+            if (default_cache() / name / "manifest.json").is_file():
+                return default_cache() / name, None
+        cache = usable_cache()
+        if cache is None:
+            cache = temporary = Path(tempfile.mkdtemp(prefix="granalign-"))
+    out = cache / name
     if not (out / "manifest.json").is_file():
+        _log.info("exporting %s to %s", folder, out)
         try:
             export_sentence_encoder(source, out, precision=precision)
         except GranAlignError:
-            if not (out / "manifest.json").is_file():  # else another process was quicker
+            if not (out / "manifest.json").is_file():  # otherwise another process was quicker
                 raise
-    return out
+    return out, temporary
 
 
 class MomentRetriever(Retriever):
-    """Finds the moments of a video that a sentence describes.
+    """Retriever of the moments of a video that a sentence describes.
 
-    As `Retriever`, with all-MiniLM-L6-v2 on the CPU as the default encoder.
+    It is a `Retriever` whose default encoder is all-MiniLM-L6-v2 on the CPU.
 
     Example:
         >>> retriever = MomentRetriever()
@@ -110,7 +142,7 @@ class MomentRetriever(Retriever):
         frame_encoder: ImageTextEncoder | None = None,
         device: str = "cpu",
     ) -> None:
-        """Put a retriever together; arguments and errors are those of `Retriever`."""
+        """Make a retriever; arguments and errors are those of `Retriever`."""
         super().__init__(
             SentenceEncoder() if encoder is None else encoder,
             config,
@@ -122,16 +154,17 @@ class MomentRetriever(Retriever):
 
 
 class ModelFolder:
-    """The models below a folder, each loaded when it is first asked for.
+    """The models below a folder, each loaded when it is first used.
 
     Args:
         folder: as for `exported_models`.
-        device: as for `Session`, of every model.
+        device: of every model, as for `open_session`.
         threads: CPU threads; None for all that this process may use.
-        cache: keeps what the vision-language model has made of frames; by default 1 GiB of memory.
+        cache: of the key/value prefixes that the vision-language model computes of frames; None
+            for 1 GiB of memory.
 
     Raises:
-        GranAlignError: as for `exported_models`; when a model is loaded, as that model's class.
+        GranAlignError: as for `exported_models`; later, when a model is loaded, as its class.
 
     Example:
         >>> models = ModelFolder("models")  # doctest: +SKIP
@@ -150,58 +183,57 @@ class ModelFolder:
         self.device = device
         self.threads = threads
         self.cache = cache
-        self.found = exported_models(folder)
+        self.paths = exported_models(folder)
 
     def __contains__(self, kind: str) -> bool:
-        return kind in self.found
+        return kind in self.paths
 
     @cached_property
     def encoder(self) -> SentenceEncoder:
-        """The sentence encoder; where the folder has none, all-MiniLM-L6-v2."""
-
-        path = self.found.get(SENTENCE_ENCODER)
+        """The sentence encoder of the folder; all-MiniLM-L6-v2 if it has none."""
+        path = self.paths.get(SENTENCE_ENCODER)
         return SentenceEncoder(path, device=self.device, threads=self.threads)
 
     @cached_property
     def frame_encoder(self) -> FrameEncoder | None:
-        """The encoder of frames, if there is one."""
+        """The encoder of frames; None if the folder has none."""
         from .models.frame_encoder import FrameEncoder
 
-        if CLIP not in self.found:
+        if CLIP not in self.paths:
             return None
-        return FrameEncoder(self.found[CLIP], device=self.device, threads=self.threads)
+        return FrameEncoder(self.paths[CLIP], device=self.device, threads=self.threads)
 
     @cached_property
     def rewriter(self) -> Rewriter:
-        """By the language model; where the folder has none, by rules."""
-        if LLM not in self.found:
+        """The rewriter that uses the language model; the one that uses rules if there is none."""
+        if LLM not in self.paths:
             return RuleRewriter()
         from .language.llm_rewriter import LlmRewriter
         from .models.language_model import CausalLM
 
-        model = CausalLM(self.found[LLM], device=self.device, threads=self.threads)
+        model = CausalLM(self.paths[LLM], device=self.device, threads=self.threads)
         return LlmRewriter(model)
 
     @cached_property
     def captioner(self) -> VlmCaptioner | None:
-        """Captions and recognition, if there is a vision-language model."""
+        """The captioner and recogniser; None if the folder has no vision-language model."""
         from .language.captioner import VlmCaptioner
         from .models.vision_language_model import VisionLanguageModel
 
-        if VLM not in self.found:
+        if VLM not in self.paths:
             return None
-        model = VisionLanguageModel(self.found[VLM], device=self.device, threads=self.threads)
+        model = VisionLanguageModel(self.paths[VLM], device=self.device, threads=self.threads)
         return VlmCaptioner(model, cache=self.cache)
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """Of the models that an index is made with, by kind."""
-        made = {SENTENCE_ENCODER: self.encoder.fingerprint}
+        """Fingerprints of the models that an index is made with, by kind."""
+        fingerprints = {SENTENCE_ENCODER: self.encoder.fingerprint}
         if self.frame_encoder is not None:
-            made[CLIP] = self.frame_encoder.fingerprint
+            fingerprints[CLIP] = self.frame_encoder.fingerprint
         if self.captioner is not None:
-            made[VLM] = self.captioner.fingerprint
-        return made
+            fingerprints[VLM] = self.captioner.fingerprint
+        return fingerprints
 
     def index(
         self,
@@ -212,7 +244,7 @@ class ModelFolder:
         rows: int = 16,
         progress: Progress | None = None,
     ) -> list[Path]:
-        """Index video files into a folder each below `out`; see `indexing.index_videos`.
+        """Index video files, each into its own folder below `out`; see `index_videos`.
 
         Raises:
             GranAlignError: there is no vision-language model, or as `index_videos`.
@@ -221,8 +253,8 @@ class ModelFolder:
 
         if self.captioner is None:
             raise GranAlignError(
-                f"{self.folder}: got no model of kind 'vlm', expected one to caption frames; run "
-                f"granalign export vlm SOURCE {self.folder / VLM}"
+                f"{self.folder}: got no model of kind 'vlm', expected one that captions frames; "
+                f"run granalign export vlm SOURCE {self.folder / VLM}"
             )
         return index_videos(
             videos,
@@ -236,23 +268,125 @@ class ModelFolder:
     def retriever(
         self, config: RetrieverConfig | str = "tuned", *, encoder: TextEncoder | None = None
     ) -> MomentRetriever:
-        """A retriever over all models that its configuration has a use for.
+        """Return a retriever with all models that its configuration uses.
 
         Args:
-            config: a preset's name or a configuration of your own.
-            encoder: in the place of the folder's own.
+            config: a preset's name or a configuration.
+            encoder: replaces that of the folder.
 
         Raises:
-            GranAlignError: there is no such preset, or a model that it needs is not there.
+            GranAlignError: there is no such preset, or the folder lacks a model that it needs.
         """
         config = preset(config) if isinstance(config, str) else config
         recognising = config.scorer == "recognition"
         return MomentRetriever(
             self.encoder if encoder is None else encoder,
             config,
-            # Recognition asks about the query as it is.
+            # Recognition takes the query without rewriting it.
             rewriter=RuleRewriter() if recognising else self.rewriter,
             captioner=self.captioner,
             frame_encoder=None if recognising else self.frame_encoder,
             device=self.device,
         )
+
+
+MINIATURES = "miniatures"
+"""The name of the package's own small models, where a folder of models is expected."""
+_MEMORY_BYTES = 1 << 30
+"""Prefixes kept in memory: 1 GiB holds 70 frames of a 7 B model in fp16."""
+_MOST_GIB = 1 << 20
+"""GiB on disk that are still a size, and not a typing error."""
+
+
+def models_folder(name: str | Path) -> Path:
+    """Return the folder of models that a name stands for: itself, or the package's miniatures."""
+    path = Path(name)
+    if str(name) == MINIATURES and not path.exists():
+        from .miniatures import MODELS
+
+        return MODELS
+    return path
+
+
+def open_models(folder: str | Path, *, device: str = "cpu", prefix_gib: float = 4.0) -> ModelFolder:
+    """Return the models of a folder, with a cache for prefixes of frames in memory and on disk.
+
+    Args:
+        folder: a folder of exported models, or ``"miniatures"``.
+        device: as for `ModelFolder`.
+        prefix_gib: the bound of the prefixes on disk, in GiB. They lie in the user's cache folder,
+            so that a search finds what an earlier process computed.
+
+    Raises:
+        GranAlignError: `prefix_gib` is out of range, or as `ModelFolder`.
+    """
+    if not 0 <= prefix_gib <= _MOST_GIB:
+        raise GranAlignError(f"prefix_gib: got {prefix_gib}, expected 0 to {_MOST_GIB} GiB")
+    tiers: list[MemoryTier | DiskTier] = [MemoryTier(_MEMORY_BYTES)]
+    if cache := usable_cache():
+        tiers.append(DiskTier(cache / "prefixes", int(prefix_gib * (1 << 30))))
+    return ModelFolder(models_folder(folder), device=device, cache=PrefixCache(tiers))
+
+
+def open_retriever(
+    config: RetrieverConfig | str = "tuned",
+    *,
+    models: ModelFolder | None = None,
+    encoder: str | None = None,
+    precision: str | None = None,
+    device: str = "cpu",
+    top: int | None = None,
+    cache: bool = False,
+) -> MomentRetriever:
+    """Return a retriever over a folder of models, or over a sentence encoder alone.
+
+    Args:
+        config: a preset's name or a configuration.
+        models: the models; None to search captions by a sentence encoder alone.
+        encoder: as `source` of `SentenceEncoder`; None for that of `models`.
+        precision: as for `SentenceEncoder`; None for that of `models`.
+        device: of the sentence encoder, and of the search if there are no `models`.
+        top: the number of moments; None for the configuration's.
+        cache: keep embeddings in the user's cache folder, and take those that are kept.
+
+    Raises:
+        GranAlignError: there is no such preset, or a model cannot be used.
+    """
+    config = preset(config) if isinstance(config, str) else config
+    if top is not None:
+        config = replace(config, top=top)
+    model: OnnxSentenceEncoder
+    if models is not None and encoder is None and precision is None:
+        model = models.encoder
+    else:
+        model = SentenceEncoder(encoder, precision=precision, device=device)
+    folder = usable_cache() if cache else None
+    used = model if folder is None else CachedEncoder(model, folder)
+    if models is not None:
+        return models.retriever(config, encoder=used)
+    return MomentRetriever(used, config, device=device)
+
+
+def index_once(
+    video: str | Path, models: ModelFolder, *, progress: Progress | None = None
+) -> VideoIndex:
+    """Return the index of a video that is searched without having been indexed.
+
+    The index lies in the user's cache folder: the next search of the same path takes it. Without a
+    cache the video is indexed in a temporary folder.
+
+    Raises:
+        GranAlignError: as `ModelFolder.index`.
+    """
+    cache = usable_cache()
+    if cache is None:
+        with tempfile.TemporaryDirectory(prefix="granalign-") as temporary:
+            (folder,) = models.index([video], temporary, progress=progress)
+            return VideoIndex.load(folder)
+    name = hashlib.sha256(str(Path(video).resolve()).encode()).hexdigest()[:16]
+    out = cache / "indexes" / name
+    (folder,) = models.index([video], out, progress=progress)
+    mark_used(out)
+    index = VideoIndex.load(folder)
+    evict(cache)
+    return index

@@ -137,7 +137,7 @@ def _frames(bench: Bench) -> None:
     def draw(rng: np.random.Generator) -> list[Any]:
         return [images[i] for i in rng.integers(0, len(images), count).tolist()]
 
-    plain = PlainFrames(encoder, models.found[CLIP])
+    plain = PlainFrames(encoder, models.paths[CLIP])
     samples = bench.race(
         "embed frames",
         [Runner(run=encoder.encode_frames)],

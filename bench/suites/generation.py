@@ -82,7 +82,7 @@ def _random_name(bench: Bench) -> str:
 def _language_models(bench: Bench) -> dict[str, Path]:
     """Return the models' folders by the runner's name; the others are compared with the first."""
     if bench.settings.models is not None:
-        folders = models_of(bench).found
+        folders = models_of(bench).paths
         return {OURS: folders[LLM]} if LLM in folders else {}
     name = _random_name(bench)
     precision_of_name = random_models.shape_of(name).precision

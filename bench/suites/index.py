@@ -99,7 +99,7 @@ class IndexJudge:
         self.alone = models.encoder if SENTENCE_ENCODER in models else None
         self.sentences = None if self.alone else PlainSentences(SentenceModel.read(resolve_model()))
         self.frames = (
-            PlainFrames(models.frame_encoder, models.found[CLIP]) if models.frame_encoder else None
+            PlainFrames(models.frame_encoder, models.paths[CLIP]) if models.frame_encoder else None
         )
 
     def index(self, index: VideoIndex) -> None:

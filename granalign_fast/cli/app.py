@@ -1,55 +1,87 @@
-"""The application: its commands, and how an error reaches the user."""
+"""The application: its commands, and how an error or a warning reaches the user."""
 
 from __future__ import annotations
 
 import os
 import sys
 import warnings
+from typing import Annotated
 
 import typer
 
 from granalign_fast.errors import GranAlignError
 
 from .bench import bench
+from .cache import cache_app
 from .demo import demo
 from .doctor import doctor
 from .evaluate import evaluate, score
 from .export import export_app
-from .search import index, search
+from .index import index
+from .search import search
+from .verbosity import logging_to_stderr, with_verbosity, write_warning
 
 app = typer.Typer(
-    help="Find the moment in a video that a sentence describes.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (index, search, demo, evaluate, score, doctor, bench):
-    app.command()(command)
+    app.command()(with_verbosity(command))
 app.add_typer(export_app, name="export")
+app.add_typer(cache_app, name="cache")
+
+
+def _print_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    import platform
+
+    from .diagnosis import installed_version
+
+    names = ("onnxruntime", "onnxruntime-gpu")
+    runtimes = [f"{name} {number}" for name in names if (number := installed_version(name))]
+    version = sys.modules[
+        "granalign_fast"
+    ].__version__  # read, not imported: a floor above this one
+    parts = [f"Python {platform.python_version()}", *(runtimes or ["no onnxruntime"])]
+    typer.echo(f"granalign-fast {version} ({', '.join(parts)})")
+    raise typer.Exit
+
+
+@app.callback()
+@with_verbosity
+def start(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the versions of granalign-fast, Python and ONNX Runtime.",
+        ),
+    ] = False,
+) -> None:
+    """Find the moment in a video that a sentence describes."""
 
 
 def main() -> None:
-    """The entry point: an error that a user can cause is one line, and the exit code 2."""
+    """Run the command line; an error that a user can cause is one line, and the exit code 2."""
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _warn
-            # matplotlib, of every character that its font lacks, and draws a box in its place.
+        with warnings.catch_warnings(), logging_to_stderr():
+            warnings.showwarning = write_warning
+            # matplotlib warns of every character that its font lacks, and draws a box instead.
             warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")
             app()
     except GranAlignError as error:
         _fail(str(error))
     except BrokenPipeError:
-        # The reader of our output has gone; Python would complain once more while it closes stdout.
+        # The reader of stdout has gone; Python would write an error when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
         _fail(f"{error.filename or 'file system'}: {error.strerror or error}")
-
-
-def _warn(message: Warning | str, *_: object, **__: object) -> None:
-    """A warning as one line, without the line of source that gave it."""
-    sys.stderr.write(f"granalign: warning: {' '.join(str(message).split())}\n")
 
 
 def _fail(message: str) -> None:

@@ -1,4 +1,4 @@
-"""``granalign bench``: how fast this machine is, stage by stage, and how far from its limits."""
+"""``granalign bench``: how fast each stage is on this machine, and how far from its limits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import typer
 
 from granalign_fast.bench.suites import SUITES
 
-from .options import Device, Models, Preset, check_extra, check_target, models_folder
+from .options import Device, Models, Preset, check_extra, check_target
+from .progress import Throttle
+from .verbosity import is_quiet
 
 if TYPE_CHECKING:
     from granalign_fast.bench.harness.records import Report
@@ -29,28 +31,30 @@ def bench(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="Models of random weights in the place of real ones, such as "
+            help="Models with random weights instead of real ones, such as "
             "llama3-8b,qwen2.5-vl-7b.",
         ),
     ] = None,
     device: Device = "cpu",
-    rounds: Annotated[int, typer.Option(min=3, help="Rounds of each pass, at most.")] = 12,
+    rounds: Annotated[int, typer.Option(min=3, help="Most rounds of each pass.")] = 12,
     seconds: Annotated[
-        float, typer.Option(min=0, help="After which a pass starts no further round.")
+        float, typer.Option(min=0, help="A pass starts no further round after this time.")
     ] = 3.0,
-    size: Annotated[float, typer.Option(help="Of the workloads; 0.1 for a quick look.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of all inputs.")] = 0,
+    size: Annotated[float, typer.Option(help="Scale of the work; 0.1 for a quick look.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of all inputs.")] = 0,
     out: Annotated[
         Path | None, typer.Option("--json", metavar="OUT", help="Write everything as JSON.")
     ] = None,
     plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw pictures.")] = None,
     markdown: Annotated[
-        Path | None, typer.Option(metavar="OUT", help="Write a page, with the pictures in it.")
+        Path | None, typer.Option(metavar="OUT", help="Write a page with the pictures.")
     ] = None,
     base: Annotated[
         Path | None,
         typer.Option(
-            "--compare", metavar="BASE.json", help="Exit 1 if ours is slower than in this run."
+            "--compare",
+            metavar="BASE.json",
+            help="Exit 1 if our code is slower than in this run.",
         ),
     ] = None,
     known: Annotated[
@@ -58,7 +62,7 @@ def bench(
         typer.Option("--from", metavar="RUN.json", help="Measure nothing; show an earlier run."),
     ] = None,
 ) -> None:
-    """Measure this machine; each output is compared with a reference in the same run.
+    """Measure this machine. Each output is compared with a reference in the same run.
 
     Exit code 1: an answer was wrong, a suite failed, or `--compare` found our own code slower.
     """
@@ -70,7 +74,7 @@ def bench(
     check_target("--markdown", markdown)
     if plots is not None:
         check_extra("matplotlib", "drawing", "plot")
-    before = None if base is None else Report.read(base)
+    earlier = None if base is None else Report.read(base)
     if known is not None:
         report = Report.read(known)
     else:
@@ -84,44 +88,48 @@ def bench(
             size=size,
             seed=seed,
         )
-        report = _measured(suites or [], settings)
+        report = _measure(suites or [], settings)
     print_report(report)
     if out is not None:
         report.write(out)
-    drawn: list[Path] = []
+    pictures: list[Path] = []
     if plots is not None:
         from granalign_fast.bench.harness.plots import draw_report
 
-        drawn = draw_report(report, plots)
+        pictures = draw_report(report, plots)
     if markdown is not None:
-        here = markdown.resolve().parent
-        write_markdown(report, markdown, [os.path.relpath(path, here) for path in drawn])
+        folder = markdown.resolve().parent
+        write_markdown(report, markdown, [os.path.relpath(path, folder) for path in pictures])
     slower = False
-    if before is not None:
-        changes = compare(before, report)
+    if earlier is not None:
+        changes = compare(earlier, report)
         print_changes(changes)
-        if differs := other_machine(before, report):
-            typer.echo(f"{base} is of another machine: {differs}", err=True)
+        if differs := other_machine(earlier, report):
+            typer.echo(f"{base} was measured on another machine: {differs}", err=True)
         slower = any(change.regression for change in changes)
     if report.failures or slower:
         raise typer.Exit(1)
 
 
-def _measured(suites: list[str], settings: Settings) -> Report:
-    """Run, and say on stderr what is at work, where somebody watches."""
+def _measure(suites: list[str], settings: Settings) -> Report:
+    """Run the suites; write each step to stderr in a terminal, and one now and then elsewhere."""
     from granalign_fast.bench.harness.runner import run_suites
 
-    watched = sys.stderr.isatty()
-    return run_suites(
-        suites, settings, say=lambda line: typer.echo(line, err=True) if watched else None
-    )
+    throttle, in_terminal = Throttle(), sys.stderr.isatty()
+
+    def say(line: str) -> None:
+        if not is_quiet() and (in_terminal or throttle.due()):
+            typer.echo(line, err=True)
+
+    return run_suites(suites, settings, say=say)
 
 
 def _folder(models: Path | None) -> Path | None:
-    """The folder that ``--models`` names, checked before anything is measured."""
+    """Return the folder that ``--models`` names, checked before anything is measured."""
     if models is None:
         return None
     from granalign_fast.models.manifest import exported_models
+    from granalign_fast.pipeline import models_folder
 
     folder = models_folder(models)
     exported_models(folder)

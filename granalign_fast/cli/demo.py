@@ -1,4 +1,4 @@
-"""``granalign demo``: the whole trip on a video that is rendered for the occasion."""
+"""``granalign demo``: index and search a video that the command itself renders."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import MINIATURES, check_extra, open_models, short
-from .search import draw, index
+from .index import index
+from .options import check_extra, short
+from .search import draw
 
 if TYPE_CHECKING:
     from granalign_fast.miniatures.videos import AnnotatedQuery
@@ -17,21 +18,24 @@ if TYPE_CHECKING:
 
 _SEED = 7
 _SECONDS = (60.0, 66.0)
+"""Bounds of the video's duration."""
 _SHOWN, _ABSENT = 4, 1
+"""Queries for moments that the video shows, and for one that it does not."""
 
 
 def demo(
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where video, index and picture go.")
+        Path, typer.Option(metavar="DIR", help="A folder for the video, the index and the picture.")
     ] = Path("granalign-demo"),
 ) -> None:
-    """Render a minute of video, index it, ask for several moments, draw one of the answers.
+    """Render a minute of video, index it, search for moments, draw one of the results.
 
-    The models are the miniatures that come with the package: the architectures of the large ones,
-    trained on scenes of coloured shapes.
+    The models are the miniatures of the package: the architectures of the large models, trained
+    on scenes of coloured shapes.
     """
     from granalign_fast.index import VideoIndex
     from granalign_fast.miniatures.videos import render_video
+    from granalign_fast.pipeline import MINIATURES, open_models
 
     check_extra("matplotlib", "drawing", "plot")
     out.mkdir(parents=True, exist_ok=True)
@@ -40,29 +44,29 @@ def demo(
     typer.echo(f"rendered {short(video)}: {script.duration:.0f} s, {len(script.shots)} scenes")
     typer.echo(f"\n$ granalign index {short(video)} --models {MINIATURES} --out {short(out)}")
     index([video], out, Path(MINIATURES))
-    found = VideoIndex.load(out / "demo")
-    retriever = open_models(Path(MINIATURES), "cpu", 1.0).retriever()
-    annotated = _chosen(script.queries)
-    results = [retriever.search(found, one.query.text) for one in annotated]
+    video_index = VideoIndex.load(out / "demo")
+    retriever = open_models(MINIATURES, prefix_gib=1.0).retriever()
+    queries = _choose(script.queries)
+    results = [retriever.search(video_index, one.query.text) for one in queries]
     picture = out / "demo.png"
     typer.echo(
-        f'\n$ granalign search {short(out / "demo")} "{annotated[0].query.text}" '
-        f"--models {MINIATURES} --plot {short(picture)}   # and the like"
+        f'\n$ granalign search {short(out / "demo")} "{queries[0].query.text}" '
+        f"--models {MINIATURES} --plot {short(picture)}   # and so on"
     )
-    _print(annotated, results)
-    draw(found, results[0], picture, truth=annotated[0].windows)
+    _print(queries, results)
+    draw(video_index, results[0], picture, truth=queries[0].windows)
     typer.echo(f"drawn in {short(picture)}")
 
 
-def _chosen(annotated: Sequence[AnnotatedQuery]) -> list[AnnotatedQuery]:
-    """Some of what the video shows, from all over it, and something that it does not."""
-    shown = [one for one in annotated if one.windows]
-    absent = [one for one in annotated if not one.windows]
+def _choose(queries: Sequence[AnnotatedQuery]) -> list[AnnotatedQuery]:
+    """Choose queries from all parts of the video, and one for what the video does not show."""
+    shown = [one for one in queries if one.windows]
+    absent = [one for one in queries if not one.windows]
     step = len(shown) / _SHOWN
     return [shown[int(i * step)] for i in range(_SHOWN)] + absent[:_ABSENT]
 
 
-def _print(annotated: Sequence[AnnotatedQuery], results: Sequence[SearchResult]) -> None:
+def _print(queries: Sequence[AnnotatedQuery], results: Sequence[SearchResult]) -> None:
     from rich.table import Table
 
     from granalign_fast.output.tables import clock, show
@@ -74,7 +78,7 @@ def _print(annotated: Sequence[AnnotatedQuery], results: Sequence[SearchResult])
     table.add_column("asked for")
     for name in ("found at", "it is at", "shown at all"):
         table.add_column(name, justify="right", no_wrap=True)
-    for one, result in zip(annotated, results, strict=True):
+    for one, result in zip(queries, results, strict=True):
         best = result.moments[0]
         table.add_row(
             one.query.text,

@@ -1,7 +1,7 @@
-"""What this installation can do, and what is missing; nothing is downloaded for it.
+"""Checks of this installation: what works, what is missing, and the command that installs it.
 
-Of a GPU that is asked for it is tried out: a driver, CUDA's libraries and its headers may each be
-there and not fit.
+Nothing is downloaded. If the device is a GPU, a model and the kernels are run on it: a driver,
+CUDA's libraries and its headers may all be installed and still not work together.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-from granalign_fast.errors import GranAlignError, MissingExtraError
+from granalign_fast.errors import GranAlignError, MissingExtraError, install_command
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +28,13 @@ class Finding:
     found: str
     ok: bool
     remedy: str = ""
-    """The command that brings it."""
+    """The command that mends it."""
     needed: bool = False
-    """Whether the device that was asked for cannot do without."""
+    """Whether the chosen device or preset does not work without it."""
 
 
 _EXTRAS = ("cpu", "cuda", "tensorrt", "plot", "editors", "hub", "optimum")
-# As the package's own metadata say it: transformers<5,>=4.57; extra == "optimum"
+# A line of the package's metadata: transformers<5,>=4.57; extra == "optimum"
 _REQUIREMENT = re.compile(r"""([\w.-]+)(?:\[[^]]*\])?([^;\[]*); extra == ["']([\w-]+)["']""")
 _BOUND = re.compile(r"(==|>=|<=|<|>)([\d.]+)")
 _HOLDS = {
@@ -48,12 +49,12 @@ _HOLDS = {
 def examine(
     device: str = "cpu", *, preset: str = "tuned", models: Path | None = None
 ) -> list[Finding]:
-    """Everything worth knowing before a search on `device`.
+    """Return the findings that matter for a search on `device`.
 
     Args:
-        device: as for `Session`: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"tensorrt"``.
-        preset: what is to be run; decides which models are needed.
-        models: the folder of exported models; None for captions alone.
+        device: as for `open_session`: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"tensorrt"``.
+        preset: the configuration, which decides which models are needed.
+        models: the folder of exported models; None to search captions only.
 
     Raises:
         GranAlignError: there is no such device name or preset.
@@ -61,21 +62,22 @@ def examine(
     from granalign_fast.config import preset as find
     from granalign_fast.runtime.device import Device
 
-    wanted, config = Device.parse(device), find(preset)
+    target, config = Device.parse(device), find(preset)
     return [
         Finding("Python", platform.python_version(), True),
-        *_extras(wanted.extra),
-        _runtimes(),
-        _provider(wanted.provider, wanted.extra),
-        _gpu(needed=wanted.kind != "cpu"),
-        *(_trials(device, wanted.index or 0) if wanted.kind != "cpu" else ()),
+        *_extras(target.extra),
+        _runtimes(target.extra),
+        _provider(target.provider, target.extra),
+        _gpu(needed=target.kind != "cpu"),
+        *(_trials(device, target.index or 0) if target.kind != "cpu" else ()),
         _default_model(),
         *_models(models, recognising=config.scorer == "recognition"),
-        *_exports(),
+        *_cache(),
     ]
 
 
-def _installed(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """Return the version of an installed distribution; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -86,44 +88,47 @@ def _extras(needed: str) -> Iterator[Finding]:
     try:
         known = [_REQUIREMENT.fullmatch(text) for text in requires("granalign-fast") or ()]
     except PackageNotFoundError:
-        yield Finding("extras", "this package itself is not installed", False, "pip install .")
+        text = "this package itself is not installed"
+        yield Finding("extras", text, False, install_command(needed))
         return
     for extra in _EXTRAS:
         texts, ok = [], True
         for package, bounds in (one.group(1, 2) for one in known if one and one[3] == extra):
-            number = _installed(package)
+            number = installed_version(package)
             fits = number is not None and _fits(number, bounds)
             ok = ok and fits
             text = f"{package} {number or 'missing'}"
             texts.append(f"{text} (expected {bounds.strip()})" if number and not fits else text)
-        remedy = f"pip install 'granalign-fast[{extra}]'"
-        if not texts:  # installed before there was this extra
+        remedy = install_command(extra)
+        if not texts:  # an installation that is older than this extra
             texts, ok = ["unknown to this installation"], False
         yield Finding(f"extra [{extra}]", ", ".join(texts), ok, remedy, extra == needed)
 
 
 def _fits(number: str, bounds: str) -> bool:
-    """Whether a version is within bounds such as ``<5,>=4.57``."""
+    """Return whether a version is within bounds such as ``<5,>=4.57``."""
     got = _release(number)
     return all(_HOLDS[sign](got, _release(bound)) for sign, bound in _BOUND.findall(bounds))
 
 
 def _release(number: str) -> tuple[int, ...]:
-    """``(2, 13)`` of ``2.13.0+cpu``, comparable."""
-    found = re.match(r"\d+(?:\.\d+)*", number)
-    numbers = [int(part) for part in found[0].split(".")] if found else []
+    """Return ``(2, 13)`` for ``2.13.0+cpu``, so that versions can be compared."""
+    release = re.match(r"\d+(?:\.\d+)*", number)
+    numbers = [int(part) for part in release[0].split(".")] if release else []
     while numbers and numbers[-1] == 0:
         numbers.pop()
     return tuple(numbers)
 
 
-def _runtimes() -> Finding:
-    both = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)]
+def _runtimes(extra: str) -> Finding:
+    both = [name for name in ("onnxruntime", "onnxruntime-gpu") if installed_version(name)]
     return Finding(
         "one ONNX Runtime",
         " and ".join(both) or "none",
         len(both) == 1,
-        "pip uninstall -y onnxruntime onnxruntime-gpu, then install one extra: [cpu] or [cuda]",
+        # Each has overwritten files of the other: both go, and the one that is needed comes back.
+        "pip uninstall -y onnxruntime onnxruntime-gpu && "
+        + install_command(extra).rpartition(" && ")[2],
         needed=True,
     )
 
@@ -135,7 +140,7 @@ def _provider(provider: str, extra: str) -> Finding:
         available = onnxruntime.get_available_providers()
     except ImportError:
         available = []
-    remedy = f"pip install 'granalign-fast[{extra}]'"
+    remedy = install_command(extra)
     found = ", ".join(available) or "none"
     return Finding(f"provider {provider}", found, provider in available, remedy, needed=True)
 
@@ -154,18 +159,18 @@ def _gpu(*, needed: bool) -> Finding:
 
 
 def _trials(device: str, index: int) -> Iterator[Finding]:
-    """A model and kernels, run there."""
+    """Run a model and the kernels on the device."""
     from granalign_fast.runtime.probe import probe_kernels, probe_session
 
     trials: dict[str, Callable[[], str]] = {
         f"a model on {device}": lambda: probe_session(device),
         "kernels": lambda: probe_kernels(index),
     }
-    remedy = "pip install 'granalign-fast[cuda]', whose extras bring CUDA's libraries and headers"
+    remedy = f"{install_command('cuda')}  # brings CUDA's libraries and headers"
     for what, trial in trials.items():
         try:
             yield Finding(what, trial(), True)
-        except MissingExtraError:  # which has a line of its own
+        except MissingExtraError:  # the finding of the extra reports it
             continue
         except GranAlignError as error:
             yield Finding(what, str(error), False, remedy, needed=True)
@@ -182,10 +187,21 @@ def _default_model() -> Finding:
     return Finding("all-MiniLM-L6-v2", "the published weights", True)
 
 
-def _exports() -> Iterator[Finding]:
+def _cache() -> Iterator[Finding]:
+    """Check the cache folder, and each model that was exported into it."""
     from granalign_fast.files import default_cache
+    from granalign_fast.runtime.cache_folder import check_cache
 
-    folders = sorted(path.parent for path in default_cache().glob("*/manifest.json"))
+    try:
+        check_cache()
+    except GranAlignError as error:
+        yield Finding("cache folder", str(error), False, "export XDG_CACHE_HOME=FOLDER")
+    else:
+        yield Finding("cache folder", str(default_cache()), True)
+    try:
+        folders = sorted(path.parent for path in default_cache().glob("*/manifest.json"))
+    except RuntimeError:  # a user without a home folder
+        return
     for folder in folders:
         yield _export(folder)
     if not folders:
@@ -198,7 +214,8 @@ def _export(folder: Path) -> Finding:
     try:
         manifest = read_manifest(folder)
     except GranAlignError as error:
-        return Finding(f"export {folder.name}", str(error), False, f"rm -r {folder}")
+        remedy = f"rm -r {shlex.quote(str(folder))}"
+        return Finding(f"export {folder.name}", str(error), False, remedy)
     found = f"{manifest.kind}, {manifest.source}, {manifest.precision}"
     return Finding(f"export {folder.name}", found, True)
 
@@ -211,13 +228,13 @@ _USES = {
 
 
 def _models(folder: Path | None, *, recognising: bool) -> Iterator[Finding]:
-    """A line for each kind of model; the vision-language model is what recognition needs."""
+    """Check the model of each kind; recognition needs the vision-language model."""
     from granalign_fast.models.manifest import exported_models, read_manifest
 
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     if folder is not None:
         try:
-            found = exported_models(folder)
+            paths = exported_models(folder)
         except GranAlignError as error:
             remedy = f"granalign export models open {folder}"
             yield Finding("models", str(error), False, remedy, needed=True)
@@ -229,11 +246,11 @@ def _models(folder: Path | None, *, recognising: bool) -> Iterator[Finding]:
     for kind, use in _USES.items():
         needed = recognising and kind == "vlm"
         remedy = f"granalign export {kind} SOURCE {folder or 'MODELS'}/{kind}"
-        if kind not in found:
+        if kind not in paths:
             yield Finding(f"model {kind}", f"none; for {use}", False, remedy, needed)
             continue
         try:
-            manifest = read_manifest(found[kind])
+            manifest = read_manifest(paths[kind])
         except GranAlignError as error:
             yield Finding(f"model {kind}", str(error), False, remedy, needed=True)
             continue

@@ -1,10 +1,10 @@
-"""``granalign doctor``."""
+"""``granalign doctor``: what is installed, what is missing, and how to get it."""
 
 from __future__ import annotations
 
 import typer
 
-from .options import Device, Json, Models, Preset, models_folder, print_json
+from .options import Device, Json, Models, Preset, print_json
 
 
 def doctor(
@@ -13,8 +13,10 @@ def doctor(
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Say what is installed, what is missing, and the command that brings it."""
+    """Show what is installed, what is missing, and the command that installs it."""
     from dataclasses import asdict
+
+    from granalign_fast.pipeline import models_folder
 
     from .diagnosis import examine
     from .tables import print_findings

@@ -1,4 +1,4 @@
-"""``granalign evaluate`` and ``granalign score``: benchmarks."""
+"""``granalign evaluate`` and ``granalign score``: searches and predictions against a benchmark."""
 
 from __future__ import annotations
 
@@ -19,11 +19,9 @@ from .options import (
     PrefixGib,
     Preset,
     check_target,
-    open_models,
-    open_retriever,
     print_json,
-    progress_bar,
 )
+from .progress import progress_bar
 
 
 def evaluate(
@@ -31,10 +29,12 @@ def evaluate(
     queries: InputFile,
     ground_truth: InputFile,
     captions: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSON Lines of captions; or --indexes.")
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON Lines of captions; or --indexes."),
     ] = None,
     indexes: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where `index` wrote the videos' folders.")
+        Path | None,
+        typer.Option(metavar="DIR", help="What `index` wrote; or --captions."),
     ] = None,
     models: Models = None,
     absent: Annotated[
@@ -48,7 +48,7 @@ def evaluate(
     rewriter: Annotated[
         str,
         typer.Option(
-            help="given: the queries file's own rewrites; rules: made by rules; models: by the "
+            help="given: the rewrites in the queries file; rules: by rules; models: by the "
             "language model."
         ),
     ] = "given",
@@ -56,15 +56,14 @@ def evaluate(
         Path | None, typer.Option(metavar="OUT", help="Write a submission: .jsonl or .jsonl.gz.")
     ] = None,
     prefix_gib: PrefixGib = 4.0,
-    cache: Annotated[
-        bool, typer.Option(help="Keep embeddings on disk and use those that are there.")
-    ] = True,
+    cache: Annotated[bool, typer.Option(help="Keep embeddings on disk, and use kept ones.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Search every query of a benchmark in captions or videos, and score the moments."""
+    """Search for every query of a benchmark in captions or videos, and score the moments."""
     from granalign_fast.evaluation import evaluate_qvhighlights
     from granalign_fast.jsonl import write_jsonl
     from granalign_fast.language.rewriters import RuleRewriter
+    from granalign_fast.pipeline import open_models, open_retriever
 
     from .tables import evaluation_record, print_evaluation
 
@@ -75,14 +74,18 @@ def evaluate(
     if rewriter == "models" and models is None:
         raise GranAlignError("--rewriter models: got no models, expected --models DIR")
     check_target("--predictions", predictions)
-    opened = None if models is None else open_models(models, device, prefix_gib)
-    retriever = open_retriever(preset, encoder, precision, device, models=opened, cache=cache)
-    made = {
+    opened = None
+    if models is not None:
+        opened = open_models(models, device=device, prefix_gib=prefix_gib)
+    retriever = open_retriever(
+        preset, models=opened, encoder=encoder, precision=precision, device=device, cache=cache
+    )
+    rewriters = {
         "given": None,
         "rules": RuleRewriter(),
         "models": None if opened is None else opened.rewriter,
     }
-    with progress_bar("embedding captions", quiet=as_json) as progress:
+    with progress_bar("embedding captions", "captions", hidden=as_json) as progress:
         evaluation = evaluate_qvhighlights(
             retriever,
             queries=queries,
@@ -90,7 +93,7 @@ def evaluate(
             captions=captions,
             indexes=indexes,
             absent=absent,
-            rewriter=made[rewriter],
+            rewriter=rewriters[rewriter],
             progress=progress,
         )
     if predictions is not None:
@@ -107,7 +110,7 @@ def score(
     ground_truth: InputFile,
     as_json: Json = False,
 ) -> None:
-    """Score predictions that lie in a file."""
+    """Score predictions from a file."""
     from granalign_fast.metrics import DATASETS, load_ground_truth, load_predictions
 
     from .tables import print_metrics

@@ -1,4 +1,4 @@
-"""``granalign export``: models to folders of ONNX."""
+"""``granalign export``: models to ONNX folders."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import typer
 
 from granalign_fast.errors import GranAlignError
 
-from .options import NewFolder, status
+from .options import NewFolder
+from .progress import status
+from .verbosity import with_verbosity
 
-export_app = typer.Typer(no_args_is_help=True, help="Write models as ONNX, checked.")
+export_app = typer.Typer(no_args_is_help=True, help="Write models as ONNX and check them.")
 
 
 def _source(folder: str) -> Any:
@@ -20,6 +22,7 @@ def _source(folder: str) -> Any:
 
 
 @export_app.command("sentence-encoder")
+@with_verbosity
 def export_sentence_encoder(
     source: Annotated[str, _source("A sentence-transformers folder")],
     out: NewFolder,
@@ -32,6 +35,7 @@ def export_sentence_encoder(
 
 
 @export_app.command("clip")
+@with_verbosity
 def export_clip(
     source: Annotated[str, _source("A CLIP or SigLIP folder")],
     out: NewFolder,
@@ -44,12 +48,13 @@ def export_clip(
 
 
 @export_app.command("llm")
+@with_verbosity
 def export_llm(
     source: Annotated[
         str,
         typer.Argument(
-            help="A Llama, Qwen2 or Qwen3 folder, or org/name@revision on the hub. Others that "
-            "optimum knows: in fp32, as optimum exports them."
+            help="A Llama, Qwen2 or Qwen3 folder, or org/name@revision on the hub. Other "
+            "architectures are exported by optimum, in fp32."
         ),
     ],
     out: NewFolder,
@@ -62,6 +67,7 @@ def export_llm(
 
 
 @export_app.command("vlm")
+@with_verbosity
 def export_vlm(
     source: Annotated[str, _source("A Qwen2.5-VL folder")],
     out: NewFolder,
@@ -69,7 +75,8 @@ def export_vlm(
     image_size: Annotated[
         str,
         typer.Option(
-            metavar="HEIGHTxWIDTH", help="What frames are resized to, in multiples of 28 pixels."
+            metavar="HEIGHTxWIDTH",
+            help="Size of resized frames, in multiples of 28 pixels.",
         ),
     ] = "336x560",
 ) -> None:
@@ -78,25 +85,26 @@ def export_vlm(
 
     height, cross, width = image_size.partition("x")
     if not (cross and height.isdecimal() and width.isdecimal()):
-        raise GranAlignError(f"--image-size: got {image_size!r}, expected it like 336x560")
+        raise GranAlignError(f"--image-size: got {image_size!r}, expected a size such as 336x560")
     _export(run, source, out, precision, image_size=(int(height), int(width)))
 
 
 @export_app.command("tensorrt")
+@with_verbosity
 def export_tensorrt(
     folder: Annotated[
         Path, typer.Argument(help="A sentence encoder, CLIP or vlm folder that `export` wrote.")
     ],
     out: Annotated[
         Path | None,
-        typer.Argument(help="A new folder for a copy with its engines. Default: FOLDER itself."),
+        typer.Argument(help="A new folder for a copy with engines. Default: FOLDER itself."),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="fp32, fp16 or bf16. Default: the folder's own.")
+        str | None, typer.Option(help="fp32, fp16 or bf16. Default: that of the folder.")
     ] = None,
     device: Annotated[str, typer.Option(help="tensorrt, tensorrt:1, ...")] = "tensorrt",
 ) -> None:
-    """Build TensorRT engines of an exported encoder, for this GPU and TensorRT alone."""
+    """Build TensorRT engines of an exported encoder, for this GPU and this TensorRT only."""
     from granalign_fast.export.tensorrt import export_tensorrt as run
 
     with status(f"building engines of {folder}; this takes minutes"):
@@ -105,20 +113,21 @@ def export_tensorrt(
 
 
 @export_app.command("models")
+@with_verbosity
 def export_models(
-    name: Annotated[str, typer.Argument(help="paper, or open: nothing gated.")],
-    out: Annotated[Path, typer.Argument(help="A folder; what it already has is kept.")],
+    name: Annotated[str, typer.Argument(help="paper; or open, without gated models.")],
+    out: Annotated[Path, typer.Argument(help="A folder; models that it already has stay.")],
     precision: Annotated[str, typer.Option(help="fp16, fp32 or int4.")] = "fp16",
 ) -> None:
     """Write CLIP, the language model and the vision-language model of a published set."""
     from granalign_fast.export.model_set import export_model_set
     from granalign_fast.models.published import model_set
 
-    kept = {model.kind for model in model_set(name) if (out / model.kind).exists()}
+    existing = {model.kind for model in model_set(name) if (out / model.kind).exists()}
     with status(f"exporting {name} in {precision}"):
         export_model_set(name, out, precision=precision)
     for model in model_set(name):
-        what = "kept" if model.kind in kept else "written and checked against the source"
+        what = "kept" if model.kind in existing else "written and checked against the source"
         typer.echo(f"{what}: {out / model.kind}")
 
 

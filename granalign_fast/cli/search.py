@@ -1,7 +1,8 @@
-"""``granalign index`` and ``granalign search``."""
+"""``granalign search``: the moments of a video that fit a query."""
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,65 +12,31 @@ import typer
 
 from granalign_fast.errors import GranAlignError
 
+from .index import clip_progress
 from .options import (
     Device,
     Encoder,
-    Json,
     Models,
     Precision,
     PrefixGib,
     Preset,
     check_extra,
     check_target,
-    open_models,
-    open_retriever,
     print_json,
-    progress_bar,
     short,
 )
+from .verbosity import is_quiet
 
 if TYPE_CHECKING:
     from granalign_fast.index import CaptionedVideo, VideoIndex
     from granalign_fast.pipeline import ModelFolder
     from granalign_fast.types import SearchResult
 
+_log = logging.getLogger(__name__)
+
 _CUTS = ("edl", "otio")
 _FORMATS = ("table", "json", "srt", "vtt", "ffmetadata", *_CUTS)
 _PICTURES, _CLIPS = (".png", ".svg", ".pdf"), (".mp4", ".mkv", ".mov")
-
-
-def index(
-    videos: Annotated[list[Path], typer.Argument(help="Video files.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where each gets a folder.")],
-    models: Annotated[
-        Path,
-        typer.Option(
-            metavar="DIR", help="A folder of exported models (vlm, clip), or: miniatures."
-        ),
-    ],
-    clip_seconds: Annotated[float, typer.Option(help="Length of a clip.")] = 2.0,
-    rows: Annotated[int, typer.Option(min=1, help="Frames in a batch.")] = 16,
-    device: Device = "cpu",
-    prefix_gib: PrefixGib = 4.0,
-    as_json: Json = False,
-) -> None:
-    """Caption and embed videos; interrupted, the same command goes on where it was."""
-    opened = open_models(models, device, prefix_gib)
-    with progress_bar("indexing", quiet=as_json) as progress:
-        done = 0
-
-        def tell(clips: int, total: int, vid: str) -> None:
-            nonlocal done
-            if progress:
-                progress(clips - done, total)
-            done = clips
-
-        folders = opened.index(videos, out, clip_seconds=clip_seconds, rows=rows, progress=tell)
-    if as_json:
-        print_json({"indexes": [str(folder) for folder in folders]})
-    else:
-        for folder in folders:
-            typer.echo(f"indexed: {short(folder)}")
 
 
 def search(
@@ -80,25 +47,26 @@ def search(
     query: Annotated[str, typer.Argument(help="The sentence that describes the moment.")],
     models: Models = None,
     vid: Annotated[
-        str | None, typer.Option(help="Which video, if a captions file has several.")
+        str | None, typer.Option(help="The id of the video, if a captions file has several.")
     ] = None,
     rewrites: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="JSON Lines of query and rewrites. Default: by the language model, or by rules.",
+            help="JSON Lines of query and rewrites. Default: written by the language model, or by "
+            "rules.",
         ),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many moments.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Number of moments.")] = 5,
     preset: Preset = "tuned",
     encoder: Encoder = None,
     precision: Precision = None,
     device: Device = "cpu",
     prefix_gib: PrefixGib = 4.0,
     output: Annotated[
-        str, typer.Option("--format", help=f"What goes to stdout: {', '.join(_FORMATS)}.")
+        str, typer.Option("--format", help=f"Format on stdout: {', '.join(_FORMATS)}.")
     ] = "table",
-    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False,
     plot: Annotated[
         Path | None, typer.Option(metavar="PNG", help="Draw frames, curve and moments.")
     ] = None,
@@ -108,6 +76,7 @@ def search(
 ) -> None:
     """Rank the moments of a video that fit a query."""
     from granalign_fast.language.rewriters import StoredRewriter
+    from granalign_fast.pipeline import open_models, open_retriever
     from granalign_fast.types import Rewrites
 
     form = "json" if as_json else output
@@ -122,17 +91,23 @@ def search(
     if not source.is_dir():
         _check_video(None if _holds_captions(source) else source, form, clip)
     Rewrites(query)  # an empty query is refused before any work
-    asked = query if rewrites is None else StoredRewriter(rewrites).rewrite([query])[0]
-    opened = None if models is None else open_models(models, device, prefix_gib)
-    retriever = open_retriever(preset, encoder, precision, device, models=opened, top=top)
-    video: VideoIndex | CaptionedVideo = _find(source, vid, opened)
+    request = query if rewrites is None else StoredRewriter(rewrites).rewrite([query])[0]
+    opened = None
+    if models is not None:
+        opened = open_models(models, device=device, prefix_gib=prefix_gib)
+    retriever = open_retriever(
+        preset, models=opened, encoder=encoder, precision=precision, device=device, top=top
+    )
+    video: VideoIndex | CaptionedVideo = _open_source(source, vid, opened, hidden=form == "json")
     from granalign_fast.index import CaptionedVideo
 
     index = retriever.index(video) if isinstance(video, CaptionedVideo) else video
     file = None if index.frames is None else index.frames.path
     _check_video(file, form, clip)
     rate = _frame_rate(file) if file is not None and form in _CUTS else None
-    result = retriever.search(index, asked)
+    result = retriever.search(index, request)
+    for stage, seconds in result.seconds.items():
+        _log.debug("%s took %.4f s", stage, seconds)
     if plot is not None:
         draw(index, result, plot)
     _show(index, result, form, rate)
@@ -147,32 +122,34 @@ def _holds_captions(source: Path) -> bool:
 
 
 def _check_video(video: Path | None, form: str, clip: Path | None) -> None:
-    """Refuse captions alone where a video is needed, and to write a clip over its video."""
+    """Raise if a video is needed and missing, or if the clip would replace the video itself."""
     what = "--clip" if clip is not None else f"--format {form}" if form in _CUTS else None
     if what is None:
         return
     if video is None:
         raise GranAlignError(f"{what}: got captions alone, expected an index of a video or a video")
     if not video.exists():
-        raise GranAlignError(f"{video}: no such file; put the video there, or name another")
+        raise GranAlignError(f"{video}: no such file; put the video back, or name another")
     if clip is not None and clip.exists() and clip.samefile(video):
         raise GranAlignError(f"--clip {clip}: got the searched video itself, expected another file")
 
 
 def _frame_rate(video: Path) -> float:
-    """Frames per second, which a cut list counts in."""
+    """Return the frames per second, in which a cut list counts."""
     from granalign_fast.video.frames import probe
 
     rate = probe(video).frame_rate
     if rate is None:
         raise GranAlignError(
-            f"{video}: does not say its frames per second, in which cut lists count; take srt"
+            f"{video}: states no frame rate, in which a cut list counts; choose --format srt"
         )
     return rate
 
 
-def _find(source: Path, vid: str | None, models: ModelFolder | None) -> VideoIndex | CaptionedVideo:
-    """The index of a folder, of a video that is indexed for the occasion, or given captions."""
+def _open_source(
+    source: Path, vid: str | None, models: ModelFolder | None, *, hidden: bool
+) -> VideoIndex | CaptionedVideo:
+    """Return the index of a folder, that of a video which is indexed now, or captions."""
     from granalign_fast.datasets.qvhighlights import read_captions
     from granalign_fast.index import VideoIndex
 
@@ -201,27 +178,10 @@ def _find(source: Path, vid: str | None, models: ModelFolder | None) -> VideoInd
             f"{source}: got a video and no models, expected --models DIR with a "
             f"vision-language model; or give captions as .jsonl"
         )
-    return VideoIndex.load(_index_once(source, models))
+    from granalign_fast.pipeline import index_once
 
-
-def _index_once(video: Path, models: ModelFolder) -> Path:
-    """The index of a video in the cache folder, made if it is not there."""
-    import hashlib
-
-    from granalign_fast.files import default_cache
-
-    place = hashlib.sha256(str(video.resolve()).encode()).hexdigest()[:16]
-    done = 0
-    with progress_bar("indexing", quiet=False) as progress:
-
-        def tell(clips: int, total: int, vid: str) -> None:
-            nonlocal done
-            if progress:
-                progress(clips - done, total)
-            done = clips
-
-        (folder,) = models.index([video], default_cache() / "indexes" / place, progress=tell)
-    return folder
+    with clip_progress(hidden=hidden) as progress:
+        return index_once(source, models, progress=progress)
 
 
 def _show(index: VideoIndex, result: SearchResult, form: str, rate: float | None) -> None:
@@ -245,7 +205,7 @@ def draw(
     *,
     truth: Sequence[tuple[float, float]] = (),
 ) -> None:
-    """A picture, with frames where there is a video, without them where captions were given."""
+    """Draw the result: with frames of the video, or without them if only captions are known."""
     if index.frames is None:
         from granalign_fast.output.plot import draw_search
 
@@ -265,7 +225,9 @@ def _cut(video: Path, result: SearchResult, path: Path) -> None:
     from granalign_fast.video.cutting import cut
 
     if not result.moments:
-        raise GranAlignError("--clip: there is no moment to cut")
+        raise GranAlignError("--clip: got no moments, expected one to cut")
     best = result.moments[0]
-    made = cut(video, best.start, best.end, path)
-    sys.stderr.write(f"{short(path)}: {made.start:.2f} to {made.end:.2f} s of the video\n")
+    written = cut(video, best.start, best.end, path)
+    start, end = written.start, written.end
+    if not is_quiet():
+        sys.stderr.write(f"{short(path)}: {start:.2f} to {end:.2f} s of the video\n")

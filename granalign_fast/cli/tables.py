@@ -1,4 +1,4 @@
-"""Tables for the terminal: metrics, evaluations, and the findings of the doctor."""
+"""Tables for the terminal: metrics, evaluations, and findings of the doctor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HEADLINE = ("MR-full-mAP", "MR-full-R1@0.5", "MR-full-R1@0.7")
 
 
 def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
-    """An evaluation as JSON: the benchmark's brief keys on top, all tables, seconds, counts."""
+    """Return an evaluation as JSON: the benchmark's brief keys, all tables, seconds and counts."""
     return {
         **evaluation.metrics["brief"],
         "tables": {name: table for name, table in evaluation.metrics.items() if name != "brief"},
@@ -26,7 +26,7 @@ def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
-    """The metrics, and where the time went."""
+    """Print the metrics and the time of each stage."""
     print_metrics(evaluation.metrics)
     table = Table(title="Seconds", title_justify="left")
     table.add_column("stage")
@@ -40,7 +40,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
 
 
 def print_metrics(metrics: dict[str, Any]) -> None:
-    """The brief table of QVHighlights, or the flat one of the other data sets; percent."""
+    """Print the brief table of QVHighlights, or the one table of another data set, in percent."""
     brief = metrics.get("brief", metrics)
     table = Table(title="Percent", title_justify="left")
     table.add_column("metric")
@@ -52,7 +52,7 @@ def print_metrics(metrics: dict[str, Any]) -> None:
 
 
 def print_findings(findings: list[Finding]) -> None:
-    """A line each; what is missing comes with the command that brings it."""
+    """Print a line for each finding; a missing one has a second line with its command."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column()
     table.add_column(no_wrap=True)

@@ -8,6 +8,7 @@ same batches as an undisturbed one. It continues at the first batch whose rows a
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -29,6 +30,8 @@ from .records import CLIP_SECONDS, CaptionedVideo, FrameTable
 from .video_files import VideoFile, count_indexed_clips, inspect_videos
 from .video_index import VideoIndex
 from .work_folder import ClipRows, WorkFolder, lock_folder
+
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, str], None]
 """Called with the number of finished clips, the number of all clips, and the current video's id."""
@@ -252,9 +255,11 @@ class _IndexingRun:
             if rows.end > self.stored_clips[video.vid]:
                 self.work.write_rows(video.vid, rows)
                 self.stored_clips[video.vid] = rows.end
+        done, known = sum(self.stored_clips.values()), sum(self.total_clips.values())
+        total, vid = max(done, known), groups[-1][0].vid
+        _log.info("stored a batch: %d of %d clips are done, up to %s", done, total, vid)
         if self.progress:
-            done, known = sum(self.stored_clips.values()), sum(self.total_clips.values())
-            self.progress(done, max(done, known), groups[-1][0].vid)
+            self.progress(done, total, vid)
 
     def _describe(self, batch: _Batch) -> Descriptions:
         """Run the models; their errors name the file and the first clip of the batch."""
@@ -303,6 +308,7 @@ class _IndexingRun:
             )
         )
         self.indexed[video.vid] = clips
+        _log.info("indexed %s: %d clips", video.source.path, clips)
 
 
 def _make_batch(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,9 +15,13 @@ import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import replacing
+from granalign_fast.runtime.cache_folder import evict, mark_used
 
 if TYPE_CHECKING:
     from .sentence_encoder import OnnxSentenceEncoder
+
+
+_log = logging.getLogger(__name__)
 
 
 class CachedEncoder:
@@ -25,7 +30,7 @@ class CachedEncoder:
     The file's name is a hash of the encoder's fingerprint and of the texts, so another model,
     precision or text has another file. A file that cannot be read, or has another shape, is
     computed again. If the folder cannot be written, the embeddings are returned without being
-    stored.
+    stored. The folder is bounded, see `cache_folder.evict`.
 
     Args:
         encoder: computes the embeddings that are not stored.
@@ -59,6 +64,8 @@ class CachedEncoder:
         with contextlib.suppress(OSError, SafetensorError, KeyError):
             embeddings = load_file(path)["embeddings"]
             if embeddings.shape == (len(texts), self.encoder.dim):
+                mark_used(path)
+                _log.info("read the embeddings of %d texts from %s", len(texts), path)
                 if progress:
                     progress(len(texts))
                 return np.asarray(embeddings, dtype=np.float32)
@@ -68,4 +75,6 @@ class CachedEncoder:
             self.folder.mkdir(parents=True, exist_ok=True)
             with replacing(path) as sink:
                 sink.write(save({"embeddings": embeddings}))
+            _log.info("kept the embeddings of %d texts in %s", len(texts), path)
+        evict(self.folder)
         return embeddings

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from .graph_contract import DYNAMIC_AXES, ENGINE_GRAPHS, EngineGraph
 _FEW_TEXTS = 16
 """Least batch size of texts. A run of 16 texts takes as long as a run of one: some 400 tokens are a
 fraction of a wave on a GPU, and the launches are the same."""
+
+_log = logging.getLogger(__name__)
 
 
 class ExportedGraph:
@@ -53,7 +57,12 @@ def open_session(path: str | Path, **options: Any) -> Session:
         GranAlignError: as for `runtime.session.open_session`.
     """
     path = Path(path)
-    return session.open_session(path, contract=ExportedGraph(path), **options)
+    begin = time.perf_counter()
+    opened = session.open_session(path, contract=ExportedGraph(path), **options)
+    _log.info("loaded %s by %s in %.2f s", path, opened.backend, time.perf_counter() - begin)
+    if opened.graphs_refused:
+        _log.info("%s runs without CUDA graphs: %s", path, opened.graphs_refused)
+    return opened
 
 
 def graph_shapes(graph: Path) -> GraphShapes | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -18,6 +19,8 @@ import numpy.typing as npt
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import replacing
 from granalign_fast.runtime.capture_lock import CAPTURE_LOCK
+
+_log = logging.getLogger(__name__)
 
 Array = Any
 """A NumPy or CuPy array: (2 * layers, kv_heads, tokens, head_dim), keys and values in turn."""
@@ -274,6 +277,7 @@ class PrefixCache:
                 if array is None:
                     continue
                 self.counts.hits[tier.name] += 1
+                _log.debug("prefix %s is in the cache: %s", key, tier.name)
                 # Promote the array to the first tier. Persistent tiers keep their copy.
                 if level:
                     if not tier.persistent:

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from granalign_fast.errors import GranAlignError, MissingExtraError
-from granalign_fast.files import default_cache, sha256_of
+from granalign_fast.files import sha256_of
 
 from .array_device import ArrayDevice
+from .cache_folder import usable_cache
 from .cuda_graphs import GraphRun
 from .device import CUDA, Device
 from .engine_stamp import ENGINE_FOLDER, engine_path
@@ -333,8 +334,11 @@ def _tensorrt_providers(
     machine = Machine.current(target.index or 0)
     # The provider names an engine by the graph's nodes only. Other weights, or another version of
     # TensorRT or ONNX Runtime, would find the same file. So each of these has its own folder.
-    cache = default_cache() / ENGINE_FOLDER / f"onnxruntime-{version}-{machine.slug}"
-    options = provider_options(shapes, cache / sha256_of(path)[:16], cache)
+    engines, timings = None, None
+    if (cache := usable_cache()) is not None:
+        timings = cache / ENGINE_FOLDER / f"onnxruntime-{version}-{machine.slug}"
+        engines = timings / sha256_of(path)[:16]
+    options = provider_options(shapes, engines, timings)
     return [(target.provider, target.options() | options), *cuda], shapes.span
 
 
@@ -347,31 +351,33 @@ def _cupy(target: Device, device: str) -> Any:
     return cupy
 
 
-def provider_options(shapes: GraphShapes, engines: Path, timings: Path) -> dict[str, str]:
+def provider_options(
+    shapes: GraphShapes, engines: Path | None, timings: Path | None
+) -> dict[str, str]:
     """Return the options of ONNX Runtime's TensorRT provider, and create its folders.
 
     With these options the provider accepts no shape outside the bounds.
 
     Args:
         shapes: the shapes and the precision of the graph.
-        engines: folder for the engines that the provider builds.
-        timings: folder for the builder's timings of kernels, which speed up later builds.
+        engines: folder for the engines that the provider builds; None to keep none.
+        timings: folder for the builder's timings of kernels, which speed up later builds; None to
+            keep none.
 
     Raises:
         GranAlignError: a folder cannot be created.
     """
-    try:
-        engines.mkdir(parents=True, exist_ok=True)
-        timings.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise GranAlignError(f"{engines}: cannot be created ({error.strerror or error})") from None
-    options = {
-        "trt_engine_cache_enable": "True",
-        "trt_engine_cache_path": str(engines),
-        "trt_timing_cache_enable": "True",
-        "trt_timing_cache_path": str(timings),
-        "trt_fp16_enable": str(shapes.precision == "fp16"),
-    }
+    options: dict[str, str] = {}
+    for kind, folder in (("engine", engines), ("timing", timings)):
+        if folder is None:
+            continue
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = error.strerror or error
+            raise GranAlignError(f"{folder}: cannot be created ({reason})") from None
+        options |= {f"trt_{kind}_cache_enable": "True", f"trt_{kind}_cache_path": str(folder)}
+    options["trt_fp16_enable"] = str(shapes.precision == "fp16")
     for key, bound in (("min", "least"), ("opt", "usual"), ("max", "most")):
         options[f"trt_profile_{key}_shapes"] = ",".join(
             f"{name}:{'x'.join(map(str, getattr(bounds, bound)))}"

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import Any
 
-from granalign_fast.errors import GranAlignError, MissingExtraError, one_line
+from granalign_fast.errors import GranAlignError, MissingExtraError, install_command, one_line
 
 _MAJOR = "10"
 """The major version of TensorRT that this package and ONNX Runtime are built for."""
@@ -32,7 +32,7 @@ def libraries() -> tuple[Any, Any]:
     if trt.__version__.split(".")[0] != _MAJOR:
         raise GranAlignError(
             f"got TensorRT {trt.__version__}, expected 10.16 or a later {_MAJOR}.x, which ONNX "
-            f"Runtime is built for too; run pip install 'granalign-fast[tensorrt]'"
+            f"Runtime is built for too; run {install_command('tensorrt')}"
         )
     return trt, cupy
 

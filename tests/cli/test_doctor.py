@@ -37,7 +37,7 @@ def test_extras_are_those_of_the_package_within_their_bounds(monkeypatch):
     versions = {"transformers": "5.0.0", "torch": "2.13.0+cpu", "optimum": "2.1.0"}
     versions |= {"optimum-onnx": "0.1.0", "sentencepiece": "0.2", "matplotlib": "3.10.1rc1"}
     versions |= {"tensorrt-cu13": "11.0", "cupy-cuda13x": "14.0", "onnxruntime-gpu": "1.31.0"}
-    monkeypatch.setattr(doctor, "_installed", versions.get)
+    monkeypatch.setattr(doctor, "installed_version", versions.get)
     found = by_name()
     extras = {name: finding for name, finding in found.items() if name.startswith("extra")}
     assert {name: finding.ok for name, finding in extras.items()} == {
@@ -85,7 +85,7 @@ def test_without_metadata_the_doctor_says_so(monkeypatch):
 
 def test_an_installation_older_than_an_extra(monkeypatch):
     monkeypatch.setattr(doctor, "requires", lambda name: ['matplotlib>=3.9; extra == "plot"'])
-    monkeypatch.setattr(doctor, "_installed", {"matplotlib": "3.9"}.get)
+    monkeypatch.setattr(doctor, "installed_version", {"matplotlib": "3.9"}.get)
     found = by_name()
     assert found["extra [plot]"].ok
     assert not found["extra [editors]"].ok
@@ -166,11 +166,22 @@ def test_what_is_not_installed_is_not_tried_out(monkeypatch):
 
 
 def test_two_runtimes_are_one_too_many(monkeypatch):
-    monkeypatch.setattr(doctor, "_installed", lambda package: "1.31.1")
+    monkeypatch.setattr(doctor, "installed_version", lambda package: "1.31.1")
     finding = by_name()["one ONNX Runtime"]
     assert not finding.ok
     assert finding.needed
-    assert "pip uninstall" in finding.remedy
+    uninstall, install = finding.remedy.split(" && ")
+    assert uninstall == "pip uninstall -y onnxruntime onnxruntime-gpu"
+    assert install.startswith("pip install ") and "[cpu]" in install
+
+
+def test_remedies_add_no_second_runtime(monkeypatch):
+    """The CPU's is installed: what brings the GPU's removes it first."""
+    monkeypatch.setattr("granalign_fast.errors._is_installed", "onnxruntime".__eq__)
+    findings = by_name("cuda")
+    for name in ("extra [cuda]", "extra [tensorrt]", "provider CUDAExecutionProvider"):
+        assert findings[name].remedy.startswith("pip uninstall -y onnxruntime && pip install ")
+    assert findings["extra [editors]"].remedy.startswith("pip install ")
 
 
 def test_exports_are_listed_and_damaged_ones_named(minilm, empty_cache):

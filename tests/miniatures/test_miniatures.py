@@ -171,7 +171,7 @@ def test_a_fault_costs_accuracy(
 
 def test_the_package_has_one_model_of_each_kind() -> None:
     models = ModelFolder(MODELS)
-    assert set(models.found) == {"clip", "llm", "vlm"}
+    assert set(models.paths) == {"clip", "llm", "vlm"}
     assert isinstance(models.captioner, VlmCaptioner)
     assert isinstance(models.rewriter.model, CausalLM)  # type: ignore[attr-defined]
     size = sum(path.stat().st_size for path in MODELS.rglob("*") if path.is_file())

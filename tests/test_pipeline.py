@@ -1,4 +1,4 @@
-"""Folders of exported models: found by kind, loaded when asked for, checked by the doctor."""
+"""Folders of exported models: found by kind, loaded when first used, checked by the doctor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from helpers.tiny_vlm import write_unchecked_vlm
 
 from granalign_fast import GranAlignError, RuleRewriter, cli
 from granalign_fast.cli.diagnosis import examine
-from granalign_fast.cli.options import open_retriever
 from granalign_fast.errors import MissingExtraError
 from granalign_fast.export import model_set
 from granalign_fast.files import sha256_of
@@ -25,7 +24,7 @@ from granalign_fast.language.llm_rewriter import LlmRewriter
 from granalign_fast.models import published
 from granalign_fast.models.embedding_cache import CachedEncoder
 from granalign_fast.models.manifest import LlmManifest, exported_models, read_manifest
-from granalign_fast.pipeline import ModelFolder
+from granalign_fast.pipeline import ModelFolder, open_retriever
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +58,7 @@ def test_a_retriever_gets_what_its_configuration_uses(folder: Path, minilm: Path
 @pytest.mark.parametrize("cache", [True, False])
 def test_the_command_caches_what_its_encoder_makes(folder: Path, minilm: Path, cache: bool) -> None:
     models = ModelFolder(folder)
-    found: Any = open_retriever("tuned", None, None, "cpu", models=models, cache=cache).encoder
+    found: Any = open_retriever(models=models, cache=cache).encoder
     assert isinstance(found, CachedEncoder) is cache
     assert (found.encoder if cache else found) is models.encoder
 
