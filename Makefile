@@ -39,11 +39,13 @@ lint: .venv/.lint
 	$(BIN)/mypy
 	$(BIN)/pyright
 
-# Broken links, unknown names and pages outside the navigation are errors. The site needs no server
-# and nothing from elsewhere.
+# Broken links and unknown names are errors. The site needs nothing from elsewhere; links work from
+# the disk, search where a server serves it: python3 -m http.server -d site
 docs: .venv-docs/.ready
-	.venv-docs/bin/mkdocs build --strict --quiet
-	@! grep -rlE '(src|href)="https?://[^"]*\.(js|css|woff2?)"' --include='*.html' site || \
+	.venv-docs/bin/python docs/_assemble.py out/docs
+	rm -rf site
+	NO_COLOR=1 .venv-docs/bin/zensical build --strict --clean
+	@! grep -rlE '(<script[^>]*src|<link[^>]*stylesheet[^>]*href)="https?://' --include='*.html' site || \
 	  { echo "site/: these pages fetch scripts or styles from elsewhere"; exit 1; }
 	@echo "site/index.html"
 
@@ -204,7 +206,7 @@ test-optimum: .venv-optimum/.ready
 	@touch $@
 
 .venv-docs/.ready: pyproject.toml constraints.txt
-	@echo "Setting up .venv-docs (MkDocs, Material, mkdocstrings)"
+	@echo "Setting up .venv-docs (Zensical, mkdocstrings)"
 	@$(PYTHON) -m venv .venv-docs
 	@.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@touch $@

@@ -1,6 +1,7 @@
-"""MkDocs hooks: pages and tables that are generated from the code when the site is built.
+"""The sources of the documentation site in one folder: ``python docs/_assemble.py OUT``.
 
-``reference/cli.md`` comes from the typer application, ``explanation/measurements.md`` from
+Pages and tables that come from the code are generated on the way, so that any generator of sites
+that reads Markdown can build the rest. ``reference/cli.md`` comes from the typer application, ``explanation/measurements.md`` from
 ``bench/RESULTS.md`` and ``changelog.md`` from ``CHANGELOG.md``. In any page ``<!-- schema: NAME -->``
 becomes a table of that JSON schema, and ``<!-- presets -->`` a table of the presets' constants.
 """
@@ -9,39 +10,38 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from mkdocs.structure.files import File, Files
-
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMAS = ROOT / "docs" / "reference" / "schemas"
 
 
-def on_files(files: Files, config: Any) -> Files:
-    """Add the generated pages and the pictures that they show."""
-    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    measured = (ROOT / "bench" / "RESULTS.md").read_text(encoding="utf-8")
-    for name, text in (
-        ("reference/cli.md", cli_page()),
-        ("changelog.md", changelog),
-        ("explanation/measurements.md", measured),
-    ):
-        files.append(File.generated(config, name, content=text))
+def assemble(out: Path) -> None:
+    """Write the sources of the site to a folder: those of ``docs/``, and the generated ones."""
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(ROOT / "docs", out, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    (out / "reference" / "cli.md").write_text(cli_page(), encoding="utf-8")
+    shutil.copyfile(ROOT / "CHANGELOG.md", out / "changelog.md")
+    shutil.copyfile(ROOT / "bench" / "RESULTS.md", out / "explanation" / "measurements.md")
     for picture in sorted((ROOT / "bench" / "results").rglob("*.png")):
-        name = f"explanation/{picture.relative_to(ROOT / 'bench').as_posix()}"
-        files.append(File.generated(config, name, abs_src_path=str(picture)))
-    return files
+        copy = out / "explanation" / picture.relative_to(ROOT / "bench")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(picture, copy)
+    for page in out.rglob("*.md"):
+        page.write_text(filled_in(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Fill in the tables that a page asks for."""
-    markdown = re.sub(
-        r"<!-- schema: ([\w-]+) -->", lambda match: schema_table(match[1]), markdown
-    )
-    return markdown.replace("<!-- presets -->", presets_table())
+def filled_in(markdown: str) -> str:
+    """Return a page with the tables that it asks for."""
+    markdown = re.sub(r"<!-- schema: ([\w-]+) -->", lambda match: schema_table(match[1]), markdown)
+    if "<!-- presets -->" in markdown:
+        markdown = markdown.replace("<!-- presets -->", presets_table())
+    return markdown
 
 
 def cli_page() -> str:
@@ -90,8 +90,9 @@ def _command(name: str, command: Any, level: int) -> Iterator[str]:
     if level > 2 and command.help:
         yield f"{_paragraphs(command.help)}\n"
     for child, inner in children.items():
-        yield from _command(f"{name} {child}", inner, level + (level > 2 or bool(
-            getattr(inner, "commands", {}))))
+        yield from _command(
+            f"{name} {child}", inner, level + (level > 2 or bool(getattr(inner, "commands", {})))
+        )
 
 
 def _argument(parameter: Any) -> str:
@@ -151,8 +152,9 @@ def presets_table() -> str:
     keys = list(dict.fromkeys(key for column in columns.values() for key in column))
     rows = [f"| constant | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for key in keys:
-        values = " | ".join(f"`{column[key]}`" if key in column else "" for column in
-                            columns.values())
+        values = " | ".join(
+            f"`{column[key]}`" if key in column else "" for column in columns.values()
+        )
         rows.append(f"| `{key}` | {values} |")
     return "\n".join(rows)
 
@@ -166,3 +168,7 @@ def _constants(config: Any, path: str) -> Iterator[tuple[str, Any]]:
             yield f"{path}{field.name}", "none"
         else:
             yield f"{path}{field.name}", value
+
+
+if __name__ == "__main__":
+    assemble(Path(sys.argv[1]))
