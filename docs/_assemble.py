@@ -1,9 +1,12 @@
 """The sources of the documentation site in one folder: ``python docs/_assemble.py OUT``.
 
 Pages and tables that come from the code are generated on the way, so that any generator of sites
-that reads Markdown can build the rest. ``reference/cli.md`` comes from the typer application, ``explanation/measurements.md`` from
-``bench/RESULTS.md`` and ``changelog.md`` from ``CHANGELOG.md``. In any page ``<!-- schema: NAME -->``
-becomes a table of that JSON schema, and ``<!-- presets -->`` a table of the presets' constants.
+that reads Markdown can build the rest:
+
+- ``reference/cli.md`` from the typer application, ``explanation/measurements.md`` from
+  ``bench/RESULTS.md`` and ``changelog.md`` from ``CHANGELOG.md``;
+- ``<!-- schema: NAME -->`` in any page becomes a table of that JSON schema;
+- ``<!-- presets -->`` becomes a table of the presets' constants.
 """
 
 from __future__ import annotations
@@ -57,42 +60,32 @@ def cli_page() -> str:
         "something that is needed, `bench` found a wrong answer or slower code); 2, wrong use or "
         "bad input, named in one line on stderr.\n",
     ]
-    parts += _command("granalign", typer.main.get_command(app), 2)
+    parts += _command("granalign", typer.main.get_command(app), 1)
     return "\n".join(parts)
 
 
 def _command(name: str, command: Any, level: int) -> Iterator[str]:
     """Yield the heading, the usage and the parameters of a command and of those below it."""
     children = getattr(command, "commands", {})
-    if not children:
-        arguments = [p for p in command.params if p.param_type_name == "argument" and not p.hidden]
-        options = [p for p in command.params if p.param_type_name == "option" and not p.hidden]
-        yield f"{'#' * level} {name}\n"
+    shown = [parameter for parameter in command.params if not parameter.hidden]
+    arguments = [p for p in shown if p.param_type_name == "argument"]
+    options = [p for p in shown if p.param_type_name == "option"]
+    if level > 1 or options:
+        yield f"{'#' * max(level, 2)} {name}\n"
         yield f"{_paragraphs(command.help)}\n"
+    if not children:
         usage = " ".join([name, *map(_argument, arguments), *["[OPTIONS]"] * bool(options)])
         yield f"```text\n{usage}\n```\n"
-        if arguments:
-            yield "| argument | meaning |\n|---|---|"
-            yield from (f"| `{_argument(p)}` | {_cell(p.help)} |" for p in arguments)
-            yield ""
-        if options:
-            yield "| option | default | meaning |\n|---|---|---|"
-            yield from (_option(p) for p in options)
-            yield ""
-        return
-    if level > 2:
-        yield f"{'#' * level} {name}\n"
-    elif own := [p for p in command.params if p.param_type_name == "option" and not p.hidden]:
-        yield f"{'#' * level} {name}\n"
-        yield "| option | default | meaning |\n|---|---|---|"
-        yield from (_option(p) for p in own)
+    if arguments:
+        yield "| argument | meaning |\n|---|---|"
+        yield from (f"| `{_argument(p)}` | {_cell(p.help)} |" for p in arguments)
         yield ""
-    if level > 2 and command.help:
-        yield f"{_paragraphs(command.help)}\n"
+    if options:
+        yield "| option | default | meaning |\n|---|---|---|"
+        yield from (_option(p) for p in options)
+        yield ""
     for child, inner in children.items():
-        yield from _command(
-            f"{name} {child}", inner, level + (level > 2 or bool(getattr(inner, "commands", {})))
-        )
+        yield from _command(f"{name} {child}", inner, level + 1)
 
 
 def _argument(parameter: Any) -> str:
@@ -160,12 +153,15 @@ def presets_table() -> str:
 
 
 def _constants(config: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield every constant of a preset; without context, its rules have the value "none"."""
+    from granalign_fast.kernels import ContextRules
+
     for field in fields(config):
         value = getattr(config, field.name)
         if is_dataclass(value):
             yield from _constants(value, f"{path}{field.name}.")
         elif value is None and field.name == "context":
-            yield f"{path}{field.name}", "none"
+            yield from ((f"context.{rule.name}", "none") for rule in fields(ContextRules))
         else:
             yield f"{path}{field.name}", value
 
