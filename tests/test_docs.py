@@ -122,8 +122,9 @@ def test_every_command_has_a_reference() -> None:
 
 @pytest.mark.parametrize("page", ALL_PAGES, ids=names)
 def test_modules_that_are_run_exist(page: Path) -> None:
-    for name in re.findall(r"python -m (granalign_fast[\w.]*)", page.read_text(encoding="utf-8")):
-        assert importlib.util.find_spec(name) is not None, name
+    for name in re.findall(r"python -m (granalign_fast[\w.]*\w)", page.read_text(encoding="utf-8")):
+        if not name.endswith(".NAME"):
+            assert importlib.util.find_spec(name) is not None, name
 
 
 # Names.
