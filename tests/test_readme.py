@@ -1,4 +1,4 @@
-"""What the README and the docstrings show has to run."""
+"""What the README, the documentation and the docstrings show has to run."""
 
 from __future__ import annotations
 
@@ -9,13 +9,49 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+TOP = ("README.md", "PACKAGE.md")
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL))
-def test_the_python_examples_run(code, minilm, capsys):
-    exec(compile(code, "README.md", "exec"), {})
+def blocks(page: Path) -> list[str]:
+    """Return the Python of a page that is meant to run: blocks of ``python``, not of ``py``."""
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("name", TOP)
+def test_the_first_example_finds_the_dog(name, minilm, capsys):
+    code = blocks(ROOT / name)[0]
+    exec(compile(code, name, "exec"), {})
     assert capsys.readouterr().out.startswith("4.0 8.0\n")
+    assert len([line for line in code.splitlines() if line]) == 12
+
+
+@pytest.mark.parametrize("name", TOP)
+def test_the_other_examples_run(name, minilm):
+    for code in blocks(ROOT / name)[1:]:
+        exec(compile(code, name, "exec"), {})
+
+
+def test_the_readme_fits_on_a_few_screens():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 130
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if blocks(page)],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
+def test_the_cells_of_a_page_run_in_order(page, minilm, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if "demo/demo.mp4" in page.read_text(encoding="utf-8"):
+        from granalign_fast.miniatures.videos import render_video
+
+        (tmp_path / "demo").mkdir()
+        render_video("demo/demo.mp4", 7, seconds=(60.0, 66.0))
+    names = {}
+    for code in blocks(page):
+        exec(compile(code, page.name, "exec"), names)
 
 
 _WITH_EXAMPLES = (

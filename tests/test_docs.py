@@ -1,0 +1,371 @@
+"""The documentation agrees with the code: commands, names, modules, schemas, navigation."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import importlib.util
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+import granalign_fast
+from granalign_fast.cli.app import app
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+ALL_PAGES = [*PAGES, ROOT / "README.md", ROOT / "PACKAGE.md"]
+GENERATED = {"reference/cli.md", "changelog.md", "explanation/measurements.md"}
+"""Pages that `docs/_assemble.py` adds."""
+CONTINUED = re.compile(r"\\\n\s*")
+
+
+def script(name: str) -> Any:
+    """Import a script of the documentation, which is no module of the package."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+MODULES = script("_modules")
+ASSEMBLE = script("_assemble")
+
+
+def names(page: Path) -> str:
+    """Return a page's name as a test id."""
+    return page.relative_to(ROOT).as_posix()
+
+
+# The navigation.
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    in_navigation = re.findall(r"^ .*: ([\w/-]+\.md)$", text, re.MULTILINE)
+    assert len(in_navigation) == len(set(in_navigation))
+    written = {page.relative_to(DOCS).as_posix() for page in PAGES}
+    assert set(in_navigation) == written | GENERATED
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    """What `make docs` checks too, and with it the anchors; this needs no generator."""
+    for link in re.findall(r"\]\(([^)#\s]+)(?:#[\w-]+)?\)", page.read_text(encoding="utf-8")):
+        if link.startswith("https://"):
+            continue
+        target = (page.parent / link).resolve()
+        inside = target.relative_to(DOCS).as_posix()
+        assert target.is_file() or inside in GENERATED or inside.startswith("explanation/results/")
+
+
+def test_the_page_of_a_package_index_stands_alone() -> None:
+    text = (ROOT / "PACKAGE.md").read_text(encoding="utf-8")
+    assert "![" not in text
+    assert all(link.startswith("https://") for link in re.findall(r"\]\(([^)]+)\)", text))
+
+
+def test_relative_links_at_the_top_lead_somewhere() -> None:
+    for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CODE_OF_CONDUCT.md"):
+        for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text(encoding="utf-8")):
+            assert link.startswith("https://") or (ROOT / link).is_file(), (name, link)
+
+
+# Commands.
+
+
+def commands(page: Path) -> Iterator[str]:
+    """Yield every line of a page's shell blocks that runs `granalign`."""
+    blocks = re.findall(r"```(?:bash|)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    for block in blocks:
+        for line in CONTINUED.sub("", block).splitlines():
+            if match := re.match(r"\s*(?:\w+=\S+ )*granalign (.*)", line):
+                yield re.split(r"\s(?:>|#)\s?", match[1])[0].rstrip(" ;")
+
+
+COMMANDS = [
+    pytest.param(command, id=f"{names(page)}: {command}")
+    for page in ALL_PAGES
+    for command in commands(page)
+]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_the_commands_that_are_shown_exist(line: str) -> None:
+    words = shlex.split(line)
+    command: Any = typer.main.get_command(app)
+    while hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    command.make_context("granalign", words)  # raises on an unknown option or a missing argument
+
+
+def test_commands_are_shown() -> None:
+    assert len(COMMANDS) > 30
+
+
+def test_every_command_has_a_reference() -> None:
+    page = ASSEMBLE.cli_page()
+    for command in ("index", "search", "evaluate", "score", "bench", "doctor", "export llm"):
+        assert f"granalign {command}\n" in page
+    assert "| `--top` |" in page
+    assert "--json" in page
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=names)
+def test_modules_that_are_run_exist(page: Path) -> None:
+    for name in re.findall(r"python -m (granalign_fast[\w.]*\w)", page.read_text(encoding="utf-8")):
+        if not name.endswith(".NAME"):
+            assert importlib.util.find_spec(name) is not None, name
+
+
+# Names.
+
+
+def test_the_reference_has_every_public_name() -> None:
+    page = (DOCS / "reference" / "api.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^::: granalign_fast\.(\w+)$", page, re.MULTILINE)
+    assert sorted(set(shown) - {"protocols"}) == sorted(granalign_fast.__all__)
+
+
+def test_every_constant_of_a_preset_has_its_reason() -> None:
+    from granalign_fast.config import RetrieverConfig
+    from granalign_fast.kernels import ContextRules, ProposalRules
+
+    page = (DOCS / "reference" / "presets.md").read_text(encoding="utf-8")
+    explained = set(re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE))
+    expected = {field.name for field in dataclasses.fields(RetrieverConfig)}
+    expected -= {"context", "proposals"}
+    for path, rules in (("context", ContextRules), ("proposals", ProposalRules)):
+        expected |= {f"{path}.{field.name}" for field in dataclasses.fields(rules)}
+    assert explained == expected
+    table = ASSEMBLE.presets_table()
+    assert all(f"| `{name}` |" in table for name in expected)
+
+
+PATHS = re.compile(
+    r"`((?:granalign_fast|export|kernels|bench|models|tests|docs|runtime|\.ci)/[^`]*)`"
+)
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=names)
+def test_files_that_are_named_exist(page: Path) -> None:
+    for path in PATHS.findall(page.read_text(encoding="utf-8")):
+        if path.endswith((".py", ".cu", ".md")) and "name." not in path:
+            assert (ROOT / path).is_file() or (ROOT / "granalign_fast" / path).is_file(), path
+
+
+# The map.
+
+
+def test_the_map_names_every_module() -> None:
+    """Mended by `python docs/_modules.py`, then read what it wrote."""
+    assert MODULES.listed() == MODULES.modules().keys()
+
+
+def definitions(path: Path) -> set[str]:
+    """Return the functions and classes of a file, and the methods as ``Class.method``."""
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            found |= {
+                f"{node.name}.{inner.name}"
+                for inner in node.body
+                if isinstance(inner, ast.FunctionDef)
+            }
+    return found
+
+
+HOPS = re.compile(r"`([\w.]+):([\w.]+)`")
+
+
+def test_the_read_through_names_what_there_is() -> None:
+    text = MODULES.MAP.read_text(encoding="utf-8")
+    hops = HOPS.findall(text)
+    assert len(hops) > 30
+    modules = MODULES.modules()
+    missing = [
+        f"{module}:{name}"
+        for module, name in hops
+        if module not in modules or name not in definitions(modules[module])
+    ]
+    assert not missing
+
+
+def read_through() -> Iterator[list[tuple[str, str]]]:
+    """Yield the path of each stage; ``...`` stands for the path that was written out last."""
+    start: list[tuple[str, str]] = []
+    for line in MODULES.MAP.read_text(encoding="utf-8").splitlines():
+        hops = HOPS.findall(line)
+        if line.startswith("| ") and hops:
+            yield [*start, *hops] if "| ... > " in line else hops
+        elif hops:
+            start = hops
+
+
+def test_every_path_of_the_read_through_is_short() -> None:
+    paths = list(read_through())
+    assert len(paths) > 20
+    for hops in paths:
+        assert hops[0][0].startswith("cli."), hops
+        assert len(hops) <= 6, f"more than five hops: {hops}"
+
+
+# Messages.
+
+
+def test_troubleshooting_quotes_messages_that_there_are() -> None:
+    source = "".join(path.read_text(encoding="utf-8") for path in MODULES.modules().values())
+    source = re.sub(r'"\s*\n\s*f?"', "", source)
+    page = (DOCS / "guides" / "troubleshooting.md").read_text(encoding="utf-8")
+    terms = re.findall(r"^`([^`]+)`", page, re.MULTILINE)
+    assert len(terms) > 10
+    for term in terms:
+        for part in term.split("..."):
+            assert part.strip() in source, term
+
+
+# JSON.
+
+KEYWORDS = {
+    *("$schema", "title", "description", "type", "properties", "required"),
+    *("additionalProperties", "items", "minimum", "maximum"),
+}
+TYPES: Mapping[str, tuple[type, ...]] = {
+    "object": (dict,),
+    "array": (list,),
+    "string": (str,),
+    "number": (int, float),
+    "integer": (int,),
+    "boolean": (bool,),
+    "null": (type(None),),
+}
+
+
+def violations(value: Any, schema: Mapping[str, Any], path: str = "$") -> Iterator[str]:
+    """Yield where a value breaks a schema, of which only `KEYWORDS` may be used."""
+    assert schema.keys() <= KEYWORDS, schema.keys() - KEYWORDS
+    if "type" in schema:
+        kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+        allowed = tuple(kind for name in kinds for kind in TYPES[name])
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+            yield f"{path}: got {value!r}, expected {kinds}"
+            return
+    if isinstance(value, int | float) and not (
+        schema.get("minimum", value) <= value <= schema.get("maximum", value)
+    ):
+        yield f"{path}: {value} is out of range"
+    if isinstance(value, dict):
+        properties = schema.get("properties", {})
+        for key in schema.get("required", ()):
+            if key not in value:
+                yield f"{path}.{key}: missing"
+        extra = schema.get("additionalProperties", True)
+        for key, inner in value.items():
+            if key in properties or isinstance(extra, dict):
+                yield from violations(inner, properties.get(key, extra), f"{path}.{key}")
+            elif not extra:
+                yield f"{path}.{key}: not in the schema"
+    if isinstance(value, list) and "items" in schema:
+        for number, inner in enumerate(value):
+            yield from violations(inner, schema["items"], f"{path}[{number}]")
+
+
+def schema(name: str) -> dict[str, Any]:
+    """Return a schema of the documentation."""
+    path = DOCS / "reference" / "schemas" / f"{name}.schema.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
+    """Run a command and return the JSON that it prints."""
+    command = typer.main.get_command(app)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        command([str(word) for word in words])
+    assert end.value.code in (0, None)
+    return json.loads(capsys.readouterr().out)
+
+
+def check(value: Any, name: str) -> None:
+    """Hold a value to a schema."""
+    assert not list(violations(value, schema(name)))
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One video of scenes, with queries and their truth."""
+    from granalign_fast.miniatures.benchmark import write_benchmark
+
+    folder = tmp_path_factory.mktemp("scenes")
+    write_benchmark(folder, 1)
+    return folder
+
+
+def test_the_commands_keep_to_their_schemas(
+    scenes: Path,
+    capsys: pytest.CaptureFixture[str],
+    minilm: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    given = ["--models", "miniatures", "--json"]
+    video = scenes / "videos" / "scenes-40000.mp4"
+    indexed = run(capsys, "index", video, "--out", scenes / "index", *given)
+    check(indexed, "index")
+    (folder,) = indexed["indexes"]
+    for preset in ("tuned", "recognition"):
+        found = run(capsys, "search", folder, "an inky delta", "--preset", preset, *given)
+        check(found, "search")
+    check(run(capsys, "search", folder, "an inky delta", "--json"), "search")
+    files = ["--queries", scenes / "queries.jsonl", "--ground-truth", scenes / "truth.jsonl"]
+    written = tmp_path / "predictions.jsonl"
+    evaluated = run(
+        capsys,
+        "evaluate",
+        "qvhighlights",
+        *files,
+        "--indexes",
+        scenes / "index",
+        "--absent",
+        scenes / "absent.jsonl",
+        "--predictions",
+        written,
+        *given,
+    )
+    check(evaluated, "evaluate")
+    scored = ["--predictions", written, *files[2:], "--json"]
+    check(run(capsys, "score", "qvhighlights", *scored), "score-qvhighlights")
+    check(run(capsys, "score", "charades", *scored), "score-moments")
+    check(run(capsys, "doctor", "--json"), "doctor")
+
+
+def test_a_schema_refuses_what_it_does_not_describe() -> None:
+    """The test of the test."""
+    index = schema("index")
+    assert not list(violations({"indexes": ["a"]}, index))
+    for wrong in ({}, {"indexes": [1]}, {"indexes": ["a"], "more": 1}, []):
+        assert list(violations(wrong, index))
+
+
+@pytest.mark.parametrize(
+    "path", sorted((DOCS / "reference" / "schemas").glob("*.json")), ids=lambda path: path.name
+)
+def test_every_schema_is_shown(path: Path) -> None:
+    page = (DOCS / "reference" / "json.md").read_text(encoding="utf-8")
+    assert f"(schemas/{path.name})" in page
+    name = path.name.removesuffix(".schema.json")
+    assert f"<!-- schema: {name} -->" in page
+    table = ASSEMBLE.schema_table(name)
+    assert all(row.count(" | ") == 2 for row in table.splitlines()[2:])
