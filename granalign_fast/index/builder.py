@@ -251,6 +251,7 @@ class _IndexingRun:
                 captions=described.captions[part],
                 embeddings=described.embeddings[part],
                 frame_embeddings=None if embeddings is None else embeddings[part],
+                missing=np.array([frame.missing for frame in frames], np.bool_),
             )
             if rows.end > self.stored_clips[video.vid]:
                 self.work.write_rows(video.vid, rows)
@@ -303,12 +304,24 @@ class _IndexingRun:
                     if self.models.frame_encoder is None
                     else _concatenate(frame_embeddings, video),
                     video.source,
+                    _stretches(np.concatenate([part.missing for part in parts]), self.clip_seconds),
                 ),
                 dict(self.models.fingerprints),
             )
         )
         self.indexed[video.vid] = clips
         _log.info("indexed %s: %d clips", video.source.path, clips)
+
+
+def _stretches(
+    missing: npt.NDArray[np.bool_], clip_seconds: float
+) -> tuple[tuple[float, float], ...]:
+    """Return the stretches of clips, in seconds, whose picture is missing."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], missing, [False]]).astype(np.int8)))
+    return tuple(
+        (float(begin * clip_seconds), float(end * clip_seconds))
+        for begin, end in edges.reshape(-1, 2).tolist()
+    )
 
 
 def _make_batch(

@@ -14,8 +14,12 @@ from granalign_fast.files import replacing
 
 from .records import VideoSource
 
-FORMAT_VERSION = 1
-"""Format version of index folders; it rises whenever an older reader would misread a new folder."""
+FORMAT_VERSION = 2
+"""Format version of index folders; it rises whenever an older reader would misread a new folder.
+Since version 2, times count from the container's start; before, from the first frame."""
+
+CLOCK = "container start"
+"""What second 0 is."""
 
 KIND = "video-index"
 """The kind in the manifest, by which an index folder is told from a folder of a model."""
@@ -35,6 +39,8 @@ class IndexManifest:
 
     Attributes:
         source: the video file; None for an index of captions without a video file.
+        clock: what second 0 of all times is, `CLOCK`.
+        missing: stretches in seconds whose picture the file lacks.
         clips: number of rows of the clip table and of the embeddings.
         models: fingerprints of the models that made the index, by kind.
         files: SHA-256 of the other files, by name.
@@ -46,6 +52,8 @@ class IndexManifest:
     source: VideoSource | None
     clip_seconds: float
     duration: float | None
+    clock: str = CLOCK
+    missing: list[list[float]] = dataclasses.field(default_factory=list)
     clips: int
     models: dict[str, str]
     files: dict[str, str]
@@ -90,6 +98,13 @@ class IndexManifest:
         for name, texts in (("models", self.models), ("files", self.files)):
             if not isinstance(texts, dict) or not all(isinstance(t, str) for t in texts.values()):
                 raise GranAlignError(f"got {name} {texts!r}, expected an object of strings")
+        if self.clock != CLOCK:
+            raise GranAlignError(f"got clock {self.clock!r}, expected {CLOCK!r}")
+        if not isinstance(self.missing, list) or not all(
+            isinstance(stretch, list) and all(type(edge) in (int, float) for edge in stretch)
+            for stretch in self.missing
+        ):
+            raise GranAlignError(f"got missing {self.missing!r}, expected pairs of seconds")
         if set(self.files) != {CLIPS, EMBEDDINGS}:
             raise GranAlignError(f"got files {sorted(self.files)}, expected {CLIPS}, {EMBEDDINGS}")
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -141,17 +142,25 @@ class FrameTable:
     """
 
     times: npt.NDArray[np.float64]
-    """`(clips,)`, seconds at which each frame appears; two clips may share a frame and a time."""
+    """`(clips,)`, seconds from the container's start at which each frame appears; two clips may
+    share a frame and a time."""
     hashes: tuple[str, ...]
     """The hash of each frame, by `granalign_fast.types.frame_hash`."""
     embeddings: npt.NDArray[Any] | None = None
     """`(clips, dim)`, float32 or float16, rows of unit length; None without a frame encoder."""
     source: VideoSource | None = None
     """The video file; None if unknown."""
+    missing: tuple[tuple[float, float], ...] = ()
+    """Stretches of clips, from second to second, whose picture the file lacks: the good frame
+    before takes its place."""
 
     def __repr__(self) -> str:
         dim = None if self.embeddings is None else self.embeddings.shape[1]
-        return f"FrameTable(frames={len(self.hashes)}, embedding_dim={dim}, source={self.source!r})"
+        missing = f", missing={self.missing}" if self.missing else ""
+        return (
+            f"FrameTable(frames={len(self.hashes)}, embedding_dim={dim}, source={self.source!r}"
+            f"{missing})"
+        )
 
     def __post_init__(self) -> None:
         clips, times = len(self.hashes), self.times
@@ -167,6 +176,13 @@ class FrameTable:
                 raise GranAlignError(f"hash of frame {clip}: got {name!r}, expected a string")
         if self.embeddings is not None:
             check_rows(self.embeddings, clips, "embeddings of frames", "a row for each frame")
+        edges = [edge for stretch in self.missing for edge in stretch]
+        if any(len(stretch) != 2 for stretch in self.missing) or not all(
+            before < after for before, after in pairwise(edges)
+        ):
+            raise GranAlignError(
+                f"missing: got {self.missing}, expected pairs of seconds in ascending order"
+            )
 
     @property
     def path(self) -> Path | None:

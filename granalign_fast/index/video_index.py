@@ -116,6 +116,7 @@ def write_index(index: VideoIndex, folder: Path) -> None:
         source=None if frames is None else frames.source,
         clip_seconds=video.clip_seconds,
         duration=video.duration,
+        missing=[] if frames is None else [list(stretch) for stretch in frames.missing],
         clips=len(video.captions),
         models=dict(index.models),
         files={name: _sha256(content) for name, content in contents.items()},
@@ -151,9 +152,15 @@ def _read_index(folder: Path) -> VideoIndex:
         video = CaptionedVideo(manifest.vid, captions, manifest.clip_seconds, manifest.duration)
         frames = None
         if hashes is not None:
-            frames = FrameTable(times, hashes, tensors.get("frames"), manifest.source)
+            frames = FrameTable(
+                times,
+                hashes,
+                tensors.get("frames"),
+                manifest.source,
+                tuple((begin, end) for begin, end in manifest.missing),
+            )
         return VideoIndex(video, tensors["captions"], frames, manifest.models)
-    except GranAlignError as error:
+    except (GranAlignError, ValueError) as error:  # the latter of a stretch that is no pair
         raise GranAlignError(f"{folder}: {error}; {REINDEX}") from None
 
 

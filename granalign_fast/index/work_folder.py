@@ -30,7 +30,7 @@ from .manifest import IndexManifest, write_durably
 from .records import VideoSource
 from .video_index import VideoIndex, write_index
 
-_FORMAT = 1
+_FORMAT = 2
 """Format version of job.json and of the parts; unfinished work of another version is discarded."""
 
 
@@ -46,6 +46,8 @@ class ClipRows:
     """`(rows, dim)`, of the captions."""
     frame_embeddings: npt.NDArray[Any] | None
     """`(rows, dim)`, of the frames; None without a frame encoder."""
+    missing: npt.NDArray[np.bool_]
+    """`(rows,)`: True if the file lacks the picture of the clip."""
 
     @property
     def end(self) -> int:
@@ -61,6 +63,7 @@ class ClipRows:
             "texts": np.frombuffer(texts, np.uint8),
             "times": np.ascontiguousarray(self.times),
             "embeddings": np.ascontiguousarray(self.embeddings),
+            "missing": np.ascontiguousarray(self.missing),
         }
         if self.frame_embeddings is not None:
             tensors["frames"] = np.ascontiguousarray(self.frame_embeddings)
@@ -75,9 +78,10 @@ class ClipRows:
         texts = json.loads(tensors["texts"].tobytes())
         hashes, captions = tuple(texts["hashes"]), tuple(texts["captions"])
         times, embeddings, frames = tensors["times"], tensors["embeddings"], tensors.get("frames")
-        if {len(part) for part in (captions, times, embeddings)} != {len(hashes)}:
+        missing = tensors["missing"]
+        if {len(part) for part in (captions, times, embeddings, missing)} != {len(hashes)}:
             raise ValueError("the columns differ in length")
-        return cls(first, times, hashes, captions, embeddings, frames)
+        return cls(first, times, hashes, captions, embeddings, frames, missing)
 
 
 @contextmanager

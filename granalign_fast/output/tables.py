@@ -43,6 +43,7 @@ def search_record(index: VideoIndex, result: SearchResult) -> dict[str, Any]:
         "rewrites": None if result.rewrites is None else result.rewrites.to_record(),
         "exists": None if result.exists is None else round(result.exists, 4),
         "clip_seconds": index.video.clip_seconds,
+        "missing": missing_stretches(index),
         "moments": [
             {
                 "start": moment.start,
@@ -56,6 +57,11 @@ def search_record(index: VideoIndex, result: SearchResult) -> dict[str, Any]:
         "aware": {str(clip): caption for clip, caption in result.aware.items()},
         "seconds": {stage: round(value, 4) for stage, value in result.seconds.items()},
     }
+
+
+def missing_stretches(index: VideoIndex) -> list[list[float]]:
+    """Return the stretches in seconds whose picture the video file lacks."""
+    return [] if index.frames is None else [list(stretch) for stretch in index.frames.missing]
 
 
 def print_moments(index: VideoIndex, result: SearchResult) -> None:
@@ -72,5 +78,9 @@ def print_moments(index: VideoIndex, result: SearchResult) -> None:
             peak_caption(index, result, moment),
         )
     show(table)
+    if missing := missing_stretches(index):
+        text = ", ".join(f"{clock(begin)} to {clock(end)}" for begin, end in missing[:5])
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        show(f"this index is partial: the file lacks the picture of {text}{more}")
     if result.exists is not None:
         show(f"shown at all: {result.exists:.0%} likely")

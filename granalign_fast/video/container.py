@@ -46,15 +46,17 @@ class VideoInfo:
     """The properties of a video that `probe` returns.
 
     Attributes:
-        duration: seconds from the first frame's presentation to the end of the last frame's.
+        duration: seconds from the container's start to the end of the last frame's presentation.
         width: width of an upright frame in pixels; pixels that are not square are not resampled.
         height: height of an upright frame in pixels.
         frame_rate: average frames per second; None if the file has no frame rate.
         codec: FFmpeg's name of the codec, such as ``h264``.
         rotation: degrees counter-clockwise that turn a stored frame upright: 0, 90, 180 or 270.
         clips: number of frames that `read_frames` returns if the video is not damaged.
-        start: presentation time of the first frame in the file, in seconds; all other times are
-            relative to it.
+        start: presentation time of the container's start in the file, in seconds: that of its
+            earliest stream. All other times are relative to it, as in players and ``ffmpeg -ss``.
+        first_frame: seconds from the container's start to the presentation of the first frame. It
+            is above 0 if the picture begins later than the audio.
     """
 
     duration: float
@@ -65,6 +67,7 @@ class VideoInfo:
     rotation: int
     clips: int
     start: float
+    first_frame: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +78,26 @@ class Video:
     container: InputContainer
     stream: VideoStream
     time_base: Fraction
+    start: Fraction | None
+    """Presentation time of the container's start in seconds; None if the file has none."""
 
     @property
     def format_name(self) -> str:
         """FFmpeg's name of the container format, such as ``mov,mp4,m4a,3gp,3g2,mj2``."""
         return self.container.format.name
+
+    @property
+    def has_packet_numbers(self) -> bool:
+        """True if the file numbers its packets in decoding order and has no presentation times.
+
+        AVI does so. FFmpeg derives the PTS from the codec, and it may be late by some frames.
+        """
+        return self.format_name == "avi"
+
+    @property
+    def is_reordered(self) -> bool:
+        """True if packets have numbers alone, and frames are shown in another order."""
+        return self.has_packet_numbers and bool(self.stream.codec_context.has_b_frames)
 
     def ticks(self, seconds: Fraction) -> Fraction:
         """Convert seconds to units of the stream's time base."""
@@ -120,7 +138,7 @@ def open_video(path: str | os.PathLike[str], *, threads: int | None = None) -> I
         stream = _video_stream(path, container)
         stream.thread_type = "AUTO"
         stream.thread_count = threads or 0
-        yield Video(path, container, stream, Fraction(stream.time_base or 0))
+        yield Video(path, container, stream, Fraction(stream.time_base or 0), _start(container))
 
 
 def _tolerate_bad_metadata(pyav: str) -> dict[str, Any]:
@@ -165,6 +183,22 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
     if not stream.time_base:
         raise GranAlignError(f"{path}: its video has no presentation times; remux it to Matroska")
     return stream
+
+
+def _start(container: InputContainer) -> Fraction | None:
+    """Return the presentation time of the container's start, in seconds, or None.
+
+    FFmpeg rounds it to microseconds. The start of the stream that it comes from is exact.
+    """
+    if container.start_time is None:
+        return None
+    rounded = Fraction(container.start_time, 1_000_000)
+    for stream in container.streams:
+        if stream.start_time is not None and stream.time_base:
+            exact = stream.start_time * Fraction(stream.time_base)
+            if abs(exact - rounded) <= Fraction(1, 1_000_000):
+                return exact
+    return rounded
 
 
 def ffmpeg_reason(error: BaseException) -> str:

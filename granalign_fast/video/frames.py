@@ -45,11 +45,13 @@ def read_frames(
 ) -> Iterator[Frame]:
     """Yield one frame per clip, in order; each is decoded when the caller asks for it.
 
-    Times are presentation times, relative to the first frame that can be shown, so that an offset
-    in the container does not matter. They are never computed from a frame number and a rate. A
-    clip's frame is the one that a player shows at the clip's middle. The last clip ends with the
-    video and may be shorter; its middle is the middle of that shorter stretch. One frame can
-    represent several clips if it is shown for long.
+    Times are seconds on the clock that players, ``ffmpeg -ss``, subtitles and chapters use: zero is
+    the container's start, which is that of its earliest stream. They come from presentation time
+    stamps, never from a frame number and a rate, except in AVI, which numbers its packets. A clip's
+    frame is the one that a player shows at the clip's middle. The last clip ends with the video and
+    may be shorter; its middle is the middle of that shorter stretch. One frame can represent
+    several clips if it is shown for long. Where the picture begins later than the audio, the clips
+    before it have a black frame; where it ends earlier, the clips end with it.
 
     MPEG program streams (.mpg, .vob) store times for some frames only. FFmpeg fills in the others
     and may be wrong by two frames.
@@ -58,11 +60,11 @@ def read_frames(
     Memory holds the compressed packets of one clip and a few decoded frames, however long the
     video is.
 
-    A damaged or truncated file yields the frames before the damage, and then a
-    `DamagedVideoWarning` with file and time. After damage, frames are used again from the next key
-    frame on. The frames end at a clip whose frame would be more than a clip older than the clip
-    itself, or at a gap in the file, so clips are always 0, 1, 2, ... without gaps. Damage that
-    costs no clip is reported when the video ends.
+    A discontinuous clock is followed to the end of the file: a step ahead keeps its times, and a
+    clock that begins anew continues where the old one ends, as FFmpeg lets it. A clip whose picture
+    is missing or damaged gets the last good frame before it, and is marked `missing`; clips are
+    always 0, 1, 2, ... After damage, frames are used again from the next key frame on. A truncated
+    file ends with its last good frame. A `DamagedVideoWarning` names file and times at the end.
 
     Damage that leaves valid data cannot be detected: changed time stamps, or a part that was
     removed without a trace. In Matroska such a part looks like a long still picture; in AVI all
@@ -141,7 +143,7 @@ def probe(path: str | os.PathLike[str], *, clip_seconds: float = 2.0) -> VideoIn
             while packets.next_packet() is not None:
                 pass
             end = packets.end
-    duration = float(max(0, (end or 0) - start) * video.time_base)
+    duration = float(max(Fraction(0), (end or 0) - start) * video.time_base)
     height, width = upright(first).shape[:2]
     return VideoInfo(
         duration=duration,
@@ -152,6 +154,7 @@ def probe(path: str | os.PathLike[str], *, clip_seconds: float = 2.0) -> VideoIn
         rotation=quarter_turns(first) * 90,
         clips=clip_count(duration, clip_seconds),
         start=float(start * video.time_base),
+        first_frame=max(0.0, float(((first.pts or 0) - start) * video.time_base)),
     )
 
 
@@ -160,8 +163,8 @@ def _find_end_by_seeking(video: Video, clip_seconds: Fraction) -> int | None:
     from av.error import FFmpegError
 
     container = video.container
-    # MPEG-PS has times for some packets only; FFmpeg counts the others from where reading starts.
-    if not container.duration or video.format_name == "mpeg":
+    # In MPEG formats the clock may begin anew anywhere: only reading everything finds the end.
+    if not container.duration or video.format_name.startswith("mpeg"):
         return None
     try:
         container.seek(max(0, (container.start_time or 0) + container.duration - _TAIL))

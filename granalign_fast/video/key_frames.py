@@ -60,6 +60,12 @@ def packets_from_key_frame(video: Video, pts: int, streams: list[Any]) -> Iterat
     from av.error import FFmpegError
 
     container, index = video.container, video.stream.index
+    if video.has_packet_numbers:
+        for packet in container.demux(streams):
+            if packet.size:
+                packet.pts = packet.dts
+                yield packet
+        return
     begin = container.start_time or 0
     # Other formats have no index of key frames, and a seek in them may land behind the key frame.
     if video.format_name.startswith(("mov", "matroska")):

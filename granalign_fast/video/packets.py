@@ -1,4 +1,4 @@
-"""Read the packets of a video in decoding order, and detect gaps and truncation.
+"""Read the packets of a video in decoding order on one clock; detect gaps and truncation.
 
 PTS is a packet's presentation time stamp, DTS its decoding time stamp, both in units of the
 stream's time base.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right, insort
+from collections import deque
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from .container import Video, ffmpeg_reason
 if TYPE_CHECKING:
     from av.packet import Packet
 
-_LONGEST_STILL = Fraction(3600)
+LONGEST_STILL = Fraction(3600)
 """Seconds: no real video shows one picture for longer, but a damaged time stamp can claim so."""
 
 _LONGEST_REORDERING = Fraction(20)
@@ -24,6 +25,13 @@ _LONGEST_REORDERING = Fraction(20)
 
 _SHORTEST_GAP = Fraction(1)
 """Seconds: shorter steps in the time stamps are normal (reordering, streams that start apart)."""
+
+_RESTART_TOLERANCE = Fraction(10)
+"""Seconds: a clock that begins again does so this near to the container's start."""
+
+_LOOKAHEAD = 12
+"""Packets of the video that are read ahead where the time stamps step, to tell a new clock, which
+they follow, from a single damaged time stamp, which they do not."""
 
 _MATROSKA_HEADERS = 1000
 """Bytes between two packets of a Matroska file: headers of blocks and clusters take under 100."""
@@ -36,19 +44,27 @@ _AVI_CHUNK_HEADER = 8
 
 
 class PacketReader:
-    """A reader of a video's packets that stops at the end of the file or where packets are missing.
+    """A reader of a video's packets whose time stamps form one clock to the end of the file.
 
-    These signs count as damage, and the packets end there:
+    Where the DTS steps and the packets that follow stay with the step, the clock is discontinuous:
 
-    - The DTS steps back.
-    - The time stamps step ahead by more than an hour, or beyond the announced end of the file.
-    - The time stamps step ahead by more than a clip and more than a second, the duration of the
-      packet before does not cover the step, and one of these holds: bytes between the two belong
-      to no packet (Matroska), or the format is made for constant frame rates (MPEG-TS, MPEG-PS).
+    - A step ahead keeps its times. Without packets to cover it, it is a gap, and the packets behind
+      it are marked in `resumed`. A step ahead by more than an hour counts as a new clock.
+    - A step back is a new clock. Its times continue where the old clock ended, as FFmpeg lets them
+      (``ts_discontinuity`` of its command). In MPEG-TS and MPEG-PS a new clock may begin anywhere,
+      in other formats only near the container's start; elsewhere it is damage.
+
+    A packet whose time stamps step while the packets that follow stay with the old clock has a
+    damaged time stamp and counts as untimed. The packets end at these signs of damage:
+
+    - The DTS steps back in a format whose clock cannot begin there.
+    - The time stamps step ahead beyond the announced end of the file.
     - A packet of an AVI is not at the position in its index. AVI has packet numbers for time
       stamps, so its time stamps do not show that packets are missing.
 
-    Any other step ahead is taken for a long still picture.
+    A step ahead that the duration of the packet before covers is a long still picture. So is any
+    other step ahead where no sign says that packets are missing: no bytes between the two that
+    belong to no packet (Matroska), and no format that is made for constant frame rates (MPEG).
 
     Attributes:
         watermark: all packets to come have a PTS of at least this; None before the first packet.
@@ -56,6 +72,11 @@ class PacketReader:
         done: True when there is no further packet.
         damage: the reason why the packets ended early; None if they did not.
         untimed: number of packets without a PTS, or with one too far from their DTS.
+        gaps: for each gap, the PTS from which on no packet is shown and the PTS at which one is
+            again.
+        restarts: the PTS, on the one clock, at which each new clock begins.
+        resumed: PTS of the first packets behind gaps and restarts; decoding cannot rely on the
+            packets before them.
     """
 
     def __init__(self, video: Video, clip_seconds: Fraction) -> None:
@@ -64,13 +85,21 @@ class PacketReader:
         self.done = False
         self.damage: str | None = None
         self.untimed = 0
+        self.gaps: list[tuple[int, int]] = []
+        self.restarts: list[int] = []
+        self.resumed: set[int] = set()
         self._video = video
         # Limits in units of the time base.
         self._longest_step = math.ceil(video.ticks(max(clip_seconds, _SHORTEST_GAP)))
         self._longest_reordering = math.ceil(video.ticks(max(clip_seconds, _LONGEST_REORDERING)))
-        self._longest_still = math.ceil(video.ticks(_LONGEST_STILL))
+        self._longest_still = math.ceil(video.ticks(LONGEST_STILL))
         self._is_matroska = video.format_name.startswith("matroska")
         self._is_mp4 = video.format_name.startswith("mov")
+        self._is_mpeg = video.format_name.startswith("mpeg")
+        # Packets read ahead, whose time stamps are not on the one clock yet, and its offset.
+        self._ahead: deque[Packet[Any]] = deque()
+        self._offset = 0
+        self._last_duration = 0
         # MP4's index lists every packet. In other formats the packets of the other streams help to
         # detect lost bytes and a missing end.
         self._demuxed = video.container.demux(*([video.stream] if self._is_mp4 else []))
@@ -94,7 +123,7 @@ class PacketReader:
         while not self.done:
             # 1. Read a packet of any stream; an error or the end of the file ends the packets.
             try:
-                packet = next(self._demuxed, None)
+                packet = self._ahead.popleft() if self._ahead else next(self._demuxed, None)
             except IndexError:  # PyAV: at the end of a file in which a new stream appeared
                 packet = None
             except (FFmpegError, ValueError) as error:
@@ -112,10 +141,14 @@ class PacketReader:
                     end = (packet.pts + (packet.duration or 0)) * packet.time_base
                     self._other_streams_end = max(self._other_streams_end, end)
                 continue
-            # 3. Stop if packets are missing before this one; otherwise record its time stamps.
-            if gap := self._find_gap(packet):
-                self._stop(gap)
+            # 3. Put the time stamps on the one clock. Stop at damage that no clock explains.
+            if self._video.has_packet_numbers:
+                packet.pts = packet.dts
+            _shift(packet, self._offset)
+            if damage := self._follow_clock(packet):
+                self._stop(damage)
                 break
+            # 4. Record the time stamps.
             self._record_pts(packet)
             self._last_is_partial = packet.is_corrupt
             return packet
@@ -145,43 +178,127 @@ class PacketReader:
                 self._lost_bytes += packet.pos - self._bytes_end
             self._bytes_end = packet.pos + packet.size
 
-    def _find_gap(self, packet: Packet[Any]) -> str | None:
-        """Return why packets are missing before this one, or None if none are missing."""
-        dts, lost, self._lost_bytes = packet.dts, self._lost_bytes, 0
+    def _follow_clock(self, packet: Packet[Any]) -> str | None:
+        """Account for a step in the time stamps; return the damage at which packets end, or None.
+
+        The packet's time stamps may change: to the one clock behind a new clock, to None where they
+        are damaged.
+        """
+        lost, self._lost_bytes = self._lost_bytes, 0
         # 1. AVI: compare the position with the index.
         if self._video.format_name == "avi" and not self._matches_avi_index(packet):
             return "its packets are not where its index says"
-        # 2. The DTS must not step back.
-        if dts is not None:
-            if self._last_dts is not None and dts < self._last_dts - self._longest_step:
-                return "its times jump back"
-            self._last_dts = dts
-        # 3. Measure the step ahead. The DTS rises evenly; but Matroska has none, and FFmpeg's
-        # substitutes lag by the depth of the reordering, so Matroska is judged by the PTS.
+        # 2. The DTS rises evenly; but Matroska has none, and FFmpeg's substitutes lag by the depth
+        # of the reordering, so Matroska's steps ahead are judged by the PTS.
+        dts = packet.dts
         time = packet.pts if dts is None or self._is_matroska else dts
         if time is None:
             return None
-        before, covered_until = self._latest_time, self._covered_until
+        # 3. A step back, or ahead by more than an hour, is a new clock or a damaged time stamp.
+        before = self._latest_time
+        back = (
+            dts is not None
+            and self._last_dts is not None
+            and dts < self._last_dts - self._longest_step
+        )
+        far = before is not None and time - before > self._longest_still
+        beyond = self._announced_end is not None and time > self._announced_end + self._longest_step
+        if back or far or (beyond and before is not None and time - before > self._longest_step):
+            if not self._stays_with_step(packet):
+                packet.pts = packet.dts = None
+                return None
+            if beyond and not back:
+                return "its times jump beyond its announced end"
+            if back and not self._may_restart_at(packet):
+                return "its times jump back"
+            self._restart_clock(packet)
+            dts = packet.dts
+            time = packet.pts if dts is None or self._is_matroska else dts
+            before = None if time is None else self._latest_time
+        # 4. A shorter step ahead that nothing covers is a gap, if a sign says so.
+        if time is None:
+            return None
+        if before is not None and self._is_gap(time, before, lost):
+            if not self._stays_with_step(packet):
+                packet.pts = packet.dts = None
+                return None
+            resumed = time if packet.pts is None else packet.pts
+            self.gaps.append((before if self.end is None else min(self.end, resumed), resumed))
+            self.resumed.add(resumed)
+        # 5. The packet continues the clock.
+        if dts is not None:
+            self._last_dts = dts
+        self._last_duration = packet.duration or self._last_duration
         if before is None or time > before:
             self._latest_time, self._covered_until = time, time + (packet.duration or 0)
-        if before is None or time - before <= self._longest_step:
-            return None
-        # 4. A longer step is a gap or a still picture.
-        step = time - before
-        if step > self._longest_still:
-            return "its times jump ahead by more than an hour"
-        if self._announced_end is not None and time > self._announced_end + self._longest_step:
-            return "its times jump beyond its announced end"
-        if time - covered_until <= self._longest_step:
-            return None
-        if lost:
-            return f"{lost} bytes of it are unreadable"
-        rate = self._video.stream.average_rate
-        if self._video.format_name.startswith("mpeg") and (
-            not rate or step > self._video.ticks(Fraction(5, 2) / rate)
-        ):
-            return "packets are missing"
         return None
+
+    def _is_gap(self, time: int, before: int, lost: int) -> bool:
+        """Return True if packets are missing between the times `before` and `time`."""
+        step = time - before
+        if step <= self._longest_step or time - self._covered_until <= self._longest_step:
+            return False
+        rate = self._video.stream.average_rate
+        constant = self._is_mpeg and (not rate or step > self._video.ticks(Fraction(5, 2) / rate))
+        return bool(lost) or constant
+
+    def _stays_with_step(self, packet: Packet[Any]) -> bool:
+        """Read ahead; return True if most packets that follow are nearer to this one's time.
+
+        At the end of the file, where no packet follows, the answer is False.
+        """
+        from av.error import FFmpegError
+
+        origin = packet.pts if packet.dts is None else packet.dts
+        before = self._latest_time if self._last_dts is None else self._last_dts
+        stream = self._video.stream.index
+        following = [one for one in self._ahead if one.stream_index == stream and one.size]
+        while len(following) < _LOOKAHEAD:
+            try:
+                one = next(self._demuxed, None)
+            except (FFmpegError, IndexError, ValueError):
+                break
+            if one is None:
+                break
+            self._ahead.append(one)
+            if one.stream_index == stream and one.size:
+                following.append(one)
+        times = [one.pts if one.dts is None else one.dts for one in following]
+        if origin is None or before is None:
+            return True
+        near = [
+            abs(time + self._offset - origin) < abs(time + self._offset - before)
+            for time in times
+            if time is not None
+        ]
+        return 2 * sum(near) > len(near)
+
+    def _may_restart_at(self, packet: Packet[Any]) -> bool:
+        """Return True if a clock of this format can begin anew at the packet's time."""
+        if self._is_mpeg or packet.dts is None:
+            return self._is_mpeg
+        start = self._video.start or Fraction(0)
+        time = (packet.dts - self._offset) * self._video.time_base
+        return abs(time - start) <= _RESTART_TOLERANCE
+
+    def _restart_clock(self, packet: Packet[Any]) -> None:
+        """Let the packet's new clock continue where the old one ends."""
+        # Matroska's DTS are FFmpeg's substitutes: there the PTS continues where the display ends.
+        by_pts = self._is_matroska or packet.dts is None
+        time = packet.pts if by_pts else packet.dts
+        end = self.end if by_pts else self._last_dts
+        if time is None or end is None:
+            return
+        duration = 0
+        if not by_pts:
+            duration = self._last_duration or self._display_duration(packet, time)
+        shift = end + duration - time
+        self._offset += shift
+        _shift(packet, shift)
+        if packet.pts is not None:
+            self.restarts.append(packet.pts)
+            self.resumed.add(packet.pts)
+        self._covered_until = end + duration
 
     def _matches_avi_index(self, packet: Packet[Any]) -> bool:
         """Return True if an AVI's packet is at the position that the index gives for its number."""
@@ -213,7 +330,7 @@ class PacketReader:
         """Return how long a packet is shown if it is the last, in units of the time base."""
         # MPEG packets have no duration; FFmpeg's value comes from the coded frames, which may be
         # damaged.
-        if packet.duration and not self._video.format_name.startswith("mpeg"):
+        if packet.duration and not self._is_mpeg:
             return packet.duration
         rate = self._video.stream.average_rate
         if rate:
@@ -247,6 +364,13 @@ class PacketReader:
             head = file.read(_TS_PACKET + 1)
         # Every transport packet begins with the sync byte 0x47.
         return len(head) > _TS_PACKET and head[0] == head[_TS_PACKET] == 0x47
+
+
+def _shift(packet: Packet[Any], offset: int) -> None:
+    """Add an offset to the time stamps of a packet."""
+    if offset:
+        packet.pts = None if packet.pts is None else packet.pts + offset
+        packet.dts = None if packet.dts is None else packet.dts + offset
 
 
 def _announced_end(video: Video) -> int | None:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from granalign_fast.errors import GranAlignError
 
 from .container import DamagedVideoWarning, Video, clip_count, upright
-from .packets import PacketReader
+from .packets import LONGEST_STILL, PacketReader
 
 if TYPE_CHECKING:
     from av.packet import Packet
@@ -43,13 +43,17 @@ class Frame:
 
     Attributes:
         clip: the clip's number k; the clip covers ``[k * clip_seconds, (k + 1) * clip_seconds)``.
-        time: seconds from the video's first frame to the presentation of this one.
+        time: seconds from the container's start to the presentation of this frame; 0 for the black
+            frame of a clip before the first picture.
         image: uint8 RGB (height, width, 3), C-contiguous, upright, in the size of the file.
+        missing: True if the file lacks the picture that belongs to the clip: its packets are
+            missing or damaged, and the last good frame before takes its place.
     """
 
     clip: int
     time: float
     image: npt.NDArray[np.uint8]
+    missing: bool = False
 
 
 class FalseKeyFrame(Exception):
@@ -85,7 +89,9 @@ class FrameReader:
         self._codec = self._decoder.codec.canonical_name
         self._clip_seconds = clip_seconds
         self._packets = PacketReader(video, clip_seconds)
-        self._skip = skip and self._codec in _RESTARTABLE
+        # The number of a packet in decoding order is not that of its frame: decode everything.
+        self._in_display_order = not video.is_reordered
+        self._skip = skip and self._codec in _RESTARTABLE and self._in_display_order
         # Every H.264 packet states whether other frames refer to its frame. In other codecs the
         # statement may not hold across layers.
         self._skip_unreferenced = self._skip and self._codec == "h264"
@@ -101,12 +107,19 @@ class FrameReader:
         # restarted while its frame is not decoded yet.
         self._restart_pts: int | None = None
         self._unverified_pts: int | None = None
+        # PTS of the packets sent to a decoder that reorders them, where these are packet numbers.
+        self._display_slots: deque[int] = deque()
+        # Behind a gap, frames from this PTS on are distrusted until a key frame from the second on.
+        self._gap_pts: tuple[int, int] | None = None
         # Frames are distrusted until a key frame behind this PTS. The first damage is reported.
         self._distrusted_pts: int | None = None
         self._first_damage_pts: int | None = None
 
-    def decode_first(self) -> tuple[int, VideoFrame]:
-        """Return the PTS from which all times count, and the first frame.
+    def decode_first(self) -> tuple[Fraction, VideoFrame]:
+        """Return the container's start, in units of the time base, and the first frame.
+
+        Where the container has no start, or one more than an hour before the first frame, times
+        count from the first frame.
 
         Raises:
             GranAlignError: no frame can be decoded.
@@ -125,9 +138,13 @@ class FrameReader:
             self._raise_undecodable("nothing in it can be decoded")
         first = self._ready[0]
         assert first.pts is not None
+        if self._video.start is not None:
+            start = self._video.ticks(self._video.start)
+            if first.pts - start <= self._video.ticks(LONGEST_STILL):
+                return start, first
         # If the first frames are damaged, time still counts from the first packet's PTS.
         lost = self._first_damage_pts is not None and earliest is not None
-        return min(first.pts, earliest or 0) if lost else first.pts, first
+        return Fraction(min(first.pts, earliest or 0) if lost else first.pts), first
 
     def _raise_undecodable(self, reason: str) -> NoReturn:
         path = self._video.path
@@ -148,11 +165,16 @@ class FrameReader:
         """
         last = math.inf if clips is None else max(clips[-1:], default=-1)
         video, packets = self._video, self._packets
-        start, _ = self.decode_first()
+        start, first = self.decode_first()
+        black = np.zeros_like(upright(first))
         length = video.ticks(self._clip_seconds)
-        clip = 0
+        clip = decoded = 0
+        # Clips without a picture of their own, and the good frame before them. They are returned
+        # when a good frame follows: the video goes on there.
+        held: list[int] = []
+        good: tuple[float, npt.NDArray[np.uint8]] = 0.0, black
         reason = None
-        while reason is None and clip <= last:
+        while clip <= last or held:
             # 1. Read packets up to the clip's end. The video may end before that.
             begin, limit = start + clip * length, start + (clip + 1) * length
             self._read_ahead(math.ceil(limit))
@@ -169,39 +191,73 @@ class FrameReader:
             requested = clips is None or clip in clips
             if not requested and self._skip and expected is not None:
                 packets.forget_before(expected)
-                clip += 1
+                decoded = clip = clip + 1
                 continue
             # 3. Decode up to that frame.
             self._decode_until(math.floor(middle), expected)
             frame = self._current
             if frame is None and self._ready and (self._ready[0].pts or 0) < limit:
                 frame = self._ready[0]  # the first frame appears after the middle of this clip
-            if frame is None or frame.pts is None or (expected or 0) - frame.pts > length:
-                reason = "it cannot be decoded further"
-                break
-            packets.forget_before(frame.pts)
-            time = float((frame.pts - start) * video.time_base)
-            if requested:
-                yield Frame(clip, time, upright(frame))
+            if frame is None and expected is None and self._ready:
+                # 4. Before the first picture a player shows black.
+                if requested:
+                    yield Frame(clip, 0.0, black)
+                decoded = clip + 1
+            elif frame is None or frame.pts is None or (expected or 0) - frame.pts > length:
+                # 5. The picture cannot be decoded. Skipping may be the cause.
+                if self._skip:
+                    raise FalseKeyFrame
+                if not self._ready and self._drained:
+                    reason = "it cannot be decoded further"
+                    break
+                held.append(clip)
+            else:
+                # 6. The picture is there; the clips before it that lack theirs get the one before.
+                packets.forget_before(frame.pts)
+                for number in held:
+                    if clips is None or number in clips:
+                        yield Frame(number, *good, missing=True)
+                held.clear()
+                time = max(0.0, float((frame.pts - start) * video.time_base))
+                good = time, upright(frame) if requested or not self._skip else black
+                if requested:
+                    yield Frame(clip, *good, missing=self._is_in_gap(middle))
+                decoded = clip + 1
             clip += 1
-        if clip == 0 and last >= 0:
+        if decoded == 0 and last >= 0:
             self._raise_undecodable("its beginning cannot be decoded")
         if warn and (reason is not None or clip <= last):
-            self._warn_of_damage(reason, start, clip)
+            self._warn_of_damage(reason, start, decoded)
 
-    def _warn_of_damage(self, reason: str | None, start: int, clips: int) -> None:
-        """Warn if the frames end early or if damage was decoded."""
-        path, reason = self._video.path, self._packets.damage or reason
-        if reason:
-            end = (self._packets.end or start) - start
-            seconds = float(min(clips * self._clip_seconds, end * self._video.time_base))
-            message = f"{path}: damaged: {reason}; its frames end at {seconds:.2f} s"
+    def _is_in_gap(self, time: Fraction) -> bool:
+        """Return True if the packets of this time are missing in the file."""
+        return any(begin <= time < end for begin, end in self._packets.gaps)
+
+    def _warn_of_damage(self, reason: str | None, start: Fraction, clips: int) -> None:
+        """Warn of a discontinuous clock, of frames that end early, and of decoded damage."""
+        path, packets = self._video.path, self._packets
+
+        def seconds(pts: Fraction | int) -> float:
+            return float((pts - start) * self._video.time_base)
+
+        messages = [
+            f"packets from {seconds(begin):.2f} to {seconds(end):.2f} s are missing; the frame "
+            f"before takes their place"
+            for begin, end in packets.gaps
+        ]
+        messages += [
+            f"its clock begins again at {seconds(pts):.2f} s; its times continue there"
+            for pts in packets.restarts
+        ]
+        if reason := packets.damage or reason:
+            end = min(clips * self._clip_seconds, Fraction(seconds(packets.end or start)))
+            messages.append(f"{reason}; its frames end at {float(end):.2f} s")
         elif self._first_damage_pts is not None:
-            seconds = float((self._first_damage_pts - start) * self._video.time_base)
-            message = f"{path}: damaged near {seconds:.2f} s; earlier frames are used instead"
-        else:
-            return
-        warnings.warn(message, DamagedVideoWarning, stacklevel=4)
+            near = seconds(self._first_damage_pts)
+            messages.append(f"damaged near {near:.2f} s; earlier frames are used instead")
+        if messages:
+            text = f"{path}: damaged or discontinuous: {'; '.join(messages)}"
+            warnings.warn(text, DamagedVideoWarning, stacklevel=4)
 
     def _read_ahead(self, limit: int) -> None:
         """Read packets until every packet with a PTS below `limit` is read."""
@@ -256,6 +312,11 @@ class FrameReader:
             if packet.pts is not None:
                 sent = self._sent_pts
                 self._sent_pts = packet.pts if sent is None else max(sent, packet.pts)
+                if packet.pts in self._packets.resumed and not packet.is_keyframe:
+                    low, _ = self._gap_pts or (packet.pts, 0)
+                    self._gap_pts = low, packet.pts
+                if not self._in_display_order:
+                    self._display_slots.append(packet.pts)
             if packet.is_corrupt:
                 self._distrust()
             if self._skip_unreferenced:
@@ -278,6 +339,8 @@ class FrameReader:
 
     def _accept(self, frame: VideoFrame) -> None:
         """Append a decoded frame to `_ready`, unless it is out of order or may be damaged."""
+        if not self._in_display_order:
+            self._number_in_display_order(frame)
         pts = frame.pts
         if pts is None or (self._last_pts is not None and pts <= self._last_pts):
             return
@@ -290,6 +353,11 @@ class FrameReader:
             self._unverified_pts = None
         if not self._packets.has_pts(pts):  # the decoder has guessed the PTS
             return
+        # A key frame behind the gap ends the distrust of frames behind it.
+        if self._gap_pts is not None and pts >= self._gap_pts[0]:
+            if not frame.key_frame or pts < self._gap_pts[1]:
+                return
+            self._gap_pts = None
         # A key frame behind the damage ends the distrust.
         if frame.is_corrupt:
             self._distrusted_pts = max(pts, self._distrusted_pts or pts)
@@ -300,3 +368,18 @@ class FrameReader:
         if self._distrusted_pts is None:
             self._last_pts = pts
             self._ready.append(frame)
+
+    def _number_in_display_order(self, frame: VideoFrame) -> None:
+        """Replace a frame's packet number in decoding order by the one in display order.
+
+        Frames come in display order, and take the numbers of the packets in ascending order. A key
+        frame is not shown before its own packet number: if frames before it were lost, it skips
+        their numbers.
+        """
+        number = frame.pts
+        if number is None or not self._display_slots:
+            return
+        slot = self._display_slots.popleft()
+        while frame.key_frame and slot < number and self._display_slots:
+            slot = self._display_slots.popleft()
+        frame.pts = slot

@@ -274,7 +274,15 @@ def test_rows_are_read_back_up_to_the_first_gap(tmp_path: Path) -> None:
     def stretch(first: int, clips: int) -> ClipRows:
         values = np.arange(first, first + clips, dtype=np.float64)
         texts = tuple(f"caption {clip} \ud800" for clip in range(first, first + clips))
-        return ClipRows(first, values, texts, texts, np.tile(values[:, None], 3).astype("f2"), None)
+        return ClipRows(
+            first,
+            values,
+            texts,
+            texts,
+            np.tile(values[:, None], 3).astype("f2"),
+            None,
+            values > first,
+        )
 
     work = WorkFolder(tmp_path)
     for first, clips in ((0, 3), (3, 1), (6, 2)):

@@ -276,7 +276,12 @@ def test_wrong_embeddings_are_an_error(saved: Path, content: bytes, message: str
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda r: r.update(format_version=2), "got format version 2, expected 1"),
+        (lambda r: r.update(format_version=1), "got format version 1, expected 2"),
+        (lambda r: r.update(format_version=3), "got format version 3, expected 2"),
+        (lambda r: r.update(clock="first frame"), "got clock .first frame."),
+        (lambda r: r.update(missing=[[1, "2"]]), "got missing .*expected pairs of seconds"),
+        (lambda r: r.update(missing=[[4.0, 2.0]]), "expected pairs of seconds in ascending"),
+        (lambda r: r.update(missing=[[4.0]]), "not enough values|expected pairs"),
         (lambda r: r.update(format_version=True), "got format version True"),
         (lambda r: r.update(kind="clip"), "got kind 'clip', expected 'video-index'"),
         (lambda r: r.pop("models"), r"keys \['models'\]"),
