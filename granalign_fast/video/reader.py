@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError
 
-from .container import DamagedVideoWarning, Video, clip_count, upright
+from .container import DamagedVideoWarning, Video, clip_count
 from .packets import LONGEST_STILL, PacketReader
+from .picture import displayed_picture
 
 if TYPE_CHECKING:
     from av.packet import Packet
@@ -45,7 +46,8 @@ class Frame:
         clip: the clip's number k; the clip covers ``[k * clip_seconds, (k + 1) * clip_seconds)``.
         time: seconds from the container's start to the presentation of this frame; 0 for the black
             frame of a clip before the first picture.
-        image: uint8 RGB (height, width, 3), C-contiguous, upright, in the size of the file.
+        image: uint8 RGB (height, width, 3), C-contiguous: the picture that a player shows,
+            upright, in square pixels and in BT.709.
         missing: True if the file lacks the picture that belongs to the clip: its packets are
             missing or damaged, and the last good frame before takes its place.
     """
@@ -166,13 +168,12 @@ class FrameReader:
         last = math.inf if clips is None else max(clips[-1:], default=-1)
         video, packets = self._video, self._packets
         start, first = self.decode_first()
-        black = np.zeros_like(upright(first))
         length = video.ticks(self._clip_seconds)
         clip = decoded = 0
         # Clips without a picture of their own, and the good frame before them. They are returned
         # when a good frame follows: the video goes on there.
         held: list[int] = []
-        good: tuple[float, npt.NDArray[np.uint8]] = 0.0, black
+        good: VideoFrame | None = None
         reason = None
         while clip <= last or held:
             # 1. Read packets up to the clip's end. The video may end before that.
@@ -201,7 +202,7 @@ class FrameReader:
             if frame is None and expected is None and self._ready:
                 # 4. Before the first picture a player shows black.
                 if requested:
-                    yield Frame(clip, 0.0, black)
+                    yield Frame(clip, 0.0, np.zeros_like(self._picture(first)))
                 decoded = clip + 1
             elif frame is None or frame.pts is None or (expected or 0) - frame.pts > length:
                 # 5. The picture cannot be decoded. Skipping may be the cause.
@@ -216,18 +217,25 @@ class FrameReader:
                 packets.forget_before(frame.pts)
                 for number in held:
                     if clips is None or number in clips:
-                        yield Frame(number, *good, missing=True)
+                        yield self._frame(number, good or first, start, missing=True)
                 held.clear()
-                time = max(0.0, float((frame.pts - start) * video.time_base))
-                good = time, upright(frame) if requested or not self._skip else black
+                good = frame
                 if requested:
-                    yield Frame(clip, *good, missing=self._is_in_gap(middle))
+                    yield self._frame(clip, frame, start, missing=self._is_in_gap(middle))
                 decoded = clip + 1
             clip += 1
         if decoded == 0 and last >= 0:
             self._raise_undecodable("its beginning cannot be decoded")
         if warn and (reason is not None or clip <= last):
             self._warn_of_damage(reason, start, decoded)
+
+    def _frame(self, clip: int, frame: VideoFrame, start: Fraction, *, missing: bool) -> Frame:
+        """Return a decoded frame as the one of a clip."""
+        time = float(((frame.pts or 0) - start) * self._video.time_base)
+        return Frame(clip, max(0.0, time), self._picture(frame), missing)
+
+    def _picture(self, frame: VideoFrame) -> npt.NDArray[np.uint8]:
+        return displayed_picture(frame, self._video.pixel_aspect)
 
     def _is_in_gap(self, time: Fraction) -> bool:
         """Return True if the packets of this time are missing in the file."""
