@@ -16,7 +16,7 @@ from .metrics.records import clip_count, clips_scored
 from .pipeline import MomentRetriever
 from .protocols import Rewriter
 from .search.clock import Clock
-from .search.retriever import Request
+from .search.request import Request
 
 
 @dataclass(frozen=True, slots=True)

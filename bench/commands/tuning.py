@@ -32,7 +32,7 @@ from granalign_fast.models.embedding_cache import CachedEncoder
 from granalign_fast.pipeline import MomentRetriever, SentenceEncoder
 from granalign_fast.protocols import TextEncoder
 from granalign_fast.search.batches import Question
-from granalign_fast.search.retriever import results_of
+from granalign_fast.search.results import results_of
 
 SEED, SWEEPS, RESAMPLES = 0, 3, 1000
 COLUMNS = {

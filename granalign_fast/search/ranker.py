@@ -87,15 +87,9 @@ class Ranker(Protocol):
         ...
 
 
-def ranker_on(device: str, config: RetrieverConfig) -> Ranker:
-    """The ranker of a device, as `Session` names it.
-
-    Raises:
-        GranAlignError: there is no such device name.
-        MissingExtraError: it is a GPU, and CuPy is not installed.
-    """
-    there = ArrayDevice.of(device)
-    return HostRanker(config) if there.index is None else DeviceRanker(config, there)
+def ranker_on(device: ArrayDevice, config: RetrieverConfig) -> Ranker:
+    """Return the ranker that runs on a device."""
+    return HostRanker(config) if device.index is None else DeviceRanker(config, device)
 
 
 class HostRanker:

@@ -32,8 +32,9 @@ from granalign_fast.kernels import Curves
 from granalign_fast.pipeline import ModelFolder
 from granalign_fast.runtime.array_device import ArrayDevice
 from granalign_fast.search import ranker
+from granalign_fast.search.caption_scorer import CaptionScorer
 from granalign_fast.search.clock import Clock
-from granalign_fast.search.ranker import DeviceRanker, DeviceTextEncoder, HostRanker, Kept
+from granalign_fast.search.ranker import DeviceRanker, DeviceTextEncoder, HostRanker, Ranker
 from granalign_fast.search.ranker import moments_of as moments_of
 
 DIM = 48
@@ -127,8 +128,14 @@ def forget() -> None:
 
 def on_gpu(config: Any = "tuned", encoder: Any = None) -> tuple[MomentRetriever, DeviceRanker]:
     made = MomentRetriever(encoder or Scenes(), config, device="cuda")
-    assert isinstance(made._ranker, DeviceRanker)
-    return made, made._ranker
+    ranker_in_use = ranker_of(made)
+    assert isinstance(ranker_in_use, DeviceRanker)
+    return made, ranker_in_use
+
+
+def ranker_of(retriever: MomentRetriever) -> Ranker:
+    assert isinstance(retriever._scorer, CaptionScorer)
+    return retriever._scorer.ranker
 
 
 def judge(found: Any, expected: Any, config: Any) -> None:
@@ -314,7 +321,7 @@ def test_without_cupy(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
 def test_devices_that_are_none() -> None:
     with pytest.raises(GranAlignError, match="device 'gpu': expected 'cpu', 'cuda'"):
         MomentRetriever(Scenes(), device="gpu")
-    assert isinstance(MomentRetriever(Scenes())._ranker, HostRanker)
+    assert isinstance(ranker_of(MomentRetriever(Scenes())), HostRanker)
 
 
 @emulated
@@ -326,61 +333,7 @@ def test_a_folder_of_models_passes_its_device_on(
         models = ModelFolder(tmp_path, device=device)
         models.__dict__["encoder"] = Scenes()
         made = models.retriever()
-        assert isinstance(made._ranker, kind) and isinstance(made.rewriter, RuleRewriter)
-
-
-# What is kept of arrays.
-
-
-def doubled(seen: list[int]) -> Callable[[Any], Any]:
-    def make(array: Any) -> Any:
-        seen.append(len(array))
-        return array * 2
-
-    return make
-
-
-def test_what_was_made_is_kept_while_its_array_is_there() -> None:
-    kept, seen = Kept(10_000), []
-    one, two = np.arange(5.0), np.arange(7.0)
-    for array in (one, two) * 3:
-        np.testing.assert_array_equal(kept.of(array, doubled(seen)), array * 2)
-    assert seen == [5, 7] and kept.bytes == one.nbytes + two.nbytes
-    del array, one
-    assert len(kept) == 1 and kept.bytes == two.nbytes
-    del kept
-    del two  # nobody left to tell
-
-
-def test_room_is_made_by_what_was_not_used_for_longest() -> None:
-    seen: list[int] = []
-    kept, make = Kept(8 * 30), doubled(seen)
-    arrays = [np.arange(float(n)) for n in (9, 10, 11, 12)]
-    for number in (0, 1, 0, 2, 0, 3, 0, 1):
-        kept.of(arrays[number], make)
-    assert seen == [9, 10, 11, 12, 10]  # when 12 came, 10 and 11 went; when 10 came again, 12
-    assert len(kept) == 2 and kept.bytes == 8 * 19
-    large = np.arange(100.0)
-    assert len(kept.of(large, make)) == 100 and len(kept) == 1  # the last one in any case
-
-
-def test_threads_share_what_is_kept() -> None:
-    kept = Kept(8 * 100)
-    arrays = [np.arange(float(n)) for n in range(1, 40)]
-
-    def use(number: int) -> bool:
-        given = arrays[number * 7 % 39]
-        passing = np.arange(3.0)  # gone when this returns
-        return all(
-            np.array_equal(kept.of(own, lambda a: a * 2), own * 2) for own in (given, passing)
-        )
-
-    with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(use, range(800)))
-    gc.collect()
-    assert kept.bytes == sum(made.nbytes for _, made in kept._kept.values()) <= 8 * 100
-    arrays.clear()
-    assert len(kept) == kept.bytes == 0
+        assert isinstance(ranker_of(made), kind) and isinstance(made.rewriter, RuleRewriter)
 
 
 def test_a_ranker_goes_without_a_collection(cupy: Any) -> None:
