@@ -31,8 +31,8 @@ from granalign_fast.metrics import load_ground_truth, retrieval_of_each, score_q
 from granalign_fast.models.embedding_cache import CachedEncoder
 from granalign_fast.pipeline import MomentRetriever, SentenceEncoder
 from granalign_fast.protocols import TextEncoder
-from granalign_fast.search.batches import Question
-from granalign_fast.search.results import results_of
+from granalign_fast.search.batches import PreparedQuery
+from granalign_fast.search.results import search_results
 
 SEED, SWEEPS, RESAMPLES = 0, 3, 1000
 COLUMNS = {
@@ -97,7 +97,7 @@ GRIDS: Mapping[str, tuple[Any, ...]] = {
 class Benchmark:
     """Queries, each with its ground truth, and captions, embedded once; and what came of them."""
 
-    requests: Sequence[Question]
+    requests: Sequence[PreparedQuery]
     truth: Sequence[Record]
     texts: npt.NDArray[np.float32]
     """`(queries, variants, dim)`: the query, then its rewrites."""
@@ -126,7 +126,7 @@ class Benchmark:
         curves = self.curves(config)
         found = kernels.proposals(*curves, rules=config.proposals)
         ranked = kernels.nms(*found, threshold=config.nms_threshold, top=config.top)
-        pairs = zip(self.truth, results_of(self.requests, curves, ranked), strict=True)
+        pairs = zip(self.truth, search_results(self.requests, curves, ranked), strict=True)
         return [{"qid": truth["qid"]} | result.to_record() for truth, result in pairs]
 
     def score(self, predictions: Sequence[Record]) -> dict[str, float]:
@@ -168,7 +168,7 @@ def load(
     number = {vid: i for i, vid in enumerate(durations)}
     embedded = encoder.encode([text for own in texts for text in own], progress=_counter("texts"))
     return Benchmark(
-        requests=[Question(indices[number[query.vid]], query.rewrites, {}) for query in asked],
+        requests=[PreparedQuery(indices[number[query.vid]], query.rewrites, {}) for query in asked],
         truth=[truth_of[query.qid] for query in asked],
         texts=embedded.reshape(len(asked), len(texts[0]), -1),
         agnostic=np.concatenate([index.embeddings for index in indices]),

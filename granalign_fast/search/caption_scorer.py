@@ -25,12 +25,12 @@ from granalign_fast.protocols import (
 )
 from granalign_fast.types import Rewrites, SearchResult
 
-from .batches import Question, alike, variants
+from .batches import PreparedQuery, group_by_variant_counts, query_variants
 from .clock import Clock
 from .key_frames import aware_captions, existence, frame_embeddings, frame_set, key_frames
 from .ranker import Ranker
 from .request import Request, query_text
-from .results import results_of
+from .results import search_results
 
 KeyFrames = list[list[int]]
 """The clip numbers of the key frames of each request; empty where no model looks at them."""
@@ -82,25 +82,27 @@ class CaptionScorer:
         aware = self._caption(requests, queries, clips, clock)
         # Judge by the key frames whether each video shows its query at all.
         exists = self._judge_existence(requests, queries, clips, clock)
-        questions = [
-            Question(request.index, query, captions)
+        prepared = [
+            PreparedQuery(request.index, query, captions)
             for request, query, captions in zip(requests, queries, aware, strict=True)
         ]
 
         # Embed every variant of every query and every query-aware caption, in one call.
-        asked = [variants(query, self.config) for query in queries]
-        needed = [text for pair in asked for granularity in pair for text in granularity]
+        variants = [query_variants(query, self.config) for query in queries]
+        needed = [text for pair in variants for granularity in pair for text in granularity]
         needed += [caption for captions in aware for caption in captions.values()]
         texts = self.ranker.embed(self.encoder, needed)
         clock.lap("embed")
 
         # Rank. A batch needs equal numbers of variants, so that its embeddings form one array.
         results: list[SearchResult | None] = [None] * len(requests)
-        for members in alike(asked):
-            batch = [questions[i] for i in members]
-            curves, ranked = self.ranker.rank(batch, [asked[i] for i in members], texts, clock)
-            found = results_of(batch, curves, ranked, [exists[i] for i in members], clock.seconds)
-            for i, result in zip(members, found, strict=True):
+        for members in group_by_variant_counts(variants):
+            batch = [prepared[i] for i in members]
+            curves, ranked = self.ranker.rank(batch, [variants[i] for i in members], texts, clock)
+            ranked_results = search_results(
+                batch, curves, ranked, [exists[i] for i in members], clock.seconds
+            )
+            for i, result in zip(members, ranked_results, strict=True):
                 results[i] = result
             clock.lap("results")
         return [result for result in results if result is not None]
@@ -137,7 +139,7 @@ class CaptionScorer:
         watched = [r for r in requests if self.captioner and r.index.frames is not None]
         if not watched:
             return [[] for _ in requests]
-        with clock.beside("key_frames"):
+        with clock.concurrent("key_frames"):
             # Embed each query once, in the space of the frames or else of the captions.
             texts = list(dict.fromkeys(query_text(request) for request in watched))
             encode = self.frame_encoder.encode_texts if self.frame_encoder else self.encoder.encode
@@ -163,7 +165,7 @@ class CaptionScorer:
         if not isinstance(self.captioner, Prefiller):
             return
         capacity, clips = self.captioner.room, chosen.result()
-        with clock.beside("prefill"):
+        with clock.concurrent("prefill"):
             for request, keys in zip(requests, clips, strict=True):
                 capacity -= len(keys)
                 if capacity < 0:
@@ -187,8 +189,8 @@ class CaptionScorer:
             if clips[i] and request.aware is None and query.detailed
         ]
         if guided and self.captioner:
-            asked = [(requests[i].index, clips[i], queries[i]) for i in guided]
-            for i, captions in zip(guided, aware_captions(self.captioner, asked), strict=True):
+            targets = [(requests[i].index, clips[i], queries[i]) for i in guided]
+            for i, captions in zip(guided, aware_captions(self.captioner, targets), strict=True):
                 aware[i] = captions
             clock.lap("aware")
         return aware

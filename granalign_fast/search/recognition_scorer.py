@@ -16,12 +16,12 @@ from granalign_fast.kernels import Curves
 from granalign_fast.protocols import Recogniser
 from granalign_fast.types import SearchResult
 
-from .batches import Question
+from .batches import PreparedQuery
 from .clock import Clock
-from .key_frames import frame_set, mean_of_greatest, ways_to_ask
-from .ranker import moments_of
+from .host_ranker import cut_moments
+from .key_frames import equivalent_phrasings, frame_set, mean_of_greatest
 from .request import Request, bare_rewrites
-from .results import results_of
+from .results import search_results
 
 
 class RecognitionScorer:
@@ -47,16 +47,18 @@ class RecognitionScorer:
         clock.lap("recognise")
 
         # Moments are cut out of stretched curves, as the curves of captions are: from 0 to 1.
-        stretched = np.concatenate([_stretched(curve) for curve in curves])
+        stretched = np.concatenate([_rescale(curve) for curve in curves])
         offsets = np.cumsum([0, *map(len, curves)])
-        ranked = moments_of(Curves(stretched[None], stretched, offsets), self.config, clock)
+        ranked = cut_moments(Curves(stretched[None], stretched, offsets), self.config, clock)
 
         # The saliency is the probability itself: it can be compared across videos.
         fused = np.concatenate(curves)
         exists = [mean_of_greatest(curve, self.config.exists_frames) for curve in curves]
-        batch = [Question(request.index, bare_rewrites(request), {}) for request in requests]
+        batch = [PreparedQuery(request.index, bare_rewrites(request), {}) for request in requests]
         results = list(
-            results_of(batch, Curves(fused[None], fused, offsets), ranked, exists, clock.seconds)
+            search_results(
+                batch, Curves(fused[None], fused, offsets), ranked, exists, clock.seconds
+            )
         )
         clock.lap("results")
         return results
@@ -70,7 +72,7 @@ class RecognitionScorer:
 
         curves: list[npt.NDArray[np.float32]] = [np.empty(0, np.float32)] * len(requests)
         for index, members in by_video.values():
-            phrasings = [ways_to_ask(bare_rewrites(requests[i])) for i in members]
+            phrasings = [equivalent_phrasings(bare_rewrites(requests[i])) for i in members]
             texts = [text for group in phrasings for text in group]
             answers = self.recogniser.recognise(frame_set(index), texts)
             # Average over the phrasings of each request.
@@ -80,7 +82,7 @@ class RecognitionScorer:
         return curves
 
 
-def _stretched(curve: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _rescale(curve: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Rescale a curve to [0, 1]; a flat curve becomes 0."""
     low, high = curve.min(), curve.max()
     return (curve - low) / (high - low) if high > low else np.zeros_like(curve)

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from granalign_fast.kernels import Curves, Ranked
 from granalign_fast.types import Moment, SearchResult
 
-from .batches import Question
+from .batches import PreparedQuery
 
 
-def results_of(
-    batch: Sequence[Question],
+def search_results(
+    batch: Sequence[PreparedQuery],
     curves: Curves,
     ranked: Ranked,
     exists: Sequence[float | None] | None = None,
@@ -26,10 +26,10 @@ def results_of(
         exists: how likely each video shows its query, 0 to 1; None if no model judged it.
         seconds: the duration of each stage, which every result gets.
     """
-    for i, question in enumerate(batch):
+    for i, query in enumerate(batch):
         # The query's part of the flat curves.
         part = slice(curves.offsets[i], curves.offsets[i + 1])
-        index = question.index
+        index = query.index
         # Unused slots follow the moments of a query: only the first `count` are read.
         count = int(ranked.counts[i])
         moments = tuple(
@@ -43,12 +43,12 @@ def results_of(
         )
         yield SearchResult(
             vid=index.video.vid,
-            query=question.query.query,
+            query=query.rewrites.query,
             moments=moments,
             saliency=curves.fused[part],
             curves=curves.variants[:, part],
             exists=exists[i] if exists else None,
-            rewrites=question.query,
-            aware=question.aware,
+            rewrites=query.rewrites,
+            aware=query.aware,
             seconds=seconds or {},
         )

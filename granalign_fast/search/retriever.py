@@ -23,7 +23,9 @@ from granalign_fast.types import Rewrites, SearchResult
 
 from .caption_scorer import CaptionScorer
 from .clock import Clock, Span
-from .ranker import ranker_on
+from .device_ranker import DeviceRanker
+from .host_ranker import HostRanker
+from .ranker import Ranker
 from .recognition_scorer import RecognitionScorer
 from .request import Request
 from .scorer import Scorer
@@ -78,10 +80,15 @@ class Retriever:
         array_device = ArrayDevice.of(device)
         self._scorer: Scorer
         if self.config.scorer == "captions":
+            ranker: Ranker = (
+                HostRanker(self.config)
+                if array_device.index is None
+                else DeviceRanker(self.config, array_device)
+            )
             self._scorer = CaptionScorer(
                 encoder,
                 self.config,
-                ranker_on(array_device, self.config),
+                ranker,
                 rewriter=self.rewriter,
                 captioner=captioner,
                 frame_encoder=frame_encoder,

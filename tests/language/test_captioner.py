@@ -277,7 +277,7 @@ def test_key_frames(share: float, expected: list[int] | None) -> None:
 
 
 def test_key_frames_of_another_space() -> None:
-    with pytest.raises(GranAlignError, match="embeddings of 3 numbers, expected 2"):
+    with pytest.raises(GranAlignError, match="got embeddings of 3 numbers, expected 2"):
         key_frames(index_of(), np.ones(2, np.float32), np.ones((8, 3), np.float32), 0.5)
 
 

@@ -31,11 +31,12 @@ from granalign_fast.errors import MissingExtraError
 from granalign_fast.kernels import Curves
 from granalign_fast.pipeline import ModelFolder
 from granalign_fast.runtime.array_device import ArrayDevice
-from granalign_fast.search import ranker
+from granalign_fast.search import device_ranker
 from granalign_fast.search.caption_scorer import CaptionScorer
 from granalign_fast.search.clock import Clock
-from granalign_fast.search.ranker import DeviceRanker, DeviceTextEncoder, HostRanker, Ranker
-from granalign_fast.search.ranker import moments_of as moments_of
+from granalign_fast.search.device_ranker import DeviceRanker, DeviceTextEncoder
+from granalign_fast.search.host_ranker import HostRanker, cut_moments
+from granalign_fast.search.ranker import Ranker
 
 DIM = 48
 TOLERANCE = 1e-4
@@ -128,9 +129,9 @@ def forget() -> None:
 
 def on_gpu(config: Any = "tuned", encoder: Any = None) -> tuple[MomentRetriever, DeviceRanker]:
     made = MomentRetriever(encoder or Scenes(), config, device="cuda")
-    ranker_in_use = ranker_of(made)
-    assert isinstance(ranker_in_use, DeviceRanker)
-    return made, ranker_in_use
+    ranker = ranker_of(made)
+    assert isinstance(ranker, DeviceRanker)
+    return made, ranker
 
 
 def ranker_of(retriever: MomentRetriever) -> Ranker:
@@ -145,7 +146,7 @@ def judge(found: Any, expected: Any, config: Any) -> None:
     np.testing.assert_allclose(found.saliency, expected.saliency, atol=TOLERANCE)
     own = np.ascontiguousarray(found.curves)
     curves = Curves(own, found.saliency, np.array([0, len(found.saliency)]))
-    ranked = moments_of(curves, config, Clock({}))
+    ranked = cut_moments(curves, config, Clock({}))
     best = [column[0, : ranked.counts[0]].tolist() for column in ranked[:3]]
     got = [(m.start / 2, m.end / 2, m.score) for m in found.moments]  # clips of two seconds
     assert got == list(zip(*best, strict=True)) and got
@@ -247,23 +248,23 @@ def test_captions_go_with_their_index(cupy: Any) -> None:
     there, own = on_gpu()
     indexes = [index_of(vid, 30) for vid in "abc"]
     there.search_many([request(index, 2) for index in indexes])
-    assert len(own._captions) == 3 and own._captions.bytes == 3 * 30 * DIM * 4
+    assert len(own._captions) == 3 and own._captions.nbytes == 3 * 30 * DIM * 4
     del indexes[0]
     gc.collect()
-    assert len(own._captions) == 2 and own._captions.bytes == 2 * 30 * DIM * 4
+    assert len(own._captions) == 2 and own._captions.nbytes == 2 * 30 * DIM * 4
 
 
 def test_captions_and_rankings_are_bounded(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranker, "_KEPT_BYTES", 3 * 30 * DIM * 4)
-    monkeypatch.setattr(ranker, "_KEPT_RANKINGS", 2)
-    monkeypatch.setattr(ranker, "_KEPT_CLIPS", 64)
+    monkeypatch.setattr(device_ranker, "_CAPTION_CACHE_BYTES", 3 * 30 * DIM * 4)
+    monkeypatch.setattr(device_ranker, "_CACHED_RANKINGS", 2)
+    monkeypatch.setattr(device_ranker, "_MOST_CACHED_CLIPS", 64)
     there, own = on_gpu("paper")
     here = MomentRetriever(Scenes(), "paper")
     indexes = [index_of(str(clips), clips) for clips in (30, 31, 32, 33, 65)]
     for index in [*indexes, *indexes[::-1]]:
         asked = [request(index, 2)]
         judge(there.search_many(asked)[0], here.search_many(asked)[0], PRESETS["paper"])
-        assert own._captions.bytes <= 3 * 30 * DIM * 4 and len(own._rankings) <= 2
+        assert own._captions.nbytes <= 3 * 30 * DIM * 4 and len(own._rankings) <= 2
     assert {found.total for found in own._rankings.values()} == {30, 31}
     # More than there is room for are searched all the same.
     for found in there.search_many([request(index, 2) for index in indexes]):
@@ -294,7 +295,7 @@ def spoilt(value: float) -> Request:
         (lambda: Request(index_of("v", 20), "2 what", {20: "2 seen"}), "aware caption of clip 20"),
         (
             lambda: Request(VideoIndex(CaptionedVideo("v", ("a",)), np.ones((1, 3), "f4")), "2"),
-            "embeddings of 3 numbers",
+            "got caption embeddings of 3 numbers",
         ),
     ],
 )

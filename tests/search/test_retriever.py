@@ -144,7 +144,9 @@ def test_nan_is_an_error_that_names_video_and_clip(retriever):
 
 def test_an_index_of_another_encoder_is_refused(retriever):
     index = VideoIndex(STREET, np.eye(6, 5, dtype=np.float32))
-    with pytest.raises(GranAlignError, match="'street': embeddings of 5 numbers, expected 64"):
+    with pytest.raises(
+        GranAlignError, match="'street': got caption embeddings of 5 numbers, expected 64"
+    ):
         retriever.search(index, "dog")
 
 
