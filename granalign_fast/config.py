@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 
-from .errors import GranAlignError
+from .errors import GranAlignError, short_repr
 from .kernels import ContextRules, ProposalRules
 
 
@@ -14,12 +15,12 @@ class RetrieverConfig:
     """How captions and queries become moments. Lengths are in clips.
 
     Raises:
-        GranAlignError: a value is out of its range.
+        GranAlignError: a value is of the wrong type or out of its range.
     """
 
     scorer: str = "captions"
     """Where the curves come from: ``"captions"``, the method, or ``"recognition"``, the probability
-    of a yes for each frame (Zhang et al., arXiv 2608.04480)."""
+    of a yes for each frame (Li, Gou and Cai, arXiv 2608.04480)."""
     key_frames: float = 0.25
     """Share of a video's frames that get a query-aware caption (the paper's K%, unpublished)."""
     exists_frames: int = 3
@@ -38,6 +39,11 @@ class RetrieverConfig:
     """Moments that a search returns at most; QVHighlights scores ten."""
 
     def __post_init__(self) -> None:
+        # Types first: a comparison of a wrong one would raise a TypeError.
+        for name, kinds, expected in _FIELD_TYPES:
+            value = getattr(self, name)
+            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+                raise GranAlignError(f"{name}: got {short_repr(value)}, expected {expected}")
         if self.scorer not in ("captions", "recognition"):
             raise GranAlignError(
                 f"scorer: got {self.scorer!r}, expected 'captions' or 'recognition'"
@@ -55,6 +61,19 @@ class RetrieverConfig:
         if self.top < 1:
             raise GranAlignError(f"top: got {self.top}, expected at least 1")
 
+
+_FIELD_TYPES: tuple[tuple[str, tuple[type, ...], str], ...] = (
+    ("scorer", (str,), "'captions' or 'recognition'"),
+    ("key_frames", (Real,), "a number above 0, at most 1"),
+    ("exists_frames", (Integral,), "an integer of at least 1"),
+    ("use_query", (bool,), "True or False"),
+    ("context", (ContextRules, type(None)), "ContextRules or None"),
+    ("power", (Real,), "a number from 0.1 to 10"),
+    ("proposals", (ProposalRules,), "ProposalRules"),
+    ("nms_threshold", (Real,), "a number above 0, at most 1"),
+    ("top", (Integral,), "an integer of at least 1"),
+)
+"""Each field of `RetrieverConfig` with its types, and how an error describes them."""
 
 PRESETS: Mapping[str, RetrieverConfig] = {
     # The paper's text and nothing else. What it does not publish: a clip is high-scoring by Otsu's
@@ -81,11 +100,29 @@ PRESETS: Mapping[str, RetrieverConfig] = {
 
 
 def preset(name: str) -> RetrieverConfig:
-    """A preset by its name.
+    """Return a preset by its name.
 
     Raises:
         GranAlignError: there is none of that name.
     """
-    if name not in PRESETS:
-        raise GranAlignError(f"preset: got {name!r}, expected one of: {', '.join(PRESETS)}")
+    if not isinstance(name, str) or name not in PRESETS:
+        raise GranAlignError(
+            f"preset: got {short_repr(name)}, expected one of: {', '.join(PRESETS)}"
+        )
     return PRESETS[name]
+
+
+def resolve_config(config: RetrieverConfig | str) -> RetrieverConfig:
+    """Return a configuration as it is, and a preset for its name.
+
+    Raises:
+        GranAlignError: there is no preset of that name, or the value is neither.
+    """
+    if isinstance(config, RetrieverConfig):
+        return config
+    if isinstance(config, str):
+        return preset(config)
+    raise GranAlignError(
+        f"config: got {short_repr(config)}, expected a RetrieverConfig or a preset's name, one of: "
+        f"{', '.join(PRESETS)}"
+    )

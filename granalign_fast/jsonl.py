@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import GranAlignError
+from .errors import GranAlignError, missing_key, short_repr
 from .files import replacing
 
 Record = dict[str, Any]
@@ -38,7 +38,7 @@ def iter_jsonl(
     path: str | os.PathLike[str], *, required: Iterable[str] = ()
 ) -> Iterator[tuple[str, Record]]:
     """Like `read_jsonl`, one ``("file:line", record)`` at a time, for errors to name the place."""
-    path, required = Path(path), tuple(required)
+    path, required = _as_path(path), tuple(required)
     empty = True
     number = 0
     try:
@@ -62,6 +62,12 @@ def iter_jsonl(
         raise GranAlignError(f"{path}: no records; expected one JSON object a line")
 
 
+def _as_path(path: str | os.PathLike[str]) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise GranAlignError(f"path: got {short_repr(path)}, expected that of a file")
+    return Path(path)
+
+
 def _open(path: Path) -> IO[bytes]:
     try:
         if path.suffix != ".gz":
@@ -81,7 +87,7 @@ def _parse(line: str, place: str, required: tuple[str, ...]) -> Record:
         raise GranAlignError(f"{place}: got a {type(record).__name__}, expected a JSON object")
     for key in required:
         if key not in record:
-            raise GranAlignError(f"{place}: key {key!r} is missing; found {sorted(record)}")
+            raise missing_key(place, key, record)
     return record
 
 
@@ -91,7 +97,7 @@ def write_jsonl(path: str | os.PathLike[str], records: Iterable[Record]) -> None
     Raises:
         GranAlignError: the file cannot be written, or a record holds NaN or infinity.
     """
-    path = Path(path)
+    path = _as_path(path)
     with replacing(path) as raw:
         # No name and no time in the gzip header: equal records make equal files.
         packed = (

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .config import RetrieverConfig, preset
+from .config import RetrieverConfig, resolve_config
 from .errors import GranAlignError
 from .files import default_cache
 from .index import CLIP_SECONDS, IndexModels
@@ -245,7 +245,7 @@ class ModelFolder:
         Raises:
             GranAlignError: there is no such preset, or a model that it needs is not there.
         """
-        config = preset(config) if isinstance(config, str) else config
+        config = resolve_config(config)
         recognising = config.scorer == "recognition"
         return MomentRetriever(
             self.encoder if encoder is None else encoder,

@@ -6,9 +6,9 @@ import os
 import re
 from collections.abc import Sequence
 
-from granalign_fast.errors import GranAlignError
+from granalign_fast.errors import GranAlignError, short_repr
 from granalign_fast.jsonl import iter_jsonl
-from granalign_fast.types import Rewrites
+from granalign_fast.types import Rewrites, check_queries
 
 # Words that carry no entity and no action: articles, auxiliaries, pronouns, prepositions.
 _EMPTY = """
@@ -45,11 +45,15 @@ class RuleRewriter:
     """
 
     def rewrite(self, queries: Sequence[str]) -> list[Rewrites]:
-        """One `Rewrites` for each query; a query that no rule changes comes back alone."""
+        """Return one `Rewrites` for each query; a query that no rule changes has none.
+
+        Raises:
+            GranAlignError: a query is empty or not valid text.
+        """
+        check_queries(queries)
         return [self._rewrite(query) for query in queries]
 
     def _rewrite(self, query: str) -> Rewrites:
-        Rewrites(query)  # an empty query is refused before any rule sees it
         text = query.strip()
         clause = _first_clause(text)
         rest = text[len(clause) :].strip(" ,;:.")
@@ -79,6 +83,8 @@ class StoredRewriter:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        if not isinstance(path, str | os.PathLike):
+            raise GranAlignError(f"path: got {short_repr(path)}, expected that of a file")
         self.path = os.fspath(path)
         self.known: dict[str, Rewrites] = {}
         for place, record in iter_jsonl(path, required=("query",)):
@@ -94,10 +100,11 @@ class StoredRewriter:
         Raises:
             GranAlignError: a query has none.
         """
+        check_queries(queries)
         for query in queries:
-            Rewrites(query)
             if query not in self.known:
                 raise GranAlignError(
-                    f"{self.path}: has no rewrites of {query!r}; expected a line with this query"
+                    f"{self.path}: has no rewrites of {short_repr(query)}; expected a line with "
+                    f"this query"
                 )
         return [self.known[query] for query in queries]

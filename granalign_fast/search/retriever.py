@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from granalign_fast.config import RetrieverConfig, preset
-from granalign_fast.errors import GranAlignError
+from granalign_fast.config import RetrieverConfig, resolve_config
+from granalign_fast.errors import GranAlignError, short_repr
 from granalign_fast.index import CaptionedVideo, VideoIndex
 from granalign_fast.language.rewriters import RuleRewriter
 from granalign_fast.protocols import (
@@ -27,7 +27,7 @@ from .device_ranker import DeviceRanker
 from .host_ranker import HostRanker
 from .ranker import Ranker
 from .recognition_scorer import RecognitionScorer
-from .request import Request
+from .request import Request, check_requests
 from .scorer import Scorer
 
 
@@ -54,24 +54,28 @@ class Retriever:
         """Put a retriever together.
 
         Args:
-            encoder: of captions, queries and rewrites.
+            encoder: embeds captions, queries and rewrites.
             config: a preset's name or a configuration of your own.
-            rewriter: of queries that come as plain text, by default `RuleRewriter`. A query that
-                comes as `Rewrites` is taken as it is.
-            captioner: gives query-aware captions of key frames and, where it recognises as well,
-                the score `exists`; by default there are neither.
+            rewriter: rewrites queries that come as plain text; by default `RuleRewriter`. A query
+                that comes as `Rewrites` is taken as it is.
+            captioner: writes query-aware captions of key frames. If it is a `Recogniser` too, it
+                also gives the score `exists`. By default there are neither.
             frame_encoder: chooses the key frames; by default the agnostic captions do.
-            device: where captions and queries are compared and moments are cut out, as for
-                `Session`. On a GPU embeddings that an encoder there has made stay there, and the
-                captions of the videos last searched as well; only results come back.
+            device: compares captions with queries and cuts out moments; named as for `Session`. On
+                a GPU the embeddings of an encoder on that GPU stay there, and so do the captions of
+                the videos last searched; only results come back.
 
         Raises:
-            GranAlignError: there is no such preset or device, or the preset needs a captioner that
-                recognises.
+            GranAlignError: an argument is of the wrong type, there is no such preset or device, or
+                the preset needs a captioner that recognises.
             MissingExtraError: the device is a GPU, and CuPy is not installed.
         """
+        _check_model("encoder", encoder, "encode", "SentenceEncoder")
+        _check_model("rewriter", rewriter, "rewrite", "LlmRewriter")
+        _check_model("captioner", captioner, "aware", "VlmCaptioner")
+        _check_model("frame_encoder", frame_encoder, "encode_texts", "FrameEncoder")
         self.encoder = encoder
-        self.config = preset(config) if isinstance(config, str) else config
+        self.config = resolve_config(config)
         self.rewriter = RuleRewriter() if rewriter is None else rewriter
         self.captioner = captioner
         self.recogniser = captioner if isinstance(captioner, Recogniser) else None
@@ -102,13 +106,33 @@ class Retriever:
             )
 
     def index(self, video: CaptionedVideo) -> VideoIndex:
-        """Embed the captions of one video."""
+        """Embed the captions of one video.
+
+        Raises:
+            GranAlignError: it is no `CaptionedVideo`.
+        """
+        _check_video("video", video)
         return self.index_many([video])[0]
 
     def index_many(
         self, videos: Sequence[CaptionedVideo], *, progress: Progress | None = None
     ) -> list[VideoIndex]:
-        """Embed the captions of several videos in common batches, equal captions once."""
+        """Embed the captions of several videos in common batches, equal captions once.
+
+        Args:
+            videos: in any number.
+            progress: called with the number of captions embedded since the last call.
+
+        Raises:
+            GranAlignError: it is no list of `CaptionedVideo`.
+        """
+        if isinstance(videos, str) or not isinstance(videos, Collection):
+            remedy = "; put the video into a list" if isinstance(videos, CaptionedVideo) else ""
+            raise GranAlignError(
+                f"videos: got a {type(videos).__name__}, expected a list of CaptionedVideo{remedy}"
+            )
+        for i, video in enumerate(videos):
+            _check_video(f"videos[{i}]", video)
         texts = [caption for video in videos for caption in video.captions]
         embeddings = self.encoder.encode(texts, progress=progress)
         ends = np.cumsum([len(video.captions) for video in videos])
@@ -120,11 +144,18 @@ class Retriever:
     def search(
         self, index: VideoIndex, query: str | Rewrites, *, aware: Mapping[int, str] | None = None
     ) -> SearchResult:
-        """The moments of one video for one query.
+        """Return the moments of one video for one query.
+
+        Args:
+            index: of the video.
+            query: a plain text, which is rewritten first, or `Rewrites`.
+            aware: query-aware captions by clip number; None: the captioner writes them, if there is
+                one.
 
         Raises:
-            GranAlignError: the query is empty, an aware caption names no clip, an embedding is not
-                a number, or a frame is needed and the video file is gone.
+            GranAlignError: an argument is of the wrong type, the query is empty, an aware caption
+                names no clip, an embedding is not a number, or a frame is needed and the video file
+                is gone.
         """
         return self.search_many([Request(index, query, aware)])[0]
 
@@ -135,21 +166,48 @@ class Retriever:
         seconds: dict[str, float] | None = None,
         spans: list[Span] | None = None,
     ) -> list[SearchResult]:
-        """The moments of every request, in batches; equal to as many single searches.
+        """Return the moments of every request, in batches; the results equal single searches.
 
         Args:
             requests: any mixture of videos and queries.
-            seconds: receives the duration of each stage that there was: ``rewrite`` (beside it
-                ``key_frames`` and ``prefill``; ``wait`` is what these take longer), ``aware``,
-                ``exists``, ``embed``, ``context``, ``similarity``, ``recognise``, ``proposals``,
-                ``nms``, ``results``. Every result has them too. On a GPU, where nothing waits in
-                between, ``rank`` stands for all from ``context`` to ``nms``.
-            spans: receives when each of them began and ended.
+            seconds: receives the duration of each stage that ran: ``rewrite``, ``key_frames``,
+                ``prefill``, ``wait``, ``aware``, ``exists``, ``embed``, ``context``,
+                ``similarity``, ``recognise``, ``proposals``, ``nms``, ``results``. Stages
+                ``key_frames`` and ``prefill`` run concurrently with ``rewrite``; ``wait`` is the
+                time that they take longer. On a GPU one stage ``rank`` takes the place of all from
+                ``context`` to ``nms``, because the host does not wait in between. Every result has
+                the durations too.
+            spans: receives the beginning and the end of each stage.
 
         Raises:
-            GranAlignError: as `search`; the message names the video.
+            GranAlignError: as in `search`; the message names the video.
         """
+        check_requests(requests)
         if not requests:
             return []
         clock = Clock({} if seconds is None else seconds, spans)
         return self._scorer.score(requests, clock)
+
+
+def _check_model(name: str, model: object, method: str, example: str) -> None:
+    """Raise unless a model has the method that the retriever calls, or is None.
+
+    Raises:
+        GranAlignError: it has not. A text has a method `encode` too, and is refused all the same.
+    """
+    if model is None and name != "encoder":
+        return
+    if isinstance(model, str) or not callable(getattr(model, method, None)):
+        raise GranAlignError(
+            f"{name}: got {short_repr(model)}, expected an object with a method {method!r}, such "
+            f"as {example}"
+        )
+
+
+def _check_video(name: str, video: object) -> None:
+    """Raise unless this is a captioned video."""
+    if not isinstance(video, CaptionedVideo):
+        raise GranAlignError(
+            f"{name}: got {short_repr(video)}, expected a CaptionedVideo; write "
+            f"CaptionedVideo(vid, captions)"
+        )
