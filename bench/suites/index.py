@@ -160,7 +160,7 @@ class IndexJudge:
         prefix = captioner.model.prefill_frames(self.images[:1], captioner.start)
         (alone,) = prefix.unstack(captioner.model.device)
         require(kept == alone.nbytes * len(set(self.hashes)), f"prefixes: {kept} bytes are kept")
-        (seen,) = captioner._look(FrameSet.of(self.images[:1]), [0])
+        (seen,) = captioner._prefixes(FrameSet.of(self.images[:1]), [0])
         off = float(abs(seen - alone).max() / abs(alone).max())
         require(off < 1e-2, f"prefixes: {off:.0e} from that of a frame alone")
 

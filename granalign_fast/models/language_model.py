@@ -13,7 +13,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.errors import GranAlignError
+from granalign_fast.errors import GranAlignError, PromptTooLongError
 from granalign_fast.models.exported_graph import open_session
 from granalign_fast.runtime.array_device import Array, ArrayDevice
 from granalign_fast.runtime.session import OnnxSession
@@ -263,10 +263,11 @@ class CausalLM:
             if not len(prompt):
                 raise GranAlignError(f"{name_of_prompt}: got no token, expected at least one")
             if past + len(prompt) + more > context:
-                raise GranAlignError(
-                    f"{name_of_prompt}: got {past} + {len(prompt)} tokens and {more} new ones, "
-                    f"expected at most the context of {context}; shorten the prompt"
+                size = (
+                    f"got {past} + {len(prompt)} tokens and {more} new ones, expected at most the "
+                    f"context of {context}"
                 )
+                raise PromptTooLongError(name_of_prompt, i, size)
             for token in prompt:
                 if not 0 <= token < self.manifest.vocabulary:
                     raise GranAlignError(

@@ -164,7 +164,7 @@ class CaptionScorer:
         """Let the captioner prefill the prompts of the key frames, as many as its cache holds."""
         if not isinstance(self.captioner, Prefiller):
             return
-        capacity, clips = self.captioner.room, chosen.result()
+        capacity, clips = self.captioner.frame_capacity, chosen.result()
         with clock.concurrent("prefill"):
             for request, keys in zip(requests, clips, strict=True):
                 capacity -= len(keys)

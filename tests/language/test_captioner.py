@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers.fakes import BagOfWords
+from helpers.tiny_vlm import frames_of, write_unchecked_vlm
 
 from granalign_fast import CaptionedVideo, GranAlignError, MomentRetriever, Request, Rewrites
 from granalign_fast.config import RetrieverConfig
 from granalign_fast.index import FrameTable, VideoIndex
+from granalign_fast.language.captioner import VlmCaptioner
+from granalign_fast.models.vision_language_model import VisionLanguageModel
 from granalign_fast.search.clock import Span
 from granalign_fast.search.key_frames import key_frames, mean_of_greatest
 from granalign_fast.types import FrameSet
@@ -140,7 +144,7 @@ def test_plain_queries_are_rewritten_once() -> None:
 
 def test_key_frames_are_looked_at_while_the_query_is_rewritten() -> None:
     class Prefilling(TableCaptioner):
-        room = 5
+        frame_capacity = 5
 
         def __init__(self) -> None:
             super().__init__()
@@ -173,7 +177,7 @@ def test_key_frames_are_looked_at_while_the_query_is_rewritten() -> None:
 
 def test_a_lost_video_is_noticed_while_the_query_is_rewritten() -> None:
     class Blind(TableCaptioner):
-        room = 5
+        frame_capacity = 5
 
         def prefill(self, frames: FrameSet) -> None:
             frames.load([0])
@@ -291,3 +295,18 @@ def test_mean_of_greatest(values: list[float], count: int, expected: float) -> N
 def test_an_unknown_scorer() -> None:
     with pytest.raises(GranAlignError, match="scorer: got 'magic'"):
         RetrieverConfig(scorer="magic")
+
+
+def test_a_query_that_a_vision_language_model_cannot_read_is_named(tmp_path: Path) -> None:
+    captioner = VlmCaptioner(VisionLanguageModel(write_unchecked_vlm(tmp_path)))
+    captioner.__dict__["_answer_tokens"] = ([7], [11])
+    frames, long = FrameSet.of(frames_of(2)), "the sea and " * 400
+    too_long = r"'the sea .*and '\]?: got \d+ \+ \d+ tokens and \d+ new ones, .*; shorten the query"
+    with pytest.raises(GranAlignError, match=f"^query {too_long}"):
+        captioner.recognise(frames, ["a dog", long])
+    with pytest.raises(GranAlignError, match=rf"^focus \[{too_long}"):
+        captioner.aware_many([(frames, ["a dog"]), (frames, [long])])
+    with pytest.raises(GranAlignError, match=r"^query: got '\\udcff', expected valid Unicode"):
+        captioner.recognise(frames, ["a dog", "\udcff"])
+    with pytest.raises(GranAlignError, match="queries: got 'a dog', expected a list of texts"):
+        captioner.recognise(frames, "a dog")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from helpers.tiny_llm import LLAMA, write_unchecked
@@ -143,11 +144,27 @@ def test_what_a_query_is_about(answer, entities, actions):
     assert (rewrites.entities, rewrites.actions) == (entities, actions)
 
 
-def test_a_query_that_is_no_unicode_is_named(tmp_path):
+def test_a_query_that_is_not_valid_text_is_named():
+    model = Scripted(GOOD)
+    expected = r"^query: got 'a dog \\udcff', expected valid Unicode; character 7 is half of a surr"
+    with pytest.raises(GranAlignError, match=expected) as error:
+        LlmRewriter(model).rewrite(["a dog", "a dog \udcff"])
+    assert "Sentence" not in str(error.value) and model.calls == []
+
+
+def test_a_query_that_is_too_long_for_the_context_is_named(tmp_path):
     folder = write_unchecked(tmp_path, LLAMA | {"max_position_embeddings": 2048})
-    rewriter = LlmRewriter(CausalLM(folder))
-    with pytest.raises(GranAlignError, match=r"text 'Sentence: a dog \\udcff.* not valid Unicode"):
-        rewriter.rewrite(["a dog \udcff"])
+    rewriter = LlmRewriter(CausalLM(folder), max_new_tokens=4)
+    queries = ["a dog runs", "the sea and " * 400]
+    with pytest.raises(GranAlignError) as error:
+        rewriter.rewrite(queries)
+    message = str(error.value)
+    assert re.fullmatch(
+        r"query 'the sea and the sea.*\.\.\..* and ': got \d+ \+ \d+ tokens and 4 new ones, "
+        r"expected at most the context of 2048; shorten the query",
+        message,
+    )
+    assert "prompts[" not in message and "Sentence" not in message and len(message) < 250
 
 
 def test_no_query_no_work():
@@ -177,7 +194,7 @@ def test_an_exported_model_rewrites_alike_with_and_without_the_common_prefix(tmp
 
     start, prefix = rewriter._prefix
     assert prefix.length == len(start) > len(words.SYSTEM)
-    whole = [rewriter._ask(task, "a dog runs") for task in TASKS]
+    whole = [rewriter._prompt(task, "a dog runs") for task in TASKS]
     assert all(ids[: len(start)] == start for ids in whole)
     behind = [ids[len(start) :] for ids in whole]
     assert model.generate(behind, prefix=prefix, max_new_tokens=12) == model.generate(
