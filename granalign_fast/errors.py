@@ -1,4 +1,4 @@
-"""The one error that a user can cause, and the one that a missing install causes."""
+"""The errors that a user can cause, and the wording that their messages share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import islice
 
 
 class GranAlignError(ValueError):
-    """Bad input; the message is one line: what was got, what was expected, what to do."""
+    """Bad input. The message is one line: what was got, what was expected, what to do."""
 
 
 class PromptTooLongError(GranAlignError):
@@ -36,7 +36,7 @@ class MissingExtraError(GranAlignError, ImportError):
 
 
 def one_line(error: BaseException) -> str:
-    """An error of another library, short enough to stand inside one of ours."""
+    """Return another library's error in one line of at most 200 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."
 

@@ -320,7 +320,10 @@ def test_recognition_is_the_share_of_yes(model: VisionLanguageModel) -> None:
         (lambda c, f: c.aware(f, []), r"focus: got \[\]"),
         (lambda c, f: c.aware(f, ["dog", " "]), "focus: got"),
         (lambda c, f: c.recognise(f, ["a", ""]), "query: got ''"),
-        (lambda c, f: c.aware(f, ["dog " * 200]), r"focus \['dog .* new ones, .*; shorten the query"),
+        (
+            lambda c, f: c.aware(f, ["dog " * 200]),
+            r"focus \['dog .* new ones, .*; shorten the query",
+        ),
         (lambda c, f: VlmCaptioner(c.model, rows=0), "rows: got 0"),
         (
             lambda c, f: VlmCaptioner(c.model).recognise(f, ["a"]),
