@@ -1,4 +1,4 @@
-"""Stand-ins that need no model."""
+"""Stand-ins for models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 
 class BagOfWords:
-    """An encoder whose cosine is the share of common words, hashed into 64 numbers."""
+    """An encoder that counts words, hashed into 64 numbers: cosines measure shared words."""
 
     dim = 64
     fingerprint = "bag-of-words"
