@@ -52,7 +52,7 @@ def iou(a: tuple[int, int], b: tuple[int, int]) -> float:
 def nms(
     candidates: Sequence[tuple[int, int, float]], threshold: float, top: int
 ) -> list[tuple[int, int, float]]:
-    """The best candidates that do not overlap; ties go to the earlier start, then the earlier end."""
+    """The best candidates that do not overlap; ties go to the earlier start, then end."""
     best: list[tuple[int, int, float]] = []
     for candidate in sorted(candidates, key=lambda c: (-c[2], c[0], c[1])):
         if len(best) == top:

@@ -27,7 +27,7 @@ FINGERPRINT = "frames-by-words"
 
 
 class FramesByWords:
-    """CLIP's stand-in: a frame is what `DETAILS` says of it."""
+    """A stand-in for CLIP: the embedding of a frame is that of its text in `DETAILS`."""
 
     fingerprint = FINGERPRINT
 
@@ -36,7 +36,7 @@ class FramesByWords:
 
 
 class TableCaptioner:
-    """Knows frames by their hashes, which are their numbers; remembers what it was asked."""
+    """Reads captions from a table; hashes of frames are their numbers. Records its calls."""
 
     def __init__(self, details: Sequence[str] = DETAILS) -> None:
         self.details = details
@@ -52,7 +52,7 @@ class TableCaptioner:
 
 
 class TableRecogniser(TableCaptioner):
-    """Says yes by the share of the query's words that a frame's detail has."""
+    """The probability of a yes is the share of the query's words in the frame's detail."""
 
     def recognise(self, frames: FrameSet, queries: Sequence[str]) -> Any:
         self.queries.append(([int(name) for name in frames.hashes], tuple(queries)))
@@ -110,7 +110,7 @@ def test_empty_captions_leave_the_agnostic_ones_in_place() -> None:
     assert sorted(result.aware) == [0, 1, 2, 3, 4, 5]
 
 
-def test_nobody_looks_where_nothing_would_come_of_it() -> None:
+def test_no_caption_is_written_that_would_not_be_used() -> None:
     captioner = TableCaptioner()
     retriever = retriever_of(captioner)
     retriever.search(index_of(), Rewrites("dog", ("a dog",)))  # nothing detailed
@@ -142,22 +142,22 @@ def test_plain_queries_are_rewritten_once() -> None:
     assert "rewrite" in first.seconds
 
 
-def test_key_frames_are_looked_at_while_the_query_is_rewritten() -> None:
+def test_key_frames_are_prefilled_while_the_query_is_rewritten() -> None:
     class Prefilling(TableCaptioner):
         frame_capacity = 5
 
         def __init__(self) -> None:
             super().__init__()
             self.seen: list[list[int]] = []
-            self.looked = threading.Event()
+            self.prefilled = threading.Event()
 
         def prefill(self, frames: FrameSet) -> None:
             self.seen.append([int(name) for name in frames.hashes])
-            self.looked.set()
+            self.prefilled.set()
 
     class Waiting:
         def rewrite(self, queries: Sequence[str]) -> list[Rewrites]:
-            assert captioner.looked.wait(30)
+            assert captioner.prefilled.wait(30)
             return [Rewrites(query, (), (f"a {query}",), ("dog",)) for query in queries]
 
     captioner = Prefilling()
@@ -168,10 +168,10 @@ def test_key_frames_are_looked_at_while_the_query_is_rewritten() -> None:
     when = {span.stage: span for span in spans}
     assert when["prefill"].begin < when["rewrite"].end == when["wait"].begin
     assert when["prefill"].end <= when["wait"].end == when["aware"].begin
-    # Two key frames a video; of the third there is no room to remember them.
+    # Two key frames a video: those of the third do not fit in the cache of five.
     assert captioner.seen == [captioner.asked[0][0]] * 2
     assert "prefill" in results[0].seconds
-    retriever.search(index_of(), ASLEEP)  # nothing is rewritten: there is nothing to be beside
+    retriever.search(index_of(), ASLEEP)  # nothing is rewritten, so nothing is prefilled meanwhile
     assert len(captioner.seen) == 2
 
 
@@ -190,9 +190,9 @@ def test_many_queries_meet_the_captioner_in_one_call() -> None:
     class Batched(TableCaptioner):
         calls = 0
 
-        def aware_many(self, asked: Sequence[tuple[FrameSet, Sequence[str]]]) -> list[list[str]]:
+        def aware_many(self, targets: Sequence[tuple[FrameSet, Sequence[str]]]) -> list[list[str]]:
             self.calls += 1
-            return [self.aware(frames, focus) for frames, focus in asked]
+            return [self.aware(frames, focus) for frames, focus in targets]
 
     requests = [
         Request(index_of(), ASLEEP),

@@ -80,7 +80,7 @@ def test_a_template_that_puts_the_query_first_works_without_a_prefix():
     assert model.calls == [(7, False)]
 
 
-def test_what_is_of_no_use_falls_back_to_the_query_and_is_counted():
+def test_useless_answers_fall_back_to_the_query_and_are_counted():
     bad = ["", "a a a a a a", "I'm sorry, I cannot help with that.", "word " * 80, "Sure:", "fine"]
     (rewrites,) = LlmRewriter(Scripted([*bad, "no list at all"])).rewrite(["a dog"])
     assert rewrites.simplified == ("a dog",) * 3
@@ -139,7 +139,7 @@ def test_cleaning(answer, text):
         ("entities: a nun\nactions: run", ("a nun",), ("run",)),
     ],
 )
-def test_what_a_query_is_about(answer, entities, actions):
+def test_entities_and_actions_of_a_query(answer, entities, actions):
     (rewrites,) = LlmRewriter(Scripted([*GOOD[:6], answer])).rewrite(["a dog"])
     assert (rewrites.entities, rewrites.actions) == (entities, actions)
 
@@ -183,7 +183,7 @@ def test_rewrites_are_stored_and_replayed(tmp_path):
 
 
 def test_an_exported_model_rewrites_alike_with_and_without_the_common_prefix(tmp_path):
-    """Random weights: what it says is noise, but the same noise whichever way it is asked."""
+    """Weights are random, so answers are noise; with and without a prefix it is the same noise."""
     folder = write_unchecked(tmp_path, LLAMA | {"max_position_embeddings": 2048})
     model = CausalLM(folder)
     rewriter = LlmRewriter(model, max_new_tokens=12)
