@@ -56,8 +56,8 @@ def iter_jsonl(
                 if text.isspace():
                     continue
                 empty = False
-                place = f"{path}:{number}"
-                yield place, _parse(text, place, required)
+                location = f"{path}:{number}"
+                yield location, _parse(text, location, required)
     except UnicodeDecodeError as error:
         raise GranAlignError(f"{path}:{number}: not UTF-8 text ({error.reason})") from None
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
@@ -88,17 +88,19 @@ def _open(path: Path) -> IO[bytes]:
         raise GranAlignError(f"{path}: not a file name ({error})") from None
 
 
-def _parse(line: str, place: str, required: tuple[str, ...]) -> Record:
-    """Return the record of a line; errors begin with `place`, the file and line."""
+def _parse(line: str, location: str, required: tuple[str, ...]) -> Record:
+    """Return the record of a line; errors begin with `location`, the file and line."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise GranAlignError(f"{place}: not JSON ({error}); expected one object a line") from None
+        raise GranAlignError(
+            f"{location}: not JSON ({error}); expected one object a line"
+        ) from None
     if not isinstance(record, dict):
-        raise GranAlignError(f"{place}: got a {type(record).__name__}, expected a JSON object")
+        raise GranAlignError(f"{location}: got a {type(record).__name__}, expected a JSON object")
     for key in required:
         if key not in record:
-            raise missing_key(place, key, record)
+            raise missing_key(location, key, record)
     return record
 
 

@@ -71,27 +71,27 @@ class Rewrites:
             )
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any], place: str) -> Rewrites:
+    def from_record(cls, record: Mapping[str, Any], location: str) -> Rewrites:
         """Read a JSON record: `query`, and either `rewrites` or the fields by their names.
 
         Args:
             record: the JSON object.
-            place: its file and line, for error messages.
+            location: its file and line, for error messages.
 
         Raises:
             GranAlignError: a field is missing or of the wrong type; the message begins with
-                `place`.
+                `location`.
         """
         if not isinstance(record, Mapping):
-            raise GranAlignError(f"{place}: got {short_repr(record)}, expected a JSON object")
+            raise GranAlignError(f"{location}: got {short_repr(record)}, expected a JSON object")
         if "query" not in record:
-            raise missing_key(place, "query", record)
+            raise missing_key(location, "query", record)
         keys = ("rewrites", "simplified", "detailed", "entities", "actions")
         lists = {key: record.get(key, []) for key in keys}
         for key, texts in lists.items():
             if not isinstance(texts, list):
                 raise GranAlignError(
-                    f"{place}: {key}: got {short_repr(texts)}, expected a list of texts"
+                    f"{location}: {key}: got {short_repr(texts)}, expected a list of texts"
                 )
         try:
             return cls(
@@ -103,7 +103,7 @@ class Rewrites:
                 fallbacks=record.get("fallbacks", 0),
             )
         except GranAlignError as error:
-            raise GranAlignError(f"{place}: {error}") from None
+            raise GranAlignError(f"{location}: {error}") from None
 
     def to_record(self) -> dict[str, Any]:
         """Return a JSON record, as `from_record` reads it."""
@@ -178,7 +178,7 @@ class SearchResult:
         )
 
     def _repr_html_(self) -> str:
-        """Return the moments as an HTML table, which notebooks show in the place of the repr."""
+        """Return the moments as an HTML table, which notebooks show instead of the repr."""
         exists = "" if self.exists is None else f"; shown at all: {self.exists:.0%} likely"
         caption = html.escape(f"{self.query} ({self.vid}{exists})")
         rows = "".join(

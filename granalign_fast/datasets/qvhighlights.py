@@ -31,10 +31,12 @@ def read_captions(path: PathLike) -> dict[str, CaptionedVideo]:
         GranAlignError: the file cannot be read, a line is no such record, or a vid repeats.
     """
     videos: dict[str, CaptionedVideo] = {}
-    for place, record in iter_jsonl(path, required=("vid", "captions")):
-        video = CaptionedVideo.from_record(record, place)
+    for location, record in iter_jsonl(path, required=("vid", "captions")):
+        video = CaptionedVideo.from_record(record, location)
         if video.vid in videos:
-            raise GranAlignError(f"{place}: vid {video.vid!r} repeats; expected one line a video")
+            raise GranAlignError(
+                f"{location}: vid {video.vid!r} repeats; expected one line a video"
+            )
         videos[video.vid] = video
     return videos
 
@@ -56,20 +58,21 @@ def read_queries(
     """
     known = {record["qid"]: record for record in truth}
     queries: dict[Any, Query] = {}
-    for place, record in iter_jsonl(path, required=("qid", "query", "vid")):
+    for location, record in iter_jsonl(path, required=("qid", "query", "vid")):
         qid, vid = record["qid"], record["vid"]
         if not isinstance(qid, int | str) or qid not in known:
             raise GranAlignError(
-                f"{place}: qid {qid!r} is not in the ground truth; check that both are of one split"
+                f"{location}: qid {qid!r} is not in the ground truth; check that both are of one "
+                "split"
             )
         if qid in queries:
-            raise GranAlignError(f"{place}: qid {qid!r} repeats; expected one line a query")
+            raise GranAlignError(f"{location}: qid {qid!r} repeats; expected one line a query")
         if not isinstance(vid, str) or vid not in videos:
             raise GranAlignError(
-                f"{place}: video {vid!r} of qid {qid!r} has no captions in {captions}; caption it "
-                "or leave the query out"
+                f"{location}: video {vid!r} of qid {qid!r} has no captions in {captions}; caption "
+                "it or leave the query out"
             )
-        queries[qid] = Query(qid, vid, Rewrites.from_record(record, place))
+        queries[qid] = Query(qid, vid, Rewrites.from_record(record, location))
     if missing := [qid for qid in known if qid not in queries]:
         raise GranAlignError(
             f"{path}: {len(missing)} of {len(known)} qids of the ground truth have no query, the "
@@ -91,9 +94,9 @@ def read_absent(path: PathLike, captions: PathLike, videos: Collection[str]) -> 
             and line.
     """
     queries = []
-    for place, record in iter_jsonl(path, required=("query", "vid")):
+    for location, record in iter_jsonl(path, required=("query", "vid")):
         vid = record["vid"]
         if not isinstance(vid, str) or vid not in videos:
-            raise GranAlignError(f"{place}: video {vid!r} is not in {captions}; leave it out")
-        queries.append(Query(record.get("qid"), vid, Rewrites.from_record(record, place)))
+            raise GranAlignError(f"{location}: video {vid!r} is not in {captions}; leave it out")
+        queries.append(Query(record.get("qid"), vid, Rewrites.from_record(record, location)))
     return queries

@@ -91,11 +91,12 @@ class StoredRewriter:
             raise GranAlignError(f"path: got {short_repr(path)}, expected that of a file")
         self.path = os.fspath(path)
         self.known: dict[str, Rewrites] = {}
-        for place, record in iter_jsonl(path, required=("query",)):
-            rewrites = Rewrites.from_record(record, place)
+        for location, record in iter_jsonl(path, required=("query",)):
+            rewrites = Rewrites.from_record(record, location)
             if self.known.setdefault(rewrites.query, rewrites) != rewrites:
                 raise GranAlignError(
-                    f"{place}: query {rewrites.query!r} repeats with other rewrites; keep one line"
+                    f"{location}: query {short_repr(rewrites.query)} repeats with other rewrites; "
+                    f"keep one line"
                 )
 
     def rewrite(self, queries: Sequence[str]) -> list[Rewrites]:

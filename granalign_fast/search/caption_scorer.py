@@ -124,6 +124,7 @@ class CaptionScorer:
             clips = chosen.result()
             if prefilled:
                 prefilled.result()
+        # With key frames, the time since the rewrites is a wait; without, it is not a stage.
         if any(clips):
             clock.lap("wait")
         else:

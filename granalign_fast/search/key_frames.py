@@ -129,7 +129,7 @@ def existence(
         recogniser: judges the frames.
         index: of the video.
         clips: the key frames.
-        query: asked in all its equivalent phrasings.
+        query: the recogniser judges all its equivalent phrasings.
         frames: the result is the mean of so many frames, those with the greatest probability.
     """
     probabilities = recogniser.recognise(frame_set(index).take(clips), equivalent_phrasings(query))

@@ -1,4 +1,4 @@
-"""Scores by recognition: a vision-language model is asked of each frame whether it shows the query.
+"""Scores by recognition: a vision-language model answers whether a frame shows the query.
 
 The score of a clip is the probability of a yes (Li, Gou and Cai, arXiv 2608.04480).
 """
@@ -27,7 +27,8 @@ from .results import search_results
 class RecognitionScorer:
     """Scores clips by the probability that their frames show the query. A `Scorer`.
 
-    The query is not rewritten. Where it comes as `Rewrites`, the detailed ones are asked too.
+    The query is not rewritten. If it comes as `Rewrites`, the scores average over the query and its
+    detailed rewrites.
     """
 
     def __init__(self, recogniser: Recogniser, config: RetrieverConfig) -> None:
@@ -46,7 +47,7 @@ class RecognitionScorer:
         curves = self._probabilities(requests)
         clock.lap("recognise")
 
-        # Moments are cut out of stretched curves, as the curves of captions are: from 0 to 1.
+        # Cut moments out of curves that are rescaled to [0, 1], as those of captions are.
         stretched = np.concatenate([_rescale(curve) for curve in curves])
         offsets = np.cumsum([0, *map(len, curves)])
         ranked = cut_moments(Curves(stretched[None], stretched, offsets), self.config, clock)

@@ -1,4 +1,4 @@
-"""The protocol of the two ways to score a video against a query."""
+"""The protocol of scorers: `CaptionScorer` compares captions, `RecognitionScorer` asks a model."""
 
 from __future__ import annotations
 
