@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .models.language_model import CausalLM
     from .models.vision_language_model import VisionLanguageModel
     from .pipeline import ModelFolder, MomentRetriever, SentenceEncoder
-    from .search.retriever import Request
+    from .search.request import Request
     from .types import Moment, Rewrites, SearchResult
 
 __version__ = "0.1.0"
@@ -39,7 +39,7 @@ _MODULES = {
     "ModelFolder": "pipeline",
     "Moment": "types",
     "MomentRetriever": "pipeline",
-    "Request": "search.retriever",
+    "Request": "search.request",
     "RetrieverConfig": "config",
     "Rewrites": "types",
     "RuleRewriter": "language.rewriters",

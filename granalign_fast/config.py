@@ -1,43 +1,51 @@
-"""RetrieverConfig and its presets: every constant of the method, with the reason for its value."""
+"""The configuration of a search and its presets: the constants of the method, with reasons."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 
-from .errors import GranAlignError
+from .errors import GranAlignError, short_repr
 from .kernels import ContextRules, ProposalRules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrieverConfig:
-    """How captions and queries become moments. Lengths are in clips.
+    """The constants that turn captions and queries into moments. Lengths are in clips.
 
     Raises:
-        GranAlignError: a value is out of its range.
+        GranAlignError: a value is of the wrong type or out of its range.
     """
 
     scorer: str = "captions"
-    """Where the curves come from: ``"captions"``, the method, or ``"recognition"``, the probability
-    of a yes for each frame (Zhang et al., arXiv 2608.04480)."""
+    """The source of the curves: ``"captions"``, the method (GranAlign, arXiv 2601.00584), or
+    ``"recognition"``, the probability of a yes for each frame (Li, Gou and Cai, arXiv
+    2608.04480)."""
     key_frames: float = 0.25
     """Share of a video's frames that get a query-aware caption (the paper's K%, unpublished)."""
     exists_frames: int = 3
-    """`exists` is the mean probability of so many frames, those with the greatest."""
+    """Frames that `exists` averages over: those with the greatest probabilities."""
     use_query: bool = False
-    """The query itself counts as one more simplified variant; without rewrites it always does."""
+    """Whether the query itself is one more simplified variant; without rewrites it always is."""
     context: ContextRules | None = None
-    """Mix the agnostic captions' embeddings with near and similar ones."""
+    """How the embedding of an agnostic caption is mixed with those of near and similar clips; None:
+    it is not mixed."""
     power: float = 1.0
     """Exponent of the normalised curves."""
     proposals: ProposalRules = field(default_factory=ProposalRules)
     """How candidates are cut out of the curves and scored."""
     nms_threshold: float = 0.75
-    """A candidate goes when its IoU with a better one is this or more."""
+    """A candidate is suppressed if its IoU with a better one is this or more."""
     top: int = 10
-    """Moments that a search returns at most; QVHighlights scores ten."""
+    """Most moments of a search; QVHighlights scores ten."""
 
     def __post_init__(self) -> None:
+        # Types first: to compare a text with a number would raise a TypeError.
+        for name, kinds, expected in _FIELD_TYPES:
+            value = getattr(self, name)
+            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+                raise GranAlignError(f"{name}: got {short_repr(value)}, expected {expected}")
         if self.scorer not in ("captions", "recognition"):
             raise GranAlignError(
                 f"scorer: got {self.scorer!r}, expected 'captions' or 'recognition'"
@@ -56,14 +64,27 @@ class RetrieverConfig:
             raise GranAlignError(f"top: got {self.top}, expected at least 1")
 
 
+_FIELD_TYPES: tuple[tuple[str, tuple[type, ...], str], ...] = (
+    ("scorer", (str,), "'captions' or 'recognition'"),
+    ("key_frames", (Real,), "a number above 0, at most 1"),
+    ("exists_frames", (Integral,), "an integer of at least 1"),
+    ("use_query", (bool,), "True or False"),
+    ("context", (ContextRules, type(None)), "ContextRules or None"),
+    ("power", (Real,), "a number from 0.1 to 10"),
+    ("proposals", (ProposalRules,), "ProposalRules"),
+    ("nms_threshold", (Real,), "a number above 0, at most 1"),
+    ("top", (Integral,), "an integer of at least 1"),
+)
+"""Each field of `RetrieverConfig` with its types, and how an error describes them."""
+
 PRESETS: Mapping[str, RetrieverConfig] = {
-    # The paper's text and nothing else. What it does not publish: a clip is high-scoring by Otsu's
-    # threshold on S_f, tau joins over one low clip, the lowest tenth goes; the best on QVHighlights
-    # val of tau 0 to 3 and n 0 to 30%.
+    # The paper's text and nothing else. Three constants are not published: a clip is high-scoring
+    # above Otsu's threshold on S_f, runs join over one low clip (tau), and the lowest tenth of the
+    # candidates goes (n). They are the best on QVHighlights val of tau 0 to 3 and n 0 to 30%.
     "paper": RetrieverConfig(proposals=ProposalRules(stretch=False, gap=1, drop=0.1)),
-    # Round values near the best on QVHighlights val, the same for every query. Chosen anew without
-    # a fifth of the videos, they score 0.5 mAP less on that fifth; bench/tuning.py shows this, and
-    # what each part adds.
+    # Round values near the best on QVHighlights val, the same for every query. This is optimistic:
+    # if the values are chosen without a fifth of the videos, they score 0.5 mAP less on that fifth.
+    # bench/commands/tuning.py shows this, and what each part adds.
     "tuned": RetrieverConfig(
         use_query=True,
         context=ContextRules(radius=5, power=3),
@@ -72,7 +93,7 @@ PRESETS: Mapping[str, RetrieverConfig] = {
             sigma=1.0, variants=True, high_factor=0.5, low_factor=0.9, own_share=0.5
         ),
     ),
-    # One curve, the model's own yes, cut as `tuned` cuts.
+    # One curve, the probability of a yes, with the rules of `tuned` for candidates.
     "recognition": RetrieverConfig(
         scorer="recognition",
         proposals=ProposalRules(sigma=1.0, high_factor=0.5, low_factor=0.9),
@@ -81,11 +102,29 @@ PRESETS: Mapping[str, RetrieverConfig] = {
 
 
 def preset(name: str) -> RetrieverConfig:
-    """A preset by its name.
+    """Return a preset by its name.
 
     Raises:
         GranAlignError: there is none of that name.
     """
-    if name not in PRESETS:
-        raise GranAlignError(f"preset: got {name!r}, expected one of: {', '.join(PRESETS)}")
+    if not isinstance(name, str) or name not in PRESETS:
+        raise GranAlignError(
+            f"preset: got {short_repr(name)}, expected one of: {', '.join(PRESETS)}"
+        )
     return PRESETS[name]
+
+
+def resolve_config(config: RetrieverConfig | str) -> RetrieverConfig:
+    """Return a configuration as it is, and a preset for its name.
+
+    Raises:
+        GranAlignError: there is no preset of that name, or the value is neither.
+    """
+    if isinstance(config, RetrieverConfig):
+        return config
+    if isinstance(config, str):
+        return preset(config)
+    raise GranAlignError(
+        f"config: got {short_repr(config)}, expected a RetrieverConfig or a preset's name, one of: "
+        f"{', '.join(PRESETS)}"
+    )

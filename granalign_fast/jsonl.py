@@ -1,4 +1,4 @@
-"""JSON Lines, plain or gzip: errors name file and line, and nothing is ever half-written."""
+"""Read and write JSON Lines, plain or gzip. Errors name file and line; files appear whole."""
 
 from __future__ import annotations
 
@@ -12,24 +12,28 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import GranAlignError
+from .errors import GranAlignError, missing_key, short_repr
 from .files import replacing
 
 Record = dict[str, Any]
 
 _BUFFER = 1 << 16
-"""Bytes that are read at once: lines may be long."""
+"""Bytes that are read at once: 64 KiB, because lines may be long."""
 
 
 def read_jsonl(path: str | os.PathLike[str], *, required: Iterable[str] = ()) -> list[Record]:
-    """Every record of a JSON Lines file; a name that ends in ``.gz`` is decompressed.
+    """Read every record of a JSON Lines file; a name that ends in ``.gz`` is decompressed.
 
-    Blank lines are passed over. The result keeps the file's order, so that record *i* stands in
-    line *i + 1* of a file without blank lines.
+    Blank lines are skipped. The result keeps the file's order: record *i* is in line *i + 1* of a
+    file without blank lines.
+
+    Args:
+        path: of the file.
+        required: keys that every record must have.
 
     Raises:
-        GranAlignError: the file is missing or unreadable, a line is not a JSON object, a key of
-            `required` is absent, or the file holds no record. The message names file and line.
+        GranAlignError: the file is missing or unreadable, a line is not a JSON object, a required
+            key is missing, or the file holds no record. The message names file and line.
     """
     return [record for _, record in iter_jsonl(path, required=required)]
 
@@ -37,19 +41,23 @@ def read_jsonl(path: str | os.PathLike[str], *, required: Iterable[str] = ()) ->
 def iter_jsonl(
     path: str | os.PathLike[str], *, required: Iterable[str] = ()
 ) -> Iterator[tuple[str, Record]]:
-    """Like `read_jsonl`, one ``("file:line", record)`` at a time, for errors to name the place."""
-    path, required = Path(path), tuple(required)
+    """Yield ``("file:line", record)`` for each record; arguments and errors as in `read_jsonl`.
+
+    A caller's own errors can name file and line too.
+    """
+    path, required = _as_path(path), tuple(required)
     empty = True
     number = 0
     try:
         with _open(path) as lines:
             for number, line in enumerate(lines, start=1):
-                text = line.decode()  # a file that does it decodes blocks, and names no line
+                # Decoded line by line: a text file decodes blocks, and its errors name no line.
+                text = line.decode()
                 if text.isspace():
                     continue
                 empty = False
-                place = f"{path}:{number}"
-                yield place, _parse(text, place, required)
+                location = f"{path}:{number}"
+                yield location, _parse(text, location, required)
     except UnicodeDecodeError as error:
         raise GranAlignError(f"{path}:{number}: not UTF-8 text ({error.reason})") from None
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
@@ -62,56 +70,74 @@ def iter_jsonl(
         raise GranAlignError(f"{path}: no records; expected one JSON object a line")
 
 
+def _as_path(path: str | os.PathLike[str]) -> Path:
+    """Return a `Path`, or raise a `GranAlignError` for a value that names no file."""
+    if not isinstance(path, str | os.PathLike):
+        raise GranAlignError(f"path: got {short_repr(path)}, expected that of a file")
+    return Path(path)
+
+
 def _open(path: Path) -> IO[bytes]:
+    """Open a file for reading, and decompress it if its name ends in ``.gz``."""
     try:
         if path.suffix != ".gz":
             return path.open("rb", _BUFFER)
-        # Lines that gzip itself cuts take a tenth longer.
+        # Buffered: to split lines inside gzip takes a tenth longer.
         return io.BufferedReader(gzip.open(path), _BUFFER)
     except ValueError as error:  # a null character
         raise GranAlignError(f"{path}: not a file name ({error})") from None
 
 
-def _parse(line: str, place: str, required: tuple[str, ...]) -> Record:
+def _parse(line: str, location: str, required: tuple[str, ...]) -> Record:
+    """Return the record of a line; errors begin with `location`, the file and line."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise GranAlignError(f"{place}: not JSON ({error}); expected one object a line") from None
+        raise GranAlignError(
+            f"{location}: not JSON ({error}); expected one object a line"
+        ) from None
     if not isinstance(record, dict):
-        raise GranAlignError(f"{place}: got a {type(record).__name__}, expected a JSON object")
+        raise GranAlignError(f"{location}: got a {type(record).__name__}, expected a JSON object")
     for key in required:
         if key not in record:
-            raise GranAlignError(f"{place}: key {key!r} is missing; found {sorted(record)}")
+            raise missing_key(location, key, record)
     return record
 
 
 def write_jsonl(path: str | os.PathLike[str], records: Iterable[Record]) -> None:
-    """Write records one a line; a name that ends in ``.gz`` is compressed. All or nothing.
+    """Write records, one a line; a name that ends in ``.gz`` is compressed.
+
+    The file is written whole or not at all.
 
     Raises:
         GranAlignError: the file cannot be written, or a record holds NaN or infinity.
     """
-    path = Path(path)
+    path = _as_path(path)
     with replacing(path) as raw:
-        # No name and no time in the gzip header: equal records make equal files.
-        packed = (
+        # No name and no time in the gzip header, so that equal records make equal files.
+        stream = (
             gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0)
             if path.suffix == ".gz"
             else contextlib.nullcontext(raw)
         )
-        with packed as sink:
+        with stream as sink:
             for number, record in enumerate(records):
                 sink.write(_line(record, f"{path}: record {number}"))
 
 
-def _line(record: Record, what: str) -> bytes:
+def _line(record: Record, name: str) -> bytes:
+    """Return a record as a line of JSON.
+
+    Raises:
+        GranAlignError: it cannot be JSON; the message begins with `name`.
+    """
     try:
         line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
     except ValueError as error:
         raise GranAlignError(
-            f"{what}: cannot be JSON ({error}); expected finite numbers, and None for others"
+            f"{name}: cannot be JSON ({error}); expected finite numbers, and None for others"
         ) from None
     try:
         return line.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair: read_jsonl takes it, if it is escaped
+    except UnicodeEncodeError:  # half of a surrogate pair: `read_jsonl` reads it if it is escaped
         return (json.dumps(record) + "\n").encode()

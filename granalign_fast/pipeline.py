@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .config import RetrieverConfig, preset
+from .config import RetrieverConfig, resolve_config
 from .errors import GranAlignError
 from .files import default_cache
 from .index import CLIP_SECONDS, IndexModels, VideoIndex
@@ -277,7 +277,7 @@ class ModelFolder:
         Raises:
             GranAlignError: there is no such preset, or the folder lacks a model that it needs.
         """
-        config = preset(config) if isinstance(config, str) else config
+        config = resolve_config(config)
         recognising = config.scorer == "recognition"
         return MomentRetriever(
             self.encoder if encoder is None else encoder,
@@ -352,7 +352,7 @@ def open_retriever(
     Raises:
         GranAlignError: there is no such preset, or a model cannot be used.
     """
-    config = preset(config) if isinstance(config, str) else config
+    config = resolve_config(config)
     if top is not None:
         config = replace(config, top=top)
     model: OnnxSentenceEncoder

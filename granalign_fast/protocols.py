@@ -1,4 +1,4 @@
-"""The interfaces between the parts, in texts and frames: what each part asks of the models."""
+"""The interfaces between the parts of the package, in texts and frames."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy.typing as npt
 from .types import FrameSet, Image, Rewrites
 
 Progress = Callable[[int], None]
-"""Called with how many more are done."""
+"""Called with the number of items that are done since the last call."""
 
 
 class TextEncoder(Protocol):
-    """What the retriever asks of a sentence encoder; `SentenceEncoder` is one."""
+    """Embeds texts; `SentenceEncoder` is one."""
 
     def encode(
         self, texts: Sequence[str], *, progress: Progress | None = None
     ) -> npt.NDArray[np.float32]:
-        """`(texts, dim)`, rows of unit length."""
+        """Return embeddings `(texts, dim)`, rows of unit length."""
         ...
 
 
@@ -28,29 +28,29 @@ class Rewriter(Protocol):
     """Turns queries into rewrites, a batch at a time."""
 
     def rewrite(self, queries: Sequence[str]) -> list[Rewrites]:
-        """One `Rewrites` for each query, in order."""
+        """Return one `Rewrites` for each query, in order."""
         ...
 
 
 @runtime_checkable
 class Captioner(Protocol):
-    """Frames to texts; a table in a test, or a service, can be one."""
+    """Frames to captions: a local model, a remote service, or a table in a test."""
 
     def agnostic(self, frames: FrameSet) -> list[str]:
-        """A caption of each frame, no query known."""
+        """Return a caption of each frame, written without knowing a query."""
         ...
 
     def aware(self, frames: FrameSet, focus: Sequence[str]) -> list[str]:
-        """A caption of each frame, guided by what a query is about."""
+        """Return a caption of each frame, guided by the entities and actions of a query."""
         ...
 
 
 @runtime_checkable
 class BatchCaptioner(Captioner, Protocol):
-    """A captioner that can answer for several queries at once."""
+    """A captioner that takes the frames of several queries in one call."""
 
-    def aware_many(self, asked: Sequence[tuple[FrameSet, Sequence[str]]]) -> list[list[str]]:
-        """What `aware` gives for each of these."""
+    def aware_many(self, targets: Sequence[tuple[FrameSet, Sequence[str]]]) -> list[list[str]]:
+        """Return for each target, frames and focus, what `aware` returns."""
         ...
 
 
@@ -59,21 +59,21 @@ class Recogniser(Protocol):
     """Frames and queries to probabilities."""
 
     def recognise(self, frames: FrameSet, queries: Sequence[str]) -> npt.NDArray[np.float32]:
-        """How likely each frame shows each query, (queries, frames), 0 to 1."""
+        """Return how likely each frame shows each query, `(queries, frames)`, 0 to 1."""
         ...
 
 
 @runtime_checkable
 class Prefiller(Protocol):
-    """A captioner that can look at frames before it is known what is asked of them."""
+    """A captioner that can compute and cache the prefixes of frames before it knows the query."""
 
     @property
-    def room(self) -> int:
-        """How many frames it can keep in mind."""
+    def frame_capacity(self) -> int:
+        """How many frames' prompt prefixes fit in the cache."""
         ...
 
     def prefill(self, frames: FrameSet) -> None:
-        """Look at frames, and keep them in mind."""
+        """Compute and cache the prefixes of frames."""
         ...
 
 
@@ -82,13 +82,13 @@ class ImageTextEncoder(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Names the embeddings: equal for equal model and precision."""
+        """The name of the embeddings: equal for equal model and precision."""
         ...
 
     def encode_frames(self, frames: Sequence[Image]) -> npt.NDArray[np.float32]:
-        """`(frames, dim)`, rows of unit length."""
+        """Return embeddings `(frames, dim)`, rows of unit length."""
         ...
 
     def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """`(texts, dim)`, rows of unit length."""
+        """Return embeddings `(texts, dim)`, rows of unit length."""
         ...

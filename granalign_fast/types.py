@@ -1,8 +1,9 @@
-"""What goes in and comes out: checked, frozen records without behaviour of their own."""
+"""Frozen records of queries, moments, results and frames, which check their fields."""
 
 from __future__ import annotations
 
 import hashlib
+import html
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,29 +11,32 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import GranAlignError
+from .errors import GranAlignError, missing_key, short_repr
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A stretch of the video, in seconds, and how well it fits the query (higher is better)."""
+    """A stretch of a video and how well it fits a query."""
 
     start: float
+    """Seconds."""
     end: float
+    """Seconds."""
     score: float
+    """Higher is better."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rewrites:
     """A query and its rewrites at two granularities.
 
-    `simplified` ones keep the core entity and action in common words and meet the query-agnostic
-    captions; `detailed` ones keep every detail and meet the query-aware captions. Plain rephrasings
-    count as simplified.
+    Simplified rewrites keep the core entity and action in common words; they are compared with the
+    query-agnostic captions. Detailed rewrites keep every detail; they are compared with the
+    query-aware captions. Plain rephrasings count as simplified.
 
     Raises:
-        GranAlignError: a text is not a string, or is empty; a bare string stands where several
-            texts are expected; fallbacks are no count.
+        GranAlignError: a text is not a string, is empty, or is not valid Unicode; a field has one
+            text where a list is expected; `fallbacks` is not a count.
     """
 
     query: str
@@ -41,12 +45,12 @@ class Rewrites:
     entities: tuple[str, ...] = ()
     """The people, animals and things that the query names; they guide query-aware captions."""
     actions: tuple[str, ...] = ()
-    """What they do."""
+    """The verbs of the query; they guide query-aware captions too."""
     fallbacks: int = 0
-    """How many rewrites are the query itself, because the rewriter gave nothing of use."""
+    """How many rewrites are the query itself, because the model's answer was of no use."""
 
     def __post_init__(self) -> None:
-        _check_texts("query", (self.query,))
+        check_text("query", self.query)
         for field_name, name in (
             ("simplified", "simplified rewrite"),
             ("detailed", "detailed rewrite"),
@@ -55,24 +59,40 @@ class Rewrites:
         ):
             texts = getattr(self, field_name)
             if not isinstance(texts, list | tuple):
-                raise GranAlignError(f"{field_name}: got {texts!r}, expected a list of texts")
-            _check_texts(name, texts)
+                raise GranAlignError(
+                    f"{field_name}: got {short_repr(texts)}, expected a list of texts"
+                )
+            for text in texts:
+                check_text(name, text)
             object.__setattr__(self, field_name, tuple(texts))
         if type(self.fallbacks) is not int or self.fallbacks < 0:
-            raise GranAlignError(f"fallbacks: got {self.fallbacks!r}, expected an integer from 0")
+            raise GranAlignError(
+                f"fallbacks: got {short_repr(self.fallbacks)}, expected an integer from 0"
+            )
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any], place: str) -> Rewrites:
-        """From a JSON record: `query`, and either `rewrites` or the fields by their names.
+    def from_record(cls, record: Mapping[str, Any], location: str) -> Rewrites:
+        """Read a JSON record: `query`, and either `rewrites` or the fields by their names.
+
+        Args:
+            record: the JSON object.
+            location: its file and line, for error messages.
 
         Raises:
-            GranAlignError: a field is of the wrong kind; the message begins with `place`.
+            GranAlignError: a field is missing or of the wrong type; the message begins with
+                `location`.
         """
+        if not isinstance(record, Mapping):
+            raise GranAlignError(f"{location}: got {short_repr(record)}, expected a JSON object")
+        if "query" not in record:
+            raise missing_key(location, "query", record)
         keys = ("rewrites", "simplified", "detailed", "entities", "actions")
         lists = {key: record.get(key, []) for key in keys}
         for key, texts in lists.items():
             if not isinstance(texts, list):
-                raise GranAlignError(f"{place}: {key}: got {texts!r}, expected a list of texts")
+                raise GranAlignError(
+                    f"{location}: {key}: got {short_repr(texts)}, expected a list of texts"
+                )
         try:
             return cls(
                 query=record["query"],
@@ -83,42 +103,95 @@ class Rewrites:
                 fallbacks=record.get("fallbacks", 0),
             )
         except GranAlignError as error:
-            raise GranAlignError(f"{place}: {error}") from None
+            raise GranAlignError(f"{location}: {error}") from None
 
     def to_record(self) -> dict[str, Any]:
-        """As JSON, for `from_record`."""
+        """Return a JSON record, as `from_record` reads it."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
 
-def _check_texts(name: str, texts: Sequence[Any]) -> None:
-    for text in texts:
-        if not isinstance(text, str) or not text.strip():
-            raise GranAlignError(f"{name}: got {text!r}, expected a text that is not empty")
+def check_text(name: str, text: object) -> None:
+    """Raise unless a value is a text that a model can read.
+
+    Args:
+        name: of the value, with which the message begins.
+        text: the value.
+
+    Raises:
+        GranAlignError: it is not a string, is blank, or holds half of a surrogate pair, as Python
+            gives for bytes of the command line that are not UTF-8.
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise GranAlignError(f"{name}: got {short_repr(text)}, expected a text that is not empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise GranAlignError(
+            f"{name}: got {short_repr(text)}, expected valid Unicode; character {error.start + 1} "
+            f"is half of a surrogate pair: decode the text as UTF-8"
+        ) from None
+
+
+def check_queries(queries: Sequence[str]) -> None:
+    """Raise unless queries are a list of texts that a model can read.
+
+    Raises:
+        GranAlignError: it is no list, or a query is not valid text; the message names the query.
+    """
+    if isinstance(queries, str) or not isinstance(queries, Sequence):
+        raise GranAlignError(f"queries: got {short_repr(queries)}, expected a list of texts")
+    for query in queries:
+        check_text("query", query)
 
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """What the video shows of a query: moments, best first, and a score for every clip."""
+    """The moments of a video for a query, best first, and a score for every clip."""
 
     vid: str
     query: str
     moments: tuple[Moment, ...]
     saliency: npt.NDArray[np.float32]
-    """`(clips,)`, the method's S_f: 0 for what fits the query least in this video, up to 1. Under
-    recognition the probability that the clip shows it."""
-    curves: npt.NDArray[np.float32] = field(repr=False)
-    """`(variants, clips)`: the curve of each query variant, whose mean is the saliency."""
+    """`(clips,)`. By captions it is the method's S_f: 0 for the clip of this video that fits the
+    query least, up to 1. By recognition it is the probability that the clip shows the query."""
+    curves: npt.NDArray[np.float32]
+    """`(variants, clips)`: the curve of each query variant; their mean is the saliency."""
     exists: float | None = None
-    """How likely the video shows this at all, 0 to 1; None where no model was asked."""
-    rewrites: Rewrites | None = field(default=None, repr=False)
-    """What was searched for."""
-    aware: Mapping[int, str] = field(default_factory=dict, repr=False)
-    """The query-aware captions that took part, by clip."""
-    seconds: Mapping[str, float] = field(default_factory=dict, repr=False)
-    """What each stage took, of the whole batch that this search was in."""
+    """How likely the video shows the query at all, 0 to 1; None if no model has judged it."""
+    rewrites: Rewrites | None = None
+    """The query with its rewrites."""
+    aware: Mapping[int, str] = field(default_factory=dict)
+    """The query-aware captions that were used, by clip number."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """The duration of each stage, for the whole batch that this search was in."""
+
+    def __repr__(self) -> str:
+        """Return one line without arrays: video, query, the best moment, existence."""
+        best = "None"
+        if self.moments:
+            first = self.moments[0]
+            best = f"{first.start:.1f} to {first.end:.1f} s, score {first.score:.3f}"
+        exists = "" if self.exists is None else f", exists={self.exists:.3f}"
+        return (
+            f"SearchResult(vid={self.vid!r}, query={self.query!r}, moments={len(self.moments)}, "
+            f"best=<{best}>{exists})"
+        )
+
+    def _repr_html_(self) -> str:
+        """Return the moments as an HTML table, which notebooks show instead of the repr."""
+        exists = "" if self.exists is None else f"; shown at all: {self.exists:.0%} likely"
+        caption = html.escape(f"{self.query} ({self.vid}{exists})")
+        rows = "".join(
+            f"<tr><td>{m.start:.2f}</td><td>{m.end:.2f}</td><td>{m.score:.3f}</td></tr>"
+            for m in self.moments
+        )
+        return (
+            f"<table><caption>{caption}</caption><thead><tr><th>start (s)</th><th>end (s)</th>"
+            f"<th>score</th></tr></thead><tbody>{rows}</tbody></table>"
+        )
 
     def to_record(self) -> dict[str, Any]:
-        """The line of a QVHighlights submission, without the `qid`, which is the caller's."""
+        """Return the line of a QVHighlights submission, without the `qid`: the caller knows it."""
         return {
             "query": self.query,
             "vid": self.vid,
@@ -137,7 +210,7 @@ _FRAMES = "expected uint8 (height, width, 3) in RGB"
 
 
 def check_frames(frames: npt.NDArray[Any] | Sequence[npt.NDArray[Any]]) -> None:
-    """Raise for the first thing that is not a frame, before any work.
+    """Raise for the first item that is not a frame, before any work.
 
     Raises:
         GranAlignError: there is no frame, or one is not uint8 (height, width, 3).
@@ -163,11 +236,13 @@ def check_frames(frames: npt.NDArray[Any] | Sequence[npt.NDArray[Any]]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class FrameSet:
-    """Frames that are known by their hashes, so that one whose prefix is kept need not be decoded.
+    """Frames that are identified by hashes, and decoded only when they are loaded.
+
+    A frame whose prefix is cached under its hash need not be decoded at all.
 
     Attributes:
-        hashes: of each frame, as `frame_hash` gives it.
-        load: gives the frames with these numbers, uint8 RGB (height, width, 3) each.
+        hashes: of each frame, as `frame_hash` returns it.
+        load: returns the frames with these numbers, uint8 RGB (height, width, 3) each.
     """
 
     hashes: tuple[str, ...]
@@ -176,12 +251,16 @@ class FrameSet:
     def __len__(self) -> int:
         return len(self.hashes)
 
+    def __repr__(self) -> str:
+        """Return the number of frames: hundreds of hashes would tell nothing."""
+        return f"FrameSet({len(self)} frames)"
+
     @classmethod
     def of(cls, frames: npt.NDArray[np.uint8] | Sequence[Image]) -> FrameSet:
-        """Frames that are in memory.
+        """Make a set of frames that are in memory.
 
         Raises:
-            GranAlignError: there is no frame, or something is not one.
+            GranAlignError: there is no frame, or an item is not one.
         """
         check_frames(frames)
         hashes = tuple(frame_hash(frame) for frame in frames)
@@ -189,28 +268,30 @@ class FrameSet:
 
     @classmethod
     def joined(cls, sets: Sequence[FrameSet]) -> FrameSet:
-        """The frames of all sets, one after another; each set loads its own in one call."""
-        places = [(part, number) for part in sets for number in range(len(part))]
+        """Join sets, one after another; each set loads its frames in one call."""
+        # The set and the number within it of every frame.
+        origins = [(part, number) for part in sets for number in range(len(part))]
 
         def load(numbers: Sequence[int]) -> list[Image]:
-            wanted: dict[int, tuple[FrameSet, list[int]]] = {}
+            # Collect the numbers of each set, load each set once, and deal the frames out again.
+            by_set: dict[int, tuple[FrameSet, list[int]]] = {}
             for i in numbers:
-                part, number = places[i]
-                wanted.setdefault(id(part), (part, []))[1].append(number)
-            loaded = {key: iter(part.load(own)) for key, (part, own) in wanted.items()}
-            return [next(loaded[id(places[i][0])]) for i in numbers]
+                part, number = origins[i]
+                by_set.setdefault(id(part), (part, []))[1].append(number)
+            frames = {key: iter(part.load(within)) for key, (part, within) in by_set.items()}
+            return [next(frames[id(origins[i][0])]) for i in numbers]
 
-        return cls(tuple(part.hashes[number] for part, number in places), load)
+        return cls(tuple(part.hashes[number] for part, number in origins), load)
 
     def take(self, numbers: Sequence[int]) -> FrameSet:
-        """Some of them, in the order of `numbers`."""
+        """Return the frames with these numbers, in this order."""
         chosen = list(numbers)
         hashes = tuple(self.hashes[i] for i in chosen)
-        return FrameSet(hashes, lambda own: self.load([chosen[i] for i in own]))
+        return FrameSet(hashes, lambda within: self.load([chosen[i] for i in within]))
 
 
 def frame_hash(frame: Image) -> str:
-    """Names a frame by its size and pixels: 32 hex digits."""
+    """Return a name of a frame, made of its size and pixels: 32 hex digits."""
     digest = hashlib.blake2b(repr(frame.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(frame).data)
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What an evaluation refuses, before anything is embedded or searched."""
+"""Evaluations: wrong input is refused before any text is embedded or searched."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SALIENCY: Record = {"relevant_clip_ids": [2], "saliency_scores": [[4, 4, 4]]}
 
 
 class Watcher:
-    """Sees what was asked for in every frame whose number is even."""
+    """Recognises every query in every frame whose number is even."""
 
     def agnostic(self, frames: FrameSet) -> list[str]:
         return [CAPTIONS[int(name)] for name in frames.hashes]
@@ -78,7 +78,7 @@ def files(folder: Path, *, saliency: bool = True, **video: Any) -> dict[str, Pat
         ({"captions": CAPTIONS[:3]}, "watched", None, "tuned", False, "3 captions, expected 5, "),
     ],
 )
-def test_what_is_refused_before_any_work(
+def test_wrong_input_is_refused_before_any_work(
     tmp_path: Path,
     video: Any,
     source: str,

@@ -1,4 +1,4 @@
-"""JSON Lines: what is read and written, and errors that name the file and the line."""
+"""JSON Lines: round trips, and errors that name the file and the line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PACK: dict[str, Callable[[bytes], bytes]] = {"a.jsonl": bytes, "a.jsonl.gz": gzi
 
 
 @pytest.mark.parametrize("name", PACK)
-def test_what_is_written_is_read(tmp_path: Path, name: str) -> None:
+def test_written_records_are_read_back(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     write_jsonl(path, RECORDS)
     assert read_jsonl(path) == RECORDS
@@ -92,7 +92,7 @@ def full(path: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_written_leaves_nothing(
+def test_a_failed_write_leaves_nothing(
     tmp_path: Path, name: str, write: Callable[[Path], None], message: str
 ) -> None:
     (tmp_path / "folder").mkdir()

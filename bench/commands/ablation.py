@@ -22,7 +22,7 @@ from granalign_fast.jsonl import Record
 from granalign_fast.metrics import load_ground_truth, score_qvhighlights
 from granalign_fast.miniatures import MODELS
 from granalign_fast.pipeline import ModelFolder, MomentRetriever
-from granalign_fast.search.retriever import Request
+from granalign_fast.search.request import Request
 from granalign_fast.types import Rewrites, SearchResult
 
 COLUMNS = ("MR-full-mAP", "MR-full-R1@0.5", "MR-full-R1@0.7")

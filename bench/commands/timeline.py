@@ -23,7 +23,7 @@ from granalign_fast.models.prefix_cache import PrefixCache
 from granalign_fast.output.plot import CURVE, INK, MOMENT, new_figure, plain, save_figure
 from granalign_fast.pipeline import ModelFolder
 from granalign_fast.search.clock import Span
-from granalign_fast.search.retriever import Request
+from granalign_fast.search.request import Request
 
 SECOND_THREAD = ("key_frames", "prefill")
 """Stages that run in a second thread."""

@@ -32,8 +32,8 @@ from granalign_fast.metrics import load_ground_truth, retrieval_of_each, score_q
 from granalign_fast.models.embedding_cache import CachedEncoder
 from granalign_fast.pipeline import MomentRetriever, SentenceEncoder
 from granalign_fast.protocols import TextEncoder
-from granalign_fast.search.batches import Question
-from granalign_fast.search.retriever import results_of
+from granalign_fast.search.batches import PreparedQuery
+from granalign_fast.search.results import search_results
 
 SEED, SWEEPS, RESAMPLES = 0, 3, 1000
 COLUMNS = {
@@ -98,7 +98,7 @@ GRIDS: Mapping[str, tuple[Any, ...]] = {
 class Benchmark:
     """Queries with their ground truth, and embeddings of texts and captions; caches results."""
 
-    requests: Sequence[Question]
+    requests: Sequence[PreparedQuery]
     truth: Sequence[Record]
     texts: npt.NDArray[np.float32]
     """`(queries, variants, dim)`: embeddings of the query, then of its rewrites."""
@@ -127,7 +127,7 @@ class Benchmark:
         curves = self.curves(config)
         candidates = kernels.proposals(*curves, rules=config.proposals)
         ranked = kernels.nms(*candidates, threshold=config.nms_threshold, top=config.top)
-        pairs = zip(self.truth, results_of(self.requests, curves, ranked), strict=True)
+        pairs = zip(self.truth, search_results(self.requests, curves, ranked), strict=True)
         return [{"qid": truth["qid"]} | result.to_record() for truth, result in pairs]
 
     def score(self, predictions: Sequence[Record]) -> dict[str, float]:
@@ -175,7 +175,7 @@ def load(
     )
     return Benchmark(
         requests=[
-            Question(indices[number[query.vid]], query.rewrites, {}) for query in queries_read
+            PreparedQuery(indices[number[query.vid]], query.rewrites, {}) for query in queries_read
         ],
         truth=[truth_of[query.qid] for query in queries_read],
         texts=embedded.reshape(len(queries_read), len(texts[0]), -1),

@@ -24,7 +24,7 @@ from granalign_fast.models.frame_encoder import FrameEncoder
 from granalign_fast.models.language_model import CausalLM
 from granalign_fast.models.prefix import Prefix
 from granalign_fast.protocols import TextEncoder
-from granalign_fast.search.batches import variants
+from granalign_fast.search.batches import query_variants
 from granalign_fast.types import Image, Rewrites, SearchResult
 
 from .timing import require
@@ -59,7 +59,7 @@ def judge_result(
         WrongAnswerError: curves, saliency or moments differ.
     """
     query = result.rewrites or Rewrites(result.query)
-    simplified, detailed = variants(query, config)
+    simplified, detailed = query_variants(query, config)
     clips = np.asarray(index.embeddings, np.float32)
     if config.context is not None:
         clips = plain.context(clips, config.context)

@@ -160,7 +160,7 @@ class IndexJudge:
         prefix = captioner.model.prefill_frames(self.images[:1], captioner.start)
         (alone,) = prefix.unstack(captioner.model.device)
         require(cache == alone.nbytes * len(set(self.hashes)), f"prefixes: {cache} bytes are kept")
-        (seen,) = captioner._look(FrameSet.of(self.images[:1]), [0])
+        (seen,) = captioner._prefixes(FrameSet.of(self.images[:1]), [0])
         off = float(abs(seen - alone).max() / abs(alone).max())
         require(off < 1e-2, f"prefixes: {off:.0e} from a frame's prefilled alone")
 

@@ -14,7 +14,7 @@ from granalign_fast.bench.harness.records import OURS
 from granalign_fast.bench.harness.runner import Bench, Runner
 from granalign_fast.bench.harness.timing import HostClock, Samples, require
 from granalign_fast.bench.harness.workloads import CLIPS, captioned, rewritten
-from granalign_fast.search.retriever import Request
+from granalign_fast.search.request import Request
 from granalign_fast.types import Rewrites
 
 from .search import captions_retriever

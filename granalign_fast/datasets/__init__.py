@@ -1,1 +1,1 @@
-"""Annotation files as they are published, to our records."""
+"""Readers of published annotation files."""

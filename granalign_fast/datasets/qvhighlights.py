@@ -1,4 +1,4 @@
-"""QVHighlights in JSON Lines: captions, queries, and queries about what is not shown."""
+"""QVHighlights from JSON Lines: captions, queries, and queries that no moment answers."""
 
 from __future__ import annotations
 
@@ -25,16 +25,18 @@ class Query:
 
 
 def read_captions(path: PathLike) -> dict[str, CaptionedVideo]:
-    """Captioned videos by `vid`, from JSON Lines of `vid` and `captions`.
+    """Read captioned videos by `vid`, from JSON Lines of `vid` and `captions`.
 
     Raises:
-        GranAlignError: the file cannot be read, a line is not such a record, or a vid repeats.
+        GranAlignError: the file cannot be read, a line is no such record, or a vid repeats.
     """
     videos: dict[str, CaptionedVideo] = {}
-    for place, record in iter_jsonl(path, required=("vid", "captions")):
-        video = CaptionedVideo.from_record(record, place)
+    for location, record in iter_jsonl(path, required=("vid", "captions")):
+        video = CaptionedVideo.from_record(record, location)
         if video.vid in videos:
-            raise GranAlignError(f"{place}: vid {video.vid!r} repeats; expected one line a video")
+            raise GranAlignError(
+                f"{location}: vid {video.vid!r} repeats; expected one line a video"
+            )
         videos[video.vid] = video
     return videos
 
@@ -42,27 +44,35 @@ def read_captions(path: PathLike) -> dict[str, CaptionedVideo]:
 def read_queries(
     path: PathLike, captions: PathLike, videos: Collection[str], truth: list[Record]
 ) -> list[Query]:
-    """Queries in file order, each with captions in `videos` and an answer in `truth`.
+    """Read queries in the order of the file.
+
+    Args:
+        path: JSON Lines of `qid`, `query`, `vid` and rewrites.
+        captions: where the captions come from, for error messages.
+        videos: the vids that have captions.
+        truth: the records of the ground truth; every query has one, and every record a query.
 
     Raises:
-        GranAlignError: the file cannot be read, or a line is no such query; names file and line.
+        GranAlignError: the file cannot be read, or a line is no such query. The message names file
+            and line.
     """
     known = {record["qid"]: record for record in truth}
     queries: dict[Any, Query] = {}
-    for place, record in iter_jsonl(path, required=("qid", "query", "vid")):
+    for location, record in iter_jsonl(path, required=("qid", "query", "vid")):
         qid, vid = record["qid"], record["vid"]
         if not isinstance(qid, int | str) or qid not in known:
             raise GranAlignError(
-                f"{place}: qid {qid!r} is not in the ground truth; check that both are of one split"
+                f"{location}: qid {qid!r} is not in the ground truth; check that both are of one "
+                "split"
             )
         if qid in queries:
-            raise GranAlignError(f"{place}: qid {qid!r} repeats; expected one line a query")
+            raise GranAlignError(f"{location}: qid {qid!r} repeats; expected one line a query")
         if not isinstance(vid, str) or vid not in videos:
             raise GranAlignError(
-                f"{place}: video {vid!r} of qid {qid!r} has no captions in {captions}; caption it "
-                "or leave the query out"
+                f"{location}: video {vid!r} of qid {qid!r} has no captions in {captions}; caption "
+                "it or leave the query out"
             )
-        queries[qid] = Query(qid, vid, Rewrites.from_record(record, place))
+        queries[qid] = Query(qid, vid, Rewrites.from_record(record, location))
     if missing := [qid for qid in known if qid not in queries]:
         raise GranAlignError(
             f"{path}: {len(missing)} of {len(known)} qids of the ground truth have no query, the "
@@ -72,15 +82,21 @@ def read_queries(
 
 
 def read_absent(path: PathLike, captions: PathLike, videos: Collection[str]) -> list[Query]:
-    """Queries about what their videos do not show.
+    """Read queries that their videos do not show.
+
+    Args:
+        path: JSON Lines of `query`, `vid` and rewrites.
+        captions: where the captions come from, for error messages.
+        videos: the vids that have captions.
 
     Raises:
-        GranAlignError: the file cannot be read, or a line is no such query; names file and line.
+        GranAlignError: the file cannot be read, or a line is no such query. The message names file
+            and line.
     """
-    found = []
-    for place, record in iter_jsonl(path, required=("query", "vid")):
+    queries = []
+    for location, record in iter_jsonl(path, required=("query", "vid")):
         vid = record["vid"]
         if not isinstance(vid, str) or vid not in videos:
-            raise GranAlignError(f"{place}: video {vid!r} is not in {captions}; leave it out")
-        found.append(Query(record.get("qid"), vid, Rewrites.from_record(record, place)))
-    return found
+            raise GranAlignError(f"{location}: video {vid!r} is not in {captions}; leave it out")
+        queries.append(Query(record.get("qid"), vid, Rewrites.from_record(record, location)))
+    return queries

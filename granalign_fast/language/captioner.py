@@ -1,7 +1,8 @@
-"""Frames to captions and to scores: what each shows, with or without a query in mind.
+"""Frames to captions and to probabilities by a vision-language model, with or without a query.
 
-Every prompt begins with the same system message and the frame. The keys and values of that
-beginning are kept by the frame's hash, so that a query pays only for its own words.
+Every prompt begins with the same system message and the frame. The keys and values of this
+beginning, the prefix, are cached under the frame's hash, so that a query pays only for its own
+tokens.
 """
 
 from __future__ import annotations
@@ -15,17 +16,19 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.errors import GranAlignError
+from granalign_fast.errors import GranAlignError, PromptTooLongError, short_repr
 from granalign_fast.models.chat import common_start
 from granalign_fast.models.prefix import Prefix
 from granalign_fast.models.prefix_cache import PrefixCache
 from granalign_fast.models.vision_language_model import VisionLanguageModel
 from granalign_fast.runtime.array_device import Array
-from granalign_fast.types import FrameSet
+from granalign_fast.types import FrameSet, check_queries
 
 from . import prompts
 
 _YES, _NO = ("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No")
+"""The words whose first tokens answer a recognition prompt: with and without a space before them,
+because tokenizers differ."""
 
 
 class VlmCaptioner:
@@ -33,11 +36,11 @@ class VlmCaptioner:
 
     Args:
         model: an instruction-tuned one.
-        cache: keeps what the model has made of frames; by default 1 GiB of memory.
-        rows: frames that are looked at in one batch.
-        batch: prompts about them that are answered in one; each step of an answer reads the whole
-            model once for all of them.
-        max_new_tokens: at which a caption is cut off.
+        cache: keeps the prefixes of frames; by default 1 GiB of memory.
+        rows: frames that are prefilled in one batch.
+        batch: prompts that are answered in one batch. Each step of an answer reads the whole model
+            once for all of them.
+        max_new_tokens: where a caption is cut off.
 
     Raises:
         GranAlignError: the model's chat template does not put the image once, before the text.
@@ -59,8 +62,8 @@ class VlmCaptioner:
         self.cache = PrefixCache() if cache is None else cache
         self.rows, self.batch = rows, batch
         self.max_new_tokens = max_new_tokens
-        self.start = common_start(self._ask("Describe it."), self._ask("What is it?"))
-        """The tokens that every prompt begins with, the image's among them."""
+        self.start = common_start(self._prompt("Describe it."), self._prompt("What is it?"))
+        """The token ids that every prompt begins with, the image's among them."""
         if self.start.count(model.manifest.image_token) != 1:
             raise GranAlignError(
                 "chat template: got no prompt that begins with the image, expected its token "
@@ -69,12 +72,12 @@ class VlmCaptioner:
 
     @property
     def fingerprint(self) -> str:
-        """Names the agnostic captions: equal for equal model, prompt and length."""
-        asked = json.dumps([self._ask(prompts.AGNOSTIC_CAPTION), self.max_new_tokens])
-        return f"{self.model.fingerprint}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
+        """The name of the agnostic captions: equal for equal model, prompt and length."""
+        key = json.dumps([self._prompt(prompts.AGNOSTIC_CAPTION), self.max_new_tokens])
+        return f"{self.model.fingerprint}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
     def agnostic(self, frames: FrameSet) -> list[str]:
-        """A caption of each frame, no query known.
+        """Caption each frame without knowing a query.
 
         Raises:
             GranAlignError: a frame is not one, or the model's context is too short.
@@ -82,145 +85,195 @@ class VlmCaptioner:
         return self._captions(frames, [self._suffix(prompts.AGNOSTIC_CAPTION)] * len(frames))
 
     def aware(self, frames: FrameSet, focus: Sequence[str]) -> list[str]:
-        """A caption of each frame, guided by the entities and actions of a query.
+        """Caption each frame, guided by the entities and actions of a query.
 
         Raises:
-            GranAlignError: as `agnostic`, or there is no focus.
+            GranAlignError: as in `agnostic`, or there is no focus.
         """
         return self.aware_many([(frames, focus)])[0]
 
-    def aware_many(self, asked: Sequence[tuple[FrameSet, Sequence[str]]]) -> list[list[str]]:
-        """What `aware` gives for each of these, in batches over all of them.
+    def aware_many(self, targets: Sequence[tuple[FrameSet, Sequence[str]]]) -> list[list[str]]:
+        """Caption several sets of frames, each with its own focus, in batches over all of them.
+
+        Returns:
+            For each target what `aware` returns.
 
         Raises:
-            GranAlignError: as `aware`.
+            GranAlignError: as in `aware`.
         """
+        # One suffix a frame, those of all targets in one list.
         suffixes: list[list[int]] = []
-        for frames, focus in asked:
+        for frames, focus in targets:
             if not focus or not all(text.strip() for text in focus):
                 raise GranAlignError(
-                    f"focus: got {list(focus)!r}, expected what to look for; give the query itself "
-                    f"where nothing is known of it"
+                    f"focus: got {short_repr(list(focus))}, expected what to look for; give the "
+                    f"query itself if nothing is known about it"
                 )
             suffixes += [self._suffix(prompts.aware_caption(focus))] * len(frames)
-        captions = iter(self._captions(FrameSet.joined([f for f, _ in asked]), suffixes))
-        return [list(itertools.islice(captions, len(frames))) for frames, _ in asked]
+
+        all_frames = FrameSet.joined([frames for frames, _ in targets])
+        try:
+            captions = iter(self._captions(all_frames, suffixes))
+        except PromptTooLongError as error:
+            focuses = [focus for frames, focus in targets for _ in range(len(frames))]
+            focus = focuses[error.prompt]
+            raise GranAlignError(
+                f"focus {short_repr(list(focus))}: {error.size}; shorten the query"
+            ) from None
+
+        # Back to one list a target.
+        return [list(itertools.islice(captions, len(frames))) for frames, _ in targets]
 
     def recognise(self, frames: FrameSet, queries: Sequence[str]) -> npt.NDArray[np.float32]:
-        """How likely each frame shows each query, (queries, frames), float32, 0 to 1.
+        """Return how likely each frame shows each query, `(queries, frames)` float32, 0 to 1.
 
-        One token is looked at, none decoded: the probability of the words for yes over that of
-        the words for yes and no (Zhang et al., arXiv 2608.04480).
+        Only the logits of the first token are computed, and no token is decoded. The result is the
+        probability of the words for yes over that of the words for yes and no (Li, Gou and Cai,
+        arXiv 2608.04480).
 
         Raises:
-            GranAlignError: a frame is not one, a query is empty, the model has no token for yes or
-                no, or its context is too short.
+            GranAlignError: a frame is not one, a query is empty, not valid text or too long for the
+                model's context, or the model has no token for yes or no.
         """
-        for query in queries:
-            if not isinstance(query, str) or not query.strip():
-                raise GranAlignError(f"query: got {query!r}, expected a text that is not empty")
-        asked = [self._suffix(prompts.recognition(query)) for query in queries]
-        yes, no = self._answers
-        found = np.empty((len(queries), len(frames)), np.float32)
-        for numbers, prefix in self._seen(frames):
-            for row, suffix in zip(found, asked, strict=True):
-                logits = self.model.logits(
-                    [suffix] * len(numbers), prefix=prefix, tokens=[*yes, *no]
-                )
+        check_queries(queries)
+        suffixes = [self._suffix(prompts.recognition(query)) for query in queries]
+        yes, no = self._answer_tokens
+        probabilities = np.empty((len(queries), len(frames)), np.float32)
+        for numbers, prefix in self._prefix_batches(frames):
+            for query, row, suffix in zip(queries, probabilities, suffixes, strict=True):
+                try:
+                    logits = self.model.logits(
+                        [suffix] * len(numbers), prefix=prefix, tokens=[*yes, *no]
+                    )
+                except PromptTooLongError as error:
+                    raise GranAlignError(
+                        f"query {short_repr(query)}: {error.size}; shorten the query"
+                    ) from None
+                # A softmax over the tokens for yes and no; the share of yes.
                 answers = logits.astype(np.float64)
                 shares = np.exp(answers - answers.max(axis=1, keepdims=True))
                 row[numbers] = shares[:, : len(yes)].sum(axis=1) / shares.sum(axis=1)
-        return found
+        return probabilities
 
     @property
-    def room(self) -> int:
-        """Frames of which the cache can hold what every prompt about them begins with."""
+    def frame_capacity(self) -> int:
+        """How many frames' prompt prefixes fit in the cache."""
         manifest = self.model.manifest
         tokens = len(self.start) - 1 + manifest.image_tokens
+        # Keys and values of every layer.
         numbers = 2 * manifest.layers * manifest.kv_heads * manifest.head_dim * tokens
         size = numbers * np.dtype(manifest.cache_dtype).itemsize
         frames = [(tier.persistent, tier.limit // size) for tier in self.cache.tiers]
-        # A lasting tier holds copies of what the others hold.
-        copied = max((count for lasting, count in frames if lasting), default=0)
-        return max(copied, sum(count for lasting, count in frames if not lasting))
+        # A persistent tier holds copies of what the other tiers hold, so the two do not add up.
+        persistent = max((count for is_persistent, count in frames if is_persistent), default=0)
+        return max(persistent, sum(count for is_persistent, count in frames if not is_persistent))
 
     def prefill(self, frames: FrameSet) -> None:
-        """Compute and keep what every prompt about these frames begins with.
+        """Compute and cache the prefixes of frames.
 
         Raises:
-            GranAlignError: as `agnostic`.
+            GranAlignError: as in `agnostic`.
         """
-        for start in range(0, len(frames), self.rows):  # what the cache does not keep may go
-            self._look(frames, range(start, min(start + self.rows, len(frames))))
+        # Batch by batch, so that prefixes which do not fit in the cache are freed on the way.
+        for start in range(0, len(frames), self.rows):
+            self._prefixes(frames, range(start, min(start + self.rows, len(frames))))
 
     def answers(
         self, frames: FrameSet, task: str, *, stop_ids: Collection[int] | None = None
     ) -> list[list[int]]:
-        """Token ids of the answer to `task` about each frame; `stop_ids` as for `generate`."""
-        return self._answers_to(frames, [self._suffix(task)] * len(frames), stop_ids)
+        """Return the token ids of the answer to a task about each frame.
 
-    def _answers_to(
+        Args:
+            frames: what the task is about.
+            task: the text of the prompt after the frame.
+            stop_ids: tokens that end an answer, as in `CausalLM.generate`.
+
+        Raises:
+            GranAlignError: as in `agnostic`.
+        """
+        return self._generate(frames, [self._suffix(task)] * len(frames), stop_ids)
+
+    def _generate(
         self,
         frames: FrameSet,
         suffixes: Sequence[list[int]],
         stop_ids: Collection[int] | None = None,
     ) -> list[list[int]]:
-        found: list[list[int]] = [[]] * len(frames)
-        for numbers, prefix in self._seen(frames):
-            batch = self.model.generate(
-                [suffixes[number] for number in numbers],
-                prefix=prefix,
-                max_new_tokens=self.max_new_tokens,
-                stop_ids=stop_ids,
-            )
+        """Return the token ids that follow each frame's prefix and its suffix.
+
+        Raises:
+            PromptTooLongError: a prompt does not fit the context; its number is the frame's.
+        """
+        answers: list[list[int]] = [[]] * len(frames)
+        for numbers, prefix in self._prefix_batches(frames):
+            try:
+                batch = self.model.generate(
+                    [suffixes[number] for number in numbers],
+                    prefix=prefix,
+                    max_new_tokens=self.max_new_tokens,
+                    stop_ids=stop_ids,
+                )
+            except PromptTooLongError as error:
+                number = numbers[error.prompt]
+                raise PromptTooLongError(f"prompt of frame {number}", number, error.size) from None
             for number, ids in zip(numbers, batch, strict=True):
-                found[number] = ids
-        return found
+                answers[number] = ids
+        return answers
 
     def _captions(self, frames: FrameSet, suffixes: Sequence[list[int]]) -> list[str]:
-        answers = self._answers_to(frames, suffixes)
+        """Generate a caption of each frame, in one line."""
+        answers = self._generate(frames, suffixes)
         return [" ".join(self.model.decode(ids).split()) for ids in answers]
 
-    def _seen(self, frames: FrameSet) -> Iterator[tuple[list[int], Prefix]]:
-        """The frames' prefixes, a batch at a time."""
+    def _prefix_batches(self, frames: FrameSet) -> Iterator[tuple[list[int], Prefix]]:
+        """Yield the numbers of the frames of each batch, and their prefixes."""
         model, position = self.model.fingerprint, self._next_position
         for start in range(0, len(frames), self.batch):
             numbers = list(range(start, min(start + self.batch, len(frames))))
-            arrays = self._look(frames, numbers)
+            arrays = self._prefixes(frames, numbers)
             yield numbers, Prefix.stack(arrays, model, position, self.model.device)
 
-    def _look(self, frames: FrameSet, numbers: Sequence[int]) -> list[Array]:
-        """The prefixes of some frames; what is not kept is computed and then kept."""
-        keys = [self._key(frames.hashes[number]) for number in numbers]
-        kept = {key: self.cache.get(key) for key in dict.fromkeys(keys)}
-        missing = [key for key, array in kept.items() if array is None]
-        for start in range(0, len(missing), self.rows):  # equal frames are looked at once
-            some = missing[start : start + self.rows]
-            images = frames.load([numbers[keys.index(key)] for key in some])
+    def _prefixes(self, frames: FrameSet, numbers: Sequence[int]) -> list[Array]:
+        """Return the prefixes of some frames, from the cache or computed and then cached."""
+        keys = [self._cache_key(frames.hashes[number]) for number in numbers]
+        arrays = {key: self.cache.get(key) for key in dict.fromkeys(keys)}
+        # Equal frames have equal keys: they are computed once.
+        missing = [key for key, array in arrays.items() if array is None]
+        for start in range(0, len(missing), self.rows):
+            batch = missing[start : start + self.rows]
+            images = frames.load([numbers[keys.index(key)] for key in batch])
             computed = self.model.prefill_frames(images, self.start)
-            for key, array in zip(some, computed.unstack(self.model.device), strict=True):
+            for key, array in zip(batch, computed.unstack(self.model.device), strict=True):
                 self.cache.put(key, array)
-                kept[key] = array
-        return [kept[key] for key in keys]
+                arrays[key] = array
+        return [arrays[key] for key in keys]
 
-    def _key(self, frame: str) -> str:
-        return f"{self._prompt_key}-{frame}"
+    def _cache_key(self, frame_hash: str) -> str:
+        return f"{self._prompt_key}-{frame_hash}"
 
     @functools.cached_property
     def _prompt_key(self) -> str:
-        """Names all that shapes a prefix but the frame: model, precision, image size, prompt."""
+        """A hash of everything but the frame that shapes a prefix: the model and the prompt.
+
+        The model's fingerprint covers its precision and the size of its images.
+        """
         text = json.dumps([self.model.fingerprint, self.start])
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     @property
     def _next_position(self) -> int:
+        """The position of the first token after a prefix."""
         return self.model.position_after(self.start)
 
     @functools.cached_property
-    def _answers(self) -> tuple[list[int], list[int]]:
-        """The tokens that begin a yes, and a no."""
+    def _answer_tokens(self) -> tuple[list[int], list[int]]:
+        """The token ids for yes, and those for no.
+
+        Raises:
+            GranAlignError: the tokenizer has no single tokens for them.
+        """
         encode = self.model.tokenizer.encode
-        yes, no = (sorted(set(_single(map(encode, words)))) for words in (_YES, _NO))
+        yes, no = (sorted(set(_single_tokens(map(encode, words)))) for words in (_YES, _NO))
         if not yes or not no or set(yes) & set(no):
             raise GranAlignError(
                 "tokenizer: got no tokens of their own for 'yes' and 'no', which recognition "
@@ -228,7 +281,8 @@ class VlmCaptioner:
             )
         return yes, no
 
-    def _ask(self, text: str) -> list[int]:
+    def _prompt(self, text: str) -> list[int]:
+        """Return the token ids of a whole prompt: system message, image and text."""
         content = [{"type": "image"}, {"type": "text", "text": text}]
         return self.model.chat(
             [
@@ -238,9 +292,10 @@ class VlmCaptioner:
         )
 
     def _suffix(self, text: str) -> list[int]:
-        """The tokens of a prompt behind the prefix."""
-        return self._ask(text)[len(self.start) :]
+        """Return the token ids of a prompt after its prefix."""
+        return self._prompt(text)[len(self.start) :]
 
 
-def _single(encoded: Iterable[list[int]]) -> Iterator[int]:
+def _single_tokens(encoded: Iterable[list[int]]) -> Iterator[int]:
+    """Yield the token of each text that is a single token."""
     return (ids[0] for ids in encoded if len(ids) == 1)

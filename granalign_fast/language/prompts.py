@@ -1,8 +1,8 @@
-"""What the models are asked, in words: data, so that a change shows as one.
+"""The prompts of the language model and of the vision-language model.
 
-The system message is the same for every task, and its keys and values are computed once; a task is
-a sentence or two at the head of the user's message. Each granularity is asked for in three ways,
-the paper's m = 3 (GranAlign, arXiv 2601.00584, section 3), which does not publish its own words.
+All rewriting tasks have the same system message, so that its keys and values are computed once. A
+task is a sentence or two at the beginning of the user's message. Each granularity has three tasks:
+m = 3 in the paper (GranAlign, arXiv 2601.00584, section 3), which does not publish its prompts.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ ENTITIES = (
 
 
 def user_message(task: str, query: str) -> str:
-    """The user's turn: what to do, then the sentence."""
+    """Return the user's message: the task, then the query."""
     return f"{task}\nSentence: {query}"
 
 
 # The vision-language model sees one frame. All three tasks begin with the same system message and
-# the frame, so that what the model makes of these is computed once and serves every query.
+# the frame, so that the prefix of a frame is computed once and serves every query.
 
 VISION_SYSTEM = "You describe single frames of a video."
 
@@ -57,18 +57,18 @@ AGNOSTIC_CAPTION = (
 
 
 def aware_caption(focus: Sequence[str]) -> str:
-    """The request for a caption guided by what a query is about.
+    """Return the task of a caption that is guided by the entities and actions of a query.
 
-    It asks for what is there alone: a caption that says "there is no dog" is near every query
-    about dogs.
+    The task says to mention only what is there: the embedding of a caption such as "there is no
+    dog" is near every query about dogs.
     """
-    listed = ", ".join(focus)
+    names = ", ".join(focus)
     return (
         "Describe this frame in one sentence, in detail where it shows any of these: "
-        f"{listed}. Mention only what is there."
+        f"{names}. Mention only what is there."
     )
 
 
 def recognition(query: str) -> str:
-    """The question whose answer's first token is "yes" or "no"."""
+    """Return a question about a query; its answer begins with "yes" or "no"."""
     return f"Does this frame show the following? {query}\nAnswer yes or no."

@@ -1,4 +1,4 @@
-"""Queries to rewrites: by rules, or replayed from a file. A rewriter of your own is one method."""
+"""Queries to rewrites, by rules or from a file. A rewriter of your own needs one method."""
 
 from __future__ import annotations
 
@@ -6,98 +6,110 @@ import os
 import re
 from collections.abc import Sequence
 
-from granalign_fast.errors import GranAlignError
+from granalign_fast.errors import GranAlignError, short_repr
 from granalign_fast.jsonl import iter_jsonl
-from granalign_fast.types import Rewrites
+from granalign_fast.types import Rewrites, check_queries
 
-# Words that carry no entity and no action: articles, auxiliaries, pronouns, prepositions.
-_EMPTY = """
+# Stop words: articles, auxiliaries, pronouns and prepositions name no entity and no action.
+_STOP_WORD_LIST = """
 a an the this that these those some any each every such is are was were be been being am do does did
 doing has have had having will would can could should and or but if then while as at by for from in
 into of off on onto out over to up with about after again before below above during through under
 here there very just too so than i you he she it we they me him her us them my your his its our
 their one's who whom whose which what when where how
 """
-_EMPTY_WORDS = frozenset(_EMPTY.split())
-# Where a clause ends that names who does what, and its circumstances begin.
+_STOP_WORDS = frozenset(_STOP_WORD_LIST.split())
+# The end of the clause that names who does what; the circumstances follow.
 _CIRCUMSTANCES = re.compile(
     r"[,;:.]|\b(?:while|as|when|and|who|which|that|because|before|after|during|with|near|next to|"
     r"in|inside|outside|at|on|from|by|for|about|through|into|to)\b",
     re.IGNORECASE,
 )
-# A captioner sees a person where a query knows the role.
+# Roles that a query may name, but that a captioner cannot see: it writes "person".
 _PEOPLE = re.compile(
     r"\b(?:man|woman|boy|girl|guy|lady|gentleman|couple|host|vlogger|blogger|youtuber|reporter|"
     r"journalist|presenter|anchor)\b",
     re.IGNORECASE,
 )
 _WORD = re.compile(r"[\w'’-]+")
-_SHORTEST_CLAUSE = 3  # words; less names no action
+_SHORTEST_CLAUSE = 3
+"""Words of a clause; a shorter one names no action."""
 
 
 class RuleRewriter:
-    """Simplified rewrites of English queries by four rules, for want of a language model.
+    """Simplified rewrites of English queries by four rules, where there is no language model.
 
-    The words that carry meaning; the clause before the first circumstance; the circumstances; and
-    people of every kind as "person". Equal ones are kept once. On QVHighlights val with the `tuned`
-    preset they give 40.0 mAP, the query alone 38.3, five rewrites by a language model 41.2. There
-    are no detailed rewrites: rules do not know what a sentence leaves unsaid.
+    The rules give the query without stop words; the clause before the first circumstance; the
+    circumstances; and the query with "person" for people of every kind. Equal rewrites are kept
+    once. On QVHighlights val with the `tuned` preset these rewrites give 40.0 mAP, the query alone
+    38.3, five rewrites by a language model 41.2. There are no detailed rewrites: rules do not know
+    what a sentence leaves unsaid.
     """
 
     def rewrite(self, queries: Sequence[str]) -> list[Rewrites]:
-        """One `Rewrites` for each query; a query that no rule changes comes back alone."""
+        """Return one `Rewrites` for each query; a query that no rule changes has none.
+
+        Raises:
+            GranAlignError: a query is empty or not valid text.
+        """
+        check_queries(queries)
         return [self._rewrite(query) for query in queries]
 
     def _rewrite(self, query: str) -> Rewrites:
-        Rewrites(query)  # an empty query is refused before any rule sees it
         text = query.strip()
         clause = _first_clause(text)
         rest = text[len(clause) :].strip(" ,;:.")
         variants = [
-            " ".join(word for word in _WORD.findall(text) if word.lower() not in _EMPTY_WORDS),
+            " ".join(word for word in _WORD.findall(text) if word.lower() not in _STOP_WORDS),
             clause,
             rest if len(_WORD.findall(rest)) > 1 else "",
             _PEOPLE.sub("person", text),
         ]
-        kept = dict.fromkeys(variant for variant in variants if variant and variant != text)
-        return Rewrites(query, tuple(kept))
+        distinct = dict.fromkeys(variant for variant in variants if variant and variant != text)
+        return Rewrites(query, tuple(distinct))
 
 
 def _first_clause(query: str) -> str:
-    for cut in _CIRCUMSTANCES.finditer(query):
-        clause = query[: cut.start()].strip()
+    """Return the query up to its first circumstance, or all of it if it has none."""
+    for circumstance in _CIRCUMSTANCES.finditer(query):
+        clause = query[: circumstance.start()].strip()
         if len(_WORD.findall(clause)) >= _SHORTEST_CLAUSE:
             return clause
     return query
 
 
 class StoredRewriter:
-    """Replays rewrites from JSON Lines of `query`, and `rewrites` or `simplified` and `detailed`.
+    """Rewrites from JSON Lines of `query`, and `rewrites` or `simplified` and `detailed`.
 
     Raises:
-        GranAlignError: the file cannot be read, a line is no such record, or a query repeats.
+        GranAlignError: the file cannot be read, a line is no such record, or a query repeats with
+            other rewrites.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        if not isinstance(path, str | os.PathLike):
+            raise GranAlignError(f"path: got {short_repr(path)}, expected that of a file")
         self.path = os.fspath(path)
         self.known: dict[str, Rewrites] = {}
-        for place, record in iter_jsonl(path, required=("query",)):
-            rewrites = Rewrites.from_record(record, place)
+        for location, record in iter_jsonl(path, required=("query",)):
+            rewrites = Rewrites.from_record(record, location)
             if self.known.setdefault(rewrites.query, rewrites) != rewrites:
                 raise GranAlignError(
-                    f"{place}: query {rewrites.query!r} repeats with other rewrites; keep one line"
+                    f"{location}: query {short_repr(rewrites.query)} repeats with other rewrites; "
+                    f"keep one line"
                 )
 
     def rewrite(self, queries: Sequence[str]) -> list[Rewrites]:
-        """The stored rewrites of each query.
+        """Return the stored rewrites of each query.
 
         Raises:
-            GranAlignError: a query has none.
+            GranAlignError: the file has no rewrites of a query.
         """
+        check_queries(queries)
         for query in queries:
-            Rewrites(query)
             if query not in self.known:
                 raise GranAlignError(
-                    f"{self.path}: has no rewrites of {query!r}; expected a line with this query"
+                    f"{self.path}: has no rewrites of {short_repr(query)}; expected a line with "
+                    f"this query"
                 )
         return [self.known[query] for query in queries]

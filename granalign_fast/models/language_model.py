@@ -13,7 +13,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.errors import GranAlignError
+from granalign_fast.errors import GranAlignError, PromptTooLongError
 from granalign_fast.models.exported_graph import open_session
 from granalign_fast.runtime.array_device import Array, ArrayDevice
 from granalign_fast.runtime.session import OnnxSession
@@ -288,10 +288,11 @@ class CausalLM:
             if not len(prompt):
                 raise GranAlignError(f"{name}: got no token, expected at least one")
             if past + len(prompt) + new_tokens > context:
-                raise GranAlignError(
-                    f"{name}: got {past} + {len(prompt)} tokens and {new_tokens} new ones, "
-                    f"expected at most the context of {context}; shorten the prompt"
+                size = (
+                    f"got {past} + {len(prompt)} tokens and {new_tokens} new ones, "
+                    f"expected at most the context of {context}"
                 )
+                raise PromptTooLongError(name, i, size)
             for token in prompt:
                 if not 0 <= token < self.manifest.vocabulary:
                     raise GranAlignError(

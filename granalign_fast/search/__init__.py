@@ -1,1 +1,1 @@
-"""A query to the ranked moments of videos."""
+"""Search: from a query to the ranked moments of videos."""

@@ -1,4 +1,9 @@
-"""Requests as the kernels take them: texts to rows, videos to ragged batches."""
+"""Queries and videos as the kernels take them: flat arrays, offsets and row numbers.
+
+A kernel call takes a ragged batch. The embeddings of all videos are one array `(clips, dim)`, and
+``offsets[v]:offsets[v + 1]`` are the rows of video *v*. The query variants of a batch are one array
+`(queries, variants, dim)`, so a batch holds queries with equal numbers of variants.
+"""
 
 from __future__ import annotations
 
@@ -16,37 +21,53 @@ from granalign_fast.types import Rewrites
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """A request with all that the kernels compare: rewritten, its key frames captioned."""
+class PreparedQuery:
+    """A request that is ready for the kernels: rewritten, and its key frames captioned."""
 
     index: VideoIndex
-    query: Rewrites
+    rewrites: Rewrites
     aware: Mapping[int, str]
+    """Query-aware captions by clip number."""
 
 
 Variants = tuple[tuple[str, ...], tuple[str, ...]]
+"""The simplified and the detailed texts of a query."""
 
 
-def variants(query: Rewrites, config: RetrieverConfig) -> Variants:
-    """Simplified and detailed texts; the query too where it is asked for or is all there is."""
-    own = (query.query,)
+def query_variants(query: Rewrites, config: RetrieverConfig) -> Variants:
+    """Return the texts of a query that are compared with captions, by granularity.
+
+    The query itself counts as simplified if the configuration says so, or if there is no rewrite.
+    """
+    query_itself = (query.query,)
     if not query.simplified and not query.detailed:
-        return own, ()
-    return (own if config.use_query else ()) + query.simplified, query.detailed
+        return query_itself, ()
+    return (query_itself if config.use_query else ()) + query.simplified, query.detailed
 
 
-def alike(asked: Sequence[Variants]) -> Iterator[list[int]]:
-    """Requests with equally many variants of each granularity: such a batch is an array."""
+def group_by_variant_counts(variants: Sequence[Variants]) -> Iterator[list[int]]:
+    """Yield the positions of queries with equally many variants of each granularity.
+
+    The embeddings of such a group stack into one array.
+    """
     groups: dict[tuple[int, int], list[int]] = {}
-    for i, (simplified, detailed) in enumerate(asked):
+    for i, (simplified, detailed) in enumerate(variants):
         groups.setdefault((len(simplified), len(detailed)), []).append(i)
     yield from groups.values()
 
 
-def videos_of(
-    batch: Sequence[Question], dim: int
+def distinct_videos(
+    batch: Sequence[PreparedQuery], dim: int
 ) -> tuple[list[VideoIndex], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Every video once, where the clips of each begin, and the video of each request.
+    """Return each video of a batch once.
+
+    Args:
+        batch: the queries.
+        dim: numbers of a query's embedding.
+
+    Returns:
+        The videos; the offsets of their clips, `(videos + 1,)`; the number of the video that each
+        query is about, `(queries,)`.
 
     Raises:
         GranAlignError: a video was indexed with another encoder.
@@ -54,12 +75,13 @@ def videos_of(
     number: dict[int, int] = {}
     indices: list[VideoIndex] = []
     videos = np.empty(len(batch), np.int64)
-    for i, request in enumerate(batch):
-        index = request.index
+    for i, query in enumerate(batch):
+        index = query.index
         if index.embeddings.shape[1] != dim:
             raise GranAlignError(
-                f"video {index.video.vid!r}: embeddings of {index.embeddings.shape[1]} numbers, "
-                f"expected {dim} as of the query: index it with this encoder"
+                f"video {index.video.vid!r}: got caption embeddings of "
+                f"{index.embeddings.shape[1]} numbers, expected {dim} as in the query's; index the "
+                "video with this encoder"
             )
         if id(index) not in number:
             number[id(index)] = len(indices)
@@ -69,61 +91,90 @@ def videos_of(
     return indices, offsets, videos
 
 
-def pack(
-    batch: Sequence[Question], dim: int
+def stack_videos(
+    batch: Sequence[PreparedQuery], dim: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Every video's embeddings once, where each begins, and the video of each request.
+    """Stack the caption embeddings of each video of a batch, each video once.
+
+    Args:
+        batch: the queries.
+        dim: numbers of a query's embedding.
+
+    Returns:
+        The embeddings, float32 `(clips, dim)`; offsets and videos as in `distinct_videos`.
 
     Raises:
         GranAlignError: a video was indexed with another encoder.
     """
-    indices, offsets, videos = videos_of(batch, dim)
+    indices, offsets, videos = distinct_videos(batch, dim)
     parts = [index.embeddings for index in indices]
     agnostic = parts[0] if len(parts) == 1 else np.concatenate(parts)
     return np.ascontiguousarray(agnostic, dtype=np.float32), offsets, videos
 
 
-def rows_of(row: Mapping[str, int], texts: Sequence[tuple[str, ...]]) -> npt.NDArray[np.int64]:
-    """`(requests, variants)`: where each text's embedding is."""
+def first_rows(texts: Sequence[str]) -> dict[str, int]:
+    """Map each text to the first position at which it stands."""
+    return {text: number for number, text in reversed(list(enumerate(texts)))}
+
+
+def embedding_rows(
+    row: Mapping[str, int], texts: Sequence[tuple[str, ...]]
+) -> npt.NDArray[np.int64]:
+    """Return the row of each text's embedding, `(queries, variants)`.
+
+    Args:
+        row: the row of each text.
+        texts: the variants of each query, equally many for all.
+    """
     rows = np.array([[row[text] for text in variant] for variant in texts], dtype=np.int64)
     return rows.reshape(len(texts), -1)
 
 
-def aware_rows(batch: Sequence[Question], row: Mapping[str, int]) -> npt.NDArray[np.int32] | None:
-    """For each clip of each request the row of its aware caption, or -1; None if nobody has any.
+def aware_rows(
+    batch: Sequence[PreparedQuery], row: Mapping[str, int]
+) -> npt.NDArray[np.int32] | None:
+    """Return the row of the query-aware caption of each clip of each query, or -1 for no caption.
+
+    Args:
+        batch: the queries.
+        row: the row of each text.
+
+    Returns:
+        `(clips of all queries,)`; None if the batch has no query-aware caption.
 
     Raises:
-        GranAlignError: a caption names no clip.
+        GranAlignError: a caption's clip number is not a clip of the video.
     """
-    if not any(request.aware for request in batch):
+    if not any(query.aware for query in batch):
         return None
-    rows = []
-    for request in batch:
-        clips = len(request.index.video.captions)
-        own = np.full(clips, -1, np.int32)
-        for clip, caption in request.aware.items():
+    parts = []
+    for query in batch:
+        clips = len(query.index.video.captions)
+        rows = np.full(clips, -1, np.int32)
+        for clip, caption in query.aware.items():
             if not 0 <= clip < clips:
                 raise GranAlignError(
-                    f"aware caption of clip {clip} in {request.index.video.vid!r}: expected a clip "
+                    f"aware caption of clip {clip} in {query.index.video.vid!r}: expected a clip "
                     f"from 0 to {clips - 1}"
                 )
-            own[clip] = row[caption]
-        rows.append(own)
-    return np.concatenate(rows)
+            rows[clip] = row[caption]
+        parts.append(rows)
+    return np.concatenate(parts)
 
 
-def check_finite(batch: Sequence[Question], curves: Curves) -> None:
-    """Raise for the first similarity that is not a number.
+def check_finite(batch: Sequence[PreparedQuery], curves: Curves) -> None:
+    """Raise for the first similarity that is not a finite number.
 
     Raises:
-        GranAlignError: an embedding holds NaN or infinity.
+        GranAlignError: an embedding holds NaN or infinity; the message names video, query and clip.
     """
     wrong = ~np.isfinite(curves.fused)
     if wrong.any():
-        at = int(wrong.argmax())
-        pair = int(np.searchsorted(curves.offsets, at, side="right")) - 1
+        position = int(wrong.argmax())
+        pair = int(np.searchsorted(curves.offsets, position, side="right")) - 1
+        query = batch[pair]
         raise GranAlignError(
-            f"video {batch[pair].index.video.vid!r}, query {batch[pair].query.query!r}: the "
-            f"similarity of clip {at - curves.offsets[pair]} is not a number: an embedding holds "
-            "NaN or infinity; embed the captions and the query again"
+            f"video {query.index.video.vid!r}, query {query.rewrites.query!r}: the similarity of "
+            f"clip {position - curves.offsets[pair]} is not a number: an embedding holds NaN or "
+            "infinity; embed the captions and the query again"
         )

@@ -1,4 +1,4 @@
-"""What took how long, and when: the stages of a search."""
+"""The times of a search's stages: how long each took, and when."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Span(NamedTuple):
-    """When a stage was at work, in seconds since the clock was made."""
+    """When a stage ran, in seconds since the start of the search."""
 
     stage: str
     begin: float
@@ -17,35 +17,36 @@ class Span(NamedTuple):
 
 
 class Clock:
-    """Adds up the time since the last lap under the name of what was done in it.
+    """A stopwatch with named laps: each lap adds the time since the last one to its stage.
 
     Args:
-        seconds: receives the sums by stage.
+        seconds: receives the total of each stage.
         spans: receives every lap.
     """
 
     def __init__(self, seconds: dict[str, float], spans: list[Span] | None = None) -> None:
         self.seconds = seconds
         self.spans = [] if spans is None else spans
-        self.made = self.last = time.perf_counter()
+        self._started = self._last_lap = time.perf_counter()
 
     def restart(self) -> None:
-        """Forget the time since the last lap."""
-        self.last = time.perf_counter()
+        """Discard the time since the last lap."""
+        self._last_lap = time.perf_counter()
 
     def lap(self, stage: str) -> None:
-        """Count the time since the last lap as that of a stage."""
-        self.last = self._count(stage, self.last)
+        """Add the time since the last lap to a stage."""
+        self._last_lap = self._add(stage, self._last_lap)
 
     @contextmanager
-    def beside(self, stage: str) -> Iterator[None]:
-        """Count what is done in another thread, while laps go on in this one."""
+    def concurrent(self, stage: str) -> Iterator[None]:
+        """Time a block that runs in another thread; the laps of this thread go on."""
         begin = time.perf_counter()
         yield
-        self._count(stage, begin)
+        self._add(stage, begin)
 
-    def _count(self, stage: str, begin: float) -> float:
+    def _add(self, stage: str, begin: float) -> float:
+        """Add the time from `begin` until now to a stage, and return the time now."""
         end = time.perf_counter()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + end - begin
-        self.spans.append(Span(stage, begin - self.made, end - self.made))
+        self.spans.append(Span(stage, begin - self._started, end - self._started))
         return end

@@ -1,4 +1,4 @@
-"""What a search asks of a video's frames: which are key, what they show, whether it is there."""
+"""The frames of a video in a search: which are key, what they show, whether they show the query."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from granalign_fast.types import FrameSet, Image, Rewrites
 
 
 def frame_set(index: VideoIndex) -> FrameSet:
-    """The frames of an indexed video, which are decoded only where that is needed.
+    """Return the frames of an indexed video; they are decoded only when they are loaded.
 
     Raises:
         GranAlignError: the index has captions alone; on loading, the video file is gone.
@@ -42,16 +42,16 @@ def frame_set(index: VideoIndex) -> FrameSet:
 
 
 def frame_embeddings(index: VideoIndex, frame_encoder: ImageTextEncoder) -> npt.NDArray[Any]:
-    """What this model made of the video's frames, (clips, dim).
+    """Return the frame embeddings of an indexed video, `(clips, dim)`, rows of unit length.
 
     Raises:
-        GranAlignError: the index has none, or another model's.
+        GranAlignError: the index has none, or those of another model.
     """
     embeddings = None if index.frames is None else index.frames.embeddings
-    made_by = index.models.get("clip")
-    if embeddings is None or made_by != frame_encoder.fingerprint:
+    fingerprint = index.models.get("clip")
+    if embeddings is None or fingerprint != frame_encoder.fingerprint:
         raise GranAlignError(
-            f"video {index.video.vid!r}: got frames embedded by {made_by}, expected "
+            f"video {index.video.vid!r}: got frames embedded by {fingerprint}, expected "
             f"{frame_encoder.fingerprint}; index it with this model"
         )
     return embeddings
@@ -63,21 +63,22 @@ def key_frames(
     frames: npt.NDArray[np.floating],
     share: float,
 ) -> list[int]:
-    """The clips whose frames are nearest to the query, in order of time.
+    """Return the clips whose frames are nearest to the query, in order of time.
 
     Args:
         index: of the video.
-        query: embedding (dim,), unit length.
-        frames: of the clips, (clips, dim), in the same space.
-        share: of the clips, at least one; the earlier of two equally near ones is taken.
+        query: embedding `(dim,)`, unit length.
+        frames: embeddings of the clips, `(clips, dim)`, in the same space.
+        share: how many of the clips, above 0 and at most 1; rounded up. Of two equally near clips
+            the earlier one is taken.
 
     Raises:
         GranAlignError: the embeddings are of different models.
     """
     if frames.shape[1] != query.shape[0]:
         raise GranAlignError(
-            f"video {index.video.vid!r}: embeddings of {frames.shape[1]} numbers, expected "
-            f"{query.shape[0]} as of the query: index it with this model"
+            f"video {index.video.vid!r}: got embeddings of {frames.shape[1]} numbers, expected "
+            f"{query.shape[0]} as in the query's; index the video with this model"
         )
     count = max(1, math.ceil(share * len(frames)))
     order = np.argsort(-(frames.astype(np.float32) @ query), kind="stable")
@@ -85,27 +86,36 @@ def key_frames(
 
 
 def aware_captions(
-    captioner: Captioner, asked: Sequence[tuple[VideoIndex, Sequence[int], Rewrites]]
+    captioner: Captioner, targets: Sequence[tuple[VideoIndex, Sequence[int], Rewrites]]
 ) -> list[dict[int, str]]:
-    """Captions of these clips, guided by what the query is about; empty ones are left out."""
-    sets = [
+    """Caption key frames with a query in mind.
+
+    Args:
+        captioner: writes the captions; a `BatchCaptioner` is called once for all targets.
+        targets: each a video, the clips whose frames are captioned, and the query.
+
+    Returns:
+        The captions of each target by clip number, without those that are empty.
+    """
+    # The focus of a caption: what the query names, or else the query itself.
+    prompts = [
         (frame_set(index).take(clips), query.entities + query.actions or (query.query,))
-        for index, clips, query in asked
+        for index, clips, query in targets
     ]
     if isinstance(captioner, BatchCaptioner):
-        found = captioner.aware_many(sets)
+        captions = captioner.aware_many(prompts)
     else:
-        found = [captioner.aware(frames, focus) for frames, focus in sets]
+        captions = [captioner.aware(frames, focus) for frames, focus in prompts]
     return [
-        {clip: text for clip, text in zip(clips, captions, strict=True) if text.strip()}
-        for (_, clips, _), captions in zip(asked, found, strict=True)
+        {clip: text for clip, text in zip(clips, texts, strict=True) if text.strip()}
+        for (_, clips, _), texts in zip(targets, captions, strict=True)
     ]
 
 
-def ways_to_ask(query: Rewrites) -> tuple[str, ...]:
-    """The query and its detailed rewrites: what says the same, of which recognition takes the mean.
+def equivalent_phrasings(query: Rewrites) -> tuple[str, ...]:
+    """Return the query and its detailed rewrites; recognition averages over them.
 
-    Simplified rewrites leave details out, and would be true of more than was asked for.
+    Simplified rewrites leave details out: they are true of more frames than the query is.
     """
     return tuple(dict.fromkeys((query.query, *query.detailed)))
 
@@ -113,11 +123,19 @@ def ways_to_ask(query: Rewrites) -> tuple[str, ...]:
 def existence(
     recogniser: Recogniser, index: VideoIndex, clips: Sequence[int], query: Rewrites, frames: int
 ) -> float:
-    """How likely the video shows the query at all, judged by its key frames, 0 to 1."""
-    found = recogniser.recognise(frame_set(index).take(clips), ways_to_ask(query))
-    return mean_of_greatest(found.mean(axis=0), frames)
+    """Return how likely the video shows the query at all, 0 to 1, judged by its key frames.
+
+    Args:
+        recogniser: judges the frames.
+        index: of the video.
+        clips: the key frames.
+        query: the recogniser judges all its equivalent phrasings.
+        frames: the result is the mean of so many frames, those with the greatest probability.
+    """
+    probabilities = recogniser.recognise(frame_set(index).take(clips), equivalent_phrasings(query))
+    return mean_of_greatest(probabilities.mean(axis=0), frames)
 
 
 def mean_of_greatest(values: npt.NDArray[np.float32], count: int) -> float:
-    """The mean of the `count` greatest values, or of all if there are fewer."""
+    """Return the mean of the `count` greatest values, or of all if there are fewer."""
     return float(np.sort(values)[-count:].mean())

@@ -58,7 +58,7 @@ _PLANAR = {
     "p210le": "yuv422p10le",
     "y210le": "yuv422p10le",
 }
-"""The planar formats with the same samples as the formats of capture cards and hardware decoders."""
+"""The planar formats with the same samples as those of capture cards and hardware decoders."""
 
 _ESTDIF_FORMATS = ("yuv4", "yuvj4", "yuva4", "gbr", "gray")
 """Beginnings of the names of the pixel formats that FFmpeg's `estdif` reads."""
@@ -211,8 +211,8 @@ def _wide_primaries(frame: av.VideoFrame) -> int | None:
 def _deinterlace(frame: av.VideoFrame) -> av.VideoFrame:
     """Return the frame's first field as a whole frame.
 
-    A frame below 3 x 3 pixels stays, and one whose pixel format `estdif` does not read: FFmpeg would
-    convert it and might change the matrix and the range.
+    A frame below 3 x 3 pixels stays as it is, and so does one whose pixel format `estdif` does not
+    read: FFmpeg would convert it and might change the matrix and the range.
     """
     from av.filter import Graph
 

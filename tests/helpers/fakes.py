@@ -1,4 +1,4 @@
-"""Stand-ins that need no model."""
+"""Stand-ins for models."""
 
 from __future__ import annotations
 
@@ -10,18 +10,14 @@ import numpy.typing as npt
 
 
 class BagOfWords:
-    """An encoder whose cosine is the share of common words, hashed into 64 numbers."""
+    """An encoder that counts words, hashed into 64 numbers: cosines measure shared words."""
 
     dim = 64
     fingerprint = "bag-of-words"
 
-    def __init__(self) -> None:
-        self.calls = 0
-
     def encode(
         self, texts: Sequence[str], *, progress: Callable[[int], None] | None = None
     ) -> npt.NDArray[np.float32]:
-        self.calls += 1
         rows = np.full((len(texts), self.dim), 1e-3, np.float32)
         for row, text in zip(rows, texts, strict=True):
             for word in text.lower().split():

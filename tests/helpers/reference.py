@@ -44,7 +44,7 @@ def fused(curves: Sequence[Sequence[float]]) -> list[float]:
 
 
 def iou(a: tuple[int, int], b: tuple[int, int]) -> float:
-    """Of half-open intervals."""
+    """Intersection over union of half-open intervals."""
     inter = max(0, min(a[1], b[1]) - max(a[0], b[0]))
     return inter / float((a[1] - a[0]) + (b[1] - b[0]) - inter)
 
@@ -52,14 +52,14 @@ def iou(a: tuple[int, int], b: tuple[int, int]) -> float:
 def nms(
     candidates: Sequence[tuple[int, int, float]], threshold: float, top: int
 ) -> list[tuple[int, int, float]]:
-    """The best first; ties go to the earlier start, then to the earlier end."""
-    kept: list[tuple[int, int, float]] = []
+    """The best candidates that do not overlap; ties go to the earlier start, then end."""
+    best: list[tuple[int, int, float]] = []
     for candidate in sorted(candidates, key=lambda c: (-c[2], c[0], c[1])):
-        if len(kept) == top:
+        if len(best) == top:
             break
-        if all(iou(candidate[:2], other[:2]) < threshold for other in kept):
-            kept.append(candidate)
-    return kept
+        if all(iou(candidate[:2], other[:2]) < threshold for other in best):
+            best.append(candidate)
+    return best
 
 
 def as_array(rows: Sequence[Sequence[float]], clips: int) -> Any:
@@ -67,7 +67,7 @@ def as_array(rows: Sequence[Sequence[float]], clips: int) -> Any:
 
 
 def gaussian(sigma: float) -> list[int]:
-    """Weights in 1/4096 out to three sigmas; the middle one takes the rounding."""
+    """Weights in 1/4096 out to three sigmas; the middle weight takes up the rounding."""
     radius = math.ceil(3 * sigma)
     if radius == 0:
         return [4096]
@@ -96,7 +96,7 @@ def prepared(curve: Sequence[float], sigma: float, stretch: bool) -> list[int]:
 def otsu(values: Sequence[int]) -> int:
     """The edge between the 32 bins with the largest between-class variance, the first of equals.
 
-    0 where all values lie in one bin, or there are none.
+    The edge is 0 if all values lie in one bin, or if there are no values.
     """
     bins = [min(value // 1024, 31) for value in values]
     best, best_edge = Fraction(0), 0
@@ -113,7 +113,7 @@ def otsu(values: Sequence[int]) -> int:
 
 
 def levels(values: Sequence[int], rules: Any) -> list[tuple[int, float]]:
-    """Thresholds with their factors: the main one, then that of each class where it is used."""
+    """Thresholds with their factors: the main one, then those of the upper and the lower class."""
     main = otsu(values)
     high = otsu([v for v in values if v >= main]) if rules.high_factor else 0
     low = otsu([v for v in values if v < main]) if rules.low_factor else 0
@@ -122,19 +122,19 @@ def levels(values: Sequence[int], rules: Any) -> list[tuple[int, float]]:
 
 def runs(high: Sequence[bool], gap: int) -> list[tuple[int, int]]:
     """Half-open runs of True that may hold at most `gap` False in a row."""
-    found: list[tuple[int, int]] = []
+    intervals: list[tuple[int, int]] = []
     for clip, is_high in enumerate(high):
         if not is_high:
             continue
-        if found and clip - found[-1][1] <= gap:
-            found[-1] = (found[-1][0], clip + 1)
+        if intervals and clip - intervals[-1][1] <= gap:
+            intervals[-1] = (intervals[-1][0], clip + 1)
         else:
-            found.append((clip, clip + 1))
-    return found
+            intervals.append((clip, clip + 1))
+    return intervals
 
 
 def proposals(curves: Any, fused_curve: Any, rules: Any) -> list[tuple[int, int, float]]:
-    """Every candidate of one pair, in no particular order."""
+    """Every candidate of one pair of query and video, unordered."""
     clips = len(fused_curve)
     if clips == 0:
         return []
@@ -145,12 +145,12 @@ def proposals(curves: Any, fused_curve: Any, rules: Any) -> list[tuple[int, int,
         for level, (threshold, factor) in enumerate(levels(values, rules)):
             if threshold == 0:
                 continue
-            found = runs([value >= threshold for value in values], rules.gap)
-            selected = sum(end - start for start, end in found)
-            for start, end in found:
-                own = sum(values[start:end]) / ((end - start) * 32768.0)
+            intervals = runs([value >= threshold for value in values], rules.gap)
+            selected = sum(end - start for start, end in intervals)
+            for start, end in intervals:
+                source_mean = sum(values[start:end]) / ((end - start) * 32768.0)
                 mean = sum(base[start:end]) / ((end - start) * 32768.0)
-                mu = rules.own_share * own + (1 - rules.own_share) * mean
+                mu = rules.own_share * source_mean + (1 - rules.own_share) * mean
                 rho = (end - start) / selected
                 score = factor * ((1 - rules.length_weight) * mu + rules.length_weight * rho)
                 candidates.append((mean, source, level, start, end, score))
@@ -176,11 +176,11 @@ def context(embeddings: Any, rules: Any) -> Any:
 
 
 def inner_products(queries: Any, clips: Any) -> list[list[float]]:
-    """Of every query with every clip."""
+    """The product of every query with every clip."""
     return [[_dot(query, clip) for clip in clips] for query in queries]
 
 
 def nearest(scores: Sequence[float], k: int) -> list[tuple[float, int]]:
-    """The `k` best of a query's scores with their rows; of equal scores the lower row is better."""
+    """The `k` best scores of a query with their rows; of equal scores the lower row is better."""
     order = sorted(range(len(scores)), key=lambda row: (-scores[row], row))
     return [(scores[row], row) for row in order[:k]]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers.fakes import BagOfWords
+from helpers.tiny_vlm import frames_of, write_unchecked_vlm
 
 from granalign_fast import CaptionedVideo, GranAlignError, MomentRetriever, Request, Rewrites
 from granalign_fast.config import RetrieverConfig
 from granalign_fast.index import FrameTable, VideoIndex
+from granalign_fast.language.captioner import VlmCaptioner
+from granalign_fast.models.vision_language_model import VisionLanguageModel
 from granalign_fast.search.clock import Span
 from granalign_fast.search.key_frames import key_frames, mean_of_greatest
 from granalign_fast.types import FrameSet
@@ -23,7 +27,7 @@ FINGERPRINT = "frames-by-words"
 
 
 class FramesByWords:
-    """CLIP's stand-in: a frame is what `DETAILS` says of it."""
+    """A stand-in for CLIP: the embedding of a frame is that of its text in `DETAILS`."""
 
     fingerprint = FINGERPRINT
 
@@ -32,7 +36,7 @@ class FramesByWords:
 
 
 class TableCaptioner:
-    """Knows frames by their hashes, which are their numbers; remembers what it was asked."""
+    """Reads captions from a table; hashes of frames are their numbers. Records its calls."""
 
     def __init__(self, details: Sequence[str] = DETAILS) -> None:
         self.details = details
@@ -48,7 +52,7 @@ class TableCaptioner:
 
 
 class TableRecogniser(TableCaptioner):
-    """Says yes by the share of the query's words that a frame's detail has."""
+    """The probability of a yes is the share of the query's words in the frame's detail."""
 
     def recognise(self, frames: FrameSet, queries: Sequence[str]) -> Any:
         self.queries.append(([int(name) for name in frames.hashes], tuple(queries)))
@@ -106,7 +110,7 @@ def test_empty_captions_leave_the_agnostic_ones_in_place() -> None:
     assert sorted(result.aware) == [0, 1, 2, 3, 4, 5]
 
 
-def test_nobody_looks_where_nothing_would_come_of_it() -> None:
+def test_no_caption_is_written_that_would_not_be_used() -> None:
     captioner = TableCaptioner()
     retriever = retriever_of(captioner)
     retriever.search(index_of(), Rewrites("dog", ("a dog",)))  # nothing detailed
@@ -138,22 +142,22 @@ def test_plain_queries_are_rewritten_once() -> None:
     assert "rewrite" in first.seconds
 
 
-def test_key_frames_are_looked_at_while_the_query_is_rewritten() -> None:
+def test_key_frames_are_prefilled_while_the_query_is_rewritten() -> None:
     class Prefilling(TableCaptioner):
-        room = 5
+        frame_capacity = 5
 
         def __init__(self) -> None:
             super().__init__()
             self.seen: list[list[int]] = []
-            self.looked = threading.Event()
+            self.prefilled = threading.Event()
 
         def prefill(self, frames: FrameSet) -> None:
             self.seen.append([int(name) for name in frames.hashes])
-            self.looked.set()
+            self.prefilled.set()
 
     class Waiting:
         def rewrite(self, queries: Sequence[str]) -> list[Rewrites]:
-            assert captioner.looked.wait(30)
+            assert captioner.prefilled.wait(30)
             return [Rewrites(query, (), (f"a {query}",), ("dog",)) for query in queries]
 
     captioner = Prefilling()
@@ -164,16 +168,16 @@ def test_key_frames_are_looked_at_while_the_query_is_rewritten() -> None:
     when = {span.stage: span for span in spans}
     assert when["prefill"].begin < when["rewrite"].end == when["wait"].begin
     assert when["prefill"].end <= when["wait"].end == when["aware"].begin
-    # Two key frames a video; of the third there is no room to remember them.
+    # Two key frames a video: those of the third do not fit in the cache of five.
     assert captioner.seen == [captioner.asked[0][0]] * 2
     assert "prefill" in results[0].seconds
-    retriever.search(index_of(), ASLEEP)  # nothing is rewritten: there is nothing to be beside
+    retriever.search(index_of(), ASLEEP)  # nothing is rewritten, so nothing is prefilled meanwhile
     assert len(captioner.seen) == 2
 
 
 def test_a_lost_video_is_noticed_while_the_query_is_rewritten() -> None:
     class Blind(TableCaptioner):
-        room = 5
+        frame_capacity = 5
 
         def prefill(self, frames: FrameSet) -> None:
             frames.load([0])
@@ -186,9 +190,9 @@ def test_many_queries_meet_the_captioner_in_one_call() -> None:
     class Batched(TableCaptioner):
         calls = 0
 
-        def aware_many(self, asked: Sequence[tuple[FrameSet, Sequence[str]]]) -> list[list[str]]:
+        def aware_many(self, targets: Sequence[tuple[FrameSet, Sequence[str]]]) -> list[list[str]]:
             self.calls += 1
-            return [self.aware(frames, focus) for frames, focus in asked]
+            return [self.aware(frames, focus) for frames, focus in targets]
 
     requests = [
         Request(index_of(), ASLEEP),
@@ -277,7 +281,7 @@ def test_key_frames(share: float, expected: list[int] | None) -> None:
 
 
 def test_key_frames_of_another_space() -> None:
-    with pytest.raises(GranAlignError, match="embeddings of 3 numbers, expected 2"):
+    with pytest.raises(GranAlignError, match="got embeddings of 3 numbers, expected 2"):
         key_frames(index_of(), np.ones(2, np.float32), np.ones((8, 3), np.float32), 0.5)
 
 
@@ -291,3 +295,18 @@ def test_mean_of_greatest(values: list[float], count: int, expected: float) -> N
 def test_an_unknown_scorer() -> None:
     with pytest.raises(GranAlignError, match="scorer: got 'magic'"):
         RetrieverConfig(scorer="magic")
+
+
+def test_a_query_that_a_vision_language_model_cannot_read_is_named(tmp_path: Path) -> None:
+    captioner = VlmCaptioner(VisionLanguageModel(write_unchecked_vlm(tmp_path)))
+    captioner.__dict__["_answer_tokens"] = ([7], [11])
+    frames, long = FrameSet.of(frames_of(2)), "the sea and " * 400
+    too_long = r"'the sea .*and '\]?: got \d+ \+ \d+ tokens and \d+ new ones, .*; shorten the query"
+    with pytest.raises(GranAlignError, match=f"^query {too_long}"):
+        captioner.recognise(frames, ["a dog", long])
+    with pytest.raises(GranAlignError, match=rf"^focus \[{too_long}"):
+        captioner.aware_many([(frames, ["a dog"]), (frames, [long])])
+    with pytest.raises(GranAlignError, match=r"^query: got '\\udcff', expected valid Unicode"):
+        captioner.recognise(frames, ["a dog", "\udcff"])
+    with pytest.raises(GranAlignError, match="queries: got 'a dog', expected a list of texts"):
+        captioner.recognise(frames, "a dog")

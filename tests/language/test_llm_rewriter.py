@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from helpers.tiny_llm import LLAMA, write_unchecked
@@ -79,7 +80,7 @@ def test_a_template_that_puts_the_query_first_works_without_a_prefix():
     assert model.calls == [(7, False)]
 
 
-def test_what_is_of_no_use_falls_back_to_the_query_and_is_counted():
+def test_useless_answers_fall_back_to_the_query_and_are_counted():
     bad = ["", "a a a a a a", "I'm sorry, I cannot help with that.", "word " * 80, "Sure:", "fine"]
     (rewrites,) = LlmRewriter(Scripted([*bad, "no list at all"])).rewrite(["a dog"])
     assert rewrites.simplified == ("a dog",) * 3
@@ -138,16 +139,32 @@ def test_cleaning(answer, text):
         ("entities: a nun\nactions: run", ("a nun",), ("run",)),
     ],
 )
-def test_what_a_query_is_about(answer, entities, actions):
+def test_entities_and_actions_of_a_query(answer, entities, actions):
     (rewrites,) = LlmRewriter(Scripted([*GOOD[:6], answer])).rewrite(["a dog"])
     assert (rewrites.entities, rewrites.actions) == (entities, actions)
 
 
-def test_a_query_that_is_no_unicode_is_named(tmp_path):
+def test_a_query_that_is_not_valid_text_is_named():
+    model = Scripted(GOOD)
+    expected = r"^query: got 'a dog \\udcff', expected valid Unicode; character 7 is half of a surr"
+    with pytest.raises(GranAlignError, match=expected) as error:
+        LlmRewriter(model).rewrite(["a dog", "a dog \udcff"])
+    assert "Sentence" not in str(error.value) and model.calls == []
+
+
+def test_a_query_that_is_too_long_for_the_context_is_named(tmp_path):
     folder = write_unchecked(tmp_path, LLAMA | {"max_position_embeddings": 2048})
-    rewriter = LlmRewriter(CausalLM(folder))
-    with pytest.raises(GranAlignError, match=r"text 'Sentence: a dog \\udcff.* not valid Unicode"):
-        rewriter.rewrite(["a dog \udcff"])
+    rewriter = LlmRewriter(CausalLM(folder), max_new_tokens=4)
+    queries = ["a dog runs", "the sea and " * 400]
+    with pytest.raises(GranAlignError) as error:
+        rewriter.rewrite(queries)
+    message = str(error.value)
+    assert re.fullmatch(
+        r"query 'the sea and the sea.*\.\.\..* and ': got \d+ \+ \d+ tokens and 4 new ones, "
+        r"expected at most the context of 2048; shorten the query",
+        message,
+    )
+    assert "prompts[" not in message and "Sentence" not in message and len(message) < 250
 
 
 def test_no_query_no_work():
@@ -166,7 +183,7 @@ def test_rewrites_are_stored_and_replayed(tmp_path):
 
 
 def test_an_exported_model_rewrites_alike_with_and_without_the_common_prefix(tmp_path):
-    """Random weights: what it says is noise, but the same noise whichever way it is asked."""
+    """Weights are random, so answers are noise; with and without a prefix it is the same noise."""
     folder = write_unchecked(tmp_path, LLAMA | {"max_position_embeddings": 2048})
     model = CausalLM(folder)
     rewriter = LlmRewriter(model, max_new_tokens=12)
@@ -177,7 +194,7 @@ def test_an_exported_model_rewrites_alike_with_and_without_the_common_prefix(tmp
 
     start, prefix = rewriter._prefix
     assert prefix.length == len(start) > len(words.SYSTEM)
-    whole = [rewriter._ask(task, "a dog runs") for task in TASKS]
+    whole = [rewriter._prompt(task, "a dog runs") for task in TASKS]
     assert all(ids[: len(start)] == start for ids in whole)
     behind = [ids[len(start) :] for ids in whole]
     assert model.generate(behind, prefix=prefix, max_new_tokens=12) == model.generate(

@@ -165,7 +165,7 @@ def captioner_of(
     """
     cache = PrefixCache(tiers) if tiers else None
     captioner = VlmCaptioner(model, cache=cache, rows=rows, batch=batch, max_new_tokens=12)
-    captioner.__dict__["_answers"] = ([7, 9], [11])
+    captioner.__dict__["_answer_tokens"] = ([7, 9], [11])
     return captioner
 
 
@@ -253,11 +253,11 @@ def test_a_frame_takes_the_documented_number_of_bytes(model: VisionLanguageModel
     tokens = len(captioner.start) - 1 + 15  # a grid of 3 x 5
     each = 2 * 3 * text["num_key_value_heads"] * 16 * tokens * 4  # heads of 16 float32
     assert captioner.cache.nbytes == {"host": 3 * each}
-    room = [
-        captioner_of(model, MemoryTier(host), MemoryTier(more, name="device")).room
+    capacities = [
+        captioner_of(model, MemoryTier(host), MemoryTier(more, name="device")).frame_capacity
         for host, more in ((each, 0), (each, each), (each - 1, each), (each - 2, 1))
     ]
-    assert room == [1, 2, 1, 0]
+    assert capacities == [1, 2, 1, 0]
 
 
 @pytest.mark.parametrize(("host", "more", "disk"), [(2, 0, 5), (3, 1, 2), (2, 2, 3), (0, 0, 3)])
@@ -274,13 +274,13 @@ def test_the_cache_holds_as_many_frames_as_it_promises(
         MemoryTier(host * each),
         DiskTier(tmp_path, disk * each),
     )
-    room = captioner.room
-    assert room == max(host + more, disk)
-    captioner.prefill(FrameSet.of(frames[:room]))
+    capacity = captioner.frame_capacity
+    assert capacity == max(host + more, disk)
+    captioner.prefill(FrameSet.of(frames[:capacity]))
     counts = captioner.cache.counts
-    assert counts.misses == room
-    captioner.prefill(FrameSet.of(frames[:room]))
-    assert counts.misses == room
+    assert counts.misses == capacity
+    captioner.prefill(FrameSet.of(frames[:capacity]))
+    assert counts.misses == capacity
 
 
 def test_prefixes_that_the_cache_does_not_keep_are_freed(model: VisionLanguageModel) -> None:
@@ -324,7 +324,10 @@ def test_recognition_is_the_probability_of_yes(model: VisionLanguageModel) -> No
         (lambda c, f: c.aware(f, []), r"focus: got \[\]"),
         (lambda c, f: c.aware(f, ["dog", " "]), "focus: got"),
         (lambda c, f: c.recognise(f, ["a", ""]), "query: got ''"),
-        (lambda c, f: c.aware(f, ["dog " * 200]), "shorten the prompt"),
+        (
+            lambda c, f: c.aware(f, ["dog " * 200]),
+            r"focus \['dog .* new ones, .*; shorten the query",
+        ),
         (lambda c, f: VlmCaptioner(c.model, rows=0), "rows: got 0"),
         (
             lambda c, f: VlmCaptioner(c.model).recognise(f, ["a"]),

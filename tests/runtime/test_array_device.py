@@ -68,7 +68,7 @@ def test_a_full_gpu(failure: Exception, monkeypatch: pytest.MonkeyPatch) -> None
         raise failure
 
     retriever, gpu = MomentRetriever(Ones(), device="cuda"), ArrayDevice.of("cuda")
-    monkeypatch.setattr(retriever._ranker, "_ranking", fail)
+    monkeypatch.setattr(retriever._scorer.ranker, "_ranking", fail)
     monkeypatch.setattr(fake_cupy, "stack", fail)
     for call in (
         lambda: retriever.search(INDEX, "what"),

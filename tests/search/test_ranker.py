@@ -1,4 +1,4 @@
-"""Searches whose kernels run on a GPU: the host's results, and nothing but results comes back."""
+"""Searches on a GPU: results equal the host's, and nothing but results is copied back."""
 
 from __future__ import annotations
 
@@ -31,14 +31,16 @@ from granalign_fast.errors import MissingExtraError
 from granalign_fast.kernels import Curves
 from granalign_fast.pipeline import ModelFolder
 from granalign_fast.runtime.array_device import ArrayDevice
-from granalign_fast.search import ranker
+from granalign_fast.search import device_ranker
+from granalign_fast.search.caption_scorer import CaptionScorer
 from granalign_fast.search.clock import Clock
-from granalign_fast.search.ranker import DeviceRanker, DeviceTextEncoder, HostRanker, Kept
-from granalign_fast.search.ranker import moments_of as moments_of
+from granalign_fast.search.device_ranker import DeviceRanker, DeviceTextEncoder
+from granalign_fast.search.host_ranker import HostRanker, cut_moments
+from granalign_fast.search.ranker import Ranker
 
 DIM = 48
 TOLERANCE = 1e-4
-"""Of curves: float32 sums in another order, and a rescaling that stretches the difference."""
+"""Tolerance of curves: float32 sums in another order, and a rescaling that magnifies the error."""
 
 
 class Scenes:
@@ -56,13 +58,13 @@ class Scenes:
 
 
 class ScenesOnGpu(Scenes):
-    """The same, which leaves on a GPU what it makes there."""
+    """The same encoder on a GPU, where it leaves its embeddings."""
 
-    def encode_on(self, texts: Sequence[str], place: ArrayDevice) -> Any:
-        with place.activate():  # nothing crosses: it was made there
-            found = place.xp.empty((len(texts), DIM), np.float32)
-            found.set(self.encode(texts))
-        return found
+    def encode_on(self, texts: Sequence[str], device: ArrayDevice) -> Any:
+        with device.activate():  # created on the GPU: the host uploads nothing
+            rows = device.xp.empty((len(texts), DIM), np.float32)
+            rows.set(self.encode(texts))
+        return rows
 
 
 def index_of(vid: str, clips: int, dtype: Any = np.float32, first: int = 0) -> VideoIndex:
@@ -113,8 +115,8 @@ def cupy(
         yield sys.modules["cupy"]
         return
     forget()
-    with emulated_hopper(monkeypatch, tmp_path) as found:
-        yield found
+    with emulated_hopper(monkeypatch, tmp_path) as emulated_cupy:
+        yield emulated_cupy
 
 
 emulated = pytest.mark.parametrize("cupy", ["emulated"], indirect=True)
@@ -126,19 +128,25 @@ def forget() -> None:
 
 
 def on_gpu(config: Any = "tuned", encoder: Any = None) -> tuple[MomentRetriever, DeviceRanker]:
-    made = MomentRetriever(encoder or Scenes(), config, device="cuda")
-    assert isinstance(made._ranker, DeviceRanker)
-    return made, made._ranker
+    retriever = MomentRetriever(encoder or Scenes(), config, device="cuda")
+    ranker = ranker_of(retriever)
+    assert isinstance(ranker, DeviceRanker)
+    return retriever, ranker
+
+
+def ranker_of(retriever: MomentRetriever) -> Ranker:
+    assert isinstance(retriever._scorer, CaptionScorer)
+    return retriever._scorer.ranker
 
 
 def judge(found: Any, expected: Any, config: Any) -> None:
-    """The host's curves to a tolerance; from these very curves the host's moments to the bit."""
+    """Compare curves with the host's to a tolerance, moments from equal curves to the bit."""
     assert (found.vid, found.query, found.aware) == (expected.vid, expected.query, expected.aware)
     np.testing.assert_allclose(found.curves, expected.curves, atol=TOLERANCE)
     np.testing.assert_allclose(found.saliency, expected.saliency, atol=TOLERANCE)
-    own = np.ascontiguousarray(found.curves)
-    curves = Curves(own, found.saliency, np.array([0, len(found.saliency)]))
-    ranked = moments_of(curves, config, Clock({}))
+    contiguous = np.ascontiguousarray(found.curves)
+    curves = Curves(contiguous, found.saliency, np.array([0, len(found.saliency)]))
+    ranked = cut_moments(curves, config, Clock({}))
     best = [column[0, : ranked.counts[0]].tolist() for column in ranked[:3]]
     got = [(m.start / 2, m.end / 2, m.score) for m in found.moments]  # clips of two seconds
     assert got == list(zip(*best, strict=True)) and got
@@ -149,51 +157,51 @@ def judge(found: Any, expected: Any, config: Any) -> None:
 @pytest.mark.parametrize("preset", ["paper", "tuned"])
 @pytest.mark.parametrize("requests", WORKLOADS.values(), ids=WORKLOADS)
 def test_results_are_those_of_the_host(cupy: Any, requests: Any, preset: str, encoder: Any) -> None:
-    asked = requests()
-    expected = MomentRetriever(Scenes(), preset).search_many(asked)
-    there, _ = on_gpu(preset, encoder())
-    for _ in range(2):  # with nothing kept, then with all
-        for found, right in zip(there.search_many(asked), expected, strict=True):
+    batch = requests()
+    expected = MomentRetriever(Scenes(), preset).search_many(batch)
+    gpu, _ = on_gpu(preset, encoder())
+    for _ in range(2):  # with empty caches, then with full ones
+        for found, right in zip(gpu.search_many(batch), expected, strict=True):
             judge(found, right, PRESETS[preset])
             if cupy is fake_cupy:  # whose rounding is the same on every machine
                 pairs = zip(found.moments, right.moments, strict=True)
                 assert all((a.start, a.end) == (b.start, b.end) for a, b in pairs)
-    for one, right in zip(asked, expected, strict=True):
-        judge(there.search_many([one])[0], right, PRESETS[preset])
+    for one, right in zip(batch, expected, strict=True):
+        judge(gpu.search_many([one])[0], right, PRESETS[preset])
 
 
 def test_results_outlast_the_next_search(cupy: Any) -> None:
-    """A ranking of the same shape writes over what it gave before."""
-    there, _ = on_gpu()
+    """A ranking overwrites its last results in the next batch of the same shape."""
+    gpu, _ = on_gpu()
     index = index_of("v", 40)
-    first = there.search_many([request(index, 1)])[0]
-    kept = first.moments, first.curves.copy()
-    second = there.search_many([request(index, 5)])[0]
-    assert second.moments != first.moments == kept[0]
-    np.testing.assert_array_equal(first.curves, kept[1])
+    first = gpu.search_many([request(index, 1)])[0]
+    moments, curves = first.moments, first.curves.copy()
+    second = gpu.search_many([request(index, 5)])[0]
+    assert second.moments != first.moments == moments
+    np.testing.assert_array_equal(first.curves, curves)
 
 
 def test_the_same_videos_in_other_pairs(cupy: Any) -> None:
-    there, _ = on_gpu()
-    here = MomentRetriever(Scenes())
+    gpu, _ = on_gpu()
+    cpu = MomentRetriever(Scenes())
     one, two = (index_of(vid, 30, first=first) for vid, first in (("one", 0), ("two", 2)))
     for pairs in ((one, two, one), (one, two, two), (one, one, two)):
-        asked = [request(index, 3) for index in pairs]
-        for result in zip(there.search_many(asked), here.search_many(asked), strict=True):
+        batch = [request(index, 3) for index in pairs]
+        for result in zip(gpu.search_many(batch), cpu.search_many(batch), strict=True):
             judge(*result, PRESETS["tuned"])
 
 
 @emulated
 @pytest.mark.parametrize("aware", [None, {7: "1 seen"}])
-def test_row_numbers_go_there_and_results_come_back(cupy: Any, aware: Any) -> None:
-    there, _ = on_gpu(encoder=ScenesOnGpu())
+def test_only_row_numbers_are_uploaded_and_only_results_fetched(cupy: Any, aware: Any) -> None:
+    gpu, _ = on_gpu(encoder=ScenesOnGpu())
     index = index_of("v", 40)
-    first = there.search_many([request(index, 1, aware)])[0]
+    first = gpu.search_many([request(index, 1, aware)])[0]
     assert cupy.UPLOADED.count(((40, DIM), np.float32)) == 1
     assert cupy.LOG.count("run context") == 1
     forget()
-    again = there.search_many([request(index, 5, aware)])[0]
-    # Of two simplified texts and a detailed one, and of each clip where one was looked at.
+    again = gpu.search_many([request(index, 5, aware)])[0]
+    # The rows of two simplified texts and a detailed one, and of each clip if one is captioned.
     assert [((3 + (40 if aware else 0),), np.int32)] == cupy.UPLOADED
     results = [*again.curves.ravel(), *again.saliency, *range(10 * 4 + 1)]
     assert [((1, len(results)), np.int32)] == cupy.FETCHED
@@ -204,73 +212,73 @@ def test_row_numbers_go_there_and_results_come_back(cupy: Any, aware: Any) -> No
 
 
 @emulated
-def test_a_batch_of_alike_requests_is_one_copy(cupy: Any) -> None:
-    there, _ = on_gpu(encoder=ScenesOnGpu())
-    there.search_many(workload())
-    assert len(cupy.FETCHED) == 3  # as many as numbers of variants
+def test_requests_with_equal_variant_counts_share_one_copy(cupy: Any) -> None:
+    gpu, _ = on_gpu(encoder=ScenesOnGpu())
+    gpu.search_many(workload())
+    assert len(cupy.FETCHED) == 3  # one for each pair of variant counts
     assert sum(shape == (75, DIM) for shape, _ in cupy.UPLOADED) == 1
     forget()
-    assert there.search_many([]) == []
+    assert gpu.search_many([]) == []
     assert not cupy.LOG and not cupy.UPLOADED and not cupy.FETCHED
 
 
 @emulated
-def test_an_encoder_of_the_host_is_uploaded(cupy: Any) -> None:
-    there, _ = on_gpu()
-    there.search(index_of("v", 40), Rewrites("1 what"))
+def test_embeddings_of_an_encoder_on_the_host_are_uploaded(cupy: Any) -> None:
+    gpu, _ = on_gpu()
+    gpu.search(index_of("v", 40), Rewrites("1 what"))
     assert cupy.UPLOADED[0] == ((1, DIM), np.float32) and len(cupy.FETCHED) == 1
     assert isinstance(ScenesOnGpu(), DeviceTextEncoder)
     assert not isinstance(Scenes(), DeviceTextEncoder)
 
 
 def test_threads_share_a_retriever(cupy: Any) -> None:
-    there, _ = on_gpu()
-    asked = workload()
-    expected = [there.search_many([one])[0] for one in asked]
+    gpu, _ = on_gpu()
+    batch = workload()
+    expected = [gpu.search_many([one])[0] for one in batch]
     assert list(expected[0].seconds) == ["embed", "rank", "results"]
-    there, _ = on_gpu()
+    gpu, _ = on_gpu()
     with ThreadPoolExecutor(6) as pool:
-        found = list(pool.map(lambda one: there.search_many([one])[0], asked * 4))
-    for one, right in zip(found, expected * 4, strict=True):
+        results = list(pool.map(lambda one: gpu.search_many([one])[0], batch * 4))
+    for one, right in zip(results, expected * 4, strict=True):
         assert one.moments == right.moments
         np.testing.assert_array_equal(one.curves, right.curves)
 
 
-def test_captions_go_with_their_index(cupy: Any) -> None:
-    there, own = on_gpu()
+def test_cached_captions_die_with_their_index(cupy: Any) -> None:
+    gpu, ranker = on_gpu()
     indexes = [index_of(vid, 30) for vid in "abc"]
-    there.search_many([request(index, 2) for index in indexes])
-    assert len(own._captions) == 3 and own._captions.bytes == 3 * 30 * DIM * 4
+    gpu.search_many([request(index, 2) for index in indexes])
+    assert len(ranker._captions) == 3 and ranker._captions.nbytes == 3 * 30 * DIM * 4
     del indexes[0]
     gc.collect()
-    assert len(own._captions) == 2 and own._captions.bytes == 2 * 30 * DIM * 4
+    assert len(ranker._captions) == 2 and ranker._captions.nbytes == 2 * 30 * DIM * 4
 
 
 def test_captions_and_rankings_are_bounded(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranker, "_KEPT_BYTES", 3 * 30 * DIM * 4)
-    monkeypatch.setattr(ranker, "_KEPT_RANKINGS", 2)
-    monkeypatch.setattr(ranker, "_KEPT_CLIPS", 64)
-    there, own = on_gpu("paper")
-    here = MomentRetriever(Scenes(), "paper")
+    monkeypatch.setattr(device_ranker, "_CAPTION_CACHE_BYTES", 3 * 30 * DIM * 4)
+    monkeypatch.setattr(device_ranker, "_CACHED_RANKINGS", 2)
+    monkeypatch.setattr(device_ranker, "_MOST_CACHED_CLIPS", 64)
+    gpu, ranker = on_gpu("paper")
+    cpu = MomentRetriever(Scenes(), "paper")
     indexes = [index_of(str(clips), clips) for clips in (30, 31, 32, 33, 65)]
     for index in [*indexes, *indexes[::-1]]:
-        asked = [request(index, 2)]
-        judge(there.search_many(asked)[0], here.search_many(asked)[0], PRESETS["paper"])
-        assert own._captions.bytes <= 3 * 30 * DIM * 4 and len(own._rankings) <= 2
-    assert {found.total for found in own._rankings.values()} == {30, 31}
-    # More than there is room for are searched all the same.
-    for found in there.search_many([request(index, 2) for index in indexes]):
-        assert found.moments
-    assert {found.total for found in own._rankings.values()} == {30, 31}
+        batch = [request(index, 2)]
+        judge(gpu.search_many(batch)[0], cpu.search_many(batch)[0], PRESETS["paper"])
+        assert ranker._captions.nbytes <= 3 * 30 * DIM * 4 and len(ranker._rankings) <= 2
+    assert {cached.total for cached in ranker._rankings.values()} == {30, 31}
+    # A batch of more captions than the cache holds is searched all the same.
+    for result in gpu.search_many([request(index, 2) for index in indexes]):
+        assert result.moments
+    assert {cached.total for cached in ranker._rankings.values()} == {30, 31}
 
 
-def test_another_aware_caption_is_no_other_shape(cupy: Any) -> None:
-    there, own = on_gpu()
+def test_one_more_aware_caption_is_no_new_shape(cupy: Any) -> None:
+    gpu, ranker = on_gpu()
     index = index_of("v", 20)
     for count in (2, 3, 4, 5):  # with three texts of the query: five to eight
-        there.search(index, "2 what", aware={clip: f"2 seen {clip}" for clip in range(count)})
-        there.search_many([request(index, 2, {clip: f"2 it {clip}" for clip in range(count)})])
-    assert len(own._rankings) == 3
+        gpu.search(index, "2 what", aware={clip: f"2 seen {clip}" for clip in range(count)})
+        gpu.search_many([request(index, 2, {clip: f"2 it {clip}" for clip in range(count)})])
+    assert len(ranker._rankings) == 3
 
 
 def spoilt(value: float) -> Request:
@@ -280,28 +288,30 @@ def spoilt(value: float) -> Request:
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("make_request", "message"),
     [
         (lambda: spoilt(np.nan), "NaN or infinity"),
         (lambda: spoilt(np.inf), "NaN or infinity"),
         (lambda: Request(index_of("v", 20), "2 what", {20: "2 seen"}), "aware caption of clip 20"),
         (
             lambda: Request(VideoIndex(CaptionedVideo("v", ("a",)), np.ones((1, 3), "f4")), "2"),
-            "embeddings of 3 numbers",
+            "got caption embeddings of 3 numbers",
         ),
     ],
 )
 @pytest.mark.parametrize("preset", ["paper", "tuned"])
-def test_errors_are_those_of_the_host(cupy: Any, asked: Any, message: str, preset: str) -> None:
+def test_errors_are_those_of_the_host(
+    cupy: Any, make_request: Any, message: str, preset: str
+) -> None:
     # Infinity makes NumPy warn on the way.
-    with np.errstate(invalid="ignore"), pytest.raises(GranAlignError, match=message) as here:
-        MomentRetriever(Scenes(), preset).search_many([asked()])
-    there, _ = on_gpu(preset)
+    with np.errstate(invalid="ignore"), pytest.raises(GranAlignError, match=message) as error:
+        MomentRetriever(Scenes(), preset).search_many([make_request()])
+    gpu, _ = on_gpu(preset)
     # But for the clip: the host lets what is not a number spread over the video.
-    same = re.sub(r"clip\\ \d+\\ is", r"clip\\ \\d+\\ is", re.escape(str(here.value)))
+    same = re.sub(r"clip\\ \d+\\ is", r"clip\\ \\d+\\ is", re.escape(str(error.value)))
     with pytest.raises(GranAlignError, match=same):
-        there.search_many([asked()])
-    there.search_many([request(index_of("v", 20), 2)])  # and it goes on
+        gpu.search_many([make_request()])
+    gpu.search_many([request(index_of("v", 20), 2)])  # later searches work
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", "tensorrt"])
@@ -311,10 +321,10 @@ def test_without_cupy(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
         MomentRetriever(Scenes(), device=device)
 
 
-def test_devices_that_are_none() -> None:
+def test_unknown_devices() -> None:
     with pytest.raises(GranAlignError, match="device 'gpu': expected 'cpu', 'cuda'"):
         MomentRetriever(Scenes(), device="gpu")
-    assert isinstance(MomentRetriever(Scenes())._ranker, HostRanker)
+    assert isinstance(ranker_of(MomentRetriever(Scenes())), HostRanker)
 
 
 @emulated
@@ -325,73 +335,21 @@ def test_a_folder_of_models_passes_its_device_on(
     for device, kind in (("cpu", HostRanker), ("cuda", DeviceRanker)):
         models = ModelFolder(tmp_path, device=device)
         models.__dict__["encoder"] = Scenes()
-        made = models.retriever()
-        assert isinstance(made._ranker, kind) and isinstance(made.rewriter, RuleRewriter)
-
-
-# What is kept of arrays.
-
-
-def doubled(seen: list[int]) -> Callable[[Any], Any]:
-    def make(array: Any) -> Any:
-        seen.append(len(array))
-        return array * 2
-
-    return make
-
-
-def test_what_was_made_is_kept_while_its_array_is_there() -> None:
-    kept, seen = Kept(10_000), []
-    one, two = np.arange(5.0), np.arange(7.0)
-    for array in (one, two) * 3:
-        np.testing.assert_array_equal(kept.of(array, doubled(seen)), array * 2)
-    assert seen == [5, 7] and kept.bytes == one.nbytes + two.nbytes
-    del array, one
-    assert len(kept) == 1 and kept.bytes == two.nbytes
-    del kept
-    del two  # nobody left to tell
-
-
-def test_room_is_made_by_what_was_not_used_for_longest() -> None:
-    seen: list[int] = []
-    kept, make = Kept(8 * 30), doubled(seen)
-    arrays = [np.arange(float(n)) for n in (9, 10, 11, 12)]
-    for number in (0, 1, 0, 2, 0, 3, 0, 1):
-        kept.of(arrays[number], make)
-    assert seen == [9, 10, 11, 12, 10]  # when 12 came, 10 and 11 went; when 10 came again, 12
-    assert len(kept) == 2 and kept.bytes == 8 * 19
-    large = np.arange(100.0)
-    assert len(kept.of(large, make)) == 100 and len(kept) == 1  # the last one in any case
-
-
-def test_threads_share_what_is_kept() -> None:
-    kept = Kept(8 * 100)
-    arrays = [np.arange(float(n)) for n in range(1, 40)]
-
-    def use(number: int) -> bool:
-        given = arrays[number * 7 % 39]
-        passing = np.arange(3.0)  # gone when this returns
-        return all(
-            np.array_equal(kept.of(own, lambda a: a * 2), own * 2) for own in (given, passing)
+        retriever = models.retriever()
+        assert isinstance(ranker_of(retriever), kind) and isinstance(
+            retriever.rewriter, RuleRewriter
         )
 
-    with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(use, range(800)))
-    gc.collect()
-    assert kept.bytes == sum(made.nbytes for _, made in kept._kept.values()) <= 8 * 100
-    arrays.clear()
-    assert len(kept) == kept.bytes == 0
 
-
-def test_a_ranker_goes_without_a_collection(cupy: Any) -> None:
-    """Its memory is that of a GPU: no cycle of references keeps it."""
-    there, own = on_gpu()
+def test_a_ranker_is_freed_without_garbage_collection(cupy: Any) -> None:
+    """A ranker holds memory of a GPU: no cycle of references may keep it alive."""
+    gpu, ranker = on_gpu()
     index = index_of("v", 20)
-    there.search_many([request(index, 2)])
-    parts = [weakref.ref(own), weakref.ref(own._captions)]
+    gpu.search_many([request(index, 2)])
+    parts = [weakref.ref(ranker), weakref.ref(ranker._captions)]
     gc.disable()
     try:
-        del there, own
+        del gpu, ranker
         assert [part() for part in parts] == [None, None]
     finally:
         gc.enable()

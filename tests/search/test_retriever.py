@@ -82,7 +82,7 @@ def test_no_requests(retriever):
 
 
 def test_detailed_rewrites_meet_aware_captions(retriever):
-    """The aware caption of clip 5 alone makes it fit; a simplified rewrite does not see it."""
+    """Only the aware caption of clip 5 fits; simplified rewrites are not compared with it."""
     index = retriever.index(STREET)
     aware = {5: "a small white cat sits under a tree"}
     detailed = retriever.search(
@@ -101,7 +101,7 @@ def test_stages_are_timed(retriever):
     assert list(seconds) == ["embed", "context", "similarity", "proposals", "nms", "results"]
 
 
-def test_when_stages_were(retriever):
+def test_spans_of_stages(retriever):
     """Laps follow each other without a gap, and their sums are the seconds."""
     seconds: dict[str, float] = {}
     spans: list[Span] = []
@@ -110,9 +110,9 @@ def test_when_stages_were(retriever):
     assert {span.stage for span in spans} == set(seconds) > {"rewrite", "embed", "nms"}
     assert all(0 <= span.begin <= span.end for span in spans)
     for stage, taken in seconds.items():
-        own = [span.end - span.begin for span in spans if span.stage == stage]
-        assert sum(own) == pytest.approx(taken)
-    laps = spans[1:]  # the first one is followed by a wait for what goes on beside it
+        durations = [span.end - span.begin for span in spans if span.stage == stage]
+        assert sum(durations) == pytest.approx(taken)
+    laps = spans[1:]  # after the first, the search waits for the concurrent stages
     assert all(one.end == other.begin for one, other in pairwise(laps))
 
 
@@ -144,7 +144,9 @@ def test_nan_is_an_error_that_names_video_and_clip(retriever):
 
 def test_an_index_of_another_encoder_is_refused(retriever):
     index = VideoIndex(STREET, np.eye(6, 5, dtype=np.float32))
-    with pytest.raises(GranAlignError, match="'street': embeddings of 5 numbers, expected 64"):
+    with pytest.raises(
+        GranAlignError, match="'street': got caption embeddings of 5 numbers, expected 64"
+    ):
         retriever.search(index, "dog")
 
 

@@ -1,6 +1,6 @@
 """A video file and a sentence to moments, through the command, with every model and without torch.
 
-The models are random: what is found means nothing, how it comes about does.
+The models are random: the moments mean nothing, only the steps that lead to them do.
 """
 
 from __future__ import annotations
@@ -154,8 +154,8 @@ def test_bad_calls(
     shutil.copy(video, "own.mp4")
     Path("link.mkv").symlink_to("own.mp4")
     Path("words.jsonl").write_text('{"vid": "a", "captions": ["a dog", "a cat"]}\n')
-    given = [argument.format(video=video, models=models) for argument in arguments]
-    error = granalign(*given, code=2)
+    formatted = [argument.format(video=video, models=models) for argument in arguments]
+    error = granalign(*formatted, code=2)
     assert error.count("\n") == 1 and message in error
     assert Path("own.mp4").read_bytes() == video.read_bytes()
 
