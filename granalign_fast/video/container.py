@@ -47,8 +47,8 @@ class VideoInfo:
 
     Attributes:
         duration: seconds from the first frame's presentation to the end of the last frame's.
-        width: width of an upright frame in pixels; pixels that are not square are not resampled.
-        height: height of an upright frame in pixels.
+        width: width of the displayed picture: upright, and scaled to square pixels.
+        height: height of the displayed picture, upright.
         frame_rate: average frames per second; None if the file has no frame rate.
         codec: FFmpeg's name of the codec, such as ``h264``.
         rotation: degrees counter-clockwise that turn a stored frame upright: 0, 90, 180 or 270.
@@ -80,6 +80,15 @@ class Video:
     def format_name(self) -> str:
         """FFmpeg's name of the container format, such as ``mov,mp4,m4a,3gp,3g2,mj2``."""
         return self.container.format.name
+
+    @property
+    def pixel_aspect(self) -> Fraction | None:
+        """Width of a pixel divided by its height as players see it; None if it is unknown."""
+        stream = self.stream
+        # MPEG streams have no aspect of their own, and that of their frames can change.
+        if self.format_name.startswith("mpeg"):
+            return stream.codec_context.sample_aspect_ratio
+        return stream.sample_aspect_ratio
 
     def ticks(self, seconds: Fraction) -> Fraction:
         """Convert seconds to units of the stream's time base."""
@@ -181,24 +190,3 @@ def display_matrix(frame: av.VideoFrame) -> npt.NDArray[np.int32] | None:
     """Return the 3 x 3 matrix, flat, by which a player turns and mirrors the frame, or None."""
     data: Any = frame.side_data.get("DISPLAYMATRIX")
     return None if data is None else np.frombuffer(bytes(data), np.int32)
-
-
-def upright(frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
-    """Return the frame as a player shows it, uint8 RGB (height, width, 3), turned and mirrored.
-
-    The display matrix is rounded to the nearest quarter turn.
-    """
-    image: npt.NDArray[Any] = frame.to_ndarray(format="rgb24")
-    matrix = display_matrix(frame)
-    if matrix is not None:
-        # x' = a x + c y and y' = b x + d y; for quarter turns only the signs matter.
-        a, b, _, c, d = (int(value) for value in matrix[:5])
-        if abs(b) + abs(c) > abs(a) + abs(d):
-            image, a, d = image.swapaxes(0, 1), c, b
-        image = image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
-    return np.ascontiguousarray(image)
-
-
-def quarter_turns(frame: av.VideoFrame) -> int:
-    """Return how many quarter turns counter-clockwise turn a stored frame upright."""
-    return round(frame.rotation / 90) % 4

@@ -14,16 +14,9 @@ import numpy as np
 from granalign_fast.errors import GranAlignError, one_line
 from granalign_fast.types import Image
 
-from .container import (
-    DamagedVideoWarning,
-    Video,
-    VideoInfo,
-    clip_count,
-    open_video,
-    quarter_turns,
-    upright,
-)
+from .container import DamagedVideoWarning, Video, VideoInfo, clip_count, open_video
 from .packets import PacketReader
+from .picture import conversion_reason, displayed_size, quarter_turns
 from .reader import ClipNumbers, FalseKeyFrame, Frame, FrameReader
 
 __all__ = ["DamagedVideoWarning", "Frame", "VideoInfo", "probe", "read_clips", "read_frames"]
@@ -134,6 +127,7 @@ def probe(path: str | os.PathLike[str], *, clip_seconds: float = 2.0) -> VideoIn
         end = _find_end_by_seeking(video, clip)
         rate = video.stream.average_rate
         codec = video.stream.codec_context.codec.canonical_name
+        height, width = displayed_size(first, video.pixel_aspect)
     # 2. If that fails, read all packets from the start.
     if end is None:
         with open_video(path) as video:
@@ -142,7 +136,6 @@ def probe(path: str | os.PathLike[str], *, clip_seconds: float = 2.0) -> VideoIn
                 pass
             end = packets.end
     duration = float(max(0, (end or 0) - start) * video.time_base)
-    height, width = upright(first).shape[:2]
     return VideoInfo(
         duration=duration,
         width=width,
@@ -233,10 +226,12 @@ def _read_on_cuda(
             "device: 'cuda' decodes with torchcodec, which is not installed or cannot be loaded: "
             "run pip install torchcodec, or use device 'cpu'"
         ) from None
-    if info.rotation:
+    with open_video(path) as video:
+        _, first = FrameReader(video, Fraction(clip_seconds), skip=False).decode_first()
+        reason = conversion_reason(first, video.pixel_aspect)
+    if reason is not None:
         raise GranAlignError(
-            f"{path}: its frames must be turned by {info.rotation} degrees, which device 'cuda' "
-            f"cannot do; use device 'cpu'"
+            f"{path}: its frames {reason}, which device 'cuda' cannot do; use device 'cpu'"
         )
 
     def generate() -> Iterator[Frame]:

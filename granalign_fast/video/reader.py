@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError
 
-from .container import DamagedVideoWarning, Video, clip_count, upright
+from .container import DamagedVideoWarning, Video, clip_count
 from .packets import PacketReader
+from .picture import displayed_picture
 
 if TYPE_CHECKING:
     from av.packet import Packet
@@ -44,7 +45,8 @@ class Frame:
     Attributes:
         clip: the clip's number k; the clip covers ``[k * clip_seconds, (k + 1) * clip_seconds)``.
         time: seconds from the video's first frame to the presentation of this one.
-        image: uint8 RGB (height, width, 3), C-contiguous, upright, in the size of the file.
+        image: uint8 RGB (height, width, 3), C-contiguous: the picture that a player shows,
+            upright, in square pixels and in BT.709.
     """
 
     clip: int
@@ -182,7 +184,7 @@ class FrameReader:
             packets.forget_before(frame.pts)
             time = float((frame.pts - start) * video.time_base)
             if requested:
-                yield Frame(clip, time, upright(frame))
+                yield Frame(clip, time, displayed_picture(frame, video.pixel_aspect))
             clip += 1
         if clip == 0 and last >= 0:
             self._raise_undecodable("its beginning cannot be decoded")

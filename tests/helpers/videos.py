@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+import subprocess
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
@@ -12,6 +14,7 @@ from typing import Any
 import av
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 Image = npt.NDArray[np.uint8]
 
@@ -71,11 +74,13 @@ def render(
     muxing: dict[str, str] | None = None,
     time_base: Fraction = Fraction(1, 90000),
     drawn: Sequence[Image] | None = None,
+    aspect: Fraction | None = None,
 ) -> Path:
     """Write a video whose frame i shows the number i and appears at ``start + times[i]`` seconds.
 
     A player must apply `rotation` (degrees counter-clockwise) and `flip` (left and right swapped).
     `tone` is the length in seconds of a sine tone in an AAC stream. `drawn` replaces the pictures.
+    `aspect` is the width of a pixel divided by its height.
     """
     settings: dict[str, str] = {"g": str(gop)}
     if codec in ("libx264", "libx265"):
@@ -93,6 +98,8 @@ def render(
         stream.height, stream.width = size
         stream.pix_fmt = pix_fmt
         stream.codec_context.time_base = time_base
+        if aspect is not None:
+            stream.codec_context.sample_aspect_ratio = aspect
         if rotation is not None:
             stream.set_display_rotation(rotation, hflip=flip)
         audio: Any = container.add_stream("aac", rate=16000, layout="mono") if tone else None
@@ -119,3 +126,16 @@ def _sine(position: int, start: Fraction) -> av.AudioFrame:
     frame.pts = position + int(start * 16000)
     frame.time_base = Fraction(1, 16000)
     return frame
+
+
+def ffmpeg(*arguments: str | Path, data: bytes = b"") -> bytes:
+    """Run the ffmpeg command on `data` as its input and return its output.
+
+    Skip the test if the command is not installed.
+    """
+    if shutil.which("ffmpeg") is None:
+        pytest.skip("needs the command ffmpeg: install it, for example with apt install ffmpeg")
+    command = ["ffmpeg", "-v", "error", "-y", *map(str, arguments)]
+    done = subprocess.run(command, input=data, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout
