@@ -25,6 +25,7 @@ Floats = npt.NDArray[np.float32]
 _UNSPECIFIED = 2
 _BT2020_PRIMARIES, _DCI_P3, _DISPLAY_P3 = 9, 11, 12
 _LINEAR, _PQ, _HLG = 8, 16, 18
+_FULL_RANGE = 2
 _BT2020_MATRICES = {9, 10, 13, 14}
 """BT.2020 with non-constant and constant luminance, chromaticity-derived constant luminance, and
 ICtCp. swscale converts the first alone; the others are converted like it, which is approximate."""
@@ -58,7 +59,7 @@ _PLANAR = {
     "p210le": "yuv422p10le",
     "y210le": "yuv422p10le",
 }
-"""The planar formats with the same samples as the formats of capture cards and hardware decoders."""
+"""Planar formats with the same samples as the formats of capture cards and hardware decoders."""
 
 _ESTDIF_FORMATS = ("yuv4", "yuvj4", "yuva4", "gbr", "gray")
 """Beginnings of the names of the pixel formats that FFmpeg's `estdif` reads."""
@@ -101,6 +102,7 @@ def displayed_picture(
     """
     matrix = display_matrix(frame)
     bt709, transfer, primaries = _is_bt709(frame), frame.color_trc, _wide_primaries(frame)
+    white = _white_of_rgb48(frame)
     width = _displayed_width(frame, pixel_aspect)
     options: dict[str, Any] = {}
     if width != frame.width:
@@ -114,7 +116,7 @@ def displayed_picture(
         image = frame.to_ndarray(format="rgb24", **options)
     else:
         signal: npt.NDArray[Any] = frame.to_ndarray(format="rgb48le", **options)
-        image = tone_map(signal, transfer, primaries)
+        image = tone_map(signal, transfer, primaries, white)
     return np.ascontiguousarray(_turn(image, matrix))
 
 
@@ -131,10 +133,11 @@ def conversion_reason(frame: av.VideoFrame, pixel_aspect: Fraction | None = None
     Returns:
         The predicate of a sentence about the frames, or None if there is no reason.
     """
+    matrix = display_matrix(frame)
+    if matrix is not None and _swaps_axes(matrix) == (np.prod(_signs(matrix)) == 1):
+        return "must be mirrored"
     if turns := quarter_turns(frame):
         return f"must be turned by {turns * 90} degrees"
-    if (matrix := display_matrix(frame)) is not None and _signs(matrix) != (1, 1):
-        return "must be mirrored"
     if not _is_bt709(frame):
         return "must be converted to BT.709 from HDR or a wide gamut"
     if frame.interlaced_frame:
@@ -208,11 +211,24 @@ def _wide_primaries(frame: av.VideoFrame) -> int | None:
     return _BT2020_PRIMARIES if primaries == _UNSPECIFIED and implied else None
 
 
+def _white_of_rgb48(frame: av.VideoFrame) -> int:
+    """Return the value to which swscale converts the frame's full signal in ``rgb48le``.
+
+    It shifts YUV to the left instead of stretching it to 65535.
+    """
+    if frame.format.is_rgb:
+        return 65535
+    if frame.color_range == _FULL_RANGE or frame.format.name.startswith("yuvj"):
+        bits = min(16, frame.format.components[0].bits)
+        return ((1 << bits) - 1) << (16 - bits)
+    return 65283
+
+
 def _deinterlace(frame: av.VideoFrame) -> av.VideoFrame:
     """Return the frame's first field as a whole frame.
 
-    A frame below 3 x 3 pixels stays, and one whose pixel format `estdif` does not read: FFmpeg would
-    convert it and might change the matrix and the range.
+    A frame below 3 x 3 pixels stays, and one whose pixel format `estdif` does not read: FFmpeg
+    would convert it and might change the matrix and the range.
     """
     from av.filter import Graph
 
@@ -235,7 +251,7 @@ def _deinterlace(frame: av.VideoFrame) -> av.VideoFrame:
 
 
 def tone_map(
-    signal: npt.NDArray[np.uint16], transfer: int, primaries: int | None
+    signal: npt.NDArray[np.uint16], transfer: int, primaries: int | None, white: int = 65535
 ) -> npt.NDArray[np.uint8]:
     """Convert full-range R'G'B' of any transfer function and gamut to SDR in BT.709.
 
@@ -254,20 +270,21 @@ def tone_map(
     - Light to SDR: BT.1886, with 203 cd/m2 as white (BT.2408).
 
     Args:
-        signal: uint16 (height, width, 3), where 65535 is the full signal.
+        signal: uint16 (height, width, 3).
         transfer: code point of the transfer function in H.273.
         primaries: code point of the primaries in H.273, or None for BT.709.
+        white: the value of the full signal; higher ones count as this.
 
     Returns:
         uint8 (height, width, 3).
     """
     height, width = signal.shape[:2]
-    matrix = _to_bt709(primaries)
+    matrix, light_table = _to_bt709(primaries), _light_table(transfer, white)
     # 1. Measure the peak of the frame's largest components on a grid of its pixels.
     gains = None
     if transfer in (_PQ, _HLG):
         step = max(1, round((height * width / _PEAK_SAMPLES) ** 0.5))
-        sample = _to_light(signal[::step, ::step].reshape(-1, 3), transfer).max(0)
+        sample = _to_light(signal[::step, ::step].reshape(-1, 3), light_table, transfer).max(0)
         rank = min(sample.size - 1, int(_PEAK_QUANTILE * sample.size))
         peak = float(np.partition(sample, rank)[rank])
         if peak > _REFERENCE_WHITE:
@@ -277,7 +294,7 @@ def tone_map(
     table = _sdr_table()
     for first in range(0, len(pixels), _BLOCK):
         # 2. Convert a block to light, and dim it by the tone curve.
-        light = _to_light(pixels[first : first + _BLOCK], transfer)
+        light = _to_light(pixels[first : first + _BLOCK], light_table, transfer)
         if gains is not None:
             largest = np.maximum(np.maximum(light[0], light[1]), light[2])
             light *= gains.take(_table_index(largest * np.float32(1 / peak)))
@@ -300,9 +317,9 @@ def _table_index(light: Floats) -> npt.NDArray[np.int32]:
     return light.astype(np.int32)
 
 
-def _to_light(pixels: npt.NDArray[np.uint16], transfer: int) -> Floats:
+def _to_light(pixels: npt.NDArray[np.uint16], table: Floats, transfer: int) -> Floats:
     """Return the light (3, count), float32, in cd/m2, of R'G'B' pixels (count, 3)."""
-    light: Floats = _light_table(transfer).take(pixels.T)
+    light: Floats = table.take(pixels.T)
     if transfer == _HLG:
         # The system gamma applies to the luminance of the scene: BT.2100, table 5.
         luminance = light[0] * np.float32(0.2627)
@@ -313,9 +330,9 @@ def _to_light(pixels: npt.NDArray[np.uint16], transfer: int) -> Floats:
 
 
 @cache
-def _light_table(transfer: int) -> Floats:
+def _light_table(transfer: int, white: int) -> Floats:
     """Return the light for each value of a 16-bit signal; for HLG, that of the scene, 0 to 1."""
-    signal = np.linspace(0, 1, 1 << 16)
+    signal = np.minimum(np.arange(1 << 16) / white, 1)
     if transfer == _PQ:
         light = _pq_to_light(signal)
     elif transfer == _HLG:
