@@ -17,7 +17,7 @@ from helpers.scenes import decoded, file_from, picture_of, scene
 from helpers.videos import Image
 
 from granalign_fast.video.frames import read_frames
-from granalign_fast.video.picture import tone_map
+from granalign_fast.video.tone_mapping import tone_map
 
 WHITE = 203.0
 
