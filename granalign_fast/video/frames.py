@@ -44,6 +44,9 @@ def read_frames(
     video and may be shorter; its middle is the middle of that shorter stretch. One frame can
     represent several clips if it is shown for long.
 
+    Images are the pictures that a player shows: upright, in square pixels, deinterlaced, and in
+    BT.709, to which HDR is tone-mapped.
+
     MPEG program streams (.mpg, .vob) store times for some frames only. FFmpeg fills in the others
     and may be wrong by two frames.
 
