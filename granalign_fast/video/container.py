@@ -1,4 +1,4 @@
-"""Open video files: refuse other files, choose the video stream, and turn its frames upright."""
+"""Open video files: refuse other files, choose the video stream, read display matrix and aspect."""
 
 from __future__ import annotations
 

@@ -46,6 +46,9 @@ def read_frames(
     several clips if it is shown for long. Where the picture begins later than the audio, the clips
     before it have a black frame; where it ends earlier, the clips end with it.
 
+    Images are the pictures that a player shows: upright, in square pixels, deinterlaced, and in
+    BT.709, to which HDR is tone-mapped.
+
     MPEG program streams (.mpg, .vob) store times for some frames only. FFmpeg fills in the others
     and may be wrong by two frames.
 
