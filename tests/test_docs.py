@@ -349,6 +349,7 @@ def test_the_commands_keep_to_their_schemas(
     check(run(capsys, "score", "qvhighlights", *scored), "score-qvhighlights")
     check(run(capsys, "score", "charades", *scored), "score-moments")
     check(run(capsys, "doctor", "--json"), "doctor")
+    check(run(capsys, "cache", "info", "--json"), "cache-info")
 
 
 def test_a_schema_refuses_what_it_does_not_describe() -> None:
