@@ -286,7 +286,7 @@ def test_score_refuses(files, granalign, case):
         ((*EVALUATE, "--predictions=no/where.jsonl"), "no/where.jsonl: its folder is not there"),
         ((*EVALUATE, "--predictions=."), "--predictions .: got a folder, expected the name of"),
         ((*EVALUATE, "--models=.", "--prefix-gib=inf"), "prefix_gib: got inf, expected 0 to "),
-        (("bench", "kernels", "--models=nope"), "nope: no such folder; expected a folder of exported"),
+        (("bench", "kernels", "--models=nope"), "nope: no such folder; expected a folder of"),
         (("score", "tacos", *SCORE), "dataset: got 'tacos', expected one of: qvhighlights"),
         (
             ("search", "captions.jsonl", "dog"),

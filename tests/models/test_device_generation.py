@@ -259,7 +259,8 @@ def test_a_captioner_and_its_tiers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         patched.setattr(generation, "open_session", open_session)
         cpu_captioner = VlmCaptioner(VisionLanguageModel(folder), rows=2, max_new_tokens=8)
     assert captions == [cpu_captioner.agnostic(frames), cpu_captioner.aware(frames, ["dog"])]
-    gpu_captioner.__dict__["_answer_tokens"] = cpu_captioner.__dict__["_answer_tokens"] = ([7, 9], [11])
+    for captioner in (gpu_captioner, cpu_captioner):
+        captioner.__dict__["_answer_tokens"] = ([7, 9], [11])
     actual, expected = (c.recognise(frames, ["a dog"]) for c in (gpu_captioner, cpu_captioner))
     np.testing.assert_allclose(actual, expected, atol=1e-6)
 
