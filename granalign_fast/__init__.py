@@ -87,8 +87,8 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """Names for `dir` and for completion, those not yet imported among them."""
-    return sorted({*globals(), *__all__})
+    """Return the public names, imported or not yet, for `dir` and completion."""
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])
 
 
 def __getattr__(name: str) -> Any:

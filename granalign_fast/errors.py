@@ -124,8 +124,8 @@ def _requirement(extra: str, quote: Callable[[str], str]) -> str:
         return quote(f"{path}[{extra}]")
     # The wheel or folder is gone: name the packages that the extra stands for.
     marker = re.compile(rf"""; *extra == ["']{extra}["']$""")
-    found = [marker.split(text)[0] for text in requires(_DISTRIBUTION) or () if marker.search(text)]
-    return " ".join(map(quote, found)) or quote(f"{_DISTRIBUTION}[{extra}]")
+    packages = [marker.split(one)[0] for one in requires(_DISTRIBUTION) or () if marker.search(one)]
+    return " ".join(map(quote, packages)) or quote(f"{_DISTRIBUTION}[{extra}]")
 
 
 def _is_installed(name: str) -> bool:

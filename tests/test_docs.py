@@ -59,7 +59,7 @@ def test_every_page_is_in_the_navigation() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=names)
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
-    """What `make docs` checks too, and with it the anchors; this needs no generator."""
+    """Links lead to pages. `make docs` also checks anchors, but needs the generator."""
     for link in re.findall(r"\]\(([^)#\s]+)(?:#[\w-]+)?\)", page.read_text(encoding="utf-8")):
         if link.startswith("https://"):
             continue

@@ -1,4 +1,4 @@
-"""What the README, the documentation and the docstrings show has to run."""
+"""The examples in the README, the documentation and the docstrings run."""
 
 from __future__ import annotations
 

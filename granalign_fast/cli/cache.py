@@ -25,7 +25,7 @@ _KINDS = {
     "engines": "of TensorRT",
     "verified": "marks of model files whose hash was found right",
 }
-"""What each kind holds, in the order of the table."""
+"""The contents of each kind, in the order of the table."""
 
 
 @cache_app.command("info")

@@ -141,8 +141,8 @@ def _provider(provider: str, extra: str) -> Finding:
     except ImportError:
         available = []
     remedy = install_command(extra)
-    found = ", ".join(available) or "none"
-    return Finding(f"provider {provider}", found, provider in available, remedy, needed=True)
+    names = ", ".join(available) or "none"
+    return Finding(f"provider {provider}", names, provider in available, remedy, needed=True)
 
 
 def _gpu(*, needed: bool) -> Finding:
@@ -154,8 +154,8 @@ def _gpu(*, needed: bool) -> Finding:
         done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return Finding("GPU", f"nvidia-smi failed: {type(error).__name__}", False, remedy, needed)
-    found = "; ".join((done.stdout or done.stderr).strip().splitlines())
-    return Finding("GPU", found, done.returncode == 0 and bool(found), remedy, needed)
+    answer = "; ".join((done.stdout or done.stderr).strip().splitlines())
+    return Finding("GPU", answer, done.returncode == 0 and bool(answer), remedy, needed)
 
 
 def _trials(device: str, index: int) -> Iterator[Finding]:
@@ -216,8 +216,8 @@ def _export(folder: Path) -> Finding:
     except GranAlignError as error:
         remedy = f"rm -r {shlex.quote(str(folder))}"
         return Finding(f"export {folder.name}", str(error), False, remedy)
-    found = f"{manifest.kind}, {manifest.source}, {manifest.precision}"
-    return Finding(f"export {folder.name}", found, True)
+    contents = f"{manifest.kind}, {manifest.source}, {manifest.precision}"
+    return Finding(f"export {folder.name}", contents, True)
 
 
 _USES = {

@@ -19,7 +19,7 @@ FORMAT_VERSION = 2
 Since version 2, times count from the container's start; before, from the first frame."""
 
 CLOCK = "container start"
-"""What second 0 is."""
+"""The meaning of second 0 in an index."""
 
 KIND = "video-index"
 """The kind in the manifest, by which an index folder is told from a folder of a model."""

@@ -129,17 +129,17 @@ def cache_limit() -> int:
 
 
 def entries(folder: Path) -> list[Entry]:
-    """Return what lies in a cache folder; files of no known kind are left out."""
-    found = []
+    """Return the entries of a cache folder; files of no known kind are left out."""
+    known = []
     for path in _children(folder):
         kind = _FOLDERS.get(path.name)
         if kind is None:
             kind = _kind(path)
             if kind is not None:
-                found.append(_entry(path, kind))
+                known.append(_entry(path, kind))
         elif path.is_dir():
-            found += [_entry(child, kind) for child in _children(path)]
-    return found
+            known += [_entry(child, kind) for child in _children(path)]
+    return known
 
 
 def remove(entry: Entry) -> bool:

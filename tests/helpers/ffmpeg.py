@@ -1,4 +1,7 @@
-"""Debian's ffmpeg and ffprobe commands, which tests use as an independent judge."""
+"""The commands ffmpeg and ffprobe, which tests use as an independent judge.
+
+A test is skipped, here alone, where a command is not installed or lacks a filter.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,22 @@ from pathlib import Path
 import pytest
 
 
-def ffmpeg(*arguments: str | Path) -> None:
-    """Run ffmpeg and overwrite its output; the test is skipped where the command is missing."""
-    _run("ffmpeg", "-v", "error", "-y", *arguments)
+def ffmpeg(*arguments: str | Path, data: bytes = b"") -> bytes:
+    """Run ffmpeg on `data` as its input and return its output; output files are overwritten."""
+    return _run("ffmpeg", "-v", "error", "-y", *arguments, data=data)
 
 
 def ffprobe(*arguments: str | Path) -> str:
-    """Return what ffprobe prints; the test is skipped where the command is missing."""
-    return _run("ffprobe", "-v", "error", *arguments)
+    """Return what ffprobe prints."""
+    return _run("ffprobe", "-v", "error", *arguments).decode()
 
 
-def _run(command: str, *arguments: str | Path) -> str:
+def _run(command: str, *arguments: str | Path, data: bytes = b"") -> bytes:
     if shutil.which(command) is None:
-        pytest.skip(f"{command}: not on the PATH; install the package ffmpeg")
-    done = subprocess.run(
-        [command, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
+        pytest.skip(f"needs the command {command}: install it, for example with apt install ffmpeg")
+    line = [command, *map(str, arguments)]
+    done = subprocess.run(line, input=data, capture_output=True, timeout=120, check=False)
+    if b"No such filter: 'zscale'" in done.stderr:
+        pytest.skip(f"needs the command {command} with the filter zscale, which this one lacks")
+    assert done.returncode == 0, done.stderr.decode()
     return done.stdout

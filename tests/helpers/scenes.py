@@ -9,7 +9,8 @@ import numpy as np
 
 from granalign_fast.video.frames import probe, read_frames
 
-from .videos import Image, ffmpeg
+from .ffmpeg import ffmpeg
+from .videos import Image
 
 
 def scene(height: int = 180, width: int = 320) -> Image:

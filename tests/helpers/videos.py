@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
-import subprocess
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
@@ -14,7 +12,6 @@ from typing import Any
 import av
 import numpy as np
 import numpy.typing as npt
-import pytest
 
 Image = npt.NDArray[np.uint8]
 
@@ -126,18 +123,3 @@ def _sine(position: int, start: Fraction) -> av.AudioFrame:
     frame.pts = position + int(start * 16000)
     frame.time_base = Fraction(1, 16000)
     return frame
-
-
-def ffmpeg(*arguments: str | Path, data: bytes = b"") -> bytes:
-    """Run the ffmpeg command on `data` as its input and return its output.
-
-    Skip the test if the command is not installed, or was built without the filter zscale.
-    """
-    if shutil.which("ffmpeg") is None:
-        pytest.skip("needs the command ffmpeg: install it, for example with apt install ffmpeg")
-    command = ["ffmpeg", "-v", "error", "-y", *map(str, arguments)]
-    done = subprocess.run(command, input=data, capture_output=True, check=False)
-    if b"No such filter: 'zscale'" in done.stderr:
-        pytest.skip("needs the command ffmpeg with the filter zscale, which this one lacks")
-    assert done.returncode == 0, done.stderr.decode()
-    return done.stdout

@@ -36,7 +36,7 @@ def batch(seed, lengths, variants):
 
 
 def lists(found: Proposals) -> list[list[tuple[int, int, float]]]:
-    """Of each pair, sorted; empty slots left out."""
+    """Return the candidates of each pair, sorted; empty slots are left out."""
     pairs = []
     for begin, end in zip(found.offsets[:-1], found.offsets[1:], strict=True):
         columns = (np.asarray(c)[begin:end].tolist() for c in found[:3])

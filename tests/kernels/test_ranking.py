@@ -96,7 +96,7 @@ def made(there: KernelDevice, shape: Any, dtype: Any, rules: RankingRules, aware
 
 
 def ask(there: KernelDevice, ranking: Ranking, batch: Batch) -> tuple[Any, Any]:
-    """What is found, and the curves, as copies."""
+    """Return copies of the moments and of the curves."""
     found = ranking(**{name: there.put(array) for name, array in batch.items()})
     return copied(there, found), copied(there, ranking.curves)
 

@@ -43,8 +43,19 @@ def shift_of(path: Path) -> float:
     return float(times.split()[0].strip(",")) - float(start)
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov", "ts", "flv", "webm"])
-@pytest.mark.parametrize("late", ["12", "0.5", "3.25"])
+@pytest.mark.parametrize(
+    ("suffix", "late"),
+    [
+        ("mp4", "12"),
+        ("mp4", "0.5"),
+        ("mkv", "3.25"),
+        ("mov", "12"),
+        ("ts", "3.25"),
+        ("ts", "0.5"),
+        ("flv", "12"),
+        ("webm", "3.25"),
+    ],
+)
 def test_a_picture_that_begins_late(numbered: Path, tmp_path: Path, suffix: str, late: str) -> None:
     """Zero is the start of the sound. Before the picture a player shows black."""
     path = tmp_path / f"late.{suffix}"

@@ -9,8 +9,9 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from helpers.ffmpeg import ffmpeg
 from helpers.scenes import decoded, file_from, picture_of, scene
-from helpers.videos import Image, constant, draw, ffmpeg, read, render
+from helpers.videos import Image, constant, draw, read, render
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.video import picture
