@@ -32,6 +32,7 @@ from .search.retriever import Retriever
 
 if TYPE_CHECKING:
     from .index.builder import Progress
+    from .index.walk import OnError
     from .language.captioner import VlmCaptioner
     from .models.frame_encoder import FrameEncoder
 
@@ -243,6 +244,7 @@ class ModelFolder:
         clip_seconds: float = CLIP_SECONDS,
         rows: int = 16,
         progress: Progress | None = None,
+        on_error: OnError | None = None,
     ) -> list[Path]:
         """Index video files, each into its own folder below `out`; see `index_videos`.
 
@@ -263,6 +265,7 @@ class ModelFolder:
             clip_seconds=clip_seconds,
             rows=rows,
             progress=progress,
+            on_error=on_error,
         )
 
     def retriever(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +14,12 @@ from .options import Device, Json, PrefixGib, print_json, short
 from .progress import progress_bar
 
 if TYPE_CHECKING:
+    from granalign_fast.errors import GranAlignError
     from granalign_fast.index.builder import Progress
 
 
 def index(
-    videos: Annotated[list[Path], typer.Argument(help="Video files.")],
+    videos: Annotated[list[str], typer.Argument(help="Video files, and folders of them.")],
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="A folder; each video gets a folder in it.")
     ],
@@ -27,23 +29,65 @@ def index(
             metavar="DIR", help="A folder of exported models (vlm, clip), or: miniatures."
         ),
     ],
+    recursive: Annotated[bool, typer.Option(help="Also index the folders inside a folder.")] = True,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Files of a folder, such as '*.mp4'; can be repeated. Default: by the suffixes "
+            "of videos.",
+        ),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at the first file that cannot be indexed.")
+    ] = False,
     clip_seconds: Annotated[float, typer.Option(help="Length of a clip in seconds.")] = 2.0,
     rows: Annotated[int, typer.Option(min=1, help="Frames in a batch.")] = 16,
     device: Device = "cpu",
     prefix_gib: PrefixGib = 4.0,
     as_json: Json = False,
 ) -> None:
-    """Caption and embed videos. Run the same command again to resume."""
+    """Caption and embed videos. Run the same command again to resume.
+
+    A file that cannot be indexed is named at the end, and the exit code is then 1.
+    """
+    from granalign_fast.index.walk import find_videos
     from granalign_fast.pipeline import open_models
 
+    failed: dict[str, str] = {}
+    # Names as they were given: a Path cannot hold a URL, of which two slashes become one.
+    given = {path: name for name in videos for path in (Path(name), Path(name).absolute())}
+
+    def add_failure(path: Path, error: GranAlignError) -> None:
+        name = given.get(path, str(path))
+        failed[name] = str(error).removeprefix(f"{name}: ").removeprefix(f"{path}: ")
+
+    on_error = None if strict else add_failure
     opened = open_models(models, device=device, prefix_gib=prefix_gib)
-    with clip_progress(hidden=as_json) as progress:
-        folders = opened.index(videos, out, clip_seconds=clip_seconds, rows=rows, progress=progress)
+    files = find_videos(videos, recursive=recursive, include=include or (), on_error=on_error)
+    folders = []
+    if files:
+        with clip_progress(hidden=as_json) as progress:
+            folders = opened.index(
+                files,
+                out,
+                clip_seconds=clip_seconds,
+                rows=rows,
+                progress=progress,
+                on_error=on_error,
+            )
     if as_json:
-        print_json({"indexes": [str(folder) for folder in folders]})
+        failures = [{"path": name, "error": reason} for name, reason in failed.items()]
+        print_json({"indexes": [str(folder) for folder in folders], "failed": failures})
     else:
         for folder in folders:
             typer.echo(f"indexed: {short(folder)}")
+    if failed:
+        total = len(folders) + len(failed)
+        sys.stderr.write(f"granalign: {len(failed)} of {total} could not be indexed:\n")
+        for name, reason in failed.items():
+            sys.stderr.write(f"  {name}: {reason}\n")
+        raise typer.Exit(1)
 
 
 @contextmanager

@@ -12,11 +12,9 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +24,11 @@ from granalign_fast.types import FrameSet
 from granalign_fast.video.frames import Frame, read_frames
 
 from .models import Descriptions, IndexModels
+from .prefetch import prefetch
 from .records import CLIP_SECONDS, CaptionedVideo, FrameTable
 from .video_files import VideoFile, count_indexed_clips, inspect_videos
 from .video_index import VideoIndex
+from .walk import OnError
 from .work_folder import ClipRows, WorkFolder, lock_folder
 
 _log = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ def index_videos(
     clip_seconds: float = CLIP_SECONDS,
     rows: int = 16,
     progress: Progress | None = None,
+    on_error: OnError | None = None,
 ) -> list[Path]:
     """Index video files: one frame per clip, its caption, and the embeddings of both.
 
@@ -56,7 +57,8 @@ def index_videos(
 
     A damaged video is indexed as far as it can be decoded, with a `DamagedVideoWarning`. The
     decoder's output for a damaged stretch may differ from run to run. If an error ends the call,
-    the videos before the failing one are finished.
+    the videos before the failing one are finished. With `on_error`, a file that cannot be indexed
+    does not end the call: all others are indexed.
 
     Args:
         videos: paths of the files. The index of each is a folder named as the file without suffix.
@@ -66,33 +68,41 @@ def index_videos(
         clip_seconds: length of a clip in seconds.
         rows: frames in a batch. Two batches are in memory at a time, in the size of the files.
         progress: called after each batch.
+        on_error: called with each file that cannot be indexed, and the reason: it is not a video,
+            it cannot be decoded, or it changed during the run. None raises the first such error.
 
     Returns:
-        The folder of each video, for `VideoIndex.load`.
+        The folder of each indexed video, in the order of `videos`, for `VideoIndex.load`.
 
     Raises:
         GranAlignError: before any work, if a file is not a video, two files have the same name, a
             folder exists that is not the index of a video, or another process is indexing into
-            `out`; later, if a model refuses a frame, the disk is full, or a file changes.
+            `out`; later, if a model refuses a frame, the disk is full, or a file changes. With
+            `on_error`, only for what concerns more than one file: a wrong argument, a model, the
+            disk, another process.
     """
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise GranAlignError(f"rows: got {rows!r}, expected an integer from 1")
-    files = inspect_videos(videos, clip_seconds)
+    files = inspect_videos(videos, clip_seconds, on_error)
     out = Path(out)
+    if not files:
+        return []
     with lock_folder(out):
         work = WorkFolder(out)
         work.recover()
+        # Videos with an up-to-date index need no work, unless they are part of a resumed run: its
+        # batches begin with their frames.
+        counts = count_indexed_clips(files, work, models.fingerprints, clip_seconds, on_error)
+        files = [file for file in files if file.vid in counts]
+        indexed = {vid: clips for vid, clips in counts.items() if clips}
         request = {
             "videos": [file.to_record() for file in files],
             "models": dict(models.fingerprints),
             "clip_seconds": clip_seconds,
             "rows": rows,
         }
-        # Videos with an up-to-date index need no work, unless they are part of a resumed run: its
-        # batches begin with their frames.
-        indexed = count_indexed_clips(files, work, models.fingerprints, clip_seconds)
         pending = work.read_job(request)
-        if pending is None or {file.vid for file in files} - indexed.keys() - set(pending):
+        if pending is None or counts.keys() - indexed.keys() - set(pending):
             pending = [file.vid for file in files if file.vid not in indexed]
             if pending:
                 work.start_job(request, pending)
@@ -104,11 +114,12 @@ def index_videos(
             clip_seconds=clip_seconds,
             rows=rows,
             progress=progress,
+            on_error=on_error,
         )
-        if indexed.keys() < {file.vid for file in files}:
+        if indexed.keys() < counts.keys():
             run.execute()
         work.discard()
-    return [out / file.vid for file in files]
+    return [out / file.vid for file in files if file.vid in run.indexed]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +131,8 @@ class _Batch:
     """The same frames with their hashes."""
     ended: list[tuple[VideoFile, int]]
     """Videos whose last frame is in this batch or was in the one before, with their clip counts."""
+    failed: list[tuple[VideoFile, GranAlignError]]
+    """Videos that cannot be decoded to their end. Their last frames are in earlier batches."""
 
 
 class _Cancelled(Exception):
@@ -142,6 +155,8 @@ class _IndexingRun:
     clip_seconds: float
     rows: int
     progress: Progress | None
+    on_error: OnError | None
+    """Without it, the first video that fails ends the run."""
     stored_clips: dict[str, int] = field(init=False)
     """For each video, the number of clips that are on disk; these are its first clips."""
     total_clips: dict[str, int] = field(init=False)
@@ -156,7 +171,7 @@ class _IndexingRun:
         self.total_clips = {video.vid: video.info.clips for video in self.videos} | self.indexed
         # 2. Decode from the first batch that is not complete, one batch ahead of the models.
         position, clip = self._find_resume_point()
-        with _prefetch(self._read_batches(position, clip)) as batches:
+        with prefetch(self._read_batches(position, clip)) as batches:
             try:
                 for batch in batches:
                     # 3. Describe the frames and write the rows to disk.
@@ -164,6 +179,9 @@ class _IndexingRun:
                     # 4. A video whose last clip is on disk gets its index.
                     for video, clips in batch.ended:
                         self._publish_index(video, clips)
+                    # 5. A video that cannot be decoded costs only itself.
+                    for video, error in batch.failed:
+                        self._fail(video, error)
             except BaseException:
                 self.cancelled.set()
                 raise
@@ -195,25 +213,28 @@ class _IndexingRun:
         """Yield batches of frames, from clip `first_clip` of the video at `position` on."""
         pairs: list[tuple[VideoFile, Frame]] = []
         ended: list[tuple[VideoFile, int]] = []
+        failed: list[tuple[VideoFile, GranAlignError]] = []
         for video in self.videos[position:]:
             clips = first_clip
+            first, first_clip = first_clip, 0
             try:
-                for frame in self._decode_frames(video, first_clip):
+                for frame in self._decode_frames(video, first):
                     clips = frame.clip + 1
                     pairs.append((video, frame))
                     if len(pairs) == self.rows:
-                        yield _make_batch(pairs, ended)
-                        pairs, ended = [], []
-            except GranAlignError:
-                # An error in this video must not cost the videos before it: they are published.
-                if ended:
-                    yield _make_batch([pair for pair in pairs if pair[0] is not video], ended)
-                raise
-            ended.append((video, clips))
-            first_clip = 0
+                        yield _make_batch(pairs, ended, failed)
+                        pairs, ended, failed = [], [], []
+                ended.append((video, clips))
+            except GranAlignError as error:
+                # The next video's frames take the place of this one's in the batch. A resumed run
+                # does the same, so that its batches are equal.
+                pairs = [pair for pair in pairs if pair[0] is not video]
+                failed.append((video, error))
+                if self.on_error is None:
+                    break
         # The last batch may be short.
-        if ended:
-            yield _make_batch(pairs, ended)
+        if ended or failed:
+            yield _make_batch(pairs, ended, failed)
 
     def _decode_frames(self, video: VideoFile, first_clip: int) -> Iterator[Frame]:
         """Yield the frames of a video from clip `first_clip` on."""
@@ -241,8 +262,13 @@ class _IndexingRun:
         # Cut the batch's results into the groups' rows.
         begin = 0
         for video, frames in groups:
-            part = slice(begin, begin + len(frames))
+            # Stored rows stay. They begin with the group's, unless a video that failed in an
+            # earlier run can be decoded now, which shifts the batches behind it.
+            stored = max(0, self.stored_clips[video.vid] - frames[0].clip)
+            part = slice(begin + stored, begin + len(frames))
             begin = part.stop
+            if not (frames := frames[stored:]):
+                continue
             embeddings = described.frame_embeddings
             rows = ClipRows(
                 first=frames[0].clip,
@@ -253,9 +279,8 @@ class _IndexingRun:
                 frame_embeddings=None if embeddings is None else embeddings[part],
                 missing=np.array([frame.missing for frame in frames], np.bool_),
             )
-            if rows.end > self.stored_clips[video.vid]:
-                self.work.write_rows(video.vid, rows)
-                self.stored_clips[video.vid] = rows.end
+            self.work.write_rows(video.vid, rows)
+            self.stored_clips[video.vid] = rows.end
         done, known = sum(self.stored_clips.values()), sum(self.total_clips.values())
         total, vid = max(done, known), groups[-1][0].vid
         _log.info("stored a batch: %d of %d clips are done, up to %s", done, total, vid)
@@ -279,7 +304,11 @@ class _IndexingRun:
         self.total_clips[video.vid] = clips
         if video.vid in self.indexed:
             return
-        video.check_unchanged()
+        try:
+            video.check_unchanged()
+        except GranAlignError as error:
+            self._fail(video, error)
+            return
         parts = self.work.read_rows(video.vid)
         if not parts or parts[-1].end != clips:
             raise GranAlignError(
@@ -312,6 +341,14 @@ class _IndexingRun:
         self.indexed[video.vid] = clips
         _log.info("indexed %s: %d clips", video.source.path, clips)
 
+    def _fail(self, video: VideoFile, error: GranAlignError) -> None:
+        """Report a video that cannot be indexed, or raise its error."""
+        if self.on_error is None:
+            raise error
+        _log.info("%s", error)
+        self.total_clips[video.vid] = self.stored_clips[video.vid]
+        self.on_error(video.source.path, error)
+
 
 def _stretches(
     missing: npt.NDArray[np.bool_], clip_seconds: float
@@ -325,12 +362,14 @@ def _stretches(
 
 
 def _make_batch(
-    frames: list[tuple[VideoFile, Frame]], ended: list[tuple[VideoFile, int]]
+    frames: list[tuple[VideoFile, Frame]],
+    ended: list[tuple[VideoFile, int]],
+    failed: list[tuple[VideoFile, GranAlignError]],
 ) -> _Batch:
     images = [frame.image for _, frame in frames]
     # Frames are hashed in the decoding thread, while the models run.
     frame_set = FrameSet.of(images) if images else FrameSet((), lambda _: [])
-    return _Batch(frames, frame_set, ended)
+    return _Batch(frames, frame_set, ended, failed)
 
 
 def _concatenate(parts: Iterable[npt.NDArray[Any]], video: VideoFile) -> npt.NDArray[Any]:
@@ -343,21 +382,3 @@ def _concatenate(parts: Iterable[npt.NDArray[Any]], video: VideoFile) -> npt.NDA
             f"changed under the same fingerprint; delete the folder .indexing and index again"
         )
     return np.concatenate(arrays)
-
-
-_Item = TypeVar("_Item")
-
-
-@contextmanager
-def _prefetch(items: Generator[_Item, None, None]) -> Iterator[Iterator[_Item]]:
-    """Yield the same items; a thread computes each one while the caller works on the one before."""
-
-    def consume(pool: ThreadPoolExecutor) -> Iterator[_Item]:
-        upcoming = pool.submit(next, items, None)
-        while (item := upcoming.result()) is not None:
-            upcoming = pool.submit(next, items, None)
-            yield item
-
-    # The thread ends before the items are closed: a generator cannot be closed while it runs.
-    with closing(items), ThreadPoolExecutor(1) as pool:
-        yield consume(pool)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from granalign_fast.errors import GranAlignError
+from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.files import sha256_of
 from granalign_fast.video.container import ffmpeg_reason
-from granalign_fast.video.frames import VideoInfo, probe
+from granalign_fast.video.frames import VideoInfo, check_clip_seconds, probe
 
 from .manifest import read_manifest_record
 from .records import VideoSource
 from .video_index import VideoIndex
+from .walk import OnError, check_is_file_name
 from .work_folder import WorkFolder
 
 
@@ -47,44 +49,76 @@ class VideoFile:
 
 
 def inspect_videos(
-    videos: Sequence[str | os.PathLike[str]], clip_seconds: float
+    videos: Sequence[str | os.PathLike[str]], clip_seconds: float, on_error: OnError | None = None
 ) -> list[VideoFile]:
     """Probe and hash every file. A video's id is the file's name without suffix.
 
+    Args:
+        videos: paths of the files.
+        clip_seconds: length of a clip in seconds.
+        on_error: as for `index_videos`.
+
     Raises:
-        GranAlignError: `videos` is empty, a file is not a video, two files have the same name, or
-            a name cannot be that of a folder.
+        GranAlignError: `videos` is empty. Without `on_error`, also if a file is not a video, two
+            files have the same name, or a name cannot be that of a folder.
     """
     if isinstance(videos, str | os.PathLike):
         raise GranAlignError(f"videos: got {videos!r}, expected a list; pass one as [video]")
-    paths = [Path(video).absolute() for video in videos]
-    if not paths:
+    if not videos:
         raise GranAlignError("videos: got none, expected at least one file")
+    check_clip_seconds(clip_seconds)
     # 1. Names: each becomes the name of an index folder.
+    paths: list[Path] = []
     by_name: dict[str, Path] = {}
-    for path in paths:
-        if path.stem.startswith(".") or not path.stem.isprintable() or not path.stem:
-            raise GranAlignError(
-                f"{path}: its name cannot be that of its index: got {path.stem!r}, expected "
-                f"printable characters, the first no dot; rename the file"
-            )
-        if (other := by_name.setdefault(path.stem, path)) is not path:
-            raise GranAlignError(
-                f"{path}: got the name {path.stem!r} twice, also of {other}; rename one, or index "
-                f"them into different folders"
-            )
+    for video in videos:
+        with reporting(Path(video), on_error):
+            check_is_file_name(video)
+            path = Path(video).absolute()
+            _check_name(path, by_name)
+            by_name[path.stem] = path
+            paths.append(path)
     # 2. Probe all files before hashing any: a file that is not a video is reported soon.
-    probed = [(_stat(path), probe(path, clip_seconds=clip_seconds)) for path in paths]
+    probed: list[tuple[Path, os.stat_result, VideoInfo]] = []
+    for path in paths:
+        with reporting(path, on_error):
+            probed.append((path, _stat(path), probe(path, clip_seconds=clip_seconds)))
     # 3. Hash the files, which reads each of them completely.
-    return [
-        VideoFile(
-            path.stem,
-            VideoSource(path, status.st_size, sha256_of(path)),
-            info,
-            status.st_mtime_ns,
+    files: list[VideoFile] = []
+    for path, status, info in probed:
+        with reporting(path, on_error):
+            source = VideoSource(path, status.st_size, sha256_of(path))
+            files.append(VideoFile(path.stem, source, info, status.st_mtime_ns))
+    return files
+
+
+@contextmanager
+def reporting(path: Path, on_error: OnError | None) -> Iterator[None]:
+    """Pass an error of the block to `on_error`, which ends the block; without it, raise the error.
+
+    A missing extra is not the fault of one file, and is always raised.
+    """
+    try:
+        yield
+    except MissingExtraError:
+        raise
+    except GranAlignError as error:
+        if on_error is None:
+            raise
+        on_error(path, error)
+
+
+def _check_name(path: Path, others: Mapping[str, Path]) -> None:
+    """Raise if the file's name cannot be that of its index."""
+    if path.stem.startswith(".") or not path.stem.isprintable() or not path.stem:
+        raise GranAlignError(
+            f"{path}: its name cannot be that of its index: got {path.stem!r}, expected "
+            f"printable characters, the first no dot; rename the file"
         )
-        for path, (status, info) in zip(paths, probed, strict=True)
-    ]
+    if path.stem in others:
+        raise GranAlignError(
+            f"{path}: got the name {path.stem!r} twice, also of {others[path.stem]}; rename one, "
+            f"or index them into different folders"
+        )
 
 
 def _stat(path: Path) -> os.stat_result:
@@ -99,45 +133,63 @@ def count_indexed_clips(
     work: WorkFolder,
     fingerprints: Mapping[str, str],
     clip_seconds: float,
+    on_error: OnError | None = None,
 ) -> dict[str, int]:
-    """Return, by video id, the clip count of every video that has an up-to-date index.
+    """Return, by video id, the clip count of every video's index; 0 if it is to be indexed.
 
     An index is up to date if the file's content, the models' fingerprints and `clip_seconds` are
     the same. If only the file's path has changed, the new path is written to the index.
 
+    Args:
+        videos: the files.
+        work: the folder of indexes.
+        fingerprints: those of the models.
+        clip_seconds: length of a clip in seconds.
+        on_error: as for `index_videos`; a video that is reported has no count.
+
     Raises:
-        GranAlignError: the folder of an index holds something that is not the index of a video.
+        GranAlignError: without `on_error`, the folder of an index holds something that is not the
+            index of a video.
     """
-    counts = {}
+    counts: dict[str, int] = {}
     for video in videos:
-        folder = work.out / video.vid
-        if not folder.exists():
-            continue
-        # A folder that is not the index of a video is never overwritten.
-        try:
-            record = read_manifest_record(folder).get("source")
-        except GranAlignError as error:
-            raise GranAlignError(
-                f"{folder}: got something else, expected the index of a video or nothing; move it "
-                f"away, or index into another folder ({error})"
-            ) from None
-        if record is None:
-            raise GranAlignError(
-                f"{folder}: got an index of captions without a video file, expected one of a "
-                f"video; move it away, or index into another folder"
-            )
-        try:
-            index = VideoIndex.load(folder)
-        except GranAlignError:  # torn, or of another format: the video is indexed again
-            continue
-        source = None if index.frames is None else index.frames.source
-        if (
-            source is not None
-            and (source.bytes, source.sha256) == (video.source.bytes, video.source.sha256)
-            and dict(index.models) == dict(fingerprints)
-            and index.video.clip_seconds == clip_seconds
-        ):
-            counts[video.vid] = len(index.video.captions)
-            if source.path != video.source.path:
-                work.update_source(video.vid, video.source)
+        with reporting(video.source.path, on_error):
+            counts[video.vid] = _indexed_clips(video, work, fingerprints, clip_seconds)
     return counts
+
+
+def _indexed_clips(
+    video: VideoFile, work: WorkFolder, fingerprints: Mapping[str, str], clip_seconds: float
+) -> int:
+    """Return the clip count of a video's index; 0 if there is none or it is out of date."""
+    folder = work.out / video.vid
+    if not folder.exists():
+        return 0
+    # A folder that is not the index of a video is never overwritten.
+    try:
+        record = read_manifest_record(folder).get("source")
+    except GranAlignError as error:
+        raise GranAlignError(
+            f"{folder}: got something else, expected the index of a video or nothing; move it "
+            f"away, or index into another folder ({error})"
+        ) from None
+    if record is None:
+        raise GranAlignError(
+            f"{folder}: got an index of captions without a video file, expected one of a "
+            f"video; move it away, or index into another folder"
+        )
+    try:
+        index = VideoIndex.load(folder)
+    except GranAlignError:  # torn, or of another format: the video is indexed again
+        return 0
+    source = None if index.frames is None else index.frames.source
+    if (
+        source is None
+        or (source.bytes, source.sha256) != (video.source.bytes, video.source.sha256)
+        or dict(index.models) != dict(fingerprints)
+        or index.video.clip_seconds != clip_seconds
+    ):
+        return 0
+    if source.path != video.source.path:
+        work.update_source(video.vid, video.source)
+    return len(index.video.captions)

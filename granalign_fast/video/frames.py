@@ -81,7 +81,7 @@ def read_frames(
         GranAlignError: the file is missing, unreadable or not a video; none of its frames can be
             decoded; its frames have no presentation times; or an argument is out of range.
     """
-    _check_clip_seconds(clip_seconds)
+    check_clip_seconds(clip_seconds)
     numbers = None if clips is None else _sorted_clips(clips)
     if device == "cuda":
         info = probe(path, clip_seconds=clip_seconds)
@@ -99,7 +99,7 @@ def read_clips(
     Raises:
         GranAlignError: as for `read_frames`, or the video has no clip of this number.
     """
-    _check_clip_seconds(clip_seconds)
+    check_clip_seconds(clip_seconds)
     numbers = _sorted_clips(clips)
     # No warning of damage: it was given when the video was indexed, and only these clips matter.
     frames = _read_on_cpu(
@@ -123,7 +123,7 @@ def probe(path: str | os.PathLike[str], *, clip_seconds: float = 2.0) -> VideoIn
     Raises:
         GranAlignError: as for `read_frames`.
     """
-    _check_clip_seconds(clip_seconds)
+    check_clip_seconds(clip_seconds)
     clip = Fraction(clip_seconds)
     # 1. Decode the first frame; find the end by seeking to the file's tail.
     with open_video(path) as video:
@@ -172,7 +172,8 @@ def _find_end_by_seeking(video: Video, clip_seconds: Fraction) -> int | None:
     return None if packets.damage else packets.end
 
 
-def _check_clip_seconds(clip_seconds: float) -> None:
+def check_clip_seconds(clip_seconds: float) -> None:
+    """Raise unless the length of a clip is a number of seconds from 0.01 to 3600."""
     if not (isinstance(clip_seconds, int | float) and 0.01 <= clip_seconds <= 3600):
         raise GranAlignError(
             f"clip_seconds: got {clip_seconds!r}, expected seconds from 0.01 to 3600"
