@@ -77,6 +77,19 @@ def read_json(path: Path) -> Any:
         raise GranAlignError(f"{path}: not JSON ({error}); copy or download it again") from None
 
 
+def escape_undecodable(name: str) -> str:
+    """Return a file name with each byte that is not UTF-8 as ``%XX``, so that JSON can hold it."""
+    parts = []
+    for character in name:
+        if "\udc80" <= character <= "\udcff":  # Python's stand-in for one such byte
+            parts.append(f"%{ord(character) - 0xDC00:02X}")
+        elif "\ud800" <= character <= "\udfff":
+            parts += [f"%{byte:02X}" for byte in character.encode(errors="surrogatepass")]
+        else:
+            parts.append(character)
+    return "".join(parts)
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file, in hex."""
     try:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from granalign_fast.files import escape_undecodable
+
 from .options import Device, Json, PrefixGib, print_json, short
 from .progress import progress_bar
 
@@ -76,8 +78,12 @@ def index(
                 progress=progress,
                 on_error=on_error,
             )
+    folders = list(dict.fromkeys(folders))  # copies of a file share an index
     if as_json:
-        failures = [{"path": name, "error": reason} for name, reason in failed.items()]
+        failures = [
+            {"path": escape_undecodable(name), "error": escape_undecodable(reason)}
+            for name, reason in failed.items()
+        ]
         print_json({"indexes": [str(folder) for folder in folders], "failed": failures})
     else:
         for folder in folders:

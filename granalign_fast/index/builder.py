@@ -26,7 +26,7 @@ from granalign_fast.video.frames import Frame, read_frames
 from .models import Descriptions, IndexModels
 from .prefetch import prefetch
 from .records import CLIP_SECONDS, CaptionedVideo, FrameTable
-from .video_files import VideoFile, count_indexed_clips, inspect_videos
+from .video_files import VideoFile, count_indexed_clips, inspect_videos, name_videos
 from .video_index import VideoIndex
 from .walk import OnError
 from .work_folder import ClipRows, WorkFolder, lock_folder
@@ -61,7 +61,8 @@ def index_videos(
     does not end the call: all others are indexed.
 
     Args:
-        videos: paths of the files. The index of each is a folder named as the file without suffix.
+        videos: paths of the files. The index of each is a folder named as the file without suffix,
+            or as `granalign_fast.index.naming.assign_ids` says where another file has that name.
         out: the parent of these folders; it is created if it does not exist.
         models: the models that describe the frames; when one of their fingerprints changes, the
             videos are indexed again.
@@ -75,11 +76,10 @@ def index_videos(
         The folder of each indexed video, in the order of `videos`, for `VideoIndex.load`.
 
     Raises:
-        GranAlignError: before any work, if a file is not a video, two files have the same name, a
-            folder exists that is not the index of a video, or another process is indexing into
-            `out`; later, if a model refuses a frame, the disk is full, or a file changes. With
-            `on_error`, only for what concerns more than one file: a wrong argument, a model, the
-            disk, another process.
+        GranAlignError: before any work, if a file is not a video, a folder exists that is not the
+            index of a video, or another process is indexing into `out`; later, if a model refuses
+            a frame, the disk is full, or a file changes. With `on_error`, only for what concerns
+            more than one file: a wrong argument, a model, the disk, another process.
     """
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise GranAlignError(f"rows: got {rows!r}, expected an integer from 1")
@@ -90,6 +90,8 @@ def index_videos(
     with lock_folder(out):
         work = WorkFolder(out)
         work.recover()
+        named = name_videos(files, out)
+        files = list({file.vid: file for file in named.values()}.values())
         # Videos with an up-to-date index need no work, unless they are part of a resumed run: its
         # batches begin with their frames.
         counts = count_indexed_clips(files, work, models.fingerprints, clip_seconds, on_error)
@@ -119,7 +121,8 @@ def index_videos(
         if indexed.keys() < counts.keys():
             run.execute()
         work.discard()
-    return [out / file.vid for file in files if file.vid in run.indexed]
+    given = [named.get(Path(video).absolute()) for video in videos]
+    return [out / file.vid for file in given if file is not None and file.vid in run.indexed]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,10 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from granalign_fast.errors import GranAlignError, one_line
-from granalign_fast.files import replacing
+from granalign_fast.files import escape_undecodable, replacing
 
 from .records import VideoSource
 
@@ -62,8 +63,7 @@ class IndexManifest:
         """Write ``manifest.json`` completely or not at all."""
         record = asdict(self)
         if self.source is not None:
-            path = self.source.path
-            record["source"] |= {"name": path.name, "path": str(path)}
+            record["source"] |= _path_record(self.source.path)
         content = json.dumps(record, indent=2, sort_keys=True) + "\n"
         write_durably(folder / MANIFEST, content.encode())
 
@@ -133,14 +133,45 @@ def read_manifest_record(folder: Path) -> dict[str, Any]:
     return dict(record)
 
 
+def read_manifest_source(folder: Path) -> VideoSource | None:
+    """Return the video file of an index of any format version; None for an index of captions.
+
+    Raises:
+        GranAlignError: as `read_manifest_record`, or the file is not described as it should be.
+    """
+    return _read_source(read_manifest_record(folder).get("source"))
+
+
+_PERCENT = "percent"
+"""The value of ``source.encoding`` in a manifest whose path is percent-encoded."""
+
+
+def _path_record(path: Path) -> dict[str, str]:
+    """Return the keys of a manifest's source that hold a path.
+
+    JSON holds Unicode alone. A path with other bytes is percent-encoded, and marked as such.
+    """
+    text = str(path)
+    if escape_undecodable(text) == text:
+        return {"name": path.name, "path": text}
+    encoded = escape_undecodable(text.replace("%", "%25"))
+    return {"name": encoded.rpartition("/")[2], "path": encoded, "encoding": _PERCENT}
+
+
 def _read_source(record: Any) -> VideoSource | None:
     if record is None:
         return None
-    if not isinstance(record, dict) or set(record) != {"name", "path", "bytes", "sha256"}:
+    keys = {"name", "path", "bytes", "sha256"}
+    if not isinstance(record, dict) or set(record) - {"encoding"} != keys:
         raise GranAlignError(f"got source {record!r}, expected name, path, bytes and sha256")
-    if not isinstance(record["path"], str):
-        raise GranAlignError(f"source: got path {record['path']!r}, expected a string")
-    return VideoSource(Path(record["path"]), record["bytes"], record["sha256"])
+    path = record["path"]
+    if not isinstance(path, str):
+        raise GranAlignError(f"source: got path {path!r}, expected a string")
+    if (encoding := record.get("encoding", _PERCENT)) != _PERCENT:
+        raise GranAlignError(f"source: got encoding {encoding!r}, expected {_PERCENT!r}")
+    if "encoding" in record:
+        path = os.fsdecode(unquote_to_bytes(path))
+    return VideoSource(Path(path), record["bytes"], record["sha256"])
 
 
 def write_durably(path: Path, content: bytes) -> None:

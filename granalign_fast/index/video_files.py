@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from granalign_fast.video.container import ffmpeg_reason
 from granalign_fast.video.frames import VideoInfo, check_clip_seconds, probe
 
 from .manifest import read_manifest_record
+from .naming import assign_ids, read_library, video_name
 from .records import VideoSource
 from .video_index import VideoIndex
 from .walk import OnError, check_is_file_name
@@ -26,6 +27,7 @@ class VideoFile:
     """A video file to index."""
 
     vid: str
+    """Its name, until `name_videos` gives it the id of its index."""
     source: VideoSource
     info: VideoInfo
     modified_ns: int
@@ -34,7 +36,12 @@ class VideoFile:
     def to_record(self) -> dict[str, Any]:
         """Return the JSON object that identifies the file in the request of a run."""
         source = self.source
-        return {"path": str(source.path), "bytes": source.bytes, "sha256": source.sha256}
+        return {
+            "vid": self.vid,
+            "path": str(source.path),
+            "bytes": source.bytes,
+            "sha256": source.sha256,
+        }
 
     def check_unchanged(self) -> None:
         """Check that the file is still the one that was probed and hashed.
@@ -51,7 +58,7 @@ class VideoFile:
 def inspect_videos(
     videos: Sequence[str | os.PathLike[str]], clip_seconds: float, on_error: OnError | None = None
 ) -> list[VideoFile]:
-    """Probe and hash every file. A video's id is the file's name without suffix.
+    """Probe and hash every file, each once.
 
     Args:
         videos: paths of the files.
@@ -59,24 +66,19 @@ def inspect_videos(
         on_error: as for `index_videos`.
 
     Raises:
-        GranAlignError: `videos` is empty. Without `on_error`, also if a file is not a video, two
-            files have the same name, or a name cannot be that of a folder.
+        GranAlignError: `videos` is empty; without `on_error`, also if a file is not a video.
     """
     if isinstance(videos, str | os.PathLike):
         raise GranAlignError(f"videos: got {videos!r}, expected a list; pass one as [video]")
     if not videos:
         raise GranAlignError("videos: got none, expected at least one file")
     check_clip_seconds(clip_seconds)
-    # 1. Names: each becomes the name of an index folder.
-    paths: list[Path] = []
-    by_name: dict[str, Path] = {}
+    # 1. Names: a URL or a pipe is no file. A file that is named twice is one video.
+    paths: dict[Path, None] = {}
     for video in videos:
         with reporting(Path(video), on_error):
             check_is_file_name(video)
-            path = Path(video).absolute()
-            _check_name(path, by_name)
-            by_name[path.stem] = path
-            paths.append(path)
+            paths[Path(video).absolute()] = None
     # 2. Probe all files before hashing any: a file that is not a video is reported soon.
     probed: list[tuple[Path, os.stat_result, VideoInfo]] = []
     for path in paths:
@@ -87,7 +89,7 @@ def inspect_videos(
     for path, status, info in probed:
         with reporting(path, on_error):
             source = VideoSource(path, status.st_size, sha256_of(path))
-            files.append(VideoFile(path.stem, source, info, status.st_mtime_ns))
+            files.append(VideoFile(video_name(path), source, info, status.st_mtime_ns))
     return files
 
 
@@ -107,18 +109,17 @@ def reporting(path: Path, on_error: OnError | None) -> Iterator[None]:
         on_error(path, error)
 
 
-def _check_name(path: Path, others: Mapping[str, Path]) -> None:
-    """Raise if the file's name cannot be that of its index."""
-    if path.stem.startswith(".") or not path.stem.isprintable() or not path.stem:
-        raise GranAlignError(
-            f"{path}: its name cannot be that of its index: got {path.stem!r}, expected "
-            f"printable characters, the first no dot; rename the file"
-        )
-    if path.stem in others:
-        raise GranAlignError(
-            f"{path}: got the name {path.stem!r} twice, also of {others[path.stem]}; rename one, "
-            f"or index them into different folders"
-        )
+def name_videos(files: Sequence[VideoFile], out: Path) -> dict[Path, VideoFile]:
+    """Return, by path, the video that each file is, with the id of its index in the folder `out`.
+
+    Copies that share an index are one video.
+    """
+    ids = assign_ids([file.source for file in files], read_library(out))
+    by_path = {file.source.path: file for file in files}
+    owners: dict[str, VideoFile] = {}
+    for path, vid in ids.items():
+        owners.setdefault(vid, replace(by_path[path], vid=vid))
+    return {path: owners[ids[path]] for path in by_path}
 
 
 def _stat(path: Path) -> os.stat_result:

@@ -64,9 +64,8 @@ def find_videos(
                 _report(Path(error.filename or folder), _unreadable(error), on_error)
             if not files and not errors:
                 _report(folder, _no_videos(folder, recursive, include), on_error)
-        except (GranAlignError, ValueError) as error:  # ValueError: a null character in the name
-            reason = error if isinstance(error, GranAlignError) else _bad_name(path, error)
-            _report(Path(path), reason, on_error)
+        except GranAlignError as error:
+            _report(Path(path), error, on_error)
     return list(found)
 
 
@@ -92,7 +91,7 @@ def check_is_file_name(path: str | os.PathLike[str]) -> None:
                 "-: got the standard input, expected a file; save the video to a file, then name it"
             ) from None
         return  # reported when it is opened
-    except OSError:
+    except (OSError, ValueError):  # the latter of a null character
         return
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         what = "a pipe" if stat.S_ISFIFO(mode) else "a device or a socket"
@@ -138,10 +137,6 @@ def _no_videos(folder: Path, recursive: bool, include: Sequence[str]) -> GranAli
 
 def _unreadable(error: OSError) -> GranAlignError:
     return GranAlignError(f"{error.filename}: cannot be read ({ffmpeg_reason(error)})")
-
-
-def _bad_name(path: str | os.PathLike[str], error: ValueError) -> GranAlignError:
-    return GranAlignError(f"{os.fspath(path)!r}: not a file name ({error})")
 
 
 def _report(path: Path, error: GranAlignError, on_error: OnError | None) -> None:

@@ -252,10 +252,7 @@ def test_wrong_embeddings_are_refused(
         ("street.mp4", r"expected a list; pass one as \[video\]"),
         (["street.mp4", "nothing.mp4"], r"nothing\.mp4"),
         (["street.mp4", "text.mp4"], r"text\.mp4"),
-        (["street.mp4", "other/street.mkv"], "got the name 'street' twice"),
-        (["street.mp4", "street.mp4"], "got the name 'street' twice"),
-        ([".hidden.mp4"], "got '.hidden', expected"),
-        (["new\nline.mp4"], r"got 'new\\nline', expected"),
+        (["street.mp4", "null\0.mp4"], "null"),
     ],
 )
 def test_files_are_checked_before_any_work(
@@ -263,9 +260,6 @@ def test_files_are_checked_before_any_work(
 ) -> None:
     shutil.copytree(folder, tmp_path / "in")
     (tmp_path / "in" / "text.mp4").write_text("no video")
-    for name in (".hidden.mp4", "new\nline.mp4", "other/street.mkv"):
-        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
-        shutil.copy(folder / "yard.mp4", tmp_path / "in" / name)
     videos = names if isinstance(names, str) else [tmp_path / "in" / name for name in names]
     with pytest.raises(GranAlignError, match=message):
         index_videos(videos, tmp_path / "out", UNUSED)
