@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -90,11 +90,28 @@ def escape_undecodable(name: str) -> str:
     return "".join(parts)
 
 
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex."""
+_CHUNK = 1 << 23
+"""Bytes that are hashed between two reports: 8 MiB take some milliseconds."""
+
+
+def sha256_of(path: Path, advance: Callable[[int], None] | None = None) -> str:
+    """Return the SHA-256 of a file, in hex.
+
+    Args:
+        path: the file.
+        advance: called with the number of bytes that were read since the last call.
+
+    Raises:
+        GranAlignError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with path.open("rb", buffering=0) as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+                if advance is not None:
+                    advance(len(chunk))
+        return digest.hexdigest()
     except OSError as error:
         raise GranAlignError(f"{path}: cannot be read ({error.strerror or error})") from None
 

@@ -32,6 +32,7 @@ from .search.retriever import Retriever
 
 if TYPE_CHECKING:
     from .index.builder import Progress
+    from .index.video_files import Reading
     from .index.walk import OnError
     from .language.captioner import VlmCaptioner
     from .models.frame_encoder import FrameEncoder
@@ -245,6 +246,8 @@ class ModelFolder:
         rows: int = 16,
         progress: Progress | None = None,
         on_error: OnError | None = None,
+        verify: bool = False,
+        reading: Reading | None = None,
     ) -> list[Path]:
         """Index video files, each into its own folder below `out`; see `index_videos`.
 
@@ -266,6 +269,8 @@ class ModelFolder:
             rows=rows,
             progress=progress,
             on_error=on_error,
+            verify=verify,
+            reading=reading,
         )
 
     def retriever(

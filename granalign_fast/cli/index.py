@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,10 +14,12 @@ from granalign_fast.files import escape_undecodable
 
 from .options import Device, Json, PrefixGib, print_json, short
 from .progress import progress_bar
+from .verbosity import is_quiet
 
 if TYPE_CHECKING:
     from granalign_fast.errors import GranAlignError
     from granalign_fast.index.builder import Progress
+    from granalign_fast.index.video_files import Reading
 
 
 def index(
@@ -42,6 +44,12 @@ def index(
     ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at the first file that cannot be indexed.")
+    ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", help="Read every file. Default: only those whose size or times changed."
+        ),
     ] = False,
     clip_seconds: Annotated[float, typer.Option(help="Length of a clip in seconds.")] = 2.0,
     rows: Annotated[int, typer.Option(min=1, help="Frames in a batch.")] = 16,
@@ -69,7 +77,7 @@ def index(
     files = find_videos(videos, recursive=recursive, include=include or (), on_error=on_error)
     folders = []
     if files:
-        with clip_progress(hidden=as_json) as progress:
+        with index_progress(hidden=as_json) as (progress, reading):
             folders = opened.index(
                 files,
                 out,
@@ -77,6 +85,8 @@ def index(
                 rows=rows,
                 progress=progress,
                 on_error=on_error,
+                verify=verify,
+                reading=reading,
             )
     folders = list(dict.fromkeys(folders))  # copies of a file share an index
     if as_json:
@@ -111,3 +121,44 @@ def clip_progress(*, hidden: bool) -> Iterator[Progress | None]:
             done = clips
 
         yield report
+
+
+@contextmanager
+def index_progress(*, hidden: bool) -> Iterator[tuple[Progress | None, Reading | None]]:
+    """Show how much is read and how many clips are indexed; yields arguments of `index_videos`."""
+    if hidden or is_quiet():
+        yield None, None
+        return
+    with ExitStack() as stack:
+        bars = _Bars(stack)
+        yield bars.show_clips, bars.show_bytes
+
+
+class _Bars:
+    """Shows one bar at a time, because a terminal can hold no two."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._what = ""
+        self._switch("indexing", "clips")
+
+    def show_clips(self, clips: int, total: int, vid: str) -> None:
+        self._switch("indexing", "clips")
+        self._show(clips, total)
+
+    def show_bytes(self, done: int, total: int) -> None:
+        self._switch("reading", "MiB")
+        self._show(done >> 20, -(-total >> 20))
+        if done == total:
+            self._switch("indexing", "clips")
+
+    def _switch(self, what: str, unit: str) -> None:
+        if what != self._what:
+            self._stack.close()
+            self._what, self._done = what, 0
+            self._advance = self._stack.enter_context(progress_bar(what, unit))
+
+    def _show(self, done: int, total: int) -> None:
+        if self._advance is not None:
+            self._advance(done - self._done, total)
+        self._done = done

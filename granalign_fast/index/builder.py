@@ -11,22 +11,30 @@ import itertools
 import logging
 import os
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.types import FrameSet
 from granalign_fast.video.frames import Frame, read_frames
 
+from .known_files import KnownFiles
 from .models import Descriptions, IndexModels
+from .naming import read_library
 from .prefetch import prefetch
 from .records import CLIP_SECONDS, CaptionedVideo, FrameTable
-from .video_files import VideoFile, count_indexed_clips, inspect_videos, name_videos
+from .row_arrays import concatenate, stretches
+from .video_files import (
+    Reading,
+    VideoFile,
+    count_indexed_clips,
+    inspect_videos,
+    name_videos,
+    probe_unindexed,
+)
 from .video_index import VideoIndex
 from .walk import OnError
 from .work_folder import ClipRows, WorkFolder, lock_folder
@@ -46,6 +54,8 @@ def index_videos(
     rows: int = 16,
     progress: Progress | None = None,
     on_error: OnError | None = None,
+    verify: bool = False,
+    reading: Reading | None = None,
 ) -> list[Path]:
     """Index video files: one frame per clip, its caption, and the embeddings of both.
 
@@ -71,6 +81,9 @@ def index_videos(
         progress: called after each batch.
         on_error: called with each file that cannot be indexed, and the reason: it is not a video,
             it cannot be decoded, or it changed during the run. None raises the first such error.
+        verify: read every file. Otherwise a file that was read by an earlier call counts as
+            unchanged as long as its size and its times are the same.
+        reading: called while files are read to find their hashes.
 
     Returns:
         The folder of each indexed video, in the order of `videos`, for `VideoIndex.load`.
@@ -83,19 +96,24 @@ def index_videos(
     """
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise GranAlignError(f"rows: got {rows!r}, expected an integer from 1")
-    files = inspect_videos(videos, clip_seconds, on_error)
     out = Path(out)
+    known = KnownFiles(out, trusted=not verify)
+    files = inspect_videos(videos, clip_seconds, known, on_error, reading)
     if not files:
         return []
     with lock_folder(out):
         work = WorkFolder(out)
         work.recover()
-        named = name_videos(files, out)
+        library = read_library(out)
+        named = name_videos(files, library)
         files = list({file.vid: file for file in named.values()}.values())
         # Videos with an up-to-date index need no work, unless they are part of a resumed run: its
         # batches begin with their frames.
         counts = count_indexed_clips(files, work, models.fingerprints, clip_seconds, on_error)
-        files = [file for file in files if file.vid in counts]
+        files = probe_unindexed(files, counts, clip_seconds, on_error)
+        paths = {vid: source.path for vid, source in library.items()}
+        paths |= {file.vid: file.source.path for file in files}
+        known.write(set(paths.values()))
         indexed = {vid: clips for vid, clips in counts.items() if clips}
         request = {
             "videos": [file.to_record() for file in files],
@@ -104,7 +122,7 @@ def index_videos(
             "rows": rows,
         }
         pending = work.read_job(request)
-        if pending is None or counts.keys() - indexed.keys() - set(pending):
+        if pending is None or {file.vid for file in files} - indexed.keys() - set(pending):
             pending = [file.vid for file in files if file.vid not in indexed]
             if pending:
                 work.start_job(request, pending)
@@ -118,8 +136,11 @@ def index_videos(
             progress=progress,
             on_error=on_error,
         )
-        if indexed.keys() < counts.keys():
+        if any(file.vid not in indexed for file in files):
             run.execute()
+            # Files that failed have no index to remember them for.
+            ids = library.keys() | run.indexed.keys()
+            known.write({path for vid, path in paths.items() if vid in ids})
         work.discard()
     given = [named.get(Path(video).absolute()) for video in videos]
     return [out / file.vid for file in given if file is not None and file.vid in run.indexed]
@@ -171,7 +192,8 @@ class _IndexingRun:
         """Describe all missing clips and publish the index of every video that is complete."""
         # 1. Find out what an earlier run has left on disk.
         self.stored_clips = {video.vid: self._count_stored_clips(video) for video in self.videos}
-        self.total_clips = {video.vid: video.info.clips for video in self.videos} | self.indexed
+        estimates = {video.vid: video.info.clips for video in self.videos if video.info}
+        self.total_clips = estimates | self.indexed
         # 2. Decode from the first batch that is not complete, one batch ahead of the models.
         position, clip = self._find_resume_point()
         with prefetch(self._read_batches(position, clip)) as batches:
@@ -319,6 +341,7 @@ class _IndexingRun:
                 f"expected {clips}: the unfinished work was altered; index again"
             )
         # A damaged header may announce a duration that is shorter than the video: drop it.
+        assert video.info is not None  # a video without an index was probed
         duration = video.info.duration
         plausible = duration > (clips - 1) * self.clip_seconds
         frame_embeddings = [p.frame_embeddings for p in parts if p.frame_embeddings is not None]
@@ -328,15 +351,15 @@ class _IndexingRun:
                 CaptionedVideo(
                     video.vid, captions, self.clip_seconds, duration if plausible else None
                 ),
-                _concatenate([part.embeddings for part in parts], video),
+                concatenate([part.embeddings for part in parts], video.source.path),
                 FrameTable(
                     np.concatenate([part.times for part in parts]),
                     tuple(itertools.chain.from_iterable(part.hashes for part in parts)),
                     None
                     if self.models.frame_encoder is None
-                    else _concatenate(frame_embeddings, video),
+                    else concatenate(frame_embeddings, video.source.path),
                     video.source,
-                    _stretches(np.concatenate([part.missing for part in parts]), self.clip_seconds),
+                    stretches(np.concatenate([part.missing for part in parts]), self.clip_seconds),
                 ),
                 dict(self.models.fingerprints),
             )
@@ -353,17 +376,6 @@ class _IndexingRun:
         self.on_error(video.source.path, error)
 
 
-def _stretches(
-    missing: npt.NDArray[np.bool_], clip_seconds: float
-) -> tuple[tuple[float, float], ...]:
-    """Return the stretches of clips, in seconds, whose picture is missing."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], missing, [False]]).astype(np.int8)))
-    return tuple(
-        (float(begin * clip_seconds), float(end * clip_seconds))
-        for begin, end in edges.reshape(-1, 2).tolist()
-    )
-
-
 def _make_batch(
     frames: list[tuple[VideoFile, Frame]],
     ended: list[tuple[VideoFile, int]],
@@ -373,15 +385,3 @@ def _make_batch(
     # Frames are hashed in the decoding thread, while the models run.
     frame_set = FrameSet.of(images) if images else FrameSet((), lambda _: [])
     return _Batch(frames, frame_set, ended, failed)
-
-
-def _concatenate(parts: Iterable[npt.NDArray[Any]], video: VideoFile) -> npt.NDArray[Any]:
-    """Join embeddings along their rows; raise if their widths or types differ."""
-    arrays = list(parts)
-    types = {(array.shape[1:], array.dtype) for array in arrays}
-    if len(types) != 1:
-        raise GranAlignError(
-            f"{video.source.path}: got embeddings of {len(types)} types, expected one: a model "
-            f"changed under the same fingerprint; delete the folder .indexing and index again"
-        )
-    return np.concatenate(arrays)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ class IndexManifest:
         """Write ``manifest.json`` completely or not at all."""
         record = asdict(self)
         if self.source is not None:
-            record["source"] |= _path_record(self.source.path)
+            record["source"] |= path_record(self.source.path)
         content = json.dumps(record, indent=2, sort_keys=True) + "\n"
         write_durably(folder / MANIFEST, content.encode())
 
@@ -146,8 +147,8 @@ _PERCENT = "percent"
 """The value of ``source.encoding`` in a manifest whose path is percent-encoded."""
 
 
-def _path_record(path: Path) -> dict[str, str]:
-    """Return the keys of a manifest's source that hold a path.
+def path_record(path: Path) -> dict[str, str]:
+    """Return the JSON keys that hold a path: ``name``, ``path`` and, if needed, ``encoding``.
 
     JSON holds Unicode alone. A path with other bytes is percent-encoded, and marked as such.
     """
@@ -164,14 +165,21 @@ def _read_source(record: Any) -> VideoSource | None:
     keys = {"name", "path", "bytes", "sha256"}
     if not isinstance(record, dict) or set(record) - {"encoding"} != keys:
         raise GranAlignError(f"got source {record!r}, expected name, path, bytes and sha256")
+    return VideoSource(read_path(record), record["bytes"], record["sha256"])
+
+
+def read_path(record: Mapping[str, Any]) -> Path:
+    """Return the path of a record that holds the keys of `path_record`.
+
+    Raises:
+        GranAlignError: the path is not a string, or its encoding is unknown.
+    """
     path = record["path"]
     if not isinstance(path, str):
         raise GranAlignError(f"source: got path {path!r}, expected a string")
     if (encoding := record.get("encoding", _PERCENT)) != _PERCENT:
         raise GranAlignError(f"source: got encoding {encoding!r}, expected {_PERCENT!r}")
-    if "encoding" in record:
-        path = os.fsdecode(unquote_to_bytes(path))
-    return VideoSource(Path(path), record["bytes"], record["sha256"])
+    return Path(os.fsdecode(unquote_to_bytes(path)) if "encoding" in record else path)
 
 
 def write_durably(path: Path, content: bytes) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +14,16 @@ from granalign_fast.files import sha256_of
 from granalign_fast.video.container import ffmpeg_reason
 from granalign_fast.video.frames import VideoInfo, check_clip_seconds, probe
 
+from .known_files import KnownFiles
 from .manifest import read_manifest_record
-from .naming import assign_ids, read_library, video_name
+from .naming import assign_ids, video_name
 from .records import VideoSource
 from .video_index import VideoIndex
 from .walk import OnError, check_is_file_name
 from .work_folder import WorkFolder
+
+Reading = Callable[[int, int], None]
+"""Called with the number of bytes that were read, and the number of all bytes to read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +33,8 @@ class VideoFile:
     vid: str
     """Its name, until `name_videos` gives it the id of its index."""
     source: VideoSource
-    info: VideoInfo
+    info: VideoInfo | None
+    """None until `probe_unindexed`, if the file was known."""
     modified_ns: int
     """The file's modification time in nanoseconds, taken before the file was read."""
 
@@ -56,14 +61,20 @@ class VideoFile:
 
 
 def inspect_videos(
-    videos: Sequence[str | os.PathLike[str]], clip_seconds: float, on_error: OnError | None = None
+    videos: Sequence[str | os.PathLike[str]],
+    clip_seconds: float,
+    known: KnownFiles,
+    on_error: OnError | None = None,
+    reading: Reading | None = None,
 ) -> list[VideoFile]:
-    """Probe and hash every file, each once.
+    """Probe and hash every file that is not known, each once.
 
     Args:
         videos: paths of the files.
         clip_seconds: length of a clip in seconds.
+        known: the files that need not be read; the others are added.
         on_error: as for `index_videos`.
+        reading: as for `index_videos`.
 
     Raises:
         GranAlignError: `videos` is empty; without `on_error`, also if a file is not a video.
@@ -80,17 +91,61 @@ def inspect_videos(
             check_is_file_name(video)
             paths[Path(video).absolute()] = None
     # 2. Probe all files before hashing any: a file that is not a video is reported soon.
-    probed: list[tuple[Path, os.stat_result, VideoInfo]] = []
+    probed: list[tuple[Path, os.stat_result, str | None, VideoInfo | None]] = []
     for path in paths:
         with reporting(path, on_error):
-            probed.append((path, _stat(path), probe(path, clip_seconds=clip_seconds)))
+            status = _stat(path)
+            sha256 = known.sha256(path, status)
+            info = None if sha256 else probe(path, clip_seconds=clip_seconds)
+            probed.append((path, status, sha256, info))
     # 3. Hash the files, which reads each of them completely.
+    total = sum(status.st_size for _, status, sha256, _ in probed if sha256 is None)
+    done = 0
+
+    def advance(more: int) -> None:
+        nonlocal done
+        done += more
+        if reading is not None:
+            reading(done, max(done, total))
+
     files: list[VideoFile] = []
-    for path, status, info in probed:
+    for path, status, sha256, info in probed:
         with reporting(path, on_error):
-            source = VideoSource(path, status.st_size, sha256_of(path))
+            if sha256 is None:
+                sha256 = sha256_of(path, advance)
+                known.add(path, status, sha256)
+            source = VideoSource(path, status.st_size, sha256)
             files.append(VideoFile(video_name(path), source, info, status.st_mtime_ns))
     return files
+
+
+def probe_unindexed(
+    files: Sequence[VideoFile],
+    counts: Mapping[str, int],
+    clip_seconds: float,
+    on_error: OnError | None,
+) -> list[VideoFile]:
+    """Return the files that have a count, those without an index with their properties.
+
+    Args:
+        files: the files.
+        counts: as `count_indexed_clips` returns them.
+        clip_seconds: length of a clip in seconds.
+        on_error: as for `index_videos`; a video that is reported is left out.
+
+    Raises:
+        GranAlignError: without `on_error`, a file is not a video any more.
+    """
+    probed = []
+    for file in files:
+        if file.vid not in counts:
+            continue
+        with reporting(file.source.path, on_error):
+            if file.info is None and not counts[file.vid]:
+                info = probe(file.source.path, clip_seconds=clip_seconds)
+                file = replace(file, info=info)
+            probed.append(file)
+    return probed
 
 
 @contextmanager
@@ -109,12 +164,14 @@ def reporting(path: Path, on_error: OnError | None) -> Iterator[None]:
         on_error(path, error)
 
 
-def name_videos(files: Sequence[VideoFile], out: Path) -> dict[Path, VideoFile]:
-    """Return, by path, the video that each file is, with the id of its index in the folder `out`.
+def name_videos(
+    files: Sequence[VideoFile], library: Mapping[str, VideoSource]
+) -> dict[Path, VideoFile]:
+    """Return, by path, the video that each file is, with the id of its index in the library.
 
     Copies that share an index are one video.
     """
-    ids = assign_ids([file.source for file in files], read_library(out))
+    ids = assign_ids([file.source for file in files], library)
     by_path = {file.source.path: file for file in files}
     owners: dict[str, VideoFile] = {}
     for path, vid in ids.items():

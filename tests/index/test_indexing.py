@@ -33,6 +33,7 @@ from helpers.videos import constant, render
 from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.index import CaptionedVideo, VideoIndex, builder, video_files
 from granalign_fast.index.builder import index_videos
+from granalign_fast.index.known_files import FILE_NAME
 from granalign_fast.index.work_folder import lock_folder
 from granalign_fast.types import FrameSet, frame_hash
 from granalign_fast.video.frames import DamagedVideoWarning, Frame, probe, read_frames
@@ -111,7 +112,7 @@ def test_any_batch_size(folder: Path, tmp_path: Path, rows: int) -> None:
         assert loaded.frames is not None and loaded.frames.embeddings is None
         names = [caption.split()[1] for caption in loaded.video.captions]
         assert names == [colour(frame.image) for frame in read_frames(path)]
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(CLIPS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*CLIPS, FILE_NAME])
 
 
 def test_a_second_run_does_nothing(
@@ -148,7 +149,7 @@ def test_changed_videos_and_settings_are_indexed_again(folder: Path, tmp_path: P
     # A damaged index is replaced.
     (out / "kitchen" / "embeddings.safetensors").write_bytes(b"torn")
     assert captioned(videos, out, clip_seconds=4.0) == {"kitchen"}
-    assert sorted(path.name for path in out.iterdir()) == sorted(CLIPS)
+    assert sorted(path.name for path in out.iterdir()) == sorted([*CLIPS, FILE_NAME])
 
 
 def test_the_path_of_a_moved_file_is_updated(folder: Path, tmp_path: Path, clean: Tree) -> None:
@@ -324,7 +325,7 @@ def test_a_video_that_fails_does_not_cost_the_videos_before_it(
         assert len(VideoIndex.load(tmp_path / name).video.captions) == CLIPS[name]
     monkeypatch.undo()
     assert captioned(folder, tmp_path) >= {"kitchen"}
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(CLIPS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*CLIPS, FILE_NAME])
 
 
 def test_a_file_that_changes_during_the_run_is_noticed(folder: Path, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from granalign_fast import cli
 from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.index import VideoIndex, builder, video_files
 from granalign_fast.index.builder import index_videos
+from granalign_fast.index.known_files import FILE_NAME
 from granalign_fast.index.walk import VIDEO_SUFFIXES, find_videos
 from granalign_fast.pipeline import MINIATURES
 from granalign_fast.types import FrameSet
@@ -240,7 +241,7 @@ def test_a_video_that_fails_in_the_middle_costs_only_itself(
     # Once it can be decoded, it is indexed.
     monkeypatch.setattr(builder, "read_frames", read_frames)
     assert captioned(folder, whole) == {name}
-    assert sorted(path.name for path in whole.iterdir()) == sorted(CLIPS)
+    assert sorted(path.name for path in whole.iterdir()) == sorted([*CLIPS, FILE_NAME])
 
 
 def test_a_video_that_failed_before_an_interruption_and_not_behind_it(
@@ -281,7 +282,11 @@ def test_a_file_that_changes_during_the_run_costs_only_itself(folder: Path, tmp_
     assert [path.name for path in folders] == ["street", "kitchen"]
     message = "changed while it was being indexed; index it again"
     assert failures == [("yard", f"{videos / 'yard.mp4'}: {message}")]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["kitchen", "street"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        FILE_NAME,
+        "kitchen",
+        "street",
+    ]
     assert captioned(videos, tmp_path / "out") == {"yard"}
 
 
@@ -362,4 +367,34 @@ def test_the_command_names_what_it_could_not_index(
     good = ["--include", "street.*", "--include", "yard.*"]
     expected = "indexed: lib/street\nindexed: lib/yard\n"
     assert granalign("index", "many", "--out", "lib", *good) == (0, expected, "")
+    assert granalign("index", "many", "--out", "lib", *good, "--verify")[:2] == (0, expected)
     assert granalign("index", "many", "--out", "lib", "--clip-seconds", "0")[0] == 2
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_command_shows_how_much_is_read_and_indexed(
+    terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from granalign_fast.cli import progress
+    from granalign_fast.cli.index import index_progress
+
+    monkeypatch.setattr(progress, "INTERVAL", 0.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    with index_progress(hidden=False) as (clips, reading):
+        assert clips is not None and reading is not None
+        reading(3 << 20, 5 << 20)
+        reading(5 << 20, 5 << 20)
+        clips(16, 40, "street")
+        clips(32, 40, "street")
+    err = capsys.readouterr().err
+    if not terminal:
+        assert err.splitlines() == [
+            "reading: 3 of 5 MiB, 0 s",
+            "reading: 5 of 5 MiB, 0 s",
+            "indexing: 16 of 40 clips, 0 s",
+            "indexing: 32 of 40 clips, 0 s",
+        ]
+    with index_progress(hidden=True) as (clips, reading):
+        assert clips is None and reading is None

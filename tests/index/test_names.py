@@ -23,6 +23,7 @@ from helpers.index_worker import (
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index import VideoIndex, VideoSource
 from granalign_fast.index.builder import index_videos
+from granalign_fast.index.known_files import FILE_NAME
 from granalign_fast.index.naming import assign_ids, read_library, video_name
 
 
@@ -139,7 +140,7 @@ def test_two_files_of_one_name_have_two_indexes(videos: list[Path], tmp_path: Pa
     expected = [hashed[0], "GX010001", hashed[2]]
     assert index_videos(paths, out, UNUSED) == [out / vid for vid in expected]
     assert index_videos(paths[::-1], out, UNUSED) == [out / vid for vid in expected[::-1]]
-    assert sorted(path.name for path in out.iterdir()) == sorted(expected)
+    assert sorted(path.name for path in out.iterdir()) == sorted([*expected, FILE_NAME])
 
 
 def test_the_order_of_arguments_does_not_change_ids(videos: list[Path], tmp_path: Path) -> None:
@@ -191,7 +192,7 @@ def test_a_changed_file_is_indexed_anew_in_place(videos: list[Path], tmp_path: P
     place(videos[2], other)
     assert index(out, path, other) == ids
     assert index(out, other) == ids[1:]
-    assert sorted(path.name for path in out.iterdir()) == sorted(ids)
+    assert sorted(path.name for path in out.iterdir()) == sorted([*ids, FILE_NAME])
     # The content that it had, under another name, is a new file.
     back = place(videos[1], tmp_path / "again" / "a.mp4")
     assert index(out, back) == [f"a-{sha256(videos[1])[:8]}-2"]
