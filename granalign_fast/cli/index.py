@@ -148,7 +148,7 @@ class _Bars:
 
     def show_bytes(self, done: int, total: int) -> None:
         self._switch("reading", "MiB")
-        self._show(done >> 20, -(-total >> 20))
+        self._show(-(-done >> 20), -(-total >> 20))
         if done == total:
             self._switch("indexing", "clips")
 

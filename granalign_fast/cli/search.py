@@ -42,12 +42,15 @@ _PICTURES, _CLIPS = (".png", ".svg", ".pdf"), (".mp4", ".mkv", ".mov")
 def search(
     source: Annotated[
         Path,
-        typer.Argument(help="A folder that `index` wrote, a video, or JSON Lines of captions."),
+        typer.Argument(help="An index, a folder of indexes, a video, or JSON Lines of captions."),
     ],
     query: Annotated[str, typer.Argument(help="The sentence that describes the moment.")],
     models: Models = None,
     vid: Annotated[
-        str | None, typer.Option(help="The id of the video, if a captions file has several.")
+        str | None,
+        typer.Option(
+            help="The video, where SOURCE holds several: its id, or its file's name or path."
+        ),
     ] = None,
     rewrites: Annotated[
         Path | None,
@@ -152,12 +155,19 @@ def _open_source(
     """Return the index of a folder, that of a video which is indexed now, or captions."""
     from granalign_fast.datasets.qvhighlights import read_captions
     from granalign_fast.index import VideoIndex
+    from granalign_fast.index.manifest import MANIFEST
+    from granalign_fast.index.naming import find_index
+    from granalign_fast.index.walk import check_is_file_name
 
+    if not _holds_captions(source):
+        check_is_file_name(source)
     if not source.exists():
         raise GranAlignError(
             f"{source}: no such file or folder; expected an index, a video or captions"
         )
     if source.is_dir():
+        if not (source / MANIFEST).exists():
+            return VideoIndex.load(find_index(source, vid))
         return VideoIndex.load(source)
     if _holds_captions(source):
         videos = read_captions(source)

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from granalign_fast.errors import GranAlignError
+from granalign_fast.errors import GranAlignError, listed
 from granalign_fast.files import escape_undecodable
 
 from .manifest import read_manifest_source
@@ -56,6 +56,61 @@ def read_library(out: Path) -> dict[str, VideoSource]:
         if source is not None:
             sources[name] = source
     return sources
+
+
+def find_index(out: Path, name: str | None) -> Path:
+    """Return the folder of one index in a folder of indexes.
+
+    Args:
+        out: the folder of indexes.
+        name: the id of a video, the name of its file with or without suffix, or the end of its path
+            from any folder on. An id comes first, then a path from the current folder. None for the
+            only index there is.
+
+    Raises:
+        GranAlignError: there is no index, none of this name, or several; the message lists some.
+    """
+    library = read_library(out)
+    if name is None or name in library:
+        vid = _only(out, library) if name is None else name
+        return out / vid
+    path = Path(os.path.normpath(Path(name).absolute()))
+    matches = {vid: source for vid, source in library.items() if source.path == path}
+    if not matches:
+        matches = {vid: source for vid, source in library.items() if _ends_with(source.path, name)}
+    if len(matches) == 1:
+        return out / next(iter(matches))
+    if not matches:
+        known = ", such as " + listed(list(map(repr, library))) if library else ""
+        raise GranAlignError(
+            f"{out}: has no index of {name!r}; expected one of its {len(library)}{known}"
+        )
+    candidates = listed([f"{vid!r} of {source.path}" for vid, source in matches.items()])
+    raise GranAlignError(
+        f"{out}: has {len(matches)} indexes of {name!r}; name one by its id: {candidates}"
+    )
+
+
+def _only(out: Path, library: Mapping[str, VideoSource]) -> str:
+    """Return the id of the only index, or raise."""
+    if len(library) == 1:
+        return next(iter(library))
+    if not library:
+        raise GranAlignError(
+            f"{out}: got no manifest.json and no indexes, expected an index or a folder of them; "
+            f"name a folder that `granalign index` wrote"
+        )
+    raise GranAlignError(
+        f"{out}: holds {len(library)} indexes; name one with --vid, such as "
+        f"{listed(list(map(repr, library)))}"
+    )
+
+
+def _ends_with(path: Path, name: str) -> bool:
+    """Return whether the last parts of a path are those of `name`, with or without the suffix."""
+    parts = Path(name).parts
+    ends = (path.parts[-len(parts) :], path.with_name(path.stem).parts[-len(parts) :])
+    return bool(parts) and parts in ends
 
 
 def assign_ids(

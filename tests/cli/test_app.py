@@ -264,6 +264,7 @@ def test_indexing_writes_progress_but_not_beside_json(
     monkeypatch.chdir(tmp_path)
     render(Path("a.mp4"), constant(5, 8))
     arguments = ("index", "a.mp4", "--models=miniatures", "--rows=2")
-    assert granalign(*arguments, "--out=1")[2].startswith("indexing: 2 of ")
+    begin = "reading: 1 of 1 MiB, 0 s\nindexing: 2 of "
+    assert granalign(*arguments, "--out=1")[2].startswith(begin)
     for number, option in enumerate(("-q", "--json")):
         assert granalign(*arguments, f"--out={2 + number}", option)[2] == ""

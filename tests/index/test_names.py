@@ -24,7 +24,7 @@ from granalign_fast.errors import GranAlignError
 from granalign_fast.index import VideoIndex, VideoSource
 from granalign_fast.index.builder import index_videos
 from granalign_fast.index.known_files import FILE_NAME
-from granalign_fast.index.naming import assign_ids, read_library, video_name
+from granalign_fast.index.naming import assign_ids, find_index, read_library, video_name
 
 
 @pytest.fixture(scope="module")
@@ -278,3 +278,71 @@ def test_ids_need_no_video(tmp_path: Path) -> None:
     (tmp_path / "no-index").mkdir()
     (tmp_path / "file").touch()
     assert read_library(tmp_path) == {}
+
+
+def library(tmp_path: Path, videos: list[Path]) -> Path:
+    """Indexes of two files of one name, and of a third."""
+    paths = [place(videos[n], tmp_path / f"cam{n}" / "GX010001.MP4") for n in range(2)]
+    index(tmp_path / "lib", *paths, place(videos[2], tmp_path / "cam1" / "yard.front.mkv"))
+    return tmp_path / "lib"
+
+
+def test_an_index_is_found_by_id_name_or_path(
+    videos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lib = library(tmp_path, videos)
+    second = f"GX010001-{sha256(videos[1])[:8]}"
+    monkeypatch.chdir(tmp_path / "cam1")
+    for name, vid in (
+        ("GX010001", "GX010001"),
+        (second, second),
+        ("cam1/GX010001.MP4", second),
+        ("cam0/GX010001", "GX010001"),
+        (str(tmp_path / "cam1" / "GX010001.MP4"), second),
+        ("./GX010001.MP4", second),
+        ("../cam0/GX010001.MP4", "GX010001"),
+        ("GX010001.MP4", second),
+        ("yard.front", "yard.front"),
+        ("yard.front.mkv", "yard.front"),
+        ("yard", None),
+        ("front.mkv", None),
+        ("", None),
+        (".", None),
+        ("../lib", None),
+    ):
+        if vid is not None:
+            assert find_index(lib, name) == lib / vid, name
+        else:
+            with pytest.raises(GranAlignError, match=r"lib: has no index of .*one of its 3, such"):
+                find_index(lib, name)
+
+
+def test_ambiguous_names_list_at_most_five(videos: list[Path], tmp_path: Path) -> None:
+    lib = library(tmp_path, videos)
+    second = f"GX010001-{sha256(videos[1])[:8]}"
+    with pytest.raises(GranAlignError) as error:
+        find_index(lib, "GX010001.MP4")
+    assert str(error.value) == (
+        f"{lib}: has 2 indexes of 'GX010001.MP4'; name one by its id: "
+        f"'GX010001' of {tmp_path}/cam0/GX010001.MP4, {second!r} of {tmp_path}/cam1/GX010001.MP4"
+    )
+    with pytest.raises(GranAlignError, match="lib: holds 3 indexes; name one with --vid, such as"):
+        find_index(lib, None)
+    for number in range(7):
+        path = tmp_path / str(number) / "GX010001.MP4"
+        path.parent.mkdir()
+        path.write_bytes(videos[0].read_bytes() + bytes([number]))
+        index(lib, path)
+    with pytest.raises(GranAlignError, match=r"has 9 indexes .* and 4 more$") as error:
+        find_index(lib, "GX010001.MP4")
+    assert str(error.value).count(" of /") == 5
+
+
+def test_the_only_index_needs_no_name(videos: list[Path], tmp_path: Path) -> None:
+    index(tmp_path / "lib", place(videos[0], tmp_path / "a.mp4"))
+    assert find_index(tmp_path / "lib", None) == tmp_path / "lib" / "a"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(GranAlignError, match=r"empty: got no manifest\.json and no indexes, expec"):
+        find_index(tmp_path / "empty", None)
+    with pytest.raises(GranAlignError, match=r"empty: has no index of 'a'; expected one of its 0$"):
+        find_index(tmp_path / "empty", "a")
