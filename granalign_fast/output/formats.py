@@ -40,8 +40,10 @@ def render(name: str, timeline: Timeline) -> str:
       without encoding it: ``ffmpeg -i in.mp4 -i moments.ffmeta -map 0 -map_chapters 1 -c copy
       out.mp4``.
     - ``edl``: a cut list (CMX 3600) that shows the moments one after another, best first. Source
-      timecodes count from 00:00:00:00 at the first frame, the timecodes of the cut from
-      01:00:00:00. Rates of 29.97 and 59.94 frames per second have drop-frame timecodes.
+      timecodes count from that of the video's first frame, as the file states it, or from
+      00:00:00:00. The timecodes of the cut count from 01:00:00:00. Drop-frame timecodes are
+      used if the file has them; a file without timecodes gets them at 29.97 and 59.94 frames per
+      second.
     - ``otio``: the same cut for OpenTimelineIO; a marker on each clip has score and query.
 
     Args:

@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ def granalign(
             got = int(end.code or 0)
         out, err = capsys.readouterr()
         assert got == code, err
+        run.stderr = err  # type: ignore[attr-defined]
         return err if code else out
 
     return run
@@ -126,6 +128,23 @@ def test_what_people_do_with_moments(granalign: Any, models: Path, video: Path) 
     best = moments[0]
     cut = probe("best.mp4").duration
     assert best["end"] - best["start"] - 0.1 <= cut <= best["end"] - best["start"] + 1.1
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_variable_frame_rate_is_said_once(granalign: Any, models: Path) -> None:
+    times = [Fraction(n + n // 3, 25) for n in range(150)]
+    render(Path("phone.mp4"), times)
+    granalign("index", "phone.mp4", "--models", models, "--out", "library")
+    search = ("search", "library/phone", QUERY, "--models", models, "--preset", "recognition")
+    for form in ("edl", "otio"):
+        granalign(*search, "--format", form)
+        (line,) = [line for line in granalign.stderr.splitlines() if "variable" in line]
+        assert line.startswith("granalign: warning: ") and line.endswith(
+            "phone.mp4: variable frame rate, frames last 40.0 to 80.0 ms; time codes count 25 "
+            "frames per second"
+        )
+    granalign(*search, "--format", "srt")
+    assert "variable" not in granalign.stderr
 
 
 @pytest.mark.parametrize(
