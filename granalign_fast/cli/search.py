@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_CUTS = ("edl", "otio")
-_FORMATS = ("table", "json", "srt", "vtt", "ffmetadata", *_CUTS)
+_CUTS = ("edl", "otio", "fcpxml")
+_FORMATS = ("table", "json", "srt", "vtt", "ffmetadata", *_CUTS, "csv")
 _PICTURES, _CLIPS = (".png", ".svg", ".pdf"), (".mp4", ".mkv", ".mov")
 
 
@@ -68,8 +68,8 @@ def search(
         str,
         typer.Option(
             "--format",
-            help=f"Format on stdout: {', '.join(_FORMATS)}. edl and otio are cut lists "
-            f"with the time codes of the video file.",
+            help=f"Format on stdout: {', '.join(_FORMATS)}. edl, otio and fcpxml are cut lists "
+            f"with the time codes of the video file; csv has a row for each moment.",
         ),
     ] = "table",
     as_json: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False,
@@ -110,7 +110,7 @@ def search(
     index = retriever.index(video) if isinstance(video, CaptionedVideo) else video
     file = None if index.frames is None else index.frames.path
     _check_video(file, form, clip)
-    media = _read_source(file) if file is not None and form in _CUTS else None
+    media = _read_source(file) if file is not None and form in (*_CUTS, "csv") else None
     result = retriever.search(index, request)
     for stage, seconds in result.seconds.items():
         _log.debug("%s took %.4f s", stage, seconds)

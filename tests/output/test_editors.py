@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import math
+import re
 from fractions import Fraction
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
+from xml.etree import ElementTree
 
 import pytest
 from helpers.ffmpeg import ffmpeg, ffprobe
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from granalign_fast.output.formats import render
 from granalign_fast.output.timeline import Timeline
 from granalign_fast.types import Moment
 from granalign_fast.video.frame_rate import exact_rate
-from granalign_fast.video.source import read_source
+from granalign_fast.video.source import Source, read_source
 
 FILM, DROP, DOUBLE = (exact_rate(rate) for rate in (23.976, 29.97, 59.94))
 H264 = ("-c:v", "libx264", "-preset", "ultrafast", "-bf", "2")
@@ -153,6 +161,124 @@ def test_otio(case: tuple[str, Timeline, list[Any]]) -> None:
         assert clip.markers[0].marked_range == source
 
 
+def seconds(text: str) -> Fraction:
+    match = re.fullmatch(r"(\d+)(?:/(\d+))?s", text)
+    assert match is not None, text
+    return Fraction(int(match[1]), int(match[2] or 1))
+
+
+ELEMENTS: dict[str, tuple[str, str, str]] = {
+    # name: children in their order, required attributes, further attributes
+    "fcpxml": ("resources library?", "version", ""),
+    "resources": ("format asset", "", ""),
+    "format": ("", "id", "name frameDuration width height colorSpace"),
+    "asset": (
+        "media-rep",
+        "id",
+        "name start duration hasVideo format hasAudio videoSources audioSources audioChannels "
+        "audioRate",
+    ),
+    "media-rep": ("", "src", "kind"),
+    "library": ("event", "", "location"),
+    "event": ("project", "", "name uid"),
+    "project": ("sequence", "", "name uid"),
+    "sequence": ("spine", "format", "duration tcStart tcFormat"),
+    "spine": ("asset-clip*", "", ""),
+    "asset-clip": ("marker*", "ref", "offset name start duration format tcFormat"),
+    "marker": ("", "start value", "duration note completed"),
+}
+"""The part of Apple's DTD of FCPXML 1.10 that is needed here."""
+
+
+def check_structure(element: ElementTree.Element) -> None:
+    children, required, further = ELEMENTS[element.tag]
+    names = "".join(f"{child.tag} " for child in element)
+    pattern = "".join(
+        f"({re.escape(name.rstrip('*?'))} ){name[len(name.rstrip('*?')) :]}"
+        for name in children.split()
+    )
+    assert re.fullmatch(pattern, names), f"{element.tag}: {names}"
+    assert set(required.split()) <= set(element.attrib), element.attrib
+    assert set(element.attrib) <= {*required.split(), *further.split()}, element.attrib
+    for child in element:
+        check_structure(child)
+
+
+def read_fcpxml(text: str, rate: Fraction) -> tuple[Any, list[tuple[int, int, int]]]:
+    """Return the asset, and offset, first frame and length of each clip, in frames."""
+    assert text.startswith('<?xml version="1.0" encoding="UTF-8"?>\n<!DOCTYPE fcpxml>\n<fcpxml ')
+    root = ElementTree.fromstring(text.encode())
+    check_structure(root)
+    assert tuple(map(int, root.attrib["version"].split("."))) >= (1, 10)
+    (form,), (asset,) = root.iter("format"), root.iter("asset")
+    (sequence,) = root.iter("sequence")
+    assert seconds(form.attrib["frameDuration"]) == 1 / rate
+    assert asset.attrib["format"] == sequence.attrib["format"] == form.attrib["id"]
+
+    def frames(text: str) -> int:
+        number = seconds(text) * rate
+        assert number.denominator == 1, f"{text} is between two frames"
+        return int(number)
+
+    clips, end = [], 0
+    first, length = frames(asset.attrib["start"]), frames(asset.attrib["duration"])
+    assert sequence.attrib["tcStart"] == "0s"
+    for clip in root.iter("asset-clip"):
+        assert clip.attrib["ref"] == asset.attrib["id"]
+        assert clip.attrib["tcFormat"] == sequence.attrib["tcFormat"]
+        offset, start, duration = (
+            frames(clip.attrib[key]) for key in ("offset", "start", "duration")
+        )
+        assert offset == end, "the clips follow each other"
+        assert first <= start and start + duration <= first + length
+        (marker,) = clip
+        assert frames(marker.attrib["start"]) == start and frames(marker.attrib["duration"]) == 1
+        clips.append((offset, start - first, duration))
+        end = offset + duration
+    assert frames(sequence.attrib["duration"]) == end
+    return asset, clips
+
+
+def test_fcpxml(case: tuple[str, Timeline, list[Any]]) -> None:
+    name, timeline, spans = case
+    _, rate, _, code, late = FILES[name]
+    text = render("fcpxml", timeline)
+    asset, clips = read_fcpxml(text, rate)
+    assert [(first, first + length) for _, first, length in clips] == spans
+    opentime = import_module("opentimelineio.opentime")
+    start = opentime.from_timecode(code, float(rate)).value if code else 0
+    assert seconds(asset.attrib["start"]) == round(start) / rate
+    drop = ";" in code if code else rate in (DROP, DOUBLE)
+    assert f'tcFormat="{"DF" if drop else "NDF"}"' in text
+    url = urlsplit(asset[0].attrib["src"])
+    assert url.scheme == "file" and unquote(url.path) == str(timeline.media)
+    assert (asset.get("hasAudio"), asset.get("audioRate")) == (
+        ("1", "48000") if late else (None, None)
+    )
+    (form,) = ElementTree.fromstring(text.encode()).iter("format")
+    assert (form.attrib["width"], form.attrib["height"]) == ("160", "128")
+    markers = list(ElementTree.fromstring(text.encode()).iter("marker"))
+    assert markers[0].attrib["value"] == "#1 0.90 a red, car"
+    notes = [marker.attrib["note"] for marker in markers]
+    assert notes == ["a <b> & c", "a red, car", 'say "hi", then', "d e", "車"]
+
+
+def test_csv(case: tuple[str, Timeline, list[Any]]) -> None:
+    name, timeline, spans = case
+    text = render("csv", timeline)
+    rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+    assert [(row["start_timecode"], row["end_timecode"]) for row in rows] == [
+        (code_of(name, first), code_of(name, last)) for first, last in spans
+    ]
+    for number, (row, moment) in enumerate(zip(rows, timeline.moments, strict=True)):
+        assert row["rank"] == str(number + 1) and row["query"] == "a red, car"
+        assert float(row["start"]) == pytest.approx(moment.start, abs=6e-4)
+        assert float(row["end"]) == pytest.approx(moment.end, abs=6e-4)
+        assert float(row["score"]) == pytest.approx(moment.score, abs=1e-6)
+        assert row["source"] == str(timeline.media)
+    assert [row["caption"] for row in rows] == ["a <b> & c", "", 'say "hi", then', "d e", "車"]
+
+
 def test_a_camera_file_with_time_code(tmp_path: Path) -> None:
     path = tmp_path / "cam.mp4"
     picture = ("-f", "lavfi", "-i", "testsrc2=s=320x240:r=30000/1001:d=20")
@@ -166,3 +292,60 @@ def test_a_camera_file_with_time_code(tmp_path: Path) -> None:
     (clip,) = cut.find_clips()
     assert clip.available_range().start_time.to_timecode() == "18:45:23;12"
     assert clip.source_range.start_time.to_timecode() == "18:45:27;12"
+
+
+def test_the_exact_text_of_a_table() -> None:
+    moments = (Moment(4.0, 10.5, 0.9), Moment(0.0, 1.25, 0.123456789))
+    source = Source(Fraction(25), timecode="10:00:00:00")
+    captions = ('a "red" car', "b, c")
+    timeline = Timeline("v", "q", moments, 10.0, captions, "/a, b.mp4", source=source)
+    assert render("csv", timeline) == (
+        "rank,start,end,score,start_timecode,end_timecode,caption,query,source\r\n"
+        '1,4.000,10.000,0.900000,10:00:04:00,10:00:10:00,"a ""red"" car",q,"/a, b.mp4"\r\n'
+        '2,0.000,1.250,0.123457,10:00:00:00,10:00:01:06,"b, c",q,"/a, b.mp4"\r\n'
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"frame_rate": 120},
+        {"source": Source(None)},
+        {"frame_rate": 25, "duration": 90_001.0, "moments": (Moment(89_000.0, 90_000.0, 0.5),)},
+    ],
+)
+def test_a_table_needs_no_time_codes(change: dict[str, Any]) -> None:
+    arguments = {"title": "v", "query": "q", "moments": (Moment(1.0, 2.0, 0.5),), "duration": 5.0}
+    text = render("csv", Timeline(**arguments | change))
+    (row,) = csv.DictReader(io.StringIO(text, newline=""))
+    assert row["start_timecode"] == row["end_timecode"] == "" and row["source"] == "v"
+
+
+def test_no_moments() -> None:
+    timeline = Timeline("a b#c", "q", (), 5.0, frame_rate=25)
+    asset, clips = read_fcpxml(render("fcpxml", timeline), Fraction(25))
+    assert not clips and asset[0].attrib["src"] == "a%20b%23c"
+    assert render("csv", timeline).count("\r\n") == 1
+
+
+ODD = ["\ufffe", "]]>", "\ud800", "&#0;", '"\r\n,', "<a/>"]
+TEXTS = st.text(max_size=20) | st.sampled_from(ODD)
+
+
+@settings(max_examples=100, deadline=None)
+@given(query=TEXTS, caption=TEXTS, title=TEXTS, start=st.floats(0, 99), late=st.floats(0, 110))
+@example(query="\uffff\x00q", caption="\ud800,\n", title="a\udcff.mp4", start=1.0, late=5.0)
+def test_any_text_is_read_back(
+    query: str, caption: str, title: str, start: float, late: float
+) -> None:
+    moments = (Moment(start, math.nextafter(start, 100), 0.5), Moment(start, 200.0, 0.25))
+    source = Source(DROP, late, "23:59:58;00")
+    timeline = Timeline(title, query, moments, 100.0, (caption, ""), None, source=source)
+    _, clips = read_fcpxml(render("fcpxml", timeline).encode().decode(), DROP)
+    assert len(clips) == 2 and [clip[1:] for clip in clips] == [
+        (first, last - first) for first, last in timeline.frames()
+    ]
+    rows = list(csv.reader(io.StringIO(render("csv", timeline).encode().decode(), newline="")))
+    assert len(rows) == 3 and {len(row) for row in rows} == {9}
+    assert rows[1][6] == timeline.caption(0) and rows[1][7] == timeline.heading

@@ -307,7 +307,9 @@ def test_the_suffix_selects_the_format(tmp_path: Path, suffix: str) -> None:
 def test_an_error_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(GranAlignError, match="frame rate"):
         write_timeline(Timeline("v", "q", RED, 70.0), tmp_path / "a.edl")
-    with pytest.raises(GranAlignError, match=r": \.srt, \.vtt, \.ffmeta, \.edl, \.otio"):
+    with pytest.raises(
+        GranAlignError, match=r": \.srt, \.vtt, \.ffmeta, \.edl, \.otio, \.fcpxml, \.csv"
+    ):
         write_timeline(NONE, tmp_path / "a.txt")
     with pytest.raises(GranAlignError, match="cannot be written"):
         write_timeline(NONE, tmp_path / "none" / "a.srt")
@@ -340,7 +342,7 @@ def test_invalid_timelines_are_refused(change: dict[str, Any], message: str) -> 
         (
             "avi",
             {},
-            "format: got 'avi', expected one of: srt, vtt, ffmetadata, edl, otio",
+            "format: got 'avi', expected one of: srt, vtt, ffmetadata, edl, otio, fcpxml, csv",
         ),
         ("edl", {"frame_rate": None}, "frame rate of 'v': got none"),
         ("otio", {"frame_rate": None}, "frame rate of 'v': got none"),
@@ -352,6 +354,7 @@ def test_invalid_timelines_are_refused(change: dict[str, Any], message: str) -> 
             {"moments": (Moment(0, 90_000, 1),), "duration": 90_000.0},
             "timecodes end at 24 hours",
         ),
+        ("fcpxml", {"frame_rate": None}, "frame rate of 'v': got none"),
     ],
 )
 def test_timelines_that_a_format_cannot_hold_are_refused(

@@ -5,6 +5,7 @@ The models are random: the moments mean nothing, only the steps that lead to the
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import subprocess
@@ -123,6 +124,10 @@ def test_what_people_do_with_moments(granalign: Any, models: Path, video: Path) 
     assert granalign(*search, "--format", "ffmetadata").startswith(";FFMETADATA1")
     assert granalign(*search, "--format", "edl").startswith("TITLE:")
     assert json.loads(granalign(*search, "--format", "otio"))["OTIO_SCHEMA"].startswith("Timeline")
+    assert f'name="{QUERY}"' in granalign(*search, "--format", "fcpxml")
+    rows = granalign(*search, "--format", "csv").splitlines()
+    assert len(rows) == len(moments) + 1 and all(str(video) in row for row in rows[1:])
+    assert all(row.split(",")[4].count(":") == 3 for row in rows[1:])
     table = granalign(*search, "--clip", "best.mp4", "--plot", "street.png")
     assert "drawn in street.png" in table and Path("street.png").stat().st_size > 10_000
     best = moments[0]
@@ -136,7 +141,7 @@ def test_a_variable_frame_rate_is_said_once(granalign: Any, models: Path) -> Non
     render(Path("phone.mp4"), times)
     granalign("index", "phone.mp4", "--models", models, "--out", "library")
     search = ("search", "library/phone", QUERY, "--models", models, "--preset", "recognition")
-    for form in ("edl", "otio"):
+    for form in ("edl", "otio", "fcpxml", "csv"):
         granalign(*search, "--format", form)
         (line,) = [line for line in granalign.stderr.splitlines() if "variable" in line]
         assert line.startswith("granalign: warning: ") and line.endswith(
@@ -145,6 +150,20 @@ def test_a_variable_frame_rate_is_said_once(granalign: Any, models: Path) -> Non
         )
     granalign(*search, "--format", "srt")
     assert "variable" not in granalign.stderr
+    Path("phone.mp4").unlink()
+    rows = granalign(*search, "--format", "csv").splitlines()
+    assert len(rows) > 1 and all(",,," in row for row in rows[1:])
+
+
+def test_a_table_of_captions_alone(granalign: Any) -> None:
+    Path("words.jsonl").write_text('{"vid": "a", "captions": ["a dog, brown", "a cat"]}\n')
+    text = granalign("search", "words.jsonl", "a dog, brown", "--format", "csv")
+    rows = list(csv.DictReader(text.splitlines()))
+    assert [row["rank"] for row in rows] == [str(n + 1) for n in range(len(rows))] and rows
+    assert rows[0]["caption"] == "a dog, brown"
+    for row in rows:
+        assert (row["query"], row["source"]) == ("a dog, brown", "a")
+        assert row["start_timecode"] == row["end_timecode"] == ""
 
 
 @pytest.mark.parametrize(
