@@ -133,6 +133,25 @@ def test_the_time_code_of_the_first_frame(
     assert source.timecode == expected and source.rate == rate
 
 
+@pytest.mark.parametrize("suffix", ["ts", "mp4", "mkv"])
+def test_the_time_code_inside_h264(tmp_path: Path, suffix: str) -> None:
+    raw, path = tmp_path / "a.h264", tmp_path / f"a.{suffix}"
+    x264 = ("-c:v", "libx264", "-preset", "ultrafast", "-x264-params", "pic-struct=1")
+    ffmpeg(*pattern(DROP), *x264, "-f", "h264", raw)
+    # x264 writes picture timing without a time code: 1 byte. Put 18:45:23;12 into the first one:
+    # pic_struct, clock_timestamp_flag, ct_type, nuit_field_based_flag, counting_type,
+    # full_timestamp_flag, discontinuity_flag, cnt_dropped_flag, then frames, seconds, minutes,
+    # hours, time_offset, and the bits that end the message (H.264, D.1.3).
+    bits = "0000" + "1" + "00" + "0" + "00100" + "1" + "0" + "1"
+    bits += f"{12:08b}{23:06b}{45:06b}{18:05b}" + "10" * 12 + "1"
+    message = int(bits.ljust(72, "0"), 2).to_bytes(9)
+    before, after = raw.read_bytes().split(bytes.fromhex("000001 06 01 01 04 80"), 1)
+    raw.write_bytes(before + bytes.fromhex("000001 06 01 09") + message + b"\x80" + after)
+    ffmpeg("-r", str(DROP), "-i", raw, "-c", "copy", path)
+    assert "timecode=18:45:23;12" in ffprobe("-show_frames", "-read_intervals", "%+#1", path)
+    assert read_source(path).timecode == "18:45:23;12"
+
+
 @pytest.mark.parametrize("value", ["yesterday", "25:00:00:00", "00:61:00:00", "00:00:00:25", ""])
 def test_a_tag_that_is_no_time_code_is_ignored(tmp_path: Path, value: str) -> None:
     path = tmp_path / "a.mkv"
