@@ -31,11 +31,12 @@ if TYPE_CHECKING:
     from granalign_fast.index import CaptionedVideo, VideoIndex
     from granalign_fast.pipeline import ModelFolder
     from granalign_fast.types import SearchResult
+    from granalign_fast.video.source import Source
 
 _log = logging.getLogger(__name__)
 
-_CUTS = ("edl", "otio")
-_FORMATS = ("table", "json", "srt", "vtt", "ffmetadata", *_CUTS)
+_CUTS = ("edl", "otio", "fcpxml")
+_FORMATS = ("table", "json", "srt", "vtt", "ffmetadata", *_CUTS, "csv")
 _PICTURES, _CLIPS = (".png", ".svg", ".pdf"), (".mp4", ".mkv", ".mov")
 
 
@@ -67,7 +68,12 @@ def search(
     device: Device = "cpu",
     prefix_gib: PrefixGib = 4.0,
     output: Annotated[
-        str, typer.Option("--format", help=f"Format on stdout: {', '.join(_FORMATS)}.")
+        str,
+        typer.Option(
+            "--format",
+            help=f"Format on stdout: {', '.join(_FORMATS)}. edl, otio and fcpxml are cut lists "
+            f"with the time codes of the video file; csv has a row for each moment.",
+        ),
     ] = "table",
     as_json: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False,
     plot: Annotated[
@@ -107,13 +113,13 @@ def search(
     index = retriever.index(video) if isinstance(video, CaptionedVideo) else video
     file = None if index.frames is None else index.frames.path
     _check_video(file, form, clip)
-    rate = _frame_rate(file) if file is not None and form in _CUTS else None
+    media = _read_source(file) if file is not None and form in (*_CUTS, "csv") else None
     result = retriever.search(index, request)
     for stage, seconds in result.seconds.items():
         _log.debug("%s took %.4f s", stage, seconds)
     if plot is not None:
         draw(index, result, plot)
-    _show(index, result, form, rate)
+    _show(index, result, form, media)
     if plot is not None and form == "table":
         typer.echo(f"drawn in {short(plot)}")
     if clip is not None and file is not None:
@@ -137,16 +143,11 @@ def _check_video(video: Path | None, form: str, clip: Path | None) -> None:
         raise GranAlignError(f"--clip {clip}: got the searched video itself, expected another file")
 
 
-def _frame_rate(video: Path) -> float:
-    """Return the frames per second, in which a cut list counts."""
-    from granalign_fast.video.frames import probe
+def _read_source(video: Path) -> Source | None:
+    """Return frame rate and time code of the video, or None if the file is gone."""
+    from granalign_fast.video.source import read_source
 
-    rate = probe(video).frame_rate
-    if rate is None:
-        raise GranAlignError(
-            f"{video}: states no frame rate, in which a cut list counts; choose --format srt"
-        )
-    return rate
+    return read_source(video) if video.exists() else None
 
 
 def _open_source(
@@ -194,7 +195,7 @@ def _open_source(
         return index_once(source, models, progress=progress)
 
 
-def _show(index: VideoIndex, result: SearchResult, form: str, rate: float | None) -> None:
+def _show(index: VideoIndex, result: SearchResult, form: str, media: Source | None) -> None:
     from granalign_fast.output.tables import print_moments, search_record
 
     if form == "table":
@@ -205,7 +206,7 @@ def _show(index: VideoIndex, result: SearchResult, form: str, rate: float | None
         from granalign_fast.output.formats import render
         from granalign_fast.output.timeline import Timeline
 
-        sys.stdout.write(render(form, Timeline.of_search(index, result, frame_rate=rate)))
+        sys.stdout.write(render(form, Timeline.of_search(index, result, source=media)))
 
 
 def draw(

@@ -1,7 +1,10 @@
-"""Write moments as files for players and editing programs: subtitles, chapters, cut lists."""
+"""Write moments as files for players and editing programs: subtitles, chapters, cut lists,
+tables."""
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -13,7 +16,14 @@ from granalign_fast.errors import GranAlignError
 from granalign_fast.files import replacing
 
 from .cut_lists import edl, otio
+from .fcpxml import fcpxml
 from .timeline import Timeline
+
+CSV_COLUMNS = (
+    *("rank", "start", "end", "score", "start_timecode", "end_timecode"),
+    *("caption", "query", "source"),
+)
+"""The header of the format csv."""
 
 _SRT_REPLACEMENTS = str.maketrans({"{": "(", "}": ")", "\\": "/"})
 """Replacements in SRT: players that convert SRT to ASS, as FFmpeg does, read braces and backslashes
@@ -40,9 +50,16 @@ def render(name: str, timeline: Timeline) -> str:
       without encoding it: ``ffmpeg -i in.mp4 -i moments.ffmeta -map 0 -map_chapters 1 -c copy
       out.mp4``.
     - ``edl``: a cut list (CMX 3600) that shows the moments one after another, best first. Source
-      timecodes count from 00:00:00:00 at the first frame, the timecodes of the cut from
-      01:00:00:00. Rates of 29.97 and 59.94 frames per second have drop-frame timecodes.
+      timecodes count from that of the video's first frame, as the file states it, or from
+      00:00:00:00. The timecodes of the cut count from 01:00:00:00. Drop-frame timecodes are
+      used if the file has them; a file without timecodes gets them at 29.97 and 59.94 frames per
+      second.
     - ``otio``: the same cut for OpenTimelineIO; a marker on each clip has score and query.
+    - ``fcpxml``: the same cut in FCPXML 1.10, for Final Cut Pro and DaVinci Resolve; its timecodes
+      count from 00:00:00:00.
+    - ``csv``: a table (RFC 4180, UTF-8) with a row for each moment, best first: rank, start and end
+      in seconds, score, start and end as source timecodes, caption, query, source. Timecodes are
+      empty where the frame rate is unknown or no timecode can count it.
 
     Args:
         name: the format's name.
@@ -118,6 +135,38 @@ def _ffmetadata(timeline: Timeline) -> str:
     return "\n".join(lines)
 
 
+def _csv(timeline: Timeline) -> str:
+    sink = io.StringIO(newline="")
+    writer = csv.writer(sink, lineterminator="\r\n")
+    writer.writerow(CSV_COLUMNS)
+    source = timeline.title if timeline.media is None else os.fspath(timeline.media)
+    # The file system may hold names that are not UTF-8, which Python reads as lone surrogates.
+    source = source.encode(errors="replace").decode()
+    for number, moment in enumerate(timeline.moments):
+        writer.writerow(
+            (
+                number + 1,
+                f"{moment.start:.3f}",
+                f"{min(moment.end, timeline.duration):.3f}",
+                f"{moment.score:.6f}",
+                *_source_timecodes(timeline, number),
+                timeline.caption(number),
+                timeline.heading,
+                source,
+            )
+        )
+    return sink.getvalue()
+
+
+def _source_timecodes(timeline: Timeline, number: int) -> tuple[str, str]:
+    """Return the time codes of moment `number` in its source, or empty texts if it has none."""
+    try:
+        start, end = timeline.frames()[number]
+        return timeline.source_timecode(start), timeline.source_timecode(end)
+    except GranAlignError:
+        return "", ""
+
+
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {
         "srt": Format(".srt", _srt),
@@ -125,6 +174,8 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         "ffmetadata": Format(".ffmeta", _ffmetadata),
         "edl": Format(".edl", edl),
         "otio": Format(".otio", otio),
+        "fcpxml": Format(".fcpxml", fcpxml),
+        "csv": Format(".csv", _csv),
     }
 )
 """The formats of `render`, by name."""

@@ -12,8 +12,15 @@ from fractions import Fraction
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index import VideoIndex
 from granalign_fast.types import Moment, SearchResult
+from granalign_fast.video.frame_rate import exact_rate, round_half_up
+from granalign_fast.video.source import Source
+from granalign_fast.video.timecode import (
+    DROP_FRAME_RATES,
+    frames_of_hours,
+    parse_timecode,
+    timecode,
+)
 
-from .frame_rate import exact_rate, round_half_up
 from .tables import peak_caption
 
 
@@ -49,7 +56,11 @@ class Timeline:
     media: str | os.PathLike[str] | None = None
     """The video file, or its URL (``https://...``)."""
     frame_rate: Fraction | float | None = None
-    """Frames per second; cut lists need it. A rounded rate is made exact: 29.97 to 30000/1001."""
+    """Frames per second, by default those of `source`; cut lists need them. A rounded rate is made
+    exact: 29.97 to 30000/1001."""
+    source: Source | None = None
+    """What `read_source` returns: frame rate, first frame and time code of the video file. Without
+    it, the first frame is at second 0 and has the time code 00:00:00:00."""
 
     def __post_init__(self) -> None:
         if not 0 < self.duration < math.inf:
@@ -83,6 +94,7 @@ class Timeline:
         *,
         media: str | os.PathLike[str] | None = None,
         frame_rate: Fraction | float | None = None,
+        source: Source | None = None,
     ) -> Timeline:
         """Return the timeline of a search; a moment's caption is that of its best clip.
 
@@ -90,7 +102,8 @@ class Timeline:
             index: the video that was searched.
             result: the result of the search.
             media: the video file or its URL; by default the file that the index was made from.
-            frame_rate: frames per second, such as `VideoInfo.frame_rate`.
+            frame_rate: frames per second, by default those of `source`.
+            source: what `read_source` returns of the video file; cut lists need it for time codes.
         """
         if media is None and index.frames is not None:
             media = index.frames.path
@@ -102,6 +115,7 @@ class Timeline:
             captions=tuple(peak_caption(index, result, moment) for moment in result.moments),
             media=media,
             frame_rate=frame_rate,
+            source=source,
         )
 
     @property
@@ -116,10 +130,13 @@ class Timeline:
         """The query in one line."""
         return _to_line(self.query)
 
+    def caption(self, number: int) -> str:
+        """Return the caption of moment `number` (from 0) in one line, or an empty text."""
+        return _to_line(self.captions[number]) if self.captions else ""
+
     def text(self, number: int) -> str:
         """Return the caption of moment `number` (from 0), or the query, in one line."""
-        caption = self.captions[number] if self.captions else ""
-        return _to_line(caption) or self.heading
+        return self.caption(number) or self.heading
 
     def label(self, number: int) -> str:
         """Return rank, score and text of moment `number` (from 0): ``#1 0.93 a red car``."""
@@ -132,10 +149,21 @@ class Timeline:
     def frames(self) -> list[tuple[int, int]]:
         """Return the first frame of each moment and the first frame after it, best first.
 
+        Frames count from the first frame of the video, which is frame 0.
+
         Raises:
             GranAlignError: the frame rate is unknown.
         """
-        return [self._round_to_units(moment, self.rate) for moment in self.moments]
+        rate, zero = self.rate, self._first_frame
+        return [self._round_to_units(moment, rate, zero) for moment in self.moments]
+
+    def frame_count(self) -> int:
+        """Return the number of frames of the video, at least 1.
+
+        Raises:
+            GranAlignError: the frame rate is unknown.
+        """
+        return _count_units(self.duration, self.rate, self._first_frame)
 
     @property
     def rate(self) -> Fraction:
@@ -144,19 +172,71 @@ class Timeline:
         Raises:
             GranAlignError: the frame rate is unknown.
         """
-        if self.frame_rate is None:
+        if self.frame_rate is not None:
+            return exact_rate(self.frame_rate)
+        if self.source is None or self.source.rate is None:
             raise GranAlignError(
                 f"frame rate of {self.name!r}: got none, but cut lists count frames; give the "
-                f"frames per second of the video"
+                f"frames per second of the video, or write srt instead"
             )
-        return exact_rate(self.frame_rate)
+        return self.source.rate
 
-    def _round_to_units(self, moment: Moment, per_second: Fraction) -> tuple[int, int]:
-        """Round start and end to units of `1 / per_second`, within the video, at least 1 apart."""
-        last = max(1, round_half_up(Fraction(float(self.duration)) * per_second))
-        start = min(round_half_up(Fraction(float(moment.start)) * per_second), last - 1)
-        end = min(round_half_up(Fraction(float(moment.end)) * per_second), last)
-        return start, max(end, start + 1)
+    @property
+    def drop_frame(self) -> bool:
+        """True if time codes skip numbers: as in the file, otherwise at 29.97 and 59.94."""
+        start = self._start
+        return self.rate in DROP_FRAME_RATES if start is None else start[1]
+
+    @property
+    def start_frame(self) -> int:
+        """The number that the time code of the first frame stands for: 0 for 00:00:00:00."""
+        start = self._start
+        return 0 if start is None else start[0]
+
+    def source_timecode(self, frame: int) -> str:
+        """Return the time code of a frame of the video; after 24 hours it begins anew.
+
+        Args:
+            frame: the frame's number; the first frame of the video is 0.
+
+        Raises:
+            GranAlignError: the frame rate is unknown or outside the limits of time codes, or the
+                video is longer than 24 hours.
+        """
+        rate, drop_frame = self.rate, self.drop_frame
+        day = frames_of_hours(24, rate, drop_frame=drop_frame)
+        number = self.start_frame + frame
+        return timecode(number % day if frame < day else number, rate, drop_frame=drop_frame)
+
+    @property
+    def _start(self) -> tuple[int, bool] | None:
+        """Number and drop-frame flag of the first frame's time code, or None if it has none."""
+        code = None if self.source is None else self.source.timecode
+        return None if code is None else parse_timecode(code, self.rate)
+
+    @property
+    def _first_frame(self) -> float:
+        return 0.0 if self.source is None else self.source.first_frame
+
+    def _round_to_units(
+        self, moment: Moment, per_second: Fraction, zero: float = 0.0
+    ) -> tuple[int, int]:
+        """Round start and end to units of `1 / per_second`, within the video, at least 1 apart.
+
+        Units count from the time `zero` in seconds; what lies before it is left out.
+        """
+        last = _count_units(self.duration, per_second, zero)
+        start, end = (
+            round_half_up((Fraction(float(time)) - Fraction(zero)) * per_second)
+            for time in (moment.start, moment.end)
+        )
+        start = max(0, min(start, last - 1))
+        return start, max(min(end, last), start + 1)
+
+
+def _count_units(duration: float, per_second: Fraction, zero: float) -> int:
+    """Return the number of units of `1 / per_second` from `zero` to `duration`, at least 1."""
+    return max(1, round_half_up((Fraction(float(duration)) - Fraction(zero)) * per_second))
 
 
 def _to_line(text: str) -> str:

@@ -311,6 +311,7 @@ def test_score_refuses(files, granalign, case):
         ((*SEARCH, "--clip=a.mp4"), "--clip: got captions alone, expected an index of a video"),
         ((*SEARCH, "--format=edl"), "--format edl: got captions alone, expected an index of a"),
         ((*SEARCH, "--format=otio"), "--format otio: got captions alone"),
+        ((*SEARCH, "--format=fcpxml"), "--format fcpxml: got captions alone"),
     ],
 )
 def test_arguments_that_do_not_fit(files, granalign, monkeypatch, arguments, message):

@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 
 from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.index import CaptionedVideo, VideoIndex
-from granalign_fast.output.cut_lists import timecode
 from granalign_fast.output.formats import FORMATS, render, write_timeline
-from granalign_fast.output.frame_rate import exact_rate
 from granalign_fast.output.timeline import Timeline
 from granalign_fast.types import Moment, SearchResult
+from granalign_fast.video.frame_rate import exact_rate
+from granalign_fast.video.source import Source
 
 RATES = {
     23.976: Fraction(24000, 1001),
@@ -260,37 +260,6 @@ def test_opentimelineio_reads_its_format(timeline: Timeline) -> None:
         assert facts["end_seconds"] == pytest.approx(moment.end, abs=6e-4)
 
 
-@pytest.mark.parametrize("frame_rate", sorted(RATES))
-def test_timecodes(frame_rate: float) -> None:
-    opentime = import_module("opentimelineio.opentime")
-    rate = RATES[frame_rate]
-    minute = math.ceil(60 * rate)
-    near_minutes = {n * minute + d for n in range(25) for d in range(-90, 40)}
-    spread = range(0, math.floor(86_399 * rate), 104_729)
-    for frame in sorted({*range(200), *near_minutes, *spread}):
-        if frame >= 0:
-            expected = opentime.RationalTime(frame, float(rate)).to_timecode()
-            assert timecode(frame, rate) == expected
-
-
-@pytest.mark.parametrize(
-    ("given_rate", "expected"),
-    [
-        *RATES.items(),
-        *((exact, exact) for exact in RATES.values()),
-        (23.98, Fraction(24000, 1001)),
-        (47.952, Fraction(48000, 1001)),
-        (29.97002997002997, Fraction(30000, 1001)),
-        (19001 / 634, Fraction(30000, 1001)),
-        (12.5, Fraction(25, 2)),
-        (17.123, Fraction(17123, 1000)),
-        (0.1, Fraction(1, 10)),
-    ],
-)
-def test_rounded_rates_are_made_exact(given_rate: float, expected: Fraction) -> None:
-    assert exact_rate(given_rate) == expected
-
-
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -316,10 +285,13 @@ def test_the_timeline_of_a_search() -> None:
     )
     curve = np.array([0.1, 0.9, 0.3], np.float32)
     result = SearchResult("street", "car", (Moment(2.0, 5.5, 0.9),), curve, curve[None])
-    timeline = Timeline.of_search(index, result, media="a.mp4", frame_rate=25)
+    source = Source(Fraction(30), 0.5, "01:00:00:00")
+    timeline = Timeline.of_search(index, result, media="a.mp4", frame_rate=25, source=source)
     assert timeline == Timeline(
-        "street", "car", result.moments, 5.5, captions=("a car",), media="a.mp4", frame_rate=25
+        "street", "car", result.moments, 5.5, ("a car",), "a.mp4", frame_rate=25, source=source
     )
+    assert timeline.rate == 25
+    assert Timeline.of_search(index, result, source=source).rate == 30
 
 
 @pytest.mark.parametrize("suffix", sorted(form.suffix for form in FORMATS.values()))
@@ -327,7 +299,7 @@ def test_the_suffix_selects_the_format(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"cut{suffix.upper()}"
     write_timeline(ODD_TIMELINE, path)
     (name,) = (name for name, form in FORMATS.items() if form.suffix == suffix)
-    assert path.read_text(encoding="utf-8") == render(name, ODD_TIMELINE)
+    assert path.read_bytes().decode() == render(name, ODD_TIMELINE)
     write_timeline(ODD_TIMELINE, tmp_path / "moments", name=name)
     assert (tmp_path / "moments").read_bytes() == path.read_bytes()
 
@@ -335,7 +307,9 @@ def test_the_suffix_selects_the_format(tmp_path: Path, suffix: str) -> None:
 def test_an_error_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(GranAlignError, match="frame rate"):
         write_timeline(Timeline("v", "q", RED, 70.0), tmp_path / "a.edl")
-    with pytest.raises(GranAlignError, match=r"\.srt, \.vtt, \.ffmeta, \.edl, \.otio"):
+    with pytest.raises(
+        GranAlignError, match=r": \.srt, \.vtt, \.ffmeta, \.edl, \.otio, \.fcpxml, \.csv"
+    ):
         write_timeline(NONE, tmp_path / "a.txt")
     with pytest.raises(GranAlignError, match="cannot be written"):
         write_timeline(NONE, tmp_path / "none" / "a.srt")
@@ -365,7 +339,11 @@ def test_invalid_timelines_are_refused(change: dict[str, Any], message: str) -> 
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("avi", {}, "format: got 'avi', expected one of: srt, vtt, ffmetadata, edl, otio"),
+        (
+            "avi",
+            {},
+            "format: got 'avi', expected one of: srt, vtt, ffmetadata, edl, otio, fcpxml, csv",
+        ),
         ("edl", {"frame_rate": None}, "frame rate of 'v': got none"),
         ("otio", {"frame_rate": None}, "frame rate of 'v': got none"),
         ("edl", {"frame_rate": 119.88}, "frame rate: got 119.88"),
@@ -376,6 +354,7 @@ def test_invalid_timelines_are_refused(change: dict[str, Any], message: str) -> 
             {"moments": (Moment(0, 90_000, 1),), "duration": 90_000.0},
             "timecodes end at 24 hours",
         ),
+        ("fcpxml", {"frame_rate": None}, "frame rate of 'v': got none"),
     ],
 )
 def test_timelines_that_a_format_cannot_hold_are_refused(

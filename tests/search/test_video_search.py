@@ -5,10 +5,12 @@ The models are random: the moments mean nothing, only the steps that lead to the
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,7 @@ def granalign(
             got = int(end.code or 0)
         out, err = capsys.readouterr()
         assert got == code, err
+        run.stderr = err  # type: ignore[attr-defined]
         return err if code else out
 
     return run
@@ -121,11 +124,46 @@ def test_what_people_do_with_moments(granalign: Any, models: Path, video: Path) 
     assert granalign(*search, "--format", "ffmetadata").startswith(";FFMETADATA1")
     assert granalign(*search, "--format", "edl").startswith("TITLE:")
     assert json.loads(granalign(*search, "--format", "otio"))["OTIO_SCHEMA"].startswith("Timeline")
+    assert f'name="{QUERY}"' in granalign(*search, "--format", "fcpxml")
+    rows = granalign(*search, "--format", "csv").splitlines()
+    assert len(rows) == len(moments) + 1 and all(str(video) in row for row in rows[1:])
+    assert all(row.split(",")[4].count(":") == 3 for row in rows[1:])
     table = granalign(*search, "--clip", "best.mp4", "--plot", "street.png")
     assert "drawn in street.png" in table and Path("street.png").stat().st_size > 10_000
     best = moments[0]
     cut = probe("best.mp4").duration
     assert best["end"] - best["start"] - 0.1 <= cut <= best["end"] - best["start"] + 1.1
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_variable_frame_rate_is_said_once(granalign: Any, models: Path) -> None:
+    times = [Fraction(n + n // 3, 25) for n in range(150)]
+    render(Path("phone.mp4"), times)
+    granalign("index", "phone.mp4", "--models", models, "--out", "library")
+    search = ("search", "library/phone", QUERY, "--models", models, "--preset", "recognition")
+    for form in ("edl", "otio", "fcpxml", "csv"):
+        granalign(*search, "--format", form)
+        (line,) = [line for line in granalign.stderr.splitlines() if "variable" in line]
+        assert line.startswith("granalign: warning: ") and line.endswith(
+            "phone.mp4: variable frame rate, frames last 40.0 to 80.0 ms; time codes count 25 "
+            "frames per second"
+        )
+    granalign(*search, "--format", "srt")
+    assert "variable" not in granalign.stderr
+    Path("phone.mp4").unlink()
+    rows = granalign(*search, "--format", "csv").splitlines()
+    assert len(rows) > 1 and all(",,," in row for row in rows[1:])
+
+
+def test_a_table_of_captions_alone(granalign: Any) -> None:
+    Path("words.jsonl").write_text('{"vid": "a", "captions": ["a dog, brown", "a cat"]}\n')
+    text = granalign("search", "words.jsonl", "a dog, brown", "--format", "csv")
+    rows = list(csv.DictReader(text.splitlines()))
+    assert [row["rank"] for row in rows] == [str(n + 1) for n in range(len(rows))] and rows
+    assert rows[0]["caption"] == "a dog, brown"
+    for row in rows:
+        assert (row["query"], row["source"]) == ("a dog, brown", "a")
+        assert row["start_timecode"] == row["end_timecode"] == ""
 
 
 @pytest.mark.parametrize(
