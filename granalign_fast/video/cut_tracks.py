@@ -46,6 +46,10 @@ class Track:
             packet: a packet of `source`; it is changed.
             begin: second of the source at which the cut begins, on the clock of the packets.
             end: second at which it ends.
+
+        Raises:
+            FFmpegError: the packet is damaged.
+            ValueError: the packet is damaged.
         """
         if _lies_within(packet, begin, end):
             shift_timestamps(packet, round(begin / packet.time_base))
@@ -88,17 +92,12 @@ class CaptionTrack(Track):
             return
         base, converted = packet.time_base, packet
         if self._encoder is not None:
-            from av.error import FFmpegError
-
             decoder: Any = self.source.codec_context
-            try:
-                text = decoder.decode2(packet)
-                # Between two captions, mov_text has an empty one, which decodes to nothing.
-                if not text:
-                    return
-                converted = self._encoder.encode_subtitle(text)
-            except (FFmpegError, ValueError):  # damaged: this caption is lost, the others are not
+            text = decoder.decode2(packet)
+            # Between two captions, mov_text has an empty one, which decodes to nothing.
+            if not text:
                 return
+            converted = self._encoder.encode_subtitle(text)
             converted.time_base = base
         converted.pts = converted.dts = round((max(first, begin) - begin) / base)
         converted.duration = round((min(last, end) - max(first, begin)) / base)
@@ -128,14 +127,8 @@ class EncodedSound(Track):
 
     def convert(self, packet: Packet[Any], begin: Fraction, end: Fraction) -> Iterator[Packet[Any]]:
         """Yield encoded sound for the decoded frames that begin in the cut."""
-        from av.error import FFmpegError
-
         decoder: Any = self.source.codec_context
-        try:
-            frames = decoder.decode(packet)
-        except FFmpegError:  # damaged: the sound goes on with the next packet
-            return
-        for frame in frames:
+        for frame in decoder.decode(packet):
             if _lies_within(frame, begin, end):
                 frame.pts -= round(begin / frame.time_base)
                 yield from self._target.encode(frame)
@@ -170,7 +163,7 @@ def plan_tracks(video: Video, suffix: str, *, exact: bool) -> tuple[list[Track],
         if track is not None:
             tracks.append(track)
         else:
-            left_out.append(f"stream {stream.index} ({_kind(stream)}): {reason}")
+            left_out.append(f"{stream_name(stream)}: {reason}")
     return tracks, tuple(left_out)
 
 
@@ -202,8 +195,13 @@ def _plan_track(stream: Stream, suffix: str, *, exact: bool) -> tuple[Track | No
     return None, f"{suffix} does not take it, and it is no text"
 
 
+def stream_name(stream: Stream) -> str:
+    """Return a stream's number in the file and what it is: ``stream 2 (audio, aac)``."""
+    return f"stream {stream.index} ({_kind(stream)})"
+
+
 def _kind(stream: Stream) -> str:
-    """Return what a stream is, for the line that names it."""
+    """Return what a stream is, with its codec if it has one."""
     from av.stream import Disposition
 
     if stream.disposition & Disposition.attached_pic:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from granalign_fast.files import replacing
 from .container import Video, VideoInfo, ffmpeg_reason, open_video
 from .cut_containers import FORMATS, add_copy, check_copy
 from .cut_encoding import add_encoder
-from .cut_tracks import Track, plan_tracks, shift_timestamps
+from .cut_tracks import plan_tracks, shift_timestamps, stream_name
 from .display_order import DisplayOrder
 from .frames import probe
 from .key_frames import (
@@ -49,7 +50,8 @@ class Cut:
         start: second of the source at which the file begins, counted as in `read_frames`.
         end: second of the source at which the file ends.
         copied: True if the video was copied, False if it was encoded.
-        left_out: a line for each stream of the source that the file lacks, with the reason.
+        left_out: a line for each stream of the source that the file lacks, with the reason, and
+            for each of which damaged packets were skipped.
     """
 
     path: Path
@@ -170,11 +172,7 @@ def _key_frame(video: Video, info: VideoInfo, start: float, *, exact: bool) -> i
 
 
 class _Cutter:
-    """The writer of one cut; times are in units of the source's time base unless stated.
-
-    Attributes:
-        left_out: a line for each stream that the cut lacks.
-    """
+    """The writer of one cut; times are in units of the source's time base unless stated."""
 
     def __init__(
         self,
@@ -199,8 +197,18 @@ class _Cutter:
         half = Fraction(video.ticks(1 / rate)) / 2 if rate else Fraction(0)
         self._key_is_late = key > self._start + half
         """True if the picture begins later than the moment."""
-        tracks, self.left_out = plan_tracks(video, out.suffix.lower(), exact=exact)
+        tracks, self._left_out = plan_tracks(video, out.suffix.lower(), exact=exact)
         self._tracks = {track.source.index: track for track in tracks}
+        self._damaged: Counter[int] = Counter()
+        """Packets that could not be written, by the number of their stream."""
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """A line for each stream that the cut lacks, or of which it lacks packets."""
+        return self._left_out + tuple(
+            f"{stream_name(self._tracks[index].source)}: {count} damaged packets"
+            for index, count in sorted(self._damaged.items())
+        )
 
     def copy(self, sink: IO[bytes]) -> tuple[float, float]:
         """Copy packets from the key frame on; return start and end of the cut in seconds."""
@@ -357,11 +365,24 @@ class _Cutter:
             track.add_to(target)
 
     def _mux_track(self, target: OutputContainer, packet: Packet[Any], begin: int) -> None:
-        """Write what a cut that starts at `begin` has of a packet of sound or text."""
-        track: Track = self._tracks[packet.stream_index]
-        base = self._video.time_base
-        for converted in track.convert(packet, begin * base, self._end * base):
+        """Write what a cut that starts at `begin` has of a packet of sound or text.
+
+        Damaged sound must not cost the picture: a packet that is refused is counted and skipped.
+        """
+        from av.error import FFmpegError, InvalidDataError
+
+        index, base = packet.stream_index, self._video.time_base
+        converted: list[Packet[Any]] = []
+        try:
+            converted += self._tracks[index].convert(packet, begin * base, self._end * base)
+        except (FFmpegError, ValueError):
+            self._damaged[index] += 1
+        try:
             target.mux(converted)
+        except (InvalidDataError, ValueError) as error:
+            if isinstance(error.__context__, OSError):  # the disk is full, for example
+                raise
+            self._damaged[index] += 1
 
     def _flush_tracks(self, target: OutputContainer) -> None:
         for track in self._tracks.values():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import pytest
 from helpers.ffmpeg import ffprobe
 from helpers.videos import constant, ffmpeg, read, render
@@ -329,3 +331,21 @@ def test_a_moment_before_the_first_picture(tmp_path: Path, exact: bool) -> None:
     # The cut begins with the sound, and its picture when the source shows it.
     assert cut(path, 1, 4, out, exact=exact).start == 1
     assert probe(out).first_frame == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm"])
+def test_damaged_sound_does_not_cost_the_picture(tmp_path: Path, suffix: str) -> None:
+    path, out = tmp_path / "a.mpg", tmp_path / f"b{suffix}"
+    ffmpeg(*PICTURE, *SOUND[:4], "-c:v", "mpeg2video", "-g", "25", "-bf", "0", "-c:a", "mp2", path)
+    with av.open(str(path)) as container:
+        starts = [packet.pos for packet in container.demux(audio=0) if packet.size and packet.pos]
+    data, random = bytearray(path.read_bytes()), np.random.default_rng(5)
+    for start in random.choice(starts, len(starts) // 4, replace=False):
+        data[start : start + 40] = random.bytes(40)
+    path.write_bytes(data)
+    exact = suffix == ".webm"
+    result = cut(path, 2, 4, out, exact=exact)
+    with av.open(str(out)) as container:
+        assert len([frame.pts for frame in container.decode(video=0)]) >= 49
+    (line,) = result.left_out
+    assert re.fullmatch(r"stream 1 \(audio, mp2\): \d+ damaged packets", line)
