@@ -12,6 +12,7 @@ import typer
 
 from granalign_fast.errors import GranAlignError
 
+from .clips import check_options, check_video, write_clip, write_clips
 from .index import clip_progress
 from .options import (
     Device,
@@ -25,7 +26,6 @@ from .options import (
     print_json,
     short,
 )
-from .verbosity import is_quiet
 
 if TYPE_CHECKING:
     from granalign_fast.index import CaptionedVideo, VideoIndex
@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 _CUTS = ("edl", "otio", "fcpxml")
 _FORMATS = ("table", "json", "srt", "vtt", "ffmetadata", *_CUTS, "csv")
-_PICTURES, _CLIPS = (".png", ".svg", ".pdf"), (".mp4", ".mkv", ".mov")
+_PICTURES = (".png", ".svg", ".pdf")
 
 
 def search(
@@ -80,8 +80,26 @@ def search(
         Path | None, typer.Option(metavar="PNG", help="Draw frames, curve and moments.")
     ] = None,
     clip: Annotated[
-        Path | None, typer.Option(metavar="MP4", help="Cut the best moment out of the video.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Cut the best moment out of the video, to a .mp4, .mov, .mkv or .webm.",
+        ),
     ] = None,
+    clips: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Cut all moments shown, to files named RANK-START-END in seconds."
+        ),
+    ] = None,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact",
+            help="Encode cuts, so that they begin and end with the moment. Default: copy the "
+            "video from the key frame before it.",
+        ),
+    ] = False,
 ) -> None:
     """Rank the moments of a video that fit a query."""
     from granalign_fast.language.rewriters import StoredRewriter
@@ -92,13 +110,13 @@ def search(
     if form not in _FORMATS:
         raise GranAlignError(f"--format: got {form!r}, expected one of: {', '.join(_FORMATS)}")
     check_target("--plot", plot, _PICTURES)
-    check_target("--clip", clip, _CLIPS)
+    check_options(clip, clips, exact=exact)
     if plot is not None:
         check_extra("matplotlib", "drawing", "plot")
     if form == "otio":
         check_extra("opentimelineio", "the format otio", "editors")
     if not source.is_dir():
-        _check_video(None if _holds_captions(source) else source, form, clip)
+        _check_video(None if _holds_captions(source) else source, form, clip, clips, exact=exact)
     Rewrites(query)  # an empty query is refused before any work
     request = query if rewrites is None else StoredRewriter(rewrites).rewrite([query])[0]
     opened = None
@@ -112,7 +130,8 @@ def search(
 
     index = retriever.index(video) if isinstance(video, CaptionedVideo) else video
     file = None if index.frames is None else index.frames.path
-    _check_video(file, form, clip)
+    if source.is_dir():
+        _check_video(file, form, clip, clips, exact=exact)
     media = _read_source(file) if file is not None and form in (*_CUTS, "csv") else None
     result = retriever.search(index, request)
     for stage, seconds in result.seconds.items():
@@ -122,25 +141,36 @@ def search(
     _show(index, result, form, media)
     if plot is not None and form == "table":
         typer.echo(f"drawn in {short(plot)}")
-    if clip is not None and file is not None:
-        _cut(file, result, clip)
+    if file is None or (clip is None and clips is None):
+        return
+    if not result.moments:
+        option = "--clip" if clips is None else "--clips"
+        raise GranAlignError(f"{option}: got no moments, expected one to cut")
+    if clip is not None:
+        write_clip(file, result.moments[0], clip, exact=exact)
+    if clips is not None:
+        moments = list(result.moments)
+        write_clips(file, moments, clips, exact=exact, on_stdout=form == "table")
 
 
 def _holds_captions(source: Path) -> bool:
     return source.name.endswith((".jsonl", ".jsonl.gz"))
 
 
-def _check_video(video: Path | None, form: str, clip: Path | None) -> None:
-    """Raise if a video is needed and missing, or if the clip would replace the video itself."""
-    what = "--clip" if clip is not None else f"--format {form}" if form in _CUTS else None
+def _check_video(
+    video: Path | None, form: str, clip: Path | None, clips: Path | None, *, exact: bool
+) -> None:
+    """Raise if a video is needed and missing, or cannot be cut as the options demand."""
+    options = {"--clip": clip is not None, "--clips": clips is not None}
+    options[f"--format {form}"] = form in _CUTS
+    what = next((option for option, needs_video in options.items() if needs_video), None)
     if what is None:
         return
     if video is None:
         raise GranAlignError(f"{what}: got captions alone, expected an index of a video or a video")
     if not video.exists():
         raise GranAlignError(f"{video}: no such file; put the video back, or name another")
-    if clip is not None and clip.exists() and clip.samefile(video):
-        raise GranAlignError(f"--clip {clip}: got the searched video itself, expected another file")
+    check_video(video, clip, clips, exact=exact)
 
 
 def _read_source(video: Path) -> Source | None:
@@ -230,15 +260,3 @@ def draw(
     times = index.frames.times[clips].tolist()
     strip = list(zip(times, images, strict=True))
     draw_filmstrip(index, result, strip, path, truth=truth)
-
-
-def _cut(video: Path, result: SearchResult, path: Path) -> None:
-    from granalign_fast.video.cutting import cut
-
-    if not result.moments:
-        raise GranAlignError("--clip: got no moments, expected one to cut")
-    best = result.moments[0]
-    written = cut(video, best.start, best.end, path)
-    start, end = written.start, written.end
-    if not is_quiet():
-        sys.stderr.write(f"{short(path)}: {start:.2f} to {end:.2f} s of the video\n")

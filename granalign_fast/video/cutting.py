@@ -1,9 +1,10 @@
-"""Cut a moment out of a video file: copy its packets, or encode it to H.264 for an exact cut."""
+"""Cut a moment out of a video file: copy its packets, or encode it for an exact cut."""
 
 from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,11 @@ from typing import IO, TYPE_CHECKING, Any
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import replacing
 
-from .container import Video, display_matrix, ffmpeg_reason, open_video
+from .container import Video, VideoInfo, ffmpeg_reason, open_video
+from .cut_containers import FORMATS, add_copy, check_copy
+from .cut_encoding import add_encoder
+from .cut_tracks import plan_tracks, shift_timestamps, stream_name
+from .display_order import DisplayOrder
 from .frames import probe
 from .key_frames import (
     decode_or_skip,
@@ -28,12 +33,6 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
-
-_FORMATS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}
-"""FFmpeg's name of the container format for each suffix that a cut may have."""
-
-_CRF = "18"
-"""x264's constant rate factor: at 18 the result can hardly be told from the original."""
 
 _REORDERING = 1
 """Seconds by which a frame may precede, in the file, another that is shown before it."""
@@ -51,12 +50,15 @@ class Cut:
         start: second of the source at which the file begins, counted as in `read_frames`.
         end: second of the source at which the file ends.
         copied: True if the video was copied, False if it was encoded.
+        left_out: a line for each stream of the source that the file lacks, with the reason, and
+            for each of which damaged packets were skipped.
     """
 
     path: Path
     start: float
     end: float
     copied: bool
+    left_out: tuple[str, ...] = ()
 
 
 def cut(
@@ -71,30 +73,31 @@ def cut(
 
     Without `exact` nothing is encoded. The file begins at the last key frame up to half a frame
     after `start`, which is seconds early if the GOPs are long, and it ends within a few frames of
-    `end`. With `exact` the video is encoded to H.264, from the frame that is shown at `start` to
-    the last one that begins before `end`. Audio is copied in both cases, as whole packets of some
-    hundredths of a second. Subtitles and data are left out.
+    `end`. With `exact` the video is encoded, from the frame that is shown at `start` to the last
+    one that begins before `end`: to H.264, or to VP9 in WebM; more than 8 bits stay at least 10.
+
+    All readable sound and text subtitles are copied in both cases, sound as whole packets of some
+    hundredths of a second. Text is converted where the container does not take its codec, and in
+    an exact cut so is sound. Other streams are left out, and `Cut.left_out` names them.
 
     Args:
         path: the video.
-        start: start of the moment, in seconds from the video's first frame.
+        start: start of the moment, in seconds from the container's start.
         end: end of the moment, in the same seconds; a value beyond the video's end means its end.
-        out: a path that ends in .mp4, .mkv or .mov. An existing file is replaced when the new one
-            is complete; on an error nothing is changed.
+        out: a path that ends in .mp4, .mov, .mkv or .webm. An existing file is replaced when the
+            new one is complete; on an error nothing is changed.
         exact: encode the video, so that the cut begins and ends exactly at `start` and `end`.
 
     Raises:
-        GranAlignError: the moment is empty or outside the video; `out` is the video itself, has
-            another suffix or cannot be written; its format does not support the codec of the video
-            or the audio; or the video cannot be read.
+        GranAlignError: the moment is empty, outside the video or before its first picture; `out`
+            is the video itself, has another suffix or cannot be written; its container does not
+            take the codec of the picture or any of the sound; the video has no presentation times
+            to copy; or it cannot be read.
     """
     from av.error import FFmpegError
 
     path, out = Path(path), Path(out)
-    if out.suffix.lower() not in _FORMATS:
-        raise GranAlignError(f"{out}: got suffix {out.suffix!r}, expected one of {list(_FORMATS)}")
-    if out.exists() and path.exists() and out.samefile(path):
-        raise GranAlignError(f"{out}: got the video itself, expected another file to cut it to")
+    check_cut(path, out, exact=exact)
     if not (math.isfinite(start) and math.isfinite(end) and 0 <= start < end):
         raise GranAlignError(
             f"{path}: got a moment from {start} to {end} s, expected 0 <= start < end"
@@ -104,24 +107,19 @@ def cut(
         raise GranAlignError(
             f"{path}: got a moment from {start} s on, but the video ends at {info.duration:.3f} s"
         )
+    if end <= info.first_frame:
+        raise GranAlignError(
+            f"{path}: got a moment that ends at {end} s, but the first picture is shown at "
+            f"{info.first_frame:.3f} s"
+        )
     end = min(end, info.duration)
     with open_video(path) as video, replacing(out) as sink:
         try:
             origin = round(video.ticks(Fraction(info.start)))
-            # 1. Find the key frame at which decoding or copying starts. A copy may begin up to half
-            # a frame late, so that rounding of `start` does not cost a whole GOP.
-            rate = None if exact else video.stream.average_rate
-            limit = Fraction(start) + Fraction(1, 2) / rate if rate else Fraction(start)
-            with open_video(path) as other:
-                key = find_key_frame(other, origin + video.ticks(limit))
-            if exact and not is_decodable_alone(path, key):
-                # Decode from the first key frame instead, to be safe.
-                with open_video(path) as other:
-                    key = find_key_frame(other, Fraction(origin))
-            # 2. Write the cut.
-            cutter = _Cutter(video, out, origin, key, Fraction(start), Fraction(end))
+            key = _key_frame(video, info, start, exact=exact)
+            cutter = _Cutter(video, out, origin, key, Fraction(start), Fraction(end), exact=exact)
             first, last = cutter.encode(sink) if exact else cutter.copy(sink)
-            return Cut(out, first, last, not exact)
+            return Cut(out, first, last, not exact, cutter.left_out)
         except (FFmpegError, ValueError, IndexError) as error:
             if isinstance(error, GranAlignError):
                 raise
@@ -134,39 +132,102 @@ def cut(
             ) from None
 
 
+def check_cut(
+    path: str | os.PathLike[str], out: str | os.PathLike[str], *, exact: bool = False
+) -> None:
+    """Raise if `cut` cannot write a cut of the video to `out`, whatever the moment.
+
+    Raises:
+        GranAlignError: `out` has no suffix of a cut, or is the video itself; or, without `exact`,
+            its container does not take the codecs of the video, or the video cannot be copied.
+    """
+    path, out = Path(path), Path(out)
+    if out.suffix.lower() not in FORMATS:
+        raise GranAlignError(f"{out}: got suffix {out.suffix!r}, expected one of {list(FORMATS)}")
+    if out.exists() and path.exists() and out.samefile(path):
+        raise GranAlignError(f"{out}: got the video itself, expected another file to cut it to")
+    if not exact:
+        with open_video(path) as video:
+            check_copy(video, out)
+
+
+def _key_frame(video: Video, info: VideoInfo, start: float, *, exact: bool) -> int:
+    """Return the PTS of the key frame at which decoding or copying of a moment begins."""
+    origin = video.ticks(Fraction(info.start))
+    first = Fraction(round(origin + video.ticks(Fraction(info.first_frame))))
+    # The number of a packet in decoding order is not that of its frame: decode everything.
+    if video.is_reordered:
+        with open_video(video.path) as other:
+            return find_key_frame(other, first)
+    # A copy may begin up to half a frame late, so that rounding of `start` does not cost a GOP.
+    rate = None if exact else video.stream.average_rate
+    limit = Fraction(start) + Fraction(1, 2) / rate if rate else Fraction(start)
+    with open_video(video.path) as other:
+        key = find_key_frame(other, max(first, origin + video.ticks(limit)))
+    if exact and not is_decodable_alone(video.path, key):
+        # Decode from the first key frame instead, to be safe.
+        with open_video(video.path) as other:
+            key = find_key_frame(other, first)
+    return key
+
+
 class _Cutter:
     """The writer of one cut; times are in units of the source's time base unless stated."""
 
     def __init__(
-        self, video: Video, out: Path, origin: int, key: int, start: Fraction, end: Fraction
+        self,
+        video: Video,
+        out: Path,
+        origin: int,
+        key: int,
+        start: Fraction,
+        end: Fraction,
+        *,
+        exact: bool,
     ) -> None:
         self._video = video
         self._out = out
         self._origin = origin
-        """PTS of the video's first frame."""
+        """PTS of the container's start."""
         self._key = key
         """PTS of the key frame from which packets are read."""
         self._start = origin + video.ticks(start)
         self._end = origin + video.ticks(end)
-        self._audio = list(video.container.streams.audio)
+        rate = video.stream.average_rate
+        half = Fraction(video.ticks(1 / rate)) / 2 if rate else Fraction(0)
+        self._key_is_late = key > self._start + half
+        """True if the picture begins later than the moment."""
+        tracks, self._left_out = plan_tracks(video, out.suffix.lower(), exact=exact)
+        self._tracks = {track.source.index: track for track in tracks}
+        self._damaged: Counter[int] = Counter()
+        """Packets that could not be written, by the number of their stream."""
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """A line for each stream that the cut lacks, or of which it lacks packets."""
+        return self._left_out + tuple(
+            f"{stream_name(self._tracks[index].source)}: {count} damaged packets"
+            for index, count in sorted(self._damaged.items())
+        )
 
     def copy(self, sink: IO[bytes]) -> tuple[float, float]:
         """Copy packets from the key frame on; return start and end of the cut in seconds."""
         key = self._key
-        begin = Fraction(key)
+        # If no picture precedes the start, the cut begins at the start, and its picture later.
+        begin = math.floor(self._start) if self._key_is_late else key
         end = math.ceil(self._end)
         last = key
         with self._open(sink) as target:
             with self._write_header(target):
-                stream = target.add_stream_from_template(self._video.stream)
-                audio = self._add_audio_streams(target)
+                stream = add_copy(target, self._video.stream)
+                self._add_tracks(target)
             # A frame behind the end is needed if a frame before the end follows it in the file,
             # and so are the frames between the two: hold such packets back until that is known.
             held: list[Packet[Any]] = []
             started = False
-            for packet in self._read_packets(key):
+            for packet in self._read_packets(begin):
                 if packet.stream_index != self._video.stream.index:
-                    self._mux_audio(target, packet, audio, begin)
+                    self._mux_track(target, packet, begin)
                     continue
                 started = started or packet.pts == key
                 if not started or packet.pts is None or packet.pts < key:
@@ -176,12 +237,13 @@ class _Cutter:
                     for one in held:
                         end = max(end, one.pts or 0)
                         last = max(last, (one.pts or 0) + self._duration(one))
-                        _shift_timestamps(one, key)
+                        shift_timestamps(one, begin)
                         one.duration = self._duration(one)
                         one.stream = stream
                         target.mux(one)
                     held.clear()
-        return self._to_seconds(begin), self._to_seconds(Fraction(last))
+            self._flush_tracks(target)
+        return self._to_seconds(Fraction(begin)), self._to_seconds(Fraction(last))
 
     def encode(self, sink: IO[bytes]) -> tuple[float, float]:
         """Encode the frames from start to end; return start and end of the cut in seconds."""
@@ -189,46 +251,53 @@ class _Cutter:
         begin = math.floor(self._start)
         shown: VideoFrame | None = None
         stream: VideoStream | None = None
-        audio: dict[int, Any] = {}
+        order = DisplayOrder() if video.is_reordered else None
         with self._open(sink) as target:
 
             def encode_frame(frame: VideoFrame) -> None:
-                nonlocal stream, audio
+                nonlocal stream
                 # The first frame decides size and pixel format, which the header needs.
                 if stream is None:
                     with self._write_header(target):
-                        stream = _add_h264_stream(target, video, frame)
-                        audio = self._add_audio_streams(target)
+                        stream = add_encoder(target, video, frame, self._out.suffix.lower())
+                        self._add_tracks(target)
                 converted = frame.reformat(format=stream.pix_fmt)
                 converted.pts = max(frame.pts or 0, begin) - begin
                 converted.time_base = video.time_base
                 converted.pict_type = 0  # the encoder chooses I, P or B
                 target.mux(stream.encode(converted))
 
-            # Audio packets wait until the header is written.
+            def decode(packet: Packet[Any] | None) -> None:
+                nonlocal shown
+                if order is not None and packet is not None:
+                    order.send(packet)
+                for frame in decode_or_skip(video, packet):
+                    if order is not None:
+                        order.number(frame)
+                    shown = self._advance(shown, frame, encode_frame)
+
+            # Packets of the other tracks wait until the header is written.
             waiting: list[Packet[Any]] = []
             started = False
-            for packet in self._read_packets(self._key):
+            for packet in self._read_packets(min(self._key, begin)):
                 if packet.stream_index != video.stream.index:
-                    if self._is_in_moment(packet, self._start):
-                        waiting.append(packet)
+                    waiting.append(packet)
                 elif started := started or packet.pts == self._key:
-                    for frame in decode_or_skip(video, packet):
-                        shown = self._advance(shown, frame, encode_frame)
+                    decode(packet)
                 if stream is not None:
                     for waited in waiting:
-                        self._mux_audio(target, waited, audio, self._start)
+                        self._mux_track(target, waited, begin)
                     waiting.clear()
             # The decoder returns its last frames when it is flushed.
-            for frame in decode_or_skip(video, None):
-                shown = self._advance(shown, frame, encode_frame)
+            decode(None)
             if shown is not None:
                 encode_frame(shown)
             if stream is None:
                 raise GranAlignError(f"{video.path}: no frame between start and end can be decoded")
             for waited in waiting:
-                self._mux_audio(target, waited, audio, self._start)
+                self._mux_track(target, waited, begin)
             target.mux(stream.encode(None))
+            self._flush_tracks(target)
         return self._to_seconds(self._start), self._to_seconds(self._end)
 
     def _advance(
@@ -247,7 +316,7 @@ class _Cutter:
     def _open(self, sink: IO[bytes]) -> OutputContainer:
         import av
 
-        return av.open(sink, "w", format=_FORMATS[self._out.suffix.lower()])
+        return av.open(sink, "w", format=FORMATS[self._out.suffix.lower()])
 
     @contextmanager
     def _write_header(self, target: OutputContainer) -> Iterator[None]:
@@ -262,48 +331,63 @@ class _Cutter:
             yield
             target.start_encoding()
         except (FFmpegError, ValueError) as error:
-            matroska = self._out.suffix.lower() == ".mkv"
-            remedy = "convert the video" if matroska else "a name that ends in .mkv takes the most"
             raise GranAlignError(
                 f"{self._out}: does not take the codecs of {self._video.path} "
-                f"({ffmpeg_reason(error)}); {remedy}"
+                f"({ffmpeg_reason(error)}); convert the video, or name a file that ends in .mkv"
             ) from None
 
-    def _read_packets(self, key: int) -> Iterator[Packet[Any]]:
-        """Yield video and audio packets from the key frame on, until both are behind the end."""
+    def _read_packets(self, pts: int) -> Iterator[Packet[Any]]:
+        """Yield packets of all tracks, from the last key frame up to `pts` on, to the end.
+
+        They end when picture and sound are behind the moment's end; text comes too seldom to wait.
+        """
         video, finished = self._video, set()
-        streams = [video.stream, *self._audio]
+        sounds = [one.source for one in self._tracks.values() if one.source.type == "audio"]
+        timed = {video.stream.index, *(sound.index for sound in sounds)}
+        streams = [video.stream, *(track.source for track in self._tracks.values())]
         end = self._end * video.time_base + _REORDERING
-        for packet in packets_from_key_frame(video, key, streams):
+        # A seek would go to the first picture, and lose the sound before it.
+        seek = not self._key_is_late
+        for packet in packets_from_key_frame(video, pts, streams, seek=seek):
             timestamp = packet.pts if packet.dts is None else packet.dts
-            if timestamp is not None and packet.time_base:
+            if timestamp is not None and packet.time_base and packet.stream_index in timed:
                 time = timestamp * packet.time_base
                 if time >= end:
                     finished.add(packet.stream_index)
                 # An audio stream that ends before the moment never counts as finished.
                 late = video.stream.index in finished and time >= end + _INTERLEAVING
-                if late or len(finished) == len(streams):
+                if late or finished == timed:
                     return
             yield packet
 
-    def _add_audio_streams(self, target: OutputContainer) -> dict[int, Any]:
-        """Add a stream for each audio stream of the source, by the source's stream index."""
-        return {stream.index: target.add_stream_from_template(stream) for stream in self._audio}
+    def _add_tracks(self, target: OutputContainer) -> None:
+        for track in self._tracks.values():
+            track.add_to(target)
 
-    def _mux_audio(
-        self, target: OutputContainer, packet: Packet[Any], audio: dict[int, Any], begin: Fraction
-    ) -> None:
-        """Copy an audio packet if it lies in the moment."""
-        if self._is_in_moment(packet, begin):
-            _shift_timestamps(packet, round(begin * self._video.time_base / packet.time_base))
-            packet.stream = audio[packet.stream_index]
-            target.mux(packet)
+    def _mux_track(self, target: OutputContainer, packet: Packet[Any], begin: int) -> None:
+        """Write what a cut that starts at `begin` has of a packet of sound or text.
 
-    def _is_in_moment(self, packet: Packet[Any], begin: Fraction) -> bool:
-        if packet.pts is None or not packet.time_base:
-            return False
-        time = packet.pts * packet.time_base / self._video.time_base
-        return begin <= time < self._end
+        Damaged sound must not cost the picture: a packet that is refused is counted and skipped.
+        """
+        from av.error import FFmpegError, InvalidDataError
+
+        index, base = packet.stream_index, self._video.time_base
+        converted: list[Packet[Any]] = []
+        try:
+            converted += self._tracks[index].convert(packet, begin * base, self._end * base)
+        except (FFmpegError, ValueError):
+            self._damaged[index] += 1
+        try:
+            target.mux(converted)
+        except (InvalidDataError, ValueError) as error:
+            if isinstance(error.__context__, OSError):  # the disk is full, for example
+                raise
+            self._damaged[index] += 1
+
+    def _flush_tracks(self, target: OutputContainer) -> None:
+        for track in self._tracks.values():
+            for packet in track.flush():
+                target.mux(packet)
 
     def _duration(self, packet: Packet[Any]) -> int:
         rate = self._video.stream.average_rate
@@ -311,32 +395,3 @@ class _Cutter:
 
     def _to_seconds(self, time: Fraction) -> float:
         return float((time - self._origin) * self._video.time_base)
-
-
-def _shift_timestamps(packet: Packet[Any], offset: int) -> None:
-    packet.pts = None if packet.pts is None else packet.pts - offset
-    packet.dts = None if packet.dts is None else packet.dts - offset
-
-
-def _add_h264_stream(target: OutputContainer, video: Video, frame: VideoFrame) -> VideoStream:
-    """Add an H.264 stream for frames of the size, pixel format and colours of `frame`."""
-    source = video.stream
-    stream = target.add_stream(
-        "libx264", rate=source.average_rate or 25, options={"crf": _CRF, "preset": "medium"}
-    )
-    stream.width, stream.height = frame.width, frame.height
-    formats = {one.name for one in stream.codec_context.codec.video_formats or ()}
-    # Only 4:4:4 can have an odd width or height: the others share colour between pixels.
-    odd = frame.width % 2 or frame.height % 2
-    fallback = "yuv444p" if odd else "yuv420p"
-    name = frame.format.name
-    stream.pix_fmt = name if name in formats and (not odd or "444" in name) else fallback
-    stream.codec_context.time_base = video.time_base
-    if source.sample_aspect_ratio:
-        stream.codec_context.sample_aspect_ratio = source.sample_aspect_ratio
-    for name in ("color_range", "colorspace", "color_primaries", "color_trc"):
-        setattr(stream.codec_context, name, getattr(source.codec_context, name))
-    matrix = display_matrix(frame)
-    if matrix is not None:
-        stream.set_display_matrix(matrix.tolist())
-    return stream

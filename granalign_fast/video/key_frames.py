@@ -55,8 +55,13 @@ def is_decodable_alone(path: Path, key: int) -> bool:
     return False
 
 
-def packets_from_key_frame(video: Video, pts: int, streams: list[Any]) -> Iterator[Packet[Any]]:
-    """Yield packets from the last key frame up to `pts` on, or from the start of the file."""
+def packets_from_key_frame(
+    video: Video, pts: int, streams: list[Any], *, seek: bool = True
+) -> Iterator[Packet[Any]]:
+    """Yield packets from the last key frame up to `pts` on, or from the start of the file.
+
+    Without `seek` the file is read from where it is, which is its start when it was just opened.
+    """
     from av.error import FFmpegError
 
     container, index = video.container, video.stream.index
@@ -67,6 +72,9 @@ def packets_from_key_frame(video: Video, pts: int, streams: list[Any]) -> Iterat
                 yield packet
         return
     begin = container.start_time or 0
+    if not seek:
+        yield from (packet for packet in container.demux(streams) if packet.size)
+        return
     # Other formats have no index of key frames, and a seek in them may land behind the key frame.
     if video.format_name.startswith(("mov", "matroska")):
         packets: list[Packet[Any]] = []

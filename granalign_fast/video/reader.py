@@ -19,6 +19,7 @@ import numpy.typing as npt
 from granalign_fast.errors import GranAlignError
 
 from .container import DamagedVideoWarning, Video, clip_count
+from .display_order import DisplayOrder
 from .packets import LONGEST_STILL, PacketReader
 from .picture import displayed_picture
 
@@ -109,8 +110,7 @@ class FrameReader:
         # restarted while its frame is not decoded yet.
         self._restart_pts: int | None = None
         self._unverified_pts: int | None = None
-        # PTS of the packets sent to a decoder that reorders them, where these are packet numbers.
-        self._display_slots: deque[int] = deque()
+        self._display_order = DisplayOrder()
         # Behind a gap, frames from this PTS on are distrusted until a key frame from the second on.
         self._gap_pts: tuple[int, int] | None = None
         # Frames are distrusted until a key frame behind this PTS. The first damage is reported.
@@ -324,7 +324,7 @@ class FrameReader:
                     low, _ = self._gap_pts or (packet.pts, 0)
                     self._gap_pts = low, packet.pts
                 if not self._in_display_order:
-                    self._display_slots.append(packet.pts)
+                    self._display_order.send(packet)
             if packet.is_corrupt:
                 self._distrust()
             if self._skip_unreferenced:
@@ -348,7 +348,7 @@ class FrameReader:
     def _accept(self, frame: VideoFrame) -> None:
         """Append a decoded frame to `_ready`, unless it is out of order or may be damaged."""
         if not self._in_display_order:
-            self._number_in_display_order(frame)
+            self._display_order.number(frame)
         pts = frame.pts
         if pts is None or (self._last_pts is not None and pts <= self._last_pts):
             return
@@ -376,18 +376,3 @@ class FrameReader:
         if self._distrusted_pts is None:
             self._last_pts = pts
             self._ready.append(frame)
-
-    def _number_in_display_order(self, frame: VideoFrame) -> None:
-        """Replace a frame's packet number in decoding order by the one in display order.
-
-        Frames come in display order, and take the numbers of the packets in ascending order. A key
-        frame is not shown before its own packet number: if frames before it were lost, it skips
-        their numbers.
-        """
-        number = frame.pts
-        if number is None or not self._display_slots:
-            return
-        slot = self._display_slots.popleft()
-        while frame.key_frame and slot < number and self._display_slots:
-            slot = self._display_slots.popleft()
-        frame.pts = slot

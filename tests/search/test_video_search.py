@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.ffmpeg import ffmpeg
 from helpers.tiny_clip import write_tiny_export
 from helpers.tiny_llm import LLAMA, write_unchecked
 from helpers.tiny_vlm import PUBLISHED, write_tiny_vlm, write_unchecked_vlm
@@ -22,9 +23,9 @@ from helpers.videos import constant, render
 from tokenizers import Tokenizer
 
 from granalign_fast import cli
-from granalign_fast.cli import search as searching
+from granalign_fast.cli import clips as cli_clips
 from granalign_fast.index import VideoIndex
-from granalign_fast.video import cutting as clipping
+from granalign_fast.video.cut_containers import FORMATS
 from granalign_fast.video.frames import probe
 
 SECONDS = 13
@@ -78,10 +79,17 @@ def granalign(
             got = int(end.code or 0)
         out, err = capsys.readouterr()
         assert got == code, err
-        run.stderr = err  # type: ignore[attr-defined]
+        run.both = out, err  # type: ignore[attr-defined]
         return err if code else out
 
     return run
+
+
+def both(granalign: Any, *arguments: Any) -> tuple[str, str]:
+    """Run the command, and return what it prints on stdout and on stderr."""
+    granalign(*arguments)
+    out, err = granalign.both
+    return str(out), str(err)
 
 
 @pytest.mark.parametrize("preset", ["tuned", "paper", "recognition"])
@@ -143,13 +151,13 @@ def test_a_variable_frame_rate_is_said_once(granalign: Any, models: Path) -> Non
     search = ("search", "library/phone", QUERY, "--models", models, "--preset", "recognition")
     for form in ("edl", "otio", "fcpxml", "csv"):
         granalign(*search, "--format", form)
-        (line,) = [line for line in granalign.stderr.splitlines() if "variable" in line]
+        (line,) = [line for line in granalign.both[1].splitlines() if "variable" in line]
         assert line.startswith("granalign: warning: ") and line.endswith(
             "phone.mp4: variable frame rate, frames last 40.0 to 80.0 ms; time codes count 25 "
             "frames per second"
         )
     granalign(*search, "--format", "srt")
-    assert "variable" not in granalign.stderr
+    assert "variable" not in granalign.both[1]
     Path("phone.mp4").unlink()
     rows = granalign(*search, "--format", "csv").splitlines()
     assert len(rows) > 1 and all(",,," in row for row in rows[1:])
@@ -182,6 +190,7 @@ def test_a_table_of_captions_alone(granalign: Any) -> None:
         (("search", "own.mp4", QUERY, "--models", "{models}", "--clip", "own.mp4"), "searched vid"),
         (("search", "own.mp4", QUERY, "--models", "{models}", "--clip", "link.mkv"), "searched vi"),
         (("search", "gone.mp4", QUERY, "--models", "{models}", "--clip", "x.mp4"), "no such file"),
+        (("search", "words.jsonl", "dog", "--clips", "x"), "--clips: got captions alone"),
     ],
 )
 def test_bad_calls(
@@ -209,8 +218,94 @@ def test_an_index_is_not_cut_over_its_video(granalign: Any, models: Path, video:
         assert "own.mp4: no such file; put the video back" in granalign(*search, *wish, code=2)
 
 
+@pytest.fixture
+def still(tmp_path: Path) -> Path:
+    """A video whose only key frame is the first, with two sound tracks, the second unreadable."""
+    path, silent = tmp_path / "still.mov", tmp_path / "silent.mp4"
+    render(silent, constant(25, SECONDS), gop=10_000, bframes=2)
+    tone = ("-f", "lavfi", "-i", f"sine=f=300:d={SECONDS}")
+    maps = ("-map", "0:v", "-map", "1:a", "-map", "2:a")
+    ffmpeg("-i", silent, *tone, *tone, *maps, "-c:v", "copy", "-c:a", "aac", path)
+    data = path.read_bytes()
+    entry = data.rindex(b"stsd")
+    spoilt = data[entry:].replace(b"mp4a", b"apac").replace(b"esds", b"dapa")
+    path.write_bytes(data[:entry] + spoilt)
+    return path
+
+
+def test_a_cut_says_where_it_begins_and_what_it_lacks(
+    granalign: Any, models: Path, still: Path
+) -> None:
+    search = ("search", still, QUERY, "--models", models, "--preset", "recognition", "--top", "20")
+    moments = json.loads(granalign(*search, "--json"))["moments"]
+    late = next((rank for rank, one in enumerate(moments, 1) if one["start"] > 0), None)
+    assert late is not None, "the random models find some moment that begins late"
+    start, end = moments[late - 1]["start"], moments[late - 1]["end"]
+    name = f"{late:02}-{start:.1f}-{end:.1f}.mov"
+    shown, said = both(granalign, *search, "--clips", "cuts")
+    files = sorted(one.name for one in Path("cuts").iterdir())
+    assert len(files) == len(moments) and name in files
+    assert [line for line in shown.splitlines() if line.startswith("cuts/")] == [
+        f"cuts/{file}" for file in files
+    ]
+    assert (
+        f"s of the video; begins at 0.0 s, at the key frame before {start:.1f} s; "
+        f"--exact begins there\n" in said
+    )
+    assert f"warning: cuts/{name}: left out stream 2 (audio, unknown codec): FFmpeg" in said
+    shown, said = both(granalign, *search, "--clips", "cuts", "--exact")
+    assert "key frame" not in said
+    assert probe(Path("cuts") / name).duration == pytest.approx(end - start, abs=0.05)
+    shown, said = both(granalign, *search, "--json", "--clips", "cuts")
+    assert len(json.loads(shown)["moments"]) == len(moments) and f"cuts/{name}: 0.00 to" in said
+
+
+def test_one_cut_that_fails_does_not_cost_the_others(
+    granalign: Any, models: Path, video: Path
+) -> None:
+    search = ("search", video, QUERY, "--models", models, "--preset", "recognition")
+    granalign(*search, "--clips", "cuts")
+    files = sorted(Path("cuts").iterdir())
+    assert len(files) > 1
+    first, *others = files
+    for file in others:
+        file.write_bytes(b"old")
+    first.unlink()
+    first.mkdir()
+    said = granalign(*search, "--clips", "cuts", code=1)
+    assert f"granalign: error: {first}: cannot be written" in said
+    assert all(probe(file).duration > 1 for file in others)
+    assert sorted(Path("cuts").iterdir()) == files
+
+
+def test_what_cannot_be_cut_is_known_before_the_search(
+    granalign: Any, models: Path, tmp_path: Path
+) -> None:
+    vp8 = render(tmp_path / "vp8.webm", constant(25, 4), codec="libvpx")
+    avi = tmp_path / "b.avi"
+    ordered = render(tmp_path / "b.mp4", constant(25, 4), bframes=2)
+    ffmpeg("-i", ordered, "-c", "copy", avi)
+    (tmp_path / "file").touch()
+    for source, options, message in (
+        (vp8, ("--clip", "x.mp4"), "does not take the vp8 video of"),
+        (vp8, ("--clip", "x.mp4"), "ends in .mkv or .webm, or use --exact"),
+        (avi, ("--clips", "cuts"), "no presentation times"),
+        (avi, ("--clip", "x.mkv"), "cut it with --exact"),
+        (vp8, ("--clips", "file"), "--clips file: got a file, expected a folder"),
+        (vp8, ("--clips", "no/cuts"), "its parent folder does not exist"),
+        (vp8, ("--exact",), "--exact: got no file to cut, expected --clip or --clips"),
+    ):
+        # The models are not there: a search that had begun would miss them.
+        error = granalign("search", source, QUERY, "--models", "nowhere", *options, code=2)
+        assert message in error and error.count("\n") == 1
+    for source, options in ((vp8, ("--clip", "x.mp4")), (avi, ("--clips", "cuts"))):
+        granalign("search", source, QUERY, "--models", models, *options, "--exact")
+    assert probe("x.mp4").codec == "h264"
+    assert all(file.suffix == ".mkv" for file in Path("cuts").iterdir())
+
+
 def test_clips_that_the_command_takes_are_those_that_can_be_cut() -> None:
-    assert set(searching._CLIPS) == set(clipping._FORMATS)
+    assert set(cli_clips.SUFFIXES) == set(FORMATS)
 
 
 def test_the_whole_search_needs_no_torch(

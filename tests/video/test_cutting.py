@@ -16,7 +16,7 @@ from helpers.videos import constant, draw, read, render
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import replacing
 from granalign_fast.video import cutting
-from granalign_fast.video.cutting import Cut, _Cutter, cut
+from granalign_fast.video.cutting import Cut, _Cutter, check_cut, cut
 from granalign_fast.video.frames import probe
 
 FRAME = 0.04
@@ -165,7 +165,7 @@ def test_an_error_keeps_an_existing_file(tmp_path: Path) -> None:
     path = render(tmp_path / "a.mkv", constant(25, 3), codec="ffv1", pix_fmt="gray")
     out = tmp_path / "b.mov"
     out.write_bytes(b"precious")
-    with pytest.raises(GranAlignError, match=r"ends in \.mkv"):
+    with pytest.raises(GranAlignError, match=r"does not take the ffv1 .* ends in \.mp4 or \.mkv,"):
         cut(path, 1, 2, out)
     assert out.read_bytes() == b"precious"
     assert sorted(one.name for one in tmp_path.iterdir()) == ["a.mkv", "b.mov"]
@@ -245,18 +245,34 @@ def test_a_full_disk_is_reported(
 @pytest.mark.parametrize(
     ("codec", "pix_fmt", "suffix", "message"),
     [
-        ("libvpx-vp9", "yuv420p", ".mov", r"does not take the codecs of .* ends in \.mkv"),
-        ("libvpx", "yuv420p", ".mp4", r"does not take the codecs of .* ends in \.mkv"),
-        ("rawvideo", "yuv420p", ".mkv", "does not take the codecs of .*; convert the video"),
+        (
+            "libvpx-vp9",
+            "yuv420p",
+            ".mov",
+            r"take the vp9 .* \.mp4 or \.mkv or \.webm, or use --exact",
+        ),
+        ("libvpx", "yuv420p", ".mp4", r"take the vp8 .* ends in \.mkv or \.webm, or use --exact"),
+        (
+            "libx264",
+            "yuv420p",
+            ".webm",
+            r"take the h264 .* \.mp4 or \.mov or \.mkv, or use --exact",
+        ),
+        ("rawvideo", "yuv420p", ".mkv", r"take the rawvideo .* ends in \.mov, or use --exact"),
     ],
 )
 def test_a_codec_that_the_format_does_not_support(
     tmp_path: Path, codec: str, pix_fmt: str, suffix: str, message: str
 ) -> None:
     path = render(tmp_path / "a.mkv", constant(25, 2), codec=codec, pix_fmt=pix_fmt)
-    with pytest.raises(GranAlignError, match=message):
-        cut(path, 0.5, 1, tmp_path / f"b{suffix}")
+    out = tmp_path / f"b{suffix}"
+    for refused in (lambda: check_cut(path, out), lambda: cut(path, 0.5, 1, out)):
+        with pytest.raises(GranAlignError, match=f"{suffix} does not {message}"):
+            refused()
     assert [one.name for one in tmp_path.iterdir()] == ["a.mkv"]
+    check_cut(path, out, exact=True)
+    cut(path, 0.5, 1, out, exact=True)
+    assert [index for _, index in decoded(out)[0]] == list(range(12, 25))
 
 
 def test_a_video_is_not_overwritten_by_its_cut(tmp_path: Path) -> None:
