@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.ffmpeg import ffmpeg
 from helpers.tiny_clip import write_tiny_export
 from helpers.tiny_llm import LLAMA, write_unchecked
 from helpers.tiny_vlm import PUBLISHED, write_tiny_vlm, write_unchecked_vlm
-from helpers.videos import constant, ffmpeg, render
+from helpers.videos import constant, render
 from tokenizers import Tokenizer
 
 from granalign_fast import cli

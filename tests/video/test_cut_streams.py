@@ -12,8 +12,8 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from helpers.ffmpeg import ffprobe
-from helpers.videos import constant, ffmpeg, read, render
+from helpers.ffmpeg import ffmpeg, ffprobe
+from helpers.videos import constant, read, render
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.video.cut_containers import own_suffix

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.videos import ffmpeg
+from helpers.ffmpeg import ffmpeg
 
 from granalign_fast.video.cutting import cut
 from granalign_fast.video.frames import probe
