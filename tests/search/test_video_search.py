@@ -184,7 +184,6 @@ def test_a_table_of_captions_alone(granalign: Any) -> None:
         (("search", "{models}/clip", QUERY), "expected 'video-index'"),
         (("search", "{video}", QUERY, "--format", "pdf"), "--format: got 'pdf'"),
         (("search", "text.mp4", QUERY, "--models", "{models}"), "text.mp4: "),
-        (("index", "{video}", "{video}", "--models", "{models}", "--out", "o"), "street"),
         (("index", "{video}", "--models", "empty", "--out", "o"), "no exported model"),
         (("search", "words.jsonl", "dog", "--clip", "x.mp4"), "got captions alone"),
         (("search", "own.mp4", QUERY, "--models", "{models}", "--clip", "own.mp4"), "searched vid"),
