@@ -59,7 +59,7 @@ class Timeline:
     """Frames per second, by default those of `source`; cut lists need them. A rounded rate is made
     exact: 29.97 to 30000/1001."""
     source: Source | None = None
-    """What `read_source` returns: frame rate, first frame and time code of the video file. Without
+    """The result of `read_source`: frame rate, first frame and time code of the file. Without
     it, the first frame is at second 0 and has the time code 00:00:00:00."""
 
     def __post_init__(self) -> None:
