@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from fractions import Fraction
 from importlib import import_module
 from pathlib import Path
@@ -203,20 +204,25 @@ def _read_on_cpu(
     video = opened.enter_context(open_video(path, threads=threads))
 
     def generate() -> Iterator[Frame]:
-        next_clip = 0
+        last: Frame | None = None
         try:
             with opened:
                 for frame in FrameReader(video, clip_seconds, skip=skip).frames(clips, warn=warn):
                     yield frame
-                    next_clip = frame.clip + 1
+                    last = frame
             return
         except FalseKeyFrame:
             pass
         # Read from the start again and decode everything: rare and slow, but right.
         with open_video(path, threads=threads) as again:
             for frame in FrameReader(again, clip_seconds, skip=False).frames(clips, warn=warn):
-                if frame.clip >= next_clip:
+                if last is None:
                     yield frame
+                elif frame.clip > last.clip:
+                    # In a damaged stretch, decoding everything may trust fewer frames than decoding
+                    # from a key frame did: times never fall behind the frame before.
+                    older = frame.time < last.time
+                    yield replace(last, clip=frame.clip, missing=True) if older else frame
 
     return generate()
 

@@ -217,7 +217,10 @@ class FrameReader:
                 packets.forget_before(frame.pts)
                 for number in held:
                     if clips is None or number in clips:
-                        yield self._frame(number, good or first, start, missing=True)
+                        if good is None:  # nothing before it can be decoded
+                            yield Frame(number, 0.0, np.zeros_like(self._picture(first)), True)
+                        else:
+                            yield self._frame(number, good, start, missing=True)
                 held.clear()
                 good = frame
                 if requested:

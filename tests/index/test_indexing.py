@@ -328,6 +328,8 @@ def test_a_video_that_fails_does_not_cost_the_videos_before_it(
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*CLIPS, FILE_NAME])
 
 
+# Until the exchange is complete, the file looks damaged.
+@pytest.mark.filterwarnings("ignore::granalign_fast.video.container.DamagedVideoWarning")
 def test_a_file_that_changes_during_the_run_is_noticed(folder: Path, tmp_path: Path) -> None:
     videos, out = tmp_path / "videos", tmp_path / "out"
     shutil.copytree(folder, videos)
@@ -342,6 +344,8 @@ def test_a_file_that_changes_during_the_run_is_noticed(folder: Path, tmp_path: P
     assert captioned(videos, out) == {"yard", "kitchen"}
 
 
+# Until the exchange is complete, the file looks damaged.
+@pytest.mark.filterwarnings("ignore::granalign_fast.video.container.DamagedVideoWarning")
 def test_a_file_that_is_replaced_after_probing_is_noticed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
