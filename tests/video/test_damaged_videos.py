@@ -102,8 +102,10 @@ def test_right_frames_and_a_warning(
         number = read(one.image)
         assert number is not None and abs(number / 25 + late - one.time) < 0.001
         assert one.time <= 2 * one.clip + 1
-        if not one.missing:
-            assert one.time >= 2 * one.clip + 1 - (2 if one.clip else 1)
+    # All others are at the middle of their clip, but for two at the damage: those are at most one
+    # clip older.
+    early = [2 * one.clip + 1 - one.time for one in frames if not one.missing]
+    assert sum(seconds > 0.041 for seconds in early) <= 2 and max(early) <= 2
     assert probe(broken).clips >= len(frames)
 
 
