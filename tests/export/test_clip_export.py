@@ -211,12 +211,16 @@ def test_other_levels(tmp_path: Path, settings: dict[str, Any]) -> None:
 
 @pytest.mark.needs_torch
 def test_the_command_is_silent_but_for_its_answer(one_source: Path, tmp_path: Path) -> None:
-    """No warning of torch or transformers reaches the terminal."""
+    """No warning of torch or transformers reaches the terminal.
+
+    An export that is slow, as on a busy machine, writes lines of progress.
+    """
     out = tmp_path / "out"
     arguments = ["granalign", "export", "clip", str(one_source), str(out)]
     code = f"import sys; sys.argv = {arguments}; from granalign_fast.cli import main; main()"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.stderr == ""
+    progress = f"exporting {one_source} in fp32, "
+    assert [line for line in result.stderr.splitlines() if not line.startswith(progress)] == []
     assert result.stdout == f"written and checked against the source: {out}\n"
     assert FrameEncoder(out).manifest.precision == "fp32"
 
