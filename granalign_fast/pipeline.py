@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import shutil
 import tempfile
 import weakref
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +14,11 @@ from typing import TYPE_CHECKING
 
 from .config import RetrieverConfig, resolve_config
 from .errors import GranAlignError
-from .files import default_cache
 from .index import CLIP_SECONDS, IndexModels, VideoIndex
 from .language.rewriters import RuleRewriter
 from .models.embedding_cache import CachedEncoder
 from .models.encoder import cpu_threads
-from .models.manifest import CLIP, LLM, SENTENCE_ENCODER, VLM, exported_models, fingerprint
+from .models.manifest import CLIP, LLM, SENTENCE_ENCODER, VLM, exported_models
 from .models.prefix_cache import DiskTier, MemoryTier, PrefixCache
 from .models.sentence_encoder import OnnxSentenceEncoder
 from .models.sources import resolve_model
@@ -36,9 +33,6 @@ if TYPE_CHECKING:
     from .index.walk import OnError
     from .language.captioner import VlmCaptioner
     from .models.frame_encoder import FrameEncoder
-
-
-_log = logging.getLogger(__name__)
 
 
 class SentenceEncoder(OnnxSentenceEncoder):
@@ -76,50 +70,13 @@ class SentenceEncoder(OnnxSentenceEncoder):
         Device.parse(device)
         folder = resolve_model(source)
         if not (folder / "manifest.json").is_file():
-            folder, temporary = _exported(folder, source, precision or "fp32", cache_dir)
+            from .export.cached import cached_export
+
+            folder, temporary = cached_export(folder, source, precision or "fp32", cache_dir)
             if temporary is not None:
                 # The files stay as long as this encoder, which may read them again.
                 weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
         super().__init__(folder, precision=precision, device=device, threads=threads, graph=graph)
-
-
-def _exported(
-    folder: Path, source: str | Path | None, precision: str, cache_dir: str | Path | None
-) -> tuple[Path, Path | None]:
-    """Return the cached export of a raw model, exported now if there is none.
-
-    Without a cache that can be written, the model is exported to a temporary folder. The second
-    value is that folder, which the caller deletes; otherwise it is None.
-    """
-    from .export.checks.encoder import check_precision
-    from .export.sentence_encoder import export_sentence_encoder
-    from .export.sources.sentence_encoder import SentenceModel
-    from .export.specs import PRECISIONS
-
-    check_precision(precision)
-    model = SentenceModel.read(folder)
-    # The graph's format is not in the fingerprint: embeddings are equal to within the precision.
-    name = fingerprint(model.sha256, precision) + PRECISIONS[precision].graph
-    cache, temporary = None, None
-    if cache_dir is not None:
-        cache = Path(cache_dir)
-    else:
-        # A cache that cannot be written, such as that of a container's image, can still be read.
-        with suppress(RuntimeError):  # a user without a home folder
-            if (default_cache() / name / "manifest.json").is_file():
-                return default_cache() / name, None
-        cache = usable_cache()
-        if cache is None:
-            cache = temporary = Path(tempfile.mkdtemp(prefix="granalign-"))
-    out = cache / name
-    if not (out / "manifest.json").is_file():
-        _log.info("exporting %s to %s", folder, out)
-        try:
-            export_sentence_encoder(source, out, precision=precision)
-        except GranAlignError:
-            if not (out / "manifest.json").is_file():  # otherwise another process was quicker
-                raise
-    return out, temporary
 
 
 class MomentRetriever(Retriever):

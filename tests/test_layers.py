@@ -112,5 +112,5 @@ def test_no_file_is_too_long() -> None:
 def test_all_imports_are_seen() -> None:
     """The test of the test: it reads relative, lazy and type-checking imports."""
     assert f"{PACKAGE}.search.clock" in IMPORTS[f"{PACKAGE}.search.retriever"]
-    assert f"{PACKAGE}.export.sentence_encoder" in IMPORTS[f"{PACKAGE}.pipeline"]
+    assert f"{PACKAGE}.export.cached" in IMPORTS[f"{PACKAGE}.pipeline"]
     assert f"{PACKAGE}.pipeline" in IMPORTS[PACKAGE]
