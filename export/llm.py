@@ -53,7 +53,7 @@ def export_llm(
     ``model.num_key_value_heads`` of a Phi-3 or Gemma 2 with grouped heads.
 
     Args:
-        source: a transformers folder, or ``org/name@<revision>`` on the hub.
+        source: a transformers folder, or ``org/name`` on the hub.
         out: a folder to write; it must not exist.
         precision: ``"fp32"``, ``"fp16"`` or ``"int4"``, as `LLM_PRECISIONS` says.
         progress: called with the name of each step as it begins.

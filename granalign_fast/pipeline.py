@@ -43,7 +43,7 @@ class SentenceEncoder(OnnxSentenceEncoder):
 
     Args:
         source: None for all-MiniLM-L6-v2, a sentence-transformers folder, a hub id
-            ``org/name@<revision>``, or a folder that `export_sentence_encoder` wrote.
+            ``org/name``, or a folder that `export_sentence_encoder` wrote.
         precision: ``"fp32"``; ``"int8"``, the fastest on a CPU; ``"fp16"``, for a GPU. None stands
             for the precision of an exported folder, and for fp32 of a raw model.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"tensorrt"``.

@@ -163,6 +163,33 @@ def test_files_that_are_named_exist(page: Path) -> None:
             assert (ROOT / path).is_file() or (ROOT / "granalign_fast" / path).is_file(), path
 
 
+# The sets of models.
+
+
+def test_the_table_of_sets_is_filled_in() -> None:
+    page = (DOCS / "guides" / "models.md").read_text(encoding="utf-8")
+    table = ASSEMBLE.model_sets_table()
+    assert table in ASSEMBLE.filled_in(page)
+    assert len({row.count(" | ") for row in table.splitlines()[:1] + table.splitlines()[2:]}) == 1
+    assert "| 23.4 |" in table and "(not verified)" in table and ", gated" in table
+
+
+def test_the_readme_has_the_computed_sizes() -> None:
+    from granalign_fast.cli.models import set_record
+    from granalign_fast.models.published import MODEL_SETS
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, models in MODEL_SETS.items():
+        record = set_record(models)
+        disk, memory = (f"{record[f'{k}_bytes'] / 1e9:.1f} GB" for k in ("disk", "memory"))
+        (row,) = re.findall(rf"^\| `{name}`, (.*) \|$", text, re.MULTILINE)
+        assert row.split(" | ")[:3] == [models.precision, disk, memory]
+        assert row.split(" | ")[4] == models.machine
+        for licence in {model.licence.partition(":")[0] for model in models.models}:
+            assert licence.removesuffix(" License") in row or licence in row
+        assert ("gated" in row) is any(model.gated for model in models.models)
+
+
 # The map.
 
 
@@ -350,6 +377,7 @@ def test_the_commands_keep_to_their_schemas(
     check(run(capsys, "score", "charades", *scored), "score-moments")
     check(run(capsys, "doctor", "--json"), "doctor")
     check(run(capsys, "cache", "info", "--json"), "cache-info")
+    check(run(capsys, "models", "list", "--json"), "models-list")
 
 
 def test_a_schema_refuses_what_it_does_not_describe() -> None:

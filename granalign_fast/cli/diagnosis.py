@@ -236,7 +236,7 @@ def _models(folder: Path | None, *, recognising: bool) -> Iterator[Finding]:
         try:
             paths = exported_models(folder)
         except GranAlignError as error:
-            remedy = f"granalign export models open {folder}"
+            remedy = f"granalign models get laptop {folder}"
             yield Finding("models", str(error), False, remedy, needed=True)
             return
     elif not recognising:
