@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -289,6 +291,32 @@ def test_export_pins_what_it_looked_up(server: Hub, tmp_path: Path, granalign: R
     code, _, said = granalign("export", "sentence-encoder", BERT.name, out)
     assert code == 0, said
     assert json.loads((out / "manifest.json").read_text())["source"] == BERT.source
+
+
+def test_as_a_process(server: Hub, tmp_path: Path) -> None:
+    """With the hub's own environment variables, and what a pipe shows."""
+    environment = os.environ | {
+        "HF_ENDPOINT": server.url,
+        "HF_HOME": str(tmp_path / "home"),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
+    out = tmp_path / "out"
+    command = ["-m", "granalign_fast", "export", "sentence-encoder", BERT.name, str(out)]
+    done = subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"written and checked against the source: {out}\n"
+    assert json.loads((out / "manifest.json").read_text())["source"] == BERT.source
+    assert list((tmp_path / "home" / "hub").glob("models--org--bert/blobs/*"))
+    closed = environment | {"HF_ENDPOINT": CLOSED}
+    command[4:] = ["org/none", str(tmp_path / "none")]
+    done = subprocess.run(
+        [sys.executable, *command], env=closed, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("granalign: org/none: no such folder; as a model of the hub, ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_list(granalign: Run) -> None:
