@@ -93,10 +93,12 @@ class SetPlan:
             GranAlignError: a disk is too small; nothing has been fetched.
         """
         pending = [part for part in self.parts if part.pending]
+        fetched = sum(part.download for part in pending)
+        written = sum(part.disk for part in pending)
         needs: dict[int, tuple[Path, int]] = {}
         for folder, size in (
-            (hub.cache_folder(), sum(part.download for part in pending)),
-            (self.out, sum(part.disk for part in pending)),
+            *([(hub.cache_folder(), fetched)] if fetched else []),
+            (self.out, written),
         ):
             place = _existing(folder)
             device = place.stat().st_dev

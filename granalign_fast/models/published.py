@@ -173,8 +173,7 @@ _LLAMA3 = PublishedModel(
     "English",
     parameters=8_030_261_248,
     download=16_060_522_496,
-    read_in=_REPOSITORIES,
-    verified=False,
+    read_in=f"{_REPOSITORIES}; the licence in the publisher's repository",
     gated=True,
     decoder=DecoderNumbers(4096, 14_336, 32, 32, 8, vocabulary=128_256, context=8192),
 )
