@@ -28,6 +28,8 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 _WORKERS = 2
 """Files that are fetched at once. What a killed process has of an unfinished file is fetched again,
 so there should be few; and one connection does not fill a fast line."""
+_ATTEMPTS = 5
+"""How often a download is begun whose connection is cut."""
 _SECONDS = 30.0
 """How long the hub may take to answer a look-up."""
 
@@ -134,17 +136,27 @@ def fetch(name: str, revision: str | None = None) -> Path:
         return cached
     shown = nullcontext() if sys.stderr.isatty() else without_bars()
     with _translated(name, model.commit), shown:
-        folder = Path(
-            hub.snapshot_download(
-                name,
-                revision=model.commit,
-                allow_patterns=list(PATTERNS),
-                max_workers=_WORKERS,
-            )
-        )
+        folder = _download(hub, name, model.commit)
     for file in model.files:
         _verify(folder / file.path, file, f"{name}@{model.commit}")
     return folder
+
+
+def _download(hub: Any, name: str, commit: str) -> Path:
+    """Fetch what the cache lacks of a model, and return its folder."""
+    for left in reversed(range(_ATTEMPTS)):
+        try:
+            return Path(
+                hub.snapshot_download(
+                    name, revision=commit, allow_patterns=list(PATTERNS), max_workers=_WORKERS
+                )
+            )
+        except Exception as error:
+            # huggingface_hub continues a download whose connection was cut, from version 1 on by
+            # itself, before that when it is called again.
+            if type(error).__name__ != "ChunkedEncodingError" or not left:
+                raise
+    raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 @contextmanager
