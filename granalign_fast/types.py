@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from .errors import GranAlignError, missing_key, short_repr
 
-
 MOST_OVERLAP = 0.3
 """The greatest overlap of two distinct moments, as `Moment.overlap` measures it."""
 

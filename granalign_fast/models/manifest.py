@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self, get_args, get_origin, get_type_hints
@@ -248,6 +249,19 @@ def exported_models(folder: str | Path) -> dict[str, Path]:
             f"{folder}: got no exported model, expected folders that `granalign export` wrote"
         )
     return folders
+
+
+def model_sources(folders: Mapping[str, Path]) -> dict[str, tuple[str, str]]:
+    """Return the source's name and its SHA-256 of exported models, by kind; nothing is loaded.
+
+    Args:
+        folders: of the models, as `exported_models` returns them.
+    """
+    manifests = {kind: read_json(folder / "manifest.json") for kind, folder in folders.items()}
+    return {
+        kind: (str(manifest.get("source")), str(manifest.get("source_sha256")))
+        for kind, manifest in manifests.items()
+    }
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -87,4 +87,3 @@ class RecognitionScorer:
             for i, group, end in zip(members, phrasings, ends, strict=True):
                 curves[i] = answers[end - len(group) : end].mean(axis=0)
         return curves
-
