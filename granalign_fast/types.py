@@ -246,12 +246,13 @@ class SearchResult:
         )
 
     def _repr_html_(self) -> str:
-        """Return the moments as an HTML table, which notebooks show instead of the repr."""
+        """Return the distinct moments as an HTML table, which notebooks show instead of the repr."""
         exists = "" if self.exists is None else f"; shown at all: {self.exists:.0%} likely"
-        caption = html.escape(f"{self.query} ({self.vid}{exists})")
+        absent = "probably not in this video: " if self.probably_absent else ""
+        caption = html.escape(f"{absent}{self.query} ({self.vid}{exists})")
         rows = "".join(
             f"<tr><td>{m.start:.2f}</td><td>{m.end:.2f}</td><td>{m.score:.3f}</td></tr>"
-            for m in self.moments
+            for m in self.distinct()
         )
         return (
             f"<table><caption>{caption}</caption><thead><tr><th>start (s)</th><th>end (s)</th>"
