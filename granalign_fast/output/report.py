@@ -245,8 +245,11 @@ def _plain(value: str) -> str:
 def _visible(character: str) -> str:
     if character.isspace():
         return " "
-    invisible = unicodedata.category(character) in ("Cc", "Cs", "Cn")
-    return f"\\u{ord(character):04x}" if invisible else character
+    code = ord(character)
+    # Control characters, surrogates, and the numbers that are no characters.
+    invisible = unicodedata.category(character) in ("Cc", "Cs")
+    invisible = invisible or code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF
+    return f"\\u{code:04x}" if invisible else character
 
 
 def _code(match: re.Match[str]) -> str:
