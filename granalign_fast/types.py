@@ -246,7 +246,7 @@ class SearchResult:
         )
 
     def _repr_html_(self) -> str:
-        """Return the distinct moments as an HTML table, which notebooks show instead of the repr."""
+        """Return the distinct moments as an HTML table, which a notebook shows."""
         exists = "" if self.exists is None else f"; shown at all: {self.exists:.0%} likely"
         absent = "probably not in this video: " if self.probably_absent else ""
         caption = html.escape(f"{absent}{self.query} ({self.vid}{exists})")
