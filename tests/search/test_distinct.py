@@ -150,7 +150,7 @@ def test_a_result_made_by_hand_chooses_from_its_moments() -> None:
 @pytest.mark.parametrize("top", [0, -1, 1.5, True, "5"])
 def test_a_wrong_number_of_moments(top: object) -> None:
     (result, *_) = results("tuned", 9)
-    with pytest.raises(GranAlignError, match="top: got .*, expected an integer from 1"):
+    with pytest.raises(GranAlignError, match=r"top: got .*, expected an integer from 1"):
         result.distinct(top)  # type: ignore[arg-type]
 
 
@@ -170,5 +170,5 @@ def test_without_a_judge_nothing_is_claimed() -> None:
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
 def test_a_threshold_is_a_probability(value: float) -> None:
-    with pytest.raises(GranAlignError, match="exists_threshold: got .*, expected a probability"):
+    with pytest.raises(GranAlignError, match=r"exists_threshold: got .*, expected a probability"):
         RetrieverConfig(exists_threshold=value)
