@@ -191,7 +191,7 @@ def _drawing(index: VideoIndex, result: SearchResult) -> str:
         best = ' class="best"' if number == 0 else ""
         width = f"{right - left:.3f}"
         shades.append(f'<rect{best} x="{left:.3f}" y="0" width="{width}" height="100"/>')
-        side = ' class="before"' if right > 100 - _LABEL else ""
+        side = f' class="{place}"' if (place := _label_place(left, right)) else ""
         bars.append(
             f'<span class="bar{" best" if number == 0 else ""}" style="left:{left:.3f}%;'
             f'width:{width}%;top:{_ROW * row}px"><b{side}>#{number + 1}</b></span>'
@@ -212,16 +212,21 @@ def _drawing(index: VideoIndex, result: SearchResult) -> str:
 </div>"""
 
 
+def _label_place(left: float, right: float) -> str:
+    """Return where a bar's label goes: inside, or before the bar; an empty text for behind it."""
+    if right - left >= _LABEL:
+        return "inside"
+    return "before" if right > 100 - _LABEL else ""
+
+
 def _assign_rows(spans: Sequence[tuple[float, float]]) -> list[int]:
     """Return the row of each bar, such that neither bars nor their labels overlap."""
     taken: list[list[tuple[float, float]]] = []
     rows = []
     for left, right in spans:
-        # A label is behind its bar, or before it where the page ends.
-        if right > 100 - _LABEL:
-            left -= _LABEL
-        else:
-            right += _LABEL
+        place = _label_place(left, right)
+        left -= _LABEL * (place == "before")
+        right += _LABEL * (place == "")
         row = 0
         while row < len(taken) and any(left < end and start < right for start, end in taken[row]):
             row += 1
