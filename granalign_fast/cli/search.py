@@ -218,7 +218,7 @@ def _answer(
     if len(shown) < top and len(shown) < len(result.moments) and not overlapping:
         note = "fewer moments are distinct than asked for; --overlapping shows the whole list"
     facts = {
-        "Models": ", ".join(f"{kind}: {name}" for kind, (name, _) in models.items()),
+        "Models": ", ".join(f"{kind} {name} ({sha[:8]})" for kind, (name, sha) in models.items()),
         "Index made by": ", ".join(f"{kind} {name}" for kind, name in index.models.items()),
         "Preset": preset,
         "Moments": "the ranked list, which may overlap" if overlapping else "distinct ones",

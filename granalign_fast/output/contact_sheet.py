@@ -102,7 +102,7 @@ def _heading(result: SearchResult, warnings: Sequence[str]) -> list[tuple[str, s
     likely = shown_at_all(result)
     absent = absence(result)
     lines = [(absent, _ABSENT)] if absent else []
-    named = result.vid if absent or likely is None else f"{result.vid}   {likely}"
+    named = result.vid if absent or likely is None else f"{result.vid}, {likely}"
     lines.append((named, _FAINT))
     return lines + [(f"warning: {warning}", _ABSENT) for warning in warnings]
 

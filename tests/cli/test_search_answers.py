@@ -120,7 +120,7 @@ def test_every_output_shows_the_same_distinct_moments(granalign: Run, library: P
     assert page.count('<img src="data:image/jpeg;base64,') == len(moments)
     with Image.open("sheet.png") as sheet:
         assert sheet.width > 1000
-    assert Path("plot.svg").read_text(encoding="utf-8").count("<image ") == 12 + len(moments)
+    assert Path("plot.svg").read_text(encoding="utf-8").count("<image ") == 2, "strip and moments"
 
     texts = {form: granalign(*search, "--format", form)[1] for form in EXPORTS}
     assert texts["srt"].count(" --> ") == texts["vtt"].count(" --> ") == len(moments)

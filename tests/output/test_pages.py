@@ -225,7 +225,7 @@ class TestReport:
 
     def test_absence_comes_before_the_moments(self, tmp_path: Path) -> None:
         text = report(tmp_path, *searched(exists=0.05, probably_absent=True))
-        words = Page(text).text
+        words = Page(text[text.index("<body>") :]).text
         said = words.index("Probably not in this video (shown at all: 5% likely)")
         assert said < words.index("How well each clip fits") < words.index("#1")
 
@@ -282,14 +282,15 @@ class TestReport:
         moments = tuple(Moment(float(start), float(end), 0.5) for start, end in spans)
         page = report(tmp_path, index, replace(result, moments=moments), frames=[])
         bars = re.findall(
-            r'style="left:([\d.]+)%;width:([\d.]+)%;top:(\d+)px"><b( class="before")?>#(\d+)', page
+            r'style="left:([\d.]+)%;width:([\d.]+)%;top:(\d+)px"><b(?: class="(\w+)")?>#(\d+)', page
         )
         assert [int(number) for *_, number in bars] == list(range(1, 8))
         taken: dict[str, list[tuple[float, float]]] = {}
-        for left, width, top, before, _ in bars:
+        for left, width, top, place, _ in bars:
             start, end = float(left), float(left) + float(width)
-            start, end = (start - 6, end) if before else (start, end + 6)
-            assert start >= 0 and end <= 106
+            assert (end - start >= 6) == (place == "inside")
+            start, end = start - 6 * (place == "before"), end + 6 * (place == "")
+            assert start >= 0 and end <= 100.001
             assert all(end <= a or b <= start for a, b in taken.get(top, []))
             taken.setdefault(top, []).append((start, end))
 
