@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from granalign_fast.pipeline import ModelFolder
     from granalign_fast.protocols import TextEncoder
 
-_HASH = 16
-"""Hex digits of the source's hash, with which a fingerprint begins."""
-
 
 def holds_captions(source: Path) -> bool:
     """Return whether a file is one of captions, by its name."""
@@ -123,8 +120,10 @@ def check_models(source: Path, index: VideoIndex, given: Iterable[str], *, frame
 
 def check_encoder(source: Path, index: VideoIndex, encoder: TextEncoder) -> None:
     """Raise if the captions were embedded by another model; its precision may be another."""
+    from granalign_fast.models.manifest import same_weights
+
     made, got = index.models.get("sentence-encoder"), getattr(encoder, "fingerprint", None)
-    if made is not None and got is not None and made[:_HASH] != got[:_HASH]:
+    if made is not None and got is not None and not same_weights(made, got):
         raise GranAlignError(
             f"{source}: its captions were embedded by the sentence encoder {made}, got {got}; name "
             f"the one that made the index, or index the video again"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from granalign_fast.errors import GranAlignError
-from granalign_fast.files import read_json
+from granalign_fast.models.manifest import exported_models, model_sources, same_weights
 from granalign_fast.video.container import open_video
 
 from . import MODELS
@@ -16,9 +16,6 @@ TAG, MARK = "comment", "scenes of granalign-fast, rendered"
 """A tag in the metadata of every video that `videos.render_video` writes. MP4 keeps comments, and
 programs that convert a video copy them."""
 
-_DIGITS = 16
-"""Hex digits of a model's hash at the start of its fingerprint."""
-
 
 def are_miniatures(fingerprints: Iterable[str]) -> bool:
     """Return whether one of some models is a miniature of the package, in whatever precision.
@@ -26,7 +23,7 @@ def are_miniatures(fingerprints: Iterable[str]) -> bool:
     Args:
         fingerprints: of the models, or the SHA-256 of their sources.
     """
-    return any(name[:_DIGITS] in _sources() for name in fingerprints)
+    return any(same_weights(name, source) for name in fingerprints for source in _sources())
 
 
 def is_rendered(video: Path | None) -> bool:
@@ -46,7 +43,6 @@ def is_rendered(video: Path | None) -> bool:
 
 
 @functools.cache
-def _sources() -> frozenset[str]:
-    """Return the beginnings of the hashes of all miniatures."""
-    manifests = map(read_json, MODELS.glob("*/manifest.json"))
-    return frozenset(manifest["source_sha256"][:_DIGITS] for manifest in manifests)
+def _sources() -> tuple[str, ...]:
+    """Return the SHA-256 of each miniature's source."""
+    return tuple(sha256 for _, sha256 in model_sources(exported_models(MODELS)).values())

@@ -25,9 +25,23 @@ KINDS = (SENTENCE_ENCODER, CLIP, LLM, VLM)
 """Every value of a manifest's `kind`, in the order in which a query runs the models."""
 
 
+_HASH_DIGITS = 16
+"""Hex digits of the source's SHA-256 at the start of a fingerprint."""
+
+
+def same_weights(one: str, other: str) -> bool:
+    """Return whether two models have the same weights and settings, in whatever precision.
+
+    Args:
+        one: a fingerprint, or the `source_sha256` of a manifest.
+        other: likewise.
+    """
+    return one[:_HASH_DIGITS] == other[:_HASH_DIGITS]
+
+
 def fingerprint(source_sha256: str, precision: str, version: int = FORMAT_VERSION) -> str:
     """Return the name of a model's results, from its weights and settings, precision and format."""
-    return f"{source_sha256[:16]}-{precision}-v{version}"
+    return f"{source_sha256[:_HASH_DIGITS]}-{precision}-v{version}"
 
 
 @dataclass(frozen=True, kw_only=True)

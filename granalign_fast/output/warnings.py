@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from granalign_fast.errors import listed
 from granalign_fast.index import VideoIndex
 from granalign_fast.miniatures.provenance import are_miniatures, is_rendered
+from granalign_fast.models.manifest import same_weights
 from granalign_fast.types import SearchResult
 
 from .tables import clock, missing_stretches
-
-_HASH = 16
-"""Hex digits of the source's hash, with which a fingerprint begins."""
 
 
 def search_warnings(
@@ -38,10 +36,10 @@ def search_warnings(
             "known to be one: the answer means nothing; take real models"
         )
     made, used = index.models.get("vlm"), models.get("vlm")
-    if made is not None and used is not None and made[:_HASH] != used[:_HASH]:
+    if made is not None and used is not None and not same_weights(made, used):
         warnings.append(
             f"the captions are by another vision-language model ({made}) than the one that "
-            f"searched ({used[:_HASH]}); index the video with the models that search it"
+            f"searched ({used[:16]}); index the video with the models that search it"
         )
     rewrites = result.rewrites
     if rewrites is not None and rewrites.fallbacks:

@@ -22,7 +22,7 @@ from granalign_fast import CaptionedVideo, Moment, SearchResult, VideoIndex, cli
 from granalign_fast.cli import search_outputs
 from granalign_fast.index.records import FrameTable, VideoSource
 from granalign_fast.miniatures.videos import render_video
-from granalign_fast.output import filmstrip
+from granalign_fast.output import contact_sheet, filmstrip
 from granalign_fast.pipeline import MINIATURES, open_models
 
 SHOWN = "an inky delta on a salmon surface"
@@ -338,6 +338,10 @@ def test_what_cannot_be_drawn_is_known_before_the_search(
     Path("words.jsonl").write_text('{"vid": "a", "captions": ["a dog, brown", "a cat"]}\n')
     code, out, err = granalign("search", "words.jsonl", "dog", "--models=nowhere", *options)
     assert (code, out, err.count("\n")) == (2, "", 1) and message in err
+
+
+def test_the_command_takes_the_pictures_that_can_be_drawn() -> None:
+    assert set(search_outputs._SHEETS) == set(contact_sheet.SUFFIXES)
 
 
 def test_captions_alone_have_a_report(granalign: Run, minilm: Path) -> None:
