@@ -355,7 +355,8 @@ def test_the_commands_keep_to_their_schemas(
     for preset in ("tuned", "recognition"):
         found = run(capsys, "search", folder, "an inky delta", "--preset", preset, *given)
         check(found, "search")
-    check(run(capsys, "search", folder, "an inky delta", "--json"), "search")
+    alone = run(capsys, "search", folder, "an inky delta", "--captions-only", "--json")
+    check(alone, "search")
     files = ["--queries", scenes / "queries.jsonl", "--ground-truth", scenes / "truth.jsonl"]
     written = tmp_path / "predictions.jsonl"
     evaluated = run(

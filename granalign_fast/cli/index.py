@@ -107,23 +107,6 @@ def index(
 
 
 @contextmanager
-def clip_progress(*, hidden: bool) -> Iterator[Progress | None]:
-    """Show how many clips are indexed; yields the `progress` of `index_videos`."""
-    with progress_bar("indexing", "clips", hidden=hidden) as advance:
-        if advance is None:
-            yield None
-            return
-        done = 0
-
-        def report(clips: int, total: int, vid: str) -> None:
-            nonlocal done
-            advance(clips - done, total)
-            done = clips
-
-        yield report
-
-
-@contextmanager
 def index_progress(*, hidden: bool) -> Iterator[tuple[Progress | None, Reading | None]]:
     """Show how much is read and how many clips are indexed; yields arguments of `index_videos`."""
     if hidden or is_quiet():
