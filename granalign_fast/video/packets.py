@@ -107,6 +107,7 @@ class PacketReader:
         # PTS of the packets so far that `forget_before` has not dropped, in ascending order.
         self._pts: list[int] = []
         self._latest_pts: int | None = None
+        self._latest_duration: int | None = None
         self._last_is_partial = False
         self._last_dts: int | None = None
         # For gaps: the latest time stamp, and where that packet's display ends by its duration.
@@ -291,7 +292,7 @@ class PacketReader:
             return
         duration = 0
         if not by_pts:
-            duration = self._last_duration or self._display_duration(packet, time)
+            duration = self._last_duration or self._display_duration(packet) or 0
         shift = end + duration - time
         self._offset += shift
         _shift(packet, shift)
@@ -323,19 +324,25 @@ class PacketReader:
             return
         insort(self._pts, pts)
         if self._latest_pts is None or pts > self._latest_pts:
-            self.end = pts + min(self._display_duration(packet, pts), self._longest_still)
-            self._latest_pts = pts
+            self._latest_pts, self._latest_duration = pts, self._display_duration(packet)
+        # Without a duration and a rate, a frame is shown as long as the frame before it, which may
+        # be read later.
+        duration, latest = self._latest_duration, self._latest_pts
+        if duration is None:
+            duration = latest - self._pts[-2] if len(self._pts) > 1 else 0
+        self.end = latest + min(duration, self._longest_still)
 
-    def _display_duration(self, packet: Packet[Any], pts: int) -> int:
-        """Return how long a packet is shown if it is the last, in units of the time base."""
+    def _display_duration(self, packet: Packet[Any]) -> int | None:
+        """Return how long a packet is shown if it is the last, in units of the time base.
+
+        None if neither the packet nor the stream tells it.
+        """
         # MPEG packets have no duration; FFmpeg's value comes from the coded frames, which may be
         # damaged.
         if packet.duration and not self._is_mpeg:
             return packet.duration
         rate = self._video.stream.average_rate
-        if rate:
-            return round(self._video.ticks(1 / rate))
-        return 0 if self._latest_pts is None else pts - self._latest_pts
+        return round(self._video.ticks(1 / rate)) if rate else None
 
     def _find_truncation(self) -> str | None:
         """Return why the end of the file is not the end of the video, or None if it is."""
@@ -376,14 +383,15 @@ def _shift(packet: Packet[Any], offset: int) -> None:
 def _announced_end(video: Video) -> int | None:
     """Return the end that the container announces, in units of the time base, or None."""
     stream, container = video.stream, video.container
-    if video.format_name.startswith("mov"):
-        if not stream.duration:
-            return None
+    if video.format_name.startswith("mov") and not stream.duration:
+        return None
+    # The end of an AVI's sound does not count: some writers announce a later one than there is.
+    if video.format_name.startswith(("mov", "avi")) and stream.duration:
         return (stream.start_time or 0) + stream.duration
     # MPEG formats announce nothing: FFmpeg computes their duration from the last packets.
     if video.format_name.startswith("mpeg") or not container.duration:
         return None
     seconds = Fraction(container.duration, 1_000_000)
-    if not video.format_name.startswith("matroska"):  # its duration counts from zero
+    if not video.format_name.startswith(("matroska", "nut")):  # their duration counts from zero
         seconds += Fraction(container.start_time or 0, 1_000_000)
     return math.ceil(video.ticks(seconds))
