@@ -79,13 +79,18 @@ def frames_of(path: Path, clip_seconds: float) -> list[Frame]:
         return list(read_frames(path, clip_seconds=clip_seconds))
 
 
-def check_times(path: Path, clip_seconds: float) -> list[Shown]:
+def check_times(path: Path, clip_seconds: float, shown: list[Shown] | None = None) -> list[Shown]:
     """Assert that every clip's frame is the one that ffprobe and ffmpeg name for its middle.
+
+    Args:
+        path: a video whose frames show their numbers.
+        clip_seconds: length of a clip in seconds.
+        shown: what an earlier call returned for the file.
 
     Returns:
         All frames of the file.
     """
-    shown = shown_frames(path)
+    shown = shown or shown_frames(path)
     times = [one.time for one in shown]
     assert times == sorted(times), times
     end = probe(path, clip_seconds=clip_seconds).duration
