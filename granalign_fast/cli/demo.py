@@ -44,7 +44,7 @@ def demo(
     script = render_video(video, _SEED, seconds=_SECONDS)
     typer.echo(f"rendered {short(video)}: {script.duration:.0f} s, {len(script.shots)} scenes")
     typer.echo(f"\n$ granalign index {short(video)} --models {MINIATURES} --out {short(out)}")
-    index([str(video)], out, Path(MINIATURES))
+    index(videos=[str(video)], out=out, models=Path(MINIATURES))
     video_index = VideoIndex.load(out / "demo")
     retriever = open_models(MINIATURES, prefix_gib=1.0).retriever()
     queries = _choose(script.queries)
