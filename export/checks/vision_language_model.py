@@ -87,20 +87,11 @@ def run_vlm_source(source: VlmSource, precision: str) -> VlmReference:
             graph that we write.
     """
     import torch
-    from transformers import Qwen2_5_VLForConditionalGeneration
 
     frames = validation_frames(source)
     with quiet(), uniform_folder(source.folder) as folder, torch.inference_mode():
         try:
-            model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-                folder,
-                use_safetensors=True,
-                local_files_only=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-                **_renamed(source),
-            )
-            model.eval()
+            model, missing = _load(folder, source.checkpoint.files)
             # Frames to pixels to embeddings.
             processor = load_image_processor(folder, local_files_only=True)
             images = processor(images=list(frames), do_resize=False, return_tensors="pt")
@@ -117,7 +108,7 @@ def run_vlm_source(source: VlmSource, precision: str) -> VlmReference:
                 f"{source.folder}: transformers cannot run it ({one_line(error)}); "
                 f"copy or download the model again"
             ) from None
-    require_weights(source.folder, sorted(report["missing_keys"]))
+    require_weights(source.folder, missing)
     # Short prompts and small frames would hardly show wrong frequencies of the slow pairs, or a
     # slow pair that follows the wrong one of time, row and column: compare the settings as well.
     check_frequencies(decoder.rotary_emb.inv_freq.numpy(), source)
@@ -139,26 +130,45 @@ def run_vlm_source(source: VlmSource, precision: str) -> VlmReference:
     )
 
 
-def _renamed(source: VlmSource) -> dict[str, Any]:
-    """Return the option that gives weights the names that transformers looks for, if they differ.
-
-    An option replaces the names that transformers knows, so they are all in it.
-    """
+def _load(folder: Path, files: list[Path]) -> tuple[Any, list[str]]:
+    """Load a folder with transformers; return the float32 model and the names of absent weights."""
+    import torch
     from safetensors import safe_open
+    from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
-    def is_renamed(file: Path) -> bool:
-        with safe_open(file, "np") as tensors:
-            return any(name.startswith("language_model.") for name in tensors.keys())  # noqa: SIM118
+    def names(file: Path) -> list[str]:
+        with safe_open(file, "pt") as tensors:
+            return list(tensors.keys())
 
-    if not any(map(is_renamed, source.checkpoint.files)):
-        return {}
-    return {
-        "key_mapping": {
-            "^language_model.model": "model.language_model",
-            "^language_model.lm_head": "lm_head",
-            "^visual": "model.visual",
-        }
-    }
+    if not any(name.startswith(_OTHER_DECODER) for file in files for name in names(file)):
+        model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+        return model.eval(), sorted(report["missing_keys"])
+    # Names that transformers does not look for: give it the weights under its own.
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    model = Qwen2_5_VLForConditionalGeneration(config).float()
+    unread = set(model.state_dict())
+    for file in files:
+        with safe_open(file, "pt") as tensors:
+            for name in names(file):
+                own = name.removeprefix(_OTHER_DECODER)
+                own = f"model.language_model.{own[6:]}" if own.startswith("model.") else own
+                own = f"model.{own}" if own.startswith("visual.") else own
+                model.load_state_dict({own: tensors.get_tensor(name).float()}, strict=False)
+                unread.discard(own)
+    model.tie_weights()
+    if config.tie_word_embeddings:
+        unread.discard("lm_head.weight")
+    return model.eval(), sorted(unread)
+
+
+_OTHER_DECODER = "language_model."
+"""What the names of a decoder's weights begin with in folders of other libraries."""
 
 
 def validate_vlm(

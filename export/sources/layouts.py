@@ -178,6 +178,16 @@ def write_settings(path: Path, settings: dict[str, Any]) -> None:
 
 def _uniform_rope(config: dict[str, Any], path: Path) -> dict[str, Any]:
     """Return settings with ``rope_theta`` and ``rope_scaling`` in place of ``rope_parameters``."""
+    scaling = config.get("rope_scaling")
+    if isinstance(scaling, dict) and "rope_theta" in scaling:
+        # Version 4.57 would overlook it.
+        config = config | {"rope_scaling": {k: v for k, v in scaling.items() if k != "rope_theta"}}
+        if config.get("rope_theta", scaling["rope_theta"]) != scaling["rope_theta"]:
+            raise GranAlignError(
+                f"{path}: got rope_theta {config['rope_theta']!r}, and {scaling['rope_theta']!r} "
+                f"in rope_scaling, expected one value; delete the wrong one"
+            )
+        config["rope_theta"] = scaling["rope_theta"]
     if "rope_parameters" not in config:
         return config
     config = dict(config)

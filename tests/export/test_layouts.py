@@ -145,6 +145,17 @@ def test_older_settings_go_before_newer_ones_beside_them(tmp_path: Path) -> None
     assert settings["rope_theta"] == 7.0
 
 
+def test_a_base_among_the_scaling(tmp_path: Path) -> None:
+    """Version 5 takes it from there, and version 4.57 from outside."""
+    plain = {key: value for key, value in LLAMA.items() if key != "rope_theta"}
+    scaling = {"rope_scaling": LLAMA3_ROPE | {"rope_theta": 5e5}}
+    expected = LLAMA | {"rope_theta": 5e5, "rope_scaling": LLAMA3_ROPE}
+    assert uniform_config(plain | scaling, tmp_path) == expected
+    assert uniform_config(expected | scaling, tmp_path) == expected
+    with pytest.raises(GranAlignError, match=r"rope_theta 10000.0, and 500000.0 in rope_scaling"):
+        uniform_config(LLAMA | scaling, tmp_path)
+
+
 def test_longrope_as_version_4_wants_it(tmp_path: Path) -> None:
     factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
     parameters = factors | {
