@@ -104,19 +104,22 @@ host-time: cuda-provider
 
 # TensorRT's Python bindings are a small wheel; its libraries are large. The bindings are loaded on
 # stubs of the nine functions that they need, and every class, flag and signature that we use is
-# compared with theirs.
-TENSORRT_BINDINGS := tensorrt-cu13-bindings==10.16.1.11
+# compared with theirs: of the version that ONNX Runtime's provider is built for, and of the newest.
+TENSORRT_BINDINGS := 10.16.1.11 11.4.0.106
 tensorrt-bindings: .venv/.test
 	@command -v gcc >/dev/null || \
 	  { echo "gcc is not on the PATH: TensorRT's bindings not compared"; exit 0; }; \
-	mkdir -p out/tensorrt; \
-	$(PIP) --no-deps --upgrade --target out/tensorrt $(TENSORRT_BINDINGS); \
-	for library in nvinfer nvinfer_plugin nvonnxparser; do \
-	  gcc -shared -fPIC -Wl,-soname,lib$$library.so.10 -o out/tensorrt/lib$$library.so.10 \
-	    tests/helpers/tensorrt_stubs.c; \
-	done; \
-	GRANALIGN_TENSORRT_BINDINGS=out/tensorrt GRANALIGN_FORBID_SKIPS=1 \
-	  $(BIN)/pytest -q tests/runtime/test_tensorrt_bindings.py
+	for version in $(TENSORRT_BINDINGS); do \
+	  major=$${version%%.*}; folder=out/tensorrt-$$major; mkdir -p $$folder; \
+	  $(PIP) --no-deps --upgrade --target $$folder tensorrt-cu13-bindings==$$version; \
+	  for library in nvinfer nvinfer_plugin nvonnxparser; do \
+	    gcc -shared -fPIC -Wl,-soname,lib$$library.so.$$major -DMAJOR=$$major \
+	      -o $$folder/lib$$library.so.$$major tests/helpers/tensorrt_stubs.c; \
+	  done; \
+	  echo "TensorRT $$version"; \
+	  GRANALIGN_TENSORRT_BINDINGS=$$folder GRANALIGN_FORBID_SKIPS=1 \
+	    $(BIN)/pytest -q tests/runtime/test_tensorrt_bindings.py; \
+	done
 
 # Peers that need torch take part if `make test-optimum` has set up their environment. To publish:
 # make bench BENCH_OUT=bench/results BENCH_PAGE=bench/RESULTS.md
