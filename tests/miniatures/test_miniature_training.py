@@ -112,6 +112,31 @@ def test_packed_questions_equal_lone_prompts() -> None:
 
 
 @pytest.mark.needs_torch
+def test_measured_answers_are_those_of_the_training() -> None:
+    """The measurement places a frame as the training does, in every version of transformers."""
+    torch = pytest.importorskip("torch")
+    from granalign_fast.miniatures import measure, train_vlm, vlm
+
+    model, texts = vlm.build(0).eval(), vlm.Prompts()
+    drawn = pool.draw(2, 1, grid=4)
+    answers = texts.tokenizer.convert_tokens_to_ids(["no", "yes"])
+    prompt = prompts.recognition("a red circle")
+    head = texts.suffix(prompt)
+    # The training's own positions, and rows of one question each.
+    (yes,) = texts.tokenizer.convert_tokens_to_ids(["yes"])
+    rows = [packing.Row([head], [packing.Segment(0, [], [yes])]) for _ in drawn.scenes]
+    packed = packing.pack(rows, root=texts.root, first=texts.first)
+    with torch.no_grad():
+        features = vlm.ImageTower(model)(torch.from_numpy(vlm.patches(drawn.frames)))
+        spoken = train_vlm.Speaker(model, texts)(features, packed)
+        logits = model.lm_head(spoken.last)[:, len(head) - 1, answers]
+        model.model.language_model.config._attn_implementation = "sdpa"
+    expected = logits.softmax(-1)[:, 1].numpy()
+    shares = measure._yes(model, texts.tokenizer, drawn, [prompt] * len(rows))
+    np.testing.assert_allclose(shares, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.needs_torch
 def test_captions_spare_the_words_of_pairs_never_drawn() -> None:
     """A caption spares the first word that would differ for a scene with such a pair."""
     pytest.importorskip("transformers")
