@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.layouts import save_as_version_5
 from helpers.tiny_bert import config, edit_json, pickled_weights
 from helpers.tiny_llm import (
     BOS,
@@ -184,6 +186,21 @@ def test_the_manifest_is_that_of_any_language_model(exported: Saved, name: str) 
     for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         copied = (exported(name) / file).read_bytes()
         assert copied == (exported(name).parent / name / file).read_bytes()
+
+
+@needs_optimum
+@pytest.mark.parametrize("name", ["gemma2", "llama-yarn", "phi3-longrope"])
+def test_the_layout_of_version_5(saved: Saved, tmp_path: Path, name: str) -> None:
+    source = shutil.copytree(saved(name), tmp_path / "source")
+    save_as_version_5(source)
+    if name == "phi3-longrope":  # version 5 also writes these
+        rope = json.loads((source / "config.json").read_text())["rope_parameters"]
+        rope |= {"original_max_position_embeddings": SHORT, "partial_rotary_factor": 1.0}
+        edit_json(source / "config.json", rope_parameters=rope)
+    model, prompts = CausalLM(export_llm(source, tmp_path / "out"), threads=1), prompts_of(60, 9)
+    assert model.manifest.context == CONTEXTS.get(name, CONTEXT)
+    expected = source_logits(saved(name), prompts)
+    np.testing.assert_allclose(model.logits(prompts), expected, atol=1e-4, rtol=0)
 
 
 @needs_optimum
