@@ -20,6 +20,11 @@ from granalign_fast.export.checks.encoder import (
     raise_mismatches,
 )
 from granalign_fast.export.checks.sentences import VALIDATION
+from granalign_fast.export.checks.transformers_calls import (
+    load_image_processor,
+    pooled,
+    processor_name,
+)
 from granalign_fast.export.graphs.clip_shapes import ImageShape, Levels, TextShape
 from granalign_fast.export.graphs.clip_towers import write_towers
 from granalign_fast.export.sources.checkpoint import Checkpoint
@@ -29,6 +34,11 @@ from granalign_fast.export.sources.folder import (
     read_tokenizer,
     source_name,
     tool_versions,
+)
+from granalign_fast.export.sources.layouts import (
+    image_settings,
+    uniform_config,
+    uniform_folder,
 )
 from granalign_fast.files import appearing, sha256_of
 from granalign_fast.models.frame_encoder import FrameEncoder, Preprocessing
@@ -40,6 +50,7 @@ from .specs import (
     CLIP_PRECISIONS,
     CLIP_PROCESSORS,
     PRECISIONS,
+    PREPROCESSOR,
     ClipFamily,
     Tolerance,
 )
@@ -145,17 +156,18 @@ class _Reference:
         except ImportError:
             raise MissingExtraError("exporting CLIP", "optimum") from None
         try:
-            model, report = getattr(transformers, family.model).from_pretrained(
-                folder,
-                local_files_only=True,
-                use_safetensors=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-            processor = transformers.AutoImageProcessor.from_pretrained(
-                folder, local_files_only=True, use_fast=False
-            )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            with uniform_folder(folder) as uniform:
+                model, report = getattr(transformers, family.model).from_pretrained(
+                    uniform,
+                    local_files_only=True,
+                    use_safetensors=True,
+                    dtype=torch.float32,
+                    output_loading_info=True,
+                )
+                processor = load_image_processor(uniform, local_files_only=True)
+                tokenizer = transformers.AutoTokenizer.from_pretrained(
+                    uniform, local_files_only=True
+                )
         except Exception as error:  # a damaged or foreign file can raise anything in transformers
             raise GranAlignError(
                 f"{folder}: transformers cannot load it ({one_line(error)}); "
@@ -197,10 +209,10 @@ class _Reference:
         """
         processor = self.image_processor
         size = int(self.model.config.vision_config.image_size)
-        if type(processor).__name__ not in CLIP_PROCESSORS:
+        if (name := processor_name(processor)) not in CLIP_PROCESSORS:
             raise GranAlignError(
-                f"{self.folder}: got the image processor {type(processor).__name__}, expected one "
-                f"of {CLIP_PROCESSORS}; choose a model that uses it"
+                f"{self.folder}: got the image processor {name}, expected one of "
+                f"{CLIP_PROCESSORS}; choose a model that uses it"
             )
         # A size is a shortest edge, or height and width.
         shape = dict(processor.size)
@@ -247,8 +259,8 @@ class _Reference:
         )
         with torch.inference_mode():
             rows = {
-                "image": self.model.get_image_features(pixels["pixel_values"]).numpy(),
-                "text": self.model.get_text_features(texts["input_ids"]).numpy(),
+                "image": pooled(self.model.get_image_features(pixels["pixel_values"])).numpy(),
+                "text": pooled(self.model.get_text_features(texts["input_ids"])).numpy(),
             }
         for tower, x in rows.items():
             if not np.isfinite(x).all():
@@ -302,13 +314,17 @@ def _validate(
 
 def _read_config(folder: Path) -> dict[str, Any]:
     """Read ``config.json``, and raise unless the folder holds a CLIP or a SigLIP."""
-    for name in ("config.json", "preprocessor_config.json"):
-        if not (folder / name).is_file():
+    for name, there in (
+        ("config.json", (folder / "config.json").is_file()),
+        (PREPROCESSOR, image_settings(folder)[0] is not None),
+    ):
+        if not there:
             raise GranAlignError(
                 f"{folder}: no {name}; expected a transformers folder of CLIP or SigLIP with "
-                f"config.json, preprocessor_config.json, tokenizer.json and model.safetensors"
+                f"config.json, {PREPROCESSOR} or processor_config.json, tokenizer.json and "
+                f"model.safetensors; copy or download the model again"
             )
-    config = read_object(folder / "config.json")
+    config = uniform_config(read_object(folder / "config.json"), folder / "config.json")
     if config.get("model_type") not in CLIP_FAMILIES:
         raise GranAlignError(
             f"{folder}: got a {config.get('model_type')!r} model, expected one of "

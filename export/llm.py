@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -135,8 +134,7 @@ def complete(
     Returns:
         The manifest, with no measured errors yet.
     """
-    for path in model.files():
-        shutil.copyfile(path, folder / path.name)
+    model.copy_files(folder)
     model.write_generation_config(folder)
     shape = model.shape
     manifest = kind(

@@ -100,7 +100,7 @@ def export_tensorrt(
         typer.Argument(help="A new folder for a copy with engines. Default: FOLDER itself."),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="fp32, fp16 or bf16. Default: that of the folder.")
+        str | None, typer.Option(help="fp32 or fp16; it must be that of the folder.")
     ] = None,
     device: Annotated[str, typer.Option(help="tensorrt, tensorrt:1, ...")] = "tensorrt",
 ) -> None:

@@ -245,7 +245,7 @@ def test_other_architectures_need_optimum(
     assert entries(tmp_path) == ["source"]
 
 
-@pytest.mark.needs_torch
+@pytest.mark.needs_optimum
 @pytest.mark.filterwarnings("ignore")
 def test_optimum_exports_other_activations(tmp_path: Path) -> None:
     pytest.importorskip("optimum.exporters.onnx")
