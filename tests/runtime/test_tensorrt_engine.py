@@ -17,7 +17,9 @@ import pytest
 from helpers import fake_cupy, fake_tensorrt
 from helpers.tiny_bert import flip_byte, write_tiny_bert
 from helpers.tiny_vlm import frames_of, write_unchecked_vlm
+from typer.testing import CliRunner
 
+from granalign_fast.cli.export import export_app
 from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.export.sentence_encoder import export_sentence_encoder
 from granalign_fast.export.tensorrt import build_engine, export_tensorrt
@@ -389,10 +391,6 @@ def test_timings_are_cached_for_this_machine(exported: dict[str, Path], tmp_path
 
 
 def test_the_command(exported: dict[str, Path], tmp_path: Path) -> None:
-    from typer.testing import CliRunner
-
-    from granalign_fast.cli.export import export_app
-
     out = tmp_path / "out"
     result = CliRunner().invoke(
         export_app, ["tensorrt", str(exported["fp32"]), str(out), "--precision", "fp32"]
