@@ -41,29 +41,23 @@ def models_list(as_json: Json = False) -> None:
     from granalign_fast.output.tables import show
 
     table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("model", overflow="fold")
+    table.add_column("", overflow="fold")
     table.add_column("precision", no_wrap=True)
     for name in ("fetch", "disk", "memory"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("licence")
-    table.add_column("languages")
     for record in records:
         table.add_row(
             f"{record['name']}: {record['machine']}", record["precision"], *_sizes(record)
         )
         for model in record["models"]:
+            table.add_row(f"  {model['name']}", model["precision"], *_sizes(model))
             licence = model["licence"] + " *" * (not model["licence_verified"])
-            table.add_row(
-                f"  {model['name']}",
-                model["precision"],
-                *_sizes(model),
-                licence + ", gated" * model["gated"],
-                model["languages"],
-            )
+            gated = ", gated" * model["gated"]
+            table.add_row(f"    {licence}{gated}; {_spoken(model['languages'])}")
     show(table)
     typer.echo(
-        "computed, not measured; GB are 10^9 bytes; memory is for the default batches, of all "
-        "models at once\n* the licence is from memory: read the model's card"
+        "in GB of 10^9 bytes, computed, not measured; memory is that of all models at once, with the "
+        "default batches\n* the licence is from memory: read the model's card"
     )
 
 
@@ -104,7 +98,12 @@ def set_record(models: ModelSet) -> dict[str, Any]:
 
 
 def _sizes(record: dict[str, Any]) -> Iterator[str]:
-    return (f"{record[f'{name}_bytes'] / 1e9:.1f} GB" for name in ("download", "disk", "memory"))
+    return (f"{record[f'{name}_bytes'] / 1e9:.1f}" for name in ("download", "disk", "memory"))
+
+
+def _spoken(languages: str) -> str:
+    """Return the languages as a part of a line: ``"English"``, ``"119 languages"``."""
+    return languages if languages[0].isupper() else f"{languages} languages"
 
 
 @models_app.command("get")
