@@ -56,7 +56,7 @@ def models_list(as_json: Json = False) -> None:
             table.add_row(f"    {licence}{gated}; {_spoken(model['languages'])}")
     show(table)
     typer.echo(
-        "in GB of 10^9 bytes, computed, not measured; memory is that of all models at once, with the "
+        "in GB of 10^9 bytes, computed, not measured; memory is of all models at once, with the "
         "default batches\n* the licence is from memory: read the model's card"
     )
 
