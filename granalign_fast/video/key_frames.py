@@ -50,17 +50,24 @@ def key_frame_before(video: Video, info: VideoInfo, start: float, *, exact: bool
 def find_key_frame(video: Video, limit: Fraction) -> int:
     """Return the PTS of the last key frame up to `limit`; the file's position moves.
 
+    It is below the container's start where an edit list hides it, as in a trimmed MP4.
+
     Raises:
         GranAlignError: there is no key frame up to `limit`.
     """
-    key = None
+    key = before = None
     for packet in packets_from_key_frame(video, math.floor(limit)):
         if packet.pts is None:
             continue
-        if packet.is_keyframe and not packet.is_discard and packet.pts <= limit:
-            key = packet.pts
-        elif key is not None and (packet.pts if packet.dts is None else packet.dts) > limit:
+        if packet.is_keyframe and packet.pts <= limit:
+            # An edit list may begin inside a GOP: it hides the key frame from which that decodes.
+            if packet.is_discard:
+                before = packet.pts
+            else:
+                key = packet.pts
+        elif (packet.pts if packet.dts is None else packet.dts) > limit:
             break  # packets are in DTS order: no later one has a PTS up to the limit
+    key = before if key is None else key
     if key is None:
         raise GranAlignError(f"{video.path}: no key frame at the start or before it")
     return key
