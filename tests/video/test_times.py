@@ -6,11 +6,17 @@ where the picture begins. `helpers.times.check_times` judges them without any of
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
 from helpers.ffmpeg import ffmpeg
-from helpers.times import check_times, numbered_frames, raw_input
+from helpers.times import check_times, frames_of, numbered_frames, raw_input
+from helpers.videos import read
+
+from granalign_fast.video.cutting import cut
+from granalign_fast.video.frames import probe
 
 SECONDS = 6
 X264 = "-c:v libx264 -preset veryfast -g 50 -bf 3 -pix_fmt yuv420p"
@@ -128,3 +134,31 @@ def test_every_frame_is_the_one_that_is_shown(tmp_path: Path, name: str) -> None
     shown = check_times(path, 1.0)
     assert len(shown) >= 0.55 * frames
     check_times(path, 0.37, shown)
+
+
+def test_gif_delays_are_those_of_browsers(tmp_path: Path) -> None:
+    """They show a picture whose delay is below 2 hundredths of a second for 10."""
+    path, out = tmp_path / "a.gif", tmp_path / "b.mkv"
+    ffmpeg(*raw_input("25"), path, data=numbered_frames(60))
+    data, delays, at = bytearray(path.read_bytes()), [], 0
+    # A graphic control extension: 21 f9 04, flags, the delay in 2 bytes, a colour, 0.
+    while (at := data.find(b"\x21\xf9\x04", at)) >= 0:
+        if data[at + 7] == 0:
+            delays.append((0, 1, 2, 3, 40)[len(delays) % 5])
+            data[at + 4 : at + 6] = delays[-1].to_bytes(2, "little")
+        at += 8
+    path.write_bytes(data)
+    assert len(delays) == 60
+    ends = list(accumulate(delay / 100 if delay >= 2 else 0.1 for delay in delays))
+    times = [0.0, *ends[:-1]]
+    assert probe(path).duration == pytest.approx(ends[-1])
+    frames = frames_of(path, 0.5)
+    for frame in frames[:-1]:
+        number = bisect_right(times, frame.clip * 0.5 + 0.25) - 1
+        assert read(frame.image) == number and frame.time == pytest.approx(times[number])
+    assert len(frames) == -(-ends[-1] // 0.5)
+    # A cut has the same clock.
+    cut(path, times[30], times[40], out, exact=True)
+    for frame in frames_of(out, 0.5)[:-1]:
+        number = bisect_right(times, times[30] + frame.clip * 0.5 + 0.25) - 1
+        assert read(frame.image) == number
