@@ -81,10 +81,15 @@ def sources(folder: Path) -> list[Path]:
         render(folder / "d.ts", times, gop=20, bframes=3, start=Fraction(7, 5)),
         render(folder / "e.avi", times, codec="mpeg4", gop=12, time_base=Fraction(1, RATE)),
         render(folder / "f.webm", times, codec="libvpx-vp9", options={"deadline": "realtime"}),
+        render(folder / "g.flv", times, gop=25, bframes=2, tone=SECONDS),
+        render(folder / "h.gif", times, codec="gif", pix_fmt="gray"),
+        render(folder / "i.mov", times, codec="libx265", gop=25, bframes=2, muxing=FRAGMENTS),
+        render(folder / "j.vob", times, codec="mpeg2video", gop=12, time_base=Fraction(1, RATE)),
     ]
 
 
-SOURCES = 6
+SOURCES = 10
+FRAGMENTS = {"movflags": "frag_keyframe+empty_moov"}
 
 
 def mutate(rng: random.Random, source: Path) -> tuple[bytes, bool]:
