@@ -1,6 +1,7 @@
 """Read hundreds of damaged videos: ``cd tests && python -m helpers.fuzz_videos 500 [SEED]``.
 
-Every file is read in its own process, with 2 GB of memory and 10 seconds. The result must be a
+Every file is read in its own process, with 2 GB of memory and 10 seconds of a processor (and 60
+by the wall, so that a busy machine is no hang). The result must be a
 `GranAlignError`, or frames whose clips count up and whose times lie before their clips' ends. If
 only pictures are damaged and no time stamps, the times must also belong to the pictures.
 """
@@ -26,7 +27,7 @@ from granalign_fast.video.frames import DamagedVideoWarning, probe, read_frames
 from helpers.videos import Image, constant, draw, read, render
 
 RATE, SECONDS, CLIP = 25, 8, 1.0
-MEMORY, LIMIT = 2 * 2**30, 10
+MEMORY, LIMIT, WALL_LIMIT = 2 * 2**30, 10, 60
 MAX_CLIPS = 5000
 """Clips to read of a file: a damaged header may claim any length for the last picture."""
 OUTCOMES = {0: "all frames", 1: "frames and a warning", 2: "refused"}
@@ -162,7 +163,8 @@ def limited(path: Path, whole_times: bool) -> str:
 
     def work() -> int:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        signal.alarm(LIMIT)
+        signal.setitimer(signal.ITIMER_PROF, LIMIT)
+        signal.alarm(WALL_LIMIT)
         return check(path, whole_times)
 
     code = in_a_fork(work)
