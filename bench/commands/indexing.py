@@ -63,7 +63,7 @@ def index_once(checkout: Path, video: Path, scratch: Path) -> tuple[float, float
     """Index a video with the code of a checkout; return wall and processor time in seconds."""
     out = scratch / "out"
     environment = os.environ | {"PYTHONPATH": str(checkout), "XDG_CACHE_HOME": str(scratch)}
-    line = ("index", str(video), "--models", "miniatures", "--out", str(out), "-q")
+    line = ("index", str(video), "--models", "miniatures", "--out", str(out))
     before, begin = os.times(), time.perf_counter()
     subprocess.run(
         (sys.executable, "-m", "granalign_fast", *line),
@@ -71,6 +71,7 @@ def index_once(checkout: Path, video: Path, scratch: Path) -> tuple[float, float
         env=environment,
         check=True,
         stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     wall, after = time.perf_counter() - begin, os.times()
     shutil.rmtree(out)
