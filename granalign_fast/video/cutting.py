@@ -43,7 +43,8 @@ class Cut:
 
     Attributes:
         path: the file.
-        start: second of the source at which the file begins, counted as in `read_frames`.
+        start: second of the source at which the file begins, counted as in `read_frames`. It is
+            below 0 where a copy begins with pictures that an edit list hides, as in a trimmed MP4.
         end: second of the source at which the file ends.
         copied: True if the video was copied, False if it was encoded.
         left_out: a line for each stream of the source that the file lacks, with the reason, and
