@@ -3,60 +3,30 @@
 from __future__ import annotations
 
 import gc
-import hashlib
-import json
+import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from granalign_fast.errors import GranAlignError, MissingExtraError, one_line
-from granalign_fast.export.checks.encoder import (
-    check_precision,
-    compare_embeddings,
-    raise_mismatches,
+from granalign_fast.export.checks.encoder import check_precision, checked_layers
+from granalign_fast.export.checks.frame_encoder import (
+    numpy_embeddings,
+    token_ids,
+    transformers_embeddings,
+    validate_clip,
 )
-from granalign_fast.export.checks.sentences import VALIDATION
-from granalign_fast.export.checks.transformers_calls import (
-    load_image_processor,
-    pooled,
-    processor_name,
-)
-from granalign_fast.export.graphs.clip_shapes import ImageShape, Levels, TextShape
+from granalign_fast.export.checks.tokens import check_token_ids
+from granalign_fast.export.checks.transformers import compares, finish
 from granalign_fast.export.graphs.clip_towers import write_towers
-from granalign_fast.export.sources.checkpoint import Checkpoint
-from granalign_fast.export.sources.folder import (
-    quiet,
-    read_object,
-    read_tokenizer,
-    source_name,
-    tool_versions,
-)
-from granalign_fast.export.sources.layouts import (
-    image_settings,
-    uniform_config,
-    uniform_folder,
-)
+from granalign_fast.export.sources.clip import ClipSource
+from granalign_fast.export.sources.folder import source_name, tool_versions
 from granalign_fast.files import appearing, sha256_of
-from granalign_fast.models.frame_encoder import FrameEncoder, Preprocessing
 from granalign_fast.models.manifest import FrameEncoderManifest
-from granalign_fast.models.sources import resolve_model, weights_file
+from granalign_fast.models.sources import resolve_model
 
-from .specs import (
-    CLIP_FAMILIES,
-    CLIP_PRECISIONS,
-    CLIP_PROCESSORS,
-    PRECISIONS,
-    PREPROCESSOR,
-    ClipFamily,
-    Tolerance,
-)
-
-_FRAME_SIZES = ((360, 640), (640, 360), (240, 321), (97, 97), (31, 57), (500, 60))
-"""Height and width of the validation frames: video, portrait, odd, tiny."""
+from .progress import Written, watch
+from .space import check_space, encoder_bytes
+from .specs import CLIP_PRECISIONS, PRECISIONS, Tolerance
 
 
 def export_clip(
@@ -64,270 +34,104 @@ def export_clip(
     out: str | Path,
     *,
     precision: str = "fp32",
+    check: bool | None = None,
     progress: Callable[[str], None] | None = None,
+    written: Written | None = None,
 ) -> Path:
     """Export CLIP or SigLIP to `out`: both towers, ``tokenizer.json``, ``manifest.json``.
 
     ``image.onnx`` takes `graph_contract.FRAMES`, ``text.onnx`` takes `graph_contract.INPUT_IDS`.
-    Both give `graph_contract.EMBEDDINGS`, which the graph normalises. The export is compared with
-    transformers, from frames and sentences to embeddings, before the folder gets its name. On
-    failure nothing is left behind.
+    Both give `graph_contract.EMBEDDINGS`, which the graph normalises.
+
+    The export is checked against NumPy: all layers of a small model, the first ones of a large one.
+    If torch and transformers are installed, it is compared with transformers, from frames and
+    sentences to embeddings. Only then does the folder get its name. On failure nothing is left
+    behind.
 
     Args:
         source: a folder as transformers saves it, with safetensors, a fast tokenizer and
             ``preprocessor_config.json``; or a hub id as for `resolve_model`.
         out: a folder to write; it must not exist.
         precision: ``"fp32"`` or ``"fp16"``; embeddings are float32 in both.
+        check: whether to compare with transformers; None to do so if it is installed.
         progress: called with the name of each step as it begins.
+        written: called as weights are written.
 
     Raises:
-        GranAlignError: the source is of another kind or damaged, `out` exists, or the exported
-            model is too far from its source.
-        MissingExtraError: torch or transformers is not installed.
+        GranAlignError: the source is of another kind or damaged, `out` exists, the disk is too
+            small, or the exported model is too far from its source.
+        MissingExtraError: `check` is True, and torch or transformers is not installed.
     """
     tell = progress or (lambda step: None)
     check_precision(precision, CLIP_PRECISIONS)
+    compared, expected = compares(check), None
     out = Path(out)
     # Read and check the source's settings.
     tell("reading")
     folder = resolve_model(source)
-    config = _read_config(folder)
-    family = CLIP_FAMILIES[config["model_type"]]
-    weights_sha256 = sha256_of(weights_file(folder))
-    text_tokenizer = read_tokenizer(folder)
-    with appearing(out) as draft, quiet():
-        # Run the source: it gives the settings of our graphs and the expected embeddings.
-        reference = _Reference.load(folder, family)
-        tokenizer_json = reference.prepare_tokenizer(text_tokenizer, family)
-        (draft / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
-        preprocessing, levels = asdict(reference.preprocessing()), reference.levels()
-        expected = reference.embed()
-        max_tokens = reference.max_tokens
-        sizes = {tower: rows.shape[1] for tower, rows in expected.items()}
-        shapes = reference.shapes(sizes, levels)
-        # Free the source before the towers need memory. Cycles inside torch hold it until a
-        # collection.
-        del reference
-        gc.collect()
-        # Write both towers, and the manifest of all that shapes an embedding.
+    model = ClipSource.read(folder)
+    check_token_ids(
+        folder, lambda texts: token_ids(model, texts), model.text.words, model.text.tokens
+    )
+    check_space(out, encoder_bytes(model.checkpoint, 2 if precision == "fp16" else 4))
+    tolerance = PRECISIONS[precision].tolerance
+    with appearing(out) as draft:
+        if compared:
+            tell("running the source")
+            expected = transformers_embeddings(model)
+            # Free the source before the towers need memory. Cycles inside torch hold it until a
+            # collection.
+            gc.collect()
+        # A large model's first layers are checked first, in a folder of their own.
+        layers, self_check = checked_layers(model.checkpoint), {}
+        if layers:
+            tell("checking the first layers")
+            self_check = _check_first(model, draft / "check", precision, layers, tolerance)
         tell("writing the graphs")
-        write_towers(draft, config["model_type"], shapes, Checkpoint(folder), precision)
-        settings = [weights_sha256, tokenizer_json, config, preprocessing | asdict(levels)]
-        manifest = FrameEncoderManifest(
-            source=source_name(source, folder),
-            weights_sha256=weights_sha256,
-            source_sha256=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
-            files={path.name: sha256_of(path) for path in sorted(draft.iterdir())},
-            precision=precision,
-            dim=expected["image"].shape[1],
-            max_tokens=max_tokens,
-            preprocessing=preprocessing,
-            tools=tool_versions(),
-            validation={},
-        )
-        manifest.write(draft)
-        # Compare; the manifest then gets the measured errors.
-        tell("comparing with the source")
-        measured = _validate(draft, expected, PRECISIONS[precision].tolerance)
-        replace(manifest, validation=measured).write(draft)
+        watch(model.checkpoint, written)
+        manifest = _write(model, draft, precision, source_name(source, folder))
+        watch(model.checkpoint, None)
+        if not layers:
+            tell("checking the layers")
+            self_check = validate_clip(draft, numpy_embeddings(model), tolerance, manifest)
+        measured = self_check
+        if expected is not None:
+            tell("comparing with the source")
+            measured = validate_clip(draft, expected, tolerance, manifest)
+        finish(manifest, draft, compared=compared, measured=measured, self_check=self_check)
     return out
 
 
-@dataclass(frozen=True)
-class _Reference:
-    """The source as transformers runs it: its settings, and the embeddings to compare with."""
-
-    folder: Path
-    model: Any
-    image_processor: Any
-    tokenizer: Any
-
-    @classmethod
-    def load(cls, folder: Path, family: ClipFamily) -> _Reference:
-        """Load model, image processor and tokenizer.
-
-        Raises:
-            GranAlignError: transformers cannot load them, or weights are missing.
-            MissingExtraError: torch or transformers is not installed.
-        """
-        try:
-            import torch
-            import transformers
-        except ImportError:
-            raise MissingExtraError("exporting CLIP", "optimum") from None
-        try:
-            with uniform_folder(folder) as uniform:
-                model, report = getattr(transformers, family.model).from_pretrained(
-                    uniform,
-                    local_files_only=True,
-                    use_safetensors=True,
-                    dtype=torch.float32,
-                    output_loading_info=True,
-                )
-                processor = load_image_processor(uniform, local_files_only=True)
-                tokenizer = transformers.AutoTokenizer.from_pretrained(
-                    uniform, local_files_only=True
-                )
-        except Exception as error:  # a damaged or foreign file can raise anything in transformers
-            raise GranAlignError(
-                f"{folder}: transformers cannot load it ({one_line(error)}); "
-                f"copy or download the model again"
-            ) from None
-        # transformers would fill missing weights with random numbers.
-        if absent := sorted(report["missing_keys"]):
-            raise GranAlignError(
-                f"{folder / 'model.safetensors'}: lacks {len(absent)} tensors, such as "
-                f"{absent[0]}; copy or download the model again"
-            )
-        return cls(folder, model.eval(), processor, tokenizer)
-
-    @property
-    def max_tokens(self) -> int:
-        """Length of the longest text in tokens, special tokens included."""
-        return int(self.model.config.text_config.max_position_embeddings)
-
-    def prepare_tokenizer(self, tokenizer: Any, family: ClipFamily) -> str:
-        """Return a `tokenizers.Tokenizer` as JSON, with the model's length and padding in it."""
-        tokenizer.enable_truncation(self.max_tokens)
-        if family.padded:
-            tokenizer.enable_padding(
-                direction=self.tokenizer.padding_side,
-                length=self.max_tokens,
-                pad_id=self.tokenizer.pad_token_id,
-                pad_token=self.tokenizer.pad_token,
-            )
-        else:
-            tokenizer.no_padding()
-        text: str = tokenizer.to_str()
-        return text
-
-    def preprocessing(self) -> Preprocessing:
-        """Return how the model's image processor resizes and crops frames.
-
-        Raises:
-            GranAlignError: it is another processor, or its pixels do not fit the model.
-        """
-        processor = self.image_processor
-        size = int(self.model.config.vision_config.image_size)
-        if (name := processor_name(processor)) not in CLIP_PROCESSORS:
-            raise GranAlignError(
-                f"{self.folder}: got the image processor {name}, expected one of "
-                f"{CLIP_PROCESSORS}; choose a model that uses it"
-            )
-        # A size is a shortest edge, or height and width.
-        shape = dict(processor.size)
-        edges = shape.get("shortest_edge"), shape.get("height"), shape.get("width")
-        resize = tuple(edge for edge in edges if edge)
-        crop = resize
-        if getattr(processor, "do_center_crop", False):
-            crop = processor.crop_size["height"], processor.crop_size["width"]
-        if not processor.do_resize or crop != (size, size) or min(resize, default=0) < size:
-            raise GranAlignError(
-                f"{self.folder / 'preprocessor_config.json'}: got frames resized to {shape} and "
-                f"cut to {crop}, expected pixels of {size} x {size}, as the model's config says"
-            )
-        return Preprocessing(
-            resize=resize,
-            crop=crop,
-            resample=int(processor.resample),
-        )
-
-    def levels(self) -> Levels:
-        """Return how the model's image processor scales and shifts bytes."""
-        processor = self.image_processor
-        return Levels(
-            rescale=float(processor.rescale_factor) if processor.do_rescale else 1.0,
-            mean=tuple(processor.image_mean) if processor.do_normalize else (0.0,) * 3,
-            std=tuple(processor.image_std) if processor.do_normalize else (1.0,) * 3,
-        )
-
-    def embed(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Return the source's embeddings of `validation_frames` and `VALIDATION`, of unit length.
-
-        Raises:
-            GranAlignError: an embedding is not finite.
-        """
-        import torch
-
-        pixels = self.image_processor(images=validation_frames(), return_tensors="pt")
-        texts = self.tokenizer(
-            list(VALIDATION),
-            padding="max_length",
-            truncation=True,
-            max_length=self.max_tokens,
-            return_tensors="pt",
-        )
-        with torch.inference_mode():
-            rows = {
-                "image": pooled(self.model.get_image_features(pixels["pixel_values"])).numpy(),
-                "text": pooled(self.model.get_text_features(texts["input_ids"])).numpy(),
-            }
-        for tower, x in rows.items():
-            if not np.isfinite(x).all():
-                raise GranAlignError(
-                    f"{self.folder / 'model.safetensors'}: gives {tower} embeddings with NaN or "
-                    f"infinity; copy or download the model again"
-                )
-        return {tower: x / np.linalg.norm(x, axis=1, keepdims=True) for tower, x in rows.items()}
-
-    def shapes(self, sizes: dict[str, int], levels: Levels) -> tuple[ImageShape, TextShape]:
-        """Return the shapes of both towers; `sizes` are those of their embeddings."""
-        config = self.model.config
-        image = ImageShape.from_config(config.vision_config, sizes["image"], levels)
-        return image, TextShape.from_config(config.text_config, sizes["text"])
+def _write(model: ClipSource, folder: Path, precision: str, name: str) -> FrameEncoderManifest:
+    """Write both towers and the tokenizer; return the manifest of all that shapes an embedding."""
+    (folder / "tokenizer.json").write_text(model.tokenizer_json, encoding="utf-8")
+    shapes = model.image, model.text
+    write_towers(folder, model.family, shapes, model.checkpoint, precision)
+    return FrameEncoderManifest(
+        source=name,
+        weights_sha256=model.weights_sha256,
+        source_sha256=model.sha256,
+        files={path.name: sha256_of(path) for path in sorted(folder.iterdir())},
+        precision=precision,
+        dim=model.image.out,
+        max_tokens=model.text.tokens,
+        preprocessing=asdict(model.preprocessing),
+        tools=tool_versions(),
+        validation={},
+    )
 
 
-def validation_frames() -> list[npt.NDArray[np.uint8]]:
-    """Return different frames (height, width, 3) of coloured blocks, in several sizes."""
-    frames = []
-    for seed, (height, width) in enumerate(_FRAME_SIZES):
-        blocks = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), np.uint8)
-        frames.append(
-            blocks[np.ix_(np.arange(height) * 5 // height, np.arange(width) * 5 // width)]
-        )
-    return frames
-
-
-def _validate(
-    draft: Path, expected: dict[str, npt.NDArray[np.float32]], tolerance: Tolerance
+def _check_first(
+    model: ClipSource, folder: Path, precision: str, layers: int, tolerance: Tolerance
 ) -> dict[str, float]:
-    """Compare a folder with its source: frames and sentences in, embeddings out.
-
-    Returns:
-        The errors of `compare_embeddings`, by tower.
-    """
-    encoder = FrameEncoder(draft, device="cpu")
-    frames = validation_frames()
-    towers = {
-        "image": ([f"{f.shape[1]} x {f.shape[0]}" for f in frames], encoder.encode_frames(frames)),
-        "text": (VALIDATION, encoder.encode_texts(VALIDATION)),
-    }
-    measured: dict[str, float] = {}
-    failures: list[str] = []
-    for tower, (labels, got) in towers.items():
-        errors, mismatches = compare_embeddings(labels, got, expected[tower], tolerance)
-        measured |= {f"{tower}_{name}": value for name, value in errors.items()}
-        failures += [f"{tower} {line}" for line in mismatches]
-    raise_mismatches(failures, tolerance)
-    return measured
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    """Read ``config.json``, and raise unless the folder holds a CLIP or a SigLIP."""
-    for name, there in (
-        ("config.json", (folder / "config.json").is_file()),
-        (PREPROCESSOR, image_settings(folder)[0] is not None),
-    ):
-        if not there:
-            raise GranAlignError(
-                f"{folder}: no {name}; expected a transformers folder of CLIP or SigLIP with "
-                f"config.json, {PREPROCESSOR} or processor_config.json, tokenizer.json and "
-                f"model.safetensors; copy or download the model again"
-            )
-    config = uniform_config(read_object(folder / "config.json"), folder / "config.json")
-    if config.get("model_type") not in CLIP_FAMILIES:
-        raise GranAlignError(
-            f"{folder}: got a {config.get('model_type')!r} model, expected one of "
-            f"{sorted(CLIP_FAMILIES)}"
-        )
-    return config
+    """Check the first layers of both towers in a folder that is deleted afterwards."""
+    folder.mkdir()
+    few = replace(
+        model,
+        image=replace(model.image, layers=replace(model.image.layers, layers=layers)),
+        text=replace(model.text, layers=replace(model.text.layers, layers=layers)),
+    )
+    manifest = _write(few, folder, precision, "check")
+    measured = validate_clip(folder, numpy_embeddings(few), tolerance, manifest)
+    shutil.rmtree(folder)
+    return measured | {"layers": layers}

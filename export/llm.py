@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from granalign_fast.errors import GranAlignError, MissingExtraError
+from granalign_fast.errors import GranAlignError
 from granalign_fast.export.checks.encoder import check_precision
 from granalign_fast.export.checks.language_model import run_source, validate_llm
+from granalign_fast.export.checks.self_check import check_decoder
+from granalign_fast.export.checks.tokens import check_token_ids, plain
+from granalign_fast.export.checks.transformers import OLDEST, compares, finish
 from granalign_fast.export.graphs.decoder import DecoderGraph
 from granalign_fast.export.graphs.tensor_file import TensorFile
 from granalign_fast.export.optimum.stock_decoder import CacheShape, StockSource, write_stock
-from granalign_fast.export.sources.folder import source_name, tool_versions
+from granalign_fast.export.sources.folder import read_tokenizer, source_name, tool_versions
 from granalign_fast.export.sources.language_model import (
     DecoderShape,
     LlmSource,
@@ -25,7 +27,11 @@ from granalign_fast.models.graph_contract import GRAPH, STATIC_GRAPH, WEIGHTS
 from granalign_fast.models.manifest import LlmManifest
 from granalign_fast.models.sources import resolve_model
 
+from .progress import Written, watch
+from .space import check_space, decoder_bytes
 from .specs import LLM_PRECISIONS
+
+_Kind = TypeVar("_Kind", bound=LlmManifest)
 
 
 def export_llm(
@@ -33,18 +39,23 @@ def export_llm(
     out: str | Path,
     *,
     precision: str = "fp32",
+    check: bool | None = None,
     progress: Callable[[str], None] | None = None,
+    written: Written | None = None,
 ) -> Path:
     """Export a language model to `out`, for `CausalLM` and `ORTModelForCausalLM`.
 
     For a Llama, Qwen2 or Qwen3 the folder holds two graphs over one file of weights:
-    ``model.onnx``, and ``static.onnx``, which a GPU runs; see `graph_contract`. Models of other
-    families, or with settings that these graphs lack, go through optimum's stock export in fp32.
-    Their folder has ``model.onnx`` alone, which is slower and gives the logits of every position;
-    `StockSource` says how much context it has.
+    ``model.onnx``, and ``static.onnx``, which a GPU runs; see `graph_contract`. Such a model is
+    written without torch and transformers. Models of other families, or with settings that these
+    graphs lack, go through optimum's stock export in fp32. Their folder has ``model.onnx`` alone,
+    which is slower and gives the logits of every position; `StockSource` says how much context it
+    has.
 
-    The exported model is compared with the source before the folder gets its name. On failure
-    nothing is left behind. Nothing is unpickled, and no code of the source runs.
+    The first layers of the graphs are checked against NumPy. If torch and transformers are
+    installed, the whole export is compared with the source, which takes the memory of a float32
+    model. Only then does the folder get its name. On failure nothing is left behind. Nothing is
+    unpickled, and no code of the source runs.
 
     optimum-onnx 0.1.0 must be told a ``head_dim`` that is not
     ``hidden_size / num_attention_heads``, as in some Qwen3:
@@ -55,36 +66,60 @@ def export_llm(
         source: a transformers folder, or ``org/name`` on the hub.
         out: a folder to write; it must not exist.
         precision: ``"fp32"``, ``"fp16"`` or ``"int4"``, as `LLM_PRECISIONS` says.
+        check: whether to compare with transformers; None to do so if it is installed.
         progress: called with the name of each step as it begins.
+        written: called as weights are written.
 
     Raises:
         GranAlignError: neither we nor optimum can export the source in this precision, it is
-            damaged, `out` exists, or the exported model is too far from its source.
-        MissingExtraError: torch or transformers, which run the source, is not installed.
+            damaged, `out` exists, the disk is too small, or the exported model is too far from its
+            source.
+        MissingExtraError: torch or transformers is not installed, and `check` is True or the model
+            goes through optimum.
     """
     tell = progress or (lambda step: None)
     # Check what is cheap to check before any work.
     check_precision(precision, LLM_PRECISIONS)
-    try:
-        import torch  # noqa: F401
-        import transformers  # noqa: F401
-    except ImportError:
-        raise MissingExtraError("exporting a language model", "optimum") from None
+    compared = compares(check)
     out = Path(out)
     # Read and check the source's settings.
     tell("reading")
     folder = resolve_model(source)
     model = _read(folder, precision)
+    if isinstance(model, LlmSource):
+        check_space(out, decoder_bytes(model, precision))
+    elif not compared:
+        raise GranAlignError(
+            f"{folder}: got a model that optimum exports, expected a comparison of it with "
+            f"transformers {OLDEST[0]}.{OLDEST[1]} or later; leave out --no-check"
+        )
+    check_token_ids(folder, plain(read_tokenizer(folder)), model.shape.vocabulary)
+    tolerance, expected = LLM_PRECISIONS[precision], None
     with appearing(out) as draft:
-        # Run the source first: its weights leave memory before ours need it.
-        tell("running the source")
-        expected = run_source(model, precision)
+        if compared:
+            # Run the source first: its weights leave memory before ours need it.
+            tell("running the source")
+            expected = run_source(model, precision)
         tell("writing the graphs")
-        manifest = write_llm(model, draft, precision=precision, name=source_name(source, folder))
-        # Compare; the manifest then gets the measured errors.
-        tell("comparing with the source")
-        measured = validate_llm(draft, expected, LLM_PRECISIONS[precision])
-        replace(manifest, validation=measured).write(draft)
+        cache: CacheShape | DecoderShape
+        if isinstance(model, LlmSource):
+            watch(model.checkpoint, written)
+            tensors, cache = _write_graphs(model, draft, precision), model.shape
+            watch(model.checkpoint, None)
+            tell("checking the first layers")
+            self_check = check_decoder(
+                model, draft, tensors, precision=precision, tolerance=tolerance
+            )
+        else:
+            cache, self_check = write_stock(model, draft), {}
+        manifest = complete(
+            LlmManifest, model, cache, draft, precision, source_name(source, folder)
+        )
+        measured = self_check
+        if expected is not None:
+            tell("comparing with the source")
+            measured = validate_llm(draft, expected, tolerance, manifest)
+        finish(manifest, draft, compared=compared, measured=measured, self_check=self_check)
     return out
 
 
@@ -101,7 +136,7 @@ def _read(folder: Path, precision: str) -> ModelSource:
 
 
 def write_llm(model: ModelSource, folder: Path, *, precision: str, name: str) -> LlmManifest:
-    """Write graphs, settings, tokenizer and manifest to a folder; return the manifest.
+    """Write graphs, settings and tokenizer to a folder; return the manifest, which is not written.
 
     Nothing is compared with the source yet. A `StockSource` is written by optimum, in fp32.
     """
@@ -112,15 +147,15 @@ def write_llm(model: ModelSource, folder: Path, *, precision: str, name: str) ->
 
 
 def complete(
-    kind: type[LlmManifest],
+    kind: type[_Kind],
     model: ModelSource,
     cache: CacheShape | DecoderShape,
     folder: Path,
     precision: str,
     name: str,
     **facts: Any,
-) -> LlmManifest:
-    """Write all files but the graphs: settings, tokenizer and manifest.
+) -> _Kind:
+    """Write all files but the graphs and the manifest: settings and tokenizer.
 
     Args:
         kind: the class of the manifest.
@@ -137,7 +172,7 @@ def complete(
     model.copy_files(folder)
     model.write_generation_config(folder)
     shape = model.shape
-    manifest = kind(
+    return kind(
         source=name,
         weights_sha256=model.weights_sha256,
         source_sha256=model.sha256,
@@ -154,15 +189,14 @@ def complete(
         validation={},
         **facts,
     )
-    manifest.write(folder)
-    return manifest
 
 
-def _write_graphs(model: LlmSource, folder: Path, precision: str) -> None:
-    """Write ``model.onnx`` and ``static.onnx`` over one file of weights."""
+def _write_graphs(model: LlmSource, folder: Path, precision: str) -> TensorFile:
+    """Write ``model.onnx`` and ``static.onnx`` over one file of weights; return its store."""
     with (folder / WEIGHTS).open("wb") as file:
         tensors = TensorFile(file, WEIGHTS)
         for graph in (GRAPH, STATIC_GRAPH):
             static = graph == STATIC_GRAPH
             written = DecoderGraph(model, tensors, precision=precision, static=static).model()
             (folder / graph).write_bytes(written.SerializeToString())
+    return tensors

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from granalign_fast.errors import GranAlignError, MissingExtraError
+from granalign_fast.export.checks.transformers import compares
 from granalign_fast.files import read_json
 from granalign_fast.models import hub
 from granalign_fast.models.manifest import CLIP, LLM, SENTENCE_ENCODER, VLM
@@ -183,7 +184,9 @@ def _problem(error: GranAlignError, model: PublishedModel, plan: SetPlan) -> str
     return str(error)
 
 
-def get_planned(plan: SetPlan, *, phase: Phase | None = None) -> Iterator[tuple[PlannedModel, str]]:
+def get_planned(
+    plan: SetPlan, *, check: bool | None = None, phase: Phase | None = None
+) -> Iterator[tuple[PlannedModel, str]]:
     """Fetch and export the models of a plan, one after another.
 
     One that fails costs no other. An export that is there stays, and a download continues at the
@@ -191,6 +194,7 @@ def get_planned(plan: SetPlan, *, phase: Phase | None = None) -> Iterator[tuple[
 
     Args:
         plan: from `plan_model_set`.
+        check: whether to compare exports with transformers; None to do so if it is installed.
         phase: shows what is being done; None shows nothing.
 
     Yields:
@@ -200,13 +204,14 @@ def get_planned(plan: SetPlan, *, phase: Phase | None = None) -> Iterator[tuple[
         GranAlignError: a disk is too small.
         MissingExtraError: an extra that the export needs is not installed.
     """
+    compares(check)  # an extra that is missing ends the call before any download
     plan.check_space()
     shown: Phase = (lambda _, text: nullcontext()) if phase is None else phase
     for part in plan.parts:
         problem = part.problem or ""
         if part.pending:
             try:
-                _get(part, shown)
+                _get(part, shown, check)
             except MissingExtraError:
                 raise
             except GranAlignError as error:
@@ -220,6 +225,7 @@ def export_model_set(
     *,
     precision: str | None = None,
     sources: str | Path | None = None,
+    check: bool | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Path:
     """Fetch every model of a set and export it to `out`, each to the folder of its kind.
@@ -231,6 +237,7 @@ def export_model_set(
         out: a folder to write to; it is created if it does not exist.
         precision: as for `plan_model_set`.
         sources: as for `plan_model_set`.
+        check: as for `get_planned`.
         progress: called with a line when the download or the export of a model begins.
 
     Raises:
@@ -245,13 +252,13 @@ def export_model_set(
         return nullcontext()
 
     plan = plan_model_set(name, out, precision=precision, sources=sources)
-    problems = [problem for _, problem in get_planned(plan, phase=phase) if problem]
+    problems = [problem for _, problem in get_planned(plan, check=check, phase=phase) if problem]
     if problems:
         raise GranAlignError("; ".join(problems))
     return plan.out
 
 
-def _get(part: PlannedModel, phase: Phase) -> None:
+def _get(part: PlannedModel, phase: Phase, check: bool | None) -> None:
     """Fetch one model and export it."""
     model = part.model
     source = model.source if part.local is None else str(part.local)
@@ -259,7 +266,7 @@ def _get(part: PlannedModel, phase: Phase) -> None:
         with phase("fetch", f"{model.kind}: fetching {model.name}, {_gb(part.download)}"):
             hub.fetch(model.name, model.revision)
     with phase("export", f"{model.kind}: exporting {model.name} in {part.precision}"):
-        _EXPORTS[model.kind](source, part.out, precision=part.precision)
+        _EXPORTS[model.kind](source, part.out, precision=part.precision, check=check)
 
 
 def _is_exported(model: PublishedModel, out: Path, precision: str) -> bool:

@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from granalign_fast.errors import MissingExtraError
+import numpy as np
+
+from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.export.checks.encoder import (
     Reference,
     check_precision,
+    checked_layers,
+    transformers_reference,
     validate_sentence_encoder,
 )
 from granalign_fast.export.checks.sentences import CALIBRATION, VALIDATION
+from granalign_fast.export.checks.tokens import check_token_ids
+from granalign_fast.export.checks.transformers import compares, finish
 from granalign_fast.export.sources.bert import Bert
-from granalign_fast.export.sources.folder import source_name, tool_versions
+from granalign_fast.export.sources.folder import quiet, source_name, tool_versions
 from granalign_fast.files import appearing, sha256_of
-from granalign_fast.models.graph_contract import PACKED_GRAPH
+from granalign_fast.models.graph_contract import PACKED_GRAPH, SENTENCE_GRAPH
 from granalign_fast.models.manifest import SentenceManifest
 from granalign_fast.models.sources import resolve_model
 
+from .progress import Written, watch
+from .sources.checkpoint import Checkpoint
+from .sources.language_model import positive
 from .sources.sentence_encoder import SentenceModel
-from .specs import PRECISIONS
+from .space import check_space, encoder_bytes
+from .specs import PRECISIONS, Tolerance
+
+_SPACE = {"fp32": (4, 3), "fp16": (2, 2), "int8": (4, 2)}
+"""Bytes of a value, and how many files hold all values at the same time: the graphs, and the
+weights of the one that is being written."""
 
 
 def export_sentence_encoder(
@@ -30,90 +44,170 @@ def export_sentence_encoder(
     out: str | Path,
     *,
     precision: str = "fp32",
+    check: bool | None = None,
     progress: Callable[[str], None] | None = None,
+    written: Written | None = None,
 ) -> Path:
     """Export a sentence encoder to `out`: ``model.onnx``, ``tokenizer.json``, ``manifest.json``.
 
     A BERT in fp32 also gets ``packed.onnx``, the graph of packed texts, which the CPU runs.
 
-    The graph contains pooling and normalisation. The exported model is compared with the source on
-    fixed sentences before the folder gets its name. On failure nothing is left behind.
+    The graph contains pooling and normalisation. A BERT is checked against NumPy on fixed
+    sentences: all layers of a small model, the first ones of a large one. If torch and transformers
+    are installed, it is compared with transformers. Only then does the folder get its name. On
+    failure nothing is left behind.
 
     Args:
         source: as for `resolve_model`.
         out: a folder to write; it must not exist.
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
+        check: whether to compare with transformers; None to do so if it is installed.
         progress: called with the name of each step as it begins.
+        written: called as weights are written.
 
     Raises:
-        GranAlignError: the source is of another kind, its weights are damaged, `out` exists, or
-            the exported model is too far from its source.
+        GranAlignError: the source is of another kind, its weights are damaged, `out` exists, the
+            disk is too small, or the exported model is too far from its source.
         MissingExtraError: a package that the export needs is not installed.
     """
     tell = progress or (lambda step: None)
     check_precision(precision)
+    compared = compares(check)
     out = Path(out)
     # Read and check the source's settings.
     tell("reading")
     folder = resolve_model(source)
     model = SentenceModel.read(folder)
+    name = source_name(source, folder)
+    tolerance = PRECISIONS[precision].tolerance
+    if not model.is_plain_bert and check is False:
+        raise GranAlignError(
+            f"{folder}: got a model that optimum exports, expected a comparison of it with "
+            f"transformers; leave out --no-check"
+        )
+    vocabulary = positive(model.config, "vocab_size", folder / "config.json")
+    check_token_ids(folder, model.tokenise, vocabulary, model.max_tokens)
+    if model.is_plain_bert:
+        check_space(out, encoder_bytes(Checkpoint(model.folder), *_SPACE[precision]))
     with appearing(out) as draft:
-        # Write tokenizer, graph and manifest.
         (draft / "tokenizer.json").write_text(model.tokenizer_json, encoding="utf-8")
-        tell("writing the graph")
+        self_check: dict[str, float] = {}
+        reference: Reference | None = None
         if model.is_plain_bert:
-            reference, dim = _write_bert(model, draft, precision)
+            dim, self_check = _export_bert(model, draft, precision, name, tell, written)
+            if compared:
+                reference = transformers_reference(model)
         else:
             from granalign_fast.export.optimum.stock_encoder import write_with_optimum
 
+            tell("writing the graph")
             reference, dim = write_with_optimum(model, draft, precision)
-        manifest = SentenceManifest(
-            source=source_name(source, folder),
-            weights_sha256=model.weights_sha256,
-            source_sha256=model.sha256,
-            files={path.name: sha256_of(path) for path in sorted(draft.iterdir())},
-            precision=precision,
-            dim=dim,
-            max_tokens=model.max_tokens,
-            pooling=model.pooling,
-            normalise=model.normalise,
-            tools=tool_versions(),
-            validation={},
+        manifest = _manifest(model, draft, precision, name, dim)
+        measured = self_check
+        if reference is not None:
+            tell("comparing with the source")
+            with quiet():
+                measured = validate_sentence_encoder(draft, reference, tolerance, manifest)
+        finish(
+            manifest,
+            draft,
+            compared=reference is not None,
+            measured=measured,
+            self_check=self_check,
         )
-        manifest.write(draft)
-        # Compare; the manifest then gets the measured errors.
-        tell("comparing with the source")
-        tolerance = PRECISIONS[precision].tolerance
-        measured = validate_sentence_encoder(draft, reference, tolerance)
-        replace(manifest, validation=measured).write(draft)
     return out
 
 
-def _write_bert(model: SentenceModel, draft: Path, precision: str) -> tuple[Reference, int]:
-    """Write our own graph of a BERT; return its reference and the columns of an embedding."""
-    try:
-        import onnx
-    except ImportError:
-        raise MissingExtraError("exporting a sentence encoder", "cpu") from None
-    from granalign_fast.export.graphs.bert import build_bert
+def _manifest(
+    model: SentenceModel, folder: Path, precision: str, name: str, dim: int
+) -> SentenceManifest:
+    """Return the manifest of a folder's files."""
+    return SentenceManifest(
+        source=name,
+        weights_sha256=model.weights_sha256,
+        source_sha256=model.sha256,
+        files={path.name: sha256_of(path) for path in sorted(folder.iterdir())},
+        precision=precision,
+        dim=dim,
+        max_tokens=model.max_tokens,
+        pooling=model.pooling,
+        normalise=model.normalise,
+        tools=tool_versions(),
+        validation={},
+    )
+
+
+def _export_bert(
+    model: SentenceModel,
+    draft: Path,
+    precision: str,
+    name: str,
+    tell: Callable[[str], None],
+    written: Written | None,
+) -> tuple[int, dict[str, float]]:
+    """Write our own graphs of a BERT and check them; return an embedding's columns, and errors."""
     from granalign_fast.export.graphs.int8 import measure_ranges
 
-    bert = Bert.load(model.weights, model.config)
+    tell("writing the graph")
+    bert = Bert.load(model.weights, model.config, opened=lambda weights: watch(weights, written))
+    layers = checked_layers(bert.checkpoint)
+    exact = Bert.load(model.weights, model.config, np.float64)
     ranges = measure_ranges(bert, model.tokenise(CALIBRATION)) if precision == "int8" else None
+    if layers:
+        # A large model's first layers are checked first, in a folder of their own.
+        tell("checking the first layers")
+        check = draft / "check"
+        check.mkdir()
+        (check / "tokenizer.json").write_text(model.tokenizer_json, encoding="utf-8")
+        _write_bert(model, bert.first(layers), check, precision, ranges)
+        exact = exact.first(layers)
+        measured = _check(model, exact, check, _manifest(model, check, precision, name, bert.dim))
+        shutil.rmtree(check)
+        tell("writing the graph")
+    _write_bert(model, bert, draft, precision, ranges)
+    watch(bert.checkpoint, None)
+    if layers:
+        return bert.dim, measured | {"layers": layers}
+    tell("checking the layers")
+    manifest = _manifest(model, draft, precision, name, bert.dim)
+    return bert.dim, _check(model, exact, draft, manifest)
+
+
+def _write_bert(
+    model: SentenceModel, bert: Bert, folder: Path, precision: str, ranges: dict[str, Any] | None
+) -> None:
+    """Write the graphs of a BERT, each with the weights in it."""
+    try:
+        from granalign_fast.export.graphs.bert import build_bert
+        from granalign_fast.export.graphs.tensor_file import SpooledTensors
+    except ImportError:
+        raise MissingExtraError("exporting a sentence encoder", "cpu") from None
     # Packed texts read the weights fewer times: int8's are small, and fp16 is for a GPU.
-    for name in ["model.onnx"] + [PACKED_GRAPH] * (precision == "fp32"):
-        graph = build_bert(
-            bert,
-            pooling=model.pooling,
-            normalise=model.normalise,
-            precision=precision,
-            packed=name == PACKED_GRAPH,
-            ranges=ranges,
-        )
-        onnx.save(graph, draft / name)
+    for name in [SENTENCE_GRAPH] + [PACKED_GRAPH] * (precision == "fp32"):
+        spool = folder / "weights"
+        with spool.open("w+b") as weights, (folder / name).open("wb") as file:
+            tensors = SpooledTensors(weights)
+            graph = build_bert(
+                bert,
+                pooling=model.pooling,
+                normalise=model.normalise,
+                precision=precision,
+                packed=name == PACKED_GRAPH,
+                ranges=ranges,
+                tensors=tensors,
+            )
+            tensors.save(graph, file)
+        spool.unlink()
+
+
+def _check(
+    model: SentenceModel, exact: Bert, folder: Path, manifest: SentenceManifest
+) -> dict[str, float]:
+    """Compare the graphs of a folder with NumPy in float64."""
 
     def reference() -> Any:
         # The comparison needs unit length, even if the model leaves it to the caller.
-        return bert.embed(model.tokenise(VALIDATION), pooling=model.pooling, normalise=True)
+        return exact.embed(model.tokenise(VALIDATION), pooling=model.pooling, normalise=True)
 
-    return reference, bert.dim
+    tolerance: Tolerance = PRECISIONS[manifest.precision].tolerance
+    return validate_sentence_encoder(folder, reference, tolerance, manifest)

@@ -90,19 +90,19 @@ def _decoder(d: DecoderNumbers, precision: str) -> int:
     small = 2 * d.hidden + d.biased * (queries + 2 * keys) + d.head_norms * 2 * d.head_dim
     layer = small * width
     for rows, columns in products:
-        layer += _blocks(rows, columns, LINEAR_BITS) if quantised else rows * columns * width
+        layer += block_bytes(rows, columns, LINEAR_BITS) if quantised else rows * columns * width
     # The table of embeddings, and the last product, which may be the same.
     table = d.vocabulary * d.hidden
     ends = table * (2 if quantised else width) + d.hidden * width
     if quantised:
-        ends += _blocks(d.vocabulary, d.hidden, HEAD_BITS)
+        ends += block_bytes(d.vocabulary, d.hidden, HEAD_BITS)
     elif not d.tied:
         ends += table * width
     rotary = 2 * d.context * (d.head_dim // 2) * width
     return d.layers * layer + ends + rotary
 
 
-def _blocks(rows: int, columns: int, bits: int) -> int:
+def block_bytes(rows: int, columns: int, bits: int) -> int:
     """Return the bytes of a quantised weight: values, scales in float32, and zero points."""
     blocks = math.ceil(columns / BLOCK)
     return rows * (blocks * (BLOCK * bits // 8 + 4) + math.ceil(blocks * bits / 8))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from granalign_fast.errors import MissingExtraError
+from granalign_fast.export.checks import vision_language_model as checks
 from granalign_fast.export.checks.encoder import check_precision
+from granalign_fast.export.checks.self_check import check_vlm
+from granalign_fast.export.checks.tokens import check_token_ids, plain
+from granalign_fast.export.checks.transformers import compares, finish
 from granalign_fast.export.graphs.tensor_file import TensorFile
 from granalign_fast.export.graphs.vision_tower import VisionGraph
 from granalign_fast.export.graphs.vlm_decoder import EmbeddingGraph, VlmDecoderGraph
-from granalign_fast.export.sources.folder import source_name
+from granalign_fast.export.sources.folder import read_tokenizer, source_name
 from granalign_fast.export.sources.vision_language_model import VlmSource
 from granalign_fast.files import appearing
 from granalign_fast.models.graph_contract import (
@@ -24,10 +26,12 @@ from granalign_fast.models.graph_contract import (
     VISION_WEIGHTS,
     WEIGHTS,
 )
-from granalign_fast.models.manifest import LlmManifest, VlmManifest
+from granalign_fast.models.manifest import VlmManifest
 from granalign_fast.models.sources import resolve_model
 
 from .llm import complete
+from .progress import Written, watch
+from .space import check_space, decoder_bytes
 from .specs import IMAGE_SIZE, VLM_PRECISIONS
 
 
@@ -37,7 +41,9 @@ def export_vlm(
     *,
     precision: str = "fp32",
     image_size: tuple[int, int] = IMAGE_SIZE,
+    check: bool | None = None,
     progress: Callable[[str], None] | None = None,
+    written: Written | None = None,
 ) -> Path:
     """Export a Qwen2.5-VL model to `out`, for frames of one size.
 
@@ -45,8 +51,10 @@ def export_vlm(
     ``patches.onnx`` takes the pixels of transformers' processor. It holds ``embedding.onnx``, and
     the decoder twice: ``model.onnx``, and ``static.onnx``, which a GPU runs. See `graph_contract`.
 
-    The exported model is compared with the source before the folder gets its name. On failure
-    nothing is left behind. Nothing is unpickled, and no code of the source runs.
+    The first layers of the graphs are checked against NumPy. If torch and transformers are
+    installed, the whole export is compared with the source, which takes the memory of a float32
+    model. Only then does the folder get its name. On failure nothing is left behind. Nothing is
+    unpickled, and no code of the source runs.
 
     Args:
         source: a transformers folder, or ``org/name`` on the hub.
@@ -54,49 +62,63 @@ def export_vlm(
         precision: ``"fp32"``, ``"fp16"`` or ``"int4"``, as `VLM_PRECISIONS` says.
         image_size: height and width in pixels, positive multiples of a token's edge (28). The
             processor's bounds on the number of pixels do not apply.
+        check: whether to compare with transformers; None to do so if it is installed.
         progress: called with the name of each step as it begins.
+        written: called as weights are written.
 
     Raises:
         GranAlignError: the source is of another architecture, has a setting that the graphs lack,
-            or is damaged; the image size does not fit; `out` exists; or the exported model is too
-            far from its source.
-        MissingExtraError: torch or transformers, which run the source, is not installed.
+            or is damaged; the image size does not fit; `out` exists; the disk is too small; or the
+            exported model is too far from its source.
+        MissingExtraError: `check` is True, and torch or transformers is not installed.
     """
     tell = progress or (lambda step: None)
     # Check what is cheap to check before any work.
     check_precision(precision, VLM_PRECISIONS)
-    try:
-        import torch  # noqa: F401
-        import transformers  # noqa: F401
-    except ImportError:
-        raise MissingExtraError("exporting a vision-language model", "optimum") from None
-    from granalign_fast.export.checks.vision_language_model import run_vlm_source, validate_vlm
-
+    compared, expected = compares(check), None
     out = Path(out)
     # Read and check the source's settings.
     tell("reading")
     folder = resolve_model(source)
     model = VlmSource.read(folder, image_size)
+    check_space(out, decoder_bytes(model, precision))
+    check_token_ids(folder, plain(read_tokenizer(folder)), model.shape.vocabulary)
+    tolerance = VLM_PRECISIONS[precision]
     with appearing(out) as draft:
-        # Run the source first: its weights leave memory before ours need it.
-        tell("running the source")
-        expected = run_vlm_source(model, precision)
+        if compared:
+            # Run the source first: its weights leave memory before ours need it.
+            tell("running the source")
+            expected = checks.run_vlm_source(model, precision)
         tell("writing the graphs")
-        manifest = write_vlm(model, draft, precision=precision, name=source_name(source, folder))
-        # Compare; the manifest then gets the measured errors.
-        tell("comparing with the source")
-        measured = validate_vlm(draft, model, expected, VLM_PRECISIONS[precision])
-        replace(manifest, validation=measured).write(draft)
+        watch(model.checkpoint, written)
+        vision = _write_vision(model, draft, precision)
+        decoder = _write_decoder(model, draft, precision)
+        watch(model.checkpoint, None)
+        tell("checking the first layers")
+        self_check = check_vlm(
+            model, draft, vision, decoder, precision=precision, tolerance=tolerance
+        )
+        manifest = _manifest(model, draft, precision, source_name(source, folder))
+        measured = self_check
+        if expected is not None:
+            tell("comparing with the source")
+            measured = checks.validate_vlm(draft, model, expected, tolerance, manifest)
+        finish(manifest, draft, compared=compared, measured=measured, self_check=self_check)
     return out
 
 
-def write_vlm(model: VlmSource, folder: Path, *, precision: str, name: str) -> LlmManifest:
-    """Write graphs, settings, tokenizer and manifest to a folder; return the manifest.
+def write_vlm(model: VlmSource, folder: Path, *, precision: str, name: str) -> VlmManifest:
+    """Write graphs, settings and tokenizer to a folder; return the manifest, which is not written.
 
     Nothing is compared with the source yet.
     """
     _write_vision(model, folder, precision)
     _write_decoder(model, folder, precision)
+    return _manifest(model, folder, precision, name)
+
+
+def _manifest(model: VlmSource, folder: Path, precision: str, name: str) -> VlmManifest:
+    """Write settings and tokenizer beside the graphs; return the manifest."""
     return complete(
         VlmManifest,
         model,
@@ -112,16 +134,17 @@ def write_vlm(model: VlmSource, folder: Path, *, precision: str, name: str) -> L
     )
 
 
-def _write_vision(model: VlmSource, folder: Path, precision: str) -> None:
-    """Write ``vision.onnx`` and ``patches.onnx`` over one file of weights."""
+def _write_vision(model: VlmSource, folder: Path, precision: str) -> TensorFile:
+    """Write ``vision.onnx`` and ``patches.onnx`` over one file of weights; return its store."""
     with (folder / VISION_WEIGHTS).open("wb") as file:
         tensors = TensorFile(file, VISION_WEIGHTS)
         for graph, frames in ((VISION_GRAPH, True), (PATCHES_GRAPH, False)):
             builder = VisionGraph(model, tensors, precision=precision, frames=frames)
             _save(builder.model(), folder / graph)
+    return tensors
 
 
-def _write_decoder(model: VlmSource, folder: Path, precision: str) -> None:
+def _write_decoder(model: VlmSource, folder: Path, precision: str) -> TensorFile:
     """Write ``embedding.onnx``, ``model.onnx`` and ``static.onnx`` over one file of weights."""
     with (folder / WEIGHTS).open("wb") as file:
         tensors = TensorFile(file, WEIGHTS)
@@ -131,6 +154,7 @@ def _write_decoder(model: VlmSource, folder: Path, precision: str) -> None:
             static = graph == STATIC_GRAPH
             decoder = VlmDecoderGraph(model, tensors, precision=precision, static=static)
             _save(decoder.model(), folder / graph)
+    return tensors
 
 
 def _save(model: Any, path: Path) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,25 +47,87 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         ) from None
 
 
+_DRAFT = re.compile(r"\..+\.[0-9a-f]{8}\.draft")
+"""Names of the folders that `appearing` writes to."""
+
+
 @contextlib.contextmanager
 def appearing(out: Path) -> Iterator[Path]:
-    """Yield a draft folder that becomes `out` when the block ends, and is deleted on an error."""
+    """Yield a draft folder that becomes `out` when the block ends, and is deleted on an error.
+
+    Its process holds a lock on the draft. A draft without one was abandoned by a process that was
+    killed; the next call for the same parent folder deletes it.
+
+    Raises:
+        GranAlignError: `out` exists, or cannot be written. Every OSError of the block is reported
+            so.
+    """
     if out.exists():
         raise GranAlignError(f"{out}: already exists; name a folder that does not, or delete it")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        remove_abandoned(out.parent)
+        draft, lock = _new_draft(out)
     except OSError as error:
         raise GranAlignError(f"{out}: cannot be written ({error.strerror or error})") from None
     try:
         yield draft
-        draft.chmod(0o755)  # mkdtemp makes it private
+        draft.chmod(0o755)  # private until then
         draft.rename(out)
         _log.info("wrote the folder %s", out)
     except OSError as error:
         raise GranAlignError(f"{out}: cannot be written ({error.strerror or error})") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+        os.close(lock)
+
+
+def remove_abandoned(parent: Path) -> None:
+    """Delete the drafts in a folder whose processes have ended.
+
+    A file system that knows no locks does not tell which these are; there all drafts stay.
+    """
+    with os.scandir(parent) as entries:
+        drafts = [entry.path for entry in entries if _DRAFT.fullmatch(entry.name)]
+    for draft in drafts:
+        with contextlib.suppress(OSError):  # in use, deleted meanwhile, or no locks
+            lock = _lock(draft)
+            try:
+                shutil.rmtree(draft, ignore_errors=True)
+                _log.info("deleted %s, which a process left behind that was ended", draft)
+            finally:
+                os.close(lock)
+
+
+def _new_draft(out: Path) -> tuple[Path, int]:
+    """Make a draft folder; return it and the file descriptor that holds its lock."""
+    while True:
+        # The name may have 255 bytes, and the draft's has some more than the folder's.
+        draft = out.parent / f".{out.name[:50]}.{os.urandom(4).hex()}.draft"
+        draft.mkdir(mode=0o700)
+        try:
+            return draft, _lock(draft)
+        except (BlockingIOError, FileNotFoundError):
+            continue  # another process took it for abandoned in this instant
+        except OSError:  # no locks here
+            return draft, os.open(draft, os.O_RDONLY)
+
+
+def _lock(folder: str | Path) -> int:
+    """Lock a folder for this process; return the file descriptor, whose end is the lock's.
+
+    Raises:
+        OSError: the folder is locked or gone, or its file system has no locks.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(descriptor), Path(folder).stat()):
+            raise FileNotFoundError(folder)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def read_json(path: Path) -> Any:

@@ -46,7 +46,7 @@ def main() -> None:
     try:
         import transformers  # noqa: F401
     except ImportError:
-        sys.exit(str(MissingExtraError("comparing with transformers", "optimum")))
+        sys.exit(str(MissingExtraError("comparing with transformers", "export")))
     with tempfile.TemporaryDirectory() as temporary, quiet():
         folder = Path(temporary)
         write_source(_MODEL, folder / "source")

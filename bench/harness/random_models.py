@@ -214,6 +214,7 @@ def write_export(name: str, folder: Path, *, precision: str | None = None) -> Pa
     from granalign_fast.export.sources.vision_language_model import VlmSource
     from granalign_fast.export.vlm import write_vlm
     from granalign_fast.files import appearing
+    from granalign_fast.models.manifest import LlmManifest
 
     shape = shape_of(name)
     out = folder / shape.kind
@@ -222,11 +223,13 @@ def write_export(name: str, folder: Path, *, precision: str | None = None) -> Pa
     source = write_source(name, folder / "sources" / name)
     precision = precision or shape.precision
     with appearing(out) as draft:
+        manifest: LlmManifest
         if shape.kind == "llm":
-            write_llm(LlmSource.read(source), draft, precision=precision, name=name)
+            manifest = write_llm(LlmSource.read(source), draft, precision=precision, name=name)
         else:
             read = VlmSource.read(source, shape.image_size)
-            write_vlm(read, draft, precision=precision, name=name)
+            manifest = write_vlm(read, draft, precision=precision, name=name)
+        replace(manifest, validation={"random_weights": 1.0}).write(draft)
     return out
 
 

@@ -9,15 +9,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.errors import GranAlignError
+from granalign_fast.errors import GranAlignError, one_line
+from granalign_fast.export.sources.checkpoint import Checkpoint
+from granalign_fast.export.sources.layouts import uniform_folder
+from granalign_fast.export.sources.sentence_encoder import SentenceModel
 from granalign_fast.export.specs import PRECISIONS, Tolerance
 from granalign_fast.models.graph_contract import PACKED_GRAPH
+from granalign_fast.models.manifest import SentenceManifest
 from granalign_fast.models.sentence_encoder import OnnxSentenceEncoder
 
 from .sentences import VALIDATION
 
 Reference = Callable[[], npt.NDArray[Any]]
 """Runs the source model: its embeddings of `sentences.VALIDATION`, rows of unit length."""
+
+_SMALL = 1 << 28
+"""Bytes of weights that a session may hold during the self-check of an encoder."""
+_FIRST = 2
+"""Layers that the self-check of a larger encoder runs."""
 
 
 def check_precision(precision: str, allowed: Iterable[str] = PRECISIONS) -> None:
@@ -26,10 +35,47 @@ def check_precision(precision: str, allowed: Iterable[str] = PRECISIONS) -> None
         raise GranAlignError(f"precision {precision!r}: expected one of {sorted(allowed)}")
 
 
+def checked_layers(checkpoint: Checkpoint) -> int:
+    """Return how many layers of an encoder the self-check runs; 0 stands for all.
+
+    It runs all of a model whose weights are small, since their session is small too.
+    """
+    total = sum(checkpoint.stored_bytes(name) for name in checkpoint.names)
+    return 0 if total <= _SMALL else _FIRST
+
+
+def transformers_reference(model: SentenceModel) -> Reference:
+    """Return the reference that transformers gives, by the token ids of the export."""
+
+    def reference() -> npt.NDArray[Any]:
+        import torch
+        from transformers import AutoModel
+
+        try:
+            with uniform_folder(model.folder) as folder:
+                source = AutoModel.from_pretrained(
+                    folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
+                ).eval()
+            rows = []
+            with torch.inference_mode():
+                for ids in model.tokenise(VALIDATION):
+                    hidden = source(torch.tensor([ids])).last_hidden_state[0]
+                    rows.append((hidden.mean(0) if model.pooling == "mean" else hidden[0]).numpy())
+        except Exception as error:  # a damaged file can raise anything in transformers
+            raise GranAlignError(
+                f"{model.folder}: transformers cannot run it ({one_line(error)}); "
+                f"copy or download the model again"
+            ) from None
+        unit: npt.NDArray[Any] = np.stack(rows) / np.linalg.norm(rows, axis=1, keepdims=True)
+        return unit
+
+    return reference
+
+
 def validate_sentence_encoder(
-    folder: Path, reference: Reference, tolerance: Tolerance
+    folder: Path, reference: Reference, tolerance: Tolerance, manifest: SentenceManifest
 ) -> dict[str, float]:
-    """Compare an exported folder with its source, end to end: text in, embeddings out.
+    """Compare an exported folder, which has no manifest yet, with its source: texts to embeddings.
 
     Returns:
         ``max_abs_error``, ``min_cosine`` and ``mean_cosine`` of the graph that a GPU runs.
@@ -41,7 +87,7 @@ def validate_sentence_encoder(
     measured: dict[str, float] = {}
     for graph in (PACKED_GRAPH, "model.onnx"):
         if (folder / graph).is_file():
-            got = OnnxSentenceEncoder(folder, graph=graph).encode(VALIDATION)
+            got = OnnxSentenceEncoder(folder, graph=graph, manifest=manifest).encode(VALIDATION)
             measured, failures = compare_embeddings(VALIDATION, got, expected, tolerance)
             raise_mismatches(failures, tolerance)
     return measured

@@ -22,6 +22,7 @@ from granalign_fast.export.sources.layouts import uniform_folder
 from granalign_fast.export.specs import BLOCK, HEAD_BITS, LINEAR_BITS, LlmTolerance
 from granalign_fast.models.graph_contract import STATIC_GRAPH
 from granalign_fast.models.language_model import CausalLM
+from granalign_fast.models.manifest import LlmManifest
 from granalign_fast.models.prefix import Prefix
 
 from .encoder import raise_mismatches
@@ -111,9 +112,9 @@ def require_weights(folder: Path, missing: Sequence[str]) -> None:
 
 
 def validate_llm(
-    folder: Path, expected: ReferenceLogits, tolerance: LlmTolerance
+    folder: Path, expected: ReferenceLogits, tolerance: LlmTolerance, manifest: LlmManifest
 ) -> dict[str, float]:
-    """Compare an exported folder with its source.
+    """Compare an exported folder, which has no manifest yet, with its source.
 
     The prompts run as one padded batch and after a common prefix. If the folder has a static graph,
     they also run over its static cache: as a whole, and with the last token as a decode step.
@@ -127,7 +128,7 @@ def validate_llm(
         GranAlignError: out of tolerance; the message names every run that is.
     """
     # The graph with a growing cache: padded, and after a prefix.
-    model = CausalLM(folder)
+    model = CausalLM(folder, manifest=manifest)
     prompts = validation_ids(model.manifest.vocabulary, model.manifest.context)
     padded = model.logits(prompts)
     prefix = model.prefill(prompts[0][:1])
@@ -138,7 +139,7 @@ def validate_llm(
     if (folder / STATIC_GRAPH).is_file():
         # The graph with a static cache. One model at a time: each holds all weights.
         del model
-        model = CausalLM(folder, static_cache=True)
+        model = CausalLM(folder, static_cache=True, manifest=manifest)
         ends = [ids[1:] for ids in prompts]
         runs["static"] = model.logits(ends, prefix=model.prefill(prompts[0][:1]))
         runs["a static step"] = static_step(model, prompts, None)

@@ -35,6 +35,7 @@ from granalign_fast.models.graph_contract import (
     POSITION_IDS,
     VISION_GRAPH,
 )
+from granalign_fast.models.manifest import VlmManifest
 from granalign_fast.models.prefix import Prefix
 from granalign_fast.models.vision_language_model import VisionLanguageModel, frame_positions
 
@@ -172,9 +173,15 @@ _OTHER_DECODER = "language_model."
 
 
 def validate_vlm(
-    folder: Path, source: VlmSource, expected: VlmReference, tolerance: VlmTolerance
+    folder: Path,
+    source: VlmSource,
+    expected: VlmReference,
+    tolerance: VlmTolerance,
+    manifest: VlmManifest,
 ) -> dict[str, float]:
-    """Compare an exported folder with its source: frames and token ids in, logits out.
+    """Compare an exported folder, which has no manifest yet, with its source.
+
+    Frames and token ids go in, logits come out.
 
     Returns:
         ``image_max_abs_error`` and ``image_relative_error`` of embeddings, the worst of both vision
@@ -195,7 +202,7 @@ def validate_vlm(
     decoder = _Decoder(folder / GRAPH, source)
     runs = {"padded": decoder.padded(rows), "after a prefix": decoder.after_prefix(rows)}
     del decoder
-    runs |= _static(folder, expected)
+    runs |= _static(folder, expected, manifest)
     of_logits, more = compare_logits(runs, expected.logits, tolerance.logits)
     raise_mismatches(failures + more, tolerance)
     return {f"image_{name}": value for name, value in measured.items()} | of_logits
@@ -311,9 +318,9 @@ class _Decoder:
         return self._session(**inputs, **(past | (cache or {})))
 
 
-def _static(folder: Path, expected: VlmReference) -> dict[str, Float32]:
+def _static(folder: Path, expected: VlmReference, manifest: VlmManifest) -> dict[str, Float32]:
     """Return the static graph's logits after prefilled frames: as one batch, and by a step."""
-    model = VisionLanguageModel(folder, static_cache=True)
+    model = VisionLanguageModel(folder, static_cache=True, manifest=manifest)
     image, count = model.manifest.image_token, model.manifest.image_tokens
     # Prefill each prompt up to its frame, and stack the caches.
     prefixes, ends = [], []

@@ -32,7 +32,7 @@ from granalign_fast.runtime.standard_operators import MICROSOFT
 
 from .builder import GraphBuilder
 from .int8 import Range, quantise_columns
-from .tensor_file import GraphTensors
+from .tensor_file import GraphTensors, converted
 
 
 def build_bert(
@@ -43,6 +43,7 @@ def build_bert(
     precision: str,
     packed: bool = False,
     ranges: dict[str, Range] | None = None,
+    tensors: GraphTensors | None = None,
 ) -> Any:
     """Return the whole encoder as an `onnx.ModelProto`.
 
@@ -55,11 +56,15 @@ def build_bert(
             an input. There is no packed fp16 graph: its texts are padded, see
             `graph_contract.PADDED_IDS`.
         ranges: for int8, the result of `measure_ranges`.
+        tensors: the store of weights; None for one in memory.
     """
+    tensors = tensors or GraphTensors()
     if precision == "int8":
-        graph: BertGraph = Int8BertGraph(model, ranges or {}, packed=packed)
+        graph: BertGraph = Int8BertGraph(model, tensors, ranges or {}, packed=packed)
+    elif precision == "fp16":
+        graph = HalfBertGraph(model, tensors)
     else:
-        graph = HalfBertGraph(model) if precision == "fp16" else BertGraph(model, packed=packed)
+        graph = BertGraph(model, tensors, packed=packed)
     return graph.model(pooling, normalise)
 
 
@@ -79,13 +84,21 @@ class BertGraph(GraphBuilder):
 
     Args:
         bert: the weights.
+        tensors: where they go.
         packed: whether the graph takes packed texts.
     """
 
     ids = INPUT_IDS
 
-    def __init__(self, bert: Bert, *, packed: bool, dtype: type[np.generic] = np.float32) -> None:
-        super().__init__(GraphTensors(), dtype)
+    def __init__(
+        self,
+        bert: Bert,
+        tensors: GraphTensors,
+        *,
+        packed: bool,
+        dtype: type[np.generic] = np.float32,
+    ) -> None:
+        super().__init__(tensors, dtype)
         self.bert = bert
         self.packed = packed
 
@@ -116,7 +129,7 @@ class BertGraph(GraphBuilder):
     def _array(self, value: npt.ArrayLike, dtype: type[np.generic] | None = None) -> str:
         """Store an array, by default in the graph's dtype; return its name."""
         name = f"constant_{len(self.used)}"
-        self.tensors.add(name, np.array(value, dtype or self.dtype))
+        self.tensors.add(name, converted(name, np.asarray(value), dtype or self.dtype))
         return self._use(name)
 
     def _integers(self, *values: int) -> str:
@@ -208,8 +221,8 @@ class HalfBertGraph(BertGraph):
     mask: str
     """Name of float16 (batch, 1, sequence, sequence), added to the attention scores."""
 
-    def __init__(self, bert: Bert) -> None:
-        super().__init__(bert, packed=False, dtype=np.float16)
+    def __init__(self, bert: Bert, tensors: GraphTensors) -> None:
+        super().__init__(bert, tensors, packed=False, dtype=np.float16)
 
     def _embed(self) -> _Normed:
         length, rows = self._size(1), self._size(0)
@@ -288,12 +301,15 @@ class Int8BertGraph(BertGraph):
 
     Args:
         bert: the weights.
+        tensors: where they go.
         ranges: the measured range of each product's input.
         packed: whether the graph takes packed texts.
     """
 
-    def __init__(self, bert: Bert, ranges: dict[str, Range], *, packed: bool) -> None:
-        super().__init__(bert, packed=packed)
+    def __init__(
+        self, bert: Bert, tensors: GraphTensors, ranges: dict[str, Range], *, packed: bool
+    ) -> None:
+        super().__init__(bert, tensors, packed=packed)
         self.ranges = ranges
 
     def _products(self, state: _Normed, denses: list[Dense], site: str) -> list[str]:

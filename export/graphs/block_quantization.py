@@ -6,6 +6,8 @@ logging settings.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -41,6 +43,25 @@ def quantise_blocks(
     # Round the values.
     values = np.clip(np.rint(blocks / steps[:, :, None]) + zeros[:, :, None], 0, top)
     return _pack(values.astype(np.uint8), bits), scales, _pack(zeros.astype(np.uint8), bits)
+
+
+def quantise_slices(
+    slices: Iterable[Float32], shape: tuple[int, ...], bits: int, block: int
+) -> tuple[npt.NDArray[np.uint8], Float32, npt.NDArray[np.uint8]]:
+    """Return the same as `quantise_blocks`, of a weight (rows, columns) in slices of rows.
+
+    float32 of the whole weight is never in memory.
+    """
+    rows, blocks = shape[0], -(-shape[1] // block)
+    packed = np.empty((rows, blocks, block * bits // 8), np.uint8)
+    scales = np.empty((rows, blocks), np.float32)
+    zeros = np.empty((rows, -(-blocks * bits // 8)), np.uint8)
+    start = 0
+    for part in slices:
+        end = start + len(part)
+        packed[start:end], scales[start:end], zeros[start:end] = quantise_blocks(part, bits, block)
+        start = end
+    return packed, scales, zeros
 
 
 def round_blocks(weight: Float32, bits: int, block: int) -> Float32:

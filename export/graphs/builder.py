@@ -16,7 +16,10 @@ from granalign_fast.export.sources.checkpoint import Tensors
 from granalign_fast.models.graph_contract import IR_VERSION, OPSET
 from granalign_fast.runtime.standard_operators import MICROSOFT
 
-from .tensor_file import GraphTensors
+from .tensor_file import GraphTensors, converted
+
+_TILE = 256
+"""Rows and columns that are transposed at once."""
 
 
 def make_model(
@@ -148,8 +151,8 @@ class CheckpointGraph(GraphBuilder):
     def _tensor(self, name: str, dtype: type[np.generic] | None = None) -> str:
         """Use a tensor of the checkpoint, by default in the graph's dtype."""
         if name not in self.tensors:
-            array = self.checkpoint.read(name)
-            self.tensors.add(name, array.astype(dtype or self.dtype, copy=False))
+            shape, slices = self.checkpoint.shape(name), self.checkpoint.slices(name)
+            self.tensors.add_slices(name, shape, dtype or self.dtype, slices)
         return self._use(name)
 
     def _norm(self, x: str, weight: str, epsilon: float) -> str:
@@ -161,9 +164,24 @@ class CheckpointGraph(GraphBuilder):
     def _product(self, x: str, weight: str) -> str:
         transposed = f"{weight}.transposed"
         if transposed not in self.tensors:
-            array = self.checkpoint.read(weight)
-            self.tensors.add(transposed, array.T.astype(self.dtype, copy=False))
+            self.tensors.add(transposed, self._transposed(weight))
         return self._op("MatMul", x, self._use(transposed))
+
+    def _transposed(self, weight: str) -> npt.NDArray[Any]:
+        """Return a weight (outputs, inputs) as (inputs, outputs), in the graph's dtype."""
+        rows, columns = self.checkpoint.shape(weight)
+        result = np.empty((columns, rows), self.dtype)
+        start = 0
+        for part in self.checkpoint.slices(weight):
+            values = converted(weight, part, self.dtype)
+            # Tile by tile: rows and columns of a tile stay in the cache, which doubles the speed.
+            for row in range(0, len(values), _TILE):
+                tile = slice(start + row, start + min(row + _TILE, len(values)))
+                for column in range(0, columns, _TILE):
+                    some = slice(column, column + _TILE)
+                    result[some, tile] = values[row : row + _TILE, some].T
+            start += len(values)
+        return result
 
     def _linear(self, x: str, name: str) -> str:
         """Multiply by `name`.weight, and add `name`.bias if the checkpoint has it."""

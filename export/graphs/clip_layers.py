@@ -27,7 +27,7 @@ from granalign_fast.runtime.standard_operators import MICROSOFT, standardise
 
 from .builder import CheckpointGraph
 from .clip_shapes import Float64, Transformer
-from .tensor_file import GraphTensors
+from .tensor_file import GraphTensors, converted
 
 _SHIFT = 0.25
 """The mean of every normalised row, see `ClipGraph._products`."""
@@ -128,7 +128,9 @@ class ClipGraph(CheckpointGraph, ABC):
         folded = f"{norm}.{'.'.join(name.rpartition('.')[2] for name in names)}.{names[0]}"
         if folded not in self.tensors:
             matrices = [self._folded(norm, name, size) for name in names]
-            self.tensors.add(folded, np.concatenate(matrices, axis=1).astype(self.dtype))
+            self.tensors.add(
+                folded, converted(folded, np.concatenate(matrices, axis=1), self.dtype)
+            )
         y = self._op("MatMul", x, self._use(folded))
         if len(names) == 1:
             return [y]
@@ -162,22 +164,28 @@ class ClipGraph(CheckpointGraph, ABC):
 
     def _read(self, name: str, *size: int) -> Float32:
         """Read a tensor of the checkpoint; raise unless it has this shape."""
+        self._check(name, size)
+        return self.checkpoint.read(name)
+
+    def _check(self, name: str, size: tuple[int, ...]) -> None:
         shape = self.checkpoint.shape(name)
         if shape != size:
             raise GranAlignError(
                 f"{name}: got shape {shape}, expected {size} from config.json; copy or download "
                 f"the model again"
             )
-        return self.checkpoint.read(name)
 
     def _weight(self, name: str, *size: int) -> str:
         """Use a tensor of the checkpoint unchanged; raise unless it has this shape."""
-        return self._stored(name, lambda: self._read(name, *size))
+        if name not in self.tensors:
+            self._check(name, size)
+            self.tensors.add_slices(name, size, self.dtype, self.checkpoint.slices(name))
+        return self._use(name)
 
     def _stored(self, name: str, compute: Callable[[], npt.ArrayLike]) -> str:
         """Use a tensor of the store, in the graph's dtype; compute it if it is not there yet."""
         if name not in self.tensors:
-            self.tensors.add(name, np.asarray(compute()).astype(self.dtype, copy=False))
+            self.tensors.add(name, converted(name, np.asarray(compute()), self.dtype))
         return self._use(name)
 
     def _product_without_bias(self, x: str, name: str, inputs: int, outputs: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,15 +39,15 @@ class Transformer:
     epsilon: float
 
     @classmethod
-    def from_config(cls, config: Any) -> Transformer:
-        """Read transformers' configuration of a tower."""
+    def from_config(cls, config: Mapping[str, Any]) -> Transformer:
+        """Read transformers' configuration of a tower, with all defaults in it."""
         return cls(
-            hidden=int(config.hidden_size),
-            wide=int(config.intermediate_size),
-            layers=int(config.num_hidden_layers),
-            heads=int(config.num_attention_heads),
-            activation=str(config.hidden_act),
-            epsilon=float(config.layer_norm_eps),
+            hidden=int(config["hidden_size"]),
+            wide=int(config["intermediate_size"]),
+            layers=int(config["num_hidden_layers"]),
+            heads=int(config["num_attention_heads"]),
+            activation=str(config["hidden_act"]),
+            epsilon=float(config["layer_norm_eps"]),
         )
 
 
@@ -109,20 +110,20 @@ class ImageShape:
     levels: Levels
 
     @classmethod
-    def from_config(cls, config: Any, out: int, levels: Levels) -> ImageShape:
-        """Read transformers' configuration of the tower.
+    def from_config(cls, config: Mapping[str, Any], out: int, levels: Levels) -> ImageShape:
+        """Read transformers' configuration of the tower, with all defaults in it.
 
         Raises:
             GranAlignError: images do not have three channels.
         """
-        if config.num_channels != 3:
+        if config["num_channels"] != 3:
             raise GranAlignError(
-                f"num_channels: got {config.num_channels}, expected 3; choose another model"
+                f"num_channels: got {config['num_channels']}, expected 3; choose another model"
             )
         return cls(
             Transformer.from_config(config),
-            int(config.image_size),
-            int(config.patch_size),
+            int(config["image_size"]),
+            int(config["patch_size"]),
             out,
             levels,
         )
@@ -152,7 +153,7 @@ class TextShape:
     end: int
 
     @classmethod
-    def from_config(cls, config: Any, out: int) -> TextShape:
-        """Read transformers' configuration of the tower."""
-        sizes = int(config.vocab_size), int(config.max_position_embeddings)
-        return cls(Transformer.from_config(config), *sizes, out, int(config.eos_token_id))
+    def from_config(cls, config: Mapping[str, Any], out: int) -> TextShape:
+        """Read transformers' configuration of the tower, with all defaults in it."""
+        sizes = int(config["vocab_size"]), int(config["max_position_embeddings"])
+        return cls(Transformer.from_config(config), *sizes, out, int(config["eos_token_id"]))

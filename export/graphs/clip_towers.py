@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -186,6 +186,14 @@ class _SplitHead:
         stored, part = self._joined(name)
         array = self._weights.read(stored)
         return array if part is None else array.reshape(3, -1, *array.shape[1:])[part]
+
+    def slices(self, name: str) -> Iterator[Float32]:
+        """Read a tensor as float32 in slices of rows; a third is one slice."""
+        stored, part = self._joined(name)
+        if part is None:
+            yield from self._weights.slices(stored)
+        else:
+            yield self.read(name)
 
     @staticmethod
     def _joined(name: str) -> tuple[str, int | None]:

@@ -34,7 +34,7 @@ from granalign_fast.models.graph_contract import (
 )
 from granalign_fast.runtime.standard_operators import MICROSOFT
 
-from .block_quantization import quantise_blocks
+from .block_quantization import quantise_slices
 from .builder import CheckpointGraph
 from .tensor_file import GraphTensors
 
@@ -209,8 +209,9 @@ class DecoderGraph(CheckpointGraph):
         """Multiply by a weight of few bits, stored under `name`."""
         parts = [f"{name}.{part}" for part in ("packed", "scales", "zeros")]
         if parts[0] not in self.tensors:
-            arrays: tuple[npt.NDArray[Any], ...] = quantise_blocks(
-                self.checkpoint.read(weight), bits, BLOCK
+            shape = self.checkpoint.shape(weight)
+            arrays: tuple[npt.NDArray[Any], ...] = quantise_slices(
+                self.checkpoint.slices(weight), shape, bits, BLOCK
             )
             for part, array in zip(parts, arrays, strict=True):
                 self.tensors.add(part, array)

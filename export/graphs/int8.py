@@ -77,8 +77,7 @@ def measure_ranges(model: Bert, tokens: Iterable[list[int]]) -> dict[str, Range]
     by_length: defaultdict[int, list[list[int]]] = defaultdict(list)
     for ids in tokens:
         by_length[len(ids)].append(ids)
-    for group in by_length.values():
-        model.hidden(np.array(group), observe)
+    model.run([np.array(group) for group in by_length.values()], observe)
     return ranges
 
 

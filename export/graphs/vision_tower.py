@@ -22,7 +22,7 @@ from granalign_fast.export.specs import VISION_EPSILON, VISION_THETA
 from granalign_fast.models.graph_contract import FRAMES, IMAGE_EMBEDS, PIXEL_VALUES
 
 from .builder import CheckpointGraph
-from .tensor_file import GraphTensors
+from .tensor_file import GraphTensors, converted
 
 Order = npt.NDArray[np.int64]
 """Indices of tokens."""
@@ -152,7 +152,7 @@ class VisionGraph(CheckpointGraph):
         return weight.reshape(-1, 3, self.shape.temporal, self.shape.patch, self.shape.patch)
 
     def _add_weight(self, name: str, array: Float32) -> None:
-        self.tensors.add(name, array.astype(self.dtype, copy=False))
+        self.tensors.add(name, converted(name, array, self.dtype))
 
     def _float(self, name: str, value: npt.ArrayLike) -> str:
         return self._constant(f"pixels.{name}", value, np.float32)

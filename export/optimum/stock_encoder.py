@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from granalign_fast.errors import GranAlignError, MissingExtraError, one_line
-from granalign_fast.export.checks.encoder import Reference
-from granalign_fast.export.checks.sentences import VALIDATION
+from granalign_fast.export.checks.encoder import Reference, transformers_reference
 from granalign_fast.export.sources.layouts import uniform_folder
 from granalign_fast.export.specs import OPTIMUM_OPSET
 from granalign_fast.models.graph_contract import EMBEDDINGS
@@ -38,9 +37,7 @@ def write_with_optimum(model: SentenceModel, draft: Path, precision: str) -> tup
         )
     try:
         import onnx
-        import torch
         from optimum.exporters.onnx import main_export
-        from transformers import AutoModel
     except ImportError:
         raise MissingExtraError(f"exporting a {kind!r} model", "optimum") from None
     # Let optimum write the model, and load its graph with all weights.
@@ -68,16 +65,9 @@ def write_with_optimum(model: SentenceModel, draft: Path, precision: str) -> tup
     _append_pooling(graph, model.pooling, model.normalise)
     onnx.save(graph, draft / "model.onnx")
 
-    def reference() -> Any:
-        source = AutoModel.from_pretrained(model.folder, use_safetensors=True).eval()
-        rows = []
-        with torch.inference_mode():
-            for ids in model.tokenise(VALIDATION):
-                hidden = source(torch.tensor([ids])).last_hidden_state[0]
-                rows.append((hidden.mean(0) if model.pooling == "mean" else hidden[0]).numpy())
-        return np.stack(rows) / np.linalg.norm(rows, axis=1, keepdims=True)
-
-    return reference, int(model.config.get("hidden_size") or model.config["dim"])
+    return transformers_reference(model), int(
+        model.config.get("hidden_size") or model.config["dim"]
+    )
 
 
 def _append_pooling(graph: Any, pooling: str, normalise: bool) -> None:

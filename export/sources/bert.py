@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.errors import GranAlignError, one_line
+from granalign_fast.errors import GranAlignError
+
+from .checkpoint import Checkpoint
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -54,23 +56,44 @@ class Layer:
 
 @dataclass(frozen=True)
 class Bert:
-    """A BERT encoder: embedding tables (rows, hidden), layers, number of heads and epsilon."""
+    """A BERT encoder: embedding tables (rows, hidden), layers, number of heads and epsilon.
+
+    Words are float32; all other weights, and what is computed, have the type that `load` was told.
+    A layer is read each time that it is asked for: memory holds one at a time.
+    """
 
     words: Array
     positions: Array
     norm: Norm
-    layers: tuple[Layer, ...]
+    layers: Sequence[Layer]
     heads: int
     epsilon: float
+    checkpoint: Checkpoint
 
     @classmethod
-    def load(cls, weights: Path, config: dict[str, Any], dtype: npt.DTypeLike = np.float32) -> Bert:
+    def load(
+        cls,
+        weights: Path,
+        config: dict[str, Any],
+        dtype: npt.DTypeLike = np.float32,
+        opened: Callable[[Checkpoint], None] = lambda checkpoint: None,
+    ) -> Bert:
         """Read ``model.safetensors``, and check its shapes against ``config.json``.
 
+        `opened` is called with the weights before any is read.
+
         Raises:
-            GranAlignError: the file is torn; a tensor is missing, misshapen or not finite.
+            GranAlignError: the file is torn; a tensor is missing or misshapen. One that is not
+                finite raises when it is read.
         """
-        return _Reader(weights, dtype).bert(config)
+        # Models with a head on top keep the encoder under "bert.".
+        checkpoint = Checkpoint(weights.parent, lambda name: name.removeprefix("bert."))
+        opened(checkpoint)
+        return _Reader(checkpoint, weights, dtype).bert(config)
+
+    def first(self, layers: int) -> Bert:
+        """Return the same encoder with the first layers alone."""
+        return replace(self, layers=_Layers(self.layers.__getitem__, min(layers, len(self.layers))))
 
     @property
     def dim(self) -> int:
@@ -82,47 +105,89 @@ class Bert:
 
         Args:
             ids: token ids, (batch, sequence).
+            observe: as for `run`.
+        """
+        return self.run([ids], observe)[0]
+
+    def run(
+        self, batches: Sequence[npt.NDArray[np.integer[Any]]], observe: Observer | None = None
+    ) -> list[Array]:
+        """Compute the last layer's output of several batches, each of texts of equal length.
+
+        All batches pass through a layer before the next layer is read.
+
+        Args:
+            batches: token ids, (batch, sequence) each.
             observe: called with ``"<layer>.<site>"`` and an activation, for each product. At the
                 sites `qkv` and `up` the activation is the norm before gamma and beta; at `out` and
                 `down` it is the product's input.
+
+        Returns:
+            An array (batch, sequence, hidden) for each batch.
         """
-        batch, length = ids.shape
-        head = self.dim // self.heads
         observe = observe or (lambda site, value: None)
+        # Words and positions.
+        plain, norm = [self._embed(ids) for ids in batches], self.norm
+        for i, layer in enumerate(self.layers):
+            plain = [self._layer(layer, x, norm, i, observe) for x in plain]
+            norm = layer.down_norm
+        return [x * norm.gamma + norm.beta for x in plain]
+
+    def _embed(self, ids: npt.NDArray[np.integer[Any]]) -> Array:
+        """Return the first state before gamma and beta of its norm."""
+        words = self.words[ids].astype(self.positions.dtype, copy=False)
+        return _normalise(words + self.positions[: ids.shape[1]], self.epsilon)
+
+    def _layer(self, layer: Layer, plain: Array, norm: Norm, i: int, observe: Observer) -> Array:
+        """Apply a layer; states are before gamma and beta of their norms, `norm` is the first's."""
+        batch, length, _ = plain.shape
+        head = self.dim // self.heads
 
         def split(x: Array) -> Array:
             return x.reshape(batch, length, self.heads, head).swapaxes(1, 2)
 
-        # Words and positions.
-        plain = _normalise(self.words[ids] + self.positions[:length], self.epsilon)
-        x = plain * self.norm.gamma + self.norm.beta
-        for i, layer in enumerate(self.layers):
-            # Self-attention over (batch, heads, sequence, head).
-            observe(f"{i}.qkv", plain)
-            scores = split(layer.query(x)) @ split(layer.key(x)).swapaxes(2, 3)
-            attended = _softmax(scores / math.sqrt(head)) @ split(layer.value(x))
-            context = attended.swapaxes(1, 2).reshape(batch, length, self.dim)
-            # Output projection, residual and norm.
-            observe(f"{i}.out", context)
-            plain = _normalise(x + layer.out(context), self.epsilon)
-            x = plain * layer.out_norm.gamma + layer.out_norm.beta
-            # The multi-layer perceptron, residual and norm.
-            observe(f"{i}.up", plain)
-            wide = _gelu(layer.up(x))
-            observe(f"{i}.down", wide)
-            plain = _normalise(x + layer.down(wide), self.epsilon)
-            x = plain * layer.down_norm.gamma + layer.down_norm.beta
-        return x
+        # Self-attention over (batch, heads, sequence, head).
+        observe(f"{i}.qkv", plain)
+        x = plain * norm.gamma + norm.beta
+        scores = split(layer.query(x)) @ split(layer.key(x)).swapaxes(2, 3)
+        attended = _softmax(scores / math.sqrt(head)) @ split(layer.value(x))
+        context = attended.swapaxes(1, 2).reshape(batch, length, self.dim)
+        # Output projection, residual and norm.
+        observe(f"{i}.out", context)
+        plain = _normalise(x + layer.out(context), self.epsilon)
+        x = plain * layer.out_norm.gamma + layer.out_norm.beta
+        # The multi-layer perceptron, residual and norm.
+        observe(f"{i}.up", plain)
+        wide = gelu(layer.up(x))
+        observe(f"{i}.down", wide)
+        return _normalise(x + layer.down(wide), self.epsilon)
 
     def embed(self, tokens: Sequence[Sequence[int]], *, pooling: str, normalise: bool) -> Array:
-        """Compute embeddings (texts, hidden), one text at a time."""
-        rows = np.empty((len(tokens), self.dim), self.words.dtype)
-        for row, ids in zip(rows, tokens, strict=True):
-            hidden = self.hidden(np.asarray([ids]))[0]
+        """Compute embeddings (texts, hidden); each text is a batch of its own."""
+        rows = np.empty((len(tokens), self.dim), self.positions.dtype)
+        states = self.run([np.asarray([ids]) for ids in tokens])
+        for row, (hidden,) in zip(rows, states, strict=True):
             row[:] = hidden.mean(axis=0) if pooling == "mean" else hidden[0]
         if normalise:
             rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         return rows
+
+
+class _Layers(Sequence[Layer]):
+    """The layers of a file: each is read when it is asked for, and not kept."""
+
+    def __init__(self, read: Callable[[int], Layer], count: int) -> None:
+        self._read, self._count = read, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._count))]
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        return self._read(index)
 
 
 def _normalise(x: Array, epsilon: float) -> Array:
@@ -140,7 +205,7 @@ def _softmax(x: Array) -> Array:
     return weights
 
 
-def _gelu(x: Array) -> Array:
+def gelu(x: Array) -> Array:
     """Compute ``x / 2 * (1 + erf(x / sqrt(2)))``; the interpolated erf is off by 8e-9 at most."""
     table, steps, limit = _erf_table()
     position = (np.clip(x * math.sqrt(0.5), -limit, limit) + limit) * steps
@@ -162,20 +227,8 @@ def _erf_table() -> tuple[Array, int, int]:
 class _Reader:
     """The tensors of one file under their BERT names; each is checked when it is read."""
 
-    def __init__(self, path: Path, dtype: npt.DTypeLike) -> None:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        self.path, self.dtype = path, dtype
-        try:
-            tensors = load_file(path)
-        except (SafetensorError, OSError, KeyError, TypeError, AttributeError) as error:
-            raise GranAlignError(
-                f"{path}: not readable as float32 or float16 safetensors ({one_line(error)}); "
-                f"copy it again, or save the model again"
-            ) from None
-        # Models with a head on top keep the encoder under "bert.".
-        self.tensors = {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}
+    def __init__(self, checkpoint: Checkpoint, path: Path, dtype: npt.DTypeLike) -> None:
+        self.path, self.dtype, self.checkpoint = path, dtype, checkpoint
 
     def bert(self, config: dict[str, Any]) -> Bert:
         # Sizes from the settings.
@@ -198,14 +251,22 @@ class _Reader:
         # All tokens of a single sentence have type 0: add its row to every position.
         kinds = self.read("embeddings.token_type_embeddings.weight", types, hidden)
         return Bert(
-            words=self.read("embeddings.word_embeddings.weight", words, hidden),
+            words=self.read("embeddings.word_embeddings.weight", words, hidden, dtype=np.float32),
             positions=self.read("embeddings.position_embeddings.weight", positions, hidden)
             + kinds[0],
             norm=self.norm("embeddings.LayerNorm", hidden),
-            layers=tuple(self.layer(f"encoder.layer.{i}", hidden, wide) for i in range(depth)),
+            layers=self.layers(depth, hidden, wide),
             heads=heads,
             epsilon=epsilon,
+            checkpoint=self.checkpoint,
         )
+
+    def layers(self, depth: int, hidden: int, wide: int) -> Sequence[Layer]:
+        # Shapes are checked now, before anything is written.
+        for i in range(depth):
+            for name, shape in _layer_shapes(f"encoder.layer.{i}", hidden, wide).items():
+                self.check(name, shape)
+        return _Layers(lambda i: self.layer(f"encoder.layer.{i}", hidden, wide), depth)
 
     def layer(self, name: str, hidden: int, wide: int) -> Layer:
         return Layer(
@@ -226,17 +287,32 @@ class _Reader:
     def norm(self, name: str, hidden: int) -> Norm:
         return Norm(self.read(f"{name}.weight", hidden), self.read(f"{name}.bias", hidden))
 
-    def read(self, name: str, *shape: int) -> Array:
-        """Return a tensor in the reader's dtype; raise unless it has this shape and is finite."""
-        tensor = self.tensors.get(name)
-        got = None if tensor is None else tensor.shape
-        if tensor is None or got != shape:
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raise unless there is a tensor of this shape."""
+        got = self.checkpoint.shape(name) if name in self.checkpoint else None
+        if got != shape:
             raise GranAlignError(
                 f"{self.path}: tensor {name} has shape {got}, expected {shape}; "
                 f"config.json and the weights must belong together"
             )
-        if not np.isfinite(tensor).all():
-            raise GranAlignError(
-                f"{self.path}: tensor {name} holds NaN or infinity; get intact weights"
-            )
-        return tensor.astype(self.dtype)
+
+    def read(self, name: str, *shape: int, dtype: npt.DTypeLike | None = None) -> Array:
+        """Return a tensor in the reader's dtype; raise unless it has this shape and is finite."""
+        self.check(name, shape)
+        return self.checkpoint.read(name).astype(dtype or self.dtype, copy=False)
+
+
+def _layer_shapes(name: str, hidden: int, wide: int) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor of a layer."""
+    denses = {f"attention.self.{part}": (hidden, hidden) for part in ("query", "key", "value")}
+    denses |= {
+        "attention.output.dense": (hidden, hidden),
+        "intermediate.dense": (wide, hidden),
+        "output.dense": (hidden, wide),
+    }
+    shapes: dict[str, tuple[int, ...]] = {}
+    for dense, (rows, columns) in denses.items():
+        shapes |= {f"{name}.{dense}.weight": (rows, columns), f"{name}.{dense}.bias": (rows,)}
+    for norm in ("attention.output.LayerNorm", "output.LayerNorm"):
+        shapes |= {f"{name}.{norm}.{part}": (hidden,) for part in ("weight", "bias")}
+    return shapes

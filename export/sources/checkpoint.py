@@ -20,6 +20,15 @@ Float32 = npt.NDArray[np.float32]
 _DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _INDEX = "model.safetensors.index.json"
 
+_EXPONENT = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}
+"""Bits of the exponent: all of them are set in NaN and infinity, and in nothing else."""
+
+SLICE_BYTES = 1 << 25
+"""Bytes of float32 in a slice of a tensor: an export holds slices, not whole tensors."""
+
+Observer = Callable[[str, int], None]
+"""Called with a tensor's name and the bytes that were read of it."""
+
 
 class Tensors(Protocol):
     """A source of weights by name."""
@@ -32,6 +41,10 @@ class Tensors(Protocol):
 
     def read(self, name: str) -> Float32:
         """Read a tensor as float32."""
+        ...
+
+    def slices(self, name: str) -> Iterator[Float32]:
+        """Read a tensor as float32 in slices of rows, from the first to the last."""
         ...
 
 
@@ -59,6 +72,8 @@ class Checkpoint:
 
     def __init__(self, folder: Path, rename: Callable[[str], str] | None = None) -> None:
         self.folder = folder
+        self.observe: Observer = lambda name, count: None
+        """Replaced by who wants to know how far the reading is."""
         self.files = _files(folder)
         self._entries: dict[str, _Entry] = {}
         for path in self.files:
@@ -72,13 +87,59 @@ class Checkpoint:
         """Return the shape of a tensor, without reading it."""
         return self._find(name).shape
 
+    @property
+    def names(self) -> list[str]:
+        """Names of all tensors that can be read."""
+        return [name for name, entry in self._entries.items() if entry.kind in _DTYPES]
+
+    def stored_bytes(self, name: str) -> int:
+        """Return the bytes of a tensor in its file."""
+        entry = self._find(name)
+        return int(np.prod(entry.shape, dtype=np.int64)) * np.dtype(_DTYPES[entry.kind]).itemsize
+
     def read(self, name: str) -> Float32:
-        """Read a float32, float16 or bfloat16 tensor as float32."""
+        """Read a float32, float16 or bfloat16 tensor as float32.
+
+        Raises:
+            GranAlignError: there is no such tensor, or it holds NaN or infinity.
+        """
+        shape = self.shape(name)
+        whole = np.empty(shape, np.float32)
+        rows, start = whole.reshape(shape or (1,)), 0
+        for part in self.slices(name):
+            rows[start : start + len(part)] = part
+            start += len(part)
+        return whole
+
+    def slices(self, name: str) -> Iterator[Float32]:
+        """Read a tensor as float32 in slices of rows, each of `SLICE_BYTES` at most.
+
+        A row that is larger is a slice of its own; a scalar is one row.
+
+        Raises:
+            GranAlignError: there is no such tensor, or it holds NaN or infinity.
+        """
         path, kind, shape, offset = self._find(name)
-        stored = np.memmap(path, _DTYPES[kind], mode="r", offset=offset, shape=shape)
-        if kind == "BF16":  # the upper half of a float32
-            return (stored.astype(np.uint32) << 16).view(np.float32)
-        return np.array(stored, np.float32)
+        rows = shape or (1,)
+        step = max(1, SLICE_BYTES // max(1, 4 * int(np.prod(rows[1:], dtype=np.int64))))
+        width = np.dtype(_DTYPES[kind]).itemsize * int(np.prod(rows[1:], dtype=np.int64))
+        for start in range(0, rows[0], step):
+            count = min(step, rows[0] - start)
+            # A map of these rows alone: its pages leave memory with it.
+            stored = np.memmap(path, _DTYPES[kind], "r", offset + start * width, (count, *rows[1:]))
+            bits = stored.view(f"<u{stored.itemsize}")
+            if ((bits & _EXPONENT[kind]) == _EXPONENT[kind]).any():
+                raise GranAlignError(
+                    f"{path}: tensor {name} holds NaN or infinity; get intact weights"
+                )
+            if kind == "BF16":  # the upper half of a float32
+                wide = stored.astype(np.uint32)
+                wide <<= 16
+                part = wide.view(np.float32)
+            else:
+                part = np.array(stored, np.float32)
+            self.observe(name, count * width)
+            yield part
 
     def _find(self, name: str) -> _Entry:
         """Return a tensor's entry; raise if it is missing or of another type."""
@@ -117,6 +178,10 @@ class MemoryTensors:
         """Return a tensor."""
         return self._arrays[name]
 
+    def slices(self, name: str) -> Iterator[Float32]:
+        """Return a tensor as one slice."""
+        yield self._arrays[name]
+
 
 class JoinedProjections:
     """A checkpoint with one ``qkv_proj`` in the place of three projections: query, key, value.
@@ -125,7 +190,7 @@ class JoinedProjections:
     GPU.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Tensors) -> None:
         self._checkpoint = checkpoint
 
     def __contains__(self, name: str) -> bool:
@@ -140,6 +205,11 @@ class JoinedProjections:
         """Read a tensor as float32."""
         parts = [self._checkpoint.read(part) for part in self._parts(name)]
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+    def slices(self, name: str) -> Iterator[Float32]:
+        """Read a tensor as float32 in slices of rows."""
+        for part in self._parts(name):
+            yield from self._checkpoint.slices(part)
 
     @staticmethod
     def _parts(name: str) -> list[str]:
@@ -171,7 +241,9 @@ def _files(folder: Path) -> list[Path]:
 
 def _read_header(path: Path) -> Iterator[tuple[str, _Entry]]:
     """Yield the name and the entry of every tensor of a safetensors file."""
-    torn = GranAlignError(f"{path}: torn, or no safetensors; copy or download the model again")
+    torn = GranAlignError(
+        f"{path}: not readable: torn, or no safetensors; copy or download the model again"
+    )
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

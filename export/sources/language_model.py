@@ -20,6 +20,7 @@ from granalign_fast.files import sha256_of
 from .checkpoint import Checkpoint, Float32
 from .folder import read_object, read_tokenizer
 from .layouts import DEFAULTS, uniform_config, uniform_files, write_settings
+from .tensors import WIDE, check_decoder
 
 _FIXED = {
     "hidden_act": "silu",
@@ -214,8 +215,11 @@ class LlmSource(ModelSource):
             UnsupportedError: our graph lacks its architecture or a setting.
             GranAlignError: it is not a causal language model, or a file of it is missing or torn.
         """
-        config = read_config(folder)
-        return cls.open(folder, config, DecoderShape.read(config, folder / "config.json"))
+        config, path = read_config(folder), folder / "config.json"
+        source = cls.open(folder, config, DecoderShape.read(config, path))
+        wide = positive(config, "intermediate_size", path, source.checkpoint.shape(WIDE)[0])
+        check_decoder(source.checkpoint, source.shape, config, wide, path)
+        return source
 
 
 def read_config(folder: Path) -> dict[str, Any]:

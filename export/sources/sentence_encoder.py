@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ class SentenceModel:
             and self.config.get("position_embedding_type", "absolute") == "absolute"
         )
 
-    def tokenise(self, texts: tuple[str, ...]) -> list[list[int]]:
+    def tokenise(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text, truncated to the model's length."""
         from tokenizers import Tokenizer
 

@@ -19,6 +19,7 @@ from granalign_fast.export.specs import (
 from .folder import read_object
 from .language_model import DecoderShape, LlmSource, check_architecture, number, positive
 from .layouts import DEFAULTS, image_settings, uniform_config
+from .tensors import WIDE, check_decoder, check_vision
 
 _NAMES = {
     "model.visual.": "visual.",
@@ -250,7 +251,7 @@ class VlmSource(LlmSource):
             )
         _check_context(vision.grid(image_size), image_size, shape.context)
         pixels = Pixels.read(settings or {}, vision, settings_path)
-        return cls.open(
+        source = cls.open(
             folder,
             config,
             shape,
@@ -263,6 +264,12 @@ class VlmSource(LlmSource):
             image_token=_image_token(config, shape.vocabulary, path),
             image_size=image_size,
         )
+        wide = positive(text, "intermediate_size", path, source.checkpoint.shape(WIDE)[0])
+        check_decoder(source.checkpoint, shape, text, wide, path)
+        tower = DEFAULTS["qwen2_5_vl_vision"] | _object(config, "vision_config", path)
+        wide = positive(tower, "intermediate_size", path, default=3420)
+        check_vision(source.checkpoint, tower, wide, path)
+        return source
 
 
 def canonical_name(name: str) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,10 +14,21 @@ import typer
 from granalign_fast.errors import GranAlignError
 
 from .options import NewFolder
-from .progress import status
+from .progress import status, weights_progress
 from .verbosity import with_verbosity
 
 export_app = typer.Typer(no_args_is_help=True, help="Write models as ONNX and check them.")
+
+
+Check = Annotated[
+    bool | None,
+    typer.Option(
+        "--check/--no-check",
+        show_default=False,
+        help="Compare with transformers, which loads the whole model in float32. "
+        "Default: if the extra [export] is installed.",
+    ),
+]
 
 
 def _source(folder: str) -> Any:
@@ -27,11 +41,12 @@ def export_sentence_encoder(
     source: Annotated[str, _source("A sentence-transformers folder")],
     out: NewFolder,
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
+    check: Check = None,
 ) -> None:
     """Write a sentence encoder with pooling and normalisation inside the graph."""
     from granalign_fast.export.sentence_encoder import export_sentence_encoder as run
 
-    _export(run, source, out, precision)
+    _export(run, source, out, precision, check)
 
 
 @export_app.command("clip")
@@ -40,11 +55,12 @@ def export_clip(
     source: Annotated[str, _source("A CLIP or SigLIP folder")],
     out: NewFolder,
     precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
+    check: Check = None,
 ) -> None:
     """Write the image and text towers of CLIP or SigLIP, normalisation inside the graphs."""
     from granalign_fast.export.frame_encoder import export_clip as run
 
-    _export(run, source, out, precision)
+    _export(run, source, out, precision, check)
 
 
 @export_app.command("llm")
@@ -59,11 +75,12 @@ def export_llm(
     ],
     out: NewFolder,
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int4.")] = "fp32",
+    check: Check = None,
 ) -> None:
     """Write a language model with its cache in the graph; optimum's ORTModel opens it too."""
     from granalign_fast.export.llm import export_llm as run
 
-    _export(run, source, out, precision)
+    _export(run, source, out, precision, check)
 
 
 @export_app.command("vlm")
@@ -79,6 +96,7 @@ def export_vlm(
             help="Size of resized frames, in multiples of 28 pixels.",
         ),
     ] = "336x560",
+    check: Check = None,
 ) -> None:
     """Write a vision-language model for frames of one size."""
     from granalign_fast.export.vlm import export_vlm as run
@@ -86,7 +104,7 @@ def export_vlm(
     height, cross, width = image_size.partition("x")
     if not (cross and height.isdecimal() and width.isdecimal()):
         raise GranAlignError(f"--image-size: got {image_size!r}, expected a size such as 336x560")
-    _export(run, source, out, precision, image_size=(int(height), int(width)))
+    _export(run, source, out, precision, check, image_size=(int(height), int(width)))
 
 
 @export_app.command("tensorrt")
@@ -113,8 +131,65 @@ def export_tensorrt(
 
 
 def _export(
-    run: Callable[..., Path], source: str, out: Path, precision: str, **options: Any
+    run: Callable[..., Path],
+    source: str,
+    out: Path,
+    precision: str,
+    check: bool | None,
+    **options: Any,
 ) -> None:
-    with status(f"exporting {source} in {precision}"):
-        run(source, out, precision=precision, **options)
-    typer.echo(f"written and checked against the source: {out}")
+    with weights_progress(f"exporting {source} in {precision}") as progress, ended_by_signals():
+        run(
+            source,
+            out,
+            precision=precision,
+            check=check,
+            progress=progress.step,
+            written=progress.written,
+            **options,
+        )
+    report_export(out)
+
+
+def report_export(out: Path) -> None:
+    """Say what was written, and whether it was compared with transformers."""
+    from granalign_fast.errors import install_command
+    from granalign_fast.export.checks.transformers import NOT_COMPARED
+    from granalign_fast.files import read_json
+
+    if read_json(out / "manifest.json")["comparison"] != NOT_COMPARED:
+        typer.echo(f"written and checked against the source: {out}")
+        return
+    typer.echo(f"written and checked against NumPy: {out}")
+    typer.echo(
+        f"{NOT_COMPARED}: to compare, run {install_command('export')}, and export again with "
+        f"--check",
+        err=True,
+    )
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """End the block by an exception on SIGTERM and SIGHUP, so that what is half written goes.
+
+    A second signal does not interrupt the deletion.
+    """
+
+    def end(number: int, frame: object) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # no other thread may set them
+        numbers = (signal.SIGTERM, signal.SIGHUP)
+        before = {
+            number: signal.signal(number, end)
+            for number in numbers
+            if signal.getsignal(number) is not signal.SIG_IGN  # as nohup sets it
+        }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -12,6 +12,7 @@ import typer
 
 from granalign_fast.errors import GranAlignError
 
+from .export import Check, ended_by_signals, report_export
 from .options import Json, print_json
 from .progress import status
 from .verbosity import is_quiet, with_verbosity
@@ -124,10 +125,11 @@ def models_get(
             "place of the hub's.",
         ),
     ] = None,
+    check: Check = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Fetch the models of a set, verify and export them. Can be repeated after an interruption."""
-    from granalign_fast.export.model_set import get_planned, plan_model_set
+    from granalign_fast.export.model_set import plan_model_set
 
     with status(f"looking for the models of {name}"):
         plan = plan_model_set(name, out, precision=precision, sources=sources)
@@ -138,16 +140,26 @@ def models_get(
         plan.check_space()
         if not yes:
             _ask(plan)
+    with ended_by_signals():
+        failed = _get(plan, check)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _get(plan: SetPlan, check: bool | None) -> bool:
+    """Fetch and export what a plan names, and report it; return whether a model failed."""
+    from granalign_fast.export.model_set import get_planned
+
     failed = False
-    for part, problem in get_planned(plan, phase=_phase):
+    for part, problem in get_planned(plan, check=check, phase=_phase):
         if problem:
             failed = True
             typer.echo(f"granalign: {problem}", err=True)
+        elif part.exported:
+            typer.echo(f"kept: {part.out}")
         else:
-            what = "kept" if part.exported else "written and checked against the source"
-            typer.echo(f"{what}: {part.out}")
-    if failed:
-        raise typer.Exit(1)
+            report_export(part.out)
+    return failed
 
 
 def _announce(plan: SetPlan) -> None:

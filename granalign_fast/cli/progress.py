@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from .verbosity import is_quiet
 
@@ -52,7 +53,8 @@ def status(what: str) -> Iterator[None]:
         yield
         return
     if not sys.stderr.isatty():
-        with _timed_lines(what):
+        begin = time.monotonic()
+        with _timed_lines(lambda: f"{what}, {time.monotonic() - begin:.0f} s"):
             yield
         return
     from rich.console import Console
@@ -60,6 +62,77 @@ def status(what: str) -> Iterator[None]:
 
     with Console(stderr=True).status(Text(what)):
         yield
+
+
+@dataclass
+class Weights:
+    """How far an export is: the functions to call as it goes on.
+
+    Attributes:
+        step: called with the name of each step as it begins.
+        written: called as weights are written: with their part, the bytes so far, and all bytes.
+    """
+
+    step: Callable[[str], None]
+    written: Callable[[str, int, int], None]
+
+
+@contextmanager
+def weights_progress(what: str) -> Iterator[Weights]:
+    """Show the steps of an export, and in them the part of the model, bytes and time left.
+
+    Args:
+        what: the work, such as "exporting llama in int4".
+    """
+    if is_quiet():
+        yield Weights(lambda step: None, lambda part, done, total: None)
+        return
+    state = _WeightsState(what)
+    if not sys.stderr.isatty():
+        with _timed_lines(state.line):
+            yield Weights(state.step, state.written)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    with Console(stderr=True).status(Text(what)) as shown:
+
+        def step(name: str) -> None:
+            state.step(name)
+            shown.update(Text(state.line()))
+
+        def written(part: str, done: int, total: int) -> None:
+            state.written(part, done, total)
+            shown.update(Text(state.line()))
+
+        yield Weights(step, written)
+
+
+class _WeightsState:
+    """The latest report of an export, as a line."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self._step = what, ""
+        self._progress: tuple[str, int, int] | None = None
+        self._begin = time.monotonic()
+
+    def step(self, name: str) -> None:
+        self._step, self._progress = name, None
+        self._begin = time.monotonic()
+
+    def written(self, part: str, done: int, total: int) -> None:
+        self._progress = part, done, total
+
+    def line(self) -> str:
+        """Return the line: the work, its step and how far that is."""
+        seconds = time.monotonic() - self._begin
+        parts = [part for part in (self._what, self._step) if part]
+        if self._progress is None:
+            return ", ".join([*parts, f"{seconds:.0f} s"])
+        part, done, total = self._progress
+        left = seconds * (total - done) / max(done, 1)
+        size = f"{done / 1e9:.1f} of {total / 1e9:.1f} GB"
+        return ", ".join([*parts, part, size, f"{left:.0f} s left"])
 
 
 class Throttle:
@@ -98,14 +171,13 @@ class _Lines:
 
 
 @contextmanager
-def _timed_lines(what: str) -> Iterator[None]:
-    """Write a line every `INTERVAL` seconds from a thread: the work itself makes no calls."""
+def _timed_lines(line: Callable[[], str]) -> Iterator[None]:
+    """Write a line every `INTERVAL` seconds from a thread: the work itself may make no calls."""
     ended = threading.Event()
 
     def write() -> None:
-        begin = time.monotonic()
         while not ended.wait(INTERVAL):
-            _write(f"{what}, {time.monotonic() - begin:.0f} s")
+            _write(line())
 
     thread = threading.Thread(target=write, daemon=True)
     thread.start()

@@ -78,6 +78,7 @@ class FrameEncoder(ExportedEncoder[FrameEncoderManifest]):
         folder: the model that ``granalign export clip`` wrote.
         device: as for `open_session`.
         threads: CPU threads; None for all that this process may use.
+        manifest: of a folder that has none yet, as an export checks it; None to read it.
 
     Attributes:
         preprocessing: what it does to each frame before the image tower.
@@ -87,10 +88,15 @@ class FrameEncoder(ExportedEncoder[FrameEncoderManifest]):
     """
 
     def __init__(
-        self, folder: str | Path, *, device: str = "cpu", threads: int | None = None
+        self,
+        folder: str | Path,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        manifest: FrameEncoderManifest | None = None,
     ) -> None:
         folder = Path(folder)
-        manifest = FrameEncoderManifest.read(folder)
+        manifest = manifest or FrameEncoderManifest.read(folder)
         self.preprocessing = _read_preprocessing(manifest, folder)
         graphs = [IMAGE_GRAPH, TEXT_GRAPH]
         super().__init__(folder, manifest, graphs, device=device, threads=threads)

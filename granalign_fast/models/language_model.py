@@ -45,6 +45,7 @@ class CausalLM:
         static_cache: use a KV cache of fixed address and capacity (see `static_cache`) instead of
             one that is allocated anew with each token. None means yes on a GPU, if the export has a
             graph for it, and no on a CPU.
+        manifest: of a folder that has none yet, as an export checks it; None to read it.
 
     Raises:
         GranAlignError: the folder holds no such model, was altered, or has no graph for a static
@@ -66,6 +67,7 @@ class CausalLM:
         threads: int | None = None,
         memory_limit_bytes: int | None = None,
         static_cache: bool | None = None,
+        manifest: LlmManifest | None = None,
     ) -> None:
         self.device = ArrayDevice.of(device)
         self.look_every = self.device.look_every
@@ -83,7 +85,7 @@ class CausalLM:
             # The cast holds: decoders have no TensorRT engine and no fixed batch sizes.
             return cast(OnnxSession, session)
 
-        self.manifest = self._manifest_kind.read(folder)
+        self.manifest = manifest or self._manifest_kind.read(folder)
         has_static = STATIC_GRAPH in self.manifest.files
         if static_cache and not has_static:
             raise GranAlignError(

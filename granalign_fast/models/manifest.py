@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
@@ -58,7 +58,10 @@ class Manifest:
         files: SHA-256 of every other file in the folder, by name.
         precision: such as ``"fp32"``.
         tools: versions of the packages that wrote the folder.
-        validation: measured differences from the source.
+        validation: measured differences from the source: those of the comparison with
+            transformers, or without it those of `self_check`.
+        comparison: what the export was compared with, in words.
+        self_check: measured differences from the source in NumPy and float64.
     """
 
     format_version: int = FORMAT_VERSION
@@ -70,9 +73,14 @@ class Manifest:
     precision: str
     tools: dict[str, str]
     validation: dict[str, float]
+    comparison: str = ""
+    self_check: dict[str, float] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Write ``manifest.json``, whole or not at all."""
+        """Write ``manifest.json``, whole or not at all: the last step of an export.
+
+        A folder without it is no model, so an unfinished export can never be loaded.
+        """
         with replacing(folder / "manifest.json") as file:
             file.write((json.dumps(asdict(self), indent=2) + "\n").encode())
 
@@ -103,19 +111,24 @@ class Manifest:
                 f"{cls.format_version}; export the model again"
             )
         # The keys and the types of their values.
-        expected = {field.name for field in fields(cls)}
-        if set(record) != expected:
+        expected = {entry.name for entry in fields(cls)}
+        if wrong := (set(record) ^ expected) - (_ADDED - set(record)):
             raise GranAlignError(
-                f"{path}: keys {sorted(set(record) ^ expected)} are missing or unknown; "
-                f"export the model again"
+                f"{path}: keys {sorted(wrong)} are missing or unknown; export the model again"
             )
         types = get_type_hints(cls)
-        for field in fields(cls):
-            if not _matches(types[field.name], value := record[field.name]):
+        for entry in fields(cls):
+            if entry.name in record and not _matches(types[entry.name], record[entry.name]):
                 raise GranAlignError(
-                    f"{path}: got {field.name} {value!r:.80}, expected {field.type}; "
+                    f"{path}: got {entry.name} {record[entry.name]!r:.80}, expected {entry.type}; "
                     f"export the model again"
                 )
+        # Earlier versions left such a folder when they were killed as they compared.
+        if not record["validation"]:
+            raise GranAlignError(
+                f"{path}: got an export that was not checked to its end, expected measured errors "
+                f"in it; delete the folder and export the model again"
+            )
         # The files and their hashes.
         manifest = cls(**record)
         if not manifest.files:
@@ -131,6 +144,10 @@ class Manifest:
                     f"delete the folder and export the model again"
                 )
         return manifest
+
+
+_ADDED = {"comparison", "self_check"}
+"""Keys that folders of earlier versions lack."""
 
 
 def _matches(annotation: Any, value: Any) -> bool:
@@ -238,7 +255,7 @@ class VlmManifest(LlmManifest):
 def exported_models(folder: str | Path) -> dict[str, Path]:
     """Return the folders of the exported models below a folder, by kind.
 
-    Each model has a folder of its own, whatever its name.
+    Each model has a folder of its own, whatever its name; hidden folders are drafts.
 
     Raises:
         GranAlignError: there is no such folder, no model in it, or two of one kind.
@@ -248,6 +265,8 @@ def exported_models(folder: str | Path) -> dict[str, Path]:
         raise GranAlignError(f"{folder}: no such folder; expected a folder of exported models")
     folders: dict[str, Path] = {}
     for path in sorted(folder.glob("*/manifest.json")):
+        if path.parent.name.startswith("."):
+            continue
         record = read_json(path)
         kind = record.get("kind") if isinstance(record, dict) else None
         if kind not in KINDS:

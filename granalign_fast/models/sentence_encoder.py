@@ -59,6 +59,7 @@ class OnnxSentenceEncoder(ExportedEncoder[SentenceManifest]):
         device: as for `open_session`.
         threads: CPU threads; None for all that this process may use.
         graph: a file of the folder; None for the one that suits the device.
+        manifest: of a folder that has none yet, as an export checks it; None to read it.
 
     Raises:
         GranAlignError: the folder, precision or device cannot be used.
@@ -72,9 +73,10 @@ class OnnxSentenceEncoder(ExportedEncoder[SentenceManifest]):
         device: str = "cpu",
         threads: int | None = None,
         graph: str | None = None,
+        manifest: SentenceManifest | None = None,
     ) -> None:
         parsed = Device.parse(device)
-        manifest = SentenceManifest.read(folder)
+        manifest = manifest or SentenceManifest.read(folder)
         if precision not in (None, manifest.precision):
             raise GranAlignError(
                 f"{folder}: got precision {manifest.precision!r}, expected {precision!r}; "

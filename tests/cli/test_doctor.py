@@ -47,6 +47,7 @@ def test_extras_are_those_of_the_package_within_their_bounds(monkeypatch):
         "extra [plot]": True,
         "extra [editors]": False,
         "extra [hub]": False,
+        "extra [export]": True,
         "extra [optimum]": False,
     }
     assert "transformers 5.0.0 (expected " in extras["extra [optimum]"].found

@@ -24,8 +24,9 @@ from typer.testing import CliRunner
 from granalign_fast.cli.app import app
 from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.export import frame_encoder as module
+from granalign_fast.export.checks.frame_encoder import validation_frames
 from granalign_fast.export.checks.transformers_calls import load_image_processor, pooled
-from granalign_fast.export.frame_encoder import export_clip, validation_frames
+from granalign_fast.export.frame_encoder import export_clip
 from granalign_fast.export.graphs.tensor_file import EmbeddedTensors
 from granalign_fast.export.specs import PRECISIONS, Precision, Tolerance
 from granalign_fast.models.exported_graph import open_session
@@ -90,10 +91,12 @@ def test_bad_sources(tmp_path: Path, bare: Path, spoil: Any, message: str) -> No
     assert entries(tmp_path) == ["bare"]
 
 
-def test_export_needs_optimum(tmp_path: Path, bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_comparison_needs_torch(
+    tmp_path: Path, bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(MissingExtraError, match=r"exporting CLIP needs the extra \[optimum\]"):
-        export_clip(bare, tmp_path / "out")
+    with pytest.raises(MissingExtraError, match=r"comparing .* needs the extra \[export\]"):
+        export_clip(bare, tmp_path / "out", check=True)
     assert entries(tmp_path) == ["bare"]
 
 
@@ -160,7 +163,13 @@ def test_embeddings_against_transformers(source: Path, tmp_path: Path, precision
     out = export_clip(source, tmp_path / "out", precision=precision, progress=steps.append)
     assert entries(out) == ["image.onnx", "manifest.json", "text.onnx", "tokenizer.json"]
     assert entries(tmp_path) == ["out"]
-    assert steps == ["reading", "writing the graphs", "comparing with the source"]
+    assert steps == [
+        "reading",
+        "running the source",
+        "writing the graphs",
+        "checking the layers",
+        "comparing with the source",
+    ]
 
     frames = random_frames([(90, 160), (160, 90), (61, 47), (33, 101), (32, 32), (17, 200)], 1)
     resized, image, text = embed_with_transformers(source, frames)
@@ -307,7 +316,7 @@ def resized_below_the_crop(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (torn_weights, "transformers cannot load it"),
+        (torn_weights, "torn, or no safetensors"),
         (missing_tensor, "lacks 1 tensors, such as text_projection.weight"),
         (nan_weights, "gives image embeddings with NaN"),
         (another_activation, r"got the activation 'mish', expected one of \['gelu'"),

@@ -186,8 +186,5 @@ def test_refused_towers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(GranAlignError, match="got ids in I64, expected float32, float16"):
         checkpoint.read("ids")
 
-    class Config:
-        num_channels = 4
-
     with pytest.raises(GranAlignError, match="num_channels: got 4, expected 3"):
-        ImageShape.from_config(Config(), 8, LEVELS)
+        ImageShape.from_config({"num_channels": 4}, 8, LEVELS)

@@ -58,7 +58,7 @@ def test_the_graph_gives_what_the_reference_gives(
     packed = [PACKED_GRAPH] if precision == "fp32" else []
     assert entries(out) == ["manifest.json", "model.onnx", *packed, "tokenizer.json"]
     assert entries(tmp_path) == ["out", "source"]
-    assert steps == ["reading", "writing the graph", "comparing with the source"]
+    assert steps[:3] == ["reading", "writing the graph", "checking the layers"]
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["source"] == "source"
     assert (manifest["pooling"], manifest["normalise"]) == (pooling, normalise)

@@ -127,10 +127,10 @@ def test_an_unknown_precision(tmp_path: Path) -> None:
         export_vlm(tmp_path, tmp_path / "out", precision="int8")
 
 
-def test_export_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_comparison_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(MissingExtraError, match=r"\[optimum\]"):
-        export_vlm(write_tiny_vlm(tmp_path / "source"), tmp_path / "out")
+    with pytest.raises(MissingExtraError, match=r"\[export\]"):
+        export_vlm(write_tiny_vlm(tmp_path / "source"), tmp_path / "out", check=True)
 
 
 @pytest.mark.parametrize("size", ["336", "x", "336x560x3", "-28x28"])

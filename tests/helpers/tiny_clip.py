@@ -230,6 +230,45 @@ def random_clip(family: str, *, layers: int = 2, end: int = WORDS - 1) -> tuple[
     return image, text, {name: draw(name, size) for name, size in sizes.items()}
 
 
+def write_clip_source(folder: Path, family: str, *, layers: int = 2) -> Path:
+    """Write `random_clip` as transformers would save it, without torch; return the folder."""
+    image, text, weights = random_clip(family, layers=layers)
+    folder.mkdir(parents=True)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    stack = {
+        "hidden_size": image.layers.hidden,
+        "intermediate_size": image.layers.wide,
+        "num_hidden_layers": layers,
+        "num_attention_heads": image.layers.heads,
+        "hidden_act": image.layers.activation,
+        "layer_norm_eps": image.layers.epsilon,
+    }
+    of_text = {"vocab_size": WORDS, "max_position_embeddings": MAX_TOKENS, "eos_token_id": text.end}
+    config = {
+        "model_type": family,
+        "vision_config": stack | {"image_size": image.side, "patch_size": image.patch},
+        "text_config": stack | of_text,
+        "projection_dim": image.out,
+    }
+    write_json(folder / "config.json", config)
+    size: dict[str, Any] = {"size": {"height": image.side, "width": image.side}}
+    if family == "clip":
+        size = {"size": {"shortest_edge": 40}, "crop_size": image.side}
+    levels = {"image_mean": list(LEVELS.mean), "image_std": list(LEVELS.std)}
+    kind = {"clip": "CLIPImageProcessor", "siglip": "SiglipImageProcessor"}[family]
+    settings = {"image_processor_type": kind} | size | levels
+    write_json(folder / "preprocessor_config.json", settings)
+    tokenizer = _letters()
+    tokenizer.add_tokens([f"<{i}>" for i in range(tokenizer.get_vocab_size(), WORDS - 1)])
+    tokenizer.add_special_tokens(["<end>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <end>", special_tokens=[("<end>", WORDS - 1)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    write_json(folder / "tokenizer_config.json", {"pad_token": "<end>"})
+    return folder
+
+
 def write_random_clip(folder: Path, family: str, *, precision: str, **changes: Any) -> Path:
     """Write the graphs of `random_clip` as they are exported, without the export's other files."""
     *shapes, weights = random_clip(family, **changes)
@@ -276,7 +315,7 @@ def write_tiny_export(folder: Path, **changes: Any) -> Path:
         "max_tokens": MAX_TOKENS,
         "preprocessing": asdict(PREPROCESSING),
         "tools": {},
-        "validation": {},
+        "validation": {"unchecked": 0.0},
     }
     FrameEncoderManifest(**values | changes).write(folder)
     return folder

@@ -3,6 +3,7 @@ transformers."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from safetensors.numpy import save_file
 from granalign_fast.export.sources.vision_language_model import VlmSource
 from granalign_fast.export.vlm import write_vlm
 from helpers.tiny_bert import write_json
+from helpers.tiny_llm import UNCHECKED, write_tokenizer
 from helpers.tiny_llm import _weights as decoder_weights
-from helpers.tiny_llm import write_tokenizer
 
 SPECIAL = [
     "<|endoftext|>",
@@ -208,7 +209,9 @@ def write_unchecked_vlm(
     if not source.exists():
         write_tiny_vlm(source, config)
     out.mkdir()
-    write_vlm(VlmSource.read(source, image_size), out, precision=precision, name="source")
+    model = VlmSource.read(source, image_size)
+    manifest = write_vlm(model, out, precision=precision, name="source")
+    replace(manifest, validation=UNCHECKED).write(out)
     return out
 
 

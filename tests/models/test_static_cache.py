@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import shutil
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from helpers.tiny_llm import (
     CONFIGS,
@@ -23,9 +23,9 @@ from helpers.tiny_llm import (
     write_unchecked,
 )
 from helpers.tiny_vlm import IMAGE, frames_of, write_unchecked_vlm
-from safetensors.numpy import load_file, save_file
 
 from granalign_fast.errors import GranAlignError
+from granalign_fast.files import sha256_of
 from granalign_fast.models import language_model, static_cache
 from granalign_fast.models.language_model import CausalLM
 from granalign_fast.models.vision_language_model import VisionLanguageModel
@@ -263,16 +263,21 @@ def test_a_slot_is_zeroed_between_batches(folder: Path) -> None:
 
 def test_padding_repeats_a_token_of_its_row(tmp_path: Path) -> None:
     """A token whose embedding overflows spoils the rows that contain it, and no others."""
-    source = write_tiny_llm(tmp_path / "source", CONFIGS["llama-gqa-untied"])
-    weights = load_file(source / "model.safetensors")
+    write_tiny_llm(tmp_path / "source", CONFIGS["llama-gqa-untied"])
     prompts = prompts_of(*RAGGED)
     unused = sorted(set(range(VOCABULARY)) - {token for prompt in prompts for token in prompt})
     assert 0 in unused, "the obvious choice of a padding token must be one that overflows"
-    expected = CausalLM(write_unchecked(tmp_path)).logits(prompts)
-    weights["model.embed_tokens.weight"][unused] = np.inf
-    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
-    shutil.rmtree(tmp_path / "out")
     out = write_unchecked(tmp_path)
+    expected = CausalLM(out).logits(prompts)
+    # An export refuses such a source, so the export itself is altered.
+    graph = onnx.load(out / "model.onnx", load_external_data=False).graph
+    (table,) = (t for t in graph.initializer if t.name == "model.embed_tokens.weight")
+    offset = {entry.key: entry.value for entry in table.external_data}["offset"]
+    data = out / "model.onnx_data"
+    np.memmap(data, np.float32, "r+", int(offset), tuple(table.dims))[unused] = np.inf
+    record = json.loads((out / "manifest.json").read_text())
+    record["files"][data.name] = sha256_of(data)
+    (out / "manifest.json").write_text(json.dumps(record))
     for static in (False, True):
         actual = CausalLM(out, static_cache=static).logits(prompts)
         np.testing.assert_allclose(actual, expected, atol=2e-5)

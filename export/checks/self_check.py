@@ -1,0 +1,300 @@
+"""The self-check of an export: the first layers of its graphs against NumPy in float64.
+
+It needs neither torch nor transformers. The builder that wrote the export's graphs also writes
+these, over the same file of weights, and with few layers, so a check needs little memory whatever
+the model's size. Settings that we misread are wrong on both sides: only the comparison with
+transformers finds those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from granalign_fast.export.graphs.decoder import DecoderGraph
+from granalign_fast.export.graphs.tensor_file import GraphTensors
+from granalign_fast.export.graphs.vision_tower import VisionGraph
+from granalign_fast.export.graphs.vlm_decoder import EmbeddingGraph, VlmDecoderGraph
+from granalign_fast.export.sources.checkpoint import Float32
+from granalign_fast.export.sources.language_model import DecoderShape, LlmSource
+from granalign_fast.export.sources.vision_language_model import VisionShape, VlmSource
+from granalign_fast.export.specs import LlmTolerance, VlmTolerance
+from granalign_fast.models.graph_contract import (
+    ATTENTION_MASK,
+    CACHED_TOKENS,
+    FRAMES,
+    IMAGE_AT,
+    IMAGE_EMBEDS,
+    INPUT_IDS,
+    INPUTS_EMBEDS,
+    LAST,
+    LOGITS,
+    PIXEL_VALUES,
+    POSITION_IDS,
+    WRITE_INDICES,
+    is_past,
+    present_of,
+)
+from granalign_fast.models.vision_language_model import frame_positions
+
+from .encoder import raise_mismatches
+from .float64_decoder import decoder_logits, image_embeddings, token_embeddings
+from .language_model import compare_values
+from .lean_session import LeanSession
+
+LAYERS = 2
+"""Layers that are checked."""
+
+_TOKENS, _PREFIX = 13, 5
+"""Tokens of the prompt, and how many of them run before the others."""
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def check_decoder(
+    source: LlmSource,
+    folder: Path,
+    tensors: GraphTensors,
+    *,
+    precision: str,
+    tolerance: LlmTolerance,
+) -> dict[str, float]:
+    """Check the first layers of a language model's graphs.
+
+    The tokens stand at the end of the context, where wrong rotary positions show most.
+
+    Args:
+        source: the model.
+        folder: the draft, with the file of weights.
+        tensors: the store of the graphs' weights.
+        precision: of the export.
+        tolerance: as for the comparison with transformers.
+
+    Returns:
+        ``max_abs_error`` and ``relative_error`` of the logits, the worst of all runs; ``layers``.
+
+    Raises:
+        GranAlignError: out of tolerance; the message names every run that is.
+    """
+    few = replace(source, shape=_first(source.shape))
+    ids = np.random.default_rng(0).integers(source.shape.vocabulary, size=_TOKENS).tolist()
+    ids = ids[: source.shape.context - 1]
+    positions = source.shape.context - 1 - len(ids) + np.arange(len(ids))
+    runs = _Runs(few, positions[None], precision)
+    inputs = {INPUT_IDS: np.array([ids])}
+    growing = DecoderGraph(few, tensors, precision=precision).model()
+    static = DecoderGraph(few, tensors, precision=precision, static=True).model()
+    with _session(growing, folder, precision) as session:
+        found = runs.growing(session, inputs)
+    with _session(static, folder, precision) as session:
+        found |= runs.static(session, inputs)
+    # The same in float64. The graphs' angles are float32's products, as in the source.
+    quantised = precision == "int4"
+    embeds = token_embeddings(few, ids, half=quantised)
+    angles = positions.astype(np.float32)[:, None] * source.shape.frequencies
+    expected = decoder_logits(few, embeds, angles, quantised=quantised)
+    return _judged(found, expected, tolerance, few)
+
+
+def check_vlm(
+    source: VlmSource,
+    folder: Path,
+    vision: GraphTensors,
+    decoder: GraphTensors,
+    *,
+    precision: str,
+    tolerance: VlmTolerance,
+) -> dict[str, float]:
+    """Check the first layers of a vision-language model's graphs, from a frame to logits.
+
+    Args:
+        source: the model.
+        folder: the draft, with both files of weights.
+        vision: the store of the vision tower's weights.
+        decoder: the store of the decoder's weights.
+        precision: of the export.
+        tolerance: as for the comparison with transformers.
+
+    Returns:
+        The errors of `check_decoder`, and those of the frame's embeddings as ``image_...``.
+
+    Raises:
+        GranAlignError: as for `check_decoder`.
+    """
+    few = replace(source, shape=_first(source.shape), vision=_first_vision(source.vision))
+    # A frame, as bytes and as the pixels of transformers' processor.
+    height, width = source.image_size
+    frame = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    images: dict[str, Float32] = {}
+    for name, frames, inputs in (
+        ("vision.onnx", True, {FRAMES: frame[None]}),
+        ("patches.onnx", False, {PIXEL_VALUES: _pixels(source, frame)[None]}),
+    ):
+        graph = VisionGraph(few, vision, precision=precision, frames=frames).model()
+        with _session(graph, folder, precision) as session:
+            images[name] = session(**inputs)[IMAGE_EMBEDS][0]
+    expected = image_embeddings(few, frame).astype(np.float32)
+    measured, failures = compare_values(images, expected, tolerance.image)
+    raise_mismatches(failures, tolerance)
+    # A prompt with the frame, and the positions of its tokens.
+    embeds = images["vision.onnx"]
+    words = np.random.default_rng(0).integers(source.shape.vocabulary, size=_TOKENS)
+    words[words == source.image_token] = source.image_token - 1
+    at = 2
+    ids = [*words[:at], *[source.image_token] * len(embeds), *words[at:]]
+    ids = [int(i) for i in ids[: source.shape.context - 1]]
+    positions = frame_positions(at, source.grid, len(ids) - at - len(embeds))
+    runs = _Runs(few, positions, precision)
+    with _session(
+        EmbeddingGraph(few, decoder, precision=precision).model(), folder, precision
+    ) as session:
+        rows = session(**{INPUT_IDS: np.array([ids])})[INPUTS_EMBEDS]
+    rows[0, at : at + len(embeds)] = embeds
+    growing = VlmDecoderGraph(few, decoder, precision=precision).model()
+    static = VlmDecoderGraph(few, decoder, precision=precision, static=True).model()
+    with _session(growing, folder, precision) as session:
+        found = runs.growing(session, {INPUTS_EMBEDS: rows})
+    with _session(static, folder, precision) as session:
+        inputs = {INPUT_IDS: np.array([ids])}
+        image = {IMAGE_EMBEDS: embeds[None], IMAGE_AT: np.array([at])}
+        found |= runs.static(session, inputs, image)
+    # The same in float64, from the embeddings that the decoder got.
+    quantised = precision == "int4"
+    tokens = token_embeddings(few, ids, half=quantised)
+    tokens[at : at + len(embeds)] = embeds
+    axes = np.repeat(np.arange(3), source.sections)
+    angles = positions[axes].T.astype(np.float32) * source.shape.frequencies
+    logits = decoder_logits(few, tokens, angles, quantised=quantised)
+    measured = {f"image_{name}": value for name, value in measured.items()}
+    return measured | _judged(found, logits, tolerance.logits, few)
+
+
+class _Runs:
+    """The runs of a decoder's graphs on one prompt.
+
+    Args:
+        source: the model with few layers.
+        positions: (1, tokens), or (3, tokens) of a vision-language model.
+        precision: of the export.
+    """
+
+    def __init__(self, source: LlmSource, positions: npt.NDArray[np.int64], precision: str) -> None:
+        self.shape = source.shape
+        self.positions = positions if len(positions) == 1 else positions[:, None]
+        self.tokens = positions.shape[1]
+        self.dtype = np.float16 if precision == "fp16" else np.float32
+
+    def growing(self, session: LeanSession, inputs: Arrays) -> dict[str, Float32]:
+        """Return the logits after the whole prompt, and after a prefix and the rest."""
+        empty = np.empty((1, self.shape.kv_heads, 0, self.shape.head_dim), self.dtype)
+        past = {name: empty for name in session.inputs if is_past(name)}
+
+        def step(part: slice, past: Arrays) -> Arrays:
+            mask = {ATTENTION_MASK: np.ones((1, part.stop), np.int64)}
+            return session(**self._part(inputs, part), **mask, **past)
+
+        cut = min(_PREFIX, self.tokens - 1)
+        prefix = step(slice(0, cut), past)
+        rest = step(slice(cut, self.tokens), {name: prefix[present_of(name)] for name in past})
+        whole = step(slice(0, self.tokens), past)
+        return {"whole": whole[LOGITS][0], "after a prefix": rest[LOGITS][0]}
+
+    def static(
+        self, session: LeanSession, inputs: Arrays, first: Arrays | None = None
+    ) -> dict[str, Float32]:
+        """Return the logits of the static graph: after the whole prompt, and of a decode step.
+
+        Args:
+            session: of the graph.
+            inputs: token ids.
+            first: inputs of the run that begins the prompt: an image.
+        """
+        later = {}
+        if first:  # no image
+            hidden = first[IMAGE_EMBEDS].shape[2]
+            later = {
+                IMAGE_EMBEDS: np.empty((1, 0, hidden), self.dtype),
+                IMAGE_AT: np.zeros(1, np.int64),
+            }
+        width = self.shape.kv_heads * self.shape.head_dim
+        empty = np.zeros((1, self.tokens + 3, width), self.dtype)  # with room for more
+        past = {name: empty for name in session.inputs if is_past(name)}
+
+        def step(part: slice, past: Arrays, more: Arrays) -> Arrays:
+            last = np.zeros((1, 1, part.stop - part.start), self.dtype)
+            last[..., -1] = 1
+            state = {
+                WRITE_INDICES: np.array([part.start]),
+                CACHED_TOKENS: np.array([part.stop]),
+                LAST: last,
+            }
+            return session(**self._part(inputs, part), **state, **more, **past)
+
+        whole = step(slice(0, self.tokens), past, first or {})
+        before = step(slice(0, self.tokens - 1), past, first or {})
+        cache = {name: before[present_of(name)] for name in past}
+        after = step(slice(self.tokens - 1, self.tokens), cache, later)
+        return {"static": whole[LOGITS][0], "a static step": after[LOGITS][0]}
+
+    def _part(self, inputs: Arrays, part: slice) -> Arrays:
+        """Return the inputs of some tokens, and their positions."""
+        return {name: values[:, part] for name, values in inputs.items()} | {
+            POSITION_IDS: self.positions[..., part]
+        }
+
+
+def _judged(
+    found: dict[str, Float32],
+    expected: npt.NDArray[np.float64],
+    tolerance: LlmTolerance,
+    source: LlmSource,
+) -> dict[str, float]:
+    """Return the measured errors; raise if a run is out of tolerance."""
+    measured, failures = compare_values(found, expected[None].astype(np.float32), tolerance)
+    raise_mismatches(failures, tolerance)
+    return measured | {"layers": source.shape.layers}
+
+
+def _first(shape: DecoderShape) -> DecoderShape:
+    return replace(shape, layers=min(LAYERS, shape.layers))
+
+
+def _first_vision(shape: VisionShape) -> VisionShape:
+    """Return a vision tower of the first layers: one within windows, one without, if it has both.
+
+    Weights of a layer have the same names and shapes in both kinds.
+    """
+    layers = min(LAYERS, shape.layers)
+    full = frozenset(range(shape.layers)) & shape.full_layers
+    if layers > 1 and 0 < len(full) < shape.layers:
+        return replace(shape, layers=layers, full_layers=frozenset({1}))
+    return replace(shape, layers=layers)
+
+
+def _pixels(source: VlmSource, frame: npt.NDArray[np.uint8]) -> Float32:
+    """Return a frame's pixels as transformers' processor sorts them: (patches, values)."""
+    vision, pixels = source.vision, source.pixels
+    values = (frame * pixels.rescale - np.array(pixels.mean)) / np.array(pixels.std)
+    rows, columns = source.grid
+    cut = values.reshape(rows, vision.merge, vision.patch, columns, vision.merge, vision.patch, 3)
+    # Tokens row by row, the patches of a token, and in a patch colour, time, row and column.
+    cut = cut.transpose(0, 3, 1, 4, 6, 2, 5)[:, :, :, :, :, None]
+    cut = np.repeat(cut, vision.temporal, axis=5)
+    return cut.reshape(rows * columns * vision.merge**2, -1).astype(np.float32)
+
+
+@contextmanager
+def _session(model: Any, folder: Path, precision: str) -> Iterator[LeanSession]:
+    """Open a graph whose weights are in a folder's files; its own file is deleted at the end."""
+    path = folder / "check.onnx"
+    path.write_bytes(model.SerializeToString())
+    try:
+        yield LeanSession(path, quantised=precision == "int4")
+    finally:
+        path.unlink()
