@@ -14,6 +14,7 @@ from granalign_fast.export.checks.encoder import (
     validate_sentence_encoder,
 )
 from granalign_fast.export.checks.sentences import CALIBRATION, VALIDATION
+from granalign_fast.export.checks.tokens import check_sentence_tokens
 from granalign_fast.export.sources.bert import Bert
 from granalign_fast.export.sources.folder import source_name, tool_versions
 from granalign_fast.files import appearing, sha256_of
@@ -56,7 +57,7 @@ def export_sentence_encoder(
     # Read and check the source's settings.
     tell("reading")
     folder = resolve_model(source)
-    model = SentenceModel.read(folder)
+    model = check_sentence_tokens(SentenceModel.read(folder))
     with appearing(out) as draft:
         # Write tokenizer, graph and manifest.
         (draft / "tokenizer.json").write_text(model.tokenizer_json, encoding="utf-8")
@@ -75,6 +76,7 @@ def export_sentence_encoder(
             precision=precision,
             dim=dim,
             max_tokens=model.max_tokens,
+            prompt=model.prompt,
             pooling=model.pooling,
             normalise=model.normalise,
             tools=tool_versions(),

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.errors import GranAlignError, one_line
+from granalign_fast.errors import GranAlignError
+
+from .checkpoint import Checkpoint
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -64,13 +66,13 @@ class Bert:
     epsilon: float
 
     @classmethod
-    def load(cls, weights: Path, config: dict[str, Any], dtype: npt.DTypeLike = np.float32) -> Bert:
-        """Read ``model.safetensors``, and check its shapes against ``config.json``.
+    def load(cls, folder: Path, config: dict[str, Any], dtype: npt.DTypeLike = np.float32) -> Bert:
+        """Read a folder's safetensors, and check their shapes against ``config.json``.
 
         Raises:
-            GranAlignError: the file is torn; a tensor is missing, misshapen or not finite.
+            GranAlignError: a file is torn; a tensor is missing, misshapen or not finite.
         """
-        return _Reader(weights, dtype).bert(config)
+        return _Reader(folder, dtype).bert(config)
 
     @property
     def dim(self) -> int:
@@ -160,22 +162,17 @@ def _erf_table() -> tuple[Array, int, int]:
 
 
 class _Reader:
-    """The tensors of one file under their BERT names; each is checked when it is read."""
+    """The tensors of a folder under their BERT names; each is checked when it is read."""
 
-    def __init__(self, path: Path, dtype: npt.DTypeLike) -> None:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        self.path, self.dtype = path, dtype
-        try:
-            tensors = load_file(path)
-        except (SafetensorError, OSError, KeyError, TypeError, AttributeError) as error:
-            raise GranAlignError(
-                f"{path}: not readable as float32 or float16 safetensors ({one_line(error)}); "
-                f"copy it again, or save the model again"
-            ) from None
-        # Models with a head on top keep the encoder under "bert.".
-        self.tensors = {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}
+    def __init__(self, folder: Path, dtype: npt.DTypeLike) -> None:
+        self.config_path, self.dtype = folder / "config.json", dtype
+        # Old files name the parameters of a norm as the paper does.
+        self.tensors = Checkpoint(
+            folder,
+            lambda name: name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
+                "LayerNorm.beta", "LayerNorm.bias"
+            ),
+        ).rooted("embeddings.word_embeddings.weight")
 
     def bert(self, config: dict[str, Any]) -> Bert:
         # Sizes from the settings.
@@ -187,12 +184,12 @@ class _Reader:
             epsilon = float(config["layer_norm_eps"])
         except (KeyError, TypeError, ValueError) as error:
             raise GranAlignError(
-                f"{self.path.with_name('config.json')}: no usable value for {error}; "
+                f"{self.config_path}: no usable value for {error}; "
                 f"expected the settings of a BERT model"
             ) from None
         if heads < 1 or hidden % heads:
             raise GranAlignError(
-                f"{self.path.with_name('config.json')}: got {heads} heads for hidden size "
+                f"{self.config_path}: got {heads} heads for hidden size "
                 f"{hidden}, expected a divisor of it"
             )
         # All tokens of a single sentence have type 0: add its row to every position.
@@ -228,15 +225,15 @@ class _Reader:
 
     def read(self, name: str, *shape: int) -> Array:
         """Return a tensor in the reader's dtype; raise unless it has this shape and is finite."""
-        tensor = self.tensors.get(name)
-        got = None if tensor is None else tensor.shape
-        if tensor is None or got != shape:
+        got = self.tensors.shape(name) if name in self.tensors else None
+        if got != shape:
             raise GranAlignError(
-                f"{self.path}: tensor {name} has shape {got}, expected {shape}; "
+                f"{self.tensors.folder}: tensor {name} has shape {got}, expected {shape}; "
                 f"config.json and the weights must belong together"
             )
+        tensor = self.tensors.read(name)
         if not np.isfinite(tensor).all():
             raise GranAlignError(
-                f"{self.path}: tensor {name} holds NaN or infinity; get intact weights"
+                f"{self.tensors.folder}: tensor {name} holds NaN or infinity; get intact weights"
             )
-        return tensor.astype(self.dtype)
+        return tensor.astype(self.dtype, copy=False)

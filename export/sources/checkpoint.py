@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError
-from granalign_fast.files import read_json
-from granalign_fast.models.sources import weights_file
+from granalign_fast.models.sources import weights_files
 
 Float32 = npt.NDArray[np.float32]
 
 # safetensors' own NumPy reader lacks bfloat16, the type of most published LLMs.
-_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-_INDEX = "model.safetensors.index.json"
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 class Tensors(Protocol):
@@ -59,7 +57,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path, rename: Callable[[str], str] | None = None) -> None:
         self.folder = folder
-        self.files = _files(folder)
+        self.files = weights_files(folder)
         self._entries: dict[str, _Entry] = {}
         for path in self.files:
             for name, entry in _read_header(path):
@@ -68,12 +66,34 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self._entries
 
+    def rooted(self, known: str) -> Self:
+        """Remove what a wrapper put before the names of the model's tensors, such as ``bert.``.
+
+        Args:
+            known: the name, without a wrapper's, of a tensor that every such model has.
+
+        Raises:
+            GranAlignError: several tensors have that name behind different prefixes.
+        """
+        if known in self:
+            return self
+        found = sorted(name for name in self._entries if name.endswith(f".{known}"))
+        if len(found) > 1:
+            raise GranAlignError(
+                f"{self.folder}: got {found[0]} and {found[1]}, expected the weights of one model; "
+                f"save the model that you want by itself"
+            )
+        for prefix in (name.removesuffix(known) for name in found):
+            entries = self._entries.items()
+            self._entries = {name.removeprefix(prefix): entry for name, entry in entries}
+        return self
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor, without reading it."""
         return self._find(name).shape
 
     def read(self, name: str) -> Float32:
-        """Read a float32, float16 or bfloat16 tensor as float32."""
+        """Read a float16, bfloat16, float32 or float64 tensor as float32."""
         path, kind, shape, offset = self._find(name)
         stored = np.memmap(path, _DTYPES[kind], mode="r", offset=offset, shape=shape)
         if kind == "BF16":  # the upper half of a float32
@@ -149,29 +169,12 @@ class JoinedProjections:
         return [name.replace(".qkv_proj.", f".{part}_proj.") for part in "qkv"]
 
 
-def _files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a folder: the shards of its index, or the single file."""
-    index = folder / _INDEX
-    if not index.is_file():
-        return [weights_file(folder)]
-    shards = read_json(index)
-    shards = shards.get("weight_map") if isinstance(shards, dict) else None
-    if not isinstance(shards, dict) or not all(isinstance(v, str) for v in shards.values()):
-        raise GranAlignError(f"{index}: no weight_map; copy or download the model again")
-    files = [folder / name for name in sorted(set(shards.values()))]
-    for file in files:
-        # A name with folders in it could lead out of the model's folder.
-        if file.parent != folder or file.suffix != ".safetensors" or not file.is_file():
-            raise GranAlignError(
-                f"{index}: names {file.name!r}, expected a .safetensors file beside it; "
-                f"copy or download the model again"
-            )
-    return files
-
-
 def _read_header(path: Path) -> Iterator[tuple[str, _Entry]]:
     """Yield the name and the entry of every tensor of a safetensors file."""
-    torn = GranAlignError(f"{path}: torn, or no safetensors; copy or download the model again")
+    torn = GranAlignError(
+        f"{path}: not readable as safetensors, torn or of another kind; copy or download the model "
+        f"again"
+    )
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
@@ -89,14 +89,16 @@ class Manifest:
             )
         # The keys and the types of their values.
         expected = {field.name for field in fields(cls)}
-        if set(record) != expected:
+        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        if wrong := (needed - set(record)) | (set(record) - expected):
             raise GranAlignError(
-                f"{path}: keys {sorted(set(record) ^ expected)} are missing or unknown; "
-                f"export the model again"
+                f"{path}: keys {sorted(wrong)} are missing or unknown; export the model again"
             )
         types = get_type_hints(cls)
         for field in fields(cls):
-            if not _matches(types[field.name], value := record[field.name]):
+            if field.name in record and not _matches(
+                types[field.name], value := record[field.name]
+            ):
                 raise GranAlignError(
                     f"{path}: got {field.name} {value!r:.80}, expected {field.type}; "
                     f"export the model again"
@@ -139,6 +141,7 @@ class SentenceManifest(Manifest):
         max_tokens: longer texts are cut off here.
         pooling: ``"mean"`` or ``"cls"``.
         normalise: whether the graph scales embeddings to unit length.
+        prompt: put before every text.
     """
 
     kind: str = SENTENCE_ENCODER
@@ -146,6 +149,7 @@ class SentenceManifest(Manifest):
     max_tokens: int
     pooling: str
     normalise: bool
+    prompt: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
