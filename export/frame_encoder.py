@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,25 +18,19 @@ from granalign_fast.export.checks.encoder import (
     raise_mismatches,
 )
 from granalign_fast.export.checks.sentences import VALIDATION
+from granalign_fast.export.checks.tokens import check_frame_tokens
 from granalign_fast.export.graphs.clip_shapes import ImageShape, Levels, TextShape
 from granalign_fast.export.graphs.clip_towers import write_towers
 from granalign_fast.export.sources.checkpoint import Checkpoint
-from granalign_fast.export.sources.folder import (
-    quiet,
-    read_object,
-    read_tokenizer,
-    source_name,
-    tool_versions,
-)
+from granalign_fast.export.sources.folder import quiet, source_name, tool_versions
+from granalign_fast.export.sources.frame_encoder import ROOT, FrameModel
 from granalign_fast.files import appearing, sha256_of
-from granalign_fast.models.frame_encoder import FrameEncoder, Preprocessing
+from granalign_fast.models.frame_encoder import FrameEncoder
 from granalign_fast.models.manifest import FrameEncoderManifest
-from granalign_fast.models.sources import resolve_model, weights_file
+from granalign_fast.models.sources import resolve_model
 
 from .specs import (
-    CLIP_FAMILIES,
     CLIP_PRECISIONS,
-    CLIP_PROCESSORS,
     PRECISIONS,
     ClipFamily,
     Tolerance,
@@ -80,37 +72,32 @@ def export_clip(
     # Read and check the source's settings.
     tell("reading")
     folder = resolve_model(source)
-    config = _read_config(folder)
-    family = CLIP_FAMILIES[config["model_type"]]
-    weights_sha256 = sha256_of(weights_file(folder))
-    text_tokenizer = read_tokenizer(folder)
+    model = FrameModel.read(folder)
     with appearing(out) as draft, quiet():
         # Run the source: it gives the settings of our graphs and the expected embeddings.
-        reference = _Reference.load(folder, family)
-        tokenizer_json = reference.prepare_tokenizer(text_tokenizer, family)
-        (draft / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
-        preprocessing, levels = asdict(reference.preprocessing()), reference.levels()
-        expected = reference.embed()
-        max_tokens = reference.max_tokens
+        reference = _Reference.load(folder, model.family)
+        model = check_frame_tokens(model)
+        (draft / "tokenizer.json").write_text(model.tokenizer_json, encoding="utf-8")
+        expected = reference.embed(model)
         sizes = {tower: rows.shape[1] for tower, rows in expected.items()}
-        shapes = reference.shapes(sizes, levels)
+        shapes = reference.shapes(sizes, model.levels)
         # Free the source before the towers need memory. Cycles inside torch hold it until a
         # collection.
         del reference
         gc.collect()
         # Write both towers, and the manifest of all that shapes an embedding.
         tell("writing the graphs")
-        write_towers(draft, config["model_type"], shapes, Checkpoint(folder), precision)
-        settings = [weights_sha256, tokenizer_json, config, preprocessing | asdict(levels)]
+        weights = Checkpoint(folder).rooted(ROOT)
+        write_towers(draft, model.config["model_type"], shapes, weights, precision)
         manifest = FrameEncoderManifest(
             source=source_name(source, folder),
-            weights_sha256=weights_sha256,
-            source_sha256=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+            weights_sha256=model.weights_sha256,
+            source_sha256=model.sha256,
             files={path.name: sha256_of(path) for path in sorted(draft.iterdir())},
             precision=precision,
             dim=expected["image"].shape[1],
-            max_tokens=max_tokens,
-            preprocessing=preprocessing,
+            max_tokens=model.max_tokens,
+            preprocessing=asdict(model.preprocessing),
             tools=tool_versions(),
             validation={},
         )
@@ -124,16 +111,15 @@ def export_clip(
 
 @dataclass(frozen=True)
 class _Reference:
-    """The source as transformers runs it: its settings, and the embeddings to compare with."""
+    """The source as transformers runs it: its shapes, and the embeddings to compare with."""
 
     folder: Path
     model: Any
     image_processor: Any
-    tokenizer: Any
 
     @classmethod
     def load(cls, folder: Path, family: ClipFamily) -> _Reference:
-        """Load model, image processor and tokenizer.
+        """Load model and image processor.
 
         Raises:
             GranAlignError: transformers cannot load them, or weights are missing.
@@ -155,7 +141,6 @@ class _Reference:
             processor = transformers.AutoImageProcessor.from_pretrained(
                 folder, local_files_only=True, use_fast=False
             )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # a damaged or foreign file can raise anything in transformers
             raise GranAlignError(
                 f"{folder}: transformers cannot load it ({one_line(error)}); "
@@ -167,70 +152,12 @@ class _Reference:
                 f"{folder / 'model.safetensors'}: lacks {len(absent)} tensors, such as "
                 f"{absent[0]}; copy or download the model again"
             )
-        return cls(folder, model.eval(), processor, tokenizer)
+        return cls(folder, model.eval(), processor)
 
-    @property
-    def max_tokens(self) -> int:
-        """Length of the longest text in tokens, special tokens included."""
-        return int(self.model.config.text_config.max_position_embeddings)
-
-    def prepare_tokenizer(self, tokenizer: Any, family: ClipFamily) -> str:
-        """Return a `tokenizers.Tokenizer` as JSON, with the model's length and padding in it."""
-        tokenizer.enable_truncation(self.max_tokens)
-        if family.padded:
-            tokenizer.enable_padding(
-                direction=self.tokenizer.padding_side,
-                length=self.max_tokens,
-                pad_id=self.tokenizer.pad_token_id,
-                pad_token=self.tokenizer.pad_token,
-            )
-        else:
-            tokenizer.no_padding()
-        text: str = tokenizer.to_str()
-        return text
-
-    def preprocessing(self) -> Preprocessing:
-        """Return how the model's image processor resizes and crops frames.
-
-        Raises:
-            GranAlignError: it is another processor, or its pixels do not fit the model.
-        """
-        processor = self.image_processor
-        size = int(self.model.config.vision_config.image_size)
-        if type(processor).__name__ not in CLIP_PROCESSORS:
-            raise GranAlignError(
-                f"{self.folder}: got the image processor {type(processor).__name__}, expected one "
-                f"of {CLIP_PROCESSORS}; choose a model that uses it"
-            )
-        # A size is a shortest edge, or height and width.
-        shape = dict(processor.size)
-        edges = shape.get("shortest_edge"), shape.get("height"), shape.get("width")
-        resize = tuple(edge for edge in edges if edge)
-        crop = resize
-        if getattr(processor, "do_center_crop", False):
-            crop = processor.crop_size["height"], processor.crop_size["width"]
-        if not processor.do_resize or crop != (size, size) or min(resize, default=0) < size:
-            raise GranAlignError(
-                f"{self.folder / 'preprocessor_config.json'}: got frames resized to {shape} and "
-                f"cut to {crop}, expected pixels of {size} x {size}, as the model's config says"
-            )
-        return Preprocessing(
-            resize=resize,
-            crop=crop,
-            resample=int(processor.resample),
-        )
-
-    def levels(self) -> Levels:
-        """Return how the model's image processor scales and shifts bytes."""
-        processor = self.image_processor
-        return Levels(
-            rescale=float(processor.rescale_factor) if processor.do_rescale else 1.0,
-            mean=tuple(processor.image_mean) if processor.do_normalize else (0.0,) * 3,
-            std=tuple(processor.image_std) if processor.do_normalize else (1.0,) * 3,
-        )
-
-    def embed(self) -> dict[str, npt.NDArray[np.float32]]:
+    def embed(self, model: FrameModel) -> dict[str, npt.NDArray[np.float32]]:
         """Return the source's embeddings of `validation_frames` and `VALIDATION`, of unit length.
+
+        Texts are the ids that `check_frame_tokens` has compared.
 
         Raises:
             GranAlignError: an embedding is not finite.
@@ -238,17 +165,13 @@ class _Reference:
         import torch
 
         pixels = self.image_processor(images=validation_frames(), return_tensors="pt")
-        texts = self.tokenizer(
-            list(VALIDATION),
-            padding="max_length",
-            truncation=True,
-            max_length=self.max_tokens,
-            return_tensors="pt",
-        )
+        ids = model.tokenise(list(VALIDATION))
         with torch.inference_mode():
             rows = {
                 "image": self.model.get_image_features(pixels["pixel_values"]).numpy(),
-                "text": self.model.get_text_features(texts["input_ids"]).numpy(),
+                "text": np.concatenate(
+                    [self.model.get_text_features(torch.tensor([row])).numpy() for row in ids]
+                ),
             }
         for tower, x in rows.items():
             if not np.isfinite(x).all():
@@ -298,20 +221,3 @@ def _validate(
         failures += [f"{tower} {line}" for line in mismatches]
     raise_mismatches(failures, tolerance)
     return measured
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    """Read ``config.json``, and raise unless the folder holds a CLIP or a SigLIP."""
-    for name in ("config.json", "preprocessor_config.json"):
-        if not (folder / name).is_file():
-            raise GranAlignError(
-                f"{folder}: no {name}; expected a transformers folder of CLIP or SigLIP with "
-                f"config.json, preprocessor_config.json, tokenizer.json and model.safetensors"
-            )
-    config = read_object(folder / "config.json")
-    if config.get("model_type") not in CLIP_FAMILIES:
-        raise GranAlignError(
-            f"{folder}: got a {config.get('model_type')!r} model, expected one of "
-            f"{sorted(CLIP_FAMILIES)}"
-        )
-    return config

@@ -1,7 +1,7 @@
 """Token ids of an encoder's texts, compared with transformers' tokenizer of the same folder.
 
-`differences` needs nothing else; the judges need transformers. Where it is not installed, nothing is
-compared, and the tokenizer is what `sources.tokenizer` makes of the folder.
+`differences` needs nothing else; `TokenJudge` needs transformers. Where that is not installed,
+nothing is compared, and the tokenizer is what `sources.tokenizer` makes of the folder.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from granalign_fast.errors import GranAlignError, one_line
 from granalign_fast.export.sources.folder import quiet, read_object
+from granalign_fast.export.sources.frame_encoder import FrameModel
 from granalign_fast.export.sources.sentence_encoder import SentenceModel
 from granalign_fast.export.sources.tokenizer import SourceTokenizer, lower_case
 
@@ -187,8 +188,7 @@ def _load_of_other_version(folder: Path, settings: dict[str, Any]) -> Any | None
     with TemporaryDirectory() as temporary:
         for file in folder.iterdir():
             if file.is_file() and file.suffix in (".json", ".txt", ".model"):
-                if not file.name.endswith(".index.json"):
-                    shutil.copy(file, temporary)
+                shutil.copy(file, temporary)
         (Path(temporary) / path.name).write_text(json.dumps(known), encoding="utf-8")
         for kind in (transformers.AutoTokenizer, transformers.PreTrainedTokenizerFast):
             try:
@@ -202,41 +202,76 @@ def check_sentence_tokens(model: SentenceModel) -> SentenceModel:
     """Compare a sentence encoder's token ids with transformers'.
 
     Returns:
-        The model, with transformers' own tokenizer if that differs from the folder's. The same model
-        if transformers is not installed.
+        The model, with transformers' own tokenizer if that differs from the folder's; the same
+        model if transformers is not installed.
 
     Raises:
         GranAlignError: the ids still differ, or transformers cannot load the tokenizer.
     """
     words = model.config.get("vocab_size")
-    judge = TokenJudge.load(model.weights, words, **model.overrides)
+    judge = TokenJudge.load(model.weights.parent, words, **model.overrides)
     if judge is None:
         return model
     if model.lower:
         judge.lower_case()
-    texts = [model.prompt + text for text in judge.texts()]
+    # The length as sentence-transformers finds it.
     limit = judge.tokenizer.model_max_length
     if model.max_seq_length is not None and "model_max_length" not in model.overrides:
         limit = model.max_seq_length
     limit = min(limit, model.positions or limit)
+    texts = [model.prompt + text for text in judge.texts()]
     expected = judge.ids(texts, limit)
+    plain = judge.texts()
 
     def compare(candidate: SentenceModel) -> list[str]:
-        return differences(texts, candidate.tokenise(judge.texts()), expected, judge.words)
+        return differences(texts, candidate.tokenise(plain), expected, words)
 
     if not compare(model):
         return model
     theirs = judge.source(model.tokenizer)
     mended = model if theirs is None else model.with_tokenizer(theirs)
-    if lines := compare(mended):
-        raise_differences(model.weights, lines)
+    _raise_differences(model.weights.parent, compare(mended))
     return mended
 
 
-def raise_differences(folder: Path, lines: Sequence[str]) -> None:
-    """Raise `GranAlignError` for texts whose token ids differ from transformers'."""
-    shown = "; ".join(lines[:3])
-    raise GranAlignError(
-        f"{folder}: the token ids of {len(lines)} texts differ from transformers', such as {shown}; "
-        f"save the tokenizer again with transformers, or report this model"
-    )
+def check_frame_tokens(model: FrameModel) -> FrameModel:
+    """Compare the token ids of a frame encoder's texts with transformers'.
+
+    SigLIP's texts are lower-cased for transformers too, which leaves that to the caller.
+
+    Returns:
+        The model, with transformers' own tokenizer if that differs from the folder's; the same
+        model if transformers is not installed.
+
+    Raises:
+        GranAlignError: the ids still differ, or transformers cannot load the tokenizer.
+    """
+    words = (model.config.get("text_config") or {}).get("vocab_size")
+    judge = TokenJudge.load(model.folder, words)
+    if judge is None:
+        return model
+    if model.lower:
+        judge.lower_case()
+    limit = min(model.max_tokens, judge.tokenizer.model_max_length)
+    texts = list(judge.texts())
+    expected = judge.ids(texts, limit, padded=model.family.padded)
+
+    def compare(candidate: FrameModel) -> list[str]:
+        return differences(texts, candidate.tokenise(texts), expected, words)
+
+    if not compare(model):
+        return model
+    theirs = judge.source(model.tokenizer)
+    mended = model if theirs is None else model.with_tokenizer(theirs)
+    _raise_differences(model.folder, compare(mended))
+    return mended
+
+
+def _raise_differences(folder: Path, lines: Sequence[str]) -> None:
+    """Raise `GranAlignError` if there are texts whose token ids differ from transformers'."""
+    if lines:
+        raise GranAlignError(
+            f"{folder}: the token ids of {len(lines)} texts differ from transformers', such as "
+            f"{'; '.join(lines[:3])}; save the tokenizer again with transformers, or report this "
+            f"model"
+        )

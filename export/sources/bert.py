@@ -66,13 +66,18 @@ class Bert:
     epsilon: float
 
     @classmethod
-    def load(cls, folder: Path, config: dict[str, Any], dtype: npt.DTypeLike = np.float32) -> Bert:
-        """Read a folder's safetensors, and check their shapes against ``config.json``.
+    def load(cls, weights: Path, config: dict[str, Any], dtype: npt.DTypeLike = np.float32) -> Bert:
+        """Read safetensors, and check their shapes against ``config.json``.
+
+        Args:
+            weights: a file of the weights; its folder holds all of them.
+            config: the folder's ``config.json``.
+            dtype: of the arrays.
 
         Raises:
             GranAlignError: a file is torn; a tensor is missing, misshapen or not finite.
         """
-        return _Reader(folder, dtype).bert(config)
+        return _Reader(weights.parent, dtype).bert(config)
 
     @property
     def dim(self) -> int:
@@ -166,13 +171,7 @@ class _Reader:
 
     def __init__(self, folder: Path, dtype: npt.DTypeLike) -> None:
         self.config_path, self.dtype = folder / "config.json", dtype
-        # Old files name the parameters of a norm as the paper does.
-        self.tensors = Checkpoint(
-            folder,
-            lambda name: name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
-                "LayerNorm.beta", "LayerNorm.bias"
-            ),
-        ).rooted("embeddings.word_embeddings.weight")
+        self.tensors = Checkpoint(folder, _plain_name).rooted("embeddings.word_embeddings.weight")
 
     def bert(self, config: dict[str, Any]) -> Bert:
         # Sizes from the settings.
@@ -237,3 +236,9 @@ class _Reader:
                 f"{self.tensors.folder}: tensor {name} holds NaN or infinity; get intact weights"
             )
         return tensor.astype(self.dtype, copy=False)
+
+
+def _plain_name(name: str) -> str:
+    """Return a tensor's name today: old files name the parameters of a norm gamma and beta."""
+    name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
+    return name.replace("LayerNorm.beta", "LayerNorm.bias")

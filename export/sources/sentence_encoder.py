@@ -42,8 +42,9 @@ class SentenceModel:
     Attributes:
         folder: the folder.
         config: its ``config.json``.
-        weights: folder of ``config.json`` and the weights: `folder`, or a sub-folder of it.
-        weights_sha256: of the weights' files.
+        weights: file of the weights, or the first of several. Its folder, which is `folder` or a
+            sub-folder of it, holds ``config.json`` and the tokenizer too.
+        weights_sha256: of all files of the weights.
         tokenizer: the tokenizer, with the model's case in it.
         overrides: settings of the tokenizer that the module `Transformer` sets.
         max_tokens: length of the longest text, special tokens included.
@@ -81,7 +82,8 @@ class SentenceModel:
         config = read_model_config(inner, _EXPECTED, small="int8")
         _check_modules(folder, modules, config)
         # Weights, pooling and prompt.
-        weights_sha256 = hash_weights(weights_files(inner))
+        weights = weights_files(inner)
+        weights_sha256 = hash_weights(weights)
         prompt = _read_prompt(folder)
         pooling = _read_pooling(_inside(folder, modules["Pooling"]), prompt)
         # The tokenizer, with length and case.
@@ -98,7 +100,7 @@ class SentenceModel:
         return cls(
             folder=folder,
             config=config,
-            weights=inner,
+            weights=weights[0],
             weights_sha256=weights_sha256,
             tokenizer=tokenizer,
             overrides=overrides,

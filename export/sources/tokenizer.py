@@ -1,8 +1,9 @@
 """The tokenizer of an encoder's folder, with the settings that transformers applies to it.
 
-``tokenizer.json`` is only a part of a tokenizer: transformers changes it by ``tokenizer_config.json``
-and, in older folders, by ``special_tokens_map.json`` and ``added_tokens.json``. The same is done here
-with the package `tokenizers` alone. `checks.tokens` compares the result with transformers' own.
+``tokenizer.json`` is only a part of a tokenizer: transformers changes it by the settings of
+``tokenizer_config.json`` and, in older folders, by ``special_tokens_map.json`` and
+``added_tokens.json``. The same is done here with the package `tokenizers` alone. `checks.tokens`
+compares the result with transformers' own.
 """
 
 from __future__ import annotations

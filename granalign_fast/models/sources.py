@@ -180,7 +180,7 @@ _OTHER_WEIGHTS = (
     (
         ("adapter_model.*", "adapter_config.json"),
         "an adapter of PEFT",
-        "merge it into its base model with PEFT's merge_and_unload(), save that, and name its folder",
+        "merge it into its base with PEFT's merge_and_unload(), save that, and name its folder",
     ),
     (
         ("*.gguf",),

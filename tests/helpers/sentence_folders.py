@@ -90,7 +90,8 @@ def embed_with_sentence_transformers(folder: Path, texts: list[str]) -> np.ndarr
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-    rows = model.encode(texts, show_progress_bar=False)
+    # One text at a time: with padding on the left, the positions of BERT depend on the batch.
+    rows = model.encode(texts, batch_size=1, show_progress_bar=False)
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
 
