@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +19,12 @@ from granalign_fast.errors import GranAlignError, one_line
 from granalign_fast.export.sources.folder import quiet, read_object
 from granalign_fast.export.sources.frame_encoder import FrameModel
 from granalign_fast.export.sources.sentence_encoder import SentenceModel
-from granalign_fast.export.sources.tokenizer import SourceTokenizer, lower_case
+from granalign_fast.export.sources.tokenizer import (
+    ENDS_BY_SETTINGS,
+    PADDED_LEFT,
+    SourceTokenizer,
+    lower_case,
+)
 
 _LONG = "The first words matter most, then the rest, until the very last word of all: zebra. "
 
@@ -121,18 +127,23 @@ class TokenJudge:
             import transformers
         except ImportError:
             return None
+        auto = transformers.AutoTokenizer.from_pretrained
+        path = folder / "tokenizer_config.json"
+        saved = read_object(path) if path.is_file() else {}
+        old = int(transformers.__version__.partition(".")[0]) < 5
         with quiet():
             try:
-                loaded = transformers.AutoTokenizer.from_pretrained(
-                    folder, local_files_only=True, **settings
-                )
+                # Version 4.57 would not complain of the layout of version 5, and read it wrongly.
+                if old and saved.get("backend") == "tokenizers":
+                    with _older_layout(folder, saved) as older:
+                        loaded = auto(older, local_files_only=True, **settings)
+                else:
+                    loaded = auto(folder, local_files_only=True, **settings)
             except Exception as error:  # a damaged or foreign file can raise anything
-                loaded = _load_of_other_version(folder, settings)
-                if loaded is None:
-                    raise GranAlignError(
-                        f"{folder}: transformers {transformers.__version__} cannot load the "
-                        f"tokenizer ({one_line(error)}); copy or download the model again"
-                    ) from None
+                raise GranAlignError(
+                    f"{folder}: transformers {transformers.__version__} cannot load the "
+                    f"tokenizer ({one_line(error)}); copy or download the model again"
+                ) from None
         return cls(loaded, words)
 
     def texts(self) -> tuple[str, ...]:
@@ -171,31 +182,30 @@ class TokenJudge:
         )
 
 
-def _load_of_other_version(folder: Path, settings: dict[str, Any]) -> Any | None:
-    """Load a tokenizer that another version of transformers saved; None if that fails as well.
+@contextmanager
+def _older_layout(folder: Path, saved: dict[str, Any]) -> Iterator[Path]:
+    """Yield a folder with the tokenizer's files, in a layout that transformers 4.57 reads.
 
-    Version 5 names classes, and lists further special tokens, in ways that 4.57 does not read.
+    Version 5 has classes that 4.57 lacks, and others that 4.57 completes by other defaults. The
+    file ``tokenizer.json`` that it writes is whole, so the plain class reads that.
     """
     import transformers
 
-    path = folder / "tokenizer_config.json"
-    known = read_object(path) if path.is_file() else {}
-    extra = known.pop("extra_special_tokens", None)
+    known = dict(saved)
+    kind = str(known.get("tokenizer_class"))
+    if kind in ENDS_BY_SETTINGS or not hasattr(transformers, f"{kind}Fast"):
+        known["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if kind in PADDED_LEFT:
+            known.setdefault("padding_side", "left")
+    extra = known.get("extra_special_tokens")
     if isinstance(extra, list):
-        known["additional_special_tokens"] = [*known.get("additional_special_tokens", []), *extra]
-    elif extra:
-        known["extra_special_tokens"] = extra
+        known["additional_special_tokens"] = known.pop("extra_special_tokens")
     with TemporaryDirectory() as temporary:
         for file in folder.iterdir():
             if file.is_file() and file.suffix in (".json", ".txt", ".model"):
                 shutil.copy(file, temporary)
-        (Path(temporary) / path.name).write_text(json.dumps(known), encoding="utf-8")
-        for kind in (transformers.AutoTokenizer, transformers.PreTrainedTokenizerFast):
-            try:
-                return kind.from_pretrained(temporary, local_files_only=True, **settings)
-            except Exception:  # as above: the first error is the one to tell
-                continue
-    return None
+        (Path(temporary) / "tokenizer_config.json").write_text(json.dumps(known), encoding="utf-8")
+        yield Path(temporary)
 
 
 def check_sentence_tokens(model: SentenceModel) -> SentenceModel:

@@ -217,7 +217,7 @@ def _preprocessing(settings: Mapping[str, Any], kind: str, side: int, path: Path
     fits = resize is not None and crop == (side, side) and min(resize) >= side
     if resize is None or crop is None or not fits or not processor["do_resize"]:
         raise GranAlignError(
-            f"{path}: got frames resized to {shape} and cut to {crop}, expected pixels of "
+            f"{path}: got frames resized to {shape} and cut to {crop or cut}, expected pixels of "
             f"{side} x {side}, as the model's config says"
         )
     return Preprocessing(resize=resize, crop=(side, side), resample=int(processor["resample"]))

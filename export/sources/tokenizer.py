@@ -78,10 +78,11 @@ _CLASSES = {
 _CASED_BY_SETTINGS = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MPNetTokenizer")
 """Classes that replace the case, accents and Chinese characters of ``tokenizer.json``."""
 
-_ENDS_BY_SETTINGS = ("GemmaTokenizer",)
+ENDS_BY_SETTINGS = ("GemmaTokenizer",)
 """Classes that replace the tokens before and after a text of ``tokenizer.json``."""
 
-_PADDED_LEFT = ("GemmaTokenizer", "Siglip2Tokenizer")
+PADDED_LEFT = ("GemmaTokenizer", "Siglip2Tokenizer")
+"""Classes that put padding before a text, where a folder does not say."""
 
 _NO_LIMIT = 10**20
 """transformers takes a `model_max_length` above this as none."""
@@ -152,7 +153,7 @@ class SourceTokenizer:
         if limit is None and kind == "SiglipTokenizer":
             limit = 64
         usable = isinstance(limit, int | float) and 2 < limit <= _NO_LIMIT
-        side = "left" if kind in _PADDED_LEFT else "right"
+        side = "left" if kind in PADDED_LEFT else "right"
         pad = _contents(special).get("pad_token")
         return cls(
             tokenizer=tokenizer,
@@ -368,7 +369,7 @@ def _apply_settings(
         space = {"add_prefix_space": settings.get("add_prefix_space", False)}
         tokenizer.pre_tokenizer = _changed(tokenizer.pre_tokenizer, pre_tokenizers, space, folder)
     # Tokens before and after a text. transformers 5 keeps those of tokenizer.json.
-    if kind in _ENDS_BY_SETTINGS and settings.get("backend") != "tokenizers":
+    if kind in ENDS_BY_SETTINGS and settings.get("backend") != "tokenizers":
         _set_ends(tokenizer, settings, special, folder)
 
 
