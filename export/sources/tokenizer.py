@@ -16,7 +16,8 @@ from typing import Any
 
 from granalign_fast.errors import GranAlignError
 
-from .folder import read_object, read_tokenizer
+from .added_tokens import add_tokens, contents, read_optional, special_tokens
+from .folder import read_tokenizer
 from .vocabulary import build_tokenizer
 
 _WORD_PIECE = {
@@ -131,30 +132,30 @@ class SourceTokenizer:
             GranAlignError: the folder has no tokenizer, a file is damaged, or a setting cannot be
                 applied.
         """
-        settings = _optional(folder / "tokenizer_config.json") | dict(overrides or {})
+        settings = read_optional(folder / "tokenizer_config.json") | dict(overrides or {})
         kind = _class_name(settings, config)
         defaults = _SPECIAL.get(kind, {})
         # The tokens, then the steps from text to tokens.
-        special = _special_tokens(folder, settings, defaults)
+        special = special_tokens(folder, settings, defaults)
         if (folder / "tokenizer.json").is_file():
             tokenizer = read_tokenizer(folder)
         else:
-            tokenizer = build_tokenizer(folder, kind, settings, _contents(special))
+            tokenizer = build_tokenizer(folder, kind, settings, contents(special))
         words = (config.get("text_config") or config).get("vocab_size")
         _check(settings, folder)
         baked = tokenizer.truncation or {}, tokenizer.padding or {}
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        _add_tokens(tokenizer, folder, settings, special, words)
+        add_tokens(tokenizer, folder, settings, special, words)
         if settings or not as_saved:
-            _apply_settings(tokenizer, kind, settings, _contents(special), folder)
+            _apply_settings(tokenizer, kind, settings, contents(special), folder)
         # Lengths and sides.
         limit = settings.get("model_max_length", settings.get("max_len"))
         if limit is None and kind == "SiglipTokenizer":
             limit = 64
         usable = isinstance(limit, int | float) and 2 < limit <= _NO_LIMIT
         side = "left" if kind in PADDED_LEFT else "right"
-        pad = _contents(special).get("pad_token")
+        pad = contents(special).get("pad_token")
         return cls(
             tokenizer=tokenizer,
             max_tokens=int(limit) if usable and limit is not None else None,
@@ -218,11 +219,6 @@ def _lowers(step: dict[str, Any]) -> bool:
     return step.get("type") == "Lowercase"
 
 
-def _optional(path: Path) -> dict[str, Any]:
-    """Read the JSON object of a file; empty if there is no file."""
-    return read_object(path) if path.is_file() else {}
-
-
 def _class_name(settings: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     """Return transformers' name of the tokenizer class, without ``Fast``."""
     named = settings.get("tokenizer_class") or config.get("tokenizer_class")
@@ -246,103 +242,6 @@ def _check(settings: Mapping[str, Any], folder: Path) -> None:
             f"{folder / 'tokenizer_config.json'}: got split_special_tokens true, expected false; "
             f"set it to false, or choose a model without it"
         )
-
-
-# Special and added tokens.
-
-
-def _special_tokens(
-    folder: Path, settings: Mapping[str, Any], defaults: Mapping[str, str]
-) -> dict[str, Any]:
-    """Return the special tokens by their setting's name: strings, objects, or lists of these."""
-    keys = {"bos_token", "eos_token", *_SENTENCE_PIECE}
-    found: dict[str, Any] = dict(defaults)
-    found |= {key: settings[key] for key in keys & settings.keys()}
-    if "added_tokens_decoder" not in settings:
-        known = _optional(folder / "special_tokens_map.json")
-        found |= {key: known[key] for key in keys & known.keys()}
-        settings = dict(settings) | known
-    # transformers 5 has a list of further tokens, 4.57 an object of named ones.
-    extra = settings.get("extra_special_tokens") or []
-    found |= extra if isinstance(extra, dict) else {}
-    further = [*(settings.get("additional_special_tokens") or [])]
-    found["additional_special_tokens"] = further + (extra if isinstance(extra, list) else [])
-    return found
-
-
-def _contents(special: Mapping[str, Any]) -> dict[str, str]:
-    """Return the named special tokens as strings."""
-    return {
-        key: token["content"] if isinstance(token, dict) else str(token)
-        for key, token in special.items()
-        if token and not isinstance(token, list)
-    }
-
-
-def _add_tokens(
-    tokenizer: Any,
-    folder: Path,
-    settings: Mapping[str, Any],
-    special: Mapping[str, Any],
-    words: Any,
-) -> None:
-    """Add the tokens that only the settings name, in transformers' order."""
-    path = folder / "tokenizer_config.json"
-    try:
-        wanted = _wanted_tokens(tokenizer, folder, settings, special)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise GranAlignError(
-            f"{path}: unusable added tokens ({type(error).__name__}: {error}); copy it again"
-        ) from None
-    known = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
-    for token in wanted:
-        if token.content in known:
-            continue
-        # A token beyond the vocabulary has no embedding: its text stays plain.
-        number = tokenizer.token_to_id(token.content)
-        number = _next_id(tokenizer) if number is None else number
-        if isinstance(words, int) and number >= words:
-            continue
-        tokenizer.add_tokens([token])
-        known[token.content] = token
-
-
-def _wanted_tokens(
-    tokenizer: Any, folder: Path, settings: Mapping[str, Any], special: Mapping[str, Any]
-) -> list[Any]:
-    """Return the added tokens by their ids, then the special tokens."""
-    from tokenizers import AddedToken
-
-    named = list(_contents(special).values())
-    listed = [_token(token) for token in special["additional_special_tokens"]]
-    names = {*named, *(token.content for token in listed)}
-    by_id: dict[int, Any] = {}
-    if "added_tokens_decoder" in settings:
-        by_id = {int(i): _token(token) for i, token in settings["added_tokens_decoder"].items()}
-    else:
-        for content, number in _optional(folder / "added_tokens.json").items():
-            plain = content not in names
-            by_id[int(number)] = AddedToken(content, normalized=plain, special=not plain)
-    for token in by_id.values():
-        token.special = token.special or token.content in names
-    single = [_token(token) for token in special.values() if token and not isinstance(token, list)]
-    return [by_id[number] for number in sorted(by_id)] + single + listed
-
-
-def _token(token: Any) -> Any:
-    """Return an added token from a string, or from an object as files hold it."""
-    from tokenizers import AddedToken
-
-    if isinstance(token, dict):
-        flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
-        return AddedToken(token["content"], **{key: token[key] for key in flags if key in token})
-    return AddedToken(str(token), special=True)
-
-
-def _next_id(tokenizer: Any) -> int:
-    """Return the id that the next new token gets."""
-    added = max(tokenizer.get_added_tokens_decoder(), default=-1) + 1
-    return max(added, int(tokenizer.get_vocab_size(with_added_tokens=False)))
 
 
 # The steps from text to tokens.

@@ -16,7 +16,7 @@ from granalign_fast.export.specs import (
     VLM_ARCHITECTURES,
 )
 
-from .folder import read_object
+from .folder import read_model_config, read_object
 from .language_model import DecoderShape, LlmSource, check_architecture, number, positive
 
 _TEXT_DEFAULTS = {"rope_theta": 1e6, "rms_norm_eps": 1e-5}
@@ -211,15 +211,16 @@ class VlmSource(LlmSource):
                 files is missing or torn, or the image size does not fit it.
         """
         # Every file of settings must exist.
+        expected = (
+            f"a transformers folder of Qwen2.5-VL with config.json, {PREPROCESSOR}, tokenizer.json "
+            f"and safetensors"
+        )
+        config = read_model_config(folder, expected, small="int4")
         for name in cls.SETTINGS:
             if not (folder / name).is_file():
-                raise GranAlignError(
-                    f"{folder}: no {name}; expected a transformers folder of Qwen2.5-VL with "
-                    f"config.json, {PREPROCESSOR}, tokenizer.json and safetensors"
-                )
+                raise GranAlignError(f"{folder}: no {name}; expected {expected}")
         # The decoder's settings.
         path = folder / "config.json"
-        config = read_object(path)
         text = _text_config(config, path)
         identity = {"model_type": config.get("model_type"), "architectures": text["architectures"]}
         architecture = check_architecture(identity, VLM_ARCHITECTURES, path)

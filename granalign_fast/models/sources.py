@@ -142,26 +142,33 @@ def weights_files(folder: Path) -> list[Path]:
         GranAlignError: there are none, or a shard is missing. Pickled weights are never opened, as
             that can run code.
     """
-    single = folder / "model.safetensors"
+    single, index = folder / "model.safetensors", folder / INDEX
+    if not single.is_file() and not index.is_file():
+        raise GranAlignError(f"{folder}: {_other_weights(folder)}")
+    shards = _shards(index) if index.is_file() else []
+    # A name with folders in it could lead out of the model's folder: no such index is passed over.
+    outside = [file for file in shards if file.parent != folder]
+    lost = [file for file in shards if file.suffix != ".safetensors" or not file.is_file()]
+    if wrong := outside or ([] if single.is_file() else lost):
+        raise GranAlignError(
+            f"{index}: names {wrong[0].name!r}, expected a .safetensors file beside it; "
+            f"copy or download the model again"
+        )
     if single.is_file():
         return [single]
-    index = folder / INDEX
-    if not index.is_file():
-        raise GranAlignError(f"{folder}: {_other_weights(folder)}")
+    if not shards:
+        raise GranAlignError(f"{index}: no weight_map; copy or download the model again")
+    return shards
+
+
+def _shards(index: Path) -> list[Path]:
+    """Return the files that an index names, sorted; empty if it names none."""
     shards = read_json(index)
     shards = shards.get("weight_map") if isinstance(shards, dict) else None
     names = list(shards.values()) if isinstance(shards, dict) else []
-    if not names or not all(isinstance(name, str) for name in names):
-        raise GranAlignError(f"{index}: no weight_map; copy or download the model again")
-    files = [folder / name for name in sorted(set(names))]
-    for file in files:
-        # A name with folders in it could lead out of the model's folder.
-        if file.parent != folder or file.suffix != ".safetensors" or not file.is_file():
-            raise GranAlignError(
-                f"{index}: names {file.name!r}, expected a .safetensors file beside it; "
-                f"copy or download the model again"
-            )
-    return files
+    if not all(isinstance(name, str) for name in names):
+        return []
+    return [index.parent / name for name in sorted(set(names))]
 
 
 def hash_weights(files: Sequence[Path]) -> str:

@@ -356,17 +356,6 @@ def two_models(folder: Path) -> None:
     save_file(both, folder / "model.safetensors")
 
 
-def other_weights(name: str) -> Edit:
-    def apply(folder: Path) -> None:
-        (folder / "model.safetensors").rename(folder / name)
-
-    return apply
-
-
-def quantised(**settings: Any) -> Edit:
-    return edit("config.json", quantization_config=settings)
-
-
 PROMPTED = edit(PROMPTS, prompts={"query": "b "}, default_prompt_name="query")
 
 REFUSED: list[tuple[Edit, str]] = [
@@ -397,18 +386,6 @@ REFUSED: list[tuple[Edit, str]] = [
     (edit(SETTINGS, truncation_side="middle"), "truncation_side 'middle'"),
     (edit(SETTINGS, added_tokens_decoder={"x": 1}), "unusable added tokens"),
     (two_models, "query.embeddings.*weights of one model"),
-    (quantised(quant_method="gptq", bits=4), r"quantised by GPTQ \(4 bits\).*--precision int8"),
-    (quantised(quant_method="awq", bits=4), r"AWQ \(4 bits\)"),
-    (quantised(load_in_8bit=True), r"bitsandbytes \(8 bits\)"),
-    (quantised(quant_method="fp8"), "FP8"),
-    (quantised(quant_method="compressed-tensors"), "compressed-tensors"),
-    (edit("config.json", quantization={"group_size": 64, "bits": 4}), r"\(4 bits\)"),
-    (edit("quantize_config.json", bits=4), "quantised by GPTQ"),
-    (edit("adapter_config.json", base_model_name_or_path="org/base"), "PEFT for org/base.*merge"),
-    (other_weights("model.gguf"), r"got GGUF \(model.gguf\)"),
-    (other_weights("pytorch_model.bin"), "pytorch_model.bin, which is pickled"),
-    (other_weights("model-00001-of-00002.safetensors"), "shards without their"),
-    (other_weights("model.fp16.safetensors"), "rename a file of all weights"),
     (together(shard, drop("b.safetensors")), "names 'b.safetensors', expected"),
 ]
 
