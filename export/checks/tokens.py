@@ -26,6 +26,8 @@ from granalign_fast.export.sources.tokenizer import (
     lower_case,
 )
 
+from .sentences import VALIDATION
+
 _LONG = "The first words matter most, then the rest, until the very last word of all: zebra. "
 
 HARD_TEXTS: tuple[str, ...] = (
@@ -147,7 +149,13 @@ class TokenJudge:
         return cls(loaded, words)
 
     def texts(self) -> tuple[str, ...]:
-        """Return the hard texts, and some with the tokenizer's own added tokens spelled out."""
+        """Return the hard texts, and some with the tokenizer's own added tokens spelled out.
+
+        A slow tokenizer, such as that of the first SigLIP, has no equal in ``tokenizer.json`` for
+        empty texts and spelled tokens: there it is ordinary sentences.
+        """
+        if not self.tokenizer.is_fast:
+            return VALIDATION
         added = [str(token) for token in self.tokenizer.added_tokens_decoder.values()]
         return *HARD_TEXTS, *(f"a {token} b{token}" for token in added[:_SPELLED])
 

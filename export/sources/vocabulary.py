@@ -43,6 +43,12 @@ def build_tokenizer(
         ) from None
     except Exception as error:  # tokenizers raises plain Exception
         raise GranAlignError(f"{folder}: unusable vocabulary ({error}); copy it again") from None
+    if kind == "SiglipTokenizer" and (folder / "spiece.model").is_file():
+        raise GranAlignError(
+            f"{folder}: no tokenizer.json beside spiece.model, and transformers has no fast "
+            f"tokenizer of the first SigLIP to write one; choose a copy with tokenizer.json, or "
+            f"SigLIP 2"
+        )
     converted = _convert(folder)
     if converted is None:
         raise GranAlignError(

@@ -227,6 +227,14 @@ def sizes(**settings: Any) -> Edit:
             "got a folder of open_clip; choose the model's folder for transformers",
         ),
         (drop(IMAGES), "no preprocessor_config.json"),
+        (
+            together(
+                drop("tokenizer.json"),
+                edit("spiece.model"),
+                edit(SETTINGS, tokenizer_class="SiglipTokenizer"),
+            ),
+            "no fast tokenizer of the first SigLIP .*choose a copy with tokenizer.json",
+        ),
         (sizes(image_processor_type="ViTImageProcessor"), "the image processor ViTImageProcessor"),
         (sizes(size={"longest_edge": 224}), "resized to {'longest_edge': 224}"),
         (sizes(size="big"), "resized to big"),
