@@ -17,8 +17,8 @@ from granalign_fast.export.checks.encoder import (
     compare_embeddings,
     raise_mismatches,
 )
+from granalign_fast.export.checks.encoder_tokens import check_frame_tokens
 from granalign_fast.export.checks.sentences import VALIDATION
-from granalign_fast.export.checks.tokens import check_frame_tokens
 from granalign_fast.export.graphs.clip_shapes import ImageShape, Levels, TextShape
 from granalign_fast.export.graphs.clip_towers import write_towers
 from granalign_fast.export.sources.checkpoint import Checkpoint

@@ -13,8 +13,8 @@ from granalign_fast.export.checks.encoder import (
     check_precision,
     validate_sentence_encoder,
 )
+from granalign_fast.export.checks.encoder_tokens import check_sentence_tokens
 from granalign_fast.export.checks.sentences import CALIBRATION, VALIDATION
-from granalign_fast.export.checks.tokens import check_sentence_tokens
 from granalign_fast.export.sources.bert import Bert
 from granalign_fast.export.sources.folder import source_name, tool_versions
 from granalign_fast.files import appearing, sha256_of

@@ -16,7 +16,7 @@ from helpers.tiny_clip import SIZES, random_frames, write_bare_source, write_tin
 from safetensors.numpy import load_file, save_file
 
 from granalign_fast.errors import GranAlignError
-from granalign_fast.export.checks.tokens import HARD_TEXTS, TokenJudge, check_frame_tokens
+from granalign_fast.export.checks.encoder_tokens import HARD_TEXTS, TokenJudge, check_frame_tokens
 from granalign_fast.export.frame_encoder import export_clip
 from granalign_fast.export.sources.frame_encoder import FrameModel
 from granalign_fast.models.frame_encoder import FrameEncoder
@@ -237,18 +237,18 @@ def sizes(**settings: Any) -> Edit:
         ),
         (sizes(image_processor_type="ViTImageProcessor"), "the image processor ViTImageProcessor"),
         (sizes(size={"longest_edge": 224}), "resized to {'longest_edge': 224}"),
-        (sizes(size="big"), "resized to big"),
-        (sizes(crop_size={"height": 30}), r"cut to {'height': 30}"),
+        (sizes(size="big"), "resized to .*big"),
+        (sizes(crop_size={"height": 30}), r"cut to .*30"),
         (sizes(do_resize=False), "expected pixels of 224 x 224"),
         (sizes(image_mean=[1, 2]), r"image_mean \[1, 2\]"),
-        (sizes(image_std=["a"] * 3), "expected a number and three numbers each"),
+        (sizes(image_std=["a"] * 3), r"image_std \['a', 'a', 'a'\]"),
         (
             edit("config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
             r"quantised by GPTQ \(4 bits\).*--precision fp16",
         ),
         (
             edit("config.json", text_config={"max_position_embeddings": "x"}),
-            "max_position_embeddings 'x' in text_config",
+            "max_position_embeddings 'x'",
         ),
         (edit("config.json", model_type="siglip2"), "got a 'siglip2' model"),
         (edit("adapter_config.json", base_model_name_or_path="b"), "an adapter of PEFT for b"),

@@ -25,7 +25,7 @@ from helpers.tiny_bert import write_json, write_tiny_bert
 from safetensors.numpy import load_file, save_file
 
 from granalign_fast.errors import GranAlignError
-from granalign_fast.export.checks import tokens as tokens_module
+from granalign_fast.export.checks import encoder_tokens as tokens_module
 from granalign_fast.export.sentence_encoder import export_sentence_encoder
 from granalign_fast.export.sources.sentence_encoder import SentenceModel
 from granalign_fast.export.sources.tokenizer import SourceTokenizer
