@@ -2,8 +2,8 @@
 
 ``tokenizer.json`` is only a part of a tokenizer: transformers changes it by the settings of
 ``tokenizer_config.json`` and, in older folders, by ``special_tokens_map.json`` and
-``added_tokens.json``. The same is done here with the package `tokenizers` alone. `checks.encoder_tokens`
-compares the result with transformers' own.
+``added_tokens.json``. The same is done here with the package `tokenizers` alone.
+`checks.encoder_tokens` compares the result with transformers' own.
 """
 
 from __future__ import annotations
