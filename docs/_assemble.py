@@ -6,7 +6,8 @@ that reads Markdown can build the rest:
 - ``reference/cli.md`` from the typer application, ``explanation/measurements.md`` from
   ``bench/RESULTS.md`` and ``changelog.md`` from ``CHANGELOG.md``;
 - ``<!-- schema: NAME -->`` in any page becomes a table of that JSON schema;
-- ``<!-- presets -->`` becomes a table of the presets' constants.
+- ``<!-- presets -->`` becomes a table of the presets' constants;
+- ``<!-- model sets -->`` becomes a table of the sets of published models.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ def filled_in(markdown: str) -> str:
     markdown = re.sub(r"<!-- schema: ([\w-]+) -->", lambda match: schema_table(match[1]), markdown)
     if "<!-- presets -->" in markdown:
         markdown = markdown.replace("<!-- presets -->", presets_table())
+    if "<!-- model sets -->" in markdown:
+        markdown = markdown.replace("<!-- model sets -->", model_sets_table())
     return markdown
 
 
@@ -135,6 +138,29 @@ def _row(path: str, schema: dict[str, Any]) -> Iterator[str]:
     kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
     yield f"| `{path}` | {' or '.join(kinds)} | {_cell(schema.get('description'))} |"
     yield from _rows(schema, f"{path}.")
+
+
+def model_sets_table() -> str:
+    """Return every model of every set, with the computed sizes in GB and where it was read."""
+    from granalign_fast.cli.models import set_record
+    from granalign_fast.models.published import MODEL_SETS
+
+    names = ("set", "model", "precision", "to fetch", "on disk", "in memory", "licence")
+    rows = [f"| {' | '.join([*names, 'languages', 'read in'])} |", "|---" * 9 + "|"]
+    for record in map(set_record, MODEL_SETS.values()):
+        head = [f"**`{record['name']}`**: {record['machine']}", "", record["precision"]]
+        rows.append(f"| {' | '.join([*head, *_gigabytes(record), '', '', ''])} |")
+        for model in record["models"]:
+            licence = model["licence"] + ", gated" * model["gated"]
+            licence += " (not verified)" * (not model["licence_verified"])
+            cells = ["", f"{model['name']}@{model['revision'][:12]}", model["precision"]]
+            cells += [*_gigabytes(model), licence, model["languages"], model["read_in"]]
+            rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _gigabytes(record: dict[str, Any]) -> list[str]:
+    return [f"{record[f'{name}_bytes'] / 1e9:.1f}" for name in ("download", "disk", "memory")]
 
 
 def presets_table() -> str:

@@ -19,11 +19,13 @@ from granalign_fast.export.checks.encoder import (
 )
 from granalign_fast.export.checks.encoder_tokens import check_frame_tokens
 from granalign_fast.export.checks.sentences import VALIDATION
+from granalign_fast.export.checks.transformers_calls import load_image_processor, pooled
 from granalign_fast.export.graphs.clip_shapes import ImageShape, Levels, TextShape
 from granalign_fast.export.graphs.clip_towers import write_towers
 from granalign_fast.export.sources.checkpoint import Checkpoint
 from granalign_fast.export.sources.folder import quiet, source_name, tool_versions
 from granalign_fast.export.sources.frame_encoder import ROOT, FrameModel
+from granalign_fast.export.sources.layouts import uniform_folder
 from granalign_fast.files import appearing, sha256_of
 from granalign_fast.models.frame_encoder import FrameEncoder
 from granalign_fast.models.manifest import FrameEncoderManifest
@@ -131,16 +133,15 @@ class _Reference:
         except ImportError:
             raise MissingExtraError("exporting CLIP", "optimum") from None
         try:
-            model, report = getattr(transformers, family.model).from_pretrained(
-                folder,
-                local_files_only=True,
-                use_safetensors=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-            processor = transformers.AutoImageProcessor.from_pretrained(
-                folder, local_files_only=True, use_fast=False
-            )
+            with uniform_folder(folder) as uniform:
+                model, report = getattr(transformers, family.model).from_pretrained(
+                    uniform,
+                    local_files_only=True,
+                    use_safetensors=True,
+                    dtype=torch.float32,
+                    output_loading_info=True,
+                )
+                processor = load_image_processor(uniform, local_files_only=True)
         except Exception as error:  # a damaged or foreign file can raise anything in transformers
             raise GranAlignError(
                 f"{folder}: transformers cannot load it ({one_line(error)}); "
@@ -168,9 +169,12 @@ class _Reference:
         ids = model.tokenise(list(VALIDATION))
         with torch.inference_mode():
             rows = {
-                "image": self.model.get_image_features(pixels["pixel_values"]).numpy(),
+                "image": pooled(self.model.get_image_features(pixels["pixel_values"])).numpy(),
                 "text": np.concatenate(
-                    [self.model.get_text_features(torch.tensor([row])).numpy() for row in ids]
+                    [
+                        pooled(self.model.get_text_features(torch.tensor([row]))).numpy()
+                        for row in ids
+                    ]
                 ),
             }
         for tower, x in rows.items():

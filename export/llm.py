@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +52,7 @@ def export_llm(
     ``model.num_key_value_heads`` of a Phi-3 or Gemma 2 with grouped heads.
 
     Args:
-        source: a transformers folder, or ``org/name@<revision>`` on the hub.
+        source: a transformers folder, or ``org/name`` on the hub.
         out: a folder to write; it must not exist.
         precision: ``"fp32"``, ``"fp16"`` or ``"int4"``, as `LLM_PRECISIONS` says.
         progress: called with the name of each step as it begins.
@@ -135,8 +134,7 @@ def complete(
     Returns:
         The manifest, with no measured errors yet.
     """
-    for path in model.files():
-        shutil.copyfile(path, folder / path.name)
+    model.copy_files(folder)
     model.write_generation_config(folder)
     shape = model.shape
     manifest = kind(

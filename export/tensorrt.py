@@ -53,9 +53,9 @@ def export_tensorrt(
             Of a vision-language model only the vision tower gets an engine.
         out: a folder to write, with a copy of the model in it; None replaces the engines of
             `folder` itself.
-        precision: ``"fp32"``, ``"fp16"`` or ``"bf16"``; None for that of the graph. A float32 graph
-            can have any of them, and TensorRT then chooses for each layer; a float16 graph can only
-            have ``"fp16"``.
+        precision: ``"fp32"`` or ``"fp16"``, which must be that of the graph; None for just that.
+            Engines are strongly typed: they compute every layer in the graph's types. TensorRT 11
+            has no other way, and no flags for it.
         device: ``"tensorrt"`` or ``"tensorrt:<number>"``.
         cache_dir: None for ``granalign-fast`` in the user's cache folder.
         progress: called with the name of each step as it begins.
@@ -84,14 +84,14 @@ def export_tensorrt(
         for graph, shapes in graphs.items():
             # Build the engine, and write it with its stamp.
             tell(f"building {graph.name}")
-            plan = build_engine(graph, shapes, precision or shapes.precision, gpu, timings)
+            plan = build_engine(graph, shapes, gpu, timings)
             path = draft / engine_path(graph).name
             path.write_bytes(plan.data)
             stamp = EngineStamp(
                 engine_sha256=hashlib.sha256(plan.data).hexdigest(),
                 sources={name: sha256_of(folder / name) for name in (graph.name, *plan.files)},
                 machine=machine,
-                precision=precision or shapes.precision,
+                precision=shapes.precision,
                 flags=plan.flags,
                 profiles=list(shapes.profiles),
                 validation={},
@@ -123,10 +123,10 @@ def _graphs(folder: Path, precision: str | None) -> dict[Path, GraphShapes]:
         shapes = graph_shapes(graph)
         if shapes is None:
             continue
-        if precision not in (None, "fp16") and shapes.precision == "fp16":
+        if precision not in (None, shapes.precision):
             raise GranAlignError(
-                f"{graph}: got precision {precision!r} for a graph in fp16, expected 'fp16'; for "
-                f"any other, export the model in fp32 first"
+                f"{graph}: got precision {precision!r} for a graph in {shapes.precision}, expected "
+                f"{shapes.precision!r}; for the other, export the model in {precision} first"
             )
         graphs[graph] = shapes
     return graphs
@@ -174,15 +174,12 @@ class Plan:
     files: list[str]
 
 
-def build_engine(
-    graph: Path, shapes: GraphShapes, precision: str, device: Device, timings: Path | None
-) -> Plan:
-    """Build the engine of one graph; this takes minutes.
+def build_engine(graph: Path, shapes: GraphShapes, device: Device, timings: Path | None) -> Plan:
+    """Build the strongly typed engine of one graph; this takes minutes.
 
     Args:
         graph: the ONNX file; its external data are in the same folder.
-        shapes: the shapes that the engine must accept.
-        precision: one of `ENGINE_PRECISIONS`; for a float16 graph, ``"fp16"``.
+        shapes: the shapes that the engine must accept, and the graph's precision.
         device: the GPU.
         timings: file of the builder's earlier measurements; it is read if it exists, and written.
             None keeps no measurements.
@@ -203,15 +200,15 @@ def build_engine(
         with cupy.cuda.Device(device.index or 0):
             # Parse the graph.
             builder = trt.Builder(log)
-            typed = precision == shapes.precision
-            network = builder.create_network(_network_flags(trt, typed=typed))
+            network = builder.create_network(_network_flags(trt))
             parser = trt.OnnxParser(network, log)  # owns the weights until the engine is built
             # The path tells the parser the folder of external data.
             if not parser.parse(model.SerializeToString(), str(graph)):
                 raise _unreadable(trt.__version__, parser, log, graph)
             # Configure precision, shapes and earlier measurements, then build.
             config = builder.create_builder_config()
-            flags = _set_flags(trt, config, precision, typed=typed)
+            if shapes.precision == "fp32":
+                config.clear_flag(trt.BuilderFlag.TF32)  # 11 bits of mantissa are not float32
             for profile in shapes.profiles:
                 _add_profile(builder, config, profile)
             _load_timings(config, timings)
@@ -222,7 +219,7 @@ def build_engine(
                     f"GPU's memory, or choose another precision"
                 )
             _save_timings(config, timings)
-            return Plan(bytes(plan), flags, files)
+            return Plan(bytes(plan), ["STRONGLY_TYPED"], files)
     except GranAlignError:
         raise
     # TensorRT's bindings raise RuntimeError, TypeError or ValueError, CuPy its own.
@@ -291,10 +288,12 @@ def _expand_dequantize(graph: Any, node: Any) -> list[Any]:
     ]
 
 
-def _network_flags(trt: Any, *, typed: bool) -> int:
-    """Return the flags of a network; in a strongly typed one all layers keep the graph's types."""
-    flag = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
-    return 1 << int(flag) if typed else 0
+def _network_flags(trt: Any) -> int:
+    """Return the flags of a strongly typed network, whose layers keep the graph's types.
+
+    TensorRT 11 takes no notice of them: its networks are all so.
+    """
+    return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
 
 def _unreadable(version: str, parser: Any, log: Any, graph: Path) -> GranAlignError:
@@ -306,19 +305,8 @@ def _unreadable(version: str, parser: Any, log: Any, graph: Path) -> GranAlignEr
     ]
     return GranAlignError(
         f"{graph}: TensorRT {version} cannot read it, {len(lines)} errors: "
-        f"{'; '.join(lines) or logged_errors(log)}; install TensorRT 10.16, or run it by 'cuda'"
+        f"{'; '.join(lines) or logged_errors(log)}; run it by 'cuda', or report this model"
     )
-
-
-def _set_flags(trt: Any, config: Any, precision: str, *, typed: bool) -> list[str]:
-    """Allow the builder to use a precision; return the names of the flags."""
-    flags = trt.BuilderFlag
-    if precision == "fp32":
-        config.clear_flag(flags.TF32)  # 11 bits of mantissa are not float32
-    if typed:
-        return ["STRONGLY_TYPED"]
-    config.set_flag({"fp16": flags.FP16, "bf16": flags.BF16}[precision])
-    return [precision.upper()]
 
 
 def _add_profile(builder: Any, config: Any, profile: Profile) -> None:

@@ -49,7 +49,7 @@ def export_vlm(
     nothing is left behind. Nothing is unpickled, and no code of the source runs.
 
     Args:
-        source: a transformers folder, or ``org/name@<revision>`` on the hub.
+        source: a transformers folder, or ``org/name`` on the hub.
         out: a folder to write; it must not exist.
         precision: ``"fp32"``, ``"fp16"`` or ``"int4"``, as `VLM_PRECISIONS` says.
         image_size: height and width in pixels, positive multiples of a token's edge (28). The

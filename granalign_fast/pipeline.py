@@ -18,7 +18,7 @@ from .index import CLIP_SECONDS, IndexModels, VideoIndex
 from .language.rewriters import RuleRewriter
 from .models.embedding_cache import CachedEncoder
 from .models.encoder import cpu_threads
-from .models.manifest import CLIP, LLM, SENTENCE_ENCODER, VLM, exported_models
+from .models.manifest import CLIP, LLM, SENTENCE_ENCODER, VLM, exported_models, model_sources
 from .models.prefix_cache import DiskTier, MemoryTier, PrefixCache
 from .models.sentence_encoder import OnnxSentenceEncoder
 from .models.sources import resolve_model
@@ -43,7 +43,7 @@ class SentenceEncoder(OnnxSentenceEncoder):
 
     Args:
         source: None for all-MiniLM-L6-v2, a sentence-transformers folder, a hub id
-            ``org/name@<revision>``, or a folder that `export_sentence_encoder` wrote.
+            ``org/name``, or a folder that `export_sentence_encoder` wrote.
         precision: ``"fp32"``; ``"int8"``, the fastest on a CPU; ``"fp16"``, for a GPU. None stands
             for the precision of an exported folder, and for fp32 of a raw model.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"tensorrt"``.
@@ -185,6 +185,11 @@ class ModelFolder:
         return VlmCaptioner(model, cache=self.cache)
 
     @property
+    def sources(self) -> dict[str, tuple[str, str]]:
+        """The source's name and its SHA-256 of each model, by kind; no model is loaded for it."""
+        return model_sources(self.paths)
+
+    @property
     def fingerprints(self) -> dict[str, str]:
         """Fingerprints of the models that an index is made with, by kind."""
         fingerprints = {SENTENCE_ENCODER: self.encoder.fingerprint}
@@ -231,13 +236,18 @@ class ModelFolder:
         )
 
     def retriever(
-        self, config: RetrieverConfig | str = "tuned", *, encoder: TextEncoder | None = None
+        self,
+        config: RetrieverConfig | str = "tuned",
+        *,
+        encoder: TextEncoder | None = None,
+        captions_only: bool = False,
     ) -> MomentRetriever:
         """Return a retriever with all models that its configuration uses.
 
         Args:
             config: a preset's name or a configuration.
             encoder: replaces that of the folder.
+            captions_only: leave out the models that look at frames.
 
         Raises:
             GranAlignError: there is no such preset, or the folder lacks a model that it needs.
@@ -249,8 +259,8 @@ class ModelFolder:
             config,
             # Recognition takes the query without rewriting it.
             rewriter=RuleRewriter() if recognising else self.rewriter,
-            captioner=self.captioner,
-            frame_encoder=None if recognising else self.frame_encoder,
+            captioner=None if captions_only else self.captioner,
+            frame_encoder=None if recognising or captions_only else self.frame_encoder,
             device=self.device,
         )
 
@@ -302,6 +312,7 @@ def open_retriever(
     device: str = "cpu",
     top: int | None = None,
     cache: bool = False,
+    captions_only: bool = False,
 ) -> MomentRetriever:
     """Return a retriever over a folder of models, or over a sentence encoder alone.
 
@@ -313,6 +324,7 @@ def open_retriever(
         device: of the sentence encoder, and of the search if there are no `models`.
         top: the number of moments; None for the configuration's.
         cache: keep embeddings in the user's cache folder, and take those that are kept.
+        captions_only: leave out the models that look at frames.
 
     Raises:
         GranAlignError: there is no such preset, or a model cannot be used.
@@ -328,12 +340,16 @@ def open_retriever(
     folder = usable_cache() if cache else None
     used = model if folder is None else CachedEncoder(model, folder)
     if models is not None:
-        return models.retriever(config, encoder=used)
+        return models.retriever(config, encoder=used, captions_only=captions_only)
     return MomentRetriever(used, config, device=device)
 
 
 def index_once(
-    video: str | Path, models: ModelFolder, *, progress: Progress | None = None
+    video: str | Path,
+    models: ModelFolder,
+    *,
+    progress: Progress | None = None,
+    reading: Reading | None = None,
 ) -> VideoIndex:
     """Return the index of a video that is searched without having been indexed.
 
@@ -346,11 +362,11 @@ def index_once(
     cache = usable_cache()
     if cache is None:
         with tempfile.TemporaryDirectory(prefix="granalign-") as temporary:
-            (folder,) = models.index([video], temporary, progress=progress)
+            (folder,) = models.index([video], temporary, progress=progress, reading=reading)
             return VideoIndex.load(folder)
     name = hashlib.sha256(str(Path(video).resolve()).encode()).hexdigest()[:16]
     out = cache / "indexes" / name
-    (folder,) = models.index([video], out, progress=progress)
+    (folder,) = models.index([video], out, progress=progress, reading=reading)
     mark_used(out)
     index = VideoIndex.load(folder)
     evict(cache)

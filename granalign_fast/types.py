@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import html
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,6 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import GranAlignError, missing_key, short_repr
+
+MOST_OVERLAP = 0.3
+"""The greatest overlap of two distinct moments, as `Moment.overlap` measures it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,42 @@ class Moment:
     """Seconds."""
     score: float
     """Higher is better."""
+
+    def overlap(self, other: Moment) -> float:
+        """Return the seconds that two moments share over the length of the shorter one, 0 to 1.
+
+        A moment inside a longer one overlaps it by 1: who has seen the longer one has seen both.
+        Their IoU would be small. The IoU of two moments is never above this measure.
+
+        >>> Moment(0.0, 4.0, 0.9).overlap(Moment(0.0, 22.0, 0.8))
+        1.0
+        """
+        shared = min(self.end, other.end) - max(self.start, other.start)
+        shorter = min(self.end - self.start, other.end - other.start)
+        return shared / shorter if shared > 0 and shorter > 0 else 0.0
+
+
+def distinct_moments(ranked: Iterable[Moment], top: int) -> tuple[Moment, ...]:
+    """Choose moments that hardly overlap: each of them, unless it overlaps a better one too much.
+
+    Args:
+        ranked: moments, best first.
+        top: how many are chosen at most.
+
+    Returns:
+        Moments of which any two overlap by at most `MOST_OVERLAP`, best first.
+
+    >>> ranked = [Moment(8, 12, 0.9), Moment(0, 22, 0.8), Moment(11, 15, 0.7), Moment(30, 34, 0.6)]
+    >>> [moment.start for moment in distinct_moments(ranked, 5)]
+    [8, 11, 30]
+    """
+    chosen: list[Moment] = []
+    for moment in ranked:
+        if len(chosen) == top:
+            break
+        if all(moment.overlap(better) <= MOST_OVERLAP for better in chosen):
+            chosen.append(moment)
+    return tuple(chosen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +190,7 @@ class SearchResult:
     vid: str
     query: str
     moments: tuple[Moment, ...]
+    """The list that benchmarks score; its moments may overlap. People want those of `distinct`."""
     saliency: npt.NDArray[np.float32]
     """`(clips,)`. By captions it is the method's S_f: 0 for the clip of this video that fits the
     query least, up to 1. By recognition it is the probability that the clip shows the query."""
@@ -158,12 +198,40 @@ class SearchResult:
     """`(variants, clips)`: the curve of each query variant; their mean is the saliency."""
     exists: float | None = None
     """How likely the video shows the query at all, 0 to 1; None if no model has judged it."""
+    probably_absent: bool | None = None
+    """Whether `exists` is below the configuration's `exists_threshold`: the video probably does not
+    show the query. None if no model has judged it."""
     rewrites: Rewrites | None = None
     """The query with its rewrites."""
     aware: Mapping[int, str] = field(default_factory=dict)
     """The query-aware captions that were used, by clip number."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """The duration of each stage, for the whole batch that this search was in."""
+    rank_all: Callable[[SearchResult], Sequence[Moment]] | None = field(default=None, repr=False)
+    """Ranks all candidates that the curves give, of which `moments` are the first. None: there are
+    no others."""
+
+    def distinct(self, top: int = 5) -> tuple[Moment, ...]:
+        """Return moments that hardly overlap, best first: those that `granalign search` shows.
+
+        They are chosen from all candidates, so there can be more of them than in `moments`.
+
+        Args:
+            top: how many there are at most.
+
+        Returns:
+            Moments of which any two share at most 30% of the shorter one.
+
+        Raises:
+            GranAlignError: `top` is not an integer from 1.
+        """
+        if isinstance(top, bool) or not isinstance(top, int) or top < 1:
+            raise GranAlignError(f"top: got {short_repr(top)}, expected an integer from 1")
+        chosen = distinct_moments(self.moments, top)
+        # The whole list begins with `moments`: it is only needed where these do not suffice.
+        if len(chosen) < top and self.rank_all is not None:
+            chosen = distinct_moments(self.rank_all(self), top)
+        return chosen
 
     def __repr__(self) -> str:
         """Return one line without arrays: video, query, the best moment, existence."""
@@ -178,12 +246,13 @@ class SearchResult:
         )
 
     def _repr_html_(self) -> str:
-        """Return the moments as an HTML table, which notebooks show instead of the repr."""
+        """Return the distinct moments as an HTML table, which a notebook shows."""
         exists = "" if self.exists is None else f"; shown at all: {self.exists:.0%} likely"
-        caption = html.escape(f"{self.query} ({self.vid}{exists})")
+        absent = "probably not in this video: " if self.probably_absent else ""
+        caption = html.escape(f"{absent}{self.query} ({self.vid}{exists})")
         rows = "".join(
             f"<tr><td>{m.start:.2f}</td><td>{m.end:.2f}</td><td>{m.score:.3f}</td></tr>"
-            for m in self.moments
+            for m in self.distinct()
         )
         return (
             f"<table><caption>{caption}</caption><thead><tr><th>start (s)</th><th>end (s)</th>"

@@ -5,40 +5,24 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib
-import importlib.util
-import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from helpers.documentation import ASSEMBLE, DOCS, MODULES, ROOT
 
 import granalign_fast
 from granalign_fast.cli.app import app
 
-ROOT = Path(__file__).resolve().parents[1]
-DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 ALL_PAGES = [*PAGES, ROOT / "README.md", ROOT / "PACKAGE.md"]
 GENERATED = {"reference/cli.md", "changelog.md", "explanation/measurements.md"}
 """Pages that `docs/_assemble.py` adds."""
 CONTINUED = re.compile(r"\\\n\s*")
-
-
-def script(name: str) -> Any:
-    """Import a script of the documentation, which is no module of the package."""
-    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-MODULES = script("_modules")
-ASSEMBLE = script("_assemble")
 
 
 def names(page: Path) -> str:
@@ -163,6 +147,33 @@ def test_files_that_are_named_exist(page: Path) -> None:
             assert (ROOT / path).is_file() or (ROOT / "granalign_fast" / path).is_file(), path
 
 
+# The sets of models.
+
+
+def test_the_table_of_sets_is_filled_in() -> None:
+    page = (DOCS / "guides" / "models.md").read_text(encoding="utf-8")
+    table = ASSEMBLE.model_sets_table()
+    assert table in ASSEMBLE.filled_in(page)
+    assert len({row.count(" | ") for row in table.splitlines()[:1] + table.splitlines()[2:]}) == 1
+    assert "| 23.4 |" in table and "(not verified)" in table and ", gated" in table
+
+
+def test_the_readme_has_the_computed_sizes() -> None:
+    from granalign_fast.cli.models import set_record
+    from granalign_fast.models.published import MODEL_SETS
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, models in MODEL_SETS.items():
+        record = set_record(models)
+        disk, memory = (f"{record[f'{k}_bytes'] / 1e9:.1f} GB" for k in ("disk", "memory"))
+        (row,) = re.findall(rf"^\| `{name}`, (.*) \|$", text, re.MULTILINE)
+        assert row.split(" | ")[:3] == [models.precision, disk, memory]
+        assert row.split(" | ")[4] == models.machine
+        for licence in {model.licence.partition(":")[0] for model in models.models}:
+            assert licence.removesuffix(" License") in row or licence in row
+        assert ("gated" in row) is any(model.gated for model in models.models)
+
+
 # The map.
 
 
@@ -233,142 +244,3 @@ def test_troubleshooting_quotes_messages_that_there_are() -> None:
     for term in terms:
         for part in term.split("..."):
             assert part.strip() in source, term
-
-
-# JSON.
-
-KEYWORDS = {
-    *("$schema", "title", "description", "type", "properties", "required"),
-    *("additionalProperties", "items", "minimum", "maximum"),
-}
-TYPES: Mapping[str, tuple[type, ...]] = {
-    "object": (dict,),
-    "array": (list,),
-    "string": (str,),
-    "number": (int, float),
-    "integer": (int,),
-    "boolean": (bool,),
-    "null": (type(None),),
-}
-
-
-def violations(value: Any, schema: Mapping[str, Any], path: str = "$") -> Iterator[str]:
-    """Yield where a value breaks a schema, of which only `KEYWORDS` may be used."""
-    assert schema.keys() <= KEYWORDS, schema.keys() - KEYWORDS
-    if "type" in schema:
-        kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-        allowed = tuple(kind for name in kinds for kind in TYPES[name])
-        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-            yield f"{path}: got {value!r}, expected {kinds}"
-            return
-    if isinstance(value, int | float) and not (
-        schema.get("minimum", value) <= value <= schema.get("maximum", value)
-    ):
-        yield f"{path}: {value} is out of range"
-    if isinstance(value, dict):
-        properties = schema.get("properties", {})
-        for key in schema.get("required", ()):
-            if key not in value:
-                yield f"{path}.{key}: missing"
-        extra = schema.get("additionalProperties", True)
-        for key, inner in value.items():
-            if key in properties or isinstance(extra, dict):
-                yield from violations(inner, properties.get(key, extra), f"{path}.{key}")
-            elif not extra:
-                yield f"{path}.{key}: not in the schema"
-    if isinstance(value, list) and "items" in schema:
-        for number, inner in enumerate(value):
-            yield from violations(inner, schema["items"], f"{path}[{number}]")
-
-
-def schema(name: str) -> dict[str, Any]:
-    """Return a schema of the documentation."""
-    path = DOCS / "reference" / "schemas" / f"{name}.schema.json"
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def run(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
-    """Run a command and return the JSON that it prints."""
-    command = typer.main.get_command(app)
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        command([str(word) for word in words])
-    assert end.value.code in (0, None)
-    return json.loads(capsys.readouterr().out)
-
-
-def check(value: Any, name: str) -> None:
-    """Hold a value to a schema."""
-    assert not list(violations(value, schema(name)))
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One video of scenes, with queries and their truth."""
-    from granalign_fast.miniatures.benchmark import write_benchmark
-
-    folder = tmp_path_factory.mktemp("scenes")
-    write_benchmark(folder, 1)
-    return folder
-
-
-def test_the_commands_keep_to_their_schemas(
-    scenes: Path,
-    capsys: pytest.CaptureFixture[str],
-    minilm: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    given = ["--models", "miniatures", "--json"]
-    video = scenes / "videos" / "scenes-40000.mp4"
-    indexed = run(capsys, "index", video, "--out", scenes / "index", *given)
-    check(indexed, "index")
-    (folder,) = indexed["indexes"]
-    for preset in ("tuned", "recognition"):
-        found = run(capsys, "search", folder, "an inky delta", "--preset", preset, *given)
-        check(found, "search")
-    check(run(capsys, "search", folder, "an inky delta", "--json"), "search")
-    files = ["--queries", scenes / "queries.jsonl", "--ground-truth", scenes / "truth.jsonl"]
-    written = tmp_path / "predictions.jsonl"
-    evaluated = run(
-        capsys,
-        "evaluate",
-        "qvhighlights",
-        *files,
-        "--indexes",
-        scenes / "index",
-        "--absent",
-        scenes / "absent.jsonl",
-        "--predictions",
-        written,
-        *given,
-    )
-    check(evaluated, "evaluate")
-    scored = ["--predictions", written, *files[2:], "--json"]
-    check(run(capsys, "score", "qvhighlights", *scored), "score-qvhighlights")
-    check(run(capsys, "score", "charades", *scored), "score-moments")
-    check(run(capsys, "doctor", "--json"), "doctor")
-    check(run(capsys, "cache", "info", "--json"), "cache-info")
-
-
-def test_a_schema_refuses_what_it_does_not_describe() -> None:
-    """The test of the test."""
-    index = schema("index")
-    right: dict[str, Any] = {"indexes": ["a"], "failed": [{"path": "b", "error": "no video"}]}
-    assert not list(violations(right, index))
-    wrong_failures = ({"failed": [{"path": "b"}]}, {"failed": [1]}, {"indexes": [1]}, {"more": 1})
-    for wrong in ({}, [], {"indexes": ["a"]}, *(right | change for change in wrong_failures)):
-        assert list(violations(wrong, index))
-
-
-@pytest.mark.parametrize(
-    "path", sorted((DOCS / "reference" / "schemas").glob("*.json")), ids=lambda path: path.name
-)
-def test_every_schema_is_shown(path: Path) -> None:
-    page = (DOCS / "reference" / "json.md").read_text(encoding="utf-8")
-    assert f"(schemas/{path.name})" in page
-    name = path.name.removesuffix(".schema.json")
-    assert f"<!-- schema: {name} -->" in page
-    table = ASSEMBLE.schema_table(name)
-    assert all(row.count(" | ") == 2 for row in table.splitlines()[2:])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,11 @@ from helpers.tiny_bert import edit_json, write_json
 from helpers.tiny_llm import write_unchecked
 from helpers.tiny_vlm import write_unchecked_vlm
 
-from granalign_fast import GranAlignError, RuleRewriter, cli
+from granalign_fast import GranAlignError, RuleRewriter
 from granalign_fast.cli.diagnosis import examine
-from granalign_fast.errors import MissingExtraError
-from granalign_fast.export import model_set
 from granalign_fast.files import sha256_of
 from granalign_fast.language.captioner import VlmCaptioner
 from granalign_fast.language.llm_rewriter import LlmRewriter
-from granalign_fast.models import published
 from granalign_fast.models.embedding_cache import CachedEncoder
 from granalign_fast.models.manifest import LlmManifest, exported_models, read_manifest
 from granalign_fast.pipeline import ModelFolder, open_retriever
@@ -244,109 +240,3 @@ def test_the_doctor_knows_what_a_preset_needs(
     assert missing("tuned", tmp_path / "torn") == ["model vlm"]
     with pytest.raises(GranAlignError, match="preset: got 'nope'"):
         examine(preset="nope")
-
-
-def test_published_sets_are_pinned() -> None:
-    for models in published.MODEL_SETS.values():
-        assert [model.kind for model in models] == ["clip", "llm", "vlm"]
-        assert all(len(model.revision) == 40 and model.licence for model in models)
-    assert not any(model.gated for model in published.model_set("open"))
-    with pytest.raises(GranAlignError, match="expected one of: paper, open"):
-        published.model_set("large")
-
-
-def lie(folder: Path, **manifest: str) -> None:
-    """A manifest, of a kind like the folder's name."""
-    folder.mkdir(exist_ok=True)
-    write_json(folder / "manifest.json", {"kind": folder.name} | manifest)
-
-
-class TestExportingASet:
-    @pytest.fixture
-    def calls(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-        made: list[tuple[str, str]] = []
-
-        def export(source: str, out: Path, *, precision: str, progress: Any) -> Path:
-            if "llama" in source.lower() and precision == "fp32":
-                raise GranAlignError("cannot be fetched")
-            out.mkdir(parents=True)
-            made.append((out.name, precision))
-            return out
-
-        kinds = ("clip", "llm", "vlm")
-        monkeypatch.setattr(model_set, "_EXPORTS", dict.fromkeys(kinds, export))
-        return made
-
-    def test_every_kind_in_its_folder(self, tmp_path: Path, calls: Any) -> None:
-        model_set.export_model_set("open", tmp_path / "a", precision="int4")
-        assert calls == [("clip", "fp32"), ("llm", "int4"), ("vlm", "int4")]
-
-    @pytest.mark.parametrize(("precision", "of_clip"), [("fp16", "fp16"), ("int4", "fp32")])
-    def test_what_is_there_is_kept(
-        self, tmp_path: Path, calls: Any, precision: str, of_clip: str
-    ) -> None:
-        clip, llm, vlm = published.model_set("paper")
-        lie(tmp_path / "llm", source=llm.source, precision=precision)
-        model_set.export_model_set("paper", tmp_path, precision=precision)
-        assert calls == [("clip", of_clip), ("vlm", precision)]
-        lie(tmp_path / "clip", source=clip.source, precision=of_clip)
-        lie(tmp_path / "vlm", source=vlm.source, precision=precision)
-        model_set.export_model_set("paper", tmp_path, precision=precision)
-        assert len(calls) == 2
-
-    @pytest.mark.parametrize(
-        ("kind", "change", "message"),
-        [
-            ("llm", {"source": "Qwen/Qwen2.5-7B-Instruct@1"}, "llm: got a model of source 'Qwen"),
-            ("vlm", {"precision": "int4"}, "of precision 'int4', expected 'fp16'; name another"),
-            ("vlm", {"kind": "llm"}, "vlm: got a model of kind 'llm', expected 'vlm'"),
-            ("clip", None, "clip/manifest.json: cannot be read"),
-        ],
-    )
-    def test_another_model_is_not_taken_for_the_one(
-        self, tmp_path: Path, calls: Any, kind: str, change: Any, message: str
-    ) -> None:
-        (model,) = (m for m in published.model_set("paper") if m.kind == kind)
-        if change is None:
-            (tmp_path / kind).mkdir()
-        else:
-            lie(tmp_path / kind, **{"source": model.source, "precision": "fp16"} | change)
-        with pytest.raises(GranAlignError, match=message):
-            model_set.export_model_set("paper", tmp_path)
-        assert calls == [], "found before anything is exported"
-
-    def test_the_command_says_what_it_did(
-        self,
-        tmp_path: Path,
-        calls: Any,
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
-    ) -> None:
-        lie(tmp_path / "llm", source=published.model_set("open")[1].source, precision="fp16")
-        monkeypatch.setattr(sys, "argv", ["granalign", "export", "models", "open", str(tmp_path)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        assert not end.value.code and [kind for kind, _ in calls] == ["clip", "vlm"]
-        written = "written and checked against the source"
-        assert capsys.readouterr().out.splitlines() == [
-            f"{written}: {tmp_path / 'clip'}",
-            f"kept: {tmp_path / 'llm'}",
-            f"{written}: {tmp_path / 'vlm'}",
-        ]
-
-    def test_a_gated_model_says_so(self, tmp_path: Path, calls: Any) -> None:
-        with pytest.raises(GranAlignError, match="is gated: accept its Llama 3"):
-            model_set.export_model_set("paper", tmp_path, precision="fp32")
-
-    def test_an_unknown_precision(self, tmp_path: Path) -> None:
-        with pytest.raises(GranAlignError, match="precision 'int8'"):
-            model_set.export_model_set("open", tmp_path, precision="int8")
-
-
-def test_a_missing_extra_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def export(*_: Any, **__: Any) -> Path:
-        raise MissingExtraError("exporting", "optimum")
-
-    monkeypatch.setattr(model_set, "_EXPORTS", {"clip": export, "llm": export, "vlm": export})
-    with pytest.raises(MissingExtraError, match=r"\[optimum\]"):
-        model_set.export_model_set("paper", tmp_path)

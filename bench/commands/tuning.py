@@ -127,7 +127,7 @@ class Benchmark:
         curves = self.curves(config)
         candidates = kernels.proposals(*curves, rules=config.proposals)
         ranked = kernels.nms(*candidates, threshold=config.nms_threshold, top=config.top)
-        pairs = zip(self.truth, search_results(self.requests, curves, ranked), strict=True)
+        pairs = zip(self.truth, search_results(self.requests, curves, ranked, config), strict=True)
         return [{"qid": truth["qid"]} | result.to_record() for truth, result in pairs]
 
     def score(self, predictions: Sequence[Record]) -> dict[str, float]:

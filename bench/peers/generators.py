@@ -134,17 +134,22 @@ def transformers_captions(
         dtype: precision, in torch's notation.
     """
     import torch
-    from transformers import AutoImageProcessor, Qwen2_5_VLForConditionalGeneration
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    from granalign_fast.export.checks.transformers_calls import (
+        image_tokens,
+        load_image_processor,
+    )
 
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=dtype)
     model = model.eval().to(device)
-    processor = AutoImageProcessor.from_pretrained(folder, use_fast=False)
+    processor = load_image_processor(folder)
     pixels = processor(images=list(frames), return_tensors="pt")
     tokens = int(pixels["image_grid_thw"][0].prod()) // 4
     position = ids.index(image)
     row = ids[:position] + [image] * tokens + ids[position + 1 :]
     rows = torch.tensor([row] * len(frames), device=device)
-    pixels = pixels.to(device)
+    inputs = dict(pixels.to(device)) | image_tokens(model, rows)
 
     def run() -> list[list[int]]:
         model.model.rope_deltas = None
@@ -152,7 +157,7 @@ def transformers_captions(
             generated = model.generate(
                 input_ids=rows,
                 attention_mask=torch.ones_like(rows),
-                **pixels,
+                **inputs,
                 max_new_tokens=steps,
                 do_sample=False,
                 pad_token_id=0,

@@ -18,6 +18,7 @@ from granalign_fast.export.graphs.block_quantization import round_blocks
 from granalign_fast.export.sources.checkpoint import Float32
 from granalign_fast.export.sources.folder import quiet
 from granalign_fast.export.sources.language_model import LlmSource, ModelSource
+from granalign_fast.export.sources.layouts import uniform_folder
 from granalign_fast.export.specs import BLOCK, HEAD_BITS, LINEAR_BITS, LlmTolerance
 from granalign_fast.models.graph_contract import STATIC_GRAPH
 from granalign_fast.models.language_model import CausalLM
@@ -85,17 +86,18 @@ def load_source(folder: Path) -> tuple[Any, list[str]]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model, report = AutoModelForCausalLM.from_pretrained(
-        folder,
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-        dtype=torch.float32,
-        # The default, PyTorch's own attention, silently leaves out the soft cap of Gemma 2's
-        # scores.
-        attn_implementation="eager",
-        output_loading_info=True,
-    )
+    with uniform_folder(folder) as uniform:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            uniform,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            dtype=torch.float32,
+            # The default, PyTorch's own attention, silently leaves out the soft cap of Gemma 2's
+            # scores.
+            attn_implementation="eager",
+            output_loading_info=True,
+        )
     return model.eval(), sorted(report["missing_keys"])
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from granalign_fast.errors import GranAlignError, one_line
 from granalign_fast.export.sources.checkpoint import Float32
 from granalign_fast.export.sources.folder import quiet
+from granalign_fast.export.sources.layouts import uniform_folder
 from granalign_fast.export.sources.vision_language_model import VlmSource
 from granalign_fast.export.specs import VlmTolerance
 from granalign_fast.models.exported_graph import open_session
@@ -47,6 +48,7 @@ from .language_model import (
     round_weights,
     static_step,
 )
+from .transformers_calls import image_tokens, load_image_processor, pooled
 
 Ids = npt.NDArray[np.int64]
 
@@ -85,23 +87,15 @@ def run_vlm_source(source: VlmSource, precision: str) -> VlmReference:
             graph that we write.
     """
     import torch
-    from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
 
     frames = validation_frames(source)
-    with quiet(), torch.inference_mode():
+    with quiet(), uniform_folder(source.folder) as folder, torch.inference_mode():
         try:
-            model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-                source.folder,
-                use_safetensors=True,
-                local_files_only=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-            model.eval()
+            model, missing = _load(folder, source.checkpoint.files)
             # Frames to pixels to embeddings.
-            processor = Qwen2VLImageProcessor.from_pretrained(source.folder, local_files_only=True)
+            processor = load_image_processor(folder, local_files_only=True)
             images = processor(images=list(frames), do_resize=False, return_tensors="pt")
-            embeds = model.model.visual(images["pixel_values"], images["image_grid_thw"])
+            embeds = pooled(model.model.visual(images["pixel_values"], images["image_grid_thw"]))
             # Logits of the source's weights, and of the weights as exported.
             prompts = validation_prompts(source, model.config)
             original = logits = _logits(model, prompts, images)
@@ -114,11 +108,13 @@ def run_vlm_source(source: VlmSource, precision: str) -> VlmReference:
                 f"{source.folder}: transformers cannot run it ({one_line(error)}); "
                 f"copy or download the model again"
             ) from None
-    require_weights(source.folder, sorted(report["missing_keys"]))
+    require_weights(source.folder, missing)
     # Short prompts and small frames would hardly show wrong frequencies of the slow pairs, or a
     # slow pair that follows the wrong one of time, row and column: compare the settings as well.
     check_frequencies(decoder.rotary_emb.inv_freq.numpy(), source)
-    sections = decoder.config.rope_scaling["mrope_section"]
+    # Version 5 has rope_parameters in the place of rope_scaling.
+    rotary = getattr(decoder.config, "rope_parameters", None) or decoder.config.rope_scaling
+    sections = rotary["mrope_section"]
     if tuple(sections) != source.sections:
         raise GranAlignError(
             f"{source.folder}: got mrope_section {sections} from transformers, expected "
@@ -132,6 +128,47 @@ def run_vlm_source(source: VlmSource, precision: str) -> VlmReference:
         prompts=prompts,
         logits=ReferenceLogits(logits, original),
     )
+
+
+def _load(folder: Path, files: list[Path]) -> tuple[Any, list[str]]:
+    """Load a folder with transformers; return the float32 model and the names of absent weights."""
+    import torch
+    from safetensors import safe_open
+    from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+
+    def names(file: Path) -> list[str]:
+        with safe_open(file, "pt") as tensors:
+            return list(tensors.keys())
+
+    if not any(name.startswith(_OTHER_DECODER) for file in files for name in names(file)):
+        model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+        return model.eval(), sorted(report["missing_keys"])
+    # Names that transformers does not look for: give it the weights under its own.
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    model = Qwen2_5_VLForConditionalGeneration(config).float()
+    unread = set(model.state_dict())
+    for file in files:
+        with safe_open(file, "pt") as tensors:
+            for name in names(file):
+                own = name.removeprefix(_OTHER_DECODER)
+                own = f"model.language_model.{own[6:]}" if own.startswith("model.") else own
+                own = f"model.{own}" if own.startswith("visual.") else own
+                model.load_state_dict({own: tensors.get_tensor(name).float()}, strict=False)
+                unread.discard(own)
+    model.tie_weights()
+    if config.tie_word_embeddings:
+        unread.discard("lm_head.weight")
+    return model.eval(), sorted(unread)
+
+
+_OTHER_DECODER = "language_model."
+"""What the names of a decoder's weights begin with in folders of other libraries."""
 
 
 def validate_vlm(
@@ -312,11 +349,13 @@ def _logits(model: Any, prompts: list[list[int]], images: Any) -> Float32:
     pixels = images["pixel_values"].reshape(len(prompts), -1, images["pixel_values"].shape[-1])
     for ids, values, grid in zip(prompts, pixels, images["image_grid_thw"], strict=True):
         model.model.rope_deltas = None  # the model keeps those of the last prompt
+        row = torch.tensor([ids])
         outputs = model(
-            input_ids=torch.tensor([ids]),
+            input_ids=row,
             pixel_values=values,
             image_grid_thw=grid[None],
             logits_to_keep=1,
+            **image_tokens(model, row),
         )
         rows.append(outputs.logits[0, -1].numpy())
     return np.stack(rows)

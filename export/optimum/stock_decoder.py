@@ -17,8 +17,8 @@ from granalign_fast.export.sources.language_model import (
     LlmShape,
     ModelSource,
     read_config,
-    reject_transformers_5,
 )
+from granalign_fast.export.sources.layouts import uniform_folder
 from granalign_fast.export.specs import LLM_ARCHITECTURES
 from granalign_fast.models.graph_contract import GRAPH, past_names
 
@@ -62,10 +62,7 @@ class StockSource(ModelSource):
             GranAlignError: optimum has no export of such models, or a file is missing or torn.
             MissingExtraError: optimum, transformers or torch is not installed.
         """
-        config, path = read_config(folder), folder / "config.json"
-        text = config.get("text_config")
-        for settings in (config, text if isinstance(text, dict) else {}):
-            reject_transformers_5(settings, path)
+        config = read_config(folder)
         names, kind = config.get("architectures"), config.get("model_type")
         architecture = str(names[0]) if isinstance(names, list) and names else "none"
         shape = _read_shape(folder, architecture, f"architecture {architecture!r} of type {kind!r}")
@@ -128,10 +125,10 @@ def _read_shape(folder: Path, architecture: str, got: str) -> LlmShape:
     except ImportError:
         raise MissingExtraError(f"exporting a model of {got}", "optimum") from None
     try:
-        with _quiet():
+        with _quiet(), uniform_folder(folder) as uniform:
             # A `PretrainedConfig`, which knows the defaults of its family.
             settings = AutoConfig.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
+                uniform, local_files_only=True, trust_remote_code=False
             )
             _onnx_config(settings)
         # transformers would load the weights of another head too, and fill missing ones with random

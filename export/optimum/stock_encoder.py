@@ -10,6 +10,7 @@ import numpy as np
 from granalign_fast.errors import GranAlignError, MissingExtraError, one_line
 from granalign_fast.export.checks.encoder import Reference
 from granalign_fast.export.checks.sentences import VALIDATION
+from granalign_fast.export.sources.layouts import uniform_folder
 from granalign_fast.export.specs import OPTIMUM_OPSET
 from granalign_fast.models.graph_contract import EMBEDDINGS
 
@@ -45,14 +46,15 @@ def write_with_optimum(model: SentenceModel, draft: Path, precision: str) -> tup
     # Let optimum write the model, and load its graph with all weights.
     raw = draft / "raw"
     try:
-        main_export(
-            str(model.folder),
-            output=raw,
-            task="feature-extraction",
-            library_name="transformers",
-            opset=OPTIMUM_OPSET,
-            do_validation=False,  # our own check follows, end to end
-        )
+        with uniform_folder(model.folder) as folder:
+            main_export(
+                str(folder),
+                output=raw,
+                task="feature-extraction",
+                library_name="transformers",
+                opset=OPTIMUM_OPSET,
+                do_validation=False,  # our own check follows, end to end
+            )
         graph = onnx.load(raw / "model.onnx")
     except Exception as error:  # tracing can raise anything
         raise GranAlignError(

@@ -141,10 +141,16 @@ def read_tokenizer(folder: Path) -> Any:
 
 
 def source_name(source: str | Path | None, folder: Path) -> str:
-    """Return the source's name for a manifest: a folder's name or a hub id, never a local path."""
+    """Return the source's name for a manifest: a folder's name or a hub id, never a local path.
+
+    A hub id has the commit that was fetched, which is the name of its folder.
+    """
     if source is None:
         return next(iter(PACKAGED_MODELS))
-    return folder.name if Path(source).is_dir() else str(source)
+    if Path(source).is_dir():
+        return folder.name
+    name = str(source)
+    return name if name in PACKAGED_MODELS else f"{name.partition('@')[0]}@{folder.name}"
 
 
 def tool_versions() -> dict[str, str]:

@@ -16,18 +16,16 @@ from granalign_fast.export.specs import CLIP_FAMILIES, CLIP_PROCESSORS, PREPROCE
 from granalign_fast.models.frame_encoder import Preprocessing
 from granalign_fast.models.sources import hash_weights, weights_files
 
-from .folder import read_model_config, read_object
+from .folder import read_model_config
+from .layouts import image_settings, uniform_config
 from .tokenizer import SourceTokenizer
 
 ROOT = "text_model.embeddings.token_embedding.weight"
 """A tensor that every such model has."""
 
-_PROCESSOR = "processor_config.json"
-"""File with the image processor's settings since transformers 5."""
-
 _EXPECTED = (
-    f"a transformers folder of CLIP or SigLIP with config.json, {PREPROCESSOR} or {_PROCESSOR}, "
-    f"tokenizer.json and model.safetensors"
+    f"a transformers folder of CLIP or SigLIP with config.json, {PREPROCESSOR} or "
+    f"processor_config.json, tokenizer.json and model.safetensors"
 )
 
 _POSITIONS = {"clip": 77, "siglip": 64}
@@ -93,6 +91,7 @@ class FrameModel:
             GranAlignError: the folder is no CLIP or SigLIP that can be exported.
         """
         config = read_model_config(folder, _EXPECTED, small="fp16")
+        config = uniform_config(config, folder / "config.json")
         kind = config.get("model_type")
         if kind not in CLIP_FAMILIES:
             raise GranAlignError(
@@ -100,7 +99,9 @@ class FrameModel:
                 f"a model of these families"
             )
         weights_sha256 = hash_weights(weights_files(folder))
-        settings, path = _image_settings(folder)
+        settings, path = image_settings(folder)
+        if settings is None:
+            raise GranAlignError(f"{folder}: no {PREPROCESSOR}; expected {_EXPECTED}")
         side = _number(config, "vision_config", "image_size", 224, folder)
         positions = _number(
             config, "text_config", "max_position_embeddings", _POSITIONS[kind], folder
@@ -164,21 +165,6 @@ def _number(config: dict[str, Any], part: str, key: str, default: int, folder: P
             f"{folder / 'config.json'}: got {key} {value!r} in {part}, expected a positive integer"
         )
     return value
-
-
-def _image_settings(folder: Path) -> tuple[dict[str, Any], Path]:
-    """Return the settings of the image processor and their file, in either layout.
-
-    If both are there, the newer one counts, as in transformers 5.
-    """
-    path = folder / _PROCESSOR
-    settings = read_object(path).get("image_processor") if path.is_file() else None
-    if isinstance(settings, dict):
-        return settings, path
-    path = folder / PREPROCESSOR
-    if not path.is_file():
-        raise GranAlignError(f"{folder}: no {PREPROCESSOR}; expected {_EXPECTED}")
-    return read_object(path), path
 
 
 def _processor(settings: Mapping[str, Any], kind: str, path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from granalign_fast.models.sources import combined_sha256, hash_weights
 
 from .checkpoint import Checkpoint, Float32
 from .folder import read_model_config, read_object, read_tokenizer
+from .layouts import DEFAULTS, uniform_config, uniform_files, write_settings
 
 _FIXED = {
     "hidden_act": "silu",
@@ -72,8 +74,8 @@ class DecoderShape(LlmShape):
             UnsupportedError: a setting that the graph lacks.
             GranAlignError: a setting with a senseless value.
         """
-        # Settings that the graph lacks.
-        reject_transformers_5(config, path)
+        # Settings that the graph lacks; one that is left out has its family's default.
+        config = DEFAULTS.get(LLM_ARCHITECTURES.get(architecture, ""), {}) | config
         for key, supported in _FIXED.items():
             if config.get(key, supported) != supported:
                 raise UnsupportedError(
@@ -181,13 +183,19 @@ class ModelSource:
             **fields,
         )
 
-    def files(self) -> list[Path]:
-        """Return the files that an export copies unchanged."""
-        return _present(self.folder, (*self.TEXTS, *self.SETTINGS))
+    def copy_files(self, folder: Path) -> None:
+        """Copy settings and tokenizer; transformers 4.57 must be able to read them too."""
+        rewritten = uniform_files(self.folder)
+        for name in (*self.TEXTS, *self.SETTINGS):
+            if name in rewritten:
+                write_settings(folder / name, rewritten[name])
+            elif (self.folder / name).is_file():
+                shutil.copyfile(self.folder / name, folder / name)
 
     def write_generation_config(self, folder: Path) -> None:
         """Write ``generation_config.json``, which readers of other libraries look for."""
         settings = {"eos_token_id": list(self.eos_ids)} | self.generation_config
+        settings.pop("_from_model_config", None)  # transformers would then take config.json's
         text = json.dumps(settings, indent=2) + "\n"
         (folder / "generation_config.json").write_text(text, encoding="utf-8")
 
@@ -211,12 +219,13 @@ class LlmSource(ModelSource):
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read ``config.json`` of a transformers folder."""
-    return read_model_config(
+    """Read ``config.json`` of a transformers folder, in the layout of version 4.57."""
+    config = read_model_config(
         folder,
         "a transformers folder with config.json, tokenizer.json and safetensors",
         small="int4",
     )
+    return uniform_config(config, folder / "config.json")
 
 
 def _present(folder: Path, names: Sequence[str]) -> list[Path]:
@@ -243,18 +252,6 @@ def check_architecture(config: dict[str, Any], allowed: dict[str, str], path: Pa
             f"expected one of {sorted(allowed)}; choose a model of these families"
         )
     return architecture
-
-
-def reject_transformers_5(config: dict[str, Any], path: Path) -> None:
-    """Raise for settings of transformers 5 that version 4.57 would ignore.
-
-    The reference would then lack them too, so the comparison could not show that they are missing.
-    """
-    if (got := config.get("rope_parameters")) is not None:
-        raise GranAlignError(
-            f"{path}: got rope_parameters {got!r}, expected rope_theta and rope_scaling; save "
-            f"the model with transformers 4.57, or choose one without it"
-        )
 
 
 def positive(config: dict[str, Any], key: str, path: Path, default: int | None = None) -> int:
@@ -303,6 +300,8 @@ def _frequencies(config: dict[str, Any], head_dim: int, path: Path) -> Float32:
         if kind == "default":
             return plain
         factor = float(scaling["factor"])
+        if kind == "dynamic":  # changes nothing up to the context, which an export never exceeds
+            return plain
         if kind == "linear":
             return plain / np.float32(factor)
         if kind == "llama3":
@@ -315,6 +314,6 @@ def _frequencies(config: dict[str, Any], head_dim: int, path: Path) -> Float32:
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError):
         raise GranAlignError(f"{path}: got rope_scaling {scaling!r}, which lacks values") from None
     raise UnsupportedError(
-        f"{path}: got rope_scaling of type {kind!r}, expected 'default', 'linear' or 'llama3'; "
-        f"choose a model with one of these"
+        f"{path}: got rope_scaling of type {kind!r}, expected 'default', 'linear', "
+        f"'dynamic' or 'llama3'; choose a model with one of these"
     )

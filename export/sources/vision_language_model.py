@@ -16,14 +16,17 @@ from granalign_fast.export.specs import (
     VLM_ARCHITECTURES,
 )
 
-from .folder import read_model_config, read_object
+from .folder import read_model_config
 from .language_model import DecoderShape, LlmSource, check_architecture, number, positive
+from .layouts import DEFAULTS, image_settings, uniform_config
 
-_TEXT_DEFAULTS = {"rope_theta": 1e6, "rms_norm_eps": 1e-5}
-"""transformers' defaults for this family that differ from those of other decoders."""
-
-_NAMES = {"model.visual.": "visual.", "model.language_model.": "model."}
-"""Prefixes of tensor names: in folders that newer code saves, and in published files."""
+_NAMES = {
+    "model.visual.": "visual.",
+    "model.language_model.": "model.",
+    "language_model.model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+}
+"""Prefixes of tensor names: in folders that other versions save, and in published files."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ class VisionShape:
         Raises:
             GranAlignError: a setting that the graph lacks, or a senseless value.
         """
-        # Settings that the graph lacks.
+        # Settings that the graph lacks; one that is left out has its default.
+        config = DEFAULTS["qwen2_5_vl_vision"] | config
         for key, supported in (("hidden_act", "silu"), ("in_channels", 3), ("in_chans", 3)):
             if config.get(key, supported) != supported:
                 raise GranAlignError(
@@ -133,7 +137,7 @@ class Pixels:
 
     @classmethod
     def read(cls, settings: dict[str, Any], vision: VisionShape, path: Path) -> Pixels:
-        """Read a ``preprocessor_config.json``; errors name `path`.
+        """Read the settings of an image processor; errors name `path`.
 
         Raises:
             GranAlignError: another processor, or one that does not fit the vision tower.
@@ -162,8 +166,8 @@ class Pixels:
         rescale = 1.0
         if settings.get("do_normalize", True):
             mean, std = (
-                _channels(settings, "image_mean", path),
-                _channels(settings, "image_std", path),
+                _channels(settings, "image_mean", path, _CLIP_MEAN),
+                _channels(settings, "image_std", path, _CLIP_STD),
             )
         if settings.get("do_rescale", True):
             rescale = number(settings, "rescale_factor", path, default=1 / 255)
@@ -212,15 +216,18 @@ class VlmSource(LlmSource):
         """
         # Every file of settings must exist.
         expected = (
-            f"a transformers folder of Qwen2.5-VL with config.json, {PREPROCESSOR}, tokenizer.json "
-            f"and safetensors"
+            f"a transformers folder of Qwen2.5-VL with config.json, {PREPROCESSOR} or "
+            f"processor_config.json, tokenizer.json and safetensors"
         )
-        config = read_model_config(folder, expected, small="int4")
-        for name in cls.SETTINGS:
-            if not (folder / name).is_file():
-                raise GranAlignError(f"{folder}: no {name}; expected {expected}")
-        # The decoder's settings.
         path = folder / "config.json"
+        config = uniform_config(read_model_config(folder, expected, small="int4"), path)
+        settings, settings_path = image_settings(folder)
+        if settings is None:
+            raise GranAlignError(
+                f"{folder}: no {PREPROCESSOR}; expected {expected}; copy or download the model "
+                f"again"
+            )
+        # The decoder's settings.
         text = _text_config(config, path)
         identity = {"model_type": config.get("model_type"), "architectures": text["architectures"]}
         architecture = check_architecture(identity, VLM_ARCHITECTURES, path)
@@ -241,8 +248,7 @@ class VlmSource(LlmSource):
                 f"hidden_size {shape.hidden}"
             )
         _check_context(vision.grid(image_size), image_size, shape.context)
-        settings = read_object(folder / PREPROCESSOR)
-        pixels = Pixels.read(settings, vision, folder / PREPROCESSOR)
+        pixels = Pixels.read(settings or {}, vision, settings_path)
         return cls.open(
             folder,
             config,
@@ -277,7 +283,7 @@ def _text_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
             f"{path}: got layer_types {sorted(set(kinds))}, expected 'full_attention' alone; "
             f"choose a model without sliding windows"
         )
-    return _TEXT_DEFAULTS | text | {"architectures": architectures}
+    return DEFAULTS["qwen2_5_vl"] | text | {"architectures": architectures}
 
 
 def _object(config: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
@@ -328,9 +334,18 @@ def _image_token(config: dict[str, Any], vocabulary: int, path: Path) -> int:
     return token
 
 
-def _channels(settings: dict[str, Any], key: str, path: Path) -> tuple[float, ...]:
+_CLIP_MEAN, _CLIP_STD = (
+    [0.48145466, 0.4578275, 0.40821073],
+    [0.26862954, 0.26130258, 0.27577711],
+)
+"""The processor's means and standard deviations where its settings leave them out."""
+
+
+def _channels(
+    settings: dict[str, Any], key: str, path: Path, default: list[float]
+) -> tuple[float, ...]:
     """Return a setting that must be one number for each of three channels."""
-    value = settings.get(key)
+    value = settings.get(key, default)
     numbers = value if isinstance(value, list) and len(value) == 3 else ["none"]
     if all(isinstance(v, int | float) and math.isfinite(v) for v in numbers):
         return tuple(map(float, numbers))

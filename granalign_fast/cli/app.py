@@ -18,6 +18,7 @@ from .doctor import doctor
 from .evaluate import evaluate, score
 from .export import export_app
 from .index import index
+from .models import models_app
 from .search import search
 from .verbosity import logging_to_stderr, with_verbosity, write_warning
 
@@ -30,6 +31,7 @@ app = typer.Typer(
 for command in (index, search, demo, evaluate, score, doctor, bench):
     app.command()(with_verbosity(command))
 app.add_typer(export_app, name="export")
+app.add_typer(models_app, name="models")
 app.add_typer(cache_app, name="cache")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,7 @@ import typer
 
 from .index import index
 from .options import check_extra, short
-from .search import draw
+from .search_outputs import draw
 
 if TYPE_CHECKING:
     from granalign_fast.miniatures.videos import AnnotatedQuery
@@ -43,7 +44,7 @@ def demo(
     script = render_video(video, _SEED, seconds=_SECONDS)
     typer.echo(f"rendered {short(video)}: {script.duration:.0f} s, {len(script.shots)} scenes")
     typer.echo(f"\n$ granalign index {short(video)} --models {MINIATURES} --out {short(out)}")
-    index([str(video)], out, Path(MINIATURES))
+    index(videos=[str(video)], out=out, models=Path(MINIATURES))
     video_index = VideoIndex.load(out / "demo")
     retriever = open_models(MINIATURES, prefix_gib=1.0).retriever()
     queries = _choose(script.queries)
@@ -54,7 +55,8 @@ def demo(
         f"--models {MINIATURES} --plot {short(picture)}   # and so on"
     )
     _print(queries, results)
-    draw(video_index, results[0], picture, truth=queries[0].windows)
+    shown = replace(results[0], moments=results[0].distinct())
+    draw(video_index, shown, picture, truth=queries[0].windows)
     typer.echo(f"drawn in {short(picture)}")
 
 

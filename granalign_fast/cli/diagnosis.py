@@ -33,7 +33,7 @@ class Finding:
     """Whether the chosen device or preset does not work without it."""
 
 
-_EXTRAS = ("cpu", "cuda", "tensorrt", "plot", "editors", "hub", "optimum")
+_EXTRAS = ("cpu", "cuda", "tensorrt", "plot", "editors", "hub", "export", "optimum")
 # A line of the package's metadata: transformers<5,>=4.57; extra == "optimum"
 _REQUIREMENT = re.compile(r"""([\w.-]+)(?:\[[^]]*\])?([^;\[]*); extra == ["']([\w-]+)["']""")
 _BOUND = re.compile(r"(==|>=|<=|<|>)([\d.]+)")
@@ -236,7 +236,7 @@ def _models(folder: Path | None, *, recognising: bool) -> Iterator[Finding]:
         try:
             paths = exported_models(folder)
         except GranAlignError as error:
-            remedy = f"granalign export models open {folder}"
+            remedy = f"granalign models get laptop {folder}"
             yield Finding("models", str(error), False, remedy, needed=True)
             return
     elif not recognising:

@@ -18,7 +18,7 @@ export_app = typer.Typer(no_args_is_help=True, help="Write models as ONNX and ch
 
 
 def _source(folder: str) -> Any:
-    return typer.Argument(help=f"{folder}, or org/name@revision on the hub.")
+    return typer.Argument(help=f"{folder}, or org/name on the hub.")
 
 
 @export_app.command("sentence-encoder")
@@ -53,7 +53,7 @@ def export_llm(
     source: Annotated[
         str,
         typer.Argument(
-            help="A Llama, Qwen2 or Qwen3 folder, or org/name@revision on the hub. Other "
+            help="A Llama, Qwen2 or Qwen3 folder, or org/name on the hub. Other "
             "architectures are exported by optimum, in fp32."
         ),
     ],
@@ -100,7 +100,7 @@ def export_tensorrt(
         typer.Argument(help="A new folder for a copy with engines. Default: FOLDER itself."),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="fp32, fp16 or bf16. Default: that of the folder.")
+        str | None, typer.Option(help="fp32 or fp16; it must be that of the folder.")
     ] = None,
     device: Annotated[str, typer.Option(help="tensorrt, tensorrt:1, ...")] = "tensorrt",
 ) -> None:
@@ -110,25 +110,6 @@ def export_tensorrt(
     with status(f"building engines of {folder}; this takes minutes"):
         done = run(folder, out, precision=precision, device=device)
     typer.echo(f"built and checked against the ONNX: {done}")
-
-
-@export_app.command("models")
-@with_verbosity
-def export_models(
-    name: Annotated[str, typer.Argument(help="paper; or open, without gated models.")],
-    out: Annotated[Path, typer.Argument(help="A folder; models that it already has stay.")],
-    precision: Annotated[str, typer.Option(help="fp16, fp32 or int4.")] = "fp16",
-) -> None:
-    """Write CLIP, the language model and the vision-language model of a published set."""
-    from granalign_fast.export.model_set import export_model_set
-    from granalign_fast.models.published import model_set
-
-    existing = {model.kind for model in model_set(name) if (out / model.kind).exists()}
-    with status(f"exporting {name} in {precision}"):
-        export_model_set(name, out, precision=precision)
-    for model in model_set(name):
-        what = "kept" if model.kind in existing else "written and checked against the source"
-        typer.echo(f"{what}: {out / model.kind}")
 
 
 def _export(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,16 +23,20 @@ if TYPE_CHECKING:
 
 
 def index(
-    videos: Annotated[list[str], typer.Argument(help="Video files, and folders of them.")],
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="A folder; each video gets a folder in it.")
     ],
+    videos: Annotated[
+        list[str] | None, typer.Argument(help="Video files, and folders of them.")
+    ] = None,
     models: Annotated[
-        Path,
+        Path | None,
         typer.Option(
-            metavar="DIR", help="A folder of exported models (vlm, clip), or: miniatures."
+            metavar="DIR",
+            help="A folder of exported models (vlm, clip), or: miniatures. Needed unless "
+            "--relocate is given.",
         ),
-    ],
+    ] = None,
     recursive: Annotated[bool, typer.Option(help="Also index the folders inside a folder.")] = True,
     include: Annotated[
         list[str] | None,
@@ -53,6 +57,14 @@ def index(
     ] = False,
     clip_seconds: Annotated[float, typer.Option(help="Length of a clip in seconds.")] = 2.0,
     rows: Annotated[int, typer.Option(min=1, help="Frames in a batch.")] = 16,
+    relocate: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            metavar="OLD NEW",
+            help="Index nothing: videos were moved from the folder or file OLD to NEW, so write "
+            "their new paths into the indexes of --out, a folder of indexes or one index.",
+        ),
+    ] = None,
     device: Device = "cpu",
     prefix_gib: PrefixGib = 4.0,
     as_json: Json = False,
@@ -61,18 +73,31 @@ def index(
 
     A file that cannot be indexed is named at the end, and the exit code is then 1.
     """
-    from granalign_fast.index.walk import find_videos
-    from granalign_fast.pipeline import open_models
-
     failed: dict[str, str] = {}
     # Names as they were given: a Path cannot hold a URL, of which two slashes become one.
-    given = {path: name for name in videos for path in (Path(name), Path(name).absolute())}
+    given = {path: name for name in videos or () for path in (Path(name), Path(name).absolute())}
 
     def add_failure(path: Path, error: GranAlignError) -> None:
         name = given.get(path, str(path))
         failed[name] = str(error).removeprefix(f"{name}: ").removeprefix(f"{path}: ")
 
     on_error = None if strict else add_failure
+    if relocate is not None:
+        if videos or models is not None:
+            raise typer.BadParameter("it takes no videos and no --models", param_hint="--relocate")
+        from granalign_fast.index.relocation import relocate_videos
+
+        with index_progress(hidden=as_json) as (_, reading):
+            moved = relocate_videos(out, *relocate, on_error=on_error, reading=reading)
+        _report(moved, failed, "relocated", as_json=as_json)
+        return
+    if not videos:
+        raise typer.BadParameter("name video files, or folders of them", param_hint="VIDEOS")
+    if models is None:
+        raise typer.BadParameter("name a folder of models, or: miniatures", param_hint="--models")
+    from granalign_fast.index.walk import find_videos
+    from granalign_fast.pipeline import open_models
+
     opened = open_models(models, device=device, prefix_gib=prefix_gib)
     files = find_videos(videos, recursive=recursive, include=include or (), on_error=on_error)
     folders = []
@@ -88,7 +113,21 @@ def index(
                 verify=verify,
                 reading=reading,
             )
-    folders = list(dict.fromkeys(folders))  # copies of a file share an index
+    # Copies of a file share an index.
+    _report(list(dict.fromkeys(folders)), failed, "indexed", as_json=as_json)
+
+
+def _report(
+    folders: Sequence[Path], failed: Mapping[str, str], done: str, *, as_json: bool
+) -> None:
+    """Print the indexes and the files that failed, and end with exit code 1 if there are any.
+
+    Args:
+        folders: the folders of the indexes.
+        failed: the reason for each file.
+        done: what was done with the videos of the indexes, such as ``indexed``.
+        as_json: print one JSON object.
+    """
     if as_json:
         failures = [
             {"path": escape_undecodable(name), "error": escape_undecodable(reason)}
@@ -97,30 +136,13 @@ def index(
         print_json({"indexes": [str(folder) for folder in folders], "failed": failures})
     else:
         for folder in folders:
-            typer.echo(f"indexed: {short(folder)}")
+            typer.echo(f"{done}: {short(folder)}")
     if failed:
         total = len(folders) + len(failed)
-        sys.stderr.write(f"granalign: {len(failed)} of {total} could not be indexed:\n")
+        sys.stderr.write(f"granalign: {len(failed)} of {total} could not be {done}:\n")
         for name, reason in failed.items():
             sys.stderr.write(f"  {name}: {reason}\n")
         raise typer.Exit(1)
-
-
-@contextmanager
-def clip_progress(*, hidden: bool) -> Iterator[Progress | None]:
-    """Show how many clips are indexed; yields the `progress` of `index_videos`."""
-    with progress_bar("indexing", "clips", hidden=hidden) as advance:
-        if advance is None:
-            yield None
-            return
-        done = 0
-
-        def report(clips: int, total: int, vid: str) -> None:
-            nonlocal done
-            advance(clips - done, total)
-            done = clips
-
-        yield report
 
 
 @contextmanager

@@ -28,7 +28,7 @@ Encoder = Annotated[
     str | None,
     typer.Option(
         metavar="DIR",
-        help="A sentence-transformers folder, one that `export` wrote, or org/name@revision on "
+        help="A sentence-transformers folder, one that `export` wrote, or org/name on "
         "the hub. Default: all-MiniLM-L6-v2.",
     ),
 ]

@@ -106,6 +106,19 @@ def _only(out: Path, library: Mapping[str, VideoSource]) -> str:
     )
 
 
+def is_named(path: Path | None, vid: str, name: str) -> bool:
+    """Return whether a name is that of a video, as `find_index` takes it.
+
+    Args:
+        path: the absolute path of the video file; None if it is unknown.
+        vid: the video's id.
+        name: an id, the name of a file with or without suffix, or the end of a path.
+    """
+    if name == vid or path is None:
+        return name == vid
+    return path == Path(os.path.normpath(Path(name).absolute())) or _ends_with(path, name)
+
+
 def _ends_with(path: Path, name: str) -> bool:
     """Return whether the last parts of a path are those of `name`, with or without the suffix."""
     parts = Path(name).parts

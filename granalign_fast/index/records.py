@@ -74,6 +74,14 @@ class CaptionedVideo:
                 f"drop the later captions"
             )
 
+    def seconds(self, clip: int) -> float:
+        """Return the second at which clip number `clip` begins.
+
+        For the number after the last clip this is the end of the video.
+        """
+        time = clip * self.clip_seconds
+        return time if self.duration is None else min(time, self.duration)
+
     @classmethod
     def from_record(cls, record: Mapping[str, Any], location: str) -> CaptionedVideo:
         """Build from a JSON record: `vid`, `captions`, and optionally `clip_seconds`, `duration`.

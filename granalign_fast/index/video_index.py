@@ -89,8 +89,7 @@ class VideoIndex:
 
         For the number after the last clip this is the end of the video.
         """
-        time = clip * self.video.clip_seconds
-        return time if self.video.duration is None else min(time, self.video.duration)
+        return self.video.seconds(clip)
 
 
 def write_index(index: VideoIndex, folder: Path) -> None:

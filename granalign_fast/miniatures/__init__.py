@@ -7,6 +7,7 @@ accuracy.
 - `scenes`, `drawing`: scenes and their frames; `pool`: many of them, with labels for training.
 - `meaning`, `words`, `queries`, `language`: meanings of queries, vocabulary, queries, answers.
 - `videos`, `benchmark`: test videos with their ground truth, and files for the commands.
+- `provenance`: which models are miniatures, and which videos show their scenes.
 - `train` runs `train_clip`, `train_llm` or `train_vlm`; `training` holds what these share.
 - `wordlevel`, `vlm`: tokenizers, and the sizes and prompts of the vision-language model.
 - `questions`, `batches`, `vision_questions`: its training questions, their packed batches, and

@@ -16,6 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from granalign_fast.export.checks.transformers_calls import (
+    image_tokens,
+    load_image_processor,
+    pooled,
+)
 from granalign_fast.language import prompts
 
 from . import language, meaning, queries, scenes, train_llm, vlm
@@ -97,13 +102,15 @@ def _prompts(tokenizer: Any, prompt_texts: Sequence[str]) -> list[list[int]]:
     image = tokenizer.convert_tokens_to_ids("<|image_pad|>")
     token_ids = []
     for prompt in prompt_texts:
-        ids = tokenizer.apply_chat_template(vlm.messages(prompt), add_generation_prompt=True)
+        ids = tokenizer.apply_chat_template(
+            vlm.messages(prompt), add_generation_prompt=True, return_dict=False
+        )
         position = ids.index(image)
         token_ids.append([*ids[:position], *[image] * vlm.TOKENS, *ids[position + 1 :]])
     return token_ids
 
 
-def _batches(tokenizer: Any, pool: Pool, prompt_texts: Sequence[str]) -> Any:
+def _batches(model: Any, tokenizer: Any, pool: Pool, prompt_texts: Sequence[str]) -> Any:
     """Yield batches: numbers of prompts, and the inputs of transformers' model."""
     import torch
 
@@ -112,12 +119,17 @@ def _batches(tokenizer: Any, pool: Pool, prompt_texts: Sequence[str]) -> Any:
     for numbers in _groups(ids):
         pixels = processor(images=[pool.frames[i] for i in numbers], return_tensors="pt")
         text = torch.tensor([ids[i] for i in numbers])
-        yield numbers, {"input_ids": text, "attention_mask": torch.ones_like(text), **pixels}
+        yield (
+            numbers,
+            {"input_ids": text, "attention_mask": torch.ones_like(text)}
+            | dict(pixels)
+            | image_tokens(model, text),
+        )
 
 
 def _answers(model: Any, tokenizer: Any, pool: Pool, prompt_texts: Sequence[str]) -> list[str]:
     answers = [""] * len(prompt_texts)
-    for numbers, inputs in _batches(tokenizer, pool, prompt_texts):
+    for numbers, inputs in _batches(model, tokenizer, pool, prompt_texts):
         generated = model.generate(**inputs, max_new_tokens=48, do_sample=False)
         texts = tokenizer.batch_decode(
             generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
@@ -134,7 +146,7 @@ def _yes(
 
     shares = np.empty(len(prompt_texts))
     answers = tokenizer.convert_tokens_to_ids(["no", "yes"])
-    for numbers, inputs in _batches(tokenizer, pool, prompt_texts):
+    for numbers, inputs in _batches(model, tokenizer, pool, prompt_texts):
         with torch.no_grad():
             logits = model(**inputs, logits_to_keep=1).logits[:, -1, answers]
         shares[numbers] = logits.softmax(-1)[:, 1].double().numpy()
@@ -178,21 +190,21 @@ def measure_llm(folder: Path, count: int = 100, split: Split = "test") -> dict[s
 def measure_clip(folder: Path, count: int = 200, split: Split = "test") -> dict[str, float]:
     """Measure how often a query's frame is the nearest, and nearer than to a nearly true query."""
     import torch
-    from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+    from transformers import AutoTokenizer, CLIPModel
 
     from .train_clip import texts_of
 
     model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    processor = CLIPImageProcessor.from_pretrained(folder)
+    processor = load_image_processor(folder)
     pool, pairs = draw(count, _SEED, split=split, grid=vlm.GRID), scenes.pairs_of(split)
     rng = np.random.default_rng(_SEED)
     specs, _, right, wrong = zip(*(texts_of(rng, s, pairs) for s in pool.scenes), strict=True)
     with torch.no_grad():
         pixels = processor(images=list(pool.frames), return_tensors="pt")["pixel_values"]
-        frames = model.get_image_features(pixels)
+        frames = pooled(model.get_image_features(pixels))
         encoded = tokenizer([*right, *wrong], padding=True, truncation=True, return_tensors="pt")
-        texts = model.get_text_features(encoded["input_ids"], encoded["attention_mask"])
+        texts = pooled(model.get_text_features(encoded["input_ids"], encoded["attention_mask"]))
     frames, texts = (x / x.norm(dim=-1, keepdim=True) for x in (frames, texts))
     cosines = (texts @ frames.T).numpy()
     holds = np.array([[spec.holds(scene) for scene in pool.scenes] for spec in specs])

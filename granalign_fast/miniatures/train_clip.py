@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from granalign_fast.export.checks.transformers_calls import pooled
+
 from . import meaning, queries, scenes, training, wordlevel
 from .drawing import SIDE
 from .pool import LABELS, draw, label_loss
@@ -150,7 +152,7 @@ def run(out: Path, seed: int, scale: float = 1.0) -> None:
         rows = rng.integers(len(pool), size=BATCH)
         specs, near, right, wrong = zip(*(texts_of(rng, pool[i], pairs) for i in rows), strict=True)
         encoded = tokenizer([*right, *wrong], padding=True, truncation=True, return_tensors="pt")
-        texts = model.get_text_features(encoded["input_ids"], encoded["attention_mask"])
+        texts = pooled(model.get_text_features(encoded["input_ids"], encoded["attention_mask"]))
         seen = model.vision_model(pixels(frames[rows]))
         named, numbers = label_loss(heads(seen.last_hidden_state[:, 1:]), targets[rows])
         images = model.visual_projection(seen.pooler_output)

@@ -88,6 +88,7 @@ class Prompts:
                 {"role": "user", "content": prompts.user_message(task, query)},
             ],
             add_generation_prompt=True,
+            return_dict=False,
         )
         return ids
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError, MissingExtraError
 
-from . import meaning, queries, scenes
+from . import meaning, provenance, queries, scenes
 from .meaning import Spec
 from .queries import Context, Query
 from .scenes import Pair, Scene, Split, pick
@@ -262,6 +262,8 @@ def render_video(
 ) -> Script:
     """Draw a script, write its video as H.264 in mp4, and return the script.
 
+    A tag in the file says that it is rendered: elsewhere the miniatures find nothing.
+
     Args:
         path: the file; it appears when it is complete.
         seed: seed of everything random.
@@ -292,6 +294,7 @@ def render_video(
     times = np.arange(round(script.duration * frame_rate)) / frame_rate
     try:
         with replacing(path) as sink, av.open(sink, "w", format="mp4") as container:
+            container.metadata[provenance.TAG] = provenance.MARK
             stream: Any = container.add_stream("libx264", rate=Fraction(frame_rate))
             stream.width = stream.height = side
             stream.pix_fmt = "yuv420p"

@@ -18,6 +18,9 @@ GRID = SIDE // PATCH // MERGE
 TOKENS = GRID**2
 """Image tokens of a frame: 16, in 4 rows."""
 
+THETA = 10000.0
+"""Base of the image tower's rotary positions, which no setting changes."""
+
 # Qwen's means and standard deviations of pixels, those of CLIP.
 MEAN = np.array((0.48145466, 0.4578275, 0.40821073), np.float32)
 STD = np.array((0.26862954, 0.26130258, 0.27577711), np.float32)
@@ -122,12 +125,20 @@ class ImageTower:
         import torch
 
         self.tower = model.model.visual
-        grid = torch.tensor([[1, GRID * MERGE, GRID * MERGE]])
-        order, ends = self.tower.get_window_index(grid)
-        self.order, self.back = order, torch.argsort(order)
-        self.windows = len(set(ends)) - 1
-        angles = self.tower.rot_pos_emb(grid).reshape(TOKENS, MERGE**2, -1)[order]
-        angles = angles.reshape(TOKENS * MERGE**2, 1, -1)
+        # Tokens in the order of their windows, of which a frame has whole ones.
+        window = self.tower.config.window_size // MERGE // PATCH
+        split = (GRID // window, window, GRID // window, window)
+        self.windows = (GRID // window) ** 2
+        self.order = torch.arange(TOKENS).view(split).transpose(1, 2).flatten()
+        self.back = torch.argsort(self.order)
+        # Half of a head's rotary pairs follow the row of a patch, half its column.
+        side = GRID * MERGE
+        rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+        places = torch.stack([rows, columns], -1).view(GRID, MERGE, GRID, MERGE, 2)
+        places = places.transpose(1, 2).reshape(TOKENS, MERGE**2, 2)[self.order]
+        size = self.tower.config.hidden_size // self.tower.config.num_heads // 2
+        speeds = THETA ** -(torch.arange(0, size, 2) / size)
+        angles = (places[..., None] * speeds).reshape(TOKENS * MERGE**2, 1, -1)
         both = torch.cat((angles, angles), -1)
         self.cos, self.sin = both.cos(), both.sin()
 
@@ -201,7 +212,7 @@ class Prompts:
 
     def _whole(self, prompt: str) -> list[int]:
         ids: list[int] = self.tokenizer.apply_chat_template(
-            messages(prompt), add_generation_prompt=True
+            messages(prompt), add_generation_prompt=True, return_dict=False
         )
         return ids
 

@@ -38,8 +38,8 @@ class Preprocessing:
     """Preprocessing of the image tower: resize a frame and crop its centre.
 
     The result equals that of the Pillow-based ``CLIPImageProcessor`` and ``SiglipImageProcessor``
-    of transformers 4.57 in every bit, for frames of any size (tested). Their torchvision-based
-    "fast" variants differ from both. The processors' further steps, which rescale and normalise the
+    of transformers 4.57 and 5 in every bit, for frames of any size (tested). Their variants with
+    torchvision differ from both. The processors' further steps, which rescale and normalise the
     bytes, are part of the tower's graph.
 
     Attributes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self, get_args, get_origin, get_type_hints
@@ -24,9 +25,23 @@ KINDS = (SENTENCE_ENCODER, CLIP, LLM, VLM)
 """Every value of a manifest's `kind`, in the order in which a query runs the models."""
 
 
+_HASH_DIGITS = 16
+"""Hex digits of the source's SHA-256 at the start of a fingerprint."""
+
+
+def same_weights(one: str, other: str) -> bool:
+    """Return whether two models have the same weights and settings, in whatever precision.
+
+    Args:
+        one: a fingerprint, or the `source_sha256` of a manifest.
+        other: likewise.
+    """
+    return one[:_HASH_DIGITS] == other[:_HASH_DIGITS]
+
+
 def fingerprint(source_sha256: str, precision: str, version: int = FORMAT_VERSION) -> str:
     """Return the name of a model's results, from its weights and settings, precision and format."""
-    return f"{source_sha256[:16]}-{precision}-v{version}"
+    return f"{source_sha256[:_HASH_DIGITS]}-{precision}-v{version}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,6 +267,19 @@ def exported_models(folder: str | Path) -> dict[str, Path]:
             f"{folder}: got no exported model, expected folders that `granalign export` wrote"
         )
     return folders
+
+
+def model_sources(folders: Mapping[str, Path]) -> dict[str, tuple[str, str]]:
+    """Return the source's name and its SHA-256 of exported models, by kind; nothing is loaded.
+
+    Args:
+        folders: of the models, as `exported_models` returns them.
+    """
+    manifests = {kind: read_json(folder / "manifest.json") for kind, folder in folders.items()}
+    return {
+        kind: (str(manifest.get("source")), str(manifest.get("source_sha256")))
+        for kind, manifest in manifests.items()
+    }
 
 
 def read_manifest(folder: Path) -> Manifest:

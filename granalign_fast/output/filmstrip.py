@@ -1,4 +1,4 @@
-"""Draw the result of a search with frames of the video above the saliency curve."""
+"""Draw the result of a search: its moments and the video as frames, above the saliency curve."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index import VideoIndex
-from granalign_fast.types import Moment, SearchResult, check_frames
+from granalign_fast.types import Image, Moment, SearchResult, check_frames
 
+from .frames import fitted
 from .plot import CURVE, INK, MOMENT, new_figure, plain, save_figure, shorten
-from .tables import clock
+from .tables import clock, time_ticks
 
 FRAMES = 12
 """The largest number of frames in a strip."""
 
-Frame = tuple[float, npt.NDArray[np.uint8]]
-"""Seconds, and the image, uint8 RGB (height, width, 3)."""
+Frame = tuple[float, Image]
+"""Seconds, and the image."""
 
-_TRUTH, _LANE, _FAINT = "#4f9d69", "#f1f4f6", "#6b7a86"
-"""Colours: true moments, the background of a lane, secondary text."""
+_TRUTH, _LANE, _FAINT, _ABSENT = "#4f9d69", "#f1f4f6", "#6b7a86", "#b3261e"
+"""Colours: true moments, the background of a lane, secondary text, a query that is not shown."""
 
 _WIDTH, _LEFT, _RIGHT, _BOTTOM = 11.0, 0.95, 0.35, 0.38
 _TITLE, _CURVE_HEIGHT, _ROW, _GAP = 0.5, 1.7, 0.27, 0.12
@@ -35,17 +34,14 @@ _INNER = _WIDTH - _LEFT - _RIGHT
 """Measures of the picture in inches: the margins, the title, the heights of curve, lanes and gaps,
 the height of the tallest frame and of the times under the frames, and the width of the axes."""
 
+_SLOT = _INNER / 5 - 0.1
+"""Width in inches of a thumbnail of a moment."""
+
 _CHARACTER = 0.09
 """Width of a wide character at 9 points, in inches; labels are placed by it."""
 
-_MAX_MOMENTS = 5
+MAX_MOMENTS = 5
 """The largest number of moments in a picture."""
-
-_TICK_STEPS = (
-    *(0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1200, 1800),
-    *(3600 * hours for hours in (1, 2, 3, 6, 12, 24)),
-)
-"""Seconds between two ticks of the time axis: the first step with at most 12 ticks is taken."""
 
 
 def strip_clips(clips: int, count: int = FRAMES) -> list[int]:
@@ -65,9 +61,10 @@ def draw_filmstrip(
     frames: Sequence[Frame],
     path: str | os.PathLike[str],
     *,
+    thumbnails: Sequence[Image] = (),
     truth: Sequence[tuple[float, float]] = (),
 ) -> None:
-    """Draw frames of the video, the saliency and the moments below each other on one time axis.
+    """Draw a frame of each moment; below, on one time axis, frames of the video and the saliency.
 
     Args:
         index: the video that was searched.
@@ -76,22 +73,28 @@ def draw_filmstrip(
             such as those of `strip_clips`. The video is divided into twelve stretches, or fewer for
             fewer frames; the frame nearest to the middle of each stretch is drawn. Without frames
             the picture has no strip.
+        thumbnails: a frame of each of these moments, best first, such as `moment_frames` returns
+            them: the strip may lack a moment. Without them the picture has no row of moments.
         path: the picture's file; its suffix selects PNG, SVG or PDF.
         truth: start and end, in seconds, of annotated moments.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
-        GranAlignError: a frame or an annotated moment is invalid, or the file cannot be written.
+        GranAlignError: a frame or an annotated moment is invalid, the number of thumbnails is not
+            that of the moments, or the file cannot be written.
     """
-    _check_arguments(frames, truth)
+    moments = result.moments[:MAX_MOMENTS]
+    _check_arguments(frames, thumbnails, moments, truth)
     # 1. Compute the layout: tiles of the strip, rows of the lanes, and the heights of the panels.
     duration = index.seconds(len(result.saliency))
     tiles = _choose_tiles(frames, duration)
-    rows = _assign_rows(result.moments[:_MAX_MOMENTS], duration)
+    rows = _assign_rows(moments, duration)
     lanes = [("predicted", max(1, 1 + max(rows, default=0)))] + [("true", 1)] * bool(truth)
     strip = _strip_height(tiles, duration)
     lanes_height = _ROW * sum(count for _, count in lanes) + _GAP * (len(lanes) - 1)
-    heights = [strip + _UNDER_FRAMES] * bool(tiles) + [_CURVE_HEIGHT, lanes_height]
+    row = _row_height(thumbnails)
+    heights = [_CURVE_HEIGHT, lanes_height]
+    heights[:0] = [row + _UNDER_FRAMES] * bool(thumbnails) + [strip + _UNDER_FRAMES] * bool(tiles)
     figure = new_figure(_WIDTH, _TITLE + sum(heights) + _GAP * (len(heights) - 1) + _BOTTOM)
 
     # 2. Place the panels from top to bottom.
@@ -101,10 +104,12 @@ def draw_filmstrip(
         panels.append(_add_panel(figure, top - height, height, duration))
         top -= height + _GAP
     # 3. Draw them.
+    if thumbnails:
+        _draw_moments(panels[0], thumbnails, row, moments)
     if tiles:
-        _draw_frames(panels[0], tiles, strip, duration, result.moments[:1])
+        _draw_frames(panels[-3], tiles, strip, duration, moments[:1])
     _draw_curve(panels[-2], index, result)
-    _draw_lanes(panels[-1], lanes, result.moments[:_MAX_MOMENTS], rows, truth, duration)
+    _draw_lanes(panels[-1], lanes, moments, rows, truth, duration)
     _draw_title(figure, result)
     save_figure(figure, path)
 
@@ -116,12 +121,23 @@ class _Tile:
     start: float
     end: float
     time: float
-    image: npt.NDArray[np.uint8]
+    image: Image
 
 
-def _check_arguments(frames: Sequence[Frame], truth: Sequence[tuple[float, float]]) -> None:
+def _check_arguments(
+    frames: Sequence[Frame],
+    thumbnails: Sequence[Image],
+    moments: Sequence[Moment],
+    truth: Sequence[tuple[float, float]],
+) -> None:
     if frames:
         check_frames([image for _, image in frames])
+    if thumbnails:
+        check_frames(thumbnails)
+    if len(thumbnails) not in (0, len(moments)):
+        raise GranAlignError(
+            f"thumbnails: got {len(thumbnails)}, expected {len(moments)}, one for each moment drawn"
+        )
     for number, (time, _) in enumerate(frames):
         if not 0 <= time < math.inf:
             raise GranAlignError(f"frames[{number}]: got time {time!r}, expected seconds from 0")
@@ -152,6 +168,12 @@ def _strip_height(tiles: Sequence[_Tile], duration: float) -> float:
     width = _INNER * min((tile.end - tile.start for tile in tiles), default=0) / duration
     ratios = [tile.image.shape[0] / tile.image.shape[1] for tile in tiles]
     return min(_TALLEST, max((width * ratio for ratio in ratios), default=0))
+
+
+def _row_height(thumbnails: Sequence[Image]) -> float:
+    """Return the height in inches of the row of moments, in which five have room."""
+    ratios = [image.shape[0] / image.shape[1] for image in thumbnails]
+    return min(_TALLEST, max((_SLOT * ratio for ratio in ratios), default=0))
 
 
 def _assign_rows(moments: Sequence[Moment], duration: float) -> list[int]:
@@ -201,9 +223,11 @@ def _draw_title(figure: Any, result: SearchResult) -> None:
     y = 1 - 0.5 * _TITLE / figure.get_figheight()
     right = 1 - _RIGHT / _WIDTH
     if result.exists is not None:
-        text = f"shown in this video: {result.exists:.2f}"
-        figure.text(right, y, text, ha="right", va="center", color=_FAINT, fontsize=10)
-        right -= 0.2
+        text, colour = f"shown in this video: {result.exists:.2f}", _FAINT
+        if result.probably_absent:
+            text, colour = f"probably not in this video ({result.exists:.2f})", _ABSENT
+        figure.text(right, y, text, ha="right", va="center", color=colour, fontsize=10)
+        right -= 0.25
     title = figure.text(
         0.01, y, "", ha="left", va="center", color=INK, fontsize=14, parse_math=False
     )
@@ -214,52 +238,77 @@ def _draw_title(figure: Any, result: SearchResult) -> None:
             break
 
 
+def _draw_moments(
+    axes: Any,
+    thumbnails: Sequence[Image],
+    height: float,
+    moments: Sequence[Moment],
+) -> None:
+    """Draw a frame of each moment from left to right, best first, with rank and times below."""
+    for rank, (image, moment) in enumerate(zip(thumbnails, moments, strict=True)):
+        middle = (rank + 0.5) * _INNER / 5
+        label = f"#{rank + 1}  {clock(moment.start)} - {clock(moment.end)}"
+        _draw_image(axes, image, middle, _SLOT, height, 1.0, label, bordered=rank == 0)
+    axes.set(xlim=(0, _INNER), ylim=(-_UNDER_FRAMES, height))
+    axes.axis("off")
+
+
 def _draw_frames(
     axes: Any, tiles: Sequence[_Tile], height: float, duration: float, best: Sequence[Moment]
 ) -> None:
-    from matplotlib.patches import Rectangle
-
+    """Draw a frame of each stretch of the video, with its time below."""
     per_inch = duration / _INNER
     for tile in tiles:
-        # Scale the frame to its tile, in inches.
-        available = (tile.end - tile.start) / per_inch - 0.04
-        pixels = tile.image.shape
-        scale = min(available / pixels[1], height / pixels[0])
-        wide, high = pixels[1] * scale, pixels[0] * scale
-        # Resample to 300 dpi, twice that of the PNG: SVG and PDF would store the full frame.
-        size = (max(1, round(300 * wide)), max(1, round(300 * high)))
-        picture = Image.fromarray(tile.image)
-        if size[0] < pixels[1]:
-            picture = picture.resize(size, Image.Resampling.LANCZOS)
         middle = (tile.start + tile.end) / 2
-        left, right = middle - wide * per_inch / 2, middle + wide * per_inch / 2
-        bottom = (height - high) / 2
-        axes.imshow(np.asarray(picture), extent=(left, right, bottom, bottom + high), aspect="auto")
+        available = (tile.end - tile.start) / per_inch - 0.04
         # Frames of the best moment get a border.
         in_best = any(moment.start <= tile.time < moment.end for moment in best)
-        if in_best:
-            axes.add_patch(
-                Rectangle(
-                    (left, bottom),
-                    right - left,
-                    high,
-                    fill=False,
-                    edgecolor=MOMENT,
-                    linewidth=3,
-                    clip_on=False,
-                )
-            )
-        axes.text(
-            middle,
-            -0.05,
-            clock(tile.time, fine=duration < 60),
-            ha="center",
-            va="top",
-            fontsize=8,
-            color=INK if in_best else _FAINT,
-        )
+        label = clock(tile.time, fine=duration < 60)
+        _draw_image(axes, tile.image, middle, available, height, per_inch, label, bordered=in_best)
     axes.set(xlim=(0, duration), ylim=(-_UNDER_FRAMES, height))
     axes.axis("off")
+
+
+def _draw_image(
+    axes: Any,
+    image: Image,
+    middle: float,
+    width: float,
+    height: float,
+    per_inch: float,
+    label: str,
+    *,
+    bordered: bool,
+) -> None:
+    """Draw an image as large as fits into `width` x `height` inches, with a label below.
+
+    Args:
+        axes: whose vertical axis is in inches, with 0 below the images.
+        image: uint8 RGB (height, width, 3).
+        middle: of the image on the horizontal axis.
+        width: most inches.
+        height: most inches.
+        per_inch: units of the horizontal axis in an inch.
+        label: the text.
+        bordered: whether the image gets a border, and its label the colour of text.
+    """
+    from matplotlib.patches import Rectangle
+
+    pixels = image.shape
+    scale = min(width / pixels[1], height / pixels[0])
+    wide, high = pixels[1] * scale, pixels[0] * scale
+    # Resample to 300 dpi, twice that of the PNG: SVG and PDF would store the full frame.
+    if 300 * wide < pixels[1]:
+        image = np.asarray(fitted(image, round(300 * wide), round(300 * high)))
+    left, right = middle - wide * per_inch / 2, middle + wide * per_inch / 2
+    bottom = (height - high) / 2
+    axes.imshow(image, extent=(left, right, bottom, bottom + high), aspect="auto")
+    if bordered:
+        border = Rectangle((left, bottom), right - left, high, fill=False, clip_on=False)
+        border.set(edgecolor=MOMENT, linewidth=3)
+        axes.add_patch(border)
+    colour = INK if bordered else _FAINT
+    axes.text(middle, -0.05, label, ha="center", va="top", fontsize=8, color=colour)
 
 
 def _draw_curve(axes: Any, index: VideoIndex, result: SearchResult) -> None:
@@ -340,7 +389,6 @@ def _draw_bar(axes: Any, start: float, end: float, y: float, colour: str, alpha:
 
 
 def _draw_time_axis(axes: Any, duration: float) -> None:
-    step = next((step for step in _TICK_STEPS if duration / step <= 12), math.ceil(duration / 12))
-    ticks = [step * number for number in range(int(duration / step) + 1)]
-    axes.set_xticks(ticks, [clock(tick, fine=step < 1) for tick in ticks])
+    ticks = time_ticks(duration)
+    axes.set_xticks([seconds for seconds, _ in ticks], [label for _, label in ticks])
     axes.set_xlim(0, duration)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+from granalign_fast.files import escape_undecodable
 from granalign_fast.index import VideoIndex
 from granalign_fast.types import Moment, SearchResult
 
@@ -27,23 +30,77 @@ def clock(seconds: float, *, fine: bool = True) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{last}"
 
 
-def peak_caption(index: VideoIndex, result: SearchResult, moment: Moment) -> str:
-    """Return the caption of the moment's clip with the highest saliency."""
+_TICK_STEPS = (
+    *(0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1200, 1800),
+    *(3600 * hours for hours in (1, 2, 3, 6, 12, 24)),
+)
+"""Seconds between two ticks of a time axis: the first step with few enough ticks is taken."""
+
+
+def time_ticks(duration: float, most: int = 12) -> list[tuple[float, str]]:
+    """Return the ticks of a time axis: seconds and label of each, from 0, in at most `most` steps.
+
+    >>> time_ticks(130, 3)
+    [(0, '0:00'), (60, '1:00'), (120, '2:00')]
+    """
+    fitting = (step for step in _TICK_STEPS if duration / step <= most)
+    step = next(fitting, math.ceil(duration / most))
+    ticks = [step * number for number in range(int(duration / step) + 1)]
+    return [(tick, clock(tick, fine=step < 1)) for tick in ticks]
+
+
+def peak_clip(index: VideoIndex, result: SearchResult, moment: Moment) -> int:
+    """Return the number of the moment's clip with the highest saliency."""
     clips = np.arange(len(result.saliency)) * index.video.clip_seconds
     inside = (clips >= moment.start) & (clips < moment.end)
-    best = int(np.where(inside, result.saliency, -1).argmax())
-    return index.video.captions[best]
+    return int(np.where(inside, result.saliency, -1).argmax())
 
 
-def search_record(index: VideoIndex, result: SearchResult) -> dict[str, Any]:
-    """Return a search as JSON: moments in seconds, saliency of every clip, captions, timings."""
+def peak_caption(index: VideoIndex, result: SearchResult, moment: Moment) -> str:
+    """Return the caption of the moment's clip with the highest saliency."""
+    return index.video.captions[peak_clip(index, result, moment)]
+
+
+def shown_at_all(result: SearchResult) -> str | None:
+    """Return how likely the video shows the query, in words; None if no model has judged it."""
+    return None if result.exists is None else f"shown at all: {result.exists:.0%} likely"
+
+
+def absence(result: SearchResult) -> str | None:
+    """Return the line that comes before all others if the video probably lacks the query."""
+    if not result.probably_absent:
+        return None
+    return f"probably not in this video ({shown_at_all(result)})"
+
+
+def search_record(
+    index: VideoIndex,
+    result: SearchResult,
+    warnings: Sequence[str] = (),
+    *,
+    overlapping: bool = False,
+) -> dict[str, Any]:
+    """Return a search as JSON: moments in seconds, saliency of every clip, captions, timings.
+
+    Args:
+        index: the video that was searched.
+        result: the result of the search, with the moments to show.
+        warnings: about the answer.
+        overlapping: whether the moments are the list that benchmarks score, not distinct ones.
+    """
+    path = None if index.frames is None else index.frames.path
     return {
+        "probably_absent": result.probably_absent,
+        "warnings": list(warnings),
         "vid": result.vid,
+        "video": None if path is None else escape_undecodable(str(path)),
+        "models": dict(index.models),
         "query": result.query,
         "rewrites": None if result.rewrites is None else result.rewrites.to_record(),
         "exists": None if result.exists is None else round(result.exists, 4),
         "clip_seconds": index.video.clip_seconds,
         "missing": missing_stretches(index),
+        "list": "overlapping" if overlapping else "distinct",
         "moments": [
             {
                 "start": moment.start,
@@ -64,8 +121,19 @@ def missing_stretches(index: VideoIndex) -> list[list[float]]:
     return [] if index.frames is None else [list(stretch) for stretch in index.frames.missing]
 
 
-def print_moments(index: VideoIndex, result: SearchResult) -> None:
-    """Print a table of the moments, best first."""
+def print_moments(
+    index: VideoIndex, result: SearchResult, warnings: Sequence[str] = (), note: str | None = None
+) -> None:
+    """Print a table of the moments, best first.
+
+    Args:
+        index: the video that was searched.
+        result: the result of the search, with the moments to show.
+        warnings: about the answer; they follow the table.
+        note: about the list of moments; it comes after the warnings.
+    """
+    if absent := absence(result):
+        show(absent)
     table = Table(title=f"{result.query}  ({result.vid})", title_justify="left")
     for name in ("start", "end", "score"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -78,9 +146,9 @@ def print_moments(index: VideoIndex, result: SearchResult) -> None:
             peak_caption(index, result, moment),
         )
     show(table)
-    if missing := missing_stretches(index):
-        text = ", ".join(f"{clock(begin)} to {clock(end)}" for begin, end in missing[:5])
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        show(f"this index is partial: the file lacks the picture of {text}{more}")
-    if result.exists is not None:
-        show(f"shown at all: {result.exists:.0%} likely")
+    for warning in warnings:
+        show(f"warning: {warning}")
+    if note is not None:
+        show(note)
+    if likely := shown_at_all(result):
+        show(likely)

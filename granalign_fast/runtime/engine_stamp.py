@@ -41,7 +41,7 @@ class EngineStamp:
         sources: SHA-256 of the graph and of its external data, by file name.
         machine: the machine that the engine was built for. TensorRT's hardware compatibility mode
             is off, because it costs speed: another GPU needs another engine.
-        precision: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
+        precision: ``"fp32"`` or ``"fp16"``, that of the graph.
         flags: names of the flags of the builder and of the network.
         profiles: bounds of every input, one profile for each batch size, ascending.
         validation: figures of the comparison with the graph on ONNX Runtime's CPU, by name.

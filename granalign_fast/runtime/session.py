@@ -25,7 +25,7 @@ from .node_profile import NodeRun, read_profile
 from .onnx_run import Arrays, BoundRun, OnnxRun
 from .session_loader import SessionLoader
 from .shapes import GraphContract, GraphShapes, Profile
-from .tensorrt_library import Machine
+from .tensorrt_library import Machine, check_provider_version
 
 
 class Session(ABC):
@@ -332,6 +332,7 @@ def _tensorrt_providers(
         return cuda, None
     # This also loads TensorRT's libraries, which ONNX Runtime does not find by itself.
     machine = Machine.current(target.index or 0)
+    check_provider_version(machine.tensorrt)
     # The provider names an engine by the graph's nodes only. Other weights, or another version of
     # TensorRT or ONNX Runtime, would find the same file. So each of these has its own folder.
     engines, timings = None, None

@@ -11,8 +11,12 @@ from typing import Any
 
 from granalign_fast.errors import GranAlignError, MissingExtraError, install_command, one_line
 
-_MAJOR = "10"
-"""The major version of TensorRT that this package and ONNX Runtime are built for."""
+_OLDEST = (10, 16)
+_MAJORS = (10, 11)
+"""The major versions of TensorRT whose bindings have all that this package calls."""
+
+_PROVIDER = 10
+"""The major version that ONNX Runtime's TensorRT provider is built for."""
 
 
 def libraries() -> tuple[Any, Any]:
@@ -23,18 +27,36 @@ def libraries() -> tuple[Any, Any]:
 
     Raises:
         MissingExtraError: a module, or a library that it loads, is not installed.
-        GranAlignError: TensorRT has another major version.
+        GranAlignError: TensorRT is older than 10.16, or newer than 11.
     """
     try:
         trt, cupy = import_module("tensorrt"), import_module("cupy")
     except (ImportError, OSError):
         raise MissingExtraError("device 'tensorrt'", "tensorrt") from None
-    if trt.__version__.split(".")[0] != _MAJOR:
+    if _release(trt.__version__) < _OLDEST or _release(trt.__version__)[0] not in _MAJORS:
         raise GranAlignError(
-            f"got TensorRT {trt.__version__}, expected 10.16 or a later {_MAJOR}.x, which ONNX "
-            f"Runtime is built for too; run {install_command('tensorrt')}"
+            f"got TensorRT {trt.__version__}, expected 10.16 or a later 10.x or 11.x; "
+            f"run {install_command('tensorrt')}"
         )
     return trt, cupy
+
+
+def check_provider_version(version: str) -> None:
+    """Raise unless ONNX Runtime's TensorRT provider can use this version of TensorRT.
+
+    Native engines can have a later one.
+    """
+    if _release(version)[0] != _PROVIDER:
+        raise GranAlignError(
+            f"got TensorRT {version}, expected 10.16 or a later {_PROVIDER}.x, which ONNX "
+            f"Runtime's TensorRT provider is built for; build an engine for {version} with "
+            f"granalign export tensorrt, or run {install_command('tensorrt')}"
+        )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """Return the first two numbers of a version."""
+    return tuple(int(re.sub(r"\D.*", "", part) or 0) for part in version.split(".")[:2])
 
 
 @functools.cache

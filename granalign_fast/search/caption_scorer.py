@@ -100,7 +100,12 @@ class CaptionScorer:
             batch = [prepared[i] for i in members]
             curves, ranked = self.ranker.rank(batch, [variants[i] for i in members], texts, clock)
             ranked_results = search_results(
-                batch, curves, ranked, [exists[i] for i in members], clock.seconds
+                batch,
+                curves,
+                ranked,
+                self.config,
+                [exists[i] for i in members],
+                clock.seconds,
             )
             for i, result in zip(members, ranked_results, strict=True):
                 results[i] = result

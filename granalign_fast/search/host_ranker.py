@@ -69,7 +69,9 @@ class HostRanker:
         return curves, cut_moments(curves, self.config, clock)
 
 
-def cut_moments(curves: Curves, config: RetrieverConfig, clock: Clock) -> Ranked:
+def cut_moments(
+    curves: Curves, config: RetrieverConfig, clock: Clock, *, every: bool = False
+) -> Ranked:
     """Cut candidates out of curves, score them, and suppress those that overlap better ones.
 
     Stages: ``proposals``, ``nms``.
@@ -78,9 +80,11 @@ def cut_moments(curves: Curves, config: RetrieverConfig, clock: Clock) -> Ranked
         curves: of all queries, float32 in [0, 1].
         config: the rules of candidates, and the threshold and number of moments.
         clock: receives a lap for each stage.
+        every: keep all moments, not the configured number.
     """
     candidates = proposals(curves.variants, curves.fused, curves.offsets, rules=config.proposals)
     clock.lap("proposals")
-    ranked = nms(*candidates, threshold=config.nms_threshold, top=config.top)
+    top = max(1, len(candidates.starts)) if every else config.top
+    ranked = nms(*candidates, threshold=config.nms_threshold, top=top)
     clock.lap("nms")
     return ranked

@@ -16,6 +16,7 @@ from granalign_fast.kernels import Curves
 from granalign_fast.protocols import Recogniser
 from granalign_fast.types import SearchResult
 
+from .all_candidates import rescaled
 from .batches import PreparedQuery
 from .clock import Clock
 from .host_ranker import cut_moments
@@ -48,7 +49,7 @@ class RecognitionScorer:
         clock.lap("recognise")
 
         # Cut moments out of curves that are rescaled to [0, 1], as those of captions are.
-        stretched = np.concatenate([_rescale(curve) for curve in curves])
+        stretched = np.concatenate([rescaled(curve) for curve in curves])
         offsets = np.cumsum([0, *map(len, curves)])
         ranked = cut_moments(Curves(stretched[None], stretched, offsets), self.config, clock)
 
@@ -58,7 +59,12 @@ class RecognitionScorer:
         batch = [PreparedQuery(request.index, bare_rewrites(request), {}) for request in requests]
         results = list(
             search_results(
-                batch, Curves(fused[None], fused, offsets), ranked, exists, clock.seconds
+                batch,
+                Curves(fused[None], fused, offsets),
+                ranked,
+                self.config,
+                exists,
+                clock.seconds,
             )
         )
         clock.lap("results")
@@ -81,9 +87,3 @@ class RecognitionScorer:
             for i, group, end in zip(members, phrasings, ends, strict=True):
                 curves[i] = answers[end - len(group) : end].mean(axis=0)
         return curves
-
-
-def _rescale(curve: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Rescale a curve to [0, 1]; a flat curve becomes 0."""
-    low, high = curve.min(), curve.max()
-    return (curve - low) / (high - low) if high > low else np.zeros_like(curve)

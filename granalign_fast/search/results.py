@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from granalign_fast.config import RetrieverConfig
 from granalign_fast.kernels import Curves, Ranked
-from granalign_fast.types import Moment, SearchResult
+from granalign_fast.types import SearchResult
 
+from .all_candidates import AllCandidates, moments_of
 from .batches import PreparedQuery
 
 
@@ -14,6 +16,7 @@ def search_results(
     batch: Sequence[PreparedQuery],
     curves: Curves,
     ranked: Ranked,
+    config: RetrieverConfig,
     exists: Sequence[float | None] | None = None,
     seconds: Mapping[str, float] | None = None,
 ) -> Iterator[SearchResult]:
@@ -23,32 +26,25 @@ def search_results(
         batch: the queries.
         curves: of all queries, one after another.
         ranked: the moments of each query, in clips.
+        config: the configuration of the search.
         exists: how likely each video shows its query, 0 to 1; None if no model judged it.
         seconds: the duration of each stage, which every result gets.
     """
     for i, query in enumerate(batch):
         # The query's part of the flat curves.
         part = slice(curves.offsets[i], curves.offsets[i + 1])
-        index = query.index
-        # Unused slots follow the moments of a query: only the first `count` are read.
-        count = int(ranked.counts[i])
-        moments = tuple(
-            Moment(index.seconds(start), index.seconds(end), score)
-            for start, end, score in zip(
-                ranked.starts[i, :count].tolist(),
-                ranked.ends[i, :count].tolist(),
-                ranked.scores[i, :count].tolist(),
-                strict=True,
-            )
-        )
+        video = query.index.video
+        likely = exists[i] if exists else None
         yield SearchResult(
-            vid=index.video.vid,
+            vid=video.vid,
             query=query.rewrites.query,
-            moments=moments,
+            moments=moments_of(video, ranked, i),
             saliency=curves.fused[part],
             curves=curves.variants[:, part],
-            exists=exists[i] if exists else None,
+            exists=likely,
+            probably_absent=None if likely is None else likely < config.exists_threshold,
             rewrites=query.rewrites,
             aware=query.aware,
             seconds=seconds or {},
+            rank_all=AllCandidates(config, video),
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .container import Video
 from .cut_containers import add_copy, codec_name, describe, refusal
+from .track_clock import shift_timestamps
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
@@ -212,12 +213,6 @@ def _kind(stream: Stream) -> str:
         return f"attachment {stream.metadata.get('filename', 'without a name')}"
     name = codec_name(stream)
     return f"{stream.type}, {name}" if stream.type in ("audio", "video", "subtitle") else "data"
-
-
-def shift_timestamps(packet: Packet[Any], offset: int) -> None:
-    """Subtract `offset`, in units of the packet's time base, from its time stamps."""
-    packet.pts = None if packet.pts is None else packet.pts - offset
-    packet.dts = None if packet.dts is None else packet.dts - offset
 
 
 def _lies_within(timed: Any, begin: Fraction, end: Fraction) -> bool:

@@ -15,18 +15,14 @@ from typing import IO, TYPE_CHECKING, Any
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import replacing
 
-from .container import Video, VideoInfo, ffmpeg_reason, open_video
+from .container import Video, ffmpeg_reason, open_video
 from .cut_containers import FORMATS, add_copy, check_copy
 from .cut_encoding import add_encoder
-from .cut_tracks import plan_tracks, shift_timestamps, stream_name
+from .cut_tracks import plan_tracks, stream_name
 from .display_order import DisplayOrder
 from .frames import probe
-from .key_frames import (
-    decode_or_skip,
-    find_key_frame,
-    is_decodable_alone,
-    packets_from_key_frame,
-)
+from .key_frames import decode_or_skip, key_frame_before, packets_from_key_frame
+from .track_clock import raise_dts, shift_timestamps
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
@@ -116,7 +112,7 @@ def cut(
     with open_video(path) as video, replacing(out) as sink:
         try:
             origin = round(video.ticks(Fraction(info.start)))
-            key = _key_frame(video, info, start, exact=exact)
+            key = key_frame_before(video, info, start, exact=exact)
             cutter = _Cutter(video, out, origin, key, Fraction(start), Fraction(end), exact=exact)
             first, last = cutter.encode(sink) if exact else cutter.copy(sink)
             return Cut(out, first, last, not exact, cutter.left_out)
@@ -149,26 +145,6 @@ def check_cut(
     if not exact:
         with open_video(path) as video:
             check_copy(video, out)
-
-
-def _key_frame(video: Video, info: VideoInfo, start: float, *, exact: bool) -> int:
-    """Return the PTS of the key frame at which decoding or copying of a moment begins."""
-    origin = video.ticks(Fraction(info.start))
-    first = Fraction(round(origin + video.ticks(Fraction(info.first_frame))))
-    # The number of a packet in decoding order is not that of its frame: decode everything.
-    if video.is_reordered:
-        with open_video(video.path) as other:
-            return find_key_frame(other, first)
-    # A copy may begin up to half a frame late, so that rounding of `start` does not cost a GOP.
-    rate = None if exact else video.stream.average_rate
-    limit = Fraction(start) + Fraction(1, 2) / rate if rate else Fraction(start)
-    with open_video(video.path) as other:
-        key = find_key_frame(other, max(first, origin + video.ticks(limit)))
-    if exact and not is_decodable_alone(video.path, key):
-        # Decode from the first key frame instead, to be safe.
-        with open_video(video.path) as other:
-            key = find_key_frame(other, first)
-    return key
 
 
 class _Cutter:
@@ -224,6 +200,7 @@ class _Cutter:
             # A frame behind the end is needed if a frame before the end follows it in the file,
             # and so are the frames between the two: hold such packets back until that is known.
             held: list[Packet[Any]] = []
+            last_dts: int | None = None
             started = False
             for packet in self._read_packets(begin):
                 if packet.stream_index != self._video.stream.index:
@@ -240,7 +217,9 @@ class _Cutter:
                         shift_timestamps(one, begin)
                         one.duration = self._duration(one)
                         one.stream = stream
-                        target.mux(one)
+                        if raise_dts(one, last_dts):
+                            last_dts = one.dts
+                            target.mux(one)
                     held.clear()
             self._flush_tracks(target)
         return self._to_seconds(Fraction(begin)), self._to_seconds(Fraction(last))
@@ -309,6 +288,8 @@ class _Cutter:
         """
         if frame.pts is None or frame.pts >= self._end:
             return shown
+        if shown is not None and frame.pts <= (shown.pts or 0):  # damaged, or of an older clock
+            return shown
         if shown is not None and frame.pts > self._start:
             encode_frame(shown)
         return frame
@@ -344,11 +325,11 @@ class _Cutter:
         video, finished = self._video, set()
         sounds = [one.source for one in self._tracks.values() if one.source.type == "audio"]
         timed = {video.stream.index, *(sound.index for sound in sounds)}
-        streams = [video.stream, *(track.source for track in self._tracks.values())]
+        tracks = [track.source for track in self._tracks.values()]
         end = self._end * video.time_base + _REORDERING
         # A seek would go to the first picture, and lose the sound before it.
         seek = not self._key_is_late
-        for packet in packets_from_key_frame(video, pts, streams, seek=seek):
+        for packet in packets_from_key_frame(video, pts, tracks, seek=seek):
             timestamp = packet.pts if packet.dts is None else packet.dts
             if timestamp is not None and packet.time_base and packet.stream_index in timed:
                 time = timestamp * packet.time_base

@@ -160,8 +160,9 @@ def _find_end_by_seeking(video: Video, clip_seconds: Fraction) -> int | None:
     from av.error import FFmpegError
 
     container = video.container
-    # In MPEG formats the clock may begin anew anywhere: only reading everything finds the end.
-    if not container.duration or video.format_name.startswith("mpeg"):
+    # In MPEG formats the clock may begin anew anywhere, and a GIF has delays instead of times: only
+    # reading everything finds the end.
+    if not container.duration or video.format_name.startswith(("mpeg", "gif")):
         return None
     try:
         container.seek(max(0, (container.start_time or 0) + container.duration - _TAIL))

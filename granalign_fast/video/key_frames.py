@@ -6,7 +6,7 @@ PTS is a presentation time stamp in units of the stream's time base, DTS a decod
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -14,11 +14,37 @@ from typing import TYPE_CHECKING, Any
 
 from granalign_fast.errors import GranAlignError
 
-from .container import Video, open_video
+from .container import Video, VideoInfo, open_video
+from .packets import PacketReader
+from .truncation import announced_end
 
 if TYPE_CHECKING:
     from av.packet import Packet
+    from av.stream import Stream
     from av.video.frame import VideoFrame
+
+_CLIP_SECONDS = Fraction(2)
+"""Seconds up to which a step in the time stamps is no discontinuity, as in an index."""
+
+
+def key_frame_before(video: Video, info: VideoInfo, start: float, *, exact: bool) -> int:
+    """Return the PTS of the key frame at which decoding or copying of a moment begins."""
+    origin = video.ticks(Fraction(info.start))
+    first = Fraction(round(origin + video.ticks(Fraction(info.first_frame))))
+    # The number of a packet in decoding order is not that of its frame: decode everything.
+    if video.is_reordered:
+        with open_video(video.path) as other:
+            return find_key_frame(other, first)
+    # A copy may begin up to half a frame late, so that rounding of `start` does not cost a GOP.
+    rate = None if exact else video.stream.average_rate
+    limit = Fraction(start) + Fraction(1, 2) / rate if rate else Fraction(start)
+    with open_video(video.path) as other:
+        key = find_key_frame(other, max(first, origin + video.ticks(limit)))
+    if exact and not is_decodable_alone(video.path, key):
+        # Decode from the first key frame instead, to be safe.
+        with open_video(video.path) as other:
+            key = find_key_frame(other, first)
+    return key
 
 
 def find_key_frame(video: Video, limit: Fraction) -> int:
@@ -28,7 +54,7 @@ def find_key_frame(video: Video, limit: Fraction) -> int:
         GranAlignError: there is no key frame up to `limit`.
     """
     key = None
-    for packet in packets_from_key_frame(video, math.floor(limit), [video.stream]):
+    for packet in packets_from_key_frame(video, math.floor(limit)):
         if packet.pts is None:
             continue
         if packet.is_keyframe and not packet.is_discard and packet.pts <= limit:
@@ -47,7 +73,7 @@ def is_decodable_alone(path: Path, key: int) -> bool:
     """
     with open_video(path, threads=1) as video:
         started = False
-        for packet in chain(packets_from_key_frame(video, key, [video.stream]), [None]):
+        for packet in chain(packets_from_key_frame(video, key), [None]):
             if started := started or packet is None or packet.pts == key:
                 for frame in decode_or_skip(video, packet):
                     if frame.pts is not None and frame.pts >= key:
@@ -56,44 +82,46 @@ def is_decodable_alone(path: Path, key: int) -> bool:
 
 
 def packets_from_key_frame(
-    video: Video, pts: int, streams: list[Any], *, seek: bool = True
+    video: Video, pts: int, tracks: Sequence[Stream] = (), *, seek: bool = True
 ) -> Iterator[Packet[Any]]:
     """Yield packets from the last key frame up to `pts` on, or from the start of the file.
 
-    Without `seek` the file is read from where it is, which is its start when it was just opened.
+    Their time stamps are on the one clock of `PacketReader`, as those of an index.
+
+    Args:
+        video: a video that was just opened.
+        pts: presentation time stamp in units of the stream's time base.
+        tracks: other streams whose packets are yielded as well.
+        seek: False to read from the start.
     """
+    # A seek in other formats may land behind the key frame, for they have no index of key frames.
+    if seek and video.format_name.startswith(("mov", "matroska")):
+        _seek_key_frame(video, pts)
+    reader = PacketReader(video, _CLIP_SECONDS, tracks)
+    while (packet := reader.next_packet()) is not None:
+        yield packet
+
+
+def _seek_key_frame(video: Video, pts: int) -> None:
+    """Move to the last key frame up to `pts`, or to the start if that is not possible."""
     from av.error import FFmpegError
 
-    container, index = video.container, video.stream.index
-    if video.has_packet_numbers:
-        for packet in container.demux(streams):
-            if packet.size:
-                packet.pts = packet.dts
-                yield packet
+    container, stream = video.container, video.stream
+    # Where Matroska files are joined, the times of the second lie behind the announced end of the
+    # first, and its own time stamps begin anew: a seek would go astray.
+    end = announced_end(video)
+    if not video.format_name.startswith("mov") and (end is None or pts >= end):
         return
-    begin = container.start_time or 0
-    if not seek:
-        yield from (packet for packet in container.demux(streams) if packet.size)
-        return
-    # Other formats have no index of key frames, and a seek in them may land behind the key frame.
-    if video.format_name.startswith(("mov", "matroska")):
-        packets: list[Packet[Any]] = []
-        try:
-            container.seek(pts, stream=video.stream)
-            demuxed = container.demux(streams)
-            # Packets of other streams may come before the video's key frame.
-            for packet in demuxed:
-                packets.append(packet)
-                if packet.stream_index == index and packet.size:
-                    if packet.is_keyframe and packet.pts is not None and packet.pts <= pts:
-                        yield from (one for one in packets if one.size)
-                        yield from (one for one in demuxed if one.size)
-                        return
-                    break
-        except FFmpegError:
-            pass
-        container.seek(begin)
-    yield from (packet for packet in container.demux(streams) if packet.size)
+    try:
+        container.seek(pts, stream=stream)
+        first = next((one for one in container.demux(stream) if one.size), None)
+        if first is not None and first.is_keyframe and first.pts is not None and first.pts <= pts:
+            # Once more, because packets of other streams come before that of the key frame.
+            container.seek(pts, stream=stream)
+            return
+    except FFmpegError:
+        pass
+    container.seek(container.start_time or 0)
 
 
 def decode_or_skip(video: Video, packet: Packet[Any] | None) -> list[VideoFrame]:

@@ -9,13 +9,18 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from .container import Video, ffmpeg_reason
+from .gif_clock import GifClock
+from .track_clock import TrackClock, shift_timestamps
+from .truncation import REST_IS_MISSING, announced_end, find_truncation, matches_avi_index
 
 if TYPE_CHECKING:
     from av.packet import Packet
+    from av.stream import Stream
 
 LONGEST_STILL = Fraction(3600)
 """Seconds: no real video shows one picture for longer, but a damaged time stamp can claim so."""
@@ -35,12 +40,6 @@ they follow, from a single damaged time stamp, which they do not."""
 
 _MATROSKA_HEADERS = 1000
 """Bytes between two packets of a Matroska file: headers of blocks and clusters take under 100."""
-
-_TS_PACKET = 188
-"""Bytes of a packet of an MPEG transport stream."""
-
-_AVI_CHUNK_HEADER = 8
-"""Bytes: an AVI's index gives the position of the chunk or of the data behind its header."""
 
 
 class PacketReader:
@@ -66,6 +65,11 @@ class PacketReader:
     other step ahead where no sign says that packets are missing: no bytes between the two that
     belong to no packet (Matroska), and no format that is made for constant frame rates (MPEG).
 
+    Args:
+        video: an open video.
+        clip_seconds: length of a clip; a step in the time stamps up to this is no discontinuity.
+        tracks: other streams whose packets are returned as well, on the same clock.
+
     Attributes:
         watermark: all packets to come have a PTS of at least this; None before the first packet.
         end: PTS at which the display of the latest packet so far ends; None before the first.
@@ -79,7 +83,7 @@ class PacketReader:
             packets before them.
     """
 
-    def __init__(self, video: Video, clip_seconds: Fraction) -> None:
+    def __init__(self, video: Video, clip_seconds: Fraction, tracks: Sequence[Stream] = ()) -> None:
         self.watermark: int | None = None
         self.end: int | None = None
         self.done = False
@@ -102,11 +106,16 @@ class PacketReader:
         self._last_duration = 0
         # MP4's index lists every packet. In other formats the packets of the other streams help to
         # detect lost bytes and a missing end.
-        self._demuxed = video.container.demux(*([video.stream] if self._is_mp4 else []))
-        self._announced_end = _announced_end(video)
+        self._demuxed = video.container.demux(*([video.stream, *tracks] if self._is_mp4 else []))
+        self._tracks = {stream.index: TrackClock() for stream in tracks}
+        self._offsets = [Fraction(0)]
+        self._gif_clock = GifClock() if video.format_name == "gif" else None
+        self._placed: deque[Packet[Any]] = deque()
+        self._announced_end = announced_end(video)
         # PTS of the packets so far that `forget_before` has not dropped, in ascending order.
         self._pts: list[int] = []
         self._latest_pts: int | None = None
+        self._latest_duration: int | None = None
         self._last_is_partial = False
         self._last_dts: int | None = None
         # For gaps: the latest time stamp, and where that packet's display ends by its duration.
@@ -117,9 +126,11 @@ class PacketReader:
         self._other_streams_end = Fraction(0)
 
     def next_packet(self) -> Packet[Any] | None:
-        """Return the next packet of the video stream that holds data; None when `done`."""
+        """Return the next packet that holds data, of the video or of `tracks`; None when `done`."""
         from av.error import FFmpegError
 
+        if self._placed:
+            return self._placed.popleft()
         while not self.done:
             # 1. Read a packet of any stream; an error or the end of the file ends the packets.
             try:
@@ -140,11 +151,15 @@ class PacketReader:
                 if packet.pts is not None and packet.time_base:
                     end = (packet.pts + (packet.duration or 0)) * packet.time_base
                     self._other_streams_end = max(self._other_streams_end, end)
+                if self._place(packet):
+                    return self._placed.popleft()
                 continue
             # 3. Put the time stamps on the one clock. Stop at damage that no clock explains.
             if self._video.has_packet_numbers:
                 packet.pts = packet.dts
-            _shift(packet, self._offset)
+            if self._gif_clock is not None:
+                self._gif_clock.place(packet)
+            shift_timestamps(packet, -self._offset)
             if damage := self._follow_clock(packet):
                 self._stop(damage)
                 break
@@ -152,7 +167,28 @@ class PacketReader:
             self._record_pts(packet)
             self._last_is_partial = packet.is_corrupt
             return packet
-        return None
+        for track in self._tracks.values():
+            self._placed += track.release(self._offsets, self._now, begins=True)
+        return self._placed.popleft() if self._placed else None
+
+    @property
+    def _now(self) -> Fraction:
+        """The picture's time in seconds on the one clock."""
+        return (self._latest_time or 0) * self._video.time_base
+
+    def _place(self, packet: Packet[Any]) -> bool:
+        """Put a packet of another stream on the one clock; return True if any are to be returned.
+
+        An MP4 file's streams have one clock by its format.
+        """
+        track = self._tracks.get(packet.stream_index)
+        if track is not None:
+            if self._is_mp4:
+                self._placed.append(packet)
+            else:
+                self._placed += track.release(self._offsets, self._now)
+                self._placed += track.place(packet, self._offsets, self._now)
+        return bool(self._placed)
 
     def pts_shown_at(self, time: int) -> int | None:
         """Return the PTS of the packet that is shown at `time`: the last one up to `time`."""
@@ -171,6 +207,12 @@ class PacketReader:
     def _stop(self, damage: str | None) -> None:
         self.done, self.damage = True, damage
 
+    def _find_truncation(self) -> str | None:
+        if self._last_is_partial:
+            return REST_IS_MISSING
+        end = max((self.end or 0) * self._video.time_base, self._other_streams_end)
+        return find_truncation(self._video, end, self._announced_end)
+
     def _count_lost_bytes(self, packet: Packet[Any]) -> None:
         """Count the bytes of a Matroska file that belong to no packet, up to this packet."""
         if self._is_matroska and packet.pos is not None:
@@ -186,10 +228,12 @@ class PacketReader:
         """
         lost, self._lost_bytes = self._lost_bytes, 0
         # 1. AVI: compare the position with the index.
-        if self._video.format_name == "avi" and not self._matches_avi_index(packet):
+        if self._video.format_name == "avi" and not matches_avi_index(self._video, packet):
             return "its packets are not where its index says"
         # 2. The DTS rises evenly; but Matroska has none, and FFmpeg's substitutes lag by the depth
         # of the reordering, so Matroska's steps ahead are judged by the PTS.
+        if self._is_matroska and self.restarts:
+            self._substitute_dts(packet)
         dts = packet.dts
         time = packet.pts if dts is None or self._is_matroska else dts
         if time is None:
@@ -233,10 +277,22 @@ class PacketReader:
             self._latest_time, self._covered_until = time, time + (packet.duration or 0)
         return None
 
+    def _substitute_dts(self, packet: Packet[Any]) -> None:
+        """Let the DTS of Matroska go on behind a new clock, where FFmpeg does not reorder any more.
+
+        It follows the one before by the packet's duration, and stays close below the PTS.
+        """
+        if packet.pts is not None and self._last_dts is not None:
+            dts = self._last_dts + (packet.duration or 1)
+            packet.dts = min(packet.pts, max(dts, packet.pts - self._longest_step))
+
     def _is_gap(self, time: int, before: int, lost: int) -> bool:
         """Return True if packets are missing between the times `before` and `time`."""
         step = time - before
         if step <= self._longest_step or time - self._covered_until <= self._longest_step:
+            return False
+        # The encoder showed a frame behind the step to those before it: it has left none out.
+        if self._latest_pts is not None and self._latest_pts >= time:
             return False
         rate = self._video.stream.average_rate
         constant = self._is_mpeg and (not rate or step > self._video.ticks(Fraction(5, 2) / rate))
@@ -291,24 +347,19 @@ class PacketReader:
             return
         duration = 0
         if not by_pts:
-            duration = self._last_duration or self._display_duration(packet, time)
+            duration = self._last_duration or self._display_duration(packet) or 0
         shift = end + duration - time
         self._offset += shift
-        _shift(packet, shift)
+        shift_timestamps(packet, -shift)
+        if self._is_matroska:
+            self._substitute_dts(packet)
         if packet.pts is not None:
             self.restarts.append(packet.pts)
             self.resumed.add(packet.pts)
         self._covered_until = end + duration
-
-    def _matches_avi_index(self, packet: Packet[Any]) -> bool:
-        """Return True if an AVI's packet is at the position that the index gives for its number."""
-        if packet.dts is None or packet.pos is None:
-            return True
-        entries = self._video.stream.index_entries
-        number = entries.search_timestamp(packet.dts, backward=True, any_frame=True)
-        if number < 0 or entries[number].timestamp != packet.dts:
-            return True
-        return abs(packet.pos - entries[number].pos) <= _AVI_CHUNK_HEADER
+        self._offsets.append(self._offset * self._video.time_base)
+        for track in self._tracks.values():
+            self._placed += track.release(self._offsets, self._now, begins=True)
 
     def _record_pts(self, packet: Packet[Any]) -> None:
         """Update `watermark`, `end` and the list of PTS."""
@@ -323,67 +374,22 @@ class PacketReader:
             return
         insort(self._pts, pts)
         if self._latest_pts is None or pts > self._latest_pts:
-            self.end = pts + min(self._display_duration(packet, pts), self._longest_still)
-            self._latest_pts = pts
+            self._latest_pts, self._latest_duration = pts, self._display_duration(packet)
+        # Without a duration and a rate, a frame is shown as long as the frame before it, which may
+        # be read later.
+        duration, latest = self._latest_duration, self._latest_pts
+        if duration is None:
+            duration = latest - self._pts[-2] if len(self._pts) > 1 else 0
+        self.end = latest + min(duration, self._longest_still)
 
-    def _display_duration(self, packet: Packet[Any], pts: int) -> int:
-        """Return how long a packet is shown if it is the last, in units of the time base."""
+    def _display_duration(self, packet: Packet[Any]) -> int | None:
+        """Return how long a packet is shown if it is the last, in units of the time base.
+
+        None if neither the packet nor the stream tells it.
+        """
         # MPEG packets have no duration; FFmpeg's value comes from the coded frames, which may be
         # damaged.
         if packet.duration and not self._is_mpeg:
             return packet.duration
         rate = self._video.stream.average_rate
-        if rate:
-            return round(self._video.ticks(1 / rate))
-        return 0 if self._latest_pts is None else pts - self._latest_pts
-
-    def _find_truncation(self) -> str | None:
-        """Return why the end of the file is not the end of the video, or None if it is."""
-        video, missing = self._video, "the rest of it is missing"
-        if self._last_is_partial:
-            return missing
-        if self._is_mp4:
-            entries = video.stream.index_entries
-            if len(entries) and entries[-1].pos + entries[-1].size > video.container.size:
-                return missing
-            return None
-        if video.format_name == "mpegts":
-            # A transport stream announces no end, but it consists of whole packets.
-            rest = video.container.size % _TS_PACKET
-            return missing if rest and self._has_188_byte_packets() else None
-        if self._announced_end is None:
-            return None
-        end = max((self.end or 0) * video.time_base, self._other_streams_end)
-        if self._announced_end * video.time_base - end > _SHORTEST_GAP:
-            return missing
-        return None
-
-    def _has_188_byte_packets(self) -> bool:
-        """Return True if transport packets have the usual size; on a Blu-ray disc they have 192."""
-        with self._video.path.open("rb") as file:
-            head = file.read(_TS_PACKET + 1)
-        # Every transport packet begins with the sync byte 0x47.
-        return len(head) > _TS_PACKET and head[0] == head[_TS_PACKET] == 0x47
-
-
-def _shift(packet: Packet[Any], offset: int) -> None:
-    """Add an offset to the time stamps of a packet."""
-    if offset:
-        packet.pts = None if packet.pts is None else packet.pts + offset
-        packet.dts = None if packet.dts is None else packet.dts + offset
-
-
-def _announced_end(video: Video) -> int | None:
-    """Return the end that the container announces, in units of the time base, or None."""
-    stream, container = video.stream, video.container
-    if video.format_name.startswith("mov"):
-        if not stream.duration:
-            return None
-        return (stream.start_time or 0) + stream.duration
-    # MPEG formats announce nothing: FFmpeg computes their duration from the last packets.
-    if video.format_name.startswith("mpeg") or not container.duration:
-        return None
-    seconds = Fraction(container.duration, 1_000_000)
-    if not video.format_name.startswith("matroska"):  # its duration counts from zero
-        seconds += Fraction(container.start_time or 0, 1_000_000)
-    return math.ceil(video.ticks(seconds))
+        return round(self._video.ticks(1 / rate)) if rate else None

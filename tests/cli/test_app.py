@@ -24,10 +24,8 @@ from granalign_fast.cli import progress, verbosity
 
 COMMANDS = (
     *("index", "search", "demo", "evaluate", "score", "doctor", "bench", "export"),
-    *(
-        f"export {name}"
-        for name in ("sentence-encoder", "clip", "llm", "vlm", "tensorrt", "models")
-    ),
+    *(f"export {name}" for name in ("sentence-encoder", "clip", "llm", "vlm", "tensorrt")),
+    *("models list", "models get"),
 )
 Run = Callable[..., tuple[int, str, str]]
 

@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 from granalign_fast.cli.app import app
 from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.export import frame_encoder as module
+from granalign_fast.export.checks.transformers_calls import load_image_processor, pooled
 from granalign_fast.export.frame_encoder import export_clip, validation_frames
 from granalign_fast.export.graphs.tensor_file import EmbeddedTensors
 from granalign_fast.export.specs import PRECISIONS, Precision, Tolerance
@@ -127,10 +128,10 @@ def embed_with_transformers(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return bytes, image embeddings and text embeddings by transformers' own functions."""
     import torch
-    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+    from transformers import AutoModel, AutoTokenizer
 
     model = AutoModel.from_pretrained(source).eval()
-    processor = AutoImageProcessor.from_pretrained(source, use_fast=False)
+    processor = load_image_processor(source)
     tokenizer = AutoTokenizer.from_pretrained(source)
     padding = "max_length" if model.config.model_type == "siglip" else True
     tokens = tokenizer(TEXTS, padding=padding, truncation=True, return_tensors="pt")
@@ -138,7 +139,8 @@ def embed_with_transformers(
         tokens = {"input_ids": tokens["input_ids"]}  # trained without a mask
     pixels = processor(frames, return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
-        image, text = model.get_image_features(pixels), model.get_text_features(**tokens)
+        image = pooled(model.get_image_features(pixels))
+        text = pooled(model.get_text_features(**tokens))
     normalised = [(x / x.norm(dim=-1, keepdim=True)).numpy() for x in (image, text)]
     return bytes_by(processor, frames), *normalised
 
@@ -181,10 +183,8 @@ def test_embeddings_against_transformers(source: Path, tmp_path: Path, precision
 
 @pytest.mark.needs_torch
 def test_bytes_are_the_processors(source: Path, tmp_path: Path) -> None:
-    from transformers import AutoImageProcessor
-
     encoder = FrameEncoder(export_clip(source, tmp_path / "out"))
-    processor = AutoImageProcessor.from_pretrained(source, use_fast=False)
+    processor = load_image_processor(source)
     for frame in [*random_frames(SIZES), *validation_frames()]:
         np.testing.assert_array_equal(encoder.preprocessing(frame), bytes_by(processor, [frame])[0])
 

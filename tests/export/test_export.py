@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.hub import use_hub
 from helpers.tiny_bert import (
     edit_json,
     flip_byte,
@@ -244,7 +245,7 @@ def test_other_architectures_need_optimum(
     assert entries(tmp_path) == ["source"]
 
 
-@pytest.mark.needs_torch
+@pytest.mark.needs_optimum
 @pytest.mark.filterwarnings("ignore")
 def test_optimum_exports_other_activations(tmp_path: Path) -> None:
     pytest.importorskip("optimum.exporters.onnx")
@@ -329,14 +330,17 @@ def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("no/such", "revision None, expected the 40 hex digits"),
-        ("no/such@main", "revision 'main', expected the 40 hex digits"),
+        ("no/such", "no/such: no such folder; as a model of the hub, no/such: cannot be fetched"),
+        ("no/such@main", "no such folder; as a model of the hub, no/such@main: cannot be"),
         ("nothing", "no such folder"),
         ("/no/such/folder", "no such folder"),
         ("a" * 5000, "File name too long"),
     ],
 )
-def test_unresolvable_names(name: str, message: str) -> None:
+def test_unresolvable_names(
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_hub(monkeypatch, "http://127.0.0.1:9", tmp_path)  # no hub answers there
     with pytest.raises(GranAlignError, match=message):
         resolve_model(name)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.layouts import save_as_version_5
 from helpers.tiny_bert import config, edit_json, pickled_weights
 from helpers.tiny_llm import (
     BOS,
@@ -52,7 +54,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 CONTEXTS = {"mistral": WINDOW, "gemma2": WINDOW, "phi3-longrope": SHORT}
 
-needs_torch = pytest.mark.needs_torch
+needs_optimum = pytest.mark.needs_optimum
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +129,7 @@ def source_logits(folder: Path, prompts: list[list[int]]) -> np.ndarray[Any, Any
         return np.stack([model(torch.tensor([ids])).logits[0, -1].numpy() for ids in prompts])
 
 
-@needs_torch
+@needs_optimum
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_tokens_are_those_of_transformers_and_optimum(
     saved: Saved, exported: Saved, name: str
@@ -150,7 +152,7 @@ def test_tokens_are_those_of_transformers_and_optimum(
     np.testing.assert_allclose(model.logits(whole), expected, atol=1e-4, rtol=0)
 
 
-@needs_torch
+@needs_optimum
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_a_prefix_changes_nothing(saved: Saved, exported: Saved, name: str) -> None:
     """Padding lies between the prefix and shorter prompts, and must not count as tokens."""
@@ -166,7 +168,7 @@ def test_a_prefix_changes_nothing(saved: Saved, exported: Saved, name: str) -> N
     assert answers == model.generate(whole, max_new_tokens=steps, stop_ids=())
 
 
-@needs_torch
+@needs_optimum
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_the_manifest_is_that_of_any_language_model(exported: Saved, name: str) -> None:
     manifest = LlmManifest.read(exported(name))
@@ -186,19 +188,34 @@ def test_the_manifest_is_that_of_any_language_model(exported: Saved, name: str) 
         assert copied == (exported(name).parent / name / file).read_bytes()
 
 
-@needs_torch
+@needs_optimum
+@pytest.mark.parametrize("name", ["gemma2", "llama-yarn", "phi3-longrope"])
+def test_the_layout_of_version_5(saved: Saved, tmp_path: Path, name: str) -> None:
+    source = shutil.copytree(saved(name), tmp_path / "source")
+    save_as_version_5(source)
+    if name == "phi3-longrope":  # version 5 also writes these
+        rope = json.loads((source / "config.json").read_text())["rope_parameters"]
+        rope |= {"original_max_position_embeddings": SHORT, "partial_rotary_factor": 1.0}
+        edit_json(source / "config.json", rope_parameters=rope)
+    model, prompts = CausalLM(export_llm(source, tmp_path / "out"), threads=1), prompts_of(60, 9)
+    assert model.manifest.context == CONTEXTS.get(name, CONTEXT)
+    expected = source_logits(saved(name), prompts)
+    np.testing.assert_allclose(model.logits(prompts), expected, atol=1e-4, rtol=0)
+
+
+@needs_optimum
 def test_prompts_beyond_the_context_are_refused(exported: Saved) -> None:
     with pytest.raises(GranAlignError, match=f"the context of {SHORT}"):
         CausalLM(exported("phi3-longrope")).logits(prompts_of(SHORT + 1))
 
 
-@needs_torch
+@needs_optimum
 def test_models_that_we_write_ourselves_stay_ours(torch: Any, tmp_path: Path) -> None:
     out = export_llm(write_tiny_llm(tmp_path / "source", CONFIGS["qwen2-gqa-tied"]), tmp_path / "o")
     assert (out / "static.onnx").is_file()
 
 
-@needs_torch
+@needs_optimum
 def test_progress_is_the_only_output(
     saved: Saved, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -211,7 +228,7 @@ def test_progress_is_the_only_output(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@needs_torch
+@needs_optimum
 @pytest.mark.parametrize("precision", ["fp16", "int4"])
 @pytest.mark.parametrize("name", ["mistral", "llama-yarn"])
 def test_other_precisions_are_refused_with_a_hint(
@@ -232,7 +249,7 @@ def no_head(source: Path) -> None:
     save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
 
 
-@needs_torch
+@needs_optimum
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -241,7 +258,7 @@ def no_head(source: Path) -> None:
         (config(model_type="bert"), r"of type 'bert'.*optimum can export"),
         (config(model_type="unheard"), r"of type 'unheard'.*optimum can export"),
         (config(model_type="mamba", architectures=["MambaForCausalLM"]), r"optimum can export"),
-        (config(rope_parameters={"rope_theta": 1e6}), "got rope_parameters"),
+        (config(rope_parameters=[1e6]), "got rope_parameters"),
         (config(intermediate_size=100), "transformers cannot run it"),
         (config(max_position_embeddings=None), "no max_position_embeddings"),
         (no_head, "its weights lack 1 tensors, such as lm_head.weight"),
@@ -261,7 +278,7 @@ def test_bad_sources_leave_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-@needs_torch
+@needs_optimum
 def test_without_optimum(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optimum.exporters.onnx", None)
     with pytest.raises(
@@ -271,7 +288,7 @@ def test_without_optimum(saved: Saved, tmp_path: Path, monkeypatch: pytest.Monke
     assert not list(tmp_path.iterdir())
 
 
-@needs_torch
+@needs_optimum
 def test_a_failing_exporter_leaves_nothing(
     saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,7 +305,7 @@ def test_a_failing_exporter_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-@needs_torch
+@needs_optimum
 def test_a_wrong_graph_is_found(
     saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -317,7 +334,7 @@ def test_a_wrong_graph_is_found(
         ({"rope_scaling": YARN}, True),
         ({"use_sliding_window": True}, True),
         ({"hidden_act": "gelu"}, True),
-        ({"rope_parameters": {}}, False),
+        ({"rope_parameters": "llama3"}, False),
         ({"rope_scaling": {"rope_type": "linear"}}, False),
         ({"num_key_value_heads": 3}, False),
         ({"vocab_size": BOS / 2}, False),

@@ -253,6 +253,17 @@ def test_the_provider_knows_all_shapes(
             session(input_ids=wrong)
 
 
+def test_the_provider_does_not_run_the_newest_version(
+    sentences: Path, providers: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its remedy is an engine: see `test_the_newest_version_builds_and_runs_engines`."""
+    monkeypatch.setattr(fake_tensorrt, "__version__", fake_tensorrt.NEWEST)
+    message = r"got TensorRT 11\.4.* expected 10\.16 .* provider is built for; build an engine"
+    with pytest.raises(GranAlignError, match=message):
+        open_session(sentences / "model.onnx", device="tensorrt")
+    assert not providers
+
+
 def test_other_weights_have_other_engines(
     sentences: Path, tmp_path: Path, providers: list[Any]
 ) -> None:

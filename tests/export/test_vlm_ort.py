@@ -23,7 +23,7 @@ from helpers.tiny_vlm import (
 
 from granalign_fast.errors import GranAlignError
 
-pytestmark = pytest.mark.needs_torch
+pytestmark = pytest.mark.needs_optimum
 
 RAGGED = (17, 5, 0, 30, 17, 8)
 """Tokens of text after each frame."""

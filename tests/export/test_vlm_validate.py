@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.export.checks import vision_language_model as checks
+from granalign_fast.export.checks.transformers_calls import load_image_processor, pooled
 from granalign_fast.export.graphs.decoder import DecoderGraph
 from granalign_fast.export.llm import export_llm
 from granalign_fast.export.sources.vision_language_model import Pixels, VlmSource
@@ -63,16 +64,16 @@ def exported(torch: Any, tmp_path_factory: pytest.TempPathFactory) -> Exported:
 def test_frames_are_those_of_transformers(
     torch: Any, exported: Exported, name: str, size: tuple[int, int]
 ) -> None:
-    from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
+    from transformers import Qwen2_5_VLForConditionalGeneration
 
     out = exported(name, "fp32", size)
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(out.parent / name).eval()
-    processor = Qwen2VLImageProcessor.from_pretrained(out)
+    processor = load_image_processor(out)
     count = 6
     frames = frames_of(count, size)
     images = processor(images=list(frames), do_resize=False, return_tensors="pt")
     with torch.inference_mode():
-        expected = model.visual(images["pixel_values"], images["image_grid_thw"])
+        expected = pooled(model.model.visual(images["pixel_values"], images["image_grid_thw"]))
     expected = expected.numpy().reshape(count, -1, expected.shape[-1])
     patches = images["pixel_values"].numpy().reshape(count, -1, 1176)
     by_frames, by_patches = open_session(out / "vision.onnx"), open_session(out / "patches.onnx")

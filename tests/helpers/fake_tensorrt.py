@@ -1,8 +1,9 @@
 """A stand-in for the part of TensorRT that this package uses: an engine is an ONNX model.
 
-ONNX Runtime runs it on the CPU. Names, parameters and flags are those of TensorRT's bindings
-(`test_tensorrt_bindings` compares them). The stand-in enforces TensorRT's rules: types, shapes
-within profiles, the order of calls, and which runs may be captured.
+ONNX Runtime runs it on the CPU. Names and parameters are those of TensorRT's bindings 10.16 and
+11.4, and numbers of flags those of 10.16 (`test_tensorrt_bindings` compares them). The stand-in
+enforces TensorRT's rules: strong typing, shapes within profiles, the order of calls, and which runs
+may be captured.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import onnxruntime
 from helpers import fake_cupy
 
 __version__ = "10.16.1.11"
+NEWEST = "11.4.0.106"
+"""The other version whose bindings are compared."""
 
 BUILT: list[tuple[list[str], int]] = []
 """For every build, the names of the configuration's flags, and the network's flags."""
@@ -31,7 +34,7 @@ class DataType(enum.IntEnum):
 
 
 class BuilderFlag(enum.IntEnum):
-    FP16, TF32, BF16 = 0, 6, 17
+    TF32 = 6  # FP16 and BF16 are gone in version 11
 
 
 class NetworkDefinitionCreationFlag(enum.IntEnum):
@@ -146,8 +149,8 @@ class Builder:
         names = {value.name for value in model.graph.input}
         typed = network._flags & 1 << NetworkDefinitionCreationFlag.STRONGLY_TYPED
         wrong = ""
-        if typed and config._flags - {BuilderFlag.TF32}:
-            wrong = "a strongly typed network takes no precision flags"
+        if not typed and __version__.startswith("10."):
+            wrong = "a weakly typed network, which version 11 does not have"
         if any(set(profile) != names for profile in config._profiles):
             wrong = "a dynamic input lacks its shapes"
         if wrong:

@@ -125,7 +125,7 @@ def write_tiny_clip(folder: Path, name: str) -> Path:
 
 def _clip_tokenizer(folder: Path, length: int) -> Any:
     from transformers import CLIPTokenizerFast
-    from transformers.models.clip.tokenization_clip import bytes_to_unicode
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     letters = list(bytes_to_unicode().values())
     vocabulary = [*letters, *(f"{letter}</w>" for letter in letters), "th", "the</w>"]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from granalign_fast.errors import GranAlignError
+from granalign_fast.export.checks.transformers_calls import image_tokens, pooled
 from granalign_fast.language import prompts
 from granalign_fast.miniatures import batches as packing
 from granalign_fast.miniatures import language, pool, scenes, train, wordlevel
@@ -61,7 +62,7 @@ def test_the_image_tower_equals_transformers() -> None:
     patches = torch.from_numpy(vlm.patches(frames))
     torch.testing.assert_close(patches.flatten(0, 1), inputs["pixel_values"])
     with torch.no_grad():
-        expected = model.model.visual(inputs["pixel_values"], inputs["image_grid_thw"])
+        expected = pooled(model.model.visual(inputs["pixel_values"], inputs["image_grid_thw"]))
         embeddings = vlm.ImageTower(model)(patches).flatten(0, 1)
     torch.testing.assert_close(embeddings, expected, atol=2e-5, rtol=1e-4)
 
@@ -94,8 +95,9 @@ def test_packed_questions_equal_lone_prompts() -> None:
             image = processor(images=frame, return_tensors="pt")
             for segment in row.segments:
                 prompt = [*row.heads[segment.head], *segment.prompt]
-                image_tokens = [texts.image_id] * vlm.TOKENS + [model.config.vision_end_token_id]
-                ids = torch.tensor([[*texts.before, *image_tokens, *prompt, *segment.answer]])
+                seen = [texts.image_id] * vlm.TOKENS + [model.config.vision_end_token_id]
+                ids = torch.tensor([[*texts.before, *seen, *prompt, *segment.answer]])
+                image |= image_tokens(model, ids)
                 lone = model(input_ids=ids, attention_mask=torch.ones_like(ids), **image).logits
                 size = len(segment.answer)
                 expected = lone[0, -size - 1 : -1].log_softmax(-1)
@@ -107,6 +109,31 @@ def test_packed_questions_equal_lone_prompts() -> None:
                 )
                 assert packed.targets[number, columns].tolist() == list(segment.answer)
                 offset += size
+
+
+@pytest.mark.needs_torch
+def test_measured_answers_are_those_of_the_training() -> None:
+    """The measurement places a frame as the training does, in every version of transformers."""
+    torch = pytest.importorskip("torch")
+    from granalign_fast.miniatures import measure, train_vlm, vlm
+
+    model, texts = vlm.build(0).eval(), vlm.Prompts()
+    drawn = pool.draw(2, 1, grid=4)
+    answers = texts.tokenizer.convert_tokens_to_ids(["no", "yes"])
+    prompt = prompts.recognition("a red circle")
+    head = texts.suffix(prompt)
+    # The training's own positions, and rows of one question each.
+    (yes,) = texts.tokenizer.convert_tokens_to_ids(["yes"])
+    rows = [packing.Row([head], [packing.Segment(0, [], [yes])]) for _ in drawn.scenes]
+    packed = packing.pack(rows, root=texts.root, first=texts.first)
+    with torch.no_grad():
+        features = vlm.ImageTower(model)(torch.from_numpy(vlm.patches(drawn.frames)))
+        spoken = train_vlm.Speaker(model, texts)(features, packed)
+        logits = model.lm_head(spoken.last)[:, len(head) - 1, answers]
+        model.model.language_model.config._attn_implementation = "sdpa"
+    expected = logits.softmax(-1)[:, 1].numpy()
+    shares = measure._yes(model, texts.tokenizer, drawn, [prompt] * len(rows))
+    np.testing.assert_allclose(shares, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.needs_torch
@@ -201,7 +228,9 @@ def test_the_product_reads_the_tokenizers(name: str, tmp_path: Path) -> None:
             {"role": "system", "content": prompts.SYSTEM},
             {"role": "user", "content": text},
         ]
-        expected = loaded.apply_chat_template(messages, add_generation_prompt=True)
+        expected = loaded.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=False
+        )
         assert ours.chat(messages) == expected
     answer = "entities : red circle\nactions :"
     assert ours.decode(ours.encode(answer)).split() == answer.split()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -275,3 +276,50 @@ def test_draw_search_takes_any_query(tmp_path: Path) -> None:
     draw_search(*searched(query=ODD), tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.size == (1650, 780)
+
+
+def test_every_moment_has_a_frame_in_the_order_of_rank(drawn: list[Any], tmp_path: Path) -> None:
+    colours = [(200, 30 * i, 30) for i in range(3)]
+    thumbnails = [solid(colour) for colour in colours]
+    draw_filmstrip(*searched(), frames(75), tmp_path / "a.png", thumbnails=thumbnails, truth=TRUTH)
+    row, strip = drawn[0].axes[:2]
+    assert [tuple(image.get_array()[0, 0]) for image in row.images] == colours
+    assert [text.get_text() for text in row.texts] == [
+        "#1  0:24.0 - 0:46.0",
+        "#2  0:40.0 - 0:52.0",
+        "#3  2:26.0 - 2:30.0",
+    ]
+    lefts = [image.get_extent()[0] for image in row.images]
+    assert lefts == sorted(lefts) and len(row.patches) == 1
+    assert len(strip.images) == 12
+
+
+@pytest.mark.parametrize("size", [(90, 160), (160, 90), (1, 2000)])
+@pytest.mark.parametrize("case", ["plain", "one clip", "hours", "crowd", "nested"])
+def test_texts_of_moments_do_not_overlap(
+    case: str, size: tuple[int, int], drawn: list[Any], tmp_path: Path
+) -> None:
+    options: Any = CASES[case]
+    index, result = searched(**options)
+    result = replace(result, exists=0.05, probably_absent=True)
+    thumbnails = [solid(RED, *size)] * min(5, len(result.moments))
+    draw_filmstrip(index, result, frames(75), tmp_path / "a.png", thumbnails=thumbnails)
+    (figure,) = drawn
+    texts = [text for text in figure.findobj(match=_is_text) if text.get_text().strip()]
+    assert any(text.get_text() == "probably not in this video (0.05)" for text in texts)
+    boxes = [text.get_window_extent() for text in texts if _shown(text)]
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other)
+
+
+@pytest.mark.parametrize(
+    ("thumbnails", "message"),
+    [
+        ([solid(RED)] * 2, "thumbnails: got 2, expected 3, one for each moment drawn"),
+        ([np.zeros((4, 4, 3))] * 3, r"frames\[0\]: got float64"),
+    ],
+)
+def test_wrong_thumbnails(thumbnails: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(GranAlignError, match=message):
+        draw_filmstrip(*searched(), [], tmp_path / "a.png", thumbnails=thumbnails)
+    assert not list(tmp_path.iterdir())

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from helpers.fakes import BagOfWords
 
-from granalign_fast import CaptionedVideo, VideoIndex
+from granalign_fast import CaptionedVideo, Rewrites, VideoIndex
 from granalign_fast.cli.diagnosis import Finding
 from granalign_fast.cli.tables import print_findings
-from granalign_fast.output.tables import clock, print_moments
+from granalign_fast.output.tables import clock, print_moments, time_ticks
+from granalign_fast.output.warnings import search_warnings
 from granalign_fast.types import Moment, SearchResult
 
 
@@ -40,6 +41,32 @@ def test_text_like_markup_is_printed_unchanged(capsys: pytest.CaptureFixture[str
     shown = " ".join(capsys.readouterr().out.split())
     assert f"{query} ({vid})" in shown and f"{caption} │" in shown
     assert shown.endswith("shown at all: 50% likely")
+
+
+@pytest.mark.parametrize(
+    ("fallbacks", "said"), [(0, False), (1, False), (2, True), (3, True)], ids=str
+)
+def test_rewrites_of_no_use_are_said(fallbacks: int, said: bool) -> None:
+    video = CaptionedVideo("v", ("a", "b"))
+    index = VideoIndex(video, BagOfWords().encode(video.captions))
+    curve = np.ones(2, np.float32)
+    rewrites = Rewrites("q", ("q",), ("q",), fallbacks=fallbacks)
+    result = SearchResult("v", "q", (), curve, curve[None], rewrites=rewrites)
+    warnings = search_warnings(index, result)
+    assert len(warnings) == said
+    assert not said or "gave no rewrite of use: the query was searched as it stands" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("duration", "most", "expected"),
+    [
+        (64.0, 12, ["0:00", "0:10", "0:20", "0:30", "0:40", "0:50", "1:00"]),
+        (0.5, 12, ["0:00.0", "0:00.1", "0:00.2", "0:00.3", "0:00.4", "0:00.5"]),
+        (7200.0, 4, ["0:00", "30:00", "1:00:00", "1:30:00", "2:00:00"]),
+    ],
+)
+def test_ticks_of_a_time_axis(duration: float, most: int, expected: list[str]) -> None:
+    assert [label for _, label in time_ticks(duration, most)] == expected
 
 
 def test_findings_name_missing_parts(capsys: pytest.CaptureFixture[str]) -> None:

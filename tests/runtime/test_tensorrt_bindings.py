@@ -39,7 +39,8 @@ def real() -> Any:
         pytest.skip("real: run make tensorrt-bindings")
     folder = Path(folder_name).resolve()
     for name in ("nvinfer", "nvinfer_plugin", "nvonnxparser"):
-        ctypes.CDLL(str(folder / f"lib{name}.so.10"), ctypes.RTLD_GLOBAL)
+        (library,) = folder.glob(f"lib{name}.so.*")
+        ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
     sys.path.insert(0, str(folder))
     try:
         import tensorrt_bindings
@@ -69,8 +70,37 @@ def overloads(method: Any) -> list[list[str]]:
     return [re.findall(r"(?:^|, )(\w+)(?=: )", signature)[1:] for signature in signatures]
 
 
-def test_the_version_is_the_pinned_one(real: Any) -> None:
-    assert real.__version__ == fake_tensorrt.__version__
+def test_the_version_is_a_pinned_one(real: Any) -> None:
+    folder = os.environ["GRANALIGN_TENSORRT_BINDINGS"]
+    pinned = {"10": fake_tensorrt.__version__, "11": fake_tensorrt.NEWEST}
+    assert real.__version__ == pinned[folder[-2:]]
+
+
+def test_every_network_of_ours_is_strongly_typed(real: Any) -> None:
+    """Version 10 sets the flag's bit; version 11 knows nothing else."""
+    from granalign_fast.export.tensorrt import _network_flags
+
+    flags = _network_flags(real)
+    if real.__version__.startswith("10."):
+        assert flags == 1 << int(real.NetworkDefinitionCreationFlag.STRONGLY_TYPED) == 2
+    else:
+        assert flags == 1 and not {"FP16", "BF16", "INT8"} & set(real.BuilderFlag.__members__)
+
+
+def test_our_code_takes_this_version(real: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from helpers import fake_cupy
+
+    from granalign_fast.errors import GranAlignError
+    from granalign_fast.runtime.tensorrt_library import check_provider_version, libraries
+
+    monkeypatch.setitem(sys.modules, "tensorrt", real)
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy)
+    assert libraries() == (real, fake_cupy)
+    if real.__version__.startswith("10."):
+        check_provider_version(real.__version__)
+        return
+    with pytest.raises(GranAlignError, match=r"got TensorRT 11.* expected 10\.16 .*provider is"):
+        check_provider_version(real.__version__)
 
 
 @pytest.mark.parametrize("cls", classes(), ids=lambda cls: cls.__qualname__)
@@ -78,9 +108,10 @@ def test_every_class_is_a_real_one(real: Any, cls: type) -> None:
     real_class = getattr(real, cls.__name__)
     if issubclass(cls, enum.Enum):
         values = {name: int(value) for name, value in real_class.__members__.items()}
-        assert {name: int(value) for name, value in cls.__members__.items()}.items() <= (
-            values.items()
-        )
+        expected = {name: int(value) for name, value in cls.__members__.items()}
+        if real.__version__ == fake_tensorrt.__version__:
+            assert expected.items() <= values.items()
+        assert expected.keys() <= values.keys()
         return
     wrong = []
     for name, value in public_members(cls).items():

@@ -17,7 +17,9 @@ import pytest
 from helpers import fake_cupy, fake_tensorrt
 from helpers.tiny_bert import flip_byte, write_tiny_bert
 from helpers.tiny_vlm import frames_of, write_unchecked_vlm
+from typer.testing import CliRunner
 
+from granalign_fast.cli.export import export_app
 from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.export.sentence_encoder import export_sentence_encoder
 from granalign_fast.export.tensorrt import build_engine, export_tensorrt
@@ -271,9 +273,21 @@ def test_a_missing_package_is_named(
 def test_another_major_version_of_tensorrt(
     exported: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fake_tensorrt, "__version__", "11.0.0.1")
-    with pytest.raises(GranAlignError, match=r"got TensorRT 11\.0\.0\.1, expected 10\.16"):
-        export_tensorrt(exported["fp32"])
+    for version in ("9.3.0.1", "10.15.1.29", "12.0.0.1"):
+        monkeypatch.setattr(fake_tensorrt, "__version__", version)
+        with pytest.raises(GranAlignError, match=rf"got TensorRT {version}, expected 10\.16"):
+            export_tensorrt(exported["fp32"])
+
+
+def test_the_newest_version_builds_and_runs_engines(
+    exported: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_tensorrt, "__version__", fake_tensorrt.NEWEST)
+    folder = export_tensorrt(exported["fp32"], tmp_path / "out")
+    session = open_session(folder / "model.onnx", device="tensorrt")
+    assert session.backend == "TensorRT engine"
+    assert session(input_ids=ids(2))["embeddings"].shape == (2, 32)
+    assert EngineStamp.read(folder / "tensorrt" / "model.engine").machine.tensorrt[:3] == "11."
 
 
 def test_a_missing_gpu(built: Path) -> None:
@@ -284,27 +298,28 @@ def test_a_missing_gpu(built: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "precision", "flags"),
     [
-        ("fp32", "fp16", (["FP16", "TF32"], 0)),
-        ("fp32", "bf16", (["BF16", "TF32"], 0)),
         ("fp32", "fp32", ([], 2)),
         ("fp16", "fp16", (["TF32"], 2)),
+        ("fp16", None, (["TF32"], 2)),
     ],
 )
 def test_precisions(
-    exported: dict[str, Path], tmp_path: Path, model: str, precision: str, flags: Any
+    exported: dict[str, Path], tmp_path: Path, model: str, precision: str | None, flags: Any
 ) -> None:
     folder = export_tensorrt(exported[model], tmp_path / "out", precision=precision)
     assert [flags] == fake_tensorrt.BUILT
     stamp = EngineStamp.read(folder / "tensorrt" / "model.engine")
-    assert stamp.precision == precision
-    assert stamp.flags == (["STRONGLY_TYPED"] if flags[1] else [precision.upper()])
+    assert stamp.precision == model
+    assert stamp.flags == ["STRONGLY_TYPED"]
     assert stamp.validation["min_cosine"] > 0.9999
 
 
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        ("fp16", {"precision": "bf16"}, "for a graph in fp16, expected 'fp16'"),
+        ("fp16", {"precision": "fp32"}, "for a graph in fp16, expected 'fp16'"),
+        ("fp32", {"precision": "fp16"}, "a graph in fp32.*; .*export the model in fp16 first"),
+        ("fp32", {"precision": "bf16"}, r"'bf16': expected one of \['fp16', 'fp32'\]"),
         ("fp32", {"precision": "int8"}, "precision 'int8': expected one of"),
         ("fp32", {"device": "cuda"}, "device 'cuda': expected 'tensorrt'"),
         # One line names every operator that TensorRT does not know.
@@ -340,7 +355,6 @@ def test_a_failed_build_gives_the_reason(
         build_engine(
             exported["fp32"] / "model.onnx",
             shapes,
-            "fp32",
             Device.parse("tensorrt"),
             tmp_path / "timings",
         )
@@ -351,9 +365,9 @@ def test_a_failed_export_keeps_the_old_engine(
 ) -> None:
     folder = shutil.copytree(exported["fp32"], tmp_path / "model")
     assert export_tensorrt(folder) == folder
-    export_tensorrt(folder, precision="fp16")
+    export_tensorrt(folder, precision="fp32")
     before = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-    assert open_session(folder / "model.onnx", device="tensorrt").precision == "fp16"
+    assert open_session(folder / "model.onnx", device="tensorrt").precision == "fp32"
 
     def run_wrongly(self: Any, arrays: Any) -> Any:
         return {name: array + 0.1 for name, array in run(self, arrays).items()}
@@ -361,7 +375,7 @@ def test_a_failed_export_keeps_the_old_engine(
     run = fake_tensorrt.IExecutionContext._run
     monkeypatch.setattr(fake_tensorrt.IExecutionContext, "_run", run_wrongly)
     with pytest.raises(GranAlignError, match=r"batches of 1: 41 .*'row 0'.*256, again: 41 "):
-        export_tensorrt(folder, precision="fp16")
+        export_tensorrt(folder, precision="fp32")
     after = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
     assert after == before
 
@@ -377,13 +391,9 @@ def test_timings_are_cached_for_this_machine(exported: dict[str, Path], tmp_path
 
 
 def test_the_command(exported: dict[str, Path], tmp_path: Path) -> None:
-    from typer.testing import CliRunner
-
-    from granalign_fast.cli.export import export_app
-
     out = tmp_path / "out"
     result = CliRunner().invoke(
-        export_app, ["tensorrt", str(exported["fp32"]), str(out), "--precision", "bf16"]
+        export_app, ["tensorrt", str(exported["fp32"]), str(out), "--precision", "fp32"]
     )
     assert result.exit_code == 0 and str(out) in result.output
     assert (out / "tensorrt" / "model.engine").is_file() and (out / "manifest.json").is_file()

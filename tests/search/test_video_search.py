@@ -30,6 +30,8 @@ from granalign_fast.video.frames import probe
 
 SECONDS = 13
 QUERY = "a dog runs over the road"
+RECOGNISE = ("--preset", "recognition", "--anyway")
+"""Random models say of every query that the video probably does not show it."""
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +127,7 @@ def test_a_video_is_indexed_for_the_occasion(
 
 
 def test_what_people_do_with_moments(granalign: Any, models: Path, video: Path) -> None:
-    search = ("search", video, QUERY, "--models", models, "--preset", "recognition")
+    search = ("search", video, QUERY, "--models", models, *RECOGNISE)
     moments = json.loads(granalign(*search, "--json"))["moments"]
     assert granalign(*search, "--format", "srt").count(" --> ") == len(moments)
     assert granalign(*search, "--format", "vtt").startswith("WEBVTT")
@@ -148,7 +150,7 @@ def test_a_variable_frame_rate_is_said_once(granalign: Any, models: Path) -> Non
     times = [Fraction(n + n // 3, 25) for n in range(150)]
     render(Path("phone.mp4"), times)
     granalign("index", "phone.mp4", "--models", models, "--out", "library")
-    search = ("search", "library/phone", QUERY, "--models", models, "--preset", "recognition")
+    search = ("search", "library/phone", QUERY, "--models", models, *RECOGNISE)
     for form in ("edl", "otio", "fcpxml", "csv"):
         granalign(*search, "--format", form)
         (line,) = [line for line in granalign.both[1].splitlines() if "variable" in line]
@@ -235,7 +237,8 @@ def still(tmp_path: Path) -> Path:
 def test_a_cut_says_where_it_begins_and_what_it_lacks(
     granalign: Any, models: Path, still: Path
 ) -> None:
-    search = ("search", still, QUERY, "--models", models, "--preset", "recognition", "--top", "20")
+    many = ("--overlapping", "--top", "20")
+    search = ("search", still, QUERY, "--models", models, *RECOGNISE, *many)
     moments = json.loads(granalign(*search, "--json"))["moments"]
     late = next((rank for rank, one in enumerate(moments, 1) if one["start"] > 0), None)
     assert late is not None, "the random models find some moment that begins late"
@@ -262,7 +265,7 @@ def test_a_cut_says_where_it_begins_and_what_it_lacks(
 def test_one_cut_that_fails_does_not_cost_the_others(
     granalign: Any, models: Path, video: Path
 ) -> None:
-    search = ("search", video, QUERY, "--models", models, "--preset", "recognition")
+    search = ("search", video, QUERY, "--models", models, *RECOGNISE, "--overlapping")
     granalign(*search, "--clips", "cuts")
     files = sorted(Path("cuts").iterdir())
     assert len(files) > 1
@@ -298,7 +301,7 @@ def test_what_cannot_be_cut_is_known_before_the_search(
         error = granalign("search", source, QUERY, "--models", "nowhere", *options, code=2)
         assert message in error and error.count("\n") == 1
     for source, options in ((vp8, ("--clip", "x.mp4")), (avi, ("--clips", "cuts"))):
-        granalign("search", source, QUERY, "--models", models, *options, "--exact")
+        granalign("search", source, QUERY, "--models", models, *options, "--exact", "--anyway")
     assert probe("x.mp4").codec == "h264"
     assert all(file.suffix == ".mkv" for file in Path("cuts").iterdir())
 

@@ -1,0 +1,142 @@
+"""What `granalign search` looks at: an index, captions, or a video that is indexed now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from granalign_fast.errors import GranAlignError
+
+from .index import index_progress
+
+if TYPE_CHECKING:
+    from granalign_fast.index import CaptionedVideo, VideoIndex
+    from granalign_fast.pipeline import ModelFolder
+    from granalign_fast.protocols import TextEncoder
+
+
+def holds_captions(source: Path) -> bool:
+    """Return whether a file is one of captions, by its name."""
+    return source.name.endswith((".jsonl", ".jsonl.gz"))
+
+
+def check_source(source: Path) -> None:
+    """Raise unless there is such a file or folder."""
+    from granalign_fast.index.walk import check_is_file_name
+
+    if not holds_captions(source):
+        check_is_file_name(source)
+    if not source.exists():
+        raise GranAlignError(
+            f"{source}: no such file or folder; expected an index, a video or captions"
+        )
+
+
+def load_index(folder: Path, vid: str | None) -> VideoIndex:
+    """Read an index, or the index of a video in a folder of indexes.
+
+    Raises:
+        GranAlignError: there is no such index, it is damaged, or it is that of another video.
+    """
+    from granalign_fast.index import VideoIndex
+    from granalign_fast.index.manifest import MANIFEST
+    from granalign_fast.index.naming import find_index
+
+    if not (folder / MANIFEST).exists():
+        return VideoIndex.load(find_index(folder, vid))
+    index = VideoIndex.load(folder)
+    _check_name(folder, None if index.frames is None else index.frames.path, index.video.vid, vid)
+    return index
+
+
+def read_captioned(source: Path, vid: str | None) -> CaptionedVideo:
+    """Read the captions of a video.
+
+    Raises:
+        GranAlignError: the file is damaged, has no such video, or has several and none is named.
+    """
+    from granalign_fast.datasets.qvhighlights import read_captions
+
+    videos = read_captions(source)
+    if vid is None and len(videos) > 1:
+        raise GranAlignError(
+            f"{source}: holds {len(videos)} videos; name one with --vid, such as "
+            f"{next(iter(videos))!r}"
+        )
+    video = videos.get(vid if vid is not None else next(iter(videos)))
+    if video is None:
+        raise GranAlignError(
+            f"{source}: has no video {vid!r}; expected one of its {len(videos)}, such as "
+            f"{next(iter(videos))!r}"
+        )
+    return video
+
+
+def check_video_source(source: Path, vid: str | None, models: ModelFolder | None) -> None:
+    """Raise before any work unless this is the video that is named, and models can index it."""
+    from granalign_fast.index.naming import video_name
+
+    _check_name(source, source.absolute(), video_name(source), vid)
+    if models is None:
+        raise GranAlignError(
+            f"{source}: got a video and no models, expected --models DIR with a "
+            f"vision-language model; or give captions as .jsonl"
+        )
+
+
+def index_video(source: Path, models: ModelFolder, *, hidden: bool) -> VideoIndex:
+    """Index a video for this search, and for the next ones; show progress unless `hidden`."""
+    from granalign_fast.pipeline import index_once
+
+    with index_progress(hidden=hidden) as (progress, reading):
+        return index_once(source, models, progress=progress, reading=reading)
+
+
+def check_models(source: Path, index: VideoIndex, given: Iterable[str], *, frames: bool) -> None:
+    """Raise unless the models that looked at an index's frames are there to look again.
+
+    Args:
+        source: the folder of the index.
+        index: the index.
+        given: kinds of the models that search.
+        frames: whether the search needs the encoder of frames.
+    """
+    from granalign_fast.miniatures.provenance import are_miniatures
+    from granalign_fast.pipeline import MINIATURES
+
+    kinds = ("vlm", "clip") if frames else ("vlm",)
+    missing = [kind for kind in kinds if kind in index.models and kind not in given]
+    if not missing:
+        return
+    named = ", ".join(f"{kind} {index.models[kind]}" for kind in missing)
+    miniature = are_miniatures(index.models[kind] for kind in missing)
+    models = f"--models {MINIATURES}" if miniature else "--models DIR with them"
+    raise GranAlignError(
+        f"{source}: was made with models that are not given ({named}), expected {models}; or "
+        f"compare captions alone with --captions-only"
+    )
+
+
+def check_encoder(source: Path, index: VideoIndex, encoder: TextEncoder) -> None:
+    """Raise if the captions were embedded by another model; its precision may be another."""
+    from granalign_fast.models.manifest import same_weights
+
+    made, got = index.models.get("sentence-encoder"), getattr(encoder, "fingerprint", None)
+    if made is not None and got is not None and not same_weights(made, got):
+        raise GranAlignError(
+            f"{source}: its captions were embedded by the sentence encoder {made}, got {got}; name "
+            f"the one that made the index, or index the video again"
+        )
+
+
+def _check_name(source: Path, path: Path | None, vid: str, name: str | None) -> None:
+    """Raise if a name is not that of the only video there is."""
+    from granalign_fast.index.naming import is_named
+
+    if name is not None and not is_named(path, vid, name):
+        of = f" of {path}" if path is not None and path != source.absolute() else ""
+        raise GranAlignError(
+            f"--vid {name}: got {source}, which is the video {vid!r}{of}; leave --vid out, or name "
+            f"a folder of indexes"
+        )

@@ -1,0 +1,51 @@
+"""What a reader must know to judge the answer of a search: one list for every kind of output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from granalign_fast.errors import listed
+from granalign_fast.index import VideoIndex
+from granalign_fast.miniatures.provenance import are_miniatures, is_rendered
+from granalign_fast.models.manifest import same_weights
+from granalign_fast.types import SearchResult
+
+from .tables import clock, missing_stretches
+
+
+def search_warnings(
+    index: VideoIndex, result: SearchResult, models: Mapping[str, str] | None = None
+) -> list[str]:
+    """Return warnings about the answer of a search, each in one line.
+
+    Args:
+        index: the video that was searched.
+        result: the result of the search.
+        models: fingerprints of the models that searched, or the SHA-256 of their sources, by kind;
+            None if only a sentence encoder did.
+    """
+    models = models or {}
+    warnings = []
+    if stretches := missing_stretches(index):
+        text = listed([f"{clock(begin)} to {clock(end)}" for begin, end in stretches])
+        warnings.append(f"this index is partial: the file lacks the picture of {text}")
+    video = None if index.frames is None else index.frames.path
+    if are_miniatures((*index.models.values(), *models.values())) and not is_rendered(video):
+        warnings.append(
+            "the miniatures know rendered scenes of coloured shapes alone, and this video is not "
+            "known to be one: the answer means nothing; take real models"
+        )
+    made, used = index.models.get("vlm"), models.get("vlm")
+    if made is not None and used is not None and not same_weights(made, used):
+        warnings.append(
+            f"the captions are by another vision-language model ({made}) than the one that "
+            f"searched ({used[:16]}); index the video with the models that search it"
+        )
+    rewrites = result.rewrites
+    if rewrites is not None and rewrites.fallbacks:
+        written = len(rewrites.simplified) + len(rewrites.detailed)
+        if rewrites.fallbacks >= written:
+            warnings.append(
+                "the language model gave no rewrite of use: the query was searched as it stands"
+            )
+    return warnings

@@ -1,0 +1,147 @@
+"""The computed sizes of models: against published numbers of weights, and against true exports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import tiny_llm, tiny_vlm
+
+from granalign_fast.export.sentence_encoder import export_sentence_encoder
+from granalign_fast.export.sizes import disk_bytes, memory_bytes, set_memory_bytes
+from granalign_fast.models.manifest import KINDS
+from granalign_fast.models.published import (
+    MODEL_SETS,
+    PRECISIONS,
+    DecoderNumbers,
+    PublishedModel,
+    TowerNumbers,
+    precision_of,
+)
+
+MODELS = {model.name: model for models in MODEL_SETS.values() for model in models.models}
+DECODERS = [model for model in MODELS.values() if model.decoder is not None]
+
+
+@pytest.mark.parametrize("model", DECODERS, ids=lambda model: model.name)
+def test_the_numbers_give_the_published_number_of_weights(model: PublishedModel) -> None:
+    """The hub counts the weights of each file; the rule adds the angles and a second kernel."""
+    d, t = model.decoder, model.tower
+    assert d is not None
+    added = d.context * d.head_dim
+    if t is not None:
+        added += 3 * t.patch**2 * t.hidden
+    assert disk_bytes(model, "fp32") / 4 - added == model.parameters
+    assert disk_bytes(model, "fp16") / 2 - added == model.parameters
+
+
+def published(kind: str, numbers: DecoderNumbers, tower: TowerNumbers | None) -> PublishedModel:
+    """A model with these numbers; its other facts do not matter here."""
+    return PublishedModel(kind, "a/b", "0", "", "", 0, 0, "", decoder=numbers, tower=tower)
+
+
+def numbers_of(config: Mapping[str, Any]) -> DecoderNumbers:
+    """The numbers of a ``config.json``."""
+    heads = config["num_attention_heads"]
+    return DecoderNumbers(
+        config["hidden_size"],
+        config["intermediate_size"],
+        config["num_hidden_layers"],
+        heads,
+        config["num_key_value_heads"],
+        config["vocab_size"],
+        config["max_position_embeddings"],
+        head_dim=config.get("head_dim", config["hidden_size"] // heads),
+        tied=config["tie_word_embeddings"],
+        biased=config.get("model_type") in ("qwen2", "qwen2_5_vl"),
+        head_norms=config.get("model_type") == "qwen3",
+    )
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of a folder without texts such as the tokenizer's."""
+    return sum(p.stat().st_size for p in folder.iterdir() if p.suffix not in (".json", ".txt"))
+
+
+# Large enough that pages, 2 KB a tensor on average, and graphs, 40 KB, are a small part.
+WIDE = {"hidden_size": 512, "intermediate_size": 1056, "vocab_size": 6000}
+FAMILIES = {
+    "llama": {"tie_word_embeddings": False},
+    "qwen2": tiny_llm.QWEN2 | {"tie_word_embeddings": True},
+    "qwen3": tiny_llm.QWEN3 | {"tie_word_embeddings": True, "head_dim": 32},
+}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_language_model_on_disk(tmp_path: Path, family: str, precision: str) -> None:
+    config = tiny_llm.LLAMA | WIDE | FAMILIES[family]
+    out = tiny_llm.write_unchecked(tmp_path, config, precision=precision)
+    computed = disk_bytes(published("llm", numbers_of(config), None), precision)
+    assert computed == pytest.approx(size_of(out), rel=0.012)
+    assert computed <= size_of(out), "nothing is counted twice"
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_vision_language_model_on_disk(tmp_path: Path, tied: bool, precision: str) -> None:
+    vision = tiny_vlm.VISION | {"hidden_size": 160, "intermediate_size": 420}
+    config = tiny_vlm.PUBLISHED | WIDE | {"tie_word_embeddings": tied}
+    config |= {"num_attention_heads": 32, "vision_config": vision | {"out_hidden_size": 512}}
+    out = tiny_vlm.write_unchecked_vlm(tmp_path, config, precision=precision)
+    tower = TowerNumbers(wide=420, out=512, hidden=160, layers=vision["depth"])
+    computed = disk_bytes(published("vlm", numbers_of(config), tower), precision)
+    assert computed == pytest.approx(size_of(out), rel=0.012)
+    assert computed <= size_of(out)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_sentence_encoder_on_disk(minilm: Path, tmp_path: Path, precision: str) -> None:
+    """The published weights themselves; their pooler is not exported."""
+    out = export_sentence_encoder(minilm, tmp_path / "out", precision=precision)
+    (model,) = (m for m in MODELS.values() if m.kind == "sentence-encoder")
+    assert disk_bytes(model, precision) == pytest.approx(size_of(out), rel=0.01)
+
+
+def test_bytes_of_a_cache() -> None:
+    """Keys and values of a batch: against the shape of the arrays, and growing with it."""
+    small = DecoderNumbers(64, 96, 1, 8, 2, vocabulary=320, context=512, head_dim=8, tied=True)
+    large = DecoderNumbers(64, 96, 3, 8, 2, vocabulary=320, context=512, head_dim=8, tied=True)
+    for precision, dtype in (("fp16", np.float16), ("fp32", np.float32), ("int4", np.float32)):
+        work = [
+            memory_bytes(one, precision) - disk_bytes(one, precision)
+            for one in (published("llm", small, None), published("llm", large, None))
+        ]
+        token = np.empty((2, 2, 2, 8), dtype).nbytes  # two more layers
+        tokens, rest = divmod(work[1] - work[0], token)
+        assert rest == 0 and 7 * 64 < tokens < 7 * 1000 and tokens % 7 == 0
+
+
+def test_a_set_fits_its_machine() -> None:
+    most = {"laptop": 16e9, "workstation": 24e9, "server": 80e9, "paper": 40e9}
+    assert most.keys() == MODEL_SETS.keys()
+    for name, models in MODEL_SETS.items():
+        assert f"{most[name] / 1e9:.0f} GB" in models.machine
+        memory = set_memory_bytes(models)
+        assert memory <= most[name]
+        assert memory >= sum(
+            disk_bytes(model, precision_of(model.kind, models.precision))
+            for model in models.models
+            if model.kind != "sentence-encoder"
+        )
+
+
+def test_sets_are_pinned_and_exportable() -> None:
+    for models in MODEL_SETS.values():
+        assert tuple(model.kind for model in models.models) in (KINDS,)
+        for model in models.models:
+            assert len(model.revision) == 40 and model.licence and model.read_in
+            assert (model.decoder is None) == (model.kind in ("sentence-encoder", "clip"))
+            assert (model.tower is None) == (model.kind != "vlm")
+            # The published file has these weights in 2 or 4 bytes, some of them twice.
+            assert 1.99 < model.download / model.parameters < 4.01
+    gated = {n for n, s in MODEL_SETS.items() if any(m.gated for m in s.models)}
+    assert gated == {"paper"}
