@@ -9,9 +9,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from granalign_fast.export.checks.encoder import check_precision, checked_layers
+from granalign_fast.export.checks.encoder_tokens import check_frame_tokens
 from granalign_fast.export.checks.frame_encoder import (
     numpy_embeddings,
-    token_ids,
     transformers_embeddings,
     validate_clip,
 )
@@ -70,9 +70,9 @@ def export_clip(
     tell("reading")
     folder = resolve_model(source)
     model = ClipSource.read(folder)
-    check_token_ids(
-        folder, lambda texts: token_ids(model, texts), model.text.words, model.text.tokens
-    )
+    if compared:
+        model = check_frame_tokens(model)
+    check_token_ids(folder, model.tokenise, model.text.words, model.text.tokens)
     check_space(out, encoder_bytes(model.checkpoint, 2 if precision == "fp16" else 4))
     tolerance = PRECISIONS[precision].tolerance
     with appearing(out) as draft:
@@ -114,7 +114,7 @@ def _write(model: ClipSource, folder: Path, precision: str, name: str) -> FrameE
         files={path.name: sha256_of(path) for path in sorted(folder.iterdir())},
         precision=precision,
         dim=model.image.out,
-        max_tokens=model.text.tokens,
+        max_tokens=model.max_tokens,
         preprocessing=asdict(model.preprocessing),
         tools=tool_versions(),
         validation={},

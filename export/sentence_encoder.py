@@ -17,6 +17,7 @@ from granalign_fast.export.checks.encoder import (
     transformers_reference,
     validate_sentence_encoder,
 )
+from granalign_fast.export.checks.encoder_tokens import check_sentence_tokens
 from granalign_fast.export.checks.sentences import CALIBRATION, VALIDATION
 from granalign_fast.export.checks.tokens import check_token_ids
 from granalign_fast.export.checks.transformers import compares, finish
@@ -78,6 +79,8 @@ def export_sentence_encoder(
     tell("reading")
     folder = resolve_model(source)
     model = SentenceModel.read(folder)
+    if compared:
+        model = check_sentence_tokens(model)
     name = source_name(source, folder)
     tolerance = PRECISIONS[precision].tolerance
     if not model.is_plain_bert and check is False:
@@ -88,7 +91,7 @@ def export_sentence_encoder(
     vocabulary = positive(model.config, "vocab_size", folder / "config.json")
     check_token_ids(folder, model.tokenise, vocabulary, model.max_tokens)
     if model.is_plain_bert:
-        check_space(out, encoder_bytes(Checkpoint(model.folder), *_SPACE[precision]))
+        check_space(out, encoder_bytes(Checkpoint(model.weights.parent), *_SPACE[precision]))
     with appearing(out) as draft:
         (draft / "tokenizer.json").write_text(model.tokenizer_json, encoding="utf-8")
         self_check: dict[str, float] = {}
@@ -130,6 +133,7 @@ def _manifest(
         precision=precision,
         dim=dim,
         max_tokens=model.max_tokens,
+        prompt=model.prompt,
         pooling=model.pooling,
         normalise=model.normalise,
         tools=tool_versions(),

@@ -11,8 +11,13 @@ from dataclasses import dataclass
 
 # Sentence encoders.
 
-POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
-"""Flags of ``1_Pooling/config.json``, and our names for them."""
+POOLINGS = {
+    "mean": "mean",
+    "cls": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+}
+"""Names in ``1_Pooling/config.json`` and flags of its older form, and our names for them."""
 
 MODEL_TYPES = {
     "albert": 0,

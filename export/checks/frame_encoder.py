@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,19 +47,11 @@ def numpy_embeddings(source: ClipSource) -> Embeddings:
         source: the model; its shapes may have fewer layers than the weights.
     """
     frames = [source.preprocessing(frame) for frame in validation_frames()]
-    tokens = token_ids(source, VALIDATION)
+    tokens = source.tokenise(VALIDATION)
     return {
         "image": embed_images(source.family, source.image, source.checkpoint, frames),
         "text": embed_texts(source.family, source.text, source.checkpoint, tokens),
     }
-
-
-def token_ids(source: ClipSource, texts: Sequence[str]) -> list[list[int]]:
-    """Return the token ids of texts by the tokenizer that the export gets."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_str(source.tokenizer_json)
-    return [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
 
 
 def transformers_embeddings(source: ClipSource) -> Embeddings:
@@ -81,11 +72,10 @@ class _Reference:
     source: ClipSource
     model: Any
     image_processor: Any
-    tokenizer: Any
 
     @classmethod
     def load(cls, source: ClipSource) -> _Reference:
-        """Load model, image processor and tokenizer."""
+        """Load model and image processor."""
         import torch
         import transformers
 
@@ -101,9 +91,6 @@ class _Reference:
                     output_loading_info=True,
                 )
                 processor = load_image_processor(uniform, local_files_only=True)
-                tokenizer = transformers.AutoTokenizer.from_pretrained(
-                    uniform, local_files_only=True
-                )
         except Exception as error:  # a damaged or foreign file can raise anything in transformers
             raise GranAlignError(
                 f"{folder}: transformers cannot load it ({one_line(error)}); "
@@ -115,24 +102,26 @@ class _Reference:
                 f"{folder / 'model.safetensors'}: lacks {len(absent)} tensors, such as "
                 f"{absent[0]}; copy or download the model again"
             )
-        return cls(source, model.eval(), processor, tokenizer)
+        return cls(source, model.eval(), processor)
 
     def embed(self) -> Embeddings:
-        """Return the embeddings of `validation_frames` and `VALIDATION`, of unit length."""
+        """Return the embeddings of `validation_frames` and `VALIDATION`, of unit length.
+
+        Texts are the ids that `check_frame_tokens` has compared.
+        """
         import torch
 
         pixels = self.image_processor(images=validation_frames(), return_tensors="pt")
-        texts = self.tokenizer(
-            list(VALIDATION),
-            padding="max_length",
-            truncation=True,
-            max_length=self.source.text.tokens,
-            return_tensors="pt",
-        )
+        ids = self.source.tokenise(VALIDATION)
         with torch.inference_mode():
             rows = {
                 "image": pooled(self.model.get_image_features(pixels["pixel_values"])).numpy(),
-                "text": pooled(self.model.get_text_features(texts["input_ids"])).numpy(),
+                "text": np.concatenate(
+                    [
+                        pooled(self.model.get_text_features(torch.tensor([row]))).numpy()
+                        for row in ids
+                    ]
+                ),
             }
         for tower, x in rows.items():
             if not np.isfinite(x).all():

@@ -78,8 +78,9 @@ class Bert:
         dtype: npt.DTypeLike = np.float32,
         opened: Callable[[Checkpoint], None] = lambda checkpoint: None,
     ) -> Bert:
-        """Read ``model.safetensors``, and check its shapes against ``config.json``.
+        """Read safetensors, and check their shapes against ``config.json``.
 
+        `weights` is a file of the weights; its folder holds all of them.
         `opened` is called with the weights before any is read.
 
         Raises:
@@ -87,7 +88,8 @@ class Bert:
                 finite raises when it is read.
         """
         # Models with a head on top keep the encoder under "bert.".
-        checkpoint = Checkpoint(weights.parent, lambda name: name.removeprefix("bert."))
+        checkpoint = Checkpoint(weights.parent, _plain_name)
+        checkpoint.rooted("embeddings.word_embeddings.weight")
         opened(checkpoint)
         return _Reader(checkpoint, weights, dtype).bert(config)
 
@@ -316,3 +318,9 @@ def _layer_shapes(name: str, hidden: int, wide: int) -> dict[str, tuple[int, ...
     for norm in ("attention.output.LayerNorm", "output.LayerNorm"):
         shapes |= {f"{name}.{norm}.{part}": (hidden,) for part in ("weight", "bias")}
     return shapes
+
+
+def _plain_name(name: str) -> str:
+    """Return a tensor's name today: old files name the parameters of a norm gamma and beta."""
+    name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
+    return name.replace("LayerNorm.beta", "LayerNorm.bias")

@@ -5,22 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError
-from granalign_fast.files import read_json
-from granalign_fast.models.sources import weights_file
+from granalign_fast.models.sources import weights_files
 
 Float32 = npt.NDArray[np.float32]
 
 # safetensors' own NumPy reader lacks bfloat16, the type of most published LLMs.
-_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-_INDEX = "model.safetensors.index.json"
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
-_EXPONENT = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}
+_EXPONENT = {"F64": 0x7FF << 52, "F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}
 """Bits of the exponent: all of them are set in NaN and infinity, and in nothing else."""
 
 SLICE_BYTES = 1 << 25
@@ -74,7 +72,7 @@ class Checkpoint:
         self.folder = folder
         self.observe: Observer = lambda name, count: None
         """Replaced by who wants to know how far the reading is."""
-        self.files = _files(folder)
+        self.files = weights_files(folder)
         self._entries: dict[str, _Entry] = {}
         for path in self.files:
             for name, entry in _read_header(path):
@@ -82,6 +80,28 @@ class Checkpoint:
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
+
+    def rooted(self, known: str) -> Self:
+        """Remove what a wrapper put before the names of the model's tensors, such as ``bert.``.
+
+        Args:
+            known: the name, without a wrapper's, of a tensor that every such model has.
+
+        Raises:
+            GranAlignError: several tensors have that name behind different prefixes.
+        """
+        if known in self:
+            return self
+        found = sorted(name for name in self._entries if name.endswith(f".{known}"))
+        if len(found) > 1:
+            raise GranAlignError(
+                f"{self.folder}: got {found[0]} and {found[1]}, expected the weights of one model; "
+                f"save the model that you want by itself"
+            )
+        for prefix in (name.removesuffix(known) for name in found):
+            entries = self._entries.items()
+            self._entries = {name.removeprefix(prefix): entry for name, entry in entries}
+        return self
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor, without reading it."""
@@ -98,7 +118,7 @@ class Checkpoint:
         return int(np.prod(entry.shape, dtype=np.int64)) * np.dtype(_DTYPES[entry.kind]).itemsize
 
     def read(self, name: str) -> Float32:
-        """Read a float32, float16 or bfloat16 tensor as float32.
+        """Read a float16, bfloat16, float32 or float64 tensor as float32.
 
         Raises:
             GranAlignError: there is no such tensor, or it holds NaN or infinity.
@@ -219,30 +239,11 @@ class JoinedProjections:
         return [name.replace(".qkv_proj.", f".{part}_proj.") for part in "qkv"]
 
 
-def _files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a folder: the shards of its index, or the single file."""
-    index = folder / _INDEX
-    if not index.is_file():
-        return [weights_file(folder)]
-    shards = read_json(index)
-    shards = shards.get("weight_map") if isinstance(shards, dict) else None
-    if not isinstance(shards, dict) or not all(isinstance(v, str) for v in shards.values()):
-        raise GranAlignError(f"{index}: no weight_map; copy or download the model again")
-    files = [folder / name for name in sorted(set(shards.values()))]
-    for file in files:
-        # A name with folders in it could lead out of the model's folder.
-        if file.parent != folder or file.suffix != ".safetensors" or not file.is_file():
-            raise GranAlignError(
-                f"{index}: names {file.name!r}, expected a .safetensors file beside it; "
-                f"copy or download the model again"
-            )
-    return files
-
-
 def _read_header(path: Path) -> Iterator[tuple[str, _Entry]]:
     """Yield the name and the entry of every tensor of a safetensors file."""
     torn = GranAlignError(
-        f"{path}: not readable: torn, or no safetensors; copy or download the model again"
+        f"{path}: not readable as safetensors: torn, or of another kind; copy or download the "
+        f"model again"
     )
     try:
         size = path.stat().st_size

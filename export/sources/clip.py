@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.export.graphs.clip_shapes import ImageShape, Levels, TextShape
-from granalign_fast.export.specs import CLIP_FAMILIES, CLIP_PROCESSORS, PREPROCESSOR, ClipFamily
-from granalign_fast.files import sha256_of
+from granalign_fast.export.specs import CLIP_FAMILIES, CLIP_PROCESSORS, PREPROCESSOR
 from granalign_fast.models.frame_encoder import Preprocessing
-from granalign_fast.models.sources import weights_file
+from granalign_fast.models.sources import hash_weights
 
 from .checkpoint import Checkpoint
-from .folder import read_object, read_tokenizer
+from .folder import read_model_config
 from .language_model import number, positive
 from .layouts import image_settings, uniform_config
+from .tokenizer import SourceTokenizer
 
 _LAYERS = {"num_hidden_layers": 12, "num_attention_heads": 12, "eos_token_id": 49407}
 _CLIP = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
@@ -62,11 +64,13 @@ _PROCESSOR_DEFAULTS: dict[str, dict[str, Any]] = {
 """Settings of image processors where ``preprocessor_config.json`` has none."""
 _OF_FAMILY = {"clip": "CLIPImageProcessor", "siglip": "SiglipImageProcessor"}
 
-_LEFT = ("GemmaTokenizer", "GemmaTokenizerFast")
-"""Tokenizers that pad on the left unless their settings say otherwise; all others pad on the right.
-"""
-_PADDINGS = {"SiglipTokenizer": "</s>", **dict.fromkeys(_LEFT, "<pad>")}
-"""The padding token of tokenizers whose settings name none."""
+ROOT = "text_model.embeddings.token_embedding.weight"
+"""A tensor that every such model has."""
+
+_EXPECTED = (
+    f"a transformers folder of CLIP or SigLIP with config.json, {PREPROCESSOR} or "
+    f"processor_config.json, tokenizer.json and model.safetensors"
+)
 
 
 @dataclass(frozen=True)
@@ -75,24 +79,26 @@ class ClipSource:
 
     Attributes:
         folder: the folder.
+        config: its ``config.json``.
         family: one of `CLIP_FAMILIES`.
         image: the numbers of the image tower.
         text: those of the text tower.
         preprocessing: how frames are resized and cropped.
-        tokenizer_json: the tokenizer, with the model's length and padding in it.
-        weights_sha256: of ``model.safetensors``.
-        sha256: covers all that shapes an embedding: weights, tokenizer and settings.
+        tokenizer: its tokenizer.
+        max_tokens: length of the longest text, special tokens included.
+        weights_sha256: of the weights' files.
         checkpoint: the weights.
     """
 
     folder: Path
+    config: dict[str, Any]
     family: str
     image: ImageShape
     text: TextShape
     preprocessing: Preprocessing
-    tokenizer_json: str
+    tokenizer: SourceTokenizer
+    max_tokens: int
     weights_sha256: str
-    sha256: str
     checkpoint: Checkpoint
 
     @classmethod
@@ -105,8 +111,7 @@ class ClipSource:
         """
         config = _read_config(folder)
         family, path = str(config["model_type"]), folder / "config.json"
-        weights_sha256 = sha256_of(weights_file(folder))
-        checkpoint = Checkpoint(folder)
+        checkpoint = Checkpoint(folder).rooted(ROOT)
         # Both towers.
         vision, text = (_tower(config, family, name, path) for name in ("vision", "text"))
         outs = vision["hidden_size"], positive(text, "projection_size", path, text["hidden_size"])
@@ -114,42 +119,62 @@ class ClipSource:
             outs = (positive(config, "projection_dim", path, _PROJECTION),) * 2
         # The image processor.
         processor = _Processor.read(folder, family)
-        preprocessing = processor.preprocessing(vision["image_size"])
-        levels = processor.levels()
-        tokenizer_json = _prepare_tokenizer(
-            folder, CLIP_FAMILIES[family], text["max_position_embeddings"]
-        )
-        settings = [weights_sha256, tokenizer_json, config, asdict(preprocessing) | asdict(levels)]
+        tokenizer, positions = SourceTokenizer.read(folder, config), text["max_position_embeddings"]
         return cls(
             folder=folder,
+            config=config,
             family=family,
-            image=ImageShape.from_config(vision, outs[0], levels),
+            image=ImageShape.from_config(vision, outs[0], processor.levels()),
             text=TextShape.from_config(text, outs[1]),
-            preprocessing=preprocessing,
-            tokenizer_json=tokenizer_json,
-            weights_sha256=weights_sha256,
-            sha256=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+            preprocessing=processor.preprocessing(vision["image_size"]),
+            tokenizer=tokenizer,
+            max_tokens=min(positions, tokenizer.max_tokens or positions),
+            weights_sha256=hash_weights(checkpoint.files),
             checkpoint=checkpoint,
         )
+
+    @property
+    def lower(self) -> bool:
+        """Whether texts are lower-cased first.
+
+        All SigLIPs were trained on lower-cased text. The tokenizer of SigLIP 2 leaves it to the
+        caller, and transformers 4.57 does not do it.
+        """
+        return self.family == "siglip" and self.tokenizer.settings.get("do_lower_case") is not False
+
+    @cached_property
+    def tokenizer_json(self) -> str:
+        """The tokenizer, with the model's length, padding and case in it."""
+        padded = CLIP_FAMILIES[self.family].padded
+        return self.tokenizer.fitted(self.max_tokens, padded=padded, lower=self.lower)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of everything that shapes an embedding: weights, tokenizer and settings."""
+        pixels = asdict(self.preprocessing) | asdict(self.image.levels)
+        parts = [self.weights_sha256, self.tokenizer_json, self.config, pixels]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def with_tokenizer(self, tokenizer: SourceTokenizer) -> ClipSource:
+        """Return the model with another tokenizer."""
+        return replace(self, tokenizer=tokenizer)
+
+    def tokenise(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each text, cut and padded to the model's length."""
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_str(self.tokenizer_json)
+        return [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     """Read ``config.json``, and raise unless the folder holds a CLIP or a SigLIP."""
-    for name, there in (
-        ("config.json", (folder / "config.json").is_file()),
-        (PREPROCESSOR, image_settings(folder)[0] is not None),
-    ):
-        if not there:
-            raise GranAlignError(
-                f"{folder}: no {name}; expected a transformers folder of CLIP or SigLIP with "
-                f"config.json, {PREPROCESSOR} or processor_config.json, tokenizer.json and "
-                f"model.safetensors; copy or download the model again"
-            )
-    config = uniform_config(read_object(folder / "config.json"), folder / "config.json")
+    path = folder / "config.json"
+    config = uniform_config(read_model_config(folder, _EXPECTED, small="fp16"), path)
     if config.get("model_type") not in CLIP_FAMILIES:
         raise GranAlignError(
             f"{folder}: got a {config.get('model_type')!r} model, expected one of "
-            f"{sorted(CLIP_FAMILIES)}"
+            f"{sorted(CLIP_FAMILIES)}; choose a model of these families"
         )
     return config
 
@@ -196,7 +221,8 @@ class _Processor:
     def read(cls, folder: Path, family: str) -> _Processor:
         """Read the settings; raise if they are of another processor."""
         given, path = image_settings(folder)
-        given = given or {}
+        if given is None:
+            raise GranAlignError(f"{folder}: no {PREPROCESSOR}; expected {_EXPECTED}")
         # Older folders name a feature extractor; fast processors and those of transformers 5 that
         # use Pillow have suffixes.
         kind = given.get("image_processor_type")
@@ -206,7 +232,7 @@ class _Processor:
         kind = str(kind).removesuffix("Fast").removesuffix("Pil")
         if kind not in CLIP_PROCESSORS:
             raise GranAlignError(
-                f"{folder}: got the image processor {kind}, expected one of {CLIP_PROCESSORS}; "
+                f"{path}: got the image processor {kind}, expected one of {CLIP_PROCESSORS}; "
                 f"choose a model that uses it"
             )
         settings = {"do_resize": True, "resample": 3, "do_rescale": True, "do_normalize": True}
@@ -270,44 +296,3 @@ class _Processor:
 def _size(value: Any, *names: str) -> dict[str, Any]:
     """Return a size as an object; a number is the size of each of `names`."""
     return dict(value) if isinstance(value, dict) else dict.fromkeys(names, value)
-
-
-def _prepare_tokenizer(folder: Path, family: ClipFamily, max_tokens: int) -> str:
-    """Return the tokenizer as JSON, with the model's length and padding in it."""
-    tokenizer = read_tokenizer(folder)
-    tokenizer.enable_truncation(max_tokens)
-    if family.padded:
-        side, token = _padding(folder, tokenizer)
-        pad_id = tokenizer.token_to_id(token)
-        if pad_id is None:
-            raise GranAlignError(
-                f"{folder}: got the padding token {token!r}, expected one of tokenizer.json; "
-                f"copy or download the model again"
-            )
-        tokenizer.enable_padding(direction=side, length=max_tokens, pad_id=pad_id, pad_token=token)
-    else:
-        tokenizer.no_padding()
-    text: str = tokenizer.to_str()
-    return text
-
-
-def _padding(folder: Path, tokenizer: Any) -> tuple[str, str]:
-    """Return the side and the token that texts are padded with, as transformers reads them."""
-    own = tokenizer.padding or {}
-    settings: dict[str, Any] = {"padding_side": own.get("direction"), "pad_token": None}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (folder / name).is_file():
-            settings |= {
-                key: value for key, value in read_object(folder / name).items() if value is not None
-            }
-    kind = settings.get("tokenizer_class")
-    side = settings["padding_side"] or ("left" if kind in _LEFT else "right")
-    token = settings["pad_token"] or own.get("pad_token") or _PADDINGS.get(str(kind), "<pad>")
-    if isinstance(token, dict):  # with its properties
-        token = token.get("content")
-    if side not in ("left", "right") or not isinstance(token, str):
-        raise GranAlignError(
-            f"{folder / 'tokenizer_config.json'}: got padding_side {side!r} and pad_token "
-            f"{token!r}, expected a side and a token; copy or download the model again"
-        )
-    return side, token

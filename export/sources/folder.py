@@ -37,6 +37,100 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_model_config(folder: Path, expected: str, small: str) -> dict[str, Any]:
+    """Read the ``config.json`` of a whole model with plain weights.
+
+    Every exporter reads it here, so that an adapter, a quantised model or a folder of another
+    library is called by its name, with a remedy that helps.
+
+    Args:
+        folder: the model's folder.
+        expected: what the exporter expects, such as ``"a transformers folder of CLIP"``.
+        small: the exporter's precision with the smallest weights.
+
+    Raises:
+        GranAlignError: there is no ``config.json``, or the model is an adapter or quantised.
+    """
+    if (path := folder / "adapter_config.json").is_file():
+        base = read_object(path).get("base_model_name_or_path")
+        raise GranAlignError(
+            f"{folder}: got an adapter of PEFT for {base}, expected a whole model; merge it with "
+            f"PEFT's merge_and_unload(), save that without adapter_config.json, and name its folder"
+        )
+    if not (folder / "config.json").is_file():
+        raise GranAlignError(f"{folder}: {_no_config(folder)}no config.json; expected {expected}")
+    config = read_object(folder / "config.json")
+    if method := _quantisation(folder, config):
+        raise GranAlignError(
+            f"{folder}: got a model quantised by {method}, expected weights in float32, float16 or "
+            f"bfloat16; name the original model, with --precision {small} for small weights"
+        )
+    return config
+
+
+_FOREIGN = (
+    (
+        "open_clip_config.json",
+        "a folder of open_clip; choose the model's folder for transformers; ",
+    ),
+    ("model_index.json", "a pipeline of diffusers; name the sub-folder of the model; "),
+    ("*.gguf", "GGUF; name the folder of the original model; "),
+)
+"""Files of folders without ``config.json``, what they are, and the remedy."""
+
+
+def _no_config(folder: Path) -> str:
+    """Return what a folder without ``config.json`` is, and the remedy; empty if it is not known."""
+    for pattern, what in _FOREIGN:
+        if any(folder.glob(pattern)):
+            return f"got {what}"
+    # sentence-transformers and some hubs keep a model in a sub-folder.
+    inner = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    inner = [name for name in inner if any((folder / name).glob("*.safetensors"))]
+    return f"got a folder of folders; name {folder / inner[0]}; " if inner else ""
+
+
+_METHODS = {
+    "awq": "AWQ",
+    "bitsandbytes": "bitsandbytes",
+    "compressed-tensors": "compressed-tensors",
+    "fp8": "FP8",
+    "gptq": "GPTQ",
+}
+"""Names of quantisation methods, by ``quant_method`` of ``config.json``."""
+
+_QUANTISED = ("quantization_config", "quantization", "compression_config")
+"""Keys of ``config.json`` that describe a quantisation, by transformers, MLX and others."""
+
+_QUANTISED_FILES = {
+    "quantize_config.json": "GPTQ",
+    "quant_config.json": "AWQ",
+    "hf_quant_config.json": "ModelOpt",
+}
+"""Files of older quantised folders, whose ``config.json`` says nothing."""
+
+
+def _quantisation(folder: Path, config: dict[str, Any]) -> str | None:
+    """Return the method and the bits of a model's quantisation; None if it has none."""
+    for part in (config, config.get("text_config")):
+        for key in _QUANTISED:
+            settings = part.get(key) if isinstance(part, dict) else None
+            if settings:
+                return _describe(settings if isinstance(settings, dict) else {})
+    return next(
+        (name for file, name in _QUANTISED_FILES.items() if (folder / file).is_file()), None
+    )
+
+
+def _describe(settings: dict[str, Any]) -> str:
+    """Return the method and the bits of a ``quantization_config``."""
+    loaded = [bits for bits in (4, 8) if settings.get(f"load_in_{bits}bit")]
+    method = settings.get("quant_method") or ("bitsandbytes" if loaded else "an unknown method")
+    bits = settings.get("bits") or next(iter(loaded), None)
+    name = _METHODS.get(str(method).lower(), str(method))
+    return f"{name} ({bits} bits)" if bits else name
+
+
 def read_tokenizer(folder: Path) -> Any:
     """Load the `tokenizers.Tokenizer` of a source folder."""
     if not (folder / "tokenizer.json").is_file():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -16,9 +15,10 @@ import numpy as np
 from granalign_fast.errors import GranAlignError
 from granalign_fast.export.specs import LLM_ARCHITECTURES
 from granalign_fast.files import sha256_of
+from granalign_fast.models.sources import combined_sha256, hash_weights
 
 from .checkpoint import Checkpoint, Float32
-from .folder import read_object, read_tokenizer
+from .folder import read_model_config, read_object, read_tokenizer
 from .layouts import DEFAULTS, uniform_config, uniform_files, write_settings
 from .tensors import WIDE, check_decoder
 
@@ -169,7 +169,7 @@ class ModelSource:
         read_tokenizer(folder)
         # Weights, and the hash of all.
         checkpoint = Checkpoint(folder, rename)
-        weights_sha256 = _combined([sha256_of(path) for path in checkpoint.files])
+        weights_sha256 = hash_weights(checkpoint.files)
         texts = [sha256_of(path) for path in _present(folder, cls.TEXTS)]
         settings = json.dumps([config, generation_config, *more_settings], sort_keys=True)
         return cls(
@@ -180,7 +180,7 @@ class ModelSource:
             generation_config=generation_config,
             eos_ids=_eos_ids(generation_config, decoder or config, folder),
             weights_sha256=weights_sha256,
-            sha256=_combined([weights_sha256, *texts, settings]),
+            sha256=combined_sha256([weights_sha256, *texts, settings]),
             **fields,
         )
 
@@ -224,12 +224,12 @@ class LlmSource(ModelSource):
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Read ``config.json`` of a transformers folder, in the layout of version 4.57."""
-    if not (folder / "config.json").is_file():
-        raise GranAlignError(
-            f"{folder}: no config.json; expected a transformers folder with config.json, "
-            f"tokenizer.json and safetensors"
-        )
-    return uniform_config(read_object(folder / "config.json"), folder / "config.json")
+    config = read_model_config(
+        folder,
+        "a transformers folder with config.json, tokenizer.json and safetensors",
+        small="int4",
+    )
+    return uniform_config(config, folder / "config.json")
 
 
 def _present(folder: Path, names: Sequence[str]) -> list[Path]:
@@ -273,13 +273,6 @@ def number(config: dict[str, Any], key: str, path: Path, default: float) -> floa
     if not isinstance(value, int | float) or not value > 0:
         raise GranAlignError(f"{path}: got {key} {value!r}, expected a positive number")
     return float(value)
-
-
-def _combined(parts: list[str]) -> str:
-    """Return one SHA-256 of several hashes; a single hash stays as it is."""
-    if len(parts) == 1:
-        return parts[0]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _eos_ids(

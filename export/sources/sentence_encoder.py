@@ -5,16 +5,34 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.export.specs import MODEL_TYPES, POOLINGS
-from granalign_fast.files import read_json, sha256_of
-from granalign_fast.models.sources import weights_file
+from granalign_fast.files import read_json
+from granalign_fast.models.sources import hash_weights, weights_files
 
-from .folder import read_object, read_tokenizer
+from .folder import read_model_config, read_object
+from .tokenizer import SourceTokenizer, lower_case
+
+_EXPECTED = "a sentence-transformers folder with config.json, modules.json and model.safetensors"
+
+_SETTINGS = (
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
+)
+"""Names of the file with the settings of the module `Transformer`; the first one counts."""
+
+_STEPS = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
+"""Modules of the models that can be exported. `Dropout` changes nothing but training."""
 
 
 @dataclass(frozen=True)
@@ -24,24 +42,31 @@ class SentenceModel:
     Attributes:
         folder: the folder.
         config: its ``config.json``.
-        weights: file of the weights.
-        weights_sha256: of that file.
-        tokenizer_json: the tokenizer, with the model's length and case in it.
+        weights: file of the weights, or the first of several. Its folder, which is `folder` or a
+            sub-folder of it, holds ``config.json`` and the tokenizer too.
+        weights_sha256: of all files of the weights.
+        tokenizer: the tokenizer, with the model's case in it.
+        overrides: settings of the tokenizer that the module `Transformer` sets.
         max_tokens: length of the longest text, special tokens included.
+        prompt: put before every text; the model's default prompt, often empty.
         pooling: ``"mean"`` or ``"cls"``.
-        normalise: whether embeddings get unit length.
-        sha256: covers everything that shapes an embedding: weights, tokenizer and settings.
+        modules: names of the steps, sorted.
+        lower: whether the module `Transformer` lower-cases texts.
+        max_seq_length: the length that the module `Transformer` sets; None if it sets none.
     """
 
     folder: Path
     config: dict[str, Any]
     weights: Path
     weights_sha256: str
-    tokenizer_json: str
+    tokenizer: SourceTokenizer
+    overrides: dict[str, Any]
     max_tokens: int
+    prompt: str
     pooling: str
-    normalise: bool
-    sha256: str
+    modules: tuple[str, ...]
+    lower: bool
+    max_seq_length: int | None
 
     @classmethod
     def read(cls, folder: Path) -> SentenceModel:
@@ -52,32 +77,73 @@ class SentenceModel:
                 exported.
         """
         # Architecture and the steps after the model.
-        config = _read_config(folder)
-        modules = _read_modules(folder, config)
-        # Weights, pooling and tokenizer.
-        weights = weights_file(folder)
-        weights_sha256 = sha256_of(weights)
-        pooling = _read_pooling(folder / modules["Pooling"])
-        settings = read_object(folder / "sentence_bert_config.json")
-        max_tokens = _max_tokens(folder, config, settings)
-        lower = settings.get("do_lower_case") is True
-        tokenizer_json = _prepare_tokenizer(folder, max_tokens, lower=lower)
-        # The hash of all that shapes an embedding.
-        parts = json.dumps(
-            [weights_sha256, tokenizer_json, config, max_tokens, pooling, sorted(modules)],
-            sort_keys=True,
-        )
+        modules = _read_modules(folder)
+        inner = _inside(folder, modules.get("Transformer", ""))
+        config = read_model_config(inner, _EXPECTED, small="int8")
+        _check_modules(folder, modules, config)
+        # Weights, pooling and prompt.
+        weights = weights_files(inner)
+        weights_sha256 = hash_weights(weights)
+        prompt = _read_prompt(folder)
+        pooling = _read_pooling(_inside(folder, modules["Pooling"]), prompt)
+        # The tokenizer, with length and case.
+        settings = _read_settings(inner)
+        overrides = _overrides(settings, inner)
+        lower = settings.get("do_lower_case")
+        tokenizer = SourceTokenizer.read(inner, config, overrides, as_saved=lower is False)
+        if lower is True:
+            lower_case(tokenizer.tokenizer)
+        stated = settings.get("max_seq_length")
+        stated = stated if isinstance(stated, int) and stated > 2 else None
+        if stated is None or "model_max_length" in overrides:
+            stated = tokenizer.max_tokens
         return cls(
             folder=folder,
             config=config,
-            weights=weights,
+            weights=weights[0],
             weights_sha256=weights_sha256,
-            tokenizer_json=tokenizer_json,
-            max_tokens=max_tokens,
+            tokenizer=tokenizer,
+            overrides=overrides,
+            max_tokens=_max_tokens(folder, _positions(config), stated),
+            prompt=prompt,
             pooling=pooling,
-            normalise="Normalize" in modules,
-            sha256=hashlib.sha256(parts.encode()).hexdigest(),
+            modules=tuple(sorted(modules)),
+            lower=lower is True,
+            max_seq_length=settings.get("max_seq_length"),
         )
+
+    def with_tokenizer(self, tokenizer: SourceTokenizer) -> SentenceModel:
+        """Return the model with another tokenizer."""
+        return replace(self, tokenizer=tokenizer)
+
+    @cached_property
+    def tokenizer_json(self) -> str:
+        """The tokenizer, with the model's length and case in it."""
+        return self.tokenizer.fitted(self.max_tokens)
+
+    @property
+    def positions(self) -> int | None:
+        """How many tokens the model has positions for; None if the settings do not say."""
+        return _positions(self.config)
+
+    @property
+    def normalise(self) -> bool:
+        """Whether embeddings get unit length."""
+        return "Normalize" in self.modules
+
+    @property
+    def sha256(self) -> str:
+        """Hash of everything that shapes an embedding: weights, tokenizer and settings."""
+        parts = [
+            self.weights_sha256,
+            self.tokenizer_json,
+            self.config,
+            self.max_tokens,
+            self.pooling,
+            self.modules,
+            *([self.prompt] if self.prompt else []),
+        ]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @property
     def is_plain_bert(self) -> bool:
@@ -89,77 +155,157 @@ class SentenceModel:
         )
 
     def tokenise(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of each text, truncated to the model's length."""
+        """Return the token ids of each text behind the prompt, cut to the model's length."""
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_str(self.tokenizer_json)
-        return [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+        prompted = [self.prompt + text for text in texts]
+        return [encoding.ids for encoding in tokenizer.encode_batch(prompted)]
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    """Read ``config.json``."""
-    if not (folder / "config.json").is_file():
+def _inside(folder: Path, name: str) -> Path:
+    """Return the sub-folder of a module."""
+    path = folder / name
+    if ".." in Path(name).parts or Path(name).is_absolute():
         raise GranAlignError(
-            f"{folder}: no config.json; expected a sentence-transformers folder with config.json, "
-            f"modules.json and model.safetensors"
+            f"{folder / 'modules.json'}: got the path {name!r}, expected one inside the folder; "
+            f"copy or download the model again"
         )
-    return read_object(folder / "config.json")
+    return path
 
 
-def _read_modules(folder: Path, config: dict[str, Any]) -> dict[str, str]:
-    """Return the model's modules: class names in their order, with the sub-folder of each."""
-    kind = config.get("model_type")
+def _read_modules(folder: Path) -> dict[str, str]:
+    """Return the model's modules: class names in their order, with the sub-folder of each.
+
+    Empty if there is no ``modules.json``.
+    """
     path = folder / "modules.json"
-    if not path.is_file() or kind not in MODEL_TYPES:
-        raise GranAlignError(
-            f"{folder}: got a {kind!r} model{'' if path.is_file() else ' without modules.json'}, "
-            f"expected a sentence-transformers text encoder of {sorted(MODEL_TYPES)}"
-        )
+    if not path.is_file():
+        return {}
     modules = read_json(path)
     try:
-        steps = {module["type"].rpartition(".")[2]: str(module["path"]) for module in modules}
+        types = [str(module["type"]) for module in modules]
+        paths = [str(module["path"]) for module in modules]
     except (TypeError, KeyError, AttributeError):
         raise GranAlignError(f"{path}: expected a list of modules with type and path") from None
-    if list(steps) not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+    # A class of another package is code in the folder, which is never run.
+    if foreign := [kind for kind in types if kind.partition(".")[0] != "sentence_transformers"]:
         raise GranAlignError(
-            f"{path}: got the modules {list(steps)}, expected Transformer, Pooling and perhaps "
+            f"{path}: got the module {foreign[0]!r}, which is code of its own, expected modules of "
+            f"sentence_transformers; choose a model without its own code"
+        )
+    # Versions since 5.4 name the file as well: sentence_transformers.(...).pooling.Pooling.
+    names = [kind.rpartition(".")[2] for kind in types]
+    if len(set(names)) != len(names):
+        raise GranAlignError(
+            f"{path}: got the modules {names}, expected each once; choose another model"
+        )
+    return {name: at for name, at in zip(names, paths, strict=True) if name != "Dropout"}
+
+
+def _check_modules(folder: Path, modules: dict[str, str], config: dict[str, Any]) -> None:
+    """Raise unless these are the steps of a text encoder that can be exported."""
+    path, kind = folder / "modules.json", config.get("model_type")
+    if not modules or kind not in MODEL_TYPES:
+        raise GranAlignError(
+            f"{folder}: got a {kind!r} model{'' if modules else ' without modules.json'}, "
+            f"expected a sentence-transformers text encoder of {sorted(MODEL_TYPES)}"
+        )
+    if list(modules) not in _STEPS:
+        raise GranAlignError(
+            f"{path}: got the modules {list(modules)}, expected Transformer, Pooling and perhaps "
             f"Normalize; choose a model without further layers"
         )
-    return steps
 
 
-def _read_pooling(folder: Path) -> str:
+def _read_pooling(folder: Path, prompt: str) -> str:
     """Return our name of the pooling, from the pooling module's ``config.json``."""
-    flags = read_object(folder / "config.json")
-    chosen = [key for key, value in flags.items() if key.startswith("pooling_mode") and value]
-    if len(chosen) != 1 or chosen[0] not in POOLINGS:
+    settings = read_object(folder / "config.json")
+    # Versions since 5.4 have one name, or several; older ones have a flag for each.
+    chosen = settings.get("pooling_mode")
+    if chosen is None:
+        flags = [key for key, value in settings.items() if key.startswith("pooling_mode_")]
+        chosen = [key for key in flags if settings[key] is True] or ["mean"]
+    names = chosen if isinstance(chosen, list) else [chosen]
+    if len(names) != 1 or names[0] not in POOLINGS:
         raise GranAlignError(
-            f"{folder}: got pooling {chosen}, expected one of {sorted(POOLINGS)}; choose a model "
-            f"that pools so"
+            f"{folder}: got pooling {names}, expected one of {sorted(set(POOLINGS.values()))}; "
+            f"choose a model that pools so"
         )
-    return POOLINGS[chosen[0]]
+    if settings.get("include_prompt", True) is False and prompt:
+        raise GranAlignError(
+            f"{folder}: got include_prompt false with the prompt {prompt!r}, expected pooling over "
+            f"all tokens; set default_prompt_name to null, or choose a model that pools so"
+        )
+    return POOLINGS[names[0]]
 
 
-def _max_tokens(folder: Path, config: dict[str, Any], settings: dict[str, Any]) -> int:
-    """Return the lesser of the configured length and the number of usable positions."""
+def _read_prompt(folder: Path) -> str:
+    """Return the prompt that sentence-transformers puts before every text; often empty."""
+    path = folder / "config_sentence_transformers.json"
+    settings = read_object(path) if path.is_file() else {}
+    if settings.get("truncate_dim") is not None:
+        raise GranAlignError(
+            f"{path}: got truncate_dim {settings['truncate_dim']!r}, expected whole embeddings; "
+            f"set truncate_dim to null"
+        )
+    name, prompts = settings.get("default_prompt_name"), settings.get("prompts") or {}
+    if name is None:
+        return ""
+    known = {"query": None, "document": None} | (prompts if isinstance(prompts, dict) else {})
+    prompt = known.get(name) if name in known else 0
+    if not isinstance(prompt, str | None):
+        raise GranAlignError(
+            f"{path}: got default_prompt_name {name!r} of the prompts {sorted(known)}, expected "
+            f"one of them, with a text; set it to null, or add the prompt"
+        )
+    return prompt or ""
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings of the module `Transformer`; empty if there are none.
+
+    Raises:
+        GranAlignError: a setting of later versions asks for another output, or another input.
+    """
+    found = [folder / name for name in _SETTINGS if (folder / name).is_file()]
+    if not found:
+        return {}
+    settings = read_object(found[0])
+    task = settings.get("transformer_task", "feature-extraction")
+    text = (settings.get("modality_config") or {}).get("text") or {}
+    wanted = {"method": "forward", "method_output_name": "last_hidden_state"}
+    if task != "feature-extraction" or any(text.get(k, v) != v for k, v in wanted.items()):
+        raise GranAlignError(
+            f"{found[0]}: got the task {task!r} and the output {text}, expected "
+            f"'feature-extraction' and the last hidden states; choose another model"
+        )
+    if steps := settings.get("processing_kwargs"):
+        raise GranAlignError(
+            f"{found[0]}: got processing_kwargs {steps}, expected none; choose another model"
+        )
+    return settings
+
+
+def _overrides(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the tokenizer's settings that the module `Transformer` sets."""
+    overrides: dict[str, Any] = {}
+    for key in ("tokenizer_args", "processor_kwargs"):
+        overrides |= settings.get(key) or {}
+    for key in ("trust_remote_code", "use_fast"):
+        overrides.pop(key, None)
+    return overrides
+
+
+def _positions(config: dict[str, Any]) -> int | None:
+    """Return the number of usable positions; None if the settings do not say."""
     positions = config.get("max_position_embeddings")
-    if isinstance(positions, int):
-        positions -= MODEL_TYPES[config["model_type"]]
-    known = [n for n in (settings.get("max_seq_length"), positions) if isinstance(n, int) and n > 2]
+    return positions - MODEL_TYPES[config["model_type"]] if isinstance(positions, int) else None
+
+
+def _max_tokens(folder: Path, positions: int | None, stated: int | None) -> int:
+    """Return the lesser of the stated length and the number of usable positions."""
+    known = [n for n in (stated, positions) if isinstance(n, int) and n > 2]
     if not known:
         raise GranAlignError(f"{folder}: no max_seq_length in sentence_bert_config.json")
     return min(known)
-
-
-def _prepare_tokenizer(folder: Path, max_tokens: int, *, lower: bool) -> str:
-    """Return the tokenizer as JSON, with the model's length and case in it, without padding."""
-    from tokenizers import normalizers
-
-    tokenizer = read_tokenizer(folder)
-    if lower:
-        steps = [normalizers.Lowercase(), tokenizer.normalizer]
-        tokenizer.normalizer = normalizers.Sequence([step for step in steps if step])
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_tokens)
-    text: str = tokenizer.to_str()
-    return text

@@ -16,7 +16,7 @@ from granalign_fast.export.specs import (
     VLM_ARCHITECTURES,
 )
 
-from .folder import read_object
+from .folder import read_model_config
 from .language_model import DecoderShape, LlmSource, check_architecture, number, positive
 from .layouts import DEFAULTS, image_settings, uniform_config
 from .tensors import WIDE, check_decoder, check_vision
@@ -216,20 +216,19 @@ class VlmSource(LlmSource):
                 files is missing or torn, or the image size does not fit it.
         """
         # Every file of settings must exist.
-        settings, settings_path = image_settings(folder)
-        for name, there in (
-            ("config.json", (folder / "config.json").is_file()),
-            (PREPROCESSOR, settings is not None),
-        ):
-            if not there:
-                raise GranAlignError(
-                    f"{folder}: no {name}; expected a transformers folder of Qwen2.5-VL with "
-                    f"config.json, {PREPROCESSOR} or processor_config.json, tokenizer.json and "
-                    f"safetensors; copy or download the model again"
-                )
-        # The decoder's settings.
+        expected = (
+            f"a transformers folder of Qwen2.5-VL with config.json, {PREPROCESSOR} or "
+            f"processor_config.json, tokenizer.json and safetensors"
+        )
         path = folder / "config.json"
-        config = uniform_config(read_object(path), path)
+        config = uniform_config(read_model_config(folder, expected, small="int4"), path)
+        settings, settings_path = image_settings(folder)
+        if settings is None:
+            raise GranAlignError(
+                f"{folder}: no {PREPROCESSOR}; expected {expected}; copy or download the model "
+                f"again"
+            )
+        # The decoder's settings.
         text = _text_config(config, path)
         identity = {"model_type": config.get("model_type"), "architectures": text["architectures"]}
         architecture = check_architecture(identity, VLM_ARCHITECTURES, path)

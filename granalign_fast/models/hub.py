@@ -18,7 +18,7 @@ from typing import Any
 from granalign_fast.errors import GranAlignError, MissingExtraError, one_line
 from granalign_fast.files import known_sha256, read_json
 
-PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.jinja")
+PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model")
 """Files to fetch: weights in a format that cannot hold code, settings, templates and vocabularies.
 They may lie in folders of the model, such as ``1_Pooling``."""
 

@@ -112,7 +112,8 @@ class Manifest:
             )
         # The keys and the types of their values.
         expected = {entry.name for entry in fields(cls)}
-        if wrong := (set(record) ^ expected) - (_ADDED - set(record)):
+        needed = {entry.name for entry in fields(cls) if entry.name not in _ADDED}
+        if wrong := (needed - set(record)) | (set(record) - expected):
             raise GranAlignError(
                 f"{path}: keys {sorted(wrong)} are missing or unknown; export the model again"
             )
@@ -146,7 +147,7 @@ class Manifest:
         return manifest
 
 
-_ADDED = {"comparison", "self_check"}
+_ADDED = {"comparison", "self_check", "prompt"}
 """Keys that folders of earlier versions lack."""
 
 
@@ -171,6 +172,7 @@ class SentenceManifest(Manifest):
         max_tokens: longer texts are cut off here.
         pooling: ``"mean"`` or ``"cls"``.
         normalise: whether the graph scales embeddings to unit length.
+        prompt: put before every text.
     """
 
     kind: str = SENTENCE_ENCODER
@@ -178,6 +180,7 @@ class SentenceManifest(Manifest):
     max_tokens: int
     pooling: str
     normalise: bool
+    prompt: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

