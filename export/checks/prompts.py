@@ -100,15 +100,10 @@ def _render(model: ModelSource, tokenizer: ChatTokenizer) -> _Rendered:
 
 
 def _send(model: ModelSource, rendered: _Rendered, queries: Sequence[str]) -> None:
-    """Let the product send the prompts of queries to a model that only records them."""
-    stand_in: Any = SimpleNamespace(
-        chat=rendered.chat,
-        decode=rendered.tokenizer.decode,
-        prefill=lambda ids: None,
-        generate=lambda ids, **options: [[] for _ in ids],
-    )
+    """Let the product make the prompts of queries for a model that only records them."""
+    stand_in: Any = SimpleNamespace(chat=rendered.chat)
     if not isinstance(model, VlmSource):
-        LlmRewriter(stand_in).rewrite(queries)
+        LlmRewriter(stand_in).prompt_ids(queries)
         return
     stand_in.manifest = SimpleNamespace(image_token=model.image_token)
     captioner = VlmCaptioner(stand_in)

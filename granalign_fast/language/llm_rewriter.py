@@ -75,11 +75,12 @@ class LlmRewriter:
         batches = [queries[i : i + step] for i in range(0, len(queries), step)]
         return [rewrites for batch in batches for rewrites in self._rewrite_batch(batch)]
 
+    def prompt_ids(self, queries: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of the prompts of queries: one for each task of each query."""
+        return [self._prompt(task, query) for query in queries for task in prompts.REWRITING_TASKS]
+
     def _rewrite_batch(self, queries: Sequence[str]) -> list[Rewrites]:
-        # Every task of every query is one prompt.
-        token_ids = [
-            self._prompt(task, query) for query in queries for task in prompts.REWRITING_TASKS
-        ]
+        token_ids = self.prompt_ids(queries)
 
         # Leave out the common prefix, whose keys and values are computed already.
         start, prefix = self._prefix
