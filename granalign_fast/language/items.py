@@ -36,7 +36,8 @@ _NO_ENTITIES = frozenset(
     """
     up down off over together around outside inside next away alone still front back apart other
     others another several many few more most much own same different along across behind beside
-    between toward towards near while without within everyone someone anyone something anything everything
+    between toward towards near while without within everyone someone anyone something anything
+    everything
     """.split()  # noqa: SIM905
 )
 """Words that are neither stop words nor entities."""
