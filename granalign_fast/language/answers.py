@@ -28,7 +28,7 @@ _HELLO = "sure(?: thing)?|certainly|of course|okay|ok|absolutely|great|yes"
 _GREETING = re.compile(rf"^(?:{_HELLO})(?:[!.]+(?!\S)|,?$)\s*", re.IGNORECASE)
 # A colon right before a letter or digit belongs to a time, such as 10:45.
 _PREAMBLE = re.compile(
-    rf"^(?:{_HELLO}|here(?:'s| is| are))\b[^:\n]*:(?!\w)\s*",
+    rf"^(?:{_HELLO}|here(?:'s| is| are| it is| you are| you go))\b[^:\n]*:(?!\w)\s*",
     re.IGNORECASE,
 )
 _KIND = (
