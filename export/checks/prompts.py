@@ -9,8 +9,7 @@ for a vision-language model, with the chat template that AutoProcessor prefers.
 
 from __future__ import annotations
 
-import json
-import shutil
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,8 +18,9 @@ from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
 from granalign_fast.errors import GranAlignError, one_line, short_repr
-from granalign_fast.export.sources.folder import quiet, read_object
+from granalign_fast.export.sources.folder import quiet
 from granalign_fast.export.sources.language_model import ModelSource
+from granalign_fast.export.sources.layouts import uniform_folder
 from granalign_fast.export.sources.vision_language_model import VlmSource
 from granalign_fast.language import prompts
 from granalign_fast.language.captioner import VlmCaptioner
@@ -162,6 +162,7 @@ def _has_transformers() -> bool:
 class _Judge:
     """transformers' tokenizer of a folder, and the chat template that it uses; None without one."""
 
+    folder: Path
     tokenizer: Any
     template: str | None
 
@@ -183,7 +184,7 @@ class _Judge:
                     f"({one_line(error)}); copy or download the model again"
                 ) from None
             template = _processor_template(folder) if vision else None
-        return cls(tokenizer, template)
+        return cls(folder, tokenizer, template)
 
     def differences(self, rendered: _Rendered) -> list[str]:
         """Return a line for each prompt whose ids are not transformers'.
@@ -209,7 +210,7 @@ class _Judge:
                     )
                 except Exception as error:  # a template can raise any Python error
                     raise GranAlignError(
-                        f"{self.tokenizer.name_or_path}: transformers cannot render our prompts "
+                        f"{self.folder}: transformers cannot render our prompts "
                         f"({one_line(error)}); choose another model, or correct its chat template"
                     ) from None
             if ids != list(expected):
@@ -252,7 +253,9 @@ def _mended(model: _Source, judge: _Judge, lines: list[str]) -> _Source:
             rendered = _render(mended, ChatTokenizer(folder, processor=vision))
             if not (lines := judge.differences(rendered)):
                 _check_alone(mended, rendered)
-                return mended
+                # Other ids make other answers, so the export gets another fingerprint.
+                digest = hashlib.sha256((model.sha256 + texts["tokenizer.json"]).encode())
+                return replace(mended, sha256=digest.hexdigest())
     raise GranAlignError(
         f"{model.folder}: the token ids of {len(lines)} prompts differ from transformers', such as "
         f"{lines[0]}; save the tokenizer again with transformers, or report this model"
@@ -261,29 +264,10 @@ def _mended(model: _Source, judge: _Judge, lines: list[str]) -> _Source:
 
 def _load_tokenizer(folder: Path) -> Any:
     """Load a folder's tokenizer with transformers, whichever version saved it."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception:
-        # Version 5 names classes, and lists further special tokens, in ways that 4.57 cannot read.
-        path = folder / "tokenizer_config.json"
-        if not path.is_file():
-            raise
-        settings = read_object(path)
-        extra = settings.get("extra_special_tokens")
-        if not isinstance(extra, list) and settings.get("tokenizer_class") != "TokenizersBackend":
-            raise
-        if isinstance(extra, list):
-            del settings["extra_special_tokens"]
-            known = settings.get("additional_special_tokens") or []
-            settings["additional_special_tokens"] = [*known, *extra]
-        with TemporaryDirectory() as temporary:
-            for name in ("tokenizer.json", "chat_template.jinja", "added_tokens.json"):
-                if (folder / name).is_file():
-                    shutil.copyfile(folder / name, Path(temporary) / name)
-            (Path(temporary) / path.name).write_text(json.dumps(settings), encoding="utf-8")
-            return PreTrainedTokenizerFast.from_pretrained(temporary, local_files_only=True)
+    with uniform_folder(folder) as uniform:
+        return AutoTokenizer.from_pretrained(uniform, local_files_only=True)
 
 
 def _processor_template(folder: Path) -> str | None:

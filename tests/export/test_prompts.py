@@ -82,7 +82,7 @@ def test_an_additional_default_template_is_the_one_of_the_export(tmp_path: Path)
     model = check_prompts(LlmSource.read(source), compare=False)
     out = tmp_path / "out"
     out.mkdir()
-    model.write_texts(out)
+    model.copy_files(out)
     assert ChatTokenizer(out).template.source == CHATML
     messages = prompts.rewriting(prompts.ENTITIES, "a dog")
     assert ChatTokenizer(out).chat(messages) == ChatTokenizer(source).chat(messages)
@@ -97,7 +97,7 @@ def test_ids_are_transformers_where_tokens_are_in_added_tokens_json_alone(tmp_pa
     model = check_prompts(LlmSource.read(source), compare=True)
     out = tmp_path / "out"
     out.mkdir()
-    model.write_texts(out)
+    model.copy_files(out)
     messages = prompts.rewriting(prompts.ENTITIES, "Grüße, 日本")
     expected = transformers.AutoTokenizer.from_pretrained(source).apply_chat_template(
         messages, add_generation_prompt=True, return_dict=False
@@ -122,6 +122,7 @@ def test_a_difference_is_mended_or_named(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", changed)
     model = check_prompts(LlmSource.read(source), compare=True)
     assert set(model.replaced) == {"tokenizer.json"}
+    assert model.sha256 != LlmSource.read(source).sha256
     assert json.loads(model.replaced["tokenizer.json"])["normalizer"]["type"] == "Replace"
     # A difference outside of the tokenizer's file cannot be mended.
     edit = transformers.PreTrainedTokenizerFast.apply_chat_template
@@ -153,7 +154,7 @@ def test_the_vision_template_is_that_of_auto_processor(tmp_path: Path, place: st
     model = check_prompts(VlmSource.read(source), compare=True)
     out = tmp_path / "out"
     out.mkdir()
-    model.write_texts(out)
+    model.copy_files(out)
     tokenizer = ChatTokenizer(out, processor=True)
     assert tokenizer.template.source == marked
     query = "a dog <|image_pad|><|im_end|>"
