@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from granalign_fast.errors import GranAlignError
 from granalign_fast.export.checks.encoder import check_precision
 from granalign_fast.export.checks.language_model import run_source, validate_llm
+from granalign_fast.export.checks.prompts import check_prompts
 from granalign_fast.export.checks.self_check import check_decoder
 from granalign_fast.export.checks.tokens import check_token_ids, plain
 from granalign_fast.export.checks.transformers import OLDEST, compares, finish
@@ -94,6 +95,7 @@ def export_llm(
             f"transformers {OLDEST[0]}.{OLDEST[1]} or later; leave out --no-check"
         )
     check_token_ids(folder, plain(read_tokenizer(folder)), model.shape.vocabulary)
+    model = check_prompts(model, compare=compared)
     tolerance, expected = LLM_PRECISIONS[precision], None
     with appearing(out) as draft:
         if compared:

@@ -192,9 +192,6 @@ IMAGE_PROCESSORS = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast")
 """Image processors whose arithmetic ``vision.onnx`` contains. The fast one resizes differently, but
 the graph's frames are resized before."""
 
-CHAT_TEMPLATE = "chat_template.json"
-"""File in older folders with the processor's chat template, beside the tokenizer's files."""
-
 PREPROCESSOR = "preprocessor_config.json"
 """File with the settings of the image processor."""
 

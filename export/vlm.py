@@ -8,6 +8,7 @@ from typing import Any
 
 from granalign_fast.export.checks import vision_language_model as checks
 from granalign_fast.export.checks.encoder import check_precision
+from granalign_fast.export.checks.prompts import check_prompts
 from granalign_fast.export.checks.self_check import check_vlm
 from granalign_fast.export.checks.tokens import check_token_ids, plain
 from granalign_fast.export.checks.transformers import compares, finish
@@ -83,6 +84,7 @@ def export_vlm(
     model = VlmSource.read(folder, image_size)
     check_space(out, decoder_bytes(model, precision))
     check_token_ids(folder, plain(read_tokenizer(folder)), model.shape.vocabulary)
+    model = check_prompts(model, compare=compared)
     tolerance = VLM_PRECISIONS[precision]
     with appearing(out) as draft:
         if compared:

@@ -55,7 +55,15 @@ def test_the_cells_of_a_page_run_in_order(page, minilm, tmp_path, monkeypatch):
 
 
 _WITH_EXAMPLES = (
-    *("models.chat", "language.llm_rewriter", "metrics.existence", "output.filmstrip"),
+    *(
+        "models.chat",
+        "language.llm_rewriter",
+        "language.answers",
+        "language.items",
+        "models.thoughts",
+        "metrics.existence",
+        "output.filmstrip",
+    ),
     *("output.timeline", "pipeline", "models.graph_contract", "models.static_cache"),
     "models.vision_language_model",
 )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -15,6 +15,7 @@ import numpy as np
 from granalign_fast.errors import GranAlignError
 from granalign_fast.export.specs import LLM_ARCHITECTURES
 from granalign_fast.files import sha256_of
+from granalign_fast.models.chat_template import ADDITIONAL_TEMPLATES, TEMPLATE_FILES
 from granalign_fast.models.sources import combined_sha256, hash_weights
 
 from .checkpoint import Checkpoint, Float32
@@ -120,7 +121,8 @@ class ModelSource:
         "tokenizer_config.json",
         "special_tokens_map.json",
         "added_tokens.json",
-        "chat_template.jinja",
+        *TEMPLATE_FILES,
+        f"{ADDITIONAL_TEMPLATES}/default.jinja",
         "vocab.json",
         "merges.txt",
     )
@@ -137,6 +139,8 @@ class ModelSource:
     eos_ids: tuple[int, ...]
     weights_sha256: str
     sha256: str
+    replaced: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+    """Texts that an export gets in the place of the folder's files, by file name."""
 
     @classmethod
     def open(
@@ -185,13 +189,18 @@ class ModelSource:
         )
 
     def copy_files(self, folder: Path) -> None:
-        """Copy settings and tokenizer; transformers 4.57 must be able to read them too."""
+        """Copy settings, tokenizer and chat template, or write what replaces them.
+
+        transformers 4.57 must be able to read them too.
+        """
         rewritten = uniform_files(self.folder)
         for name in (*self.TEXTS, *self.SETTINGS):
             if name in rewritten:
                 write_settings(folder / name, rewritten[name])
-            elif (self.folder / name).is_file():
+            elif (self.folder / name).is_file() and "/" not in name:
                 shutil.copyfile(self.folder / name, folder / name)
+        for name, text in self.replaced.items():
+            (folder / name).write_text(text, encoding="utf-8", newline="")
 
     def write_generation_config(self, folder: Path) -> None:
         """Write ``generation_config.json``, which readers of other libraries look for."""

@@ -9,7 +9,6 @@ from typing import Any
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.export.specs import (
-    CHAT_TEMPLATE,
     IMAGE_PROCESSORS,
     IMAGE_SIZE,
     PREPROCESSOR,
@@ -189,7 +188,6 @@ class VlmSource(LlmSource):
     `sha256` covers everything that shapes an answer: weights, settings, tokenizer and image size.
     """
 
-    TEXTS = (*LlmSource.TEXTS, CHAT_TEMPLATE)
     SETTINGS = (*LlmSource.SETTINGS, PREPROCESSOR)
 
     sections: tuple[int, ...]

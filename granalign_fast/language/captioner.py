@@ -20,6 +20,7 @@ from granalign_fast.errors import GranAlignError, PromptTooLongError, short_repr
 from granalign_fast.models.chat import common_start
 from granalign_fast.models.prefix import Prefix
 from granalign_fast.models.prefix_cache import PrefixCache
+from granalign_fast.models.thoughts import opens_thought, visible_text
 from granalign_fast.models.vision_language_model import VisionLanguageModel
 from granalign_fast.runtime.array_device import Array
 from granalign_fast.types import FrameSet, check_queries
@@ -223,7 +224,13 @@ class VlmCaptioner:
     def _captions(self, frames: FrameSet, suffixes: Sequence[list[int]]) -> list[str]:
         """Generate a caption of each frame, in one line."""
         answers = self._generate(frames, suffixes)
-        return [" ".join(self.model.decode(ids).split()) for ids in answers]
+        texts = (visible_text(self.model.decode(ids), opened=self._opened) for ids in answers)
+        return [" ".join(text.split()) for text in texts]
+
+    @functools.cached_property
+    def _opened(self) -> bool:
+        """Whether the template opens a thought, so that an answer begins in the midst of it."""
+        return opens_thought(self.model.decode(self._prompt(prompts.AGNOSTIC_CAPTION)))
 
     def _prefix_batches(self, frames: FrameSet) -> Iterator[tuple[list[int], Prefix]]:
         """Yield the numbers of the frames of each batch, and their prefixes."""
@@ -283,17 +290,21 @@ class VlmCaptioner:
 
     def _prompt(self, text: str) -> list[int]:
         """Return the token ids of a whole prompt: system message, image and text."""
-        content = [{"type": "image"}, {"type": "text", "text": text}]
-        return self.model.chat(
-            [
-                {"role": "system", "content": prompts.VISION_SYSTEM},
-                {"role": "user", "content": content},
-            ]
-        )
+        return self.model.chat(prompts.about_frame(text))
 
     def _suffix(self, text: str) -> list[int]:
-        """Return the token ids of a prompt after its prefix."""
-        return self._prompt(text)[len(self.start) :]
+        """Return the token ids of a prompt after its prefix.
+
+        Raises:
+            GranAlignError: the chat template lets the text change what stands before it.
+        """
+        ids = self._prompt(text)
+        if ids[: len(self.start)] != self.start:
+            raise GranAlignError(
+                "chat template: got a prompt that begins differently, expected the same tokens up "
+                "to the image in each; choose a model of the Qwen2.5-VL family"
+            )
+        return ids[len(self.start) :]
 
 
 def _single_tokens(encoded: Iterable[list[int]]) -> Iterator[int]:

@@ -8,6 +8,7 @@ m = 3 in the paper (GranAlign, arXiv 2601.00584, section 3), which does not publ
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 SYSTEM = """\
 You rewrite sentences that people type to find a moment in a video. A rewrite is compared with \
@@ -41,9 +42,21 @@ ENTITIES = (
 )
 
 
+REWRITING_TASKS = (*SIMPLIFIED, *DETAILED, ENTITIES)
+"""The tasks of one query."""
+
+
 def user_message(task: str, query: str) -> str:
     """Return the user's message: the task, then the query."""
     return f"{task}\nSentence: {query}"
+
+
+def rewriting(task: str, query: str) -> list[dict[str, Any]]:
+    """Return the messages of a rewriting task."""
+    return [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": user_message(task, query)},
+    ]
 
 
 # The vision-language model sees one frame. All three tasks begin with the same system message and
@@ -72,3 +85,11 @@ def aware_caption(focus: Sequence[str]) -> str:
 def recognition(query: str) -> str:
     """Return a question about a query; its answer begins with "yes" or "no"."""
     return f"Does this frame show the following? {query}\nAnswer yes or no."
+
+
+def about_frame(task: str) -> list[dict[str, Any]]:
+    """Return the messages of a task about one frame."""
+    return [
+        {"role": "system", "content": VISION_SYSTEM},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": task}]},
+    ]

@@ -18,7 +18,7 @@ into of off on onto out over to up with about after again before below above dur
 here there very just too so than i you he she it we they me him her us them my your his its our
 their one's who whom whose which what when where how
 """
-_STOP_WORDS = frozenset(_STOP_WORD_LIST.split())
+STOP_WORDS = frozenset(_STOP_WORD_LIST.split())
 # The end of the clause that names who does what; the circumstances follow.
 _CIRCUMSTANCES = re.compile(
     r"[,;:.]|\b(?:while|as|when|and|who|which|that|because|before|after|during|with|near|next to|"
@@ -31,7 +31,7 @@ _PEOPLE = re.compile(
     r"journalist|presenter|anchor)\b",
     re.IGNORECASE,
 )
-_WORD = re.compile(r"[\w'’-]+")
+WORD = re.compile(r"[\w'’-]+")
 _SHORTEST_CLAUSE = 3
 """Words of a clause; a shorter one names no action."""
 
@@ -60,9 +60,9 @@ class RuleRewriter:
         clause = _first_clause(text)
         rest = text[len(clause) :].strip(" ,;:.")
         variants = [
-            " ".join(word for word in _WORD.findall(text) if word.lower() not in _STOP_WORDS),
+            " ".join(word for word in WORD.findall(text) if word.lower() not in STOP_WORDS),
             clause,
-            rest if len(_WORD.findall(rest)) > 1 else "",
+            rest if len(WORD.findall(rest)) > 1 else "",
             _PEOPLE.sub("person", text),
         ]
         distinct = dict.fromkeys(variant for variant in variants if variant and variant != text)
@@ -73,9 +73,21 @@ def _first_clause(query: str) -> str:
     """Return the query up to its first circumstance, or all of it if it has none."""
     for circumstance in _CIRCUMSTANCES.finditer(query):
         clause = query[: circumstance.start()].strip()
-        if len(_WORD.findall(clause)) >= _SHORTEST_CLAUSE:
+        if len(WORD.findall(clause)) >= _SHORTEST_CLAUSE:
             return clause
     return query
+
+
+def fallback_warning(rewrites: Rewrites) -> str | None:
+    """Return a warning if more than half of the rewrites are the query itself; None otherwise."""
+    count = len(rewrites.simplified) + len(rewrites.detailed)
+    if 2 * rewrites.fallbacks <= count:
+        return None
+    return (
+        f"query {short_repr(rewrites.query)}: {rewrites.fallbacks} of {count} rewrites are the "
+        f"query itself, because the language model's answers held none; choose a larger or an "
+        f"instruction-tuned model without thinking"
+    )
 
 
 class StoredRewriter:

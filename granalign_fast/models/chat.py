@@ -2,40 +2,55 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from datetime import datetime
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from granalign_fast.errors import GranAlignError, one_line
-from granalign_fast.files import read_json
+from granalign_fast.errors import GranAlignError
 
-from .encoder import load_tokenizer, tokenise
-
-Message = dict[str, Any]
-"""``{"role": "system" | "user" | "assistant", "content": ...}``. The content is a text or, for a
-vision-language model, a list of ``{"type": "image"}`` and ``{"type": "text", "text": ...}``."""
+from .chat_template import ChatTemplate, Message, find_template
+from .encoder import tokenise
+from .plain_text import PlainTextTokenizer
+from .special_tokens import SpecialTokens, load_chat_tokenizer
+from .thoughts import is_mark
 
 
 class ChatTokenizer:
-    """The tokenizer of an exported language model's folder.
+    """The tokenizer of a language model's folder, be it exported or a source.
 
     Args:
-        folder: the exported model.
+        folder: the model.
+        processor: whether the model has a processor besides its tokenizer, as a vision-language
+            model does. Its chat template goes before the tokenizer's.
 
     Raises:
-        GranAlignError: ``tokenizer.json`` is missing or damaged.
+        GranAlignError: ``tokenizer.json`` is missing or damaged, or its settings are.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._tokenizer = load_tokenizer(folder)
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._settings = _read_settings(folder)
-        self._template: Any = None
+    def __init__(self, folder: Path, *, processor: bool = False) -> None:
+        self._folder, self._processor = folder, processor
+        self._tokens = SpecialTokens.read(folder)
+        self._tokenizer = load_chat_tokenizer(folder, self._tokens)
+        added = self._tokenizer.get_added_tokens_decoder()
+        texts = {token.content for token in added.values()}
+        self._marks = {
+            number: token.content
+            for number, token in added.items()
+            if token.special and is_mark(token.content, texts)
+        }
+
+    @functools.cached_property
+    def template(self) -> ChatTemplate:
+        """The chat template.
+
+        Raises:
+            GranAlignError: there is none, or it cannot be parsed.
+        """
+        source = find_template(self._folder, self._tokens.settings, processor=self._processor)
+        return ChatTemplate(source, self._tokens.variables, self._folder)
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of plain text.
@@ -53,12 +68,28 @@ class ChatTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of token ids, without special tokens."""
+        """Return the text of token ids, without special tokens.
+
+        Marks of thoughts remain even where they are special tokens: without them a thought could
+        not be told from an answer.
+        """
+        if self._marks.keys().isdisjoint(ids):
+            return self._decode_run(ids)
+        runs = itertools.groupby(ids, key=self._marks.get)
+        return "".join(
+            mark * len(list(run)) if mark else self._decode_run(run) for mark, run in runs
+        )
+
+    def _decode_run(self, ids: Sequence[int] | Iterator[int]) -> str:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
         """Return the token ids of a conversation, up to the start of the assistant's turn.
+
+        The system text goes to the head of the first user turn where the template refuses or leaves
+        out a system turn. Thinking is switched off where the template can. A special token that a
+        message spells out is plain text: only the template's own are recognised.
 
         Raises:
             GranAlignError: the model has no chat template, the template refuses the messages, or a
@@ -66,22 +97,27 @@ class ChatTokenizer:
         """
         if not messages:
             raise GranAlignError("messages: got none, expected at least one")
-        if self._template is None:
-            self._template = _compile_template(_find_template(self._folder, self._settings))
-        try:
-            text = self._template.render(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=True,
-                tools=None,
-                documents=None,
-                **_special_tokens(self._settings),
-            )
-        except Exception as error:  # a template can raise any Python error
-            raise GranAlignError(
-                f"{self._folder}: the chat template refuses the messages ({one_line(error)}); "
-                f"expected roles and contents as the model was trained with"
-            ) from None
-        return self.encode(text)
+        shaped, switches = self.template.arguments(messages)
+        texts = list(_texts(shaped))
+        ids = self.encode(self.template.render(shaped, switches))
+        # The whole text as transformers encodes it, unless a message spells a control token.
+        if not any(self._plain.spells(text) for text in texts):
+            return ids
+        masked = [_masked(message, self._plain.mask) for message in shaped]
+        return self._plain.encode(self.template.render(masked, switches))
+
+    @property
+    def control_tokens(self) -> dict[str, int]:
+        """The ids of the tokens that only the template may write, such as the end of a turn.
+
+        Raises:
+            GranAlignError: there is no chat template.
+        """
+        return dict(self._plain.ids)
+
+    @functools.cached_property
+    def _plain(self) -> PlainTextTokenizer:
+        return PlainTextTokenizer(self._tokenizer, self.template.literals, self._folder)
 
 
 def common_start(one: Sequence[int], other: Sequence[int]) -> list[int]:
@@ -96,67 +132,24 @@ def common_start(one: Sequence[int], other: Sequence[int]) -> list[int]:
     return [token for token, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
 
-def _read_settings(folder: Path) -> dict[str, Any]:
-    """Read ``tokenizer_config.json``; an absent file has no settings."""
-    path = folder / "tokenizer_config.json"
-    settings = read_json(path) if path.is_file() else {}
-    if not isinstance(settings, dict):
-        raise GranAlignError(f"{path}: got a {type(settings).__name__}, expected a JSON object")
-    return settings
+def _texts(messages: Sequence[Message]) -> Iterator[str]:
+    """Yield every text of the messages."""
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, str):
+            yield content
+        elif isinstance(content, list):
+            yield from (part["text"] for part in content if "text" in part)
 
 
-def _find_template(folder: Path, settings: dict[str, Any]) -> str:
-    """Return the source of the chat template: from its own file, else from the settings."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = settings.get("chat_template")
-    if isinstance(template, list):  # several named templates
-        by_name = {entry.get("name"): entry.get("template") for entry in template}
-        template = by_name.get("default")
-    if not isinstance(template, str):
-        raise GranAlignError(
-            f"{folder}: no chat template, expected one in tokenizer_config.json or "
-            f"chat_template.jinja; choose an instruction-tuned model, or give token ids"
-        )
-    return template
-
-
-def _special_tokens(settings: dict[str, Any]) -> dict[str, str]:
-    """Return the settings that templates read as variables, such as ``bos_token``."""
-    tokens = {}
-    for key, value in settings.items():
-        text = value.get("content") if isinstance(value, dict) else value
-        if key.endswith("_token") and isinstance(text, str):
-            tokens[key] = text
-    return tokens
-
-
-def _compile_template(source: str) -> Any:
-    """Compile a Jinja template with the filters and functions that transformers gives to it."""
-    import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    # A template is untrusted code. The sandbox keeps it from Python's internals, and from changing
-    # the objects that it is given.
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    try:
-        return environment.from_string(source)
-    except jinja2.TemplateError as error:
-        raise GranAlignError(
-            f"chat template: cannot be parsed ({one_line(error)}); copy the tokenizer again"
-        ) from None
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    # Replaces Jinja's own `tojson`, which escapes for HTML.
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise GranAlignError(message)
+def _masked(message: Message, mask: Any) -> Message:
+    """Return a message with its texts replaced by what `mask` makes of them."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return message | {"content": mask(content)}
+    if isinstance(content, list):
+        parts = [
+            part | {"text": mask(part["text"])} if "text" in part else part for part in content
+        ]
+        return message | {"content": parts}
+    return message

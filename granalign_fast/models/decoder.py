@@ -174,3 +174,11 @@ def decode(
             if reads_each_step:
                 logits = batch.append(tokens)
     return answers.tokens
+
+
+def is_cut_off(answer: Sequence[int], max_new_tokens: int) -> bool:
+    """Whether an answer of `decode` has no end, because it reached the greatest length.
+
+    An answer that a stop token ends is shorter, since it does not hold that token.
+    """
+    return len(answer) == max_new_tokens

@@ -18,11 +18,12 @@ from granalign_fast.models.exported_graph import open_session
 from granalign_fast.runtime.array_device import Array, ArrayDevice
 from granalign_fast.runtime.session import OnnxSession
 
-from .chat import ChatTokenizer, Message
+from .chat import ChatTokenizer
+from .chat_template import Message
 from .decoder import Batch, Cache, Decoder, decode
 from .graph_contract import GRAPH, INPUT_IDS, POSITION_IDS, STATIC_GRAPH
 from .growing_cache import GrowingDecoder
-from .manifest import LlmManifest, fingerprint
+from .manifest import LlmManifest, VlmManifest, fingerprint
 from .prefix import Prefix, read_only
 from .static_cache import StaticDecoder
 
@@ -103,7 +104,7 @@ class CausalLM:
         else:
             self._graph = open_graph(GRAPH)
             self._decoder = GrowingDecoder(self._graph, self.manifest, self.device)
-        self.tokenizer = ChatTokenizer(folder)
+        self.tokenizer = ChatTokenizer(folder, processor=isinstance(self.manifest, VlmManifest))
 
     def _open_input_graphs(self, open_graph: Callable[[str], OnnxSession]) -> None:
         """Open the graphs whose outputs are inputs of the decoder: here none."""

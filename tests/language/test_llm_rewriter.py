@@ -86,7 +86,34 @@ def test_useless_answers_fall_back_to_the_query_and_are_counted():
     assert rewrites.simplified == ("a dog",) * 3
     assert rewrites.detailed == ("a dog", "a dog", "fine")
     assert rewrites.fallbacks == 5
-    assert rewrites.entities == rewrites.actions == ()
+    assert (rewrites.entities, rewrites.actions) == (("dog",), ())  # found by rules
+
+
+def test_it_is_logged_if_more_than_half_of_the_rewrites_fell_back(caplog):
+    LlmRewriter(Scripted([*GOOD[:3], *("" for _ in range(3)), "x"])).rewrite(["a dog"])
+    assert not caplog.messages
+    LlmRewriter(Scripted([*GOOD[:2], *("" for _ in range(4)), "x"])).rewrite(["a dog"])
+    (message,) = caplog.messages
+    assert message.startswith("query 'a dog': 4 of 6 rewrites are the query itself")
+
+
+def test_an_answer_of_the_greatest_length_was_cut_off():
+    answers = [*GOOD[:5], "A dog runs in a p", "entities: a dog, a ca\n"]
+    whole = LlmRewriter(Scripted(answers), max_new_tokens=64).rewrite(["a dog"])[0]
+    assert (whole.detailed[2], whole.fallbacks) == ("A dog runs in a p", 0)
+    cut = LlmRewriter(Scripted(answers), max_new_tokens=len(answers[5])).rewrite(["a dog"])[0]
+    assert (cut.detailed[2], cut.fallbacks) == ("a dog", 1)
+
+
+def test_an_answer_to_a_prompt_that_opens_a_thought_begins_in_it():
+    class Reasoning(Scripted):
+        def chat(self, messages):
+            return [*super().chat(messages)[:-1], *map(ord, "><think>\n")]
+
+    answers = ["A cat sleeps.", *(f"No.</think>{answer}" for answer in GOOD[1:])]
+    (rewrites,) = LlmRewriter(Reasoning(answers)).rewrite(["a dog"])
+    assert rewrites.simplified == ("a dog", "rewrite 1 of a dog", "rewrite 2 of a dog")
+    assert rewrites.fallbacks == 1 and rewrites.entities == ("a dog", "ball")
 
 
 @pytest.mark.parametrize(
