@@ -265,7 +265,8 @@ def test_without_a_hub_by_hand(
     line = said.splitlines()[-1]
     assert line.startswith(f"granalign: {BERT.source}: cannot be fetched (")
     copy = out / "sources" / "org" / "bert"
-    assert f"*.safetensors, *.json, *.txt, *.jinja into a folder and name that: {copy} (" in line
+    files = ", ".join(hub.PATTERNS)
+    assert f"put its {files} into a folder and name that: {copy} (" in line
     assert "0.0 GB, by the table" in said
     shutil.copytree(tmp_path / "published", copy)
     command = line.partition("; then run granalign ")[2].split()
