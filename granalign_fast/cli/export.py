@@ -15,7 +15,7 @@ from granalign_fast.errors import GranAlignError
 
 from .options import NewFolder
 from .progress import status, weights_progress
-from .verbosity import with_verbosity
+from .verbosity import is_quiet, with_verbosity
 
 export_app = typer.Typer(no_args_is_help=True, help="Write models as ONNX and check them.")
 
@@ -161,11 +161,9 @@ def report_export(out: Path) -> None:
         typer.echo(f"written and checked against the source: {out}")
         return
     typer.echo(f"written and checked against NumPy: {out}")
-    typer.echo(
-        f"{NOT_COMPARED}: to compare, run {install_command('export')}, and export again with "
-        f"--check",
-        err=True,
-    )
+    if not is_quiet():
+        remedy = f"run {install_command('export')}, and export again with --check"
+        typer.echo(f"{NOT_COMPARED}: to compare, {remedy}", err=True)
 
 
 @contextmanager

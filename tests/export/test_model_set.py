@@ -309,7 +309,9 @@ def test_as_a_process(server: Hub, tmp_path: Path) -> None:
         [sys.executable, *command], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0
-    (line,) = done.stderr.splitlines()
+    # An export that is slow, as on a busy machine, writes lines of progress.
+    told = [line for line in done.stderr.splitlines() if not line.startswith("exporting ")]
+    (line,) = told
     assert line.startswith("not compared with transformers: ")
     assert done.stdout == f"written and checked against NumPy: {out}\n"
     assert json.loads((out / "manifest.json").read_text())["source"] == BERT.source
