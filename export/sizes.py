@@ -130,6 +130,7 @@ def _work(model: PublishedModel, precision: str) -> int:
         rows = prefilled = len(tasks)
         tokens = _tokens(len(prompts.SYSTEM) + longest)
         answer = _default(LlmRewriter, "max_new_tokens")
+        kept = tokens  # the rewriter keeps what stands before the query
         vision = 0
     else:
         # A batch of captions, each behind its frame.
@@ -138,9 +139,9 @@ def _work(model: PublishedModel, precision: str) -> int:
         rows, prefilled = _default(VlmCaptioner, "batch"), _default(VlmCaptioner, "rows")
         patches = IMAGE_SIZE[0] * IMAGE_SIZE[1] // t.patch**2
         tokens = patches // t.merge**2 + _tokens(len(prompts.VISION_SYSTEM) + longest)
-        answer = _default(VlmCaptioner, "max_new_tokens")
+        answer, kept = _default(VlmCaptioner, "max_new_tokens"), 0
         vision = prefilled * patches * (2 * t.wide + 4 * t.hidden) * width
-    cache = rows * (tokens + answer) * d.layers * 2 * d.kv_heads * d.head_dim * width
+    cache = rows * (kept + tokens + answer) * d.layers * 2 * d.kv_heads * d.head_dim * width
     prefill = prefilled * tokens * (2 * d.wide + 4 * d.hidden) * width
     return cache + max(prefill, vision) + rows * d.vocabulary * 4  # the last: logits
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError
+from granalign_fast.export.specs import BLOCK, INT8_PRODUCTS
 
 from .runtimes import (
     COMPILED,
@@ -169,21 +170,47 @@ def transformers_captions(
     return run
 
 
-def _genai(source: Path, out: Path) -> Generate:
-    """Return greedy generation by onnxruntime-genai, on the fp32 export of its model builder."""
-    genai: Any = import_module("onnxruntime_genai")
+def build_genai(source: Path, out: Path, precision: str, **more: Any) -> None:
+    """Export a folder's language model to `out` with onnxruntime-genai's model builder.
+
+    Args:
+        source: a transformers folder.
+        out: a folder to write.
+        precision: ``fp32`` or ``int4``, the latter with our blocks and 8-bit activations.
+        more: further settings of ``genai_config.json``.
+    """
     # Use its command line: the builder's Python interface changes with each release.
     builder = (sys.executable, "-P", "-m", "onnxruntime_genai.models.builder")
-    options = ("-i", source, "-o", out, "-p", "fp32", "-e", "cpu", "-c", out / "cache")
+    options: list[str | Path] = [
+        "-i",
+        source,
+        "-o",
+        out,
+        "-p",
+        precision,
+        "-e",
+        "cpu",
+        "-c",
+        out / "cache",
+    ]
+    if precision == "int4":
+        recipe = (f"int4_accuracy_level={INT8_PRODUCTS}", f"int4_block_size={BLOCK}")
+        options += ["--extra_options", *recipe]
     offline = os.environ | {"HF_HUB_OFFLINE": "1"}
     built = subprocess.run([*builder, *options], env=offline, capture_output=True, text=True)
     if built.returncode:
         complaint = built.stderr.strip().splitlines() or ["no message"]
         raise GranAlignError(f"its model builder: {complaint[-1]}")
     path = out / "genai_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = json.loads(path.read_text(encoding="utf-8")) | more
     config["model"]["eos_token_id"] = []  # no answer may end early
     path.write_text(json.dumps(config), encoding="utf-8")
+
+
+def _genai(source: Path, out: Path) -> Generate:
+    """Return greedy generation by onnxruntime-genai, on the fp32 export of its model builder."""
+    genai: Any = import_module("onnxruntime_genai")
+    build_genai(source, out, "fp32")
     model = genai.Model(str(out))
 
     def run(prompts: list[list[int]], count: int) -> list[list[int]]:

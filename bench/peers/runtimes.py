@@ -72,10 +72,20 @@ GENAI = Peer(
     ("onnxruntime_genai", "onnx_ir", "torch", "transformers"),
     "'onnxruntime-genai<0.16' onnx-ir 'transformers<5' torch",  # 0.16 needs transformers 5
 )
+LLAMA_CPP = Peer("llama.cpp", "rewriting", ("llama_cpp",), "llama-cpp-python")
+LLAMA_SERVER = Peer(
+    *("llama.cpp, server", "rewriting", ("llama_cpp", "fastapi", "uvicorn", "starlette_context")),
+    "'llama-cpp-python[server]'",
+)
+GENAI_ENGINE = Peer(
+    *("onnxruntime-genai, engine", "rewriting"),
+    ("onnxruntime_genai", "onnx_ir", "torch", "transformers"),
+    "'onnxruntime-genai>=0.18' onnx-ir 'transformers>=5' torch",
+)
 TOWER = Peer("torch", "shapes", ("torch",), "torch")
 PEERS = (
     *(TOWER, TORCH_KERNELS, ST_TORCH, ST_ONNX, ST_OPENVINO, OPENCV, TORCHCODEC),
-    *(TRANSFORMERS, COMPILED, STOCK, GENAI),
+    *(TRANSFORMERS, COMPILED, STOCK, GENAI, LLAMA_CPP, LLAMA_SERVER, GENAI_ENGINE),
 )
 
 ON_THE_CPU = "it runs on the CPU here"

@@ -1,4 +1,4 @@
-"""Queries to rewrites by a language model: all of them in one batch behind one common prefix."""
+"""Queries to rewrites by a language model: all in one batch, behind the prefixes of the tasks."""
 
 from __future__ import annotations
 
@@ -37,10 +37,17 @@ class ChatModel(Protocol):
         """Return a prefix for `generate`."""
         ...
 
+    def prefill_rows(self, prompts: Sequence[Sequence[int]], *, prefix: Any = None) -> Any:
+        """Return a prefix of a row for each prompt, which follows `prefix`."""
+        ...
+
     def generate(
         self, prompts: Sequence[Sequence[int]], *, prefix: Any = None, max_new_tokens: int
     ) -> list[list[int]]:
-        """Return the likeliest continuation of each prompt, which follows the prefix."""
+        """Return the likeliest continuation of each prompt, which follows the prefix.
+
+        The prompts take the rows of the prefix in turn.
+        """
         ...
 
 
@@ -94,26 +101,32 @@ class LlmRewriter:
         """Return the token ids of the prompts of queries: one for each task of each query."""
         return [self._prompt(task, query) for query in queries for task in prompts.REWRITING_TASKS]
 
-    def _rewrite_batch(self, queries: Sequence[str]) -> list[Rewrites]:
+    def answers(self, queries: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of the model's answers to the prompts of `prompt_ids`, in one batch.
+
+        Raises:
+            GranAlignError: a query is too long for the model's context.
+        """
         token_ids = self.prompt_ids(queries)
 
-        # Leave out the common prefix, whose keys and values are computed already.
-        start, prefix = self._prefix
-        if all(ids[: len(start)] == start for ids in token_ids):
-            token_ids = [ids[len(start) :] for ids in token_ids]
+        # Leave out the beginning of each task, whose keys and values are computed already.
+        starts, prefix = self._beginnings
+        pairs = list(zip(token_ids, starts * len(queries), strict=True))
+        if all(ids[: len(start)] == start for ids, start in pairs):
+            token_ids = [ids[len(start) :] for ids, start in pairs]
         else:  # the chat template lets the query change what stands before it
             prefix = None
 
         try:
-            answers = self.model.generate(
-                token_ids, prefix=prefix, max_new_tokens=self.max_new_tokens
-            )
+            return self.model.generate(token_ids, prefix=prefix, max_new_tokens=self.max_new_tokens)
         except PromptTooLongError as error:
             query = queries[error.prompt // len(prompts.REWRITING_TASKS)]
             raise GranAlignError(
                 f"query {short_repr(query)}: {error.size}; shorten the query"
             ) from None
 
+    def _rewrite_batch(self, queries: Sequence[str]) -> list[Rewrites]:
+        answers = self.answers(queries)
         # The answers of one query stand next to each other.
         size = len(prompts.REWRITING_TASKS)
         rewrites = [
@@ -172,8 +185,18 @@ class LlmRewriter:
         return opens_thought(self.model.decode(self._prompt(prompts.ENTITIES, "a dog")))
 
     @functools.cached_property
-    def _prefix(self) -> tuple[list[int], Any]:
-        """The token ids that all prompts begin with, and their prefix; None if there are none."""
-        one, other = self._prompt("Rewrite this.", "a dog"), self._prompt("List words.", "the sea")
-        start = common_start(one, other)
-        return start, self.model.prefill(start) if start else None
+    def _beginnings(self) -> tuple[list[list[int]], Any]:
+        """The token ids of each task before the query, and their prefix; None if there are none."""
+        tasks = prompts.REWRITING_TASKS
+        starts = [
+            common_start(self._prompt(task, "a dog"), self._prompt(task, "the sea"))
+            for task in tasks
+        ]
+        # What all tasks begin with is computed once. Each keeps a token of its own.
+        first, *_, last = sorted(start[:-1] for start in starts)
+        shared = common_start(first, last)
+        if not shared:  # the query comes first
+            return [[] for _ in tasks], None
+        prefix = self.model.prefill(shared)
+        owns = [start[len(shared) :] for start in starts]
+        return starts, self.model.prefill_rows(owns, prefix=prefix)

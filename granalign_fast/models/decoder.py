@@ -43,7 +43,10 @@ class Batch(Protocol):
         """Keep the rows with these indices and drop the others."""
 
     def cache(self) -> Cache:
-        """Return the keys and values; all rows must have the same length."""
+        """Return the keys and values, with padding where rows have different lengths."""
+
+    def mask(self) -> Ids:
+        """Return a mask (rows, tokens) of `cache` on the host: 0 for padding."""
 
 
 class Decoder(Protocol):
@@ -57,8 +60,7 @@ class Decoder(Protocol):
 
         Args:
             rows: its number of rows.
-            prefix: the `Prefix` that rows begin with, with one row for all or one for each; None
-                for empty rows.
+            prefix: the `Prefix` whose rows they begin with, in turn; None for empty rows.
             tokens: the greatest number of tokens that `extend` will append to a row.
             steps: the greatest number of tokens that `append` will append after that.
             feed: makes the decoder's inputs from token ids and positions.

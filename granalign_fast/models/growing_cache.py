@@ -49,11 +49,13 @@ class GrowingDecoder:
             if prefix is None:
                 shape = (rows, manifest.kv_heads, 0, manifest.head_dim)
                 cache = tuple(xp.empty(shape, manifest.cache_dtype) for _ in self._past)
-                return GrowingBatch(self, cache, 0, feed)
-            cache = prefix.cache
-            if prefix.rows != rows:
-                cache = tuple(xp.repeat(array, rows, axis=0) for array in cache)
-            return GrowingBatch(self, cache, prefix.next_position, feed)
+                return GrowingBatch(self, cache, np.zeros(rows, np.int64), None, feed)
+            # The rows take those of the prefix in turn.
+            cache, mask, turns = prefix.cache, prefix.mask, rows // prefix.rows
+            if turns > 1:
+                cache = tuple(xp.tile(array, (turns, 1, 1, 1)) for array in cache)
+                mask = None if mask is None else np.tile(mask, (turns, 1))
+            return GrowingBatch(self, cache, np.tile(prefix.next_positions, turns), mask, feed)
 
     def execute(self, work: Callable[[], Any]) -> Any:
         """Run `work` on the caller's thread: batches share no memory."""
@@ -86,32 +88,37 @@ class GrowingBatch:
     Args:
         decoder: runs the batch.
         cache: keys and values that the rows begin with.
-        position: of the next token.
+        positions: of each row's next token.
+        mask: (rows, tokens) of the cache, 0 for padding; None if there is none.
         feed: makes the decoder's inputs.
     """
 
     can_shrink = True
 
-    def __init__(self, decoder: GrowingDecoder, cache: Cache, position: int, feed: Feed) -> None:
+    def __init__(
+        self, decoder: GrowingDecoder, cache: Cache, positions: Ids, mask: Ids | None, feed: Feed
+    ) -> None:
         self._decoder = decoder
         self._cache = cache
         self._feed = feed
-        self._position = position
+        if mask is None:
+            mask = np.ones((len(positions), cache[0].shape[2]), np.int64)
+        self._first, self._past = positions, mask
         self._positions: Array = None  # of the last token, (rows, 1)
         self._mask: Array = None
 
     def extend(self, prompts: Sequence[Sequence[int]]) -> Array:
         """Append one prompt to each row; return the logits (rows, vocabulary) that follow."""
-        put, past = self._decoder.device.put, self._cache[0].shape[2]
-        ids, positions, mask = left_padded(prompts, past, self._position)
+        put = self._decoder.device.put
+        ids, positions, mask = left_padded(prompts, self._first, self._past)
         positions = put(positions)
         self._positions, self._mask = positions[:, -1:], put(mask)
         return self._run(self._feed(put(ids), positions))
 
     def extend_with(self, positions: Array, **inputs: Array) -> None:
         """Append equally many tokens to each row, given as the decoder's own inputs."""
-        shape = (self._cache[0].shape[0], self._cache[0].shape[2] + positions.shape[-1])
-        self._mask = self._decoder.device.put(np.ones(shape, np.int64))
+        new = np.ones((len(self._past), positions.shape[-1]), np.int64)
+        self._mask = self._decoder.device.put(np.concatenate([self._past, new], axis=1))
         self._run({POSITION_IDS: positions, **inputs})
 
     def append(self, tokens: Array) -> Array:
@@ -130,12 +137,17 @@ class GrowingBatch:
         """Return the keys and values."""
         return self._cache
 
+    def mask(self) -> Ids:
+        """Return which of them are no padding."""
+        mask: Ids = self._decoder.device.to_host(self._mask)
+        return mask
+
     def _run(self, inputs: dict[str, Array]) -> Array:
         logits, self._cache = self._decoder.run(self._cache, self._mask, inputs)
         return logits
 
 
-def left_padded(prompts: Sequence[Sequence[int]], past: int, position: int) -> tuple[Ids, Ids, Ids]:
+def left_padded(prompts: Sequence[Sequence[int]], first: Ids, past: Ids) -> tuple[Ids, Ids, Ids]:
     """Pad prompts on the left to equal length.
 
     Prompts are padded rather than split into batches of equal length: a rewriter's prompts differ
@@ -144,8 +156,8 @@ def left_padded(prompts: Sequence[Sequence[int]], past: int, position: int) -> t
 
     Args:
         prompts: token ids of each row.
-        past: tokens that each row already has in the cache.
-        position: of each prompt's first token.
+        first: the position of each prompt's first token.
+        past: mask (rows, tokens) of the tokens in the cache.
 
     Returns:
         Token ids and positions, both (rows, longest), and the mask (rows, past + longest).
@@ -158,6 +170,5 @@ def left_padded(prompts: Sequence[Sequence[int]], past: int, position: int) -> t
     ids = np.array(padded, np.int64)
     # The index of each token in its prompt; negative for padding.
     offsets = np.arange(longest) - (longest - lengths)[:, None]
-    past_mask = np.ones((len(prompts), past), np.int64)
-    mask = np.concatenate([past_mask, (offsets >= 0).astype(np.int64)], axis=1)
-    return ids, position + np.maximum(offsets, 0), mask
+    mask = np.concatenate([past, (offsets >= 0).astype(np.int64)], axis=1)
+    return ids, first[:, None] + np.maximum(offsets, 0), mask

@@ -7,6 +7,7 @@ only the tokens behind it.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -20,7 +21,7 @@ from granalign_fast.runtime.session import OnnxSession
 
 from .chat import ChatTokenizer
 from .chat_template import Message
-from .decoder import Batch, Cache, Decoder, decode
+from .decoder import Batch, Cache, Decoder, Ids, decode
 from .graph_contract import GRAPH, INPUT_IDS, POSITION_IDS, STATIC_GRAPH
 from .growing_cache import GrowingDecoder
 from .manifest import LlmManifest, VlmManifest, fingerprint
@@ -154,6 +155,32 @@ class CausalLM:
 
         return self._prefix(self._decoder.execute(compute), len(token_ids))
 
+    def prefill_rows(
+        self, prompts: Sequence[Sequence[int]], *, prefix: Prefix | None = None
+    ) -> Prefix:
+        """Compute the keys and values of several beginnings of prompts, a row for each.
+
+        Args:
+            prompts: token ids of each beginning, of any lengths, without the prefix.
+            prefix: what all of them begin with, from `prefill`.
+
+        Returns:
+            The whole beginnings, for as many prompts in this order, or a multiple of them.
+
+        Raises:
+            GranAlignError: as for `generate`.
+        """
+        self._check(prompts, prefix, 1)
+
+        def compute() -> tuple[Cache, Ids]:
+            batch, _ = self._extend(prompts, prefix, 0)
+            with self.device.guarded():
+                return batch.cache(), batch.mask()
+
+        cache, mask = self._decoder.execute(compute)
+        whole = self._prefix(cache, int(mask.sum(axis=1).max()))
+        return replace(whole, mask=None if mask.all() else mask)
+
     def _prefix(self, cache: Cache, next_position: int) -> Prefix:
         return Prefix(tuple(map(read_only, cache)), self.fingerprint, next_position)
 
@@ -201,7 +228,8 @@ class CausalLM:
 
         Args:
             prompts: token ids of each prompt, without the prefix.
-            prefix: the beginning of the prompts, from `prefill`: one row for all, or one for each.
+            prefix: the beginning of the prompts, from `prefill` or `prefill_rows`: one row for all,
+                or rows that the prompts take in turn.
             max_new_tokens: the length of an answer that no stop token ends.
             stop_ids: tokens that end a row; None for the model's own, ``()`` for none.
 
@@ -280,10 +308,10 @@ class CausalLM:
                 f"prefix: got one of the model {prefix.model}, expected "
                 f"{self.fingerprint}; prefill it with this model"
             )
-        if prefix is not None and prefix.rows not in (1, len(prompts)):
+        if prefix is not None and len(prompts) % prefix.rows:
             raise GranAlignError(
-                f"prefix: got {prefix.rows} rows for {len(prompts)} prompts, expected one row, or "
-                f"one for each prompt"
+                f"prefix: got {prefix.rows} rows for {len(prompts)} prompts, expected one row, one "
+                f"for each prompt, or a number of rows that divides that of the prompts"
             )
         past, context = prefix.length if prefix else 0, self.manifest.context
         for i, prompt in enumerate(prompts):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from granalign_fast.runtime.array_device import Array, ArrayDevice
 
@@ -22,11 +23,15 @@ class Prefix:
         model: the fingerprint of the model that computed them.
         next_position: the position of the token that follows. A text has one position per token; an
             image takes fewer positions than it has tokens.
+        mask: (rows, length) int64 on the host, 0 for padding, which is anywhere in a row. It is
+            None if there is no padding. The rows of a masked prefix are texts of different lengths,
+            and `next_positions` takes the place of `next_position`, which is that of the longest.
     """
 
     cache: Cache
     model: str
     next_position: int
+    mask: npt.NDArray[np.int64] | None = None
 
     @property
     def rows(self) -> int:
@@ -35,8 +40,16 @@ class Prefix:
 
     @property
     def length(self) -> int:
-        """Number of tokens in each row."""
+        """Number of tokens in each row, with padding."""
         return int(self.cache[0].shape[2])
+
+    @property
+    def next_positions(self) -> npt.NDArray[np.int64]:
+        """The position of the token that follows each row, (rows,) int64."""
+        if self.mask is None:
+            return np.full(self.rows, self.next_position)
+        positions: npt.NDArray[np.int64] = self.mask.sum(axis=1)
+        return positions
 
     @classmethod
     def stack(

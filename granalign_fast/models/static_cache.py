@@ -24,7 +24,7 @@ from granalign_fast.runtime.array_device import Array, ArrayDevice
 from granalign_fast.runtime.onnx_run import BoundRun
 from granalign_fast.runtime.session import OnnxSession
 
-from .decoder import Cache, Feed
+from .decoder import Cache, Feed, Ids
 from .graph_contract import (
     CACHED_TOKENS,
     LAST,
@@ -110,15 +110,22 @@ class StaticDecoder:
             slot = self._take_slot(_round_up_rows(rows), capacity)
         else:
             slot = self._allocate(rows, capacity)
-        position = 0
+        positions = lengths = np.zeros(rows, np.int64)
         # Copy the prefix: (rows, kv_heads, length, head_dim) to (rows, length, kv_heads, head_dim).
         if prefix is not None:
-            position, shape = prefix.next_position, (rows, -1, manifest.kv_heads, manifest.head_dim)
+            turns = rows // prefix.rows  # the rows take those of the prefix in turn
+            positions = np.tile(prefix.next_positions, turns)
+            lengths = np.full(rows, length) if prefix.mask is None else positions
+            shape = (turns, prefix.rows, -1, manifest.kv_heads, manifest.head_dim)
             with device.guarded():
+                order = None if prefix.mask is None else device.put(_padding_last(prefix.mask))
                 for target, source in zip(slot.cache, prefix.cache, strict=True):
                     split = target[:rows].reshape(shape)
-                    split[:, :length] = device.put(source).swapaxes(1, 2)
-        return StaticBatch(slot, rows, length, position, feed)
+                    tokens = device.put(source).swapaxes(1, 2)
+                    if order is not None:
+                        tokens = device.xp.take_along_axis(tokens, order, axis=1)
+                    split[:, :, :length] = tokens
+        return StaticBatch(slot, rows, lengths, positions, feed)
 
     def _take_slot(self, rows: int, capacity: int) -> _Slot:
         """Return an empty slot; when a slot is used again, its step is captured as a CUDA graph."""
@@ -176,6 +183,11 @@ class StaticDecoder:
                 raise
         self._slots.clear()
         return self._allocate(rows, capacity)
+
+
+def _padding_last(mask: Ids) -> Ids:
+    """Return the order (rows, tokens, 1, 1) in which a row's padding stands behind its tokens."""
+    return np.argsort(mask == 0, axis=1, kind="stable")[:, :, None, None]
 
 
 def _round_up_rows(rows: int) -> int:
@@ -293,18 +305,18 @@ class StaticBatch:
     Args:
         slot: its memory.
         rows: number of rows.
-        length: tokens of each row in the cache.
-        position: of the next token.
+        lengths: tokens of each row in the cache.
+        positions: of each row's next token.
         feed: makes the decoder's inputs.
     """
 
     can_shrink = False
 
-    def __init__(self, slot: _Slot, rows: int, length: int, position: int, feed: Feed) -> None:
+    def __init__(self, slot: _Slot, rows: int, lengths: Ids, positions: Ids, feed: Feed) -> None:
         self._slot = slot
         self._rows = rows
-        self._length = length
-        self._position = position
+        self._lengths = lengths
+        self._positions = positions
         self._feed = feed
 
     def extend(self, prompts: Sequence[Sequence[int]]) -> Array:
@@ -315,11 +327,12 @@ class StaticBatch:
         # must not be a token whose embedding overflows: infinity times 0 is NaN.
         padded = [[*prompt, *[prompt[-1]] * (longest - len(prompt))] for prompt in prompts]
         ids = np.array(padded, np.int64)
-        positions = np.tile(self._position + np.arange(longest), (len(ids), 1))
-        put, ends = self._slot.context.device.put, self._length + lengths
+        positions = self._positions[:, None] + np.arange(longest)
+        put = self._slot.context.device.put
         logits = self._run(longest, lengths, self._feed(put(ids), put(positions)))
         # The next token of each row goes right behind its prompt, over the padding.
-        state = np.stack([ends, ends + 1, self._position + lengths])
+        ends = self._lengths
+        state = np.stack([ends, ends + 1, self._positions + lengths])
         self._slot.state[:, : self._rows] = put(state)
         return logits
 
@@ -331,14 +344,14 @@ class StaticBatch:
     def _run(self, count: int, lengths: Any, inputs: dict[str, Array]) -> Array:
         """Append `count` tokens to each row, of which the first `lengths` are no padding."""
         put, dtype = self._slot.context.device.put, self._slot.context.manifest.cache_dtype
-        write = np.full(self._rows, self._length)
+        write = self._lengths
         last = np.arange(count) == lengths[:, None] - 1
         run, logits = self._slot.bind(
             *(self._rows, inputs, put(write), put(write + count)),
             put(last[:, None].astype(dtype)),
         )
         run()
-        self._length += count
+        self._lengths = self._lengths + lengths
         return logits[:, 0]
 
     def append(self, tokens: Array) -> Array:
@@ -354,11 +367,16 @@ class StaticBatch:
         raise NotImplementedError
 
     def cache(self) -> Cache:
-        """Return a copy of the keys and values, without unused capacity."""
+        """Return a copy of the keys and values, as many of each row as the longest has."""
         manifest = self._slot.context.manifest
         shape = (self._rows, -1, manifest.kv_heads, manifest.head_dim)
         arrays = []
         for array in self._slot.cache:
-            split = array[: self._rows].reshape(shape)[:, : self._length]
+            split = array[: self._rows].reshape(shape)[:, : self._lengths.max()]
             arrays.append(split.swapaxes(1, 2).copy())
         return tuple(arrays)
+
+    def mask(self) -> Ids:
+        """Return which of `cache` are no padding, which stands behind the tokens of a row."""
+        mask: Ids = (np.arange(self._lengths.max()) < self._lengths[:, None]).astype(np.int64)
+        return mask

@@ -36,9 +36,16 @@ class Scripted:
         self.prefilled.append(self.decode(token_ids))
         return self.prefilled[-1]
 
+    def prefill_rows(self, prompts, *, prefix):
+        return [prefix + self.decode(prompt) for prompt in prompts]
+
     def generate(self, prompts, *, prefix=None, max_new_tokens):
         self.calls.append((len(prompts), prefix is not None))
-        return [self.answer((prefix or "") + self.decode(prompt)) for prompt in prompts]
+        rows = prefix or [""]
+        return [
+            self.answer(rows[i % len(rows)] + self.decode(prompt))
+            for i, prompt in enumerate(prompts)
+        ]
 
     def answer(self, text):
         assert words.SYSTEM in text
@@ -219,11 +226,13 @@ def test_an_exported_model_rewrites_alike_with_and_without_the_common_prefix(tmp
     assert [r.query for r in together] == queries
     assert together == [LlmRewriter(model, max_new_tokens=12).rewrite([q])[0] for q in queries]
 
-    start, prefix = rewriter._prefix
-    assert prefix.length == len(start) > len(words.SYSTEM)
+    starts, prefix = rewriter._beginnings
+    assert prefix.next_positions.tolist() == list(map(len, starts))
+    assert min(map(len, starts)) > len(words.SYSTEM)
     whole = [rewriter._prompt(task, "a dog runs") for task in TASKS]
-    assert all(ids[: len(start)] == start for ids in whole)
-    behind = [ids[len(start) :] for ids in whole]
+    pairs = list(zip(whole, starts, strict=True))
+    assert all(ids[: len(start)] == start for ids, start in pairs)
+    behind = [ids[len(start) :] for ids, start in pairs]
     assert model.generate(behind, prefix=prefix, max_new_tokens=12) == model.generate(
         whole, max_new_tokens=12
     )

@@ -148,6 +148,8 @@ CUPY = SimpleNamespace(
     ascontiguousarray=on_gpu(np.ascontiguousarray),
     stack=on_gpu(np.stack),
     repeat=on_gpu(np.repeat),
+    tile=on_gpu(np.tile),
+    take_along_axis=on_gpu(np.take_along_axis),
     concatenate=on_gpu(np.concatenate),
     broadcast_to=on_gpu(lambda array, shape: np.broadcast_to(np.asarray(array), shape)),
     cuda=SimpleNamespace(
@@ -244,6 +246,20 @@ def test_a_language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preci
     np.testing.assert_array_equal(
         logits, cpu_model.logits(ends, prefix=cpu_model.prefill(start))[:, [5, 2]]
     )
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_beginnings_of_different_lengths_stay_on_the_device(tmp_path: Path, static: bool) -> None:
+    folder = write_unchecked(tmp_path, CONFIGS["llama-gqa-untied"])
+    model = CausalLM(folder, device="cuda:1", static_cache=static)
+    shared, *starts = prompts_of(5, 9, 2)
+    prefix = model.prefill_rows(starts, prefix=model.prefill(shared))
+    assert isinstance(prefix.cache[0], OnGpu)
+    assert all(dtype == np.int64 for _, dtype in DOWNLOADED), "the mask alone"
+    ends = prompts_of(4, 7, 1, 3)
+    whole = [shared + start + end for start, end in zip(starts * 2, ends, strict=True)]
+    answers = model.generate(ends, prefix=prefix, max_new_tokens=9)
+    assert answers == model.generate(whole, max_new_tokens=9)
 
 
 def test_a_captioner_and_its_tiers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -227,6 +227,40 @@ def test_a_prefix_of_several_rows_serves_a_prompt_each(written: Written) -> None
         model.logits(ends[:2], prefix=prefix)
 
 
+@pytest.mark.parametrize("static", [False, True])
+def test_beginnings_of_different_lengths_are_one_prefix(written: Written, static: bool) -> None:
+    """Prompts take its rows in turn, and answer as whole prompts do."""
+    model = CausalLM(written(), static_cache=static)
+    (shared,) = prompts_of(5)
+    starts, ends = prompts_of(9, 2, 6), prompts_of(4, 7, 1, 3, 3, 8)
+    prefix = model.prefill_rows(starts, prefix=model.prefill(shared))
+    assert prefix.mask is not None
+    assert (prefix.rows, prefix.length) == (3, 14)
+    assert prefix.next_positions.tolist() == [14, 7, 11]
+    assert prefix.mask.sum(axis=1).tolist() == [14, 7, 11]
+    whole = [shared + start + end for start, end in zip(starts * 2, ends, strict=True)]
+    for count in (3, 6):
+        np.testing.assert_allclose(
+            model.logits(ends[:count], prefix=prefix), model.logits(whole[:count]), atol=1e-5
+        )
+    answers = model.generate(ends, prefix=prefix, max_new_tokens=9, stop_ids=())
+    assert answers == model.generate(whole, max_new_tokens=9, stop_ids=())
+    # A masked prefix can be extended once more.
+    longer = model.prefill_rows([end[:1] for end in ends[:3]], prefix=prefix)
+    rest = [[*end, 1][1:] for end in ends[:3]]
+    np.testing.assert_allclose(
+        model.logits(rest, prefix=longer), model.logits([[*w, 1] for w in whole[:3]]), atol=1e-5
+    )
+    with pytest.raises(GranAlignError, match="got 3 rows for 4 prompts"):
+        model.logits(ends[:4], prefix=prefix)
+
+
+def test_beginnings_of_equal_length_need_no_mask(written: Written) -> None:
+    prefix = CausalLM(written()).prefill_rows(prompts_of(4, 4))
+    assert prefix.mask is None
+    assert prefix.next_positions.tolist() == [4, 4]
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
