@@ -100,8 +100,13 @@ def write_warning(message: Warning | str, *_: object, **__: object) -> None:
 class _Stderr(logging.Handler):
     """Writes each message as one line: ``granalign: info: ...``.
 
+    A warning is written once: a model logs it, and the command repeats it with the answer.
     `sys.stderr` is looked up for each message: a progress bar replaces it while it is shown.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._warned: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one message; debug messages name their module."""
@@ -109,7 +114,12 @@ class _Stderr(logging.Handler):
         if record.levelno <= logging.DEBUG:
             kind += f": {record.name}"
         try:
-            _write(kind, record.getMessage())
+            message = record.getMessage()
+            if record.levelno == logging.WARNING:
+                if message in self._warned:
+                    return
+                self._warned.add(message)
+            _write(kind, message)
         except Exception:  # a message that cannot be formatted must not end the command
             self.handleError(record)
 

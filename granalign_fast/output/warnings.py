@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from granalign_fast.errors import listed
 from granalign_fast.index import VideoIndex
+from granalign_fast.language.rewriters import fallback_warning
 from granalign_fast.miniatures.provenance import are_miniatures, is_rendered
 from granalign_fast.models.manifest import same_weights
 from granalign_fast.types import SearchResult
@@ -41,11 +42,6 @@ def search_warnings(
             f"the captions are by another vision-language model ({made}) than the one that "
             f"searched ({used[:16]}); index the video with the models that search it"
         )
-    rewrites = result.rewrites
-    if rewrites is not None and rewrites.fallbacks:
-        written = len(rewrites.simplified) + len(rewrites.detailed)
-        if rewrites.fallbacks >= written:
-            warnings.append(
-                "the language model gave no rewrite of use: the query was searched as it stands"
-            )
+    if result.rewrites is not None and (fallback := fallback_warning(result.rewrites)):
+        warnings.append(fallback)
     return warnings

@@ -173,6 +173,14 @@ def test_a_python_warning_is_a_warning(
     assert err == ("" if quiet else "granalign: warning: frame 3 is damaged\n")
 
 
+def test_a_warning_is_written_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """A model logs it, and the command repeats it with the answer."""
+    with verbosity.logging_to_stderr():
+        for name in ("language.llm_rewriter", "cli.search_outputs"):
+            logging.getLogger(f"granalign_fast.{name}").warning("%s of 6 rewrites", 5)
+    assert capsys.readouterr().err == "granalign: warning: 5 of 6 rewrites\n"
+
+
 def test_an_error_is_not_quiet(granalign: Run) -> None:
     code, out, err = granalign("search", "no.jsonl", "dog", "-q")
     assert (code, out) == (2, "") and err.startswith("granalign: no.jsonl: no such file")
