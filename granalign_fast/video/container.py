@@ -33,6 +33,9 @@ _SHORTEST_CLIP = 0.002
 """Seconds: a shorter rest after the last whole clip does not count as a clip. It can come from
 rounding alone, because Matroska and FLV round time stamps to milliseconds."""
 
+_FLOAT_ERROR = Fraction(1, 1_000_000)
+"""Seconds by which a float, or a sum of floats, may miss the time that is meant."""
+
 
 class DamagedVideoWarning(UserWarning):
     """A video is damaged or truncated. The frames that were returned are right; no others follow.
@@ -111,6 +114,14 @@ class Video:
     def ticks(self, seconds: Fraction) -> Fraction:
         """Convert seconds to units of the stream's time base."""
         return seconds / self.time_base
+
+    def exact_seconds(self, seconds: float) -> Fraction:
+        """Return the seconds that a float stands for.
+
+        Near a multiple of the time base they are that multiple: 3.9 is a little less than 390/100.
+        """
+        nearest = round(Fraction(seconds) / self.time_base) * self.time_base
+        return nearest if abs(nearest - Fraction(seconds)) < _FLOAT_ERROR else Fraction(seconds)
 
 
 @contextmanager

@@ -113,8 +113,9 @@ def cut(
     with open_video(path) as video, replacing(out) as sink:
         try:
             origin = round(video.ticks(Fraction(info.start)))
-            key = key_frame_before(video, info, start, exact=exact)
-            cutter = _Cutter(video, out, origin, key, Fraction(start), Fraction(end), exact=exact)
+            begin, finish = video.exact_seconds(start), video.exact_seconds(end)
+            key = key_frame_before(video, info, begin, exact=exact)
+            cutter = _Cutter(video, out, origin, key, begin, finish, exact=exact)
             first, last = cutter.encode(sink) if exact else cutter.copy(sink)
             return Cut(out, first, last, not exact, cutter.left_out)
         except (FFmpegError, ValueError, IndexError) as error:

@@ -27,7 +27,7 @@ _CLIP_SECONDS = Fraction(2)
 """Seconds up to which a step in the time stamps is no discontinuity, as in an index."""
 
 
-def key_frame_before(video: Video, info: VideoInfo, start: float, *, exact: bool) -> int:
+def key_frame_before(video: Video, info: VideoInfo, start: Fraction, *, exact: bool) -> int:
     """Return the PTS of the key frame at which decoding or copying of a moment begins."""
     origin = video.ticks(Fraction(info.start))
     first = Fraction(round(origin + video.ticks(Fraction(info.first_frame))))
@@ -37,7 +37,7 @@ def key_frame_before(video: Video, info: VideoInfo, start: float, *, exact: bool
             return find_key_frame(other, first)
     # A copy may begin up to half a frame late, so that rounding of `start` does not cost a GOP.
     rate = None if exact else video.stream.average_rate
-    limit = Fraction(start) + Fraction(1, 2) / rate if rate else Fraction(start)
+    limit = start + Fraction(1, 2) / rate if rate else start
     with open_video(video.path) as other:
         key = find_key_frame(other, max(first, origin + video.ticks(limit)))
     if exact and not is_decodable_alone(video.path, key):
