@@ -41,7 +41,8 @@ class Hub:
 
     def sent(self, name: str) -> list[str | None]:
         """Return the ranges of all requests for the content of a file."""
-        return [r for method, path, r in self.requests if method == "GET" and path.endswith(f"/{name}")]
+        gets = [(path, part) for method, path, part in self.requests if method == "GET"]
+        return [part for path, part in gets if path.endswith(f"/{name}")]
 
 
 @contextmanager
