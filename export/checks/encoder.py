@@ -52,7 +52,8 @@ def transformers_reference(model: SentenceModel) -> Reference:
         from transformers import AutoModel
 
         try:
-            with uniform_folder(model.folder) as folder:
+            # The folder of the weights has their config.json; it may be a sub-folder.
+            with uniform_folder(model.weights.parent) as folder:
                 source = AutoModel.from_pretrained(
                     folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
                 ).eval()

@@ -316,7 +316,7 @@ def resized_below_the_crop(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (torn_weights, "torn, or no safetensors"),
+        (torn_weights, "torn, or of another kind"),
         (missing_tensor, "lacks 1 tensors, such as text_projection.weight"),
         (nan_weights, "gives image embeddings with NaN"),
         (another_activation, r"got the activation 'mish', expected one of \['gelu'"),

@@ -208,7 +208,7 @@ def test_siglip_2_of_transformers_5(siglip2: Path, tmp_path: Path, kind: str) ->
     write_json(source / SETTINGS, settings | more | {"tokenizer_class": kind})
     model = check_frame_tokens(ClipSource.read(source))
     assert model.preprocessing == before.preprocessing
-    assert model.levels == before.levels
+    assert model.image.levels == before.image.levels
     texts = ["A Dog.", "x " * 100]
     assert model.tokenise(texts) == before.tokenise(texts)
     assert model.tokenise(["Th"]) != model.tokenise(["th"]), "a token of its own keeps its case"

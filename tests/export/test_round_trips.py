@@ -64,7 +64,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 MESSAGES = [
     {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": "Grüße, 世界: a man <eos> opens a door 🚪"},
+    {"role": "user", "content": "Grüße, 世界: a man opens a door 🚪"},
 ]
 
 
