@@ -188,7 +188,7 @@ test-optimum: .venv-optimum/.ready
 	GRANALIGN_FORBID_SKIPS=1 .venv-optimum/bin/pytest -n auto -m "needs_torch or needs_optimum"
 
 test-transformers: .venv-transformers/.ready
-	GRANALIGN_FORBID_SKIPS=1 .venv-transformers/bin/pytest -n auto -m needs_torch
+	GRANALIGN_FORBID_SKIPS=1 .venv-transformers/bin/pytest -n auto -m "needs_torch and not needs_optimum"
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

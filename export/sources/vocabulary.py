@@ -110,8 +110,8 @@ def _clip(folder: Path, special: Mapping[str, str]) -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     first, last = special["bos_token"], special["eos_token"]
     tokenizer.post_processor = RobertaProcessing(
-        sep=(last, vocabulary[last]),
-        cls=(first, vocabulary[first]),
+        (last, vocabulary[last]),  # `sep` and `cls`, which version 0.23 calls otherwise
+        (first, vocabulary[first]),
         add_prefix_space=False,
         trim_offsets=False,
     )

@@ -166,7 +166,7 @@ def test_siglip_2_lower_cases_its_text(siglip2: Path, tmp_path: Path, padding: s
     assert np.abs(cased[0] - text[0]).max() > 1e-2, "the case must matter to the model"
 
 
-@pytest.mark.needs_torch
+@pytest.mark.needs_optimum
 @pytest.mark.parametrize(
     "change",
     [
@@ -194,7 +194,7 @@ def test_siglip_2_ids(siglip2: Path, tmp_path: Path, change: Edit) -> None:
     assert check_frame_tokens(model) is model
 
 
-@pytest.mark.needs_torch
+@pytest.mark.needs_optimum
 @pytest.mark.parametrize("kind", ["GemmaTokenizer", "Siglip2Tokenizer", "TokenizersBackend"])
 def test_siglip_2_of_transformers_5(siglip2: Path, tmp_path: Path, kind: str) -> None:
     """Its settings name no tokens around a text, and classes that version 4.57 lacks."""
