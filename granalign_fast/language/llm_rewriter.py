@@ -64,20 +64,23 @@ class LlmRewriter:
         rows: prompts in a batch; a query takes seven.
         max_new_tokens: where an answer is cut off.
 
-    Any object with the four methods of a `ChatModel` serves, here one whose tokens are bytes:
+    Example:
+        Any object with the methods of a `ChatModel` serves, here one whose tokens are bytes:
 
-    >>> class Constant:
-    ...     def chat(self, messages):
-    ...         return list(messages[-1]["content"].encode())
-    ...     def decode(self, ids):
-    ...         return bytes(ids).decode()
-    ...     def prefill(self, token_ids):
-    ...         return None
-    ...     def generate(self, prompts, *, prefix=None, max_new_tokens):
-    ...         return [list(b"Sure! Here it is: A dog runs.")] * len(prompts)
-    >>> (rewrites,) = LlmRewriter(Constant()).rewrite(["a brown dog is running"])
-    >>> rewrites.simplified, rewrites.entities, rewrites.actions
-    (('A dog runs.', 'A dog runs.', 'A dog runs.'), ('brown dog',), ('running',))
+        >>> class Constant:
+        ...     def chat(self, messages):
+        ...         return list(messages[-1]["content"].encode())
+        ...     def decode(self, ids):
+        ...         return bytes(ids).decode()
+        ...     def prefill(self, token_ids):
+        ...         return None
+        ...     def prefill_rows(self, prompts, *, prefix=None):
+        ...         return None
+        ...     def generate(self, prompts, *, prefix=None, max_new_tokens):
+        ...         return [list(b"Sure! Here it is: A dog runs.")] * len(prompts)
+        >>> (rewrites,) = LlmRewriter(Constant()).rewrite(["a brown dog is running"])
+        >>> rewrites.simplified, rewrites.entities, rewrites.actions
+        (('A dog runs.', 'A dog runs.', 'A dog runs.'), ('brown dog',), ('running',))
     """
 
     def __init__(self, model: ChatModel, *, rows: int = 56, max_new_tokens: int = 64) -> None:
