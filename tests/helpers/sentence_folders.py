@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
+from granalign_fast.models.sources import INDEX
 from helpers.tiny_bert import write_json
 
 LENGTH = 20
@@ -140,3 +142,15 @@ def together(*edits: Edit) -> Edit:
             one(folder)
 
     return apply
+
+
+def shard(folder: Path) -> None:
+    """Split the weights of a folder in two files, with their index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, part in parts.items():
+        save_file({name: tensors[name] for name in part}, folder / file, {"format": "pt"})
+    files = {name: file for file, part in parts.items() for name in part}
+    write_json(folder / INDEX, {"metadata": {}, "weight_map": files})
