@@ -42,7 +42,7 @@ Phase = Callable[[str, str], AbstractContextManager[None]]
 
 @dataclass(frozen=True, slots=True)
 class PlannedModel:
-    """What is to be done for one model of a set.
+    """The work for one model of a set.
 
     Attributes:
         model: the model.
@@ -71,13 +71,13 @@ class PlannedModel:
 
     @property
     def pending(self) -> bool:
-        """Whether there is something to do that can be done."""
+        """True if there is work that can be done."""
         return not self.exported and self.problem is None
 
 
 @dataclass(frozen=True, slots=True)
 class SetPlan:
-    """What is to be done for a set: one `PlannedModel` of each kind.
+    """The work for a set: one `PlannedModel` of each kind.
 
     `out` is the folder of all exports, `copies` the one in which local copies may lie.
     """

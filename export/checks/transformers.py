@@ -13,7 +13,7 @@ OLDEST = (4, 57)
 """The first version of transformers that exports are compared with."""
 
 NOT_COMPARED = "not compared with transformers"
-"""What a manifest says of an export without the comparison."""
+"""The manifest's entry for an export that was not compared."""
 
 
 def compares(check: bool | None) -> bool:

@@ -169,7 +169,7 @@ def _load(folder: Path, files: list[Path]) -> tuple[Any, list[str]]:
 
 
 _OTHER_DECODER = "language_model."
-"""What the names of a decoder's weights begin with in folders of other libraries."""
+"""Prefixes of the names of a decoder's weights in folders of other libraries."""
 
 
 def validate_vlm(

@@ -76,7 +76,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "fullatt_block_indexes": [7, 15, 23, 31],
     },
 }
-"""What a setting is that ``config.json`` leaves out, by family. Both versions agree on it."""
+"""Values of the settings that ``config.json`` leaves out, by family. Both versions agree on them."""
 
 
 def uniform_config(config: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What `granalign search` prints and writes, and when it refuses to."""
+"""The outputs of `granalign search`, and the cases in which it refuses to write them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `granalign search` looks at: an index, captions, or a video that is indexed now."""
+"""The source of `granalign search`: an index, captions, or a video that is indexed now."""
 
 from __future__ import annotations
 

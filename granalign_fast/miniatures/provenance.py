@@ -1,4 +1,4 @@
-"""What comes from the miniatures: which models they are, and which videos their renderer wrote."""
+"""Functions that recognise the miniatures, and the videos that their renderer wrote."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ _CLASSES = {
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """What a folder's settings add to its ``tokenizer.json``.
+    """The tokens that a folder's settings add to its ``tokenizer.json``.
 
     Attributes:
         settings: of ``tokenizer_config.json``; empty without one.

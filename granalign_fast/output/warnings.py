@@ -1,4 +1,4 @@
-"""What a reader must know to judge the answer of a search: one list for every kind of output."""
+"""Warnings about the answer of a search: one list for every kind of output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person reads after a search: distinct moments, absence, warnings, and one list for all."""
+"""The answer of a search as people read it: distinct moments, absence, and one list of warnings."""
 
 from __future__ import annotations
 

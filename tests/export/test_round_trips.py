@@ -1,4 +1,4 @@
-"""What the installed transformers saves is exported: equal ids and equal outputs.
+"""Folders that the installed transformers saves are exported: equal ids and equal outputs.
 
 The layout of the other version is made from the same folder, so each version sees both.
 """

@@ -92,7 +92,7 @@ OLD = together(
         ],
     ),
 )
-"""What version 2 wrote."""
+"""The settings that version 2 wrote."""
 
 
 def reweigh(change: Any) -> Edit:

@@ -1,4 +1,4 @@
-"""What every exporter says of folders that hold no whole model with plain weights."""
+"""Messages of every exporter about folders that hold no whole model with plain weights."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ def test_pillow_has_a_font_of_its_own() -> None:
 
 
 class Page(HTMLParser):
-    """What a browser makes of a page: its tags, their attributes, and its text."""
+    """The page as a browser reads it: its tags, their attributes, and its text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
