@@ -76,7 +76,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "fullatt_block_indexes": [7, 15, 23, 31],
     },
 }
-"""Values of the settings that ``config.json`` leaves out, by family. Both versions agree on them."""
+"""Values of settings that ``config.json`` leaves out, by family; both versions agree on them."""
 
 
 def uniform_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
