@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.sentence_folders import Edit, drop, edit, together
+from helpers.sentence_folders import Edit, drop, edit, shard, together
 from helpers.siglip2 import gemma_tokenizer, write_siglip2
 from helpers.tiny_bert import write_json
 from helpers.tiny_clip import SIZES, random_frames, write_bare_source, write_tiny_clip
@@ -89,17 +89,6 @@ def embed(source: Path, texts: list[str], lower: bool) -> tuple[np.ndarray, np.n
     text = torch.cat([getattr(one, "pooler_output", one) for one in found])
     both = [(x / x.norm(dim=-1, keepdim=True)).numpy() for x in (image, text)]
     return both[0], both[1]
-
-
-def shard(folder: Path) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    names = sorted(tensors)
-    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
-    for file, part in parts.items():
-        save_file({name: tensors[name] for name in part}, folder / file, {"format": "pt"})
-    files = {name: file for file, part in parts.items() for name in part}
-    write_json(folder / INDEX, {"metadata": {}, "weight_map": files})
 
 
 def prefix(folder: Path) -> None:
