@@ -60,7 +60,6 @@ def test_what_is_refused(tmp_path: Path, template: Any, message: str) -> None:
 
 
 def test_a_base_model_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    pytest.importorskip("torch")
     source = source_of(tmp_path, None)
     with pytest.raises(GranAlignError, match="no chat template"):
         export_llm(source, tmp_path / "out")
