@@ -1,18 +1,19 @@
-"""QVHighlights from JSON Lines: captions, queries, and queries that no moment answers."""
+"""QVHighlights from JSON Lines: queries, and queries that no moment answers."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from granalign_fast.errors import GranAlignError
-from granalign_fast.index import CaptionedVideo
 from granalign_fast.jsonl import Record, iter_jsonl
 from granalign_fast.types import Rewrites
 
-PathLike = str | os.PathLike[str]
+from .captions import read_captions
+from .records import PathLike
+
+__all__ = ["PathLike", "Query", "read_absent", "read_captions", "read_queries"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,23 +23,6 @@ class Query:
     qid: Any
     vid: str
     rewrites: Rewrites
-
-
-def read_captions(path: PathLike) -> dict[str, CaptionedVideo]:
-    """Read captioned videos by `vid`, from JSON Lines of `vid` and `captions`.
-
-    Raises:
-        GranAlignError: the file cannot be read, a line is no such record, or a vid repeats.
-    """
-    videos: dict[str, CaptionedVideo] = {}
-    for location, record in iter_jsonl(path, required=("vid", "captions")):
-        video = CaptionedVideo.from_record(record, location)
-        if video.vid in videos:
-            raise GranAlignError(
-                f"{location}: vid {video.vid!r} repeats; expected one line a video"
-            )
-        videos[video.vid] = video
-    return videos
 
 
 def read_queries(
