@@ -52,7 +52,8 @@ def iter_jsonl(
         with _open(path) as lines:
             for number, line in enumerate(lines, start=1):
                 # Decoded line by line: a text file decodes blocks, and its errors name no line.
-                text = line.decode()
+                # Editors on Windows begin a file with a byte order mark.
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 if text.isspace():
                     continue
                 empty = False
@@ -60,14 +61,38 @@ def iter_jsonl(
                 yield location, _parse(text, location, required)
     except UnicodeDecodeError as error:
         raise GranAlignError(f"{path}:{number}: not UTF-8 text ({error.reason})") from None
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise GranAlignError(
-            f"{path}:{number + 1}: not a whole gzip file ({error}); compress or download it again"
-        ) from None
-    except OSError as error:
-        raise GranAlignError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except _READ_ERRORS as error:
+        raise _unreadable(path, error, f"{path}:{number + 1}") from None
     if empty:
         raise GranAlignError(f"{path}: no records; expected one JSON object a line")
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Return the content of a file; a name that ends in ``.gz`` is decompressed.
+
+    Raises:
+        GranAlignError: the file is missing or unreadable.
+    """
+    path = _as_path(path)
+    try:
+        with _open(path) as file:
+            return file.read()
+    except _READ_ERRORS as error:
+        raise _unreadable(path, error, str(path)) from None
+
+
+_READ_ERRORS = (OSError, zlib.error, EOFError)
+"""What reading raises: `gzip.BadGzipFile` is an OSError."""
+
+
+def _unreadable(path: Path, error: Exception, location: str) -> GranAlignError:
+    """Return the error of a file that cannot be read; `location` is where gzip has stopped."""
+    if isinstance(error, gzip.BadGzipFile | zlib.error | EOFError):
+        return GranAlignError(
+            f"{location}: not a whole gzip file ({error}); compress or download it again"
+        )
+    reason = getattr(error, "strerror", None) or error
+    return GranAlignError(f"{path}: cannot be read ({reason})")
 
 
 def _as_path(path: str | os.PathLike[str]) -> Path:

@@ -1,7 +1,7 @@
 """Readers of published annotation files: QVHighlights, Charades-STA, ActivityNet-Captions."""
 
 from .annotations import read_annotations
-from .captions import read_captions
+from .captions import fit_captions, read_captions, too_many
 from .records import DATASETS, AnnotatedQuery, Annotations, Highlights, PathLike
 
 __all__ = [
@@ -10,6 +10,8 @@ __all__ = [
     "Annotations",
     "Highlights",
     "PathLike",
+    "fit_captions",
     "read_annotations",
     "read_captions",
+    "too_many",
 ]

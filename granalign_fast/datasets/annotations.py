@@ -1,53 +1,221 @@
-"""Read annotation files and join what they say about each query."""
+"""Read annotation files of one dataset: recognise each, join them, and check the windows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
-from granalign_fast.errors import GranAlignError
-from granalign_fast.jsonl import Record, iter_jsonl
-from granalign_fast.types import Rewrites
+from granalign_fast.errors import GranAlignError, listed
 
-from .records import DATASETS, AnnotatedQuery, Annotations, Highlights, PathLike
+from .charades import read_lengths, read_sentences
+from .dictionaries import read_videos
+from .documents import FORMS, read_document
+from .joining import Joined, join, same_text
+from .json_records import read_records
+from .recognition import TITLES, check_forms, check_vids, recognise
+from .records import (
+    DATASETS,
+    MAX_OVERSHOOT_SECONDS,
+    AnnotatedQuery,
+    Annotations,
+    PathLike,
+    Window,
+)
+from .statements import Statement, Statements
+
+_READERS = {
+    "records": read_records,
+    "dictionary": read_videos,
+    "sentences": read_sentences,
+    "table": read_lengths,
+}
 
 
-def read_annotations(paths: Sequence[PathLike], dataset: str) -> Annotations:
+def read_annotations(paths: Sequence[PathLike], dataset: str | None = None) -> Annotations:
     """Read annotation files of one dataset, and join what they say about each query.
 
+    Each file is recognised by its content. It is QVHighlights' or lighthouse's JSON Lines,
+    VTG-GPT's with `rephrased_query`, our own form, Charades-STA's text, the table of Charades with
+    the lengths of videos, ActivityNet-Captions' dictionary of videos, or TFVTG's with rewordings.
+    All may be ``.gz``.
+
+    Queries are joined by qid or, in a file without qids, by video and sentence. There a query
+    without a qid gets ``VID_n``, where n counts the sentences of its video from 0 in the order of
+    the files. This qid stays the same as long as the files and their order do. If files differ in
+    their durations by less than a second, the first file holds.
+
+    Windows of Charades-STA and ActivityNet-Captions are clipped to the video, and sentences whose
+    window starts at or after its end are left out. This is what 2D-TAN's loaders do
+    (github.com/microsoft/VideoX, 2D-TAN/lib/datasets) and what the releases of lighthouse hold
+    (github.com/line/lighthouse, data); TFVTG's evaluator takes windows as they are. Windows of
+    QVHighlights are taken as they are, as its evaluator does.
+
     Args:
-        paths: of the files.
-        dataset: one of `DATASETS`.
+        paths: of the files, in the order in which they take precedence.
+        dataset: one of `DATASETS`; None: recognised from the files.
 
     Raises:
-        GranAlignError: a file cannot be read or is of no known form, or two files disagree.
+        GranAlignError: a file cannot be read, is of no known form or of another dataset, has values
+            of wrong types, or a window outside its video; or two files disagree.
     """
-    if dataset not in DATASETS:
+    if dataset is not None and dataset not in DATASETS:
         raise GranAlignError(f"dataset: got {dataset!r}, expected one of: {', '.join(DATASETS)}")
-    joined: dict[int | str, Record] = {}
-    for path in paths:
-        for location, record in iter_jsonl(path, required=("qid",)):
-            known = joined.setdefault(record["qid"], {"location": location})
-            known.update(record)
-    queries = tuple(map(_query, joined.values()))
-    shown = sum(bool(query.windows) for query in queries)
-    rewritten = sum(bool(query.rewrites.simplified) for query in queries)
-    notes = (f"{len(queries)} queries, {shown} with windows, {rewritten} with rewrites",)
-    return Annotations(dataset, queries, notes)
+    if isinstance(paths, str | bytes) or not paths:
+        raise GranAlignError(f"annotations: got {paths!r}, expected a list of one file or more")
+    documents = [read_document(path) for path in paths]
+    if dataset is not None:
+        check_forms(documents, dataset)
+    files = [_READERS[document.form](document) for document in documents]
+    name = listed([document.path for document in documents])
+    notes = [note for file in files for note in (_contents(file), *file.notes)]
+    joined = join(files)
+    vids = list(dict.fromkeys(one.vid or "" for one in joined.statements))
+    if not vids:
+        raise GranAlignError(f"{name}: got no queries, expected {FORMS}; give a file with queries")
+    if dataset is None:
+        saliency = any(one.saliency is not None for one in joined.statements)
+        dataset = recognise(documents, vids, saliency=saliency)
+    check_vids(vids, dataset, name)
+    left_out = _Windows(dataset, joined.durations)
+    queries = tuple(left_out.kept(joined.statements))
+    if not queries:
+        raise GranAlignError(f"{name}: every window starts at or after its end; correct the file")
+    if sum(bool(file.of_queries) for file in files) > 1:
+        notes.append(f"Joined: {len(joined.statements):,} queries about {len(vids):,} videos.")
+    notes += left_out.notes()
+    warnings = [warning for file in files for warning in file.warnings]
+    warnings += _gaps(queries, joined, dataset)
+    return Annotations(dataset, queries, (*notes, *_repetitions(queries)), tuple(warnings))
 
 
-def _query(record: Record) -> AnnotatedQuery:
-    """Return the query that the files describe together."""
-    if "rephrased_query" in record:
-        record = record | {"rewrites": record["rephrased_query"]}
-    saliency = None
-    if "saliency_scores" in record:
-        scores = tuple(map(tuple, record["saliency_scores"]))
-        saliency = Highlights(tuple(record["relevant_clip_ids"]), scores)
-    return AnnotatedQuery(
-        qid=record["qid"],
-        vid=record["vid"],
-        rewrites=Rewrites.from_record(record, record["location"]),
-        duration=record.get("duration"),
-        windows=tuple((start, end) for start, end in record.get("relevant_windows", ())),
-        saliency=saliency,
+@dataclass(slots=True)
+class _Windows:
+    """Checks windows against videos, and counts what it changes."""
+
+    dataset: str
+    durations: dict[str, float]
+    clipped: int = 0
+    dropped: list[str] = field(default_factory=list)
+    """Video and sentence of queries whose window starts at or after its end."""
+
+    def kept(self, statements: Iterable[Statement]) -> Iterable[AnnotatedQuery]:
+        """Yield the queries with valid windows."""
+        for one in statements:
+            assert one.qid is not None and one.vid is not None and one.rewrites is not None
+            duration = self.durations.get(one.vid)
+            windows = tuple(self._checked(one, window, duration) for window in one.windows)
+            valid = tuple(window for window in windows if window is not None)
+            if windows and not valid:
+                self.dropped.append(f"{one.vid} {one.rewrites.query!r}")
+                continue
+            yield AnnotatedQuery(one.qid, one.vid, one.rewrites, duration, valid, one.saliency)
+
+    def _checked(self, one: Statement, window: Window, duration: float | None) -> Window | None:
+        """Return a window in its video; None if it is to be left out.
+
+        Raises:
+            GranAlignError: the window is outside its video, or starts after its end where the
+                dataset's evaluator takes windows as they are.
+        """
+        start, end = window
+        as_is = self.dataset == "qvhighlights"
+        problem = ""
+        if start >= end:
+            if not as_is:
+                return None
+            problem = "starts at or after its end"
+        elif start < 0 and (as_is or end <= 0):
+            problem = "starts before the video"
+        elif duration is not None and start >= duration:
+            problem = f"starts after its video, which lasts {duration:g} s"
+        elif duration is not None and end > duration + MAX_OVERSHOOT_SECONDS:
+            problem = f"ends {end - duration:g} s after its video, which lasts {duration:g} s"
+        if problem:
+            raise GranAlignError(
+                f"{one.location}: the window {list(window)} {problem}; expected seconds of the "
+                f"video {one.vid!r}: correct the line or remove it"
+            )
+        if as_is or (start >= 0 and (duration is None or end <= duration)):
+            return window
+        self.clipped += 1
+        return max(start, 0.0), end if duration is None else min(end, duration)
+
+    def notes(self) -> list[str]:
+        """Say what was changed."""
+        notes = []
+        if self.clipped:
+            notes.append(f"{self.clipped:,} windows end after their videos and were clipped.")
+        if self.dropped:
+            notes.append(
+                f"{len(self.dropped):,} queries were left out, whose windows start at or after "
+                f"their ends: {listed(self.dropped)}."
+            )
+        return notes
+
+
+def _contents(file: Statements) -> str:
+    """Say in one sentence what a file has given."""
+    if file.lengths:
+        return f"{file.path.name}: {file.form}, {len(file.lengths):,} videos."
+    statements = file.of_queries
+    vids = {one.vid for one in statements if one.vid is not None}
+    parts = [f"{file.path.name}: {file.form}, {len(statements):,} queries"]
+    if vids:
+        parts[0] += f" about {len(vids):,} videos"
+    if windows := sum(bool(one.windows) for one in statements):
+        parts.append(f"{windows:,} with windows")
+    else:
+        parts.append("none with windows")
+    if saliency := sum(one.saliency is not None for one in statements):
+        parts.append(f"{saliency:,} with saliency")
+    counts = Counter(
+        len(one.rewrites.simplified) + len(one.rewrites.detailed)
+        for one in statements
+        if one.rewrites is not None
     )
+    rewritten = sum(count for rewrites, count in counts.items() if rewrites)
+    if rewritten:
+        least, most = min(filter(None, counts)), max(counts)
+        each = f"{most}" if least == most else f"{least} to {most}"
+        parts.append(f"{rewritten:,} with {each} rewrites each from {file.rewrites_key}")
+    else:
+        parts.append("none with rewrites")
+    return ", ".join(parts) + "."
+
+
+def _repetitions(queries: Sequence[AnnotatedQuery]) -> list[str]:
+    """Say how many rewrites only repeat their query."""
+    repeated = total = 0
+    for query in queries:
+        own = same_text(query.rewrites.query)
+        texts = [*query.rewrites.simplified, *query.rewrites.detailed]
+        total += len(texts)
+        repeated += sum(same_text(text) == own for text in texts)
+    if not repeated:
+        return []
+    return [f"{repeated:,} of {total:,} rewrites repeat their query; they are used as they are."]
+
+
+def _gaps(queries: Sequence[AnnotatedQuery], joined: Joined, dataset: str) -> list[str]:
+    """Warn of what some queries have and others lack."""
+    warnings = []
+    for what, lacking in (
+        ("rewrites", sum(not (q.rewrites.simplified or q.rewrites.detailed) for q in queries)),
+        ("windows", sum(not query.windows for query in queries)),
+    ):
+        if 0 < lacking < len(queries):
+            warnings.append(f"{lacking:,} of {len(queries):,} queries have no {what}")
+    if joined.unused_rewrites:
+        warnings.append(
+            f"{joined.unused_rewrites:,} queries have rewrites in several files; those of the "
+            f"first file are used"
+        )
+    unknown = {query.vid for query in queries if query.duration is None}
+    if unknown and any(query.windows for query in queries):
+        remedy = "; give Charades_v1_train.csv or Charades_v1_test.csv as well"
+        warnings.append(
+            f"{len(unknown):,} videos of {TITLES[dataset]} have no duration in the files, so "
+            f"their windows are not checked{remedy if dataset == 'charades' else ''}"
+        )
+    return warnings

@@ -14,6 +14,15 @@ PathLike = str | os.PathLike[str]
 DATASETS = ("qvhighlights", "charades", "activitynet")
 """The names of the datasets, as the command line takes them."""
 
+Window = tuple[float, float]
+"""Start and end of a moment in seconds."""
+
+REWRITE_KEYS = ("rewrites", "simplified", "detailed", "entities", "actions")
+"""The keys of rewrites in our own form."""
+
+MAX_OVERSHOOT_SECONDS = 10.0
+"""Seconds by which a window may end after its video: more is no rounding, see `metrics`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Highlights:
@@ -36,7 +45,7 @@ class AnnotatedQuery:
     """The query's text, and the rewrites that the files give with it."""
     duration: float | None = None
     """Length of the video in seconds; None: no file says it."""
-    windows: tuple[tuple[float, float], ...] = ()
+    windows: tuple[Window, ...] = ()
     """Start and end of each moment in seconds; empty: the files have no ground truth for it."""
     saliency: Highlights | None = None
     """QVHighlights alone has it; None: the files do not."""

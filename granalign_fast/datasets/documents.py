@@ -1,0 +1,107 @@
+"""Open an annotation file and recognise its form from its content; its name does not matter."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from granalign_fast.errors import GranAlignError, listed, short_repr
+from granalign_fast.jsonl import Record, iter_jsonl, read_bytes
+
+from .records import PathLike
+
+FORMS = "JSON Lines of queries, a JSON dictionary of videos, Charades-STA's .txt, or Charades' .csv"
+"""The forms that are recognised, for error messages."""
+
+RECORD_KEYS = frozenset({"qid", "query", "vid", "captions"})
+"""Keys of which a line of JSON Lines has at least one, and a dictionary of videos none."""
+
+_LOOKED_AT = 10
+"""Lines after the first in which Charades-STA's ``##`` is looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """The content of a file in the form that was recognised."""
+
+    path: Path
+    form: Literal["records", "dictionary", "sentences", "table"]
+    """JSON records, one JSON dictionary, Charades-STA's text, or a CSV table."""
+    records: tuple[tuple[str, Record], ...] = ()
+    """Of JSON records: where each stands, and the record."""
+    value: Any = None
+    """Of a JSON dictionary."""
+    text: str = ""
+    """Of Charades-STA's text and of a table."""
+
+
+def read_document(path: PathLike) -> Document:
+    """Read a file and recognise its form.
+
+    * JSON Lines: the first line is a JSON object, and other lines follow; or it is the only line
+      and has one of `RECORD_KEYS`. A JSON list of objects is read alike.
+    * A JSON dictionary: one JSON object, in one line or several.
+    * Charades-STA's text: one of the first lines has ``##`` between times and sentence.
+    * A table: the first line has the columns `id` and `length`.
+
+    Raises:
+        GranAlignError: the file cannot be read, is damaged, or has none of these forms.
+    """
+    if Path(path).is_dir():
+        raise GranAlignError(f"{path}: got a folder, expected a file: {FORMS}")
+    data = read_bytes(path)
+    path = Path(path)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise GranAlignError(
+            f"{path}: not UTF-8 text (byte {data[error.start]:#04x} at {error.start}), expected "
+            f"{FORMS}; if it is an archive, unpack it first"
+        ) from None
+    first, _, rest = text.lstrip().partition("\n")
+    if not first:
+        raise GranAlignError(f"{path}: is empty, expected {FORMS}; download it again")
+    if first[0] in "{[":
+        return _read_json(path, text, first, more=bool(rest.strip()))
+    if any("##" in line for line in (first, *rest.split("\n", _LOOKED_AT)[:_LOOKED_AT])):
+        return Document(path, "sentences", text=text)
+    if {"id", "length"} <= {name.strip() for name in first.split(",")}:
+        return Document(path, "table", text=text)
+    raise GranAlignError(
+        f"{path}: begins with {short_repr(first)}, expected {FORMS}; check that it is the "
+        f"annotation file"
+    )
+
+
+def _read_json(path: Path, text: str, first: str, *, more: bool) -> Document:
+    """Read a file that begins as JSON does: records, or one value."""
+    try:
+        value = json.loads(first)
+    except (ValueError, RecursionError):
+        value = None
+    if isinstance(value, dict) and (more or RECORD_KEYS & value.keys()):
+        return Document(path, "records", tuple(iter_jsonl(path)))
+    if value is None:
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise GranAlignError(f"{path}: not JSON ({error}); download it again") from None
+    if isinstance(value, list):
+        return Document(path, "records", tuple(_numbered(path, value)))
+    return Document(path, "dictionary", value=value)
+
+
+def _numbered(path: Path, values: list[Any]) -> list[tuple[str, Record]]:
+    """Return the objects of a JSON list with their locations."""
+    if not values:
+        raise GranAlignError(f"{path}: holds an empty list, expected {FORMS}; download it again")
+    located = [(f"{path}: record {number}", value) for number, value in enumerate(values)]
+    for location, value in located:
+        if not isinstance(value, dict):
+            raise GranAlignError(
+                f"{location}: got {short_repr(value)}, expected a JSON object with the keys "
+                f"{listed(['qid', 'query', 'vid'])}"
+            )
+    return located
