@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from granalign_fast.errors import GranAlignError, listed, missing_key, short_repr
 from granalign_fast.index import CaptionedVideo
@@ -14,6 +13,7 @@ from granalign_fast.index.records import CLIP_SECONDS
 from granalign_fast.jsonl import Record, iter_jsonl
 
 from .records import PathLike
+from .statements import is_number
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def _one_too_many(record: Record) -> bool:
     """Tell whether a record of captions has one more than its video has clips."""
     captions, duration = record["captions"], record.get("duration")
     seconds = record.get("clip_seconds", CLIP_SECONDS)
-    if not isinstance(captions, list) or not (_is_number(duration) and _is_number(seconds)):
+    if not isinstance(captions, list) or not (is_number(duration) and is_number(seconds)):
         return False  # what is wrong is said where the record is checked
     return _overlong(len(captions), seconds, duration)
 
@@ -100,10 +100,6 @@ def _overlong(captions: int, clip_seconds: float, duration: float) -> bool:
     """Tell whether the last caption alone, and not the only one, is after the video's end."""
     last = captions - 1
     return last > 0 and (last - 1) * clip_seconds < duration <= last * clip_seconds
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _read_folder(folder: Path) -> dict[str, CaptionedVideo]:

@@ -37,7 +37,7 @@ class Document:
     """Of Charades-STA's text and of a table."""
 
 
-def read_document(path: PathLike) -> Document:
+def read_document(path: PathLike, expected: str = FORMS) -> Document:
     """Read a file and recognise its form.
 
     * JSON Lines: the first line is a JSON object, and other lines follow; or it is the only line
@@ -46,11 +46,15 @@ def read_document(path: PathLike) -> Document:
     * Charades-STA's text: one of the first lines has ``##`` between times and sentence.
     * A table: the first line has the columns `id` and `length`.
 
+    Args:
+        path: of the file; what ends in ``.gz`` is decompressed.
+        expected: the forms that the caller takes, for error messages.
+
     Raises:
         GranAlignError: the file cannot be read, is damaged, or has none of these forms.
     """
     if Path(path).is_dir():
-        raise GranAlignError(f"{path}: got a folder, expected a file: {FORMS}")
+        raise GranAlignError(f"{path}: got a folder, expected a file: {expected}")
     data = read_bytes(path)
     path = Path(path)
     try:
@@ -58,35 +62,38 @@ def read_document(path: PathLike) -> Document:
     except UnicodeDecodeError as error:
         raise GranAlignError(
             f"{path}: not UTF-8 text (byte {data[error.start]:#04x} at {error.start}), expected "
-            f"{FORMS}; if it is an archive, unpack it first"
+            f"{expected}; if it is an archive, unpack it first"
         ) from None
     first, _, rest = text.lstrip().partition("\n")
+    rest = rest.lstrip()
     if not first:
-        raise GranAlignError(f"{path}: is empty, expected {FORMS}; download it again")
+        raise GranAlignError(f"{path}: is empty, expected {expected}; download it again")
     if first[0] in "{[":
-        return _read_json(path, text, first, more=bool(rest.strip()))
+        return _read_json(path, text, first, rest)
     if any("##" in line for line in (first, *rest.split("\n", _LOOKED_AT)[:_LOOKED_AT])):
         return Document(path, "sentences", text=text)
     if {"id", "length"} <= {name.strip() for name in first.split(",")}:
         return Document(path, "table", text=text)
     raise GranAlignError(
-        f"{path}: begins with {short_repr(first)}, expected {FORMS}; check that it is the "
-        f"annotation file"
+        f"{path}: begins with {short_repr(first)}, expected {expected}; check that it is "
+        f"the right file"
     )
 
 
-def _read_json(path: Path, text: str, first: str, *, more: bool) -> Document:
+def _read_json(path: Path, text: str, first: str, rest: str) -> Document:
     """Read a file that begins as JSON does: records, or one value."""
     try:
         value = json.loads(first)
     except (ValueError, RecursionError):
         value = None
-    if isinstance(value, dict) and (more or RECORD_KEYS & value.keys()):
+    if isinstance(value, dict) and (rest or RECORD_KEYS & value.keys()):
         return Document(path, "records", tuple(iter_jsonl(path)))
     if value is None:
         try:
             value = json.loads(text)
         except (ValueError, RecursionError) as error:
+            if rest.startswith("{"):  # JSON Lines, then: its error names the line
+                return Document(path, "records", tuple(iter_jsonl(path)))
             raise GranAlignError(f"{path}: not JSON ({error}); download it again") from None
     if isinstance(value, list):
         return Document(path, "records", tuple(_numbered(path, value)))
@@ -96,7 +103,7 @@ def _read_json(path: Path, text: str, first: str, *, more: bool) -> Document:
 def _numbered(path: Path, values: list[Any]) -> list[tuple[str, Record]]:
     """Return the objects of a JSON list with their locations."""
     if not values:
-        raise GranAlignError(f"{path}: holds an empty list, expected {FORMS}; download it again")
+        raise GranAlignError(f"{path}: holds an empty list, expected records; download it again")
     located = [(f"{path}: record {number}", value) for number, value in enumerate(values)]
     for location, value in located:
         if not isinstance(value, dict):

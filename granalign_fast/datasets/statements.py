@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from granalign_fast.errors import GranAlignError, short_repr
 from granalign_fast.types import Rewrites
@@ -53,7 +53,7 @@ def check_duration(value: Any, location: str) -> float:
     Raises:
         GranAlignError: it is no number, or not between 0 and a billion.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _LONGEST:
+    if not is_number(value) or not 0 < value < _LONGEST:
         raise GranAlignError(
             f"{location}: duration: got {short_repr(value)}, expected the video's length, a number "
             f"of seconds above 0; correct it"
@@ -141,7 +141,7 @@ def _look(key: str, value: Any) -> str:
     if all(isinstance(item, str) and " " in item for item in items):
         by_value = "rewrites" if isinstance(value, list) else ""
     elif all(isinstance(item, list) and len(item) == 2 for item in items):
-        by_value = "windows" if all(_is_number(x) for item in items for x in item) else ""
+        by_value = "windows" if all(is_number(x) for item in items for x in item) else ""
     else:
         by_value = ""
     if by_value == "rewrites" or any(word in name for word in _REWRITE_WORDS):
@@ -151,5 +151,6 @@ def _look(key: str, value: Any) -> str:
     return ""
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
+    """Tell whether a JSON value is a number; a truth value is none."""
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from granalign_fast.datasets.records import MAX_OVERSHOOT_SECONDS
 from granalign_fast.jsonl import Record
 
 from .existence import auroc
-from .records import MAX_OVERSHOOT_SECONDS, load_ground_truth, load_predictions
+from .records import load_ground_truth, load_predictions
 from .scores import retrieval_of_each, score_moments, score_qvhighlights
 
 __all__ = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import reprlib
 from collections.abc import Iterable, Sequence
@@ -9,24 +10,21 @@ from itertools import chain
 from math import ceil, isfinite
 from typing import Any
 
+from granalign_fast.datasets import PathLike, read_annotations
+from granalign_fast.datasets.documents import read_document
+from granalign_fast.datasets.predictions import read_predictions
+from granalign_fast.datasets.recognition import check_vids
+from granalign_fast.datasets.records import MAX_OVERSHOOT_SECONDS
 from granalign_fast.errors import GranAlignError
-from granalign_fast.jsonl import Record, iter_jsonl
+from granalign_fast.jsonl import Record
+
+_log = logging.getLogger(__name__)
 
 CLIP_SECONDS = 2.0
 """Length in seconds of the clips that QVHighlights annotates with saliency."""
 
 ANNOTATORS = 3
 """Number of people whose saliency scores, 0 to 4, QVHighlights has for every relevant clip."""
-
-MAX_OVERSHOOT_SECONDS = 10.0
-"""Seconds by which a window may end after its video; such a window is scored unclipped.
-
-A model that normalises time by a nominal length (150 s in QVHighlights) overshoots in shorter
-videos: two of Moment-DETR's 15,500 published validation windows do, by 2 s and by 10 s, and the
-benchmark's figures include both unclipped. Annotations overshoot too, in Charades-STA by up to
-1.5 s. An overshoot of more than five clips is no rounding: the window belongs to another video or
-has another unit.
-"""
 
 _LONGEST = 1e9
 """Seconds that no video reaches; a longer duration has another unit."""
@@ -36,24 +34,57 @@ _RATINGS = frozenset(range(5))
 _Located = Iterable[tuple[str, Record]]
 
 
-def load_ground_truth(path: str | os.PathLike[str]) -> list[Record]:
-    """Read and validate ground truth in the format of QVHighlights' annotation files.
+def load_ground_truth(
+    path: PathLike | Sequence[PathLike], dataset: str | None = None
+) -> list[Record]:
+    """Read and validate ground truth, in any form that `datasets.read_annotations` reads.
 
-    Every line has `qid` (integer or string), `duration` in seconds and `relevant_windows`, one or
-    more ``[start, end]`` in seconds with ``0 <= start < end``, ``start < duration`` and
-    ``end <= duration + MAX_OVERSHOOT_SECONDS``. `relevant_clip_ids` and `saliency_scores`, which
-    only highlight metrics need, are in every line or in none. Other keys are ignored.
+    In the format of QVHighlights' annotation files every line has `qid` (integer or string),
+    `duration` in seconds and `relevant_windows`, one or more ``[start, end]`` in seconds with
+    ``0 <= start < end``, ``start < duration`` and ``end <= duration + MAX_OVERSHOOT_SECONDS``.
+    `relevant_clip_ids` and `saliency_scores`, which only highlight metrics need, are in every line
+    or in none. Other keys are ignored.
+
+    Args:
+        path: of the file, or of several that are joined, such as Charades-STA's text and the table
+            of lengths.
+        dataset: one of `datasets.DATASETS`, whose files are expected; None: any.
 
     Raises:
-        GranAlignError: the file cannot be read or a line breaks a rule; the message names both.
+        GranAlignError: a file cannot be read, is of another dataset, has no windows, or breaks a
+            rule; the message names the file, and the line where there is one.
     """
-    return check_ground_truth(iter_jsonl(path))
+    paths = [path] if isinstance(path, str | os.PathLike) else list(path)
+    if len(paths) == 1 and (document := read_document(paths[0])).form == "records":
+        vids = {record["vid"] for _, record in document.records if _has_text(record, "vid")}
+        if dataset is not None:
+            check_vids(vids, dataset, str(document.path))
+        return check_ground_truth(document.records)
+    annotations = read_annotations(paths, dataset)
+    for note in annotations.notes:
+        _log.info("%s", note)
+    name = ", ".join(map(str, paths))
+    unknown = [query.vid for query in annotations.queries if query.duration is None]
+    if unknown:
+        raise GranAlignError(
+            f"{name}: {len(unknown)} queries have no duration of their video, the first is "
+            f"{unknown[0]!r}; give the file with the lengths too, such as Charades_v1_test.csv"
+        )
+    for warning in annotations.warnings:
+        _log.warning("%s", warning)
+    truth = annotations.ground_truth()
+    return check_ground_truth((f"{name}: qid {record['qid']!r}", record) for record in truth)
 
 
-def load_predictions(path: str | os.PathLike[str], ground_truth: Sequence[Record]) -> list[Record]:
-    """Read and validate predictions in QVHighlights' submission format, one line per query.
+def _has_text(record: Record, key: str) -> bool:
+    return isinstance(record.get(key), str)
 
-    A line has `qid` and at least one of the following, the same in every line:
+
+def load_predictions(path: PathLike, ground_truth: Sequence[Record]) -> list[Record]:
+    """Read and validate predictions, in any form that `datasets.predictions` reads.
+
+    In QVHighlights' submission format a line has `qid` and at least one of the following, the same
+    in every line:
 
     * `pred_relevant_windows`: ranked ``[start, end, score]``, finite, with
       ``0 <= start <= end``, ``start < duration`` and
@@ -63,7 +94,7 @@ def load_predictions(path: str | os.PathLike[str], ground_truth: Sequence[Record
       either published file), and a last, partial clip may be included.
 
     Args:
-        path: JSON Lines, plain or ``.gz``.
+        path: of the file, plain or ``.gz``.
         ground_truth: records of `load_ground_truth`; each needs exactly one prediction.
 
     Returns:
@@ -73,7 +104,7 @@ def load_predictions(path: str | os.PathLike[str], ground_truth: Sequence[Record
         GranAlignError: the file cannot be read, a line breaks a rule, a qid is unknown or
             occurs twice, or a query has no prediction; the message names file and line.
     """
-    return check_predictions(iter_jsonl(path), ground_truth, os.fspath(path))
+    return check_predictions(read_predictions(path, ground_truth), ground_truth, os.fspath(path))
 
 
 def check_ground_truth(located: _Located) -> list[Record]:
