@@ -13,6 +13,7 @@ from granalign_fast.errors import GranAlignError
 
 from .bench import bench
 from .cache import cache_app
+from .datasets import datasets_app
 from .demo import demo
 from .doctor import doctor
 from .evaluate import evaluate, score
@@ -32,6 +33,7 @@ for command in (index, search, demo, evaluate, score, doctor, bench):
     app.command()(with_verbosity(command))
 app.add_typer(export_app, name="export")
 app.add_typer(models_app, name="models")
+app.add_typer(datasets_app, name="datasets")
 app.add_typer(cache_app, name="cache")
 
 

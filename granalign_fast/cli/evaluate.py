@@ -107,7 +107,10 @@ def evaluate(
 def score(
     dataset: Annotated[str, typer.Argument(help="qvhighlights, charades or activitynet.")],
     predictions: InputFile,
-    ground_truth: InputFile,
+    ground_truth: Annotated[
+        list[Path],
+        typer.Option(metavar="FILE", help="Annotation file; give the option once for each file."),
+    ],
     as_json: Json = False,
 ) -> None:
     """Score predictions from a file."""
@@ -117,7 +120,7 @@ def score(
 
     if dataset not in DATASETS:
         raise GranAlignError(f"dataset: got {dataset!r}, expected one of: {', '.join(DATASETS)}")
-    truth = load_ground_truth(ground_truth)
+    truth = load_ground_truth(ground_truth, dataset)
     metrics = DATASETS[dataset](load_predictions(predictions, truth), truth)
     if as_json:
         print_json(metrics)

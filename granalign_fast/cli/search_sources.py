@@ -56,7 +56,7 @@ def read_captioned(source: Path, vid: str | None) -> CaptionedVideo:
     Raises:
         GranAlignError: the file is damaged, has no such video, or has several and none is named.
     """
-    from granalign_fast.datasets.qvhighlights import read_captions
+    from granalign_fast.datasets import read_captions
 
     videos = read_captions(source)
     if vid is None and len(videos) > 1:

@@ -76,7 +76,8 @@ def read_annotations(paths: Sequence[PathLike], dataset: str | None = None) -> A
     if dataset is None:
         saliency = any(one.saliency is not None for one in joined.statements)
         dataset = recognise(documents, vids, saliency=saliency)
-    check_vids(vids, dataset, name)
+    for file in files:
+        check_vids({one.vid for one in file.of_queries if one.vid}, dataset, str(file.path))
     left_out = _Windows(dataset, joined.durations)
     queries = tuple(left_out.kept(joined.statements))
     if not queries:
@@ -159,29 +160,32 @@ def _contents(file: Statements) -> str:
     if file.lengths:
         return f"{file.path.name}: {file.form}, {len(file.lengths):,} videos."
     statements = file.of_queries
+    total = len(statements)
     vids = {one.vid for one in statements if one.vid is not None}
-    parts = [f"{file.path.name}: {file.form}, {len(statements):,} queries"]
-    if vids:
-        parts[0] += f" about {len(vids):,} videos"
-    if windows := sum(bool(one.windows) for one in statements):
-        parts.append(f"{windows:,} with windows")
-    else:
-        parts.append("none with windows")
-    if saliency := sum(one.saliency is not None for one in statements):
-        parts.append(f"{saliency:,} with saliency")
+    about = f" about {len(vids):,} videos" if vids else ""
+    saliency = sum(one.saliency is not None for one in statements)
     counts = Counter(
         len(one.rewrites.simplified) + len(one.rewrites.detailed)
         for one in statements
         if one.rewrites is not None
     )
     rewritten = sum(count for rewrites, count in counts.items() if rewrites)
+    each = ""
     if rewritten:
         least, most = min(filter(None, counts)), max(counts)
-        each = f"{most}" if least == most else f"{least} to {most}"
-        parts.append(f"{rewritten:,} with {each} rewrites each from {file.rewrites_key}")
-    else:
-        parts.append("none with rewrites")
-    return ", ".join(parts) + "."
+        each = f"{most} " if least == most else f"{least} to {most} "
+    return (
+        f"{file.path.name}: {file.form}, {total:,} queries{about}, "
+        f"{_share(sum(bool(one.windows) for one in statements), total)} with windows, "
+        + (f"{_share(saliency, total)} with saliency, " if saliency else "")
+        + f"{_share(rewritten, total)} with {each}rewrites"
+        + (f" each from {file.rewrites_key}." if rewritten else ".")
+    )
+
+
+def _share(count: int, total: int) -> str:
+    """Return a count in words where it is none or all."""
+    return {0: "none", total: "all"}.get(count, f"{count:,}")
 
 
 def _repetitions(queries: Sequence[AnnotatedQuery]) -> list[str]:

@@ -87,6 +87,14 @@ def too_many(vids: list[str] | tuple[str, ...]) -> str:
     )
 
 
+def caption_record(video: CaptionedVideo) -> Record:
+    """Return captions as a line of our own form, which `read_captions` reads."""
+    record: Record = {"vid": video.vid, "captions": list(video.captions)}
+    if video.clip_seconds != CLIP_SECONDS:
+        record["clip_seconds"] = video.clip_seconds
+    return record if video.duration is None else record | {"duration": video.duration}
+
+
 def _one_too_many(record: Record) -> bool:
     """Tell whether a record of captions has one more than its video has clips."""
     captions, duration = record["captions"], record.get("duration")

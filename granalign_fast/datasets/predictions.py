@@ -146,8 +146,8 @@ def _windows(entry: Any, where: str) -> list[list[Any]]:
     """
     value = _first(entry, _WINDOWS) if isinstance(entry, Mapping) else entry
     if isinstance(value, list):
-        windows = value if all(isinstance(one, list) for one in value) else [value]
-        if all(len(one) in (2, 3) for one in windows):
+        windows = value if any(isinstance(one, list) for one in value) else [value] if value else []
+        if all(isinstance(one, list) and len(one) in (2, 3) for one in windows):
             return [[*one, 1.0] if len(one) == 2 else one for one in windows]
     raise GranAlignError(
         f"{where}: got {short_repr(entry)}, expected windows [start, end] or [start, end, score]"

@@ -41,15 +41,14 @@ _FORM_NAMES = {
 
 def check_forms(documents: Sequence[Document], dataset: str) -> None:
     """Raise for a file whose form no file of the dataset has."""
+    expected = "JSON Lines" if dataset == "qvhighlights" else "a file"
     for document in documents:
         possible = _FORMS[document.form]
         if dataset not in possible:
             raise GranAlignError(
                 f"{document.path}: got {_FORM_NAMES[document.form]}, a form of "
-                f"{_titles(possible)}; expected JSON Lines of {TITLES[dataset]}"
-                if dataset == "qvhighlights"
-                else f"{document.path}: got {_FORM_NAMES[document.form]}, a form of "
-                f"{_titles(possible)}; expected a file of {TITLES[dataset]}"
+                f"{_titles(possible)}; expected {expected} of {TITLES[dataset]}: give its files, "
+                f"or name another dataset"
             )
 
 
@@ -70,7 +69,7 @@ def check_vids(vids: Collection[str], dataset: str, name: str) -> None:
     if other is not None and other != dataset:
         raise GranAlignError(
             f"{name}: the videos have names of {TITLES[other]}, such as "
-            f"{short_repr(next(iter(vids)))}; expected {TITLES[dataset]}: give its files, or "
+            f"{short_repr(min(vids))}; expected {TITLES[dataset]}: give its files, or "
             f"name the dataset {other}"
         )
 
