@@ -235,7 +235,7 @@ CLIP = QVHIGHLIGHTS[0]
     ("contents", "dataset", "parts"),
     [
         ([ACTIVITYNET], "qvhighlights", ["a dictionary of videos", "JSON Lines of QVHighlights"]),
-        ([ACTIVITYNET], "charades", ["ActivityNet-Captions, such as 'v_abcdefghijk'"]),
+        ([ACTIVITYNET], "charades", ["ActivityNet-Captions, such as 'v_ABCDEFGHIJK'"]),
         ([CHARADES], "qvhighlights", ["Charades-STA's text", "expected JSON Lines"]),
         ([CHARADES, LENGTHS], "activitynet", ["Charades-STA's text"]),
         ([QVHIGHLIGHTS], "charades", ["names of QVHighlights", "name the dataset qvhighlights"]),
