@@ -74,6 +74,17 @@ def listed(items: Collection[object], most: int = 5) -> str:
     return shown if len(items) <= most else f"{shown} and {len(items) - most} more"
 
 
+def counted(count: int, noun: str, nouns: str | None = None) -> str:
+    """Return a number of things in words: ``1 query``, ``1,550 queries``.
+
+    Args:
+        count: how many there are.
+        noun: of one of them.
+        nouns: of several; None: the noun with an s.
+    """
+    return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"
+
+
 _DISTRIBUTION = "granalign-fast"
 _RUNTIMES = {"cpu": "onnxruntime", "cuda": "onnxruntime-gpu", "tensorrt": "onnxruntime-gpu"}
 """The distribution of ONNX Runtime that an extra brings. Both install the same files, so one of

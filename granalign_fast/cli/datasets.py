@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from granalign_fast.errors import GranAlignError
+from granalign_fast.errors import GranAlignError, counted
 
 from .options import check_target
 from .verbosity import with_verbosity
@@ -80,12 +80,12 @@ def convert(
     if _is_captions(inputs):
         videos = read_captions(inputs[0])
         write_jsonl(out, map(caption_record, videos.values()))
-        typer.echo(f"Wrote {out}: the captions of {len(videos):,} videos.")
+        typer.echo(f"Wrote {out}: the captions of {counted(len(videos), 'video')}.")
         return
     annotations = _read(inputs, dataset)
     write_jsonl(out, (query.to_record() for query in annotations.queries))
     _print_notes(annotations)
-    typer.echo(f"Wrote {out}: {len(annotations.queries):,} queries.")
+    typer.echo(f"Wrote {out}: {counted(len(annotations.queries), 'query', 'queries')}.")
 
 
 def _is_captions(inputs: Sequence[Path]) -> bool:
@@ -120,7 +120,7 @@ def _print_captions(folder: Path) -> None:
     counts = [len(video.captions) for video in videos.values()]
     first = next(iter(videos.values()))
     typer.echo(
-        f"{folder}: captions of {len(videos):,} videos, {min(counts)} to {max(counts)} each, "
-        f"{sum(counts):,} together."
+        f"{folder}: captions of {counted(len(videos), 'video')}, {min(counts)} to {max(counts)} "
+        f"each, {sum(counts):,} together."
     )
     typer.echo(f"first caption of {first.vid}: {first.captions[0]}")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
-from granalign_fast.errors import GranAlignError, listed
+from granalign_fast.errors import GranAlignError, counted, listed
 
 from .charades import read_lengths, read_sentences
 from .dictionaries import read_videos
@@ -14,15 +13,9 @@ from .documents import FORMS, read_document
 from .joining import Joined, join, same_text
 from .json_records import read_records
 from .recognition import TITLES, check_forms, check_vids, recognise
-from .records import (
-    DATASETS,
-    MAX_OVERSHOOT_SECONDS,
-    AnnotatedQuery,
-    Annotations,
-    PathLike,
-    Window,
-)
-from .statements import Statement, Statements
+from .records import DATASETS, AnnotatedQuery, Annotations, PathLike
+from .statements import Statements
+from .windows import WindowCheck
 
 _READERS = {
     "records": read_records,
@@ -78,91 +71,27 @@ def read_annotations(paths: Sequence[PathLike], dataset: str | None = None) -> A
         dataset = recognise(documents, vids, saliency=saliency)
     for file in files:
         check_vids({one.vid for one in file.of_queries if one.vid}, dataset, str(file.path))
-    left_out = _Windows(dataset, joined.durations)
-    queries = tuple(left_out.kept(joined.statements))
+    check = WindowCheck(dataset, joined.durations)
+    queries = tuple(check.kept(joined.statements))
     if not queries:
         raise GranAlignError(f"{name}: every window starts at or after its end; correct the file")
     if sum(bool(file.of_queries) for file in files) > 1:
-        notes.append(f"Joined: {len(joined.statements):,} queries about {len(vids):,} videos.")
-    notes += left_out.notes()
+        total = counted(len(joined.statements), "query", "queries")
+        notes.append(f"Joined: {total} about {counted(len(vids), 'video')}.")
+    notes += check.notes()
     warnings = [warning for file in files for warning in file.warnings]
     warnings += _gaps(queries, joined, dataset)
     return Annotations(dataset, queries, (*notes, *_repetitions(queries)), tuple(warnings))
 
 
-@dataclass(slots=True)
-class _Windows:
-    """Checks windows against videos, and counts what it changes."""
-
-    dataset: str
-    durations: dict[str, float]
-    clipped: int = 0
-    dropped: list[str] = field(default_factory=list)
-    """Video and sentence of queries whose window starts at or after its end."""
-
-    def kept(self, statements: Iterable[Statement]) -> Iterable[AnnotatedQuery]:
-        """Yield the queries with valid windows."""
-        for one in statements:
-            assert one.qid is not None and one.vid is not None and one.rewrites is not None
-            duration = self.durations.get(one.vid)
-            windows = tuple(self._checked(one, window, duration) for window in one.windows)
-            valid = tuple(window for window in windows if window is not None)
-            if windows and not valid:
-                self.dropped.append(f"{one.vid} {one.rewrites.query!r}")
-                continue
-            yield AnnotatedQuery(one.qid, one.vid, one.rewrites, duration, valid, one.saliency)
-
-    def _checked(self, one: Statement, window: Window, duration: float | None) -> Window | None:
-        """Return a window in its video; None if it is to be left out.
-
-        Raises:
-            GranAlignError: the window is outside its video, or starts after its end where the
-                dataset's evaluator takes windows as they are.
-        """
-        start, end = window
-        as_is = self.dataset == "qvhighlights"
-        problem = ""
-        if start >= end:
-            if not as_is:
-                return None
-            problem = "starts at or after its end"
-        elif start < 0 and (as_is or end <= 0):
-            problem = "starts before the video"
-        elif duration is not None and start >= duration:
-            problem = f"starts after its video, which lasts {duration:g} s"
-        elif duration is not None and end > duration + MAX_OVERSHOOT_SECONDS:
-            problem = f"ends {end - duration:g} s after its video, which lasts {duration:g} s"
-        if problem:
-            raise GranAlignError(
-                f"{one.location}: the window {list(window)} {problem}; expected seconds of the "
-                f"video {one.vid!r}: correct the line or remove it"
-            )
-        if as_is or (start >= 0 and (duration is None or end <= duration)):
-            return window
-        self.clipped += 1
-        return max(start, 0.0), end if duration is None else min(end, duration)
-
-    def notes(self) -> list[str]:
-        """Say what was changed."""
-        notes = []
-        if self.clipped:
-            notes.append(f"{self.clipped:,} windows end after their videos and were clipped.")
-        if self.dropped:
-            notes.append(
-                f"{len(self.dropped):,} queries were left out, whose windows start at or after "
-                f"their ends: {listed(self.dropped)}."
-            )
-        return notes
-
-
 def _contents(file: Statements) -> str:
     """Say in one sentence what a file has given."""
     if file.lengths:
-        return f"{file.path.name}: {file.form}, {len(file.lengths):,} videos."
+        return f"{file.path.name}: {file.form}, {counted(len(file.lengths), 'video')}."
     statements = file.of_queries
     total = len(statements)
     vids = {one.vid for one in statements if one.vid is not None}
-    about = f" about {len(vids):,} videos" if vids else ""
+    about = f" about {counted(len(vids), 'video')}" if vids else ""
     saliency = sum(one.saliency is not None for one in statements)
     counts = Counter(
         len(one.rewrites.simplified) + len(one.rewrites.detailed)
@@ -175,7 +104,7 @@ def _contents(file: Statements) -> str:
         least, most = min(filter(None, counts)), max(counts)
         each = f"{most} " if least == most else f"{least} to {most} "
     return (
-        f"{file.path.name}: {file.form}, {total:,} queries{about}, "
+        f"{file.path.name}: {file.form}, {counted(total, 'query', 'queries')}{about}, "
         f"{_share(sum(bool(one.windows) for one in statements), total)} with windows, "
         + (f"{_share(saliency, total)} with saliency, " if saliency else "")
         + f"{_share(rewritten, total)} with {each}rewrites"
@@ -198,7 +127,9 @@ def _repetitions(queries: Sequence[AnnotatedQuery]) -> list[str]:
         repeated += sum(same_text(text) == own for text in texts)
     if not repeated:
         return []
-    return [f"{repeated:,} of {total:,} rewrites repeat their query; they are used as they are."]
+    return [
+        f"Rewrites that repeat their query, and are used nonetheless: {repeated:,} of {total:,}."
+    ]
 
 
 def _gaps(queries: Sequence[AnnotatedQuery], joined: Joined, dataset: str) -> list[str]:
@@ -209,17 +140,17 @@ def _gaps(queries: Sequence[AnnotatedQuery], joined: Joined, dataset: str) -> li
         ("windows", sum(not query.windows for query in queries)),
     ):
         if 0 < lacking < len(queries):
-            warnings.append(f"{lacking:,} of {len(queries):,} queries have no {what}")
+            warnings.append(f"no {what}: {lacking:,} of {len(queries):,} queries")
     if joined.unused_rewrites:
         warnings.append(
-            f"{joined.unused_rewrites:,} queries have rewrites in several files; those of the "
-            f"first file are used"
+            f"rewrites in several files: {counted(joined.unused_rewrites, 'query', 'queries')}; "
+            f"those of the first file are used"
         )
     unknown = {query.vid for query in queries if query.duration is None}
     if unknown and any(query.windows for query in queries):
         remedy = "; give Charades_v1_train.csv or Charades_v1_test.csv as well"
         warnings.append(
-            f"{len(unknown):,} videos of {TITLES[dataset]} have no duration in the files, so "
-            f"their windows are not checked{remedy if dataset == 'charades' else ''}"
+            f"no duration: {counted(len(unknown), 'video')} of {TITLES[dataset]}, whose windows "
+            f"are not checked{remedy if dataset == 'charades' else ''}"
         )
     return warnings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 
-from granalign_fast.errors import GranAlignError, short_repr
+from granalign_fast.errors import GranAlignError, counted, short_repr
 from granalign_fast.types import Rewrites
 
 from .documents import Document
@@ -49,7 +49,8 @@ def read_sentences(document: Document) -> Statements:
         )
     if further:
         statements.notes.append(
-            f"{document.path.name}: not used: a further value before ## in {further:,} lines."
+            f"{document.path.name}: not used: a further value before ## in "
+            f"{counted(further, 'line')}."
         )
     return statements
 

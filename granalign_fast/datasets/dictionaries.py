@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from granalign_fast.errors import GranAlignError, listed, short_repr
+from granalign_fast.errors import GranAlignError, counted, listed, short_repr
 from granalign_fast.types import Rewrites
 
 from .documents import FORMS, Document
@@ -46,7 +46,7 @@ def read_videos(document: Document) -> Statements:
     """
     videos = document.value
     statements = Statements(document.path, "a dictionary of videos")
-    unused = KeyCounts(_KNOWN, "videos")
+    unused = KeyCounts(_KNOWN, "video")
     if not videos:
         raise GranAlignError(f"{document.path}: holds no videos, expected {FORMS}")
     if not any(isinstance(video, Mapping) and "sentences" in video for video in videos.values()):
@@ -67,8 +67,8 @@ def read_videos(document: Document) -> Statements:
     unused.report(statements)
     if parts:
         statements.notes.append(
-            f"{document.path.name}: not used: sub-queries of {parts:,} queries, which describe "
-            f"parts of the query."
+            f"{document.path.name}: not used: sub-queries, which describe parts of a query, of "
+            f"{counted(parts, 'query', 'queries')}."
         )
     return statements
 

@@ -56,7 +56,7 @@ def read_records(document: Document) -> Statements:
         GranAlignError: a record is none of a query, a value has the wrong type, or a qid repeats.
     """
     statements = Statements(document.path, "JSON records")
-    unused = KeyCounts(_KNOWN, "records")
+    unused = KeyCounts(_KNOWN, "record")
     seen: set[int | str] = set()
     for location, record in document.records:
         statement = _statement(record, location)

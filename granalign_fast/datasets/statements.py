@@ -8,7 +8,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from granalign_fast.errors import GranAlignError, short_repr
+from granalign_fast.errors import GranAlignError, counted, short_repr
 from granalign_fast.types import Rewrites
 
 from .records import Highlights, Window
@@ -84,19 +84,19 @@ def check_saliency(clips: Any, scores: Any, location: str) -> Highlights:
     """Return the saliency of the relevant clips.
 
     Raises:
-        GranAlignError: the lists are not of one length, or there is no list of scores for a clip.
+        GranAlignError: the clips are no numbers, or there is no list of numbers for each of them.
     """
     try:
         highlights = Highlights(tuple(clips), tuple(tuple(row) for row in scores))
+        numbers = [*highlights.clips, *(score for row in highlights.scores for score in row)]
+        if len(highlights.clips) == len(highlights.scores) and all(map(is_number, numbers)):
+            return highlights
     except TypeError:
-        highlights = None
-    if highlights is None or len(highlights.clips) != len(highlights.scores):
-        raise GranAlignError(
-            f"{location}: saliency_scores: got {short_repr(scores)} for the clips "
-            f"{short_repr(clips)}, expected a list of scores for each of relevant_clip_ids; "
-            f"download the file again"
-        )
-    return highlights
+        pass
+    raise GranAlignError(
+        f"{location}: saliency_scores: got {short_repr(scores)} for the clips {short_repr(clips)}, "
+        f"expected a list of scores for each of relevant_clip_ids; download the file again"
+    )
 
 
 class KeyCounts:
@@ -118,9 +118,9 @@ class KeyCounts:
         """Add a warning for each key that looks like rewrites or windows, and a note for others."""
         for key, look in sorted(self._looks.items()):
             name = "rewrites" if look == "rewrites" else "relevant_windows"
+            found = counted(self._counts[key], self._of)
             statements.warnings.append(
-                f"{statements.path.name}: key {key!r} of {self._counts[key]:,} {self._of} looks "
-                f"like {look} and is not used; if it is, rename it to {name!r}"
+                f"{statements.path.name}: key {key!r}, in {found}, looks like {look} and is not used; if it is, rename it to {name!r}"
             )
         if others := sorted(self._counts.keys() - self._looks.keys()):
             named = ", ".join(f"`{key}` ({self._counts[key]:,})" for key in others[:5])

@@ -64,7 +64,7 @@ def test_show(granalign: Run) -> None:
     code, out, err = granalign("datasets", "show", "sta.txt")
     assert code == 0
     assert "duration unknown" in out
-    assert err.startswith("granalign: warning: 2 videos of Charades-STA have no duration")
+    assert err.startswith("granalign: warning: no duration: 2 videos of Charades-STA")
     assert len(err.splitlines()) == 1
 
 
@@ -87,7 +87,7 @@ def test_captions(granalign: Run) -> None:
     write(Path("captions/a.jsonl"), [{"moment": 0, "description": "a cat"}])
     assert granalign("datasets", "show", "captions") == (
         0,
-        "captions: captions of 1 videos, 1 to 1 each, 1 together.\nfirst caption of a: a cat\n",
+        "captions: captions of 1 video, 1 to 1 each, 1 together.\nfirst caption of a: a cat\n",
         "",
     )
     assert granalign("datasets", "convert", "captions", "c.jsonl")[0] == 0

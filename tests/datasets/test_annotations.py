@@ -113,11 +113,11 @@ def test_charades(tmp_path: Path, sentences: str) -> None:
     }
     assert [query.duration for query in found.queries] == [30.5, 30.5, 12]
     assert found.queries[1].rewrites.query == "person puts a cup on the table."
-    assert "1 windows end after their videos and were clipped." in found.notes
+    assert "Clipped to the video: 1 window." in found.notes
     assert not found.warnings
     alone = read(tmp_path, sentences)
     assert windows(alone)["AB1CD_1"] == ((20.0, 31.5),)
-    assert "2 videos of Charades-STA have no duration" in alone.warnings[0]
+    assert "no duration: 2 videos of Charades-STA" in alone.warnings[0]
 
 
 def test_sentences_whose_windows_are_empty_are_left_out_as_others_do(tmp_path: Path) -> None:
@@ -125,8 +125,8 @@ def test_sentences_whose_windows_are_empty_are_left_out_as_others_do(tmp_path: P
     found = read(tmp_path, lines, LENGTHS)
     assert list(windows(found)) == ["AB1CD_0", "AB1CD_1", "XY2ZW_0", "XY2ZW_2"]
     assert found.queries[-1].rewrites.query == "person sits#down."
-    left_out = next(note for note in found.notes if "left out" in note)
-    assert "1 queries" in left_out
+    left_out = next(note for note in found.notes if "Left out" in note)
+    assert "1 window, and with it 1 query:" in left_out
     assert "XY2ZW 'person holds a bag.'" in left_out
 
 
@@ -158,9 +158,9 @@ def test_tfvtg(tmp_path: Path) -> None:
         assert windows(found)["AB1CD_1"] == ((20.0, 30.5),)
         text = " ".join(found.notes)
         assert "2 with 1 to 2 rewrites each from `query_json`" in text
-        assert "not used: sub-queries of 1 queries" in text
-        assert "1 of 3 rewrites repeat their query" in text
-        assert found.warnings == ("1 of 3 queries have no rewrites",)
+        assert "not used: sub-queries, which describe parts of a query, of 1 query" in text
+        assert "repeat their query, and are used nonetheless: 1 of 3" in text
+        assert found.warnings == ("no rewrites: 1 of 3 queries",)
 
 
 def test_releases_with_qids_take_the_texts_of_files_without(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_what_looks_useful_and_is_not_used_is_a_warning(
 ) -> None:
     found = read(tmp_path, [QVHIGHLIGHTS[0] | {key: value, "source": "x"}, QVHIGHLIGHTS[1]])
     (warning,) = found.warnings
-    assert f"key {key!r} of 1 records looks like {look} and is not used" in warning
+    assert f"key {key!r}, in 1 record, looks like {look} and is not used" in warning
     assert "a: not used: `source` (1)." in found.notes
 
 
@@ -224,7 +224,7 @@ def test_several_rewrites_of_a_query_are_not_mixed(tmp_path: Path) -> None:
     other = [record | {"rewrites": ["Onions."]} for record in QVHIGHLIGHTS]
     found = read(tmp_path, other, VTG_GPT)
     assert rewrites(found) == [("Onions.",)] * 2
-    assert "2 queries have rewrites in several files" in found.warnings[0]
+    assert "rewrites in several files: 2 queries" in found.warnings[0]
 
 
 SHIFTED = [QVHIGHLIGHTS[0] | {"relevant_windows": [[40, 50]]}]
@@ -339,4 +339,4 @@ def test_published_queries(shared_data: Path) -> None:
     assert found.dataset == "charades"
     assert len(found.queries) == 3720
     assert len({query.vid for query in found.queries}) == 1334
-    assert any(note.startswith("562 windows end after") for note in found.notes)
+    assert any(note == "Clipped to the video: 562 windows." for note in found.notes)
