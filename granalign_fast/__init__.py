@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import RetrieverConfig
+    from .datasets import AnnotatedQuery, Annotations, read_annotations, read_captions
     from .errors import GranAlignError
     from .export.frame_encoder import export_clip
     from .export.llm import export_llm
@@ -31,6 +32,8 @@ __version__ = "0.1.0"
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _MODULES = {
+    "AnnotatedQuery": "datasets",
+    "Annotations": "datasets",
     "CaptionedVideo": "index",
     "CausalLM": "models.language_model",
     "FrameEncoder": "models.frame_encoder",
@@ -55,10 +58,14 @@ _MODULES = {
     "export_sentence_encoder": "export.sentence_encoder",
     "export_tensorrt": "export.tensorrt",
     "export_vlm": "export.vlm",
+    "read_annotations": "datasets",
+    "read_captions": "datasets",
 }
 """Public names, and the module that defines each."""
 
 __all__ = [
+    "AnnotatedQuery",
+    "Annotations",
     "CaptionedVideo",
     "CausalLM",
     "FrameEncoder",
@@ -83,6 +90,8 @@ __all__ = [
     "export_sentence_encoder",
     "export_tensorrt",
     "export_vlm",
+    "read_annotations",
+    "read_captions",
 ]
 
 

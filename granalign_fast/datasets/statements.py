@@ -120,7 +120,8 @@ class KeyCounts:
             name = "rewrites" if look == "rewrites" else "relevant_windows"
             found = counted(self._counts[key], self._of)
             statements.warnings.append(
-                f"{statements.path.name}: key {key!r}, in {found}, looks like {look} and is not used; if it is, rename it to {name!r}"
+                f"{statements.path.name}: key {key!r}, in {found}, looks like {look} and is "
+                f"not used; if it is, rename it to {name!r}"
             )
         if others := sorted(self._counts.keys() - self._looks.keys()):
             named = ", ".join(f"`{key}` ({self._counts[key]:,})" for key in others[:5])

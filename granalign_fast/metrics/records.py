@@ -170,7 +170,7 @@ def _check_prediction(location: str, record: Record, truth: Record) -> None:
     if not any(key in record for key in _PREDICTION_KEYS):
         raise GranAlignError(
             f"{location}: neither {_PREDICTION_KEYS[0]} nor {_PREDICTION_KEYS[1]}; expected one or "
-            f"both, found {sorted(record)}"
+            f"both, found {_show(sorted(record))}"
         )
     if "pred_relevant_windows" in record:
         for index, window in enumerate(_check_list(location, record, "pred_relevant_windows")):
@@ -254,7 +254,9 @@ def _check_window(location: str, index: int, window: Any, duration: float, *, sc
 def _check_keys(location: str, record: Record, keys: tuple[str, ...]) -> None:
     for key in keys:
         if key not in record:
-            raise GranAlignError(f"{location}: key {key!r} is missing; found {sorted(record)}")
+            raise GranAlignError(
+                f"{location}: key {key!r} is missing; found {_show(sorted(record))}"
+            )
 
 
 def _check_same_keys(location: str, record: Record, first: Record, keys: tuple[str, ...]) -> None:
