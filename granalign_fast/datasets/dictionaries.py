@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from granalign_fast.errors import GranAlignError, counted, listed, short_repr
@@ -55,7 +56,7 @@ def read_videos(document: Document) -> Statements:
             f"{listed([short_repr(key) for key in videos])}, expected videos with `sentences` "
             f"under their ids, or another form: {FORMS}"
         )
-    parts = 0
+    found = _Responses()
     for vid, video in videos.items():
         location = f"{document.path}: video {vid!r}"
         if not isinstance(video, Mapping) or "sentences" not in video:
@@ -63,18 +64,64 @@ def read_videos(document: Document) -> Statements:
                 f"{location}: got {short_repr(video)}, expected an object with `sentences`"
             )
         unused.add(dict(video))
-        parts += _add(statements, vid, video, location)
+        _add(statements, vid, video, location, found)
     unused.report(statements)
-    if parts:
+    name = document.path.name
+    if found.with_parts:
+        queries = counted(found.with_parts, "query", "queries")
         statements.notes.append(
-            f"{document.path.name}: not used: sub-queries, which describe parts of a query, of "
-            f"{counted(parts, 'query', 'queries')}."
+            f"{name}: not used: sub-queries, which describe parts of a query, of {queries}."
+        )
+    if found.unknown:
+        queries = counted(len(found.unknown), "query", "queries")
+        statements.warnings.append(
+            f"{name}: responses without a list of `descriptions`, which give no rewrites: "
+            f"{queries}: {listed(found.unknown)}"
         )
     return statements
 
 
-def _add(statements: Statements, vid: str, video: Mapping[str, Any], location: str) -> int:
-    """Add the queries of a video; return how many of them have sub-queries."""
+@dataclass(slots=True)
+class _Responses:
+    """Counts TFVTG's responses."""
+
+    with_parts: int = 0
+    """Responses with sub-queries."""
+    unknown: list[str] = field(default_factory=list)
+    """Video and sentence of the responses of another form."""
+
+    def rewrites(self, response: Any, sentence: str) -> list[str]:
+        """Return the rewordings of a response; none if it has another form.
+
+        A response is empty where the language model gave none. Language models wrote the others
+        too, so another form costs one sentence its rewrites, not the whole file.
+
+        Args:
+            response: to the sentence.
+            sentence: its video and number.
+        """
+        if not response:
+            return []
+        try:
+            items = response.get("query_json") or []
+            texts = items[0]["descriptions"] if items else []
+            texts = [texts] if isinstance(texts, str) else texts
+            rewrites = [text for text in texts if text.strip()]
+        except (TypeError, KeyError, AttributeError):
+            self.unknown.append(sentence)
+            return []
+        self.with_parts += len(items) > 1
+        return rewrites
+
+
+def _add(
+    statements: Statements,
+    vid: str,
+    video: Mapping[str, Any],
+    location: str,
+    found: _Responses,
+) -> None:
+    """Add the queries of a video."""
     sentences = _list_of(video, "sentences", None, location)
     count = len(sentences)
     windows = _list_of(video, "timestamps", count, location)
@@ -83,7 +130,6 @@ def _add(statements: Statements, vid: str, video: Mapping[str, Any], location: s
     duration = video.get("duration", video.get("video_duration"))
     if duration is not None:
         duration = check_duration(duration, location)
-    parts = 0
     for number, sentence in enumerate(sentences):
         where = f"{location}, sentence {number}"
         record = {"query": sentence.strip() if isinstance(sentence, str) else sentence}
@@ -91,15 +137,13 @@ def _add(statements: Statements, vid: str, video: Mapping[str, Any], location: s
             record["rewrites"] = lists[number]
             statements.rewrites_key = "`rewrites`"
         elif responses:
-            record["rewrites"], more = _descriptions(responses[number], where)
+            record["rewrites"] = found.rewrites(responses[number], f"{vid} {number}")
             statements.rewrites_key = "`query_json`"
-            parts += more
         statement = Statement(where, vid=vid, duration=duration)
         statement.rewrites = Rewrites.from_record(record, where)
         if windows:
             statement.windows = check_windows([windows[number]], where, "timestamps")
         statements.of_queries.append(statement)
-    return parts
 
 
 def _list_of(video: Mapping[str, Any], key: str, count: int | None, location: str) -> list[Any]:
@@ -112,22 +156,3 @@ def _list_of(video: Mapping[str, Any], key: str, count: int | None, location: st
         got = f"{len(value)} items" if isinstance(value, list) else short_repr(value)
         raise GranAlignError(f"{location}: {key}: got {got}, expected {expected}")
     return value
-
-
-def _descriptions(response: Any, location: str) -> tuple[list[str], bool]:
-    """Return the rewordings of TFVTG's response, and whether it has sub-queries.
-
-    A response is empty where the language model gave none.
-    """
-    items = response.get("query_json") if isinstance(response, Mapping) else None
-    if not items:
-        return [], False
-    try:
-        texts = items[0]["descriptions"]
-        texts = [texts] if isinstance(texts, str) else [text for text in texts if text.strip()]
-    except (TypeError, KeyError, IndexError, AttributeError):
-        raise GranAlignError(
-            f"{location}: response: got {short_repr(response)}, expected `query_json`, a list of "
-            f"objects with `descriptions`; remove the response"
-        ) from None
-    return texts, len(items) > 1

@@ -163,6 +163,22 @@ def test_tfvtg(tmp_path: Path) -> None:
         assert found.warnings == ("no rewrites: 1 of 3 queries",)
 
 
+@pytest.mark.parametrize(
+    "response",
+    [7, "x", {"query_json": 1}, {"query_json": [{}]}, {"query_json": [{"descriptions": [3]}]}],
+)
+def test_a_response_of_another_form_costs_one_query_its_rewrites(
+    tmp_path: Path, response: object
+) -> None:
+    video = TFVTG["AB1CD"] | {"response": [response, TFVTG["AB1CD"]["response"][1]]}
+    found = read(tmp_path, {"AB1CD": video})
+    assert rewrites(found) == [(), ("A cup is put on the table.",)]
+    assert found.warnings == (
+        "a: responses without a list of `descriptions`, which give no rewrites: 1 query: AB1CD 0",
+        "no rewrites: 1 of 2 queries",
+    )
+
+
 def test_releases_with_qids_take_the_texts_of_files_without(tmp_path: Path) -> None:
     """As lighthouse's releases, whose windows are clipped, with TFVTG's rewordings."""
     lines = [
@@ -281,7 +297,7 @@ CLIP = QVHIGHLIGHTS[0]
         ([TFVTG, LENGTHS.replace("30.5", "35")], None, ["'AB1CD' lasts 35 s, but 30.5 s at"]),
         ([{"v": {"sentences": ["a"], "timestamps": []}}], None, ["timestamps: got 0 items"]),
         ([{"v": {"sentences": ["a"], "timestamps": [3]}}], None, ["sentence 0: timestamps"]),
-        ([{"v": {"sentences": ["a"], "response": [{"query_json": 1}]}}], None, ["response: got"]),
+        ([{"v": {"sentences": ["a"], "response": []}}], None, ["response: got 0 items"]),
         ([{"v": {"sentences": [7]}}], None, ["video 'v', sentence 0: query: got 7"]),
         ([{"v": {"sentences": ["a"]}, "w": 1}], None, ["video 'w': got 1"]),
     ],
