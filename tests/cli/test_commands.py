@@ -201,7 +201,7 @@ SPOILED = {
         lambda f: append(f / "queries.jsonl", "[1]\n"),
         "queries.jsonl:3: got a list, expected a JSON object",
     ),
-    "empty file": (lambda f: (f / "truth.jsonl").write_text(""), "truth.jsonl: no records"),
+    "empty file": (lambda f: (f / "truth.jsonl").write_text(""), "truth.jsonl: is empty, expected"),
     "not UTF-8": (
         lambda f: (f / "queries.jsonl").write_bytes(b'{"qid": "\xff"}\n'),
         "queries.jsonl:1: not UTF-8",
