@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +19,9 @@ FORMS = "JSON Lines of queries, a JSON dictionary of videos, Charades-STA's .txt
 RECORD_KEYS = frozenset({"qid", "query", "vid", "captions"})
 """Keys of which a line of JSON Lines has at least one, and a dictionary of videos none."""
 
-_LOOKED_AT = 10
-"""Lines after the first in which Charades-STA's ``##`` is looked for."""
+_LOOKED_AT = 1000
+"""Characters at the beginning in which Charades-STA's ``##`` is looked for: some lines."""
+_INK = re.compile(r"\S")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +66,15 @@ def read_document(path: PathLike, expected: str = FORMS) -> Document:
             f"{path}: not UTF-8 text (byte {data[error.start]:#04x} at {error.start}), expected "
             f"{expected}; if it is an archive, unpack it first"
         ) from None
-    first, _, rest = text.lstrip().partition("\n")
-    rest = rest.lstrip()
-    if not first:
+    del data
+    # The text may have hundreds of megabytes: only its first line is copied.
+    if (begin := _INK.search(text)) is None:
         raise GranAlignError(f"{path}: is empty, expected {expected}; download it again")
+    first = _line(text, begin.start())
+    second = _INK.search(text, begin.start() + len(first))
     if first[0] in "{[":
-        return _read_json(path, text, first, rest)
-    if any("##" in line for line in (first, *rest.split("\n", _LOOKED_AT)[:_LOOKED_AT])):
+        return _read_json(path, text, first, "" if second is None else second[0])
+    if "##" in text[begin.start() : begin.start() + _LOOKED_AT]:
         return Document(path, "sentences", text=text)
     if {"id", "length"} <= {name.strip() for name in first.split(",")}:
         return Document(path, "table", text=text)
@@ -80,19 +84,32 @@ def read_document(path: PathLike, expected: str = FORMS) -> Document:
     )
 
 
-def _read_json(path: Path, text: str, first: str, rest: str) -> Document:
-    """Read a file that begins as JSON does: records, or one value."""
+def _line(text: str, begin: int) -> str:
+    """Return a line of a text, from `begin` on."""
+    end = text.find("\n", begin)
+    return text[begin:] if end < 0 else text[begin:end]
+
+
+def _read_json(path: Path, text: str, first: str, second: str) -> Document:
+    """Read a file that begins as JSON does: records, or one value.
+
+    Args:
+        path: of the file.
+        text: of the file.
+        first: its first line.
+        second: the first character of the next line; empty: there is none.
+    """
     try:
         value = json.loads(first)
     except (ValueError, RecursionError):
         value = None
-    if isinstance(value, dict) and (rest or RECORD_KEYS & value.keys()):
+    if isinstance(value, dict) and (second or RECORD_KEYS & value.keys()):
         return Document(path, "records", tuple(iter_jsonl(path)))
     if value is None:
         try:
             value = json.loads(text)
         except (ValueError, RecursionError) as error:
-            if rest.startswith("{"):  # JSON Lines, then: its error names the line
+            if second == "{":  # JSON Lines, then: its error names the line
                 return Document(path, "records", tuple(iter_jsonl(path)))
             raise GranAlignError(f"{path}: not JSON ({error}); download it again") from None
     if isinstance(value, list):
