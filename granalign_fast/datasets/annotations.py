@@ -121,8 +121,10 @@ def _repetitions(queries: Sequence[AnnotatedQuery]) -> list[str]:
     """Say how many rewrites only repeat their query."""
     repeated = total = 0
     for query in queries:
-        own = same_text(query.rewrites.query)
         texts = [*query.rewrites.simplified, *query.rewrites.detailed]
+        if not texts:
+            continue
+        own = same_text(query.rewrites.query)
         total += len(texts)
         repeated += sum(same_text(text) == own for text in texts)
     if not repeated:

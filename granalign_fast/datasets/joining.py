@@ -43,23 +43,24 @@ def join(files: Sequence[Statements]) -> Joined:
     durations = _durations(files)
     queries: list[Statement] = []
     by_qid: dict[int | str, Statement] = {}
-    by_text: defaultdict[tuple[str, str], list[Statement]] = defaultdict(list)
     unused = 0
     # Files with qids first: the others find their queries by their texts.
     for file in sorted(files, key=_lacks_qids):
+        by_text = _by_text(queries) if _lacks_qids(file) else {}
         taken: set[int] = set()
         for statement in file.of_queries:
-            known = _find(statement, by_qid, by_text, taken, durations)
+            if statement.qid is not None:
+                known = by_qid.get(statement.qid)
+            else:
+                known = _find(statement, by_text, taken, durations)
             if known is None:
                 known = statement
                 queries.append(statement)
             else:
                 unused += _merge(known, statement, durations)
-            taken.add(id(known))
             if known.qid is not None:
                 by_qid[known.qid] = known
-            if (key := _text_key(known)) and not any(one is known for one in by_text[key]):
-                by_text[key].append(known)
+            taken.add(id(known))
     _check_complete(queries, files)
     _number(queries, by_qid)
     return Joined(queries, durations, unused)
@@ -69,38 +70,36 @@ def _lacks_qids(file: Statements) -> bool:
     return any(statement.qid is None for statement in file.of_queries)
 
 
+_ByText = Mapping[tuple[str | None, str], Sequence[Statement]]
+"""Queries by video and text."""
+
+
+def _by_text(queries: Sequence[Statement]) -> _ByText:
+    """Group the queries that have a text by video and text."""
+    groups: defaultdict[tuple[str | None, str], list[Statement]] = defaultdict(list)
+    for one in queries:
+        if one.rewrites is not None:
+            groups[one.vid, same_text(one.rewrites.query)].append(one)
+    return groups
+
+
 def _find(
-    statement: Statement,
-    by_qid: Mapping[int | str, Statement],
-    by_text: Mapping[tuple[str, str], list[Statement]],
-    taken: set[int],
-    durations: Mapping[str, float],
+    statement: Statement, by_text: _ByText, taken: set[int], durations: Mapping[str, float]
 ) -> Statement | None:
-    """Return what earlier files say about the same query, if any does.
+    """Return what earlier files say about a query without a qid, if any does.
 
     Args:
         statement: of the query.
-        by_qid: queries of earlier files by qid.
-        by_text: queries of earlier files, and of this one, by video and text.
+        by_text: the queries of earlier files.
         taken: the ids of queries that this file has spoken of already.
         durations: in seconds, by video.
     """
-    if statement.qid is not None:
-        return by_qid.get(statement.qid)
-    key = _text_key(statement)
-    if key is None:
+    if not by_text or statement.rewrites is None:
         return None
-    for known in by_text.get(key, ()):
+    for known in by_text.get((statement.vid, same_text(statement.rewrites.query)), ()):
         if id(known) not in taken and _same_windows(known, statement, durations):
             return known
     return None
-
-
-def _text_key(statement: Statement) -> tuple[str, str] | None:
-    """Return video and text by which files without qids are joined; None without both."""
-    if statement.vid is None or statement.rewrites is None:
-        return None
-    return statement.vid, same_text(statement.rewrites.query)
 
 
 def same_text(text: str) -> str:
