@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from collections.abc import Iterator
@@ -16,18 +17,12 @@ import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError, one_line
 
+from .demuxers import FORMAT_WHITELIST
+
 if TYPE_CHECKING:
     import av
     from av.container import InputContainer
     from av.video.stream import VideoStream
-
-_NON_VIDEO_FORMATS = {
-    *("tty", "concat", "hls", "dash", "lavfi", "bin", "xbin", "adf", "idf", "image2")
-}
-"""Formats that FFmpeg opens although they are no video files: rendered text, playlists, images."""
-
-_PLAYLIST_HEADS = (b"ffconcat", b"#EXTM3U")
-"""The first bytes of playlists; FFmpeg would open the files that a playlist names."""
 
 _SHORTEST_CLIP = 0.002
 """Seconds: a shorter rest after the last whole clip does not count as a clip. It can come from
@@ -146,12 +141,18 @@ def open_video(path: str | os.PathLike[str], *, threads: int | None = None) -> I
         container = av.open(
             # Without "file:", FFmpeg would read a name such as "http:x.mp4" as a URL.
             f"file:{path}",
-            container_options={"protocol_whitelist": "file"},
+            container_options={
+                "protocol_whitelist": "file",
+                "format_whitelist": FORMAT_WHITELIST,
+            },
             **_tolerate_bad_metadata(av.__version__),
         )
     except (FFmpegError, ValueError, IndexError) as error:
+        # FFmpeg has no error of its own for a format that is not on the list.
+        is_listed = getattr(error, "errno", None) != errno.EINVAL
+        reason = ffmpeg_reason(error) if is_listed else "no format of videos"
         raise GranAlignError(
-            f"{path}: not a video that can be read ({ffmpeg_reason(error)}); "
+            f"{path}: not a video that can be read ({reason}); "
             f"expected a whole file such as MP4, Matroska or MPEG-TS"
         ) from None
     with container:
@@ -174,11 +175,8 @@ def _check_file(path: Path) -> None:
         if path.exists() and not path.is_file():
             raise GranAlignError(f"{path}: expected a regular file; save the video to one")
         with path.open("rb") as file:
-            head = file.read(16)
-            if not head:
+            if not file.read(1):
                 raise GranAlignError(f"{path}: the file is empty, expected a video")
-            if head.startswith(_PLAYLIST_HEADS):
-                raise GranAlignError(f"{path}: got a list of other files, expected a video")
     except OSError as error:
         raise GranAlignError(f"{path}: cannot be read ({error.strerror or error})") from None
     except ValueError as error:  # a null character in the name
@@ -188,9 +186,6 @@ def _check_file(path: Path) -> None:
 def _video_stream(path: Path, container: InputContainer) -> VideoStream:
     from av.stream import Disposition
 
-    name = container.format.name
-    if name in _NON_VIDEO_FORMATS or name.endswith("_pipe"):
-        raise GranAlignError(f"{path}: got a file of the format {name!r}, expected a video")
     best = container.streams.best("video")
     # Cover art is a video stream with one attached picture.
     videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
