@@ -9,8 +9,8 @@ from __future__ import annotations
 
 _CONTAINERS = (
     "mov matroska avi mpegts mpeg flv live_flv kux asf asf_o ogg mxf mxg nut gxf wtv rm ivr ivf "
-    "nsv nuv pva pmp ty dhav lmlm4 lvf lxf moflex mlv cine swf gif apng jpegxl_anim yuv4mpegpipe dv "
-    "mpjpeg r3d ser sdr2 filmstrip msnwctcp simbiosis_imx pdv"
+    "nsv nuv pva pmp ty dhav lmlm4 lvf lxf moflex mlv cine swf gif apng jpegxl_anim yuv4mpegpipe "
+    "dv mpjpeg r3d ser sdr2 filmstrip msnwctcp simbiosis_imx pdv"
 )
 _RAW_STREAMS = (
     "h261 h263 h264 hevc vvc evc av1 obu m4v mpegvideo vc1 vc1test dirac dnxhd mjpeg mjpeg_2000 "
