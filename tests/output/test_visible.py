@@ -7,6 +7,7 @@ import io
 import sys
 import time
 import unicodedata
+from pathlib import Path
 
 import pytest
 
@@ -38,11 +39,12 @@ def test_texts_are_one_harmless_line() -> None:
 
 
 def test_a_table_and_an_error_on_a_terminal(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     show(HOSTILE)
     name = HOSTILE.replace("\x00", "").replace("\ud800", "")
-    monkeypatch.setattr(sys, "argv", ["granalign", "index", name, "--out", "out"])
+    words = ["index", name, "--models", "miniatures", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["granalign", *words])
     with pytest.raises(SystemExit):
         cli.main()
     out, err = capsys.readouterr()
