@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from granalign_fast.config import MOST_CLIPS, MOST_PIXELS
 from granalign_fast.errors import GranAlignError, one_line
 
 from .demuxers import FORMAT_WHITELIST
@@ -30,6 +31,11 @@ rounding alone, because Matroska and FLV round time stamps to milliseconds."""
 
 _FLOAT_ERROR = Fraction(1, 1_000_000)
 """Seconds by which a float, or a sum of floats, may miss the time that is meant."""
+
+
+_DECODING = {"max_pixels": str(MOST_PIXELS)}
+"""Options of decoders, which refuse a larger frame before they allocate it. They apply both to the
+frames that FFmpeg decodes to find a stream's properties and to all others."""
 
 
 class DamagedVideoWarning(UserWarning):
@@ -141,6 +147,7 @@ def open_video(path: str | os.PathLike[str], *, threads: int | None = None) -> I
         container = av.open(
             # Without "file:", FFmpeg would read a name such as "http:x.mp4" as a URL.
             f"file:{path}",
+            options=_DECODING,
             container_options={
                 "protocol_whitelist": "file",
                 "format_whitelist": FORMAT_WHITELIST,
@@ -159,6 +166,7 @@ def open_video(path: str | os.PathLike[str], *, threads: int | None = None) -> I
         stream = _video_stream(path, container)
         stream.thread_type = "AUTO"
         stream.thread_count = threads or 0
+        stream.codec_context.options = dict(_DECODING)
         yield Video(path, container, stream, Fraction(stream.time_base or 0), _start(container))
 
 
@@ -195,6 +203,12 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
     stream = next((s for s in videos if best is not None and s.index == best.index), videos[0])
     if stream.codec_context is None:
         raise GranAlignError(f"{path}: no decoder for its video; convert it, for example to H.264")
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height > MOST_PIXELS:
+        raise GranAlignError(
+            f"{path}: got frames of {width} x {height} pixels, expected at most {MOST_PIXELS:,} "
+            f"pixels; scale the video down"
+        )
     if not stream.time_base:
         raise GranAlignError(f"{path}: its video has no presentation times; remux it to Matroska")
     return stream
@@ -219,6 +233,19 @@ def _start(container: InputContainer) -> Fraction | None:
 def ffmpeg_reason(error: BaseException) -> str:
     """Return an FFmpeg error's text without its number and the file's name."""
     return getattr(error, "strerror", None) or one_line(error)
+
+
+def check_clip_count(path: Path, clips: int) -> None:
+    """Raise if a video has more clips than an index may have.
+
+    Raises:
+        GranAlignError: it has.
+    """
+    if clips > MOST_CLIPS:
+        raise GranAlignError(
+            f"{path}: got {clips:,} clips, expected at most {MOST_CLIPS:,}; take longer clips, or "
+            f"cut the video if it is as long as its times say"
+        )
 
 
 def clip_count(duration: float, clip_seconds: float) -> int:
