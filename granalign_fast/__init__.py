@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from .types import Moment, Rewrites, SearchResult
 
 __version__ = "0.1.0"
+
+# ONNX Runtime records events for its maker in the user's cache folder, unless this variable stands
+# before its import. A value that is set already stays.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # The application chooses what becomes of log messages; without a choice they go nowhere.
 logging.getLogger(__name__).addHandler(logging.NullHandler())

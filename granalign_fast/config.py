@@ -9,6 +9,17 @@ from numbers import Integral, Real
 from .errors import GranAlignError, short_repr
 from .kernels import ContextRules, ProposalRules
 
+# Bounds on files and texts that somebody else made: a small one must not take all memory or hours.
+
+MOST_PIXELS = 1 << 27
+"""Pixels of a video's frame: 16,384 x 8,192, a whole sphere in 16K. Its picture takes 400 MB."""
+MOST_CLIPS = 500_000
+"""Clips of a video: 11 days of 2 s. A file of 100 KB can announce a year of still pictures."""
+MOST_CHARACTERS = 4_000
+"""Characters of a query or a rewrite: some 1,000 tokens, twice what any sentence encoder reads."""
+MOST_TEXTS = 64
+"""Rewrites of a query at one granularity, and its entities or actions; the method has three."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrieverConfig:

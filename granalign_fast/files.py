@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,16 +25,27 @@ _log = logging.getLogger(__name__)
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Yield a binary file that replaces `path` when the block ends, and is deleted on an error.
 
+    The new file has the permissions of the one that it replaces. A device or a pipe, such as
+    ``/dev/null`` and ``/dev/stdout``, is written to and stays what it is.
+
     Raises:
-        GranAlignError: the file cannot be written. Every OSError of the block is reported so.
+        GranAlignError: `path` is a link to a file, or cannot be written. Every OSError of the block
+            is reported so.
     """
     path = Path(path)
     # Not by tempfile: the file gets the permissions of any new file.
     temporary = path.parent / f".{path.name}.{os.urandom(4).hex()}"
     try:
+        mode = _mode_to_keep(path)
+        if mode is None:
+            with path.open("wb") as sink:
+                yield sink
+            return
         sink = temporary.open("xb")
         try:
             with sink:
+                if mode:
+                    os.fchmod(sink.fileno(), mode)
                 yield sink
             os.replace(temporary, path)
             _log.debug("wrote %s", path)
@@ -45,6 +57,32 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         raise GranAlignError(
             f"{path}: cannot be written ({error.strerror or error}); make room, or write elsewhere"
         ) from None
+
+
+def _mode_to_keep(path: Path) -> int | None:
+    """Return the permissions of the file that is replaced; 0 for a new file.
+
+    None for a device, a pipe or a socket: it must not be replaced by a file.
+
+    Raises:
+        GranAlignError: the path is a link to a file or to nothing. To replace the link would leave
+            the file as it was, and to follow it could overwrite a file that nobody named.
+    """
+    try:
+        named = path.lstat().st_mode
+    except FileNotFoundError:
+        return 0
+    mode = named
+    if stat.S_ISLNK(named):
+        with contextlib.suppress(FileNotFoundError):
+            mode = path.stat().st_mode
+        if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
+            raise GranAlignError(
+                f"{path}: got a link to {path.readlink()}, expected a file; name the file itself"
+            )
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):  # to replace a folder fails, with its reason
+        return stat.S_IMODE(mode)
+    return None
 
 
 _DRAFT = re.compile(r"\..+\.[0-9a-f]{8}\.draft")
@@ -216,13 +254,13 @@ def _mark(path: Path, digest: str) -> Path | None:
     A change of a file that is younger than `_SETTLED` might leave its times as they are.
     """
     try:
-        stat, cache = path.stat(), default_cache()
+        status, cache = path.stat(), default_cache()
     except (OSError, RuntimeError):  # no such file, no home
         return None
-    times = stat.st_mtime_ns, stat.st_ctime_ns
-    if stat.st_size <= _LARGE or time.time_ns() - max(times) < _SETTLED:
+    times = status.st_mtime_ns, status.st_ctime_ns
+    if status.st_size <= _LARGE or time.time_ns() - max(times) < _SETTLED:
         return None
-    name = json.dumps([digest, stat.st_dev, stat.st_ino, stat.st_size, *times])
+    name = json.dumps([digest, status.st_dev, status.st_ino, status.st_size, *times])
     return cache / "verified" / hashlib.sha256(name.encode()).hexdigest()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .config import MOST_CHARACTERS, MOST_TEXTS
 from .errors import GranAlignError, missing_key, short_repr
 
 MOST_OVERLAP = 0.3
@@ -74,8 +75,8 @@ class Rewrites:
     query-aware captions. Plain rephrasings count as simplified.
 
     Raises:
-        GranAlignError: a text is not a string, is empty, or is not valid Unicode; a field has one
-            text where a list is expected; `fallbacks` is not a count.
+        GranAlignError: a text is not a string, is empty, too long, or not valid Unicode; a field
+            has one text where a list is expected, or too many; `fallbacks` is not a count.
     """
 
     query: str
@@ -100,6 +101,10 @@ class Rewrites:
             if not isinstance(texts, list | tuple):
                 raise GranAlignError(
                     f"{field_name}: got {short_repr(texts)}, expected a list of texts"
+                )
+            if len(texts) > MOST_TEXTS:
+                raise GranAlignError(
+                    f"{field_name}: got {len(texts):,} texts, expected at most {MOST_TEXTS}"
                 )
             for text in texts:
                 check_text(name, text)
@@ -157,11 +162,16 @@ def check_text(name: str, text: object) -> None:
         text: the value.
 
     Raises:
-        GranAlignError: it is not a string, is blank, or holds half of a surrogate pair, as Python
-            gives for bytes of the command line that are not UTF-8.
+        GranAlignError: it is not a string, is blank or too long, or holds half of a surrogate pair,
+            as Python gives for bytes of the command line that are not UTF-8.
     """
     if not isinstance(text, str) or not text.strip():
         raise GranAlignError(f"{name}: got {short_repr(text)}, expected a text that is not empty")
+    if len(text) > MOST_CHARACTERS:
+        raise GranAlignError(
+            f"{name}: got {len(text):,} characters, expected at most {MOST_CHARACTERS:,}; say it "
+            f"in a sentence"
+        )
     try:
         text.encode()
     except UnicodeEncodeError as error:

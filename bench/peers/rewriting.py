@@ -32,6 +32,8 @@ _BATCH = 8192
 """Tokens that llama.cpp's cache and batch hold: eight queries with their answers."""
 _STARTING = 60.0
 """Seconds within which a server must answer."""
+_CALLBACKS: list[Any] = []
+"""What llama.cpp calls until the process ends; to call a freed callback is a segmentation fault."""
 
 
 def one_after_another(path: Path, threads: int) -> Generate:
@@ -68,6 +70,7 @@ def in_slots(path: Path, threads: int, rows: int) -> Generate:
     llama: Any = import_module("llama_cpp")
     llama.llama_backend_init()
     silence = llama.llama_log_callback(lambda level, text, data: None)
+    _CALLBACKS.append(silence)
     llama.llama_log_set(silence, ctypes.c_void_p(0))
     model = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
     settings = llama.llama_context_default_params()

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from granalign_fast.errors import GranAlignError
+from granalign_fast.output.visible import visible
 
 from .bench import bench
 from .cache import cache_app
@@ -89,5 +90,5 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    sys.stderr.write(f"granalign: {message}\n")
+    sys.stderr.write(f"granalign: {visible(message)}\n")
     sys.exit(2)

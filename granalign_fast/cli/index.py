@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from granalign_fast.files import escape_undecodable
+from granalign_fast.output.visible import visible
 
 from .options import Device, Json, PrefixGib, print_json, short
 from .progress import progress_bar
@@ -141,7 +142,7 @@ def _report(
         total = len(folders) + len(failed)
         sys.stderr.write(f"granalign: {len(failed)} of {total} could not be {done}:\n")
         for name, reason in failed.items():
-            sys.stderr.write(f"  {name}: {reason}\n")
+            sys.stderr.write(visible(f"  {name}: {reason}") + "\n")
         raise typer.Exit(1)
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from granalign_fast.errors import GranAlignError, MissingExtraError
+from granalign_fast.output.visible import visible
 
 Preset = Annotated[
     str,
@@ -73,6 +74,6 @@ def print_json(value: Any) -> None:
 
 
 def short(path: Path) -> str:
-    """Return a path, relative to the current folder if that is shorter."""
+    """Return a path to show, relative to the current folder if that is shorter."""
     relative = os.path.relpath(path)
-    return min(str(path), relative, key=len)
+    return visible(min(str(path), relative, key=len))

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from granalign_fast.output.visible import visible
+
 from .verbosity import is_quiet
 
 Advance = Callable[[int, int], None]
@@ -189,5 +191,5 @@ def _timed_lines(line: Callable[[], str]) -> Iterator[None]:
 
 
 def _write(line: str) -> None:
-    sys.stderr.write(line + "\n")
+    sys.stderr.write(visible(line) + "\n")
     sys.stderr.flush()

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from granalign_fast.errors import GranAlignError
+from granalign_fast.output.visible import visible
 
 _LOGGER = logging.getLogger("granalign_fast")
 _LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
@@ -125,4 +126,4 @@ class _Stderr(logging.Handler):
 
 
 def _write(kind: str, message: str) -> None:
-    sys.stderr.write(f"granalign: {kind}: {' '.join(message.split())}\n")
+    sys.stderr.write(f"granalign: {kind}: {visible(' '.join(message.split()))}\n")

@@ -71,10 +71,12 @@ class RuleRewriter:
 
 def _first_clause(query: str) -> str:
     """Return the query up to its first circumstance, or all of it if it has none."""
+    words, counted = 0, 0
     for circumstance in _CIRCUMSTANCES.finditer(query):
-        clause = query[: circumstance.start()].strip()
-        if len(WORD.findall(clause)) >= _SHORTEST_CLAUSE:
-            return clause
+        words += len(WORD.findall(query, counted, circumstance.start()))
+        counted = circumstance.start()
+        if words >= _SHORTEST_CLAUSE:
+            return query[:counted].strip()
     return query
 
 

@@ -4,6 +4,7 @@ tables."""
 from __future__ import annotations
 
 import csv
+import html
 import io
 import os
 import re
@@ -18,6 +19,7 @@ from granalign_fast.files import replacing
 from .cut_lists import edl, otio
 from .fcpxml import fcpxml
 from .timeline import Timeline
+from .visible import visible
 
 CSV_COLUMNS = (
     *("rank", "start", "end", "score", "start_timecode", "end_timecode"),
@@ -104,20 +106,25 @@ def _srt(timeline: Timeline) -> str:
     cues = []
     for cue, (number, start, end) in enumerate(_by_start(timeline), start=1):
         # SRT has no escapes, so arrows and mark-up are replaced by similar characters.
-        text = re.sub("-{2,}>", "->", timeline.label(number)).translate(_SRT_REPLACEMENTS)
+        text = _without_arrows(timeline.label(number)).translate(_SRT_REPLACEMENTS)
         text = re.sub("<(?=[/a-zA-Z])", "‹", text)
         cues.append(f"{cue}\n{_timestamp(start, ',')} --> {_timestamp(end, ',')}\n{text}\n")
     return "\n".join(cues)
 
 
 def _vtt(timeline: Timeline) -> str:
-    blocks = [f"WEBVTT - {re.sub('-{2,}>', '->', timeline.heading)}\n"]
+    heading = html.escape(_without_arrows(timeline.heading), quote=False)
+    blocks = [f"WEBVTT - {heading}\n"]
     for cue, (number, start, end) in enumerate(_by_start(timeline), start=1):
-        text = timeline.label(number)
-        for character, escaped in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
-            text = text.replace(character, escaped)
+        text = html.escape(timeline.label(number), quote=False)
         blocks.append(f"{cue}\n{_timestamp(start, '.')} --> {_timestamp(end, '.')}\n{text}\n")
     return "\n".join(blocks)
+
+
+def _without_arrows(text: str) -> str:
+    """Return a text without the arrow that stands between two times."""
+    # The look-behind keeps the search linear in a long run of hyphens.
+    return re.sub("(?<!-)-{2,}>", "->", text)
 
 
 def _ffmetadata(timeline: Timeline) -> str:
@@ -141,7 +148,7 @@ def _csv(timeline: Timeline) -> str:
     writer.writerow(CSV_COLUMNS)
     source = timeline.title if timeline.media is None else os.fspath(timeline.media)
     # The file system may hold names that are not UTF-8, which Python reads as lone surrogates.
-    source = source.encode(errors="replace").decode()
+    source = visible(source.encode(errors="replace").decode())
     for number, moment in enumerate(timeline.moments):
         writer.writerow(
             (
@@ -150,12 +157,15 @@ def _csv(timeline: Timeline) -> str:
                 f"{min(moment.end, timeline.duration):.3f}",
                 f"{moment.score:.6f}",
                 *_source_timecodes(timeline, number),
-                timeline.caption(number),
-                timeline.heading,
-                source,
+                *map(_as_text, (timeline.caption(number), timeline.heading, source)),
             )
         )
     return sink.getvalue()
+
+
+def _as_text(value: str) -> str:
+    """Return a cell that no spreadsheet takes for a formula: an apostrophe comes before it."""
+    return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def _source_timecodes(timeline: Timeline, number: int) -> tuple[str, str]:

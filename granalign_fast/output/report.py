@@ -9,8 +9,6 @@ import base64
 import html
 import io
 import os
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 
@@ -21,6 +19,7 @@ from granalign_fast.types import Image, Moment, SearchResult, check_frames
 
 from .frames import fitted
 from .tables import absence, clock, peak_caption, shown_at_all, time_ticks
+from .visible import visible
 
 _THUMBNAIL = (480, 360)
 """The largest size of a thumbnail in pixels: twice that on the page, for dense screens."""
@@ -30,9 +29,6 @@ _ROW, _LABEL = 22, 6
 
 _MOST_STEPS = 2000
 """Steps of the curve: more would not be seen, and make the page of a long video slow."""
-
-_BIDI = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""Characters that change the direction of the text around them."""
 
 
 def write_report(
@@ -244,18 +240,4 @@ def _text(value: str) -> str:
 
 def _plain(value: str) -> str:
     """Return a text for HTML; what cannot be seen, or would turn other text, is shown as a code."""
-    return html.escape(_BIDI.sub(_code, "".join(map(_visible, value))))
-
-
-def _visible(character: str) -> str:
-    if character.isspace():
-        return " "
-    code = ord(character)
-    # Control characters, surrogates, and the numbers that are no characters.
-    invisible = unicodedata.category(character) in ("Cc", "Cs")
-    invisible = invisible or code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF
-    return f"\\u{code:04x}" if invisible else character
-
-
-def _code(match: re.Match[str]) -> str:
-    return f"\\u{ord(match[0]):04x}"
+    return html.escape(visible(value))

@@ -4,20 +4,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 
 from granalign_fast.files import escape_undecodable
 from granalign_fast.index import VideoIndex
 from granalign_fast.types import Moment, SearchResult
 
+from .visible import is_unsafe
+
 
 def show(content: RenderableType) -> None:
-    """Print a table or a line; text that looks like Rich mark-up is printed unchanged."""
-    Console(highlight=False, markup=False, emoji=False).print(content)
+    """Print a table or a line; text that looks like Rich mark-up is printed unchanged.
+
+    Control characters and those that change the direction of text are left out.
+    """
+    Console(highlight=False, markup=False, emoji=False).print(_Harmless(content))
+
+
+@dataclass(frozen=True)
+class _Harmless:
+    """Content for Rich without control characters in its text; Rich's own styles stay."""
+
+    content: RenderableType
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self.content, options):
+            if segment.control or segment.text == "\n":
+                yield segment
+            else:
+                yield segment._replace(text="".join(c for c in segment.text if not is_unsafe(c)))
 
 
 def clock(seconds: float, *, fine: bool = True) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -22,6 +21,7 @@ from granalign_fast.video.timecode import (
 )
 
 from .tables import peak_caption
+from .visible import without_controls
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,17 +122,17 @@ class Timeline:
     def name(self) -> str:
         """The file's name, or the title if there is no file."""
         if self.media is None:
-            return _to_line(self.title)
-        return _to_line(re.split(r"[/\\]", os.fspath(self.media))[-1])
+            return without_controls(self.title)
+        return without_controls(re.split(r"[/\\]", os.fspath(self.media))[-1])
 
     @property
     def heading(self) -> str:
         """The query in one line."""
-        return _to_line(self.query)
+        return without_controls(self.query)
 
     def caption(self, number: int) -> str:
         """Return the caption of moment `number` (from 0) in one line, or an empty text."""
-        return _to_line(self.captions[number]) if self.captions else ""
+        return without_controls(self.captions[number]) if self.captions else ""
 
     def text(self, number: int) -> str:
         """Return the caption of moment `number` (from 0), or the query, in one line."""
@@ -237,10 +237,3 @@ class Timeline:
 def _count_units(duration: float, per_second: Fraction, zero: float) -> int:
     """Return the number of units of `1 / per_second` from `zero` to `duration`, at least 1."""
     return max(1, round_half_up((Fraction(float(duration)) - Fraction(zero)) * per_second))
-
-
-def _to_line(text: str) -> str:
-    """Join a text to one line of valid UTF-8, without control characters and lone surrogates."""
-    return " ".join(
-        "".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in text).split()
-    )

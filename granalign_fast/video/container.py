@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from collections.abc import Iterator
@@ -14,20 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from granalign_fast.config import MOST_CLIPS, MOST_PIXELS
 from granalign_fast.errors import GranAlignError, one_line
+
+from .demuxers import FORMAT_WHITELIST
 
 if TYPE_CHECKING:
     import av
     from av.container import InputContainer
     from av.video.stream import VideoStream
-
-_NON_VIDEO_FORMATS = {
-    *("tty", "concat", "hls", "dash", "lavfi", "bin", "xbin", "adf", "idf", "image2")
-}
-"""Formats that FFmpeg opens although they are no video files: rendered text, playlists, images."""
-
-_PLAYLIST_HEADS = (b"ffconcat", b"#EXTM3U")
-"""The first bytes of playlists; FFmpeg would open the files that a playlist names."""
 
 _SHORTEST_CLIP = 0.002
 """Seconds: a shorter rest after the last whole clip does not count as a clip. It can come from
@@ -35,6 +31,11 @@ rounding alone, because Matroska and FLV round time stamps to milliseconds."""
 
 _FLOAT_ERROR = Fraction(1, 1_000_000)
 """Seconds by which a float, or a sum of floats, may miss the time that is meant."""
+
+
+_DECODING = {"max_pixels": str(MOST_PIXELS)}
+"""Options of decoders, which refuse a larger frame before they allocate it. They apply both to the
+frames that FFmpeg decodes to find a stream's properties and to all others."""
 
 
 class DamagedVideoWarning(UserWarning):
@@ -146,18 +147,26 @@ def open_video(path: str | os.PathLike[str], *, threads: int | None = None) -> I
         container = av.open(
             # Without "file:", FFmpeg would read a name such as "http:x.mp4" as a URL.
             f"file:{path}",
-            container_options={"protocol_whitelist": "file"},
+            options=_DECODING,
+            container_options={
+                "protocol_whitelist": "file",
+                "format_whitelist": FORMAT_WHITELIST,
+            },
             **_tolerate_bad_metadata(av.__version__),
         )
     except (FFmpegError, ValueError, IndexError) as error:
+        # FFmpeg has no error of its own for a format that is not on the list.
+        is_listed = getattr(error, "errno", None) != errno.EINVAL
+        reason = ffmpeg_reason(error) if is_listed else "no format of videos"
         raise GranAlignError(
-            f"{path}: not a video that can be read ({ffmpeg_reason(error)}); "
+            f"{path}: not a video that can be read ({reason}); "
             f"expected a whole file such as MP4, Matroska or MPEG-TS"
         ) from None
     with container:
         stream = _video_stream(path, container)
         stream.thread_type = "AUTO"
         stream.thread_count = threads or 0
+        stream.codec_context.options = dict(_DECODING)
         yield Video(path, container, stream, Fraction(stream.time_base or 0), _start(container))
 
 
@@ -174,11 +183,8 @@ def _check_file(path: Path) -> None:
         if path.exists() and not path.is_file():
             raise GranAlignError(f"{path}: expected a regular file; save the video to one")
         with path.open("rb") as file:
-            head = file.read(16)
-            if not head:
+            if not file.read(1):
                 raise GranAlignError(f"{path}: the file is empty, expected a video")
-            if head.startswith(_PLAYLIST_HEADS):
-                raise GranAlignError(f"{path}: got a list of other files, expected a video")
     except OSError as error:
         raise GranAlignError(f"{path}: cannot be read ({error.strerror or error})") from None
     except ValueError as error:  # a null character in the name
@@ -188,9 +194,6 @@ def _check_file(path: Path) -> None:
 def _video_stream(path: Path, container: InputContainer) -> VideoStream:
     from av.stream import Disposition
 
-    name = container.format.name
-    if name in _NON_VIDEO_FORMATS or name.endswith("_pipe"):
-        raise GranAlignError(f"{path}: got a file of the format {name!r}, expected a video")
     best = container.streams.best("video")
     # Cover art is a video stream with one attached picture.
     videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
@@ -200,6 +203,12 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
     stream = next((s for s in videos if best is not None and s.index == best.index), videos[0])
     if stream.codec_context is None:
         raise GranAlignError(f"{path}: no decoder for its video; convert it, for example to H.264")
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height > MOST_PIXELS:
+        raise GranAlignError(
+            f"{path}: got frames of {width} x {height} pixels, expected at most {MOST_PIXELS:,} "
+            f"pixels; scale the video down"
+        )
     if not stream.time_base:
         raise GranAlignError(f"{path}: its video has no presentation times; remux it to Matroska")
     return stream
@@ -224,6 +233,19 @@ def _start(container: InputContainer) -> Fraction | None:
 def ffmpeg_reason(error: BaseException) -> str:
     """Return an FFmpeg error's text without its number and the file's name."""
     return getattr(error, "strerror", None) or one_line(error)
+
+
+def check_clip_count(path: Path, clips: int) -> None:
+    """Raise if a video has more clips than an index may have.
+
+    Raises:
+        GranAlignError: it has.
+    """
+    if clips > MOST_CLIPS:
+        raise GranAlignError(
+            f"{path}: got {clips:,} clips, expected at most {MOST_CLIPS:,}; take longer clips, or "
+            f"cut the video if it is as long as its times say"
+        )
 
 
 def clip_count(duration: float, clip_seconds: float) -> int:

@@ -15,7 +15,14 @@ import numpy as np
 from granalign_fast.errors import GranAlignError, one_line
 from granalign_fast.types import Image
 
-from .container import DamagedVideoWarning, Video, VideoInfo, clip_count, open_video
+from .container import (
+    DamagedVideoWarning,
+    Video,
+    VideoInfo,
+    check_clip_count,
+    clip_count,
+    open_video,
+)
 from .packets import PacketReader
 from .picture import conversion_reason, displayed_size, quarter_turns
 from .reader import ClipNumbers, FalseKeyFrame, Frame, FrameReader
@@ -142,6 +149,8 @@ def probe(path: str | os.PathLike[str], *, clip_seconds: float = 2.0) -> VideoIn
                 pass
             end = packets.end
     duration = float(max(Fraction(0), (end or 0) - start) * video.time_base)
+    clips = clip_count(duration, clip_seconds)
+    check_clip_count(Path(path), clips)
     return VideoInfo(
         duration=duration,
         width=width,
@@ -149,7 +158,7 @@ def probe(path: str | os.PathLike[str], *, clip_seconds: float = 2.0) -> VideoIn
         frame_rate=float(rate) if rate else None,
         codec=codec,
         rotation=quarter_turns(first) * 90,
-        clips=clip_count(duration, clip_seconds),
+        clips=clips,
         start=float(start * video.time_base),
         first_frame=max(0.0, float(((first.pts or 0) - start) * video.time_base)),
     )

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from granalign_fast.config import MOST_PIXELS
 from granalign_fast.errors import GranAlignError
 
-from .container import DamagedVideoWarning, Video, clip_count
+from .container import DamagedVideoWarning, Video, check_clip_count, clip_count
 from .display_order import DisplayOrder
 from .packets import LONGEST_STILL, PacketReader
 from .picture import displayed_picture
@@ -137,7 +138,10 @@ class FrameReader:
                     earliest = packet.pts
             self._decode(packet)
         if not self._ready:
-            self._raise_undecodable("nothing in it can be decoded")
+            reason = "nothing in it can be decoded"
+            if not self._decoder.width:  # the decoder has refused the size
+                reason += f", or its frames have more than {MOST_PIXELS:,} pixels"
+            self._raise_undecodable(reason)
         first = self._ready[0]
         assert first.pts is not None
         if self._video.start is not None:
@@ -227,6 +231,7 @@ class FrameReader:
                     yield self._frame(clip, frame, start, missing=self._is_in_gap(middle))
                 decoded = clip + 1
             clip += 1
+            check_clip_count(video.path, clip)
         if decoded == 0 and last >= 0:
             self._raise_undecodable("its beginning cannot be decoded")
         if warn and (reason is not None or clip <= last):

@@ -108,6 +108,14 @@ def test_importing_is_light(module: str) -> None:
     assert python("-c", code).stdout.split() == []
 
 
+def test_onnx_runtime_keeps_no_events(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    code = "import granalign_fast, onnxruntime"
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_library_configures_no_logging() -> None:
     code = (
         "import logging, granalign_fast\n"

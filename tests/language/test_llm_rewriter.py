@@ -189,7 +189,7 @@ def test_a_query_that_is_not_valid_text_is_named():
 def test_a_query_that_is_too_long_for_the_context_is_named(tmp_path):
     folder = write_unchecked(tmp_path, LLAMA | {"max_position_embeddings": 2048})
     rewriter = LlmRewriter(CausalLM(folder), max_new_tokens=4)
-    queries = ["a dog runs", "the sea and " * 400]
+    queries = ["a dog runs", "the sea and " * 330]
     with pytest.raises(GranAlignError) as error:
         rewriter.rewrite(queries)
     message = str(error.value)

@@ -141,7 +141,7 @@ def test_the_exact_text_of_subtitles() -> None:
         "2\n00:01:01,250 --> 00:01:04,000\n#1 0.93 a -> b & c (/N)\n"
     )
     assert render("vtt", timeline) == (
-        "WEBVTT - a <dog>\n\n"
+        "WEBVTT - a &lt;dog&gt;\n\n"
         "1\n00:00:02.000 --> 100:00:00.000\n#2 0.50 a &lt;dog&gt;\n\n"
         "2\n00:01:01.250 --> 00:01:04.000\n#1 0.93 a --&gt; b &amp; c {\\N}\n"
     )
