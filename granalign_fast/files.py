@@ -241,11 +241,21 @@ def known_sha256(path: Path, expected: str, *, again: bool = False) -> str:
     if mark is not None and not again and os.access(mark, os.F_OK):
         return expected
     got = sha256_of(path)
+    if got == expected:
+        remember_sha256(path, got)
+    elif mark is not None:
+        with contextlib.suppress(OSError):
+            mark.unlink(missing_ok=True)
+    return got
+
+
+def remember_sha256(path: Path, digest: str) -> None:
+    """Keep that a file, which was read completely, has this SHA-256, for `known_sha256`."""
+    mark = _mark(path, digest)
     if mark is not None:
         with contextlib.suppress(OSError):  # without a mark the file is only read again
             mark.parent.mkdir(parents=True, exist_ok=True)
-            mark.touch() if got == expected else mark.unlink(missing_ok=True)
-    return got
+            mark.touch()
 
 
 def _mark(path: Path, digest: str) -> Path | None:

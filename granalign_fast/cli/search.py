@@ -161,7 +161,10 @@ def search(
     index = None
     if source.is_dir():
         index = load_index(source, vid)
-        outputs.check_video(None if index.frames is None else index.frames.path)
+        frames = index.frames
+        outputs.check_video(
+            None if frames is None else frames.path, None if frames is None else frames.source
+        )
         if not captions_only:
             check_models(source, index, used, frames=config.scorer == "captions")
     elif not holds_captions(source):

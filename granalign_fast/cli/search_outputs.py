@@ -18,6 +18,7 @@ from .options import check_extra, check_target, print_json, short
 
 if TYPE_CHECKING:
     from granalign_fast.index import VideoIndex
+    from granalign_fast.index.records import VideoSource
     from granalign_fast.types import Image, SearchResult
     from granalign_fast.video.source import Source
 
@@ -82,11 +83,12 @@ class Outputs:
         if self.form == "otio":
             check_extra("opentimelineio", "the format otio", "editors")
 
-    def check_video(self, video: Path | None) -> None:
-        """Raise before the search if a video is needed and missing, or cannot be cut.
+    def check_video(self, video: Path | None, source: VideoSource | None = None) -> None:
+        """Raise before the search if a video is needed and missing, another one, or cannot be cut.
 
         Args:
             video: the video file; None if only captions are known.
+            source: of the index, if there is one.
         """
         wishes = {
             "--clip": self.clip,
@@ -102,7 +104,9 @@ class Outputs:
             raise GranAlignError(
                 f"{what}: got captions alone, expected an index of a video or a video"
             )
-        if not video.exists():
+        if source is not None:
+            source.check()
+        elif not video.exists():
             raise GranAlignError(f"{video}: no such file; put the video back, or name another")
         check_video(video, self.clip, self.clips, exact=self.exact)
 
@@ -160,8 +164,11 @@ class Outputs:
         from granalign_fast.output.frames import moment_frames
 
         frames: list[Image] = []
-        if answer.video is not None and answer.video.exists():
-            frames = moment_frames(index, result, result.moments)
+        if answer.video is not None:
+            try:
+                frames = moment_frames(index, result, result.moments)
+            except GranAlignError as error:  # for a report only: others were checked before
+                warnings.append(f"no pictures: {error}")
         if self.contact_sheet is not None:
             from granalign_fast.output.contact_sheet import draw_contact_sheet
 
@@ -169,8 +176,6 @@ class Outputs:
         if self.report is not None:
             from granalign_fast.output.report import write_report
 
-            if answer.video is not None and not frames:
-                warnings.append(f"no pictures: {answer.video} is not there")
             facts = answer.facts
             write_report(index, result, frames, self.report, warnings=warnings, facts=facts)
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError
+from granalign_fast.files import known_sha256
 
 CLIP_SECONDS = 2.0
 """Length of a clip in seconds: QVHighlights annotates clips of two seconds."""
@@ -139,6 +140,32 @@ class VideoSource:
             raise GranAlignError(f"source: got {self.bytes!r} bytes, expected an integer from 0")
         if not isinstance(self.sha256, str) or not _SHA256.fullmatch(self.sha256):
             raise GranAlignError(f"source: got SHA-256 {self.sha256!r}, expected 64 hex digits")
+
+    def check(self, path: Path | None = None) -> Path:
+        """Return the path of the file if its content is the one that was indexed.
+
+        An index that somebody else made could name any file of this machine. A large file is read
+        once; its hash is remembered in the user's cache as long as the file stays unchanged.
+
+        Args:
+            path: where the file is now; by default where it was.
+
+        Raises:
+            GranAlignError: there is no such file, or it is another one.
+        """
+        path = self.path if path is None else path
+        remedy = "put the file back, or index it where it is now"
+        try:
+            size = path.stat().st_size if path.is_file() else None
+        except OSError as error:
+            raise GranAlignError(f"{path}: cannot be read ({error.strerror or error})") from None
+        if size is None:
+            raise GranAlignError(f"{path}: got no such file, expected the indexed video; {remedy}")
+        if size != self.bytes or known_sha256(path, self.sha256) != self.sha256:
+            raise GranAlignError(
+                f"{path}: got another file than the one that was indexed; {remedy}"
+            )
+        return path
 
 
 @dataclass(frozen=True, slots=True)

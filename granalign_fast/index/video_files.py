@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from granalign_fast.errors import GranAlignError, MissingExtraError
-from granalign_fast.files import sha256_of
+from granalign_fast.files import remember_sha256, sha256_of
 from granalign_fast.video.container import ffmpeg_reason
 from granalign_fast.video.frames import VideoInfo, check_clip_seconds, probe
 
@@ -114,6 +114,7 @@ def inspect_videos(
             if sha256 is None:
                 sha256 = sha256_of(path, advance)
                 known.add(path, status, sha256)
+                remember_sha256(path, sha256)
             source = VideoSource(path, status.st_size, sha256)
             files.append(VideoFile(video_name(path), source, info, status.st_mtime_ns))
     return files

@@ -23,7 +23,7 @@ from granalign_fast.models.prefix_cache import PrefixCache
 from granalign_fast.models.thoughts import opens_thought, visible_text
 from granalign_fast.models.vision_language_model import VisionLanguageModel
 from granalign_fast.runtime.array_device import Array
-from granalign_fast.types import FrameSet, check_queries
+from granalign_fast.types import FrameSet, check_queries, frame_hash
 
 from . import prompts
 
@@ -250,8 +250,10 @@ class VlmCaptioner:
             batch = missing[start : start + self.rows]
             images = frames.load([numbers[keys.index(key)] for key in batch])
             computed = self.model.prefill_frames(images, self.start)
-            for key, array in zip(batch, computed.unstack(self.model.device), strict=True):
-                self.cache.put(key, array)
+            prefixes = computed.unstack(self.model.device)
+            for key, image, array in zip(batch, images, prefixes, strict=True):
+                # Kept for the frame that was seen: an index can name a hash of another frame.
+                self.cache.put(self._cache_key(frame_hash(image)), array)
                 arrays[key] = array
         return [arrays[key] for key in keys]
 

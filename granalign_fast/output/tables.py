@@ -34,10 +34,11 @@ class _Harmless:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         for segment in console.render(self.content, options):
-            if segment.control or segment.text == "\n":
+            if segment.control:
                 yield segment
-            else:
-                yield segment._replace(text="".join(c for c in segment.text if not is_unsafe(c)))
+            else:  # Rich has split the text into lines
+                kept = (c for c in segment.text if c == "\n" or not is_unsafe(c))
+                yield segment._replace(text="".join(kept))
 
 
 def clock(seconds: float, *, fine: bool = True) -> str:

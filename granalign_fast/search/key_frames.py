@@ -19,7 +19,8 @@ def frame_set(index: VideoIndex) -> FrameSet:
     """Return the frames of an indexed video; they are decoded only when they are loaded.
 
     Raises:
-        GranAlignError: the index has captions alone; on loading, the video file is gone.
+        GranAlignError: the index has captions alone; on loading, the video file is gone or
+            another one.
     """
     table = index.frames
     if table is None:
@@ -29,14 +30,20 @@ def frame_set(index: VideoIndex) -> FrameSet:
         )
 
     def load(clips: Sequence[int]) -> list[Image]:
-        if table.path is None or not table.path.is_file():
+        if table.source is None:
             raise GranAlignError(
-                f"video {index.video.vid!r}: its frames are needed, and {table.path} is not there; "
-                f"put the file back, or index it where it is now"
+                f"video {index.video.vid!r}: its frames are needed, and its index names no video "
+                f"file; index the file"
             )
+        try:
+            path = table.source.check()
+        except GranAlignError as error:
+            raise GranAlignError(
+                f"video {index.video.vid!r}: its frames are needed; {error}"
+            ) from None
         from granalign_fast.video.frames import read_clips
 
-        return read_clips(table.path, clips, clip_seconds=index.video.clip_seconds)
+        return read_clips(path, clips, clip_seconds=index.video.clip_seconds)
 
     return FrameSet(table.hashes, load)
 

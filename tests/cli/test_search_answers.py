@@ -20,6 +20,7 @@ from PIL import Image
 
 from granalign_fast import CaptionedVideo, Moment, SearchResult, VideoIndex, cli
 from granalign_fast.cli import search_outputs
+from granalign_fast.files import sha256_of
 from granalign_fast.index.records import FrameTable, VideoSource
 from granalign_fast.miniatures.videos import render_video
 from granalign_fast.output import contact_sheet, filmstrip
@@ -237,10 +238,10 @@ class TestWarnings:
         code, _, _ = granalign(*search, "--report=a.html")
         page = Path("a.html").read_text(encoding="utf-8")
         assert code == 0 and "<img" not in page
-        assert "no pictures: /nowhere/gone.mp4 is not there" in page
+        assert "its frames are needed; /nowhere/gone.mp4: got no such file" in page
         for option in ("--contact-sheet=a.png", "--plot=a.svg", "--clip=a.mp4"):
             code, out, err = granalign(*search, option)
-            assert (code, out) == (2, "") and "gone.mp4: no such file; put the video back" in err
+            assert (code, out) == (2, "") and "gone.mp4: got no such file" in err
         assert sorted(path.name for path in Path().iterdir()) == ["a.html", "gone"]
 
 
@@ -357,9 +358,8 @@ def test_the_picture_of_a_long_video_has_its_answer(
     """Nine minutes: the strip ends at 8:57, and the best moment is the last one, at 9:12."""
     path = render(tmp_path / "long.mp4", constant(1, 560), gop=10)
     clips = 280
-    frames = FrameTable(
-        2.0 * np.arange(clips) + 1, ("f",) * clips, source=VideoSource(path, 1, "0" * 64)
-    )
+    source = VideoSource(path, path.stat().st_size, sha256_of(path))
+    frames = FrameTable(2.0 * np.arange(clips) + 1, ("f",) * clips, source=source)
     index = VideoIndex(
         CaptionedVideo("long", ("",) * clips, 2.0, 560.0), np.ones((clips, 1), np.float32), frames
     )

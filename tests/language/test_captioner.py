@@ -182,7 +182,7 @@ def test_a_lost_video_is_noticed_while_the_query_is_rewritten() -> None:
         def prefill(self, frames: FrameSet) -> None:
             frames.load([0])
 
-    with pytest.raises(GranAlignError, match=r"video 'v': its frames are needed, and None"):
+    with pytest.raises(GranAlignError, match=r"video 'v': its frames are needed, and its"):
         retriever_of(Blind()).search(index_of(), "dog asleep")
 
 
@@ -266,7 +266,7 @@ def test_frames_of_a_lost_video(preset: str) -> None:
             frames.load([0])
             return super().recognise(frames, queries)
 
-    with pytest.raises(GranAlignError, match="'v': its frames are needed, and None is not there"):
+    with pytest.raises(GranAlignError, match="'v': its frames are needed, and its index names no"):
         retriever_of(Decoding(), preset).search(index_of(), ASLEEP)
 
 

@@ -41,6 +41,8 @@ def test_texts_are_one_harmless_line() -> None:
 def test_a_table_and_an_error_on_a_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    show("two\nlines")
+    assert capsys.readouterr().out == "two\nlines\n"
     show(HOSTILE)
     name = HOSTILE.replace("\x00", "").replace("\ud800", "")
     words = ["index", name, "--models", "miniatures", "--out", str(tmp_path)]
