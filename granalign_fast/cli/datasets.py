@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from granalign_fast.errors import GranAlignError, counted
+from granalign_fast.output.visible import visible
 
 from .options import check_target
 from .verbosity import with_verbosity
@@ -58,7 +59,7 @@ def show_dataset(inputs: _Inputs, dataset: _Dataset = None) -> None:
         ("windows", windows),
         ("rewrites", " | ".join(rewrites) or "none"),
     ):
-        typer.echo(f"{name}: {value}")
+        _say(f"{name}: {value}")
 
 
 @datasets_app.command("convert")
@@ -80,12 +81,17 @@ def convert(
     if _is_captions(inputs):
         videos = read_captions(inputs[0])
         write_jsonl(out, map(caption_record, videos.values()))
-        typer.echo(f"Wrote {out}: the captions of {counted(len(videos), 'video')}.")
+        _say(f"Wrote {out}: the captions of {counted(len(videos), 'video')}.")
         return
     annotations = _read(inputs, dataset)
     write_jsonl(out, (query.to_record() for query in annotations.queries))
     _print_notes(annotations)
-    typer.echo(f"Wrote {out}: {counted(len(annotations.queries), 'query', 'queries')}.")
+    _say(f"Wrote {out}: {counted(len(annotations.queries), 'query', 'queries')}.")
+
+
+def _say(line: str) -> None:
+    """Print a line on stdout; texts of the files may hold what a terminal obeys."""
+    typer.echo(visible(line))
 
 
 def _is_captions(inputs: Sequence[Path]) -> bool:
@@ -107,9 +113,9 @@ def _print_notes(annotations: Annotations) -> None:
     """Print the dataset and what was taken, ignored and missing."""
     from granalign_fast.datasets.recognition import TITLES
 
-    typer.echo(f"dataset: {TITLES[annotations.dataset]}")
+    _say(f"dataset: {TITLES[annotations.dataset]}")
     for note in annotations.notes:
-        typer.echo(note)
+        _say(note)
 
 
 def _print_captions(folder: Path) -> None:
@@ -119,8 +125,8 @@ def _print_captions(folder: Path) -> None:
     videos = read_captions(folder)
     counts = [len(video.captions) for video in videos.values()]
     first = next(iter(videos.values()))
-    typer.echo(
+    _say(
         f"{folder}: captions of {counted(len(videos), 'video')}, {min(counts)} to {max(counts)} "
         f"each, {sum(counts):,} together."
     )
-    typer.echo(f"first caption of {first.vid}: {first.captions[0]}")
+    _say(f"first caption of {first.vid}: {first.captions[0]}")

@@ -68,6 +68,15 @@ def test_show(granalign: Run) -> None:
     assert len(err.splitlines()) == 1
 
 
+def test_texts_of_files_are_shown_without_control_characters(granalign: Run) -> None:
+    record = VTG_GPT[0] | {"query": "a cook\x1b[2J\ncuts"}
+    write(Path("x.jsonl"), [record | {"\x1b]0;": 1}])
+    code, out, err = granalign("datasets", "show", "x.jsonl")
+    assert (code, err) == (0, "")
+    assert "\x1b" not in out
+    assert "first query: qid 11: a cook\\u001b[2J cuts\n" in out
+
+
 def test_convert(granalign: Run) -> None:
     for inputs, count in (
         (["val.jsonl", "official.jsonl"], 2),
