@@ -199,6 +199,18 @@ class ModelFolder:
             fingerprints[VLM] = self.captioner.fingerprint
         return fingerprints
 
+    def check_captions(self) -> None:
+        """Raise unless there is a model that captions frames; none is loaded.
+
+        Raises:
+            GranAlignError: there is no vision-language model.
+        """
+        if VLM not in self.paths:
+            raise GranAlignError(
+                f"{self.folder}: got no model of kind 'vlm', expected one that captions frames; "
+                f"run granalign export vlm SOURCE {self.folder / VLM}"
+            )
+
     def index(
         self,
         videos: Sequence[str | Path],
@@ -218,11 +230,8 @@ class ModelFolder:
         """
         from .index.builder import index_videos
 
-        if self.captioner is None:
-            raise GranAlignError(
-                f"{self.folder}: got no model of kind 'vlm', expected one that captions frames; "
-                f"run granalign export vlm SOURCE {self.folder / VLM}"
-            )
+        self.check_captions()
+        assert self.captioner is not None
         return index_videos(
             videos,
             out,

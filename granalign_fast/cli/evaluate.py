@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from granalign_fast.errors import GranAlignError
 
 from .options import (
+    CaptionsOnly,
     Device,
     Encoder,
     InputFile,
@@ -22,21 +26,45 @@ from .options import (
     print_json,
 )
 from .progress import progress_bar
+from .verbosity import write_warning
+
+if TYPE_CHECKING:
+    from granalign_fast.evaluation import Difference, Missing
 
 
 def evaluate(
-    dataset: Annotated[str, typer.Argument(help="qvhighlights.")],
-    queries: InputFile,
-    ground_truth: InputFile,
+    dataset: Annotated[str, typer.Argument(help="qvhighlights, charades or activitynet.")],
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="The dataset's published annotation files, or our own form; several are joined."
+        ),
+    ] = None,
     captions: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="JSON Lines of captions; or --indexes."),
+        typer.Option(
+            metavar="FILE", help="Captions: JSON Lines, or a folder of one file for each video."
+        ),
+    ] = None,
+    videos: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Video files, each with the name of its video. They are indexed as needed; run "
+            "the same command again to resume. Needs --models.",
+        ),
     ] = None,
     indexes: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="What `index` wrote; or --captions."),
+        typer.Option(
+            metavar="DIR",
+            help="What `index` wrote; with --videos, where their indexes are kept. Default then: "
+            "DIR-indexes beside the videos.",
+        ),
     ] = None,
     models: Models = None,
+    queries: Annotated[Path | None, typer.Option(metavar="FILE", hidden=True)] = None,
+    ground_truth: Annotated[Path | None, typer.Option(metavar="FILE", hidden=True)] = None,
     absent: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="JSON Lines of queries that their videos do not show."),
@@ -48,60 +76,137 @@ def evaluate(
     rewriter: Annotated[
         str,
         typer.Option(
-            help="given: the rewrites in the queries file; rules: by rules; models: by the "
-            "language model."
+            help="given: the rewrites in the files; rules: by rules; models: by the language "
+            "model; none: the queries alone."
         ),
     ] = "given",
+    captions_only: CaptionsOnly = False,
+    missing: Annotated[
+        str,
+        typer.Option(
+            help="What becomes of queries whose video is missing. skip: they are left out; zero: "
+            "they count as misses; fail: it is an error."
+        ),
+    ] = "skip",
     predictions: Annotated[
-        Path | None, typer.Option(metavar="OUT", help="Write a submission: .jsonl or .jsonl.gz.")
+        Path | None,
+        typer.Option(
+            metavar="OUT",
+            help="Write a submission: .jsonl, .jsonl.gz, or the .zip of QVHighlights' server.",
+        ),
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OUT", help="Write the results with the figures of every query, for --compare."
+        ),
+    ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Results of another run on the same queries: print the differences and their 95% "
+            "intervals.",
+        ),
     ] = None,
     prefix_gib: PrefixGib = 4.0,
     cache: Annotated[bool, typer.Option(help="Keep embeddings on disk, and use kept ones.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Search for every query of a benchmark in captions or videos, and score the moments."""
-    from granalign_fast.evaluation import evaluate_qvhighlights
-    from granalign_fast.jsonl import write_jsonl
-    from granalign_fast.language.rewriters import RuleRewriter
+    """Search for every query of a benchmark in captions or videos, and score the moments.
+
+    A video that cannot be indexed or read is named at the end, and the exit code is then 1.
+    """
+    from granalign_fast import evaluation
+    from granalign_fast.datasets import read_annotations
+    from granalign_fast.evaluation.submission import check_predictions_file, write_predictions
     from granalign_fast.pipeline import open_models, open_retriever
 
-    from .tables import evaluation_record, print_evaluation
+    from .evaluate_sources import open_source, rewriter_of, setup_record
+    from .tables import print_comparison, print_evaluation
 
-    if dataset != "qvhighlights":
-        raise GranAlignError(f"dataset: got {dataset!r}, expected qvhighlights")
-    if rewriter not in ("given", "rules", "models"):
-        raise GranAlignError(f"--rewriter: got {rewriter!r}, expected given, rules or models")
-    if rewriter == "models" and models is None:
-        raise GranAlignError("--rewriter models: got no models, expected --models DIR")
-    check_target("--predictions", predictions)
+    # 1. Refuse what cannot be done, before any work.
+    for option, path in (("--predictions", predictions), ("--results", results)):
+        check_target(option, path)
+    if predictions is not None:
+        check_predictions_file(predictions, dataset)
+    other = None if compare is None else evaluation.read_results(compare)
+    named = [*(files or ()), *(path for path in (queries, ground_truth) if path is not None)]
+    if not named:
+        raise GranAlignError(f"FILES: got none, expected the annotation files of {dataset}")
+    annotations = read_annotations(named, dataset)
+    scoring = predictions is None or results is not None or other is not None
+    if scoring and not any(query.windows for query in annotations.queries):
+        raise GranAlignError(
+            f"{named[0]}: got no ground truth, so that there is nothing to score; write a "
+            f"submission with --predictions OUT alone, or name a file with windows as well"
+        )
     opened = None
     if models is not None:
         opened = open_models(models, device=device, prefix_gib=prefix_gib)
+    chosen = rewriter_of(rewriter, opened, annotations, preset)
+    source = open_source(captions, videos, indexes, opened, encoder or precision, hidden=as_json)
+
+    # 2. Search and score.
     retriever = open_retriever(
-        preset, models=opened, encoder=encoder, precision=precision, device=device, cache=cache
+        preset,
+        models=opened,
+        encoder=encoder,
+        precision=precision,
+        device=device,
+        cache=cache,
+        captions_only=captions_only,
     )
-    rewriters = {
-        "given": None,
-        "rules": RuleRewriter(),
-        "models": None if opened is None else opened.rewriter,
-    }
-    with progress_bar("embedding captions", "captions", hidden=as_json) as progress:
-        evaluation = evaluate_qvhighlights(
-            retriever,
-            queries=queries,
-            ground_truth=ground_truth,
-            captions=captions,
-            indexes=indexes,
-            absent=absent,
-            rewriter=rewriters[rewriter],
-            progress=progress,
-        )
+    result = evaluation.evaluate(
+        retriever,
+        annotations,
+        source,
+        absent=absent,
+        rewriter=chosen,
+        missing=missing,
+        captions_only=captions_only,
+        compare_to=other,
+        bars=lambda what, unit: progress_bar(what, unit, hidden=as_json),
+        sources={} if opened is None else {kind: sha for kind, (_, sha) in opened.sources.items()},
+        setup=setup_record(retriever, opened, preset=preset, rewriter=rewriter, device=device),
+    )
+    differences = [] if other is None else evaluation.compare(result, other)
+
+    # 3. Write and print.
     if predictions is not None:
-        write_jsonl(predictions, evaluation.predictions)
+        write_predictions(predictions, result.predictions, shown=bool(result.scored))
+    if results is not None:
+        evaluation.write_results(results, result)
+    for warning in result.warnings:
+        write_warning(warning)
     if as_json:
-        print_json(evaluation_record(evaluation))
+        print_json(result.to_record() | _comparison_record(differences, compare))
     else:
-        print_evaluation(evaluation)
+        print_evaluation(result)
+        if compare is not None:
+            print_comparison(differences, str(compare))
+    _report_missing(result.missing, source.lacks)
+
+
+def _comparison_record(differences: Sequence[Difference], other: Path | None) -> dict[str, Any]:
+    """Return what a comparison adds to the JSON object; nothing without one."""
+    if other is None:
+        return {}
+    return {"compared_with": str(other), "differences": [asdict(one) for one in differences]}
+
+
+def _report_missing(missing: Missing, lacks: str) -> None:
+    """Name the videos that were not searched; end with exit code 1 if one could not be read."""
+    from granalign_fast.errors import listed
+
+    if missing.not_found:
+        names = listed(missing.not_found)
+        write_warning(f"{len(missing.not_found)} videos have no {lacks}: {names}; {missing}")
+    if missing.failed:
+        sys.stderr.write(f"granalign: {len(missing.failed)} videos could not be searched:\n")
+        for vid, reason in missing.failed.items():
+            sys.stderr.write(f"  {vid}: {reason}\n")
+        raise typer.Exit(1)
 
 
 def score(

@@ -44,6 +44,13 @@ PrefixGib = Annotated[
         min=0, help="GiB on disk for prefixes, which the vision-language model computes of frames."
     ),
 ]
+CaptionsOnly = Annotated[
+    bool,
+    typer.Option(
+        "--captions-only",
+        help="Compare captions alone, without the models that looked at the frames of the index.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 NewFolder = Annotated[Path, typer.Argument(help="A folder to write; it must not exist.")]
 InputFile = Annotated[Path, typer.Option(metavar="FILE", help="JSON Lines, plain or .gz.")]

@@ -158,7 +158,7 @@ class Throttle:
 
 
 class _Lines:
-    """Writes ``indexing: 40 of 120 clips, 12 s`` when a line is due."""
+    """Writes ``indexing: 40 of 120 clips, 12 s, 24 s left`` when a line is due."""
 
     def __init__(self, what: str, unit: str) -> None:
         self._what, self._unit = what, unit
@@ -168,8 +168,10 @@ class _Lines:
     def __call__(self, more: int, total: int) -> None:
         self._done += more
         if self._throttle.due():
-            seconds = f"{self._throttle.seconds:.0f} s"
-            _write(f"{self._what}: {self._done} of {total} {self._unit}, {seconds}")
+            seconds = self._throttle.seconds
+            left = seconds * (total - self._done) / max(self._done, 1)
+            done = f"{self._done} of {total} {self._unit}"
+            _write(f"{self._what}: {done}, {seconds:.0f} s, {left:.0f} s left")
 
 
 @contextmanager

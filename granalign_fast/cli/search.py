@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Device, Encoder, Models, Precision, PrefixGib, Preset
+from .options import CaptionsOnly, Device, Encoder, Models, Precision, PrefixGib, Preset
 from .search_outputs import FORMATS, Answer, Outputs
 from .search_sources import (
-    check_encoder,
-    check_models,
     check_source,
     check_video_source,
     holds_captions,
@@ -60,14 +58,7 @@ def search(
             "any two share at most 30% of the shorter one.",
         ),
     ] = False,
-    captions_only: Annotated[
-        bool,
-        typer.Option(
-            "--captions-only",
-            help="Compare captions alone, without the models that looked at the frames of the "
-            "index.",
-        ),
-    ] = False,
+    captions_only: CaptionsOnly = False,
     preset: Preset = "tuned",
     encoder: Encoder = None,
     precision: Precision = None,
@@ -132,6 +123,7 @@ def search(
 ) -> None:
     """Rank the moments of a video that fit a query."""
     from granalign_fast.config import resolve_config
+    from granalign_fast.index.model_checks import check_encoder, check_models
     from granalign_fast.language.rewriters import StoredRewriter
     from granalign_fast.pipeline import open_models, open_retriever
     from granalign_fast.types import Rewrites

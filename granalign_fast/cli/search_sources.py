@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,6 @@ from .index import index_progress
 if TYPE_CHECKING:
     from granalign_fast.index import CaptionedVideo, VideoIndex
     from granalign_fast.pipeline import ModelFolder
-    from granalign_fast.protocols import TextEncoder
 
 
 def holds_captions(source: Path) -> bool:
@@ -91,43 +89,6 @@ def index_video(source: Path, models: ModelFolder, *, hidden: bool) -> VideoInde
 
     with index_progress(hidden=hidden) as (progress, reading):
         return index_once(source, models, progress=progress, reading=reading)
-
-
-def check_models(source: Path, index: VideoIndex, given: Iterable[str], *, frames: bool) -> None:
-    """Raise unless the models that looked at an index's frames are there to look again.
-
-    Args:
-        source: the folder of the index.
-        index: the index.
-        given: kinds of the models that search.
-        frames: whether the search needs the encoder of frames.
-    """
-    from granalign_fast.miniatures.provenance import are_miniatures
-    from granalign_fast.pipeline import MINIATURES
-
-    kinds = ("vlm", "clip") if frames else ("vlm",)
-    missing = [kind for kind in kinds if kind in index.models and kind not in given]
-    if not missing:
-        return
-    named = ", ".join(f"{kind} {index.models[kind]}" for kind in missing)
-    miniature = are_miniatures(index.models[kind] for kind in missing)
-    models = f"--models {MINIATURES}" if miniature else "--models DIR with them"
-    raise GranAlignError(
-        f"{source}: was made with models that are not given ({named}), expected {models}; or "
-        f"compare captions alone with --captions-only"
-    )
-
-
-def check_encoder(source: Path, index: VideoIndex, encoder: TextEncoder) -> None:
-    """Raise if the captions were embedded by another model; its precision may be another."""
-    from granalign_fast.models.manifest import same_weights
-
-    made, got = index.models.get("sentence-encoder"), getattr(encoder, "fingerprint", None)
-    if made is not None and got is not None and not same_weights(made, got):
-        raise GranAlignError(
-            f"{source}: its captions were embedded by the sentence encoder {made}, got {got}; name "
-            f"the one that made the index, or index the video again"
-        )
 
 
 def _check_name(source: Path, path: Path | None, vid: str, name: str | None) -> None:

@@ -2,52 +2,78 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from granalign_fast.evaluation import Evaluation
+from granalign_fast.evaluation import Difference, Evaluation
 from granalign_fast.output.tables import show
 
 from .diagnosis import Finding
 
-_HEADLINE = ("MR-full-mAP", "MR-full-R1@0.5", "MR-full-R1@0.7")
-
-
-def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
-    """Return an evaluation as JSON: the benchmark's brief keys, all tables, seconds and counts."""
-    return {
-        **evaluation.metrics["brief"],
-        "tables": {name: table for name, table in evaluation.metrics.items() if name != "brief"},
-        "seconds": {stage: round(value, 4) for stage, value in evaluation.seconds.items()},
-        **evaluation.counts,
-    }
+_HEADLINE = ("MR-full-mAP", "MR-full-R1@0.5", "MR-full-R1@0.7", "R1@0.5", "R1@0.7", "mIoU")
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
-    """Print the metrics and the time of each stage."""
-    print_metrics(evaluation.metrics)
+    """Print the metrics with their intervals, what was read, and the time of each stage."""
+    for note in evaluation.notes:
+        show(note)
+    counts = evaluation.counts
+    title = f"Percent, {len(evaluation.scored):,} queries"
+    if missing := str(evaluation.missing):
+        title += f" ({missing})"
+    if evaluation.metrics:
+        print_metrics(evaluation.metrics, title=title, intervals=evaluation.intervals)
     table = Table(title="Seconds", title_justify="left")
     table.add_column("stage")
     table.add_column("s", justify="right")
     table.add_column("ms a query", justify="right")
-    queries = evaluation.counts["queries"]
     for stage, value in evaluation.seconds.items():
-        table.add_row(stage, f"{value:.3f}", f"{1000 * value / queries:.4f}")
+        table.add_row(stage, f"{value:.3f}", f"{1000 * value / counts['queries']:.4f}")
     show(table)
-    show(", ".join(f"{value:,} {name}" for name, value in evaluation.counts.items()))
+    show(", ".join(f"{value:,} {name}" for name, value in counts.items()))
 
 
-def print_metrics(metrics: dict[str, Any]) -> None:
-    """Print the brief table of QVHighlights, or the one table of another data set, in percent."""
+def print_comparison(differences: Sequence[Difference], other: str) -> None:
+    """Print the metrics of two evaluations and their differences, clear ones in bold."""
+    table = Table(title=f"Percent, compared with {other}", title_justify="left")
+    table.add_column("metric")
+    for heading in ("this", "other", "difference", "95% interval"):
+        table.add_column(heading, justify="right")
+    for one in differences:
+        figures = (f"{one.this:.2f}", f"{one.other:.2f}", f"{one.difference:+.2f}")
+        bounds = "" if one.interval is None else "{:+.2f} to {:+.2f}".format(*one.interval)
+        table.add_row(one.metric, *figures, bounds, style="bold" if one.clear else None)
+    show(table)
+
+
+def print_metrics(
+    metrics: dict[str, Any],
+    *,
+    title: str = "Percent",
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+) -> None:
+    """Print the brief table of QVHighlights, or the one table of another dataset, in percent.
+
+    Args:
+        metrics: as a scorer of `metrics.DATASETS` returns them.
+        title: of the table.
+        intervals: the 95% intervals of some metrics.
+    """
     brief = metrics.get("brief", metrics)
-    table = Table(title="Percent", title_justify="left")
+    table = Table(title=title, title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")
+    if intervals:
+        table.add_column("95% interval over videos", justify="right")
     for name in sorted(brief, key=lambda name: name not in _HEADLINE):
         style = "bold" if name in _HEADLINE else None
-        table.add_row(name, f"{brief[name]:.2f}", style=style)
+        cells = [name, f"{brief[name]:.2f}"]
+        if intervals:
+            cells.append("{:.2f} to {:.2f}".format(*intervals[name]) if name in intervals else "")
+        table.add_row(*cells, style=style)
     show(table)
 
 

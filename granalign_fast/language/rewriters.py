@@ -69,6 +69,19 @@ class RuleRewriter:
         return Rewrites(query, tuple(distinct))
 
 
+class NoRewriter:
+    """No rewrites: a query is searched by its own words alone."""
+
+    def rewrite(self, queries: Sequence[str]) -> list[Rewrites]:
+        """Return each query without rewrites.
+
+        Raises:
+            GranAlignError: a query is empty or not valid text.
+        """
+        check_queries(queries)
+        return [Rewrites(query) for query in queries]
+
+
 def _first_clause(query: str) -> str:
     """Return the query up to its first circumstance, or all of it if it has none."""
     words, counted = 0, 0

@@ -1,7 +1,8 @@
 """Score moment retrieval and highlight detection as the three benchmarks define it.
 
 `load_ground_truth` and `load_predictions` read and validate JSON Lines. A scorer of `DATASETS`
-turns the two lists into percentages, computed for all queries at once.
+turns the two lists into percentages, computed for all queries at once; one of `OF_EACH` gives the
+main figures of each query, and `intervals` how far their means would vary with other videos.
 """
 
 from __future__ import annotations
@@ -13,15 +14,27 @@ from granalign_fast.datasets.records import MAX_OVERSHOOT_SECONDS
 from granalign_fast.jsonl import Record
 
 from .existence import auroc
+from .intervals import intervals
 from .records import load_ground_truth, load_predictions
-from .scores import retrieval_of_each, score_moments, score_qvhighlights
+from .scores import (
+    FloatArray,
+    moments_of_each,
+    qvhighlights_of_each,
+    retrieval_of_each,
+    score_moments,
+    score_qvhighlights,
+)
 
 __all__ = [
     "DATASETS",
     "MAX_OVERSHOOT_SECONDS",
+    "OF_EACH",
     "auroc",
+    "intervals",
     "load_ground_truth",
     "load_predictions",
+    "moments_of_each",
+    "qvhighlights_of_each",
     "retrieval_of_each",
     "score_moments",
     "score_qvhighlights",
@@ -35,3 +48,12 @@ DATASETS: Mapping[str, Scorer] = {
     "activitynet": score_moments,
 }
 """The scorer of each dataset: ``scorer(predictions, ground_truth)``."""
+
+ScorerOfEach = Callable[[Sequence[Record], Sequence[Record]], Mapping[str, FloatArray]]
+
+OF_EACH: Mapping[str, ScorerOfEach] = {
+    "qvhighlights": qvhighlights_of_each,
+    "charades": moments_of_each,
+    "activitynet": moments_of_each,
+}
+"""The scorer of each dataset's main metrics, query by query."""

@@ -91,7 +91,7 @@ def load_predictions(path: PathLike, ground_truth: Sequence[Record]) -> list[Rec
       ``0 < end <= duration + MAX_OVERSHOOT_SECONDS``; an empty list is a miss.
     * `pred_saliency_scores`: one finite number per clip. If the ground truth has saliency, the
       number of two-second clips is checked: the last one may be missing (it is in 13 lines of
-      either published file), and a last, partial clip may be included.
+      either published file), and a last, partial clip may be included. An empty list is a miss.
 
     Args:
         path: of the file, plain or ``.gz``.
@@ -183,7 +183,7 @@ def _check_prediction(location: str, record: Record, truth: Record) -> None:
                 f"{location}: pred_saliency_scores[{index}] is {_show(scores[index])}; expected a "
                 "finite number for every clip"
             )
-        if "saliency_scores" in truth and len(scores) not in clips_scored(truth):
+        if "saliency_scores" in truth and scores and len(scores) not in clips_scored(truth):
             raise GranAlignError(
                 f"{location}: pred_saliency_scores has {len(scores)} numbers; expected "
                 f"{clip_count(truth)}, one for each {CLIP_SECONDS:g} s clip of a "

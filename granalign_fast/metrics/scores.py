@@ -54,9 +54,10 @@ def score_qvhighlights(
       and each step that adds a highlight has the same weight.
     * HL-Hit1: at least one annotator marked the clip of highest score.
 
-    A clip without prediction scores 0. A query without predicted windows is a miss. Highlight
-    metrics are left out if predictions or ground truth have no saliency, moment retrieval if
-    predictions have no windows, and a range if it contains no ground-truth window.
+    A clip without prediction scores 0. A query with an empty list of windows is a miss, and so is
+    one with an empty list of saliency scores. Highlight metrics are left out if predictions or
+    ground truth have no saliency, moment retrieval if predictions have no windows, and a range if
+    it contains no ground-truth window.
 
     Args:
         predictions: as from `load_predictions`, in any order.
@@ -86,6 +87,33 @@ def score_qvhighlights(
     for level, table in highlights.items():
         brief |= {f"{level}-{key.removeprefix('HL-')}": value for key, value in table.items()}
     return {"brief": brief, **highlights, **ranges}
+
+
+def qvhighlights_of_each(
+    predictions: Sequence[Record], ground_truth: Sequence[Record]
+) -> dict[str, FloatArray]:
+    """Score the main metrics of QVHighlights query by query, for intervals and comparisons.
+
+    Returns:
+        The figures of `retrieval_of_each` if there are predicted windows, and
+        ``HL-min-VeryGood-mAP`` and ``HL-min-VeryGood-Hit1`` if predictions and ground truth have
+        saliency; each (queries,) in percent, in the order of `ground_truth`. Their means are
+        `score_qvhighlights`'s figures.
+
+    Raises:
+        GranAlignError: as `score_qvhighlights`.
+    """
+    predictions, ground_truth = _checked(predictions, ground_truth)
+    figures: dict[str, FloatArray] = {}
+    if "pred_relevant_windows" in predictions[0]:
+        figures |= retrieval_of_each(predictions, ground_truth)
+    if "pred_saliency_scores" in predictions[0] and "saliency_scores" in ground_truth[0]:
+        precision, hit = _highlights(predictions, ground_truth)
+        strictest = list(_HIGHLIGHT_LEVELS).index("VeryGood")
+        average = np.asarray(precision[:, strictest].mean(axis=1), np.float64)
+        figures["HL-min-VeryGood-mAP"] = 100 * average
+        figures["HL-min-VeryGood-Hit1"] = 100.0 * hit[:, strictest]
+    return figures
 
 
 def retrieval_of_each(
@@ -120,7 +148,12 @@ def score_moments(
     ``Rn@m`` is the share of queries for which one of the n windows of highest score (equal scores
     keep the file's order) has an IoU of at least m with the ground truth (Gao et al., "TALL", 2017,
     arXiv 1705.02101); ``mIoU`` is the mean IoU of the window of highest score. With several
-    ground-truth windows the best IoU counts. A query without predicted windows is a miss.
+    ground-truth windows the best IoU counts. A query without predicted windows is a miss. Windows
+    are scored as they stand: they are neither rounded nor cut at the video's end.
+
+    An IoU of exactly m counts, as in the evaluators of TFVTG (``evaluate.py``) and lighthouse
+    (``training/standalone_eval/eval.py``). That of 2D-TAN (``lib/core/eval.py``) demands more than
+    m, and suppresses windows that overlap a better one before it counts the first five.
 
     Args:
         predictions: as from `load_predictions`, in any order; ``pred_saliency_scores`` is not used.
@@ -134,6 +167,29 @@ def score_moments(
         GranAlignError: a record breaks a rule of `load_predictions` or `load_ground_truth`, or the
             predictions have no windows.
     """
+    return {name: _percent(share) for name, share in _moments(predictions, ground_truth).items()}
+
+
+def moments_of_each(
+    predictions: Sequence[Record], ground_truth: Sequence[Record]
+) -> dict[str, FloatArray]:
+    """Score Charades-STA or ActivityNet-Captions query by query, for intervals and comparisons.
+
+    Returns:
+        The figures of `score_moments`, each (queries,) in percent, in the order of `ground_truth`.
+        Their means are `score_moments`'s figures.
+
+    Raises:
+        GranAlignError: as `score_moments`.
+    """
+    shares = _moments(predictions, ground_truth)
+    return {name: 100 * np.asarray(share, np.float64) for name, share in shares.items()}
+
+
+def _moments(
+    predictions: Sequence[Record], ground_truth: Sequence[Record]
+) -> dict[str, FloatArray | BoolArray]:
+    """Return the metrics of `score_moments` for each query, 0 to 1, each (queries,)."""
     predictions, ground_truth = _checked(predictions, ground_truth)
     if "pred_relevant_windows" not in predictions[0]:
         raise GranAlignError(
@@ -142,12 +198,12 @@ def score_moments(
         )
     ious, scores = _window_ious(predictions, ground_truth)
     best = _by_score(ious.max(axis=2), scores)
-    recalls = {
-        f"R{rank}@{iou}": _percent(best[:, :rank].max(axis=1) >= iou)
+    recalls: dict[str, FloatArray | BoolArray] = {
+        f"R{rank}@{iou}": best[:, :rank].max(axis=1) >= iou
         for rank in _RECALL_RANKS
         for iou in _RECALL_THRESHOLDS
     }
-    return recalls | {"mIoU": _percent(best[:, 0])}
+    return recalls | {"mIoU": best[:, 0]}
 
 
 def _checked(
@@ -239,6 +295,20 @@ def _highlight_detection(
     predictions: Sequence[Record], ground_truth: Sequence[Record]
 ) -> dict[str, dict[str, float]]:
     """Compute HL-mAP and HL-Hit1 at every saliency level."""
+    precision, hit = _highlights(predictions, ground_truth)
+    return {
+        f"HL-min-{name}": {
+            "HL-mAP": _percent(precision[:, index]),
+            "HL-Hit1": _percent(hit[:, index]),
+        }
+        for index, name in enumerate(_HIGHLIGHT_LEVELS)
+    }
+
+
+def _highlights(
+    predictions: Sequence[Record], ground_truth: Sequence[Record]
+) -> tuple[FloatArray, BoolArray]:
+    """Return the AP, (Q, L, A), and the hit, (Q, L), of each query at L saliency levels."""
     lists = [record["pred_saliency_scores"] for record in predictions]
     predicted = _padded(lists, ())
     clips = np.array([clip_count(record) for record in ground_truth])
@@ -261,13 +331,8 @@ def _highlight_detection(
     precision = _clip_ap(ranking, highlight.reshape(len(clips), -1, width))
     precision = precision.reshape(len(clips), len(levels), ANNOTATORS)
     hit = np.any(highlight[np.arange(len(clips)), :, :, top], axis=2)  # (Q, L)
-    return {
-        f"HL-min-{name}": {
-            "HL-mAP": _percent(precision[:, index]),
-            "HL-Hit1": _percent(hit[:, index]),
-        }
-        for index, name in enumerate(_HIGHLIGHT_LEVELS)
-    }
+    predicted_any = _lengths(lists) > 0  # an empty list is a miss, not a tie of all clips
+    return precision * predicted_any[:, None, None], hit & predicted_any[:, None]
 
 
 def _clip_ap(scores: FloatArray, labels: BoolArray) -> FloatArray:

@@ -41,6 +41,11 @@ class CachedEncoder:
         self.encoder = encoder
         self.folder = Path(folder)
 
+    @property
+    def fingerprint(self) -> str:
+        """The encoder's, whose embeddings these are."""
+        return self.encoder.fingerprint
+
     def encode(
         self, texts: Sequence[str], *, progress: Callable[[int], None] | None = None
     ) -> npt.NDArray[np.float32]:

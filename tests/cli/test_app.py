@@ -238,10 +238,10 @@ def test_progress_in_a_pipe_is_a_line_now_and_then(
             fake.now += 2
             advance(10, 120)
     assert capsys.readouterr().err.splitlines() == [
-        "indexing: 30 of 120 clips, 6 s",
-        "indexing: 60 of 120 clips, 12 s",
-        "indexing: 90 of 120 clips, 18 s",
-        "indexing: 120 of 120 clips, 24 s",
+        "indexing: 30 of 120 clips, 6 s, 18 s left",
+        "indexing: 60 of 120 clips, 12 s, 12 s left",
+        "indexing: 90 of 120 clips, 18 s, 6 s left",
+        "indexing: 120 of 120 clips, 24 s, 0 s left",
     ]
 
 
@@ -278,7 +278,7 @@ def test_indexing_writes_progress_but_not_beside_json(
     monkeypatch.chdir(tmp_path)
     render(Path("a.mp4"), constant(5, 8))
     arguments = ("index", "a.mp4", "--models=miniatures", "--rows=2")
-    begin = "reading: 1 of 1 MiB, 0 s\nindexing: 2 of "
+    begin = "reading: 1 of 1 MiB, 0 s, 0 s left\nindexing: 2 of "
     assert granalign(*arguments, "--out=1")[2].startswith(begin)
     for number, option in enumerate(("-q", "--json")):
         assert granalign(*arguments, f"--out={2 + number}", option)[2] == ""

@@ -1,0 +1,220 @@
+"""The videos of an evaluation: from captions, from a folder of indexes, or from video files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from granalign_fast.datasets import PathLike, read_captions
+from granalign_fast.errors import GranAlignError, listed
+from granalign_fast.index import CaptionedVideo, VideoIndex
+from granalign_fast.index.manifest import read_manifest_source
+from granalign_fast.index.walk import find_videos
+
+if TYPE_CHECKING:
+    from granalign_fast.index.builder import Progress
+    from granalign_fast.index.video_files import Reading
+    from granalign_fast.pipeline import ModelFolder
+
+IndexingBars = Callable[[], AbstractContextManager[tuple["Progress | None", "Reading | None"]]]
+"""Opens the display of indexing: yields `progress` and `reading` of `index_videos`."""
+
+
+@dataclass(slots=True)
+class Opened:
+    """The videos that could be opened, and why the others could not."""
+
+    videos: dict[str, CaptionedVideo | VideoIndex] = field(default_factory=dict)
+    """By vid; a `CaptionedVideo` has yet to be embedded."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """The reason for each vid."""
+    notes: list[str] = field(default_factory=list)
+    """What was left out or chosen, one sentence each."""
+
+
+class Videos(Protocol):
+    """Where the videos of an evaluation come from."""
+
+    name: str
+    """Of the file or folder, for messages."""
+    lacks: str
+    """What a video that is not there lacks, such as "captions"."""
+
+    def __contains__(self, vid: object) -> bool:
+        """Return whether there is such a video, without opening it."""
+        ...
+
+    def open(self, vids: Sequence[str], durations: Mapping[str, float]) -> Opened:
+        """Open videos that are there.
+
+        Args:
+            vids: each once.
+            durations: in seconds, of the videos whose annotations tell it.
+        """
+        ...
+
+
+class CaptionFile:
+    """Captions without videos.
+
+    Args:
+        path: as for `datasets.read_captions`.
+
+    Raises:
+        GranAlignError: as `datasets.read_captions`.
+    """
+
+    lacks = "captions"
+
+    def __init__(self, path: PathLike) -> None:
+        self.name = str(path)
+        self._captioned = read_captions(path)
+
+    def __contains__(self, vid: object) -> bool:
+        return vid in self._captioned
+
+    def open(self, vids: Sequence[str], durations: Mapping[str, float]) -> Opened:
+        """Return the captioned videos, with the durations of the annotations.
+
+        One caption of a clip that begins at the video's end or later is left out: captioners that
+        round a duration up write one too many.
+        """
+        opened = Opened()
+        late = []
+        for vid in vids:
+            video = self._captioned[vid]
+            duration = durations.get(vid, video.duration)
+            captions = video.captions
+            last = (len(captions) - 1) * video.clip_seconds
+            if duration is not None and len(captions) > 1 and last >= duration:
+                captions = captions[:-1]
+            try:
+                opened.videos[vid] = replace(video, captions=captions, duration=duration)
+            except GranAlignError as error:
+                opened.failed[vid] = str(error)
+                continue
+            if len(captions) < len(video.captions):
+                late.append(vid)
+        if late:
+            opened.notes.append(
+                f"{self.name}: the last caption was left out of {len(late)} videos, because its "
+                f"clip begins at the end of the video or later: {listed(late)}"
+            )
+        return opened
+
+
+class IndexFolder:
+    """A folder of indexes, as ``granalign index`` writes it; the name of each is the vid.
+
+    Args:
+        folder: of the indexes.
+
+    Raises:
+        GranAlignError: there is no such folder.
+    """
+
+    lacks = "an index"
+
+    def __init__(self, folder: PathLike) -> None:
+        self.name = str(folder)
+        self._folder = Path(folder)
+        if not self._folder.is_dir():
+            raise GranAlignError(f"{folder}: no such folder; expected the indexes of videos")
+        self._vids = {path.parent.name for path in self._folder.glob("*/manifest.json")}
+
+    def __contains__(self, vid: object) -> bool:
+        return vid in self._vids
+
+    def open(self, vids: Sequence[str], durations: Mapping[str, float]) -> Opened:
+        """Read the indexes."""
+        opened = Opened()
+        for vid in vids:
+            _load(opened, vid, self._folder / vid)
+        return opened
+
+
+class VideoFiles:
+    """A folder of video files, which are indexed as needed.
+
+    The file of a video has the vid as its name, with the suffix of any container. Its index is kept
+    and taken again while the file and the models are the same, and an interrupted run resumes.
+
+    Args:
+        folder: of the files; folders inside it count too.
+        models: index the videos.
+        indexes: where the indexes are kept; None for ``FOLDER-indexes`` beside the folder.
+        bars: shows how far the indexing is.
+
+    Raises:
+        GranAlignError: there is no such folder, it holds no video, or the models lack a
+            vision-language model.
+    """
+
+    lacks = "a file"
+
+    def __init__(
+        self,
+        folder: PathLike,
+        models: ModelFolder,
+        indexes: PathLike | None = None,
+        *,
+        bars: IndexingBars | None = None,
+    ) -> None:
+        path = Path(folder)
+        self.name = str(folder)
+        if not path.is_dir():
+            raise GranAlignError(f"{folder}: no such folder; expected the videos of the dataset")
+        models.check_captions()
+        absolute = path.absolute()
+        self.indexes = Path(indexes or absolute.with_name(f"{absolute.name}-indexes"))
+        self._models = models
+        self._bars = bars or (lambda: nullcontext((None, None)))
+        self._unreadable: list[str] = []
+        self._files: dict[str, list[Path]] = {}
+        found = find_videos([path], on_error=lambda _, error: self._unreadable.append(str(error)))
+        if not found and self._unreadable:
+            raise GranAlignError(self._unreadable[0])
+        for file in found:
+            self._files.setdefault(file.stem, []).append(file)
+
+    def __contains__(self, vid: object) -> bool:
+        return vid in self._files
+
+    def open(self, vids: Sequence[str], durations: Mapping[str, float]) -> Opened:
+        """Index the videos that have no index, and read all indexes."""
+        opened = Opened(notes=list(self._unreadable))
+        if several := [vid for vid in vids if len(self._files[vid]) > 1]:
+            first = self._files[several[0]]
+            opened.notes.append(
+                f"{self.name}: {len(several)} videos have several files, of which the first by "
+                f"path was taken: {listed(several)}; of {several[0]} it is {first[0].name}"
+            )
+        vid_of = {self._files[vid][0]: vid for vid in vids}
+
+        def add_failure(path: Path, error: GranAlignError) -> None:
+            opened.failed[vid_of[path.absolute()]] = str(error)
+
+        with self._bars() as (progress, reading):
+            folders = self._models.index(
+                list(vid_of),
+                self.indexes,
+                progress=progress,
+                reading=reading,
+                on_error=add_failure,
+            )
+        for folder in folders:
+            source = read_manifest_source(folder)
+            assert source is not None  # it was indexed from a file
+            _load(opened, vid_of[source.path], folder)
+        return opened
+
+
+def _load(opened: Opened, vid: str, folder: Path) -> None:
+    """Read an index; one that cannot be read costs one video."""
+    try:
+        opened.videos[vid] = VideoIndex.load(folder)
+    except GranAlignError as error:
+        opened.failed[vid] = str(error)

@@ -1,0 +1,48 @@
+"""Warnings about the searches of an evaluation: each said once, with a count."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from granalign_fast.errors import listed
+from granalign_fast.index import VideoIndex
+from granalign_fast.language.rewriters import fallback_warning
+from granalign_fast.output.warnings import search_warnings
+from granalign_fast.types import SearchResult
+
+
+def result_warnings(
+    indexes: Mapping[str, VideoIndex],
+    results: Mapping[str, Sequence[SearchResult]],
+    sources: Mapping[str, str] | None,
+) -> list[str]:
+    """Return warnings about searches, equal ones of many videos as one.
+
+    Args:
+        indexes: of the videos, by vid.
+        results: of the searches in each video, by vid.
+        sources: the SHA-256 of the source of each model that searched, by kind.
+    """
+    # What concerns the video is the same for all of its queries, so one result of each will do.
+    videos_of: dict[str, list[str]] = {}
+    for vid, found in results.items():
+        for text in search_warnings(indexes[vid], replace(found[0], rewrites=None), sources):
+            videos_of.setdefault(text, []).append(vid)
+    warnings = [f"{listed(vids)}: {text}" for text, vids in videos_of.items()]
+    if len(warnings) > _MOST:
+        more = len(warnings) - _MOST
+        warnings = [*warnings[:_MOST], f"{more} more warnings of this kind are left out"]
+    # Rewrites that are the query itself are counted: each query would have a warning of its own.
+    rewritten = [one.rewrites for found in results.values() for one in found if one.rewrites]
+    useless = [rewrites.query for rewrites in rewritten if fallback_warning(rewrites)]
+    if useless:
+        warnings.append(
+            f"of {len(useless)} of {len(rewritten)} queries, most rewrites are the query itself, "
+            f"because the language model's answers held none: {listed(list(map(repr, useless)))}"
+        )
+    return warnings
+
+
+_MOST = 5
+"""Warnings that are shown; an evaluation may have one for each of its thousands of videos."""
