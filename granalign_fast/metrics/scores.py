@@ -110,9 +110,8 @@ def qvhighlights_of_each(
     if "pred_saliency_scores" in predictions[0] and "saliency_scores" in ground_truth[0]:
         precision, hit = _highlights(predictions, ground_truth)
         strictest = list(_HIGHLIGHT_LEVELS).index("VeryGood")
-        average = np.asarray(precision[:, strictest].mean(axis=1), np.float64)
-        figures["HL-min-VeryGood-mAP"] = 100 * average
-        figures["HL-min-VeryGood-Hit1"] = 100.0 * hit[:, strictest]
+        figures["HL-min-VeryGood-mAP"] = 100 * precision[:, strictest].mean(axis=1)
+        figures["HL-min-VeryGood-Hit1"] = np.where(hit[:, strictest], 100.0, 0.0)
     return figures
 
 
