@@ -16,7 +16,7 @@ from granalign_fast.errors import GranAlignError
 from granalign_fast.jsonl import Record
 from granalign_fast.metrics import (
     DATASETS,
-    auroc,
+    OF_EACH,
     load_ground_truth,
     load_predictions,
     score_moments,
@@ -169,28 +169,14 @@ def test_length_ranges_are_open_below_and_closed_above() -> None:
     assert brief["MR-full-mAP"] == 62.5  # (1 + 1/2 + 1 + 0) / 4
 
 
-def test_moments_by_hand() -> None:
-    ground_truth = [
-        truth([[0, 10]], qid=1),
-        truth([[0, 4], [10, 20]], qid=2),
-        truth([[0, 10]], qid=3),
-    ]
-    predictions = [
-        prediction([[10, 20, 0.1], [0, 5, 0.9]], qid=1),  # first by score: IoU 0.5
-        prediction([[12, 20, 0.5], [0, 4, 0.5]], qid=2),  # tie: the file's first, IoU 0.8
-        prediction([*[[12, 20, 0.9]] * 5, [0, 10, 0.1]], qid=3),  # right at rank 6 alone
-    ]
-    assert score_moments(predictions, ground_truth) == {
-        "R1@0.3": 66.67,
-        "R1@0.5": 66.67,
-        "R1@0.7": 33.33,
-        "R5@0.3": 66.67,
-        "R5@0.5": 66.67,
-        "R5@0.7": 33.33,
-        "mIoU": 43.33,
-    }
-    predictions[2]["pred_relevant_windows"].pop(0)  # now at rank 5
-    assert score_moments(predictions, ground_truth)["R5@0.7"] == 66.67
+def test_an_empty_list_of_saliency_is_a_miss() -> None:
+    ground_truth = [truth([[0, 8]], qid=1), truth([[0, 8]], qid=2)]
+    whole = [prediction([[0, 8, 1.0]], qid, pred_saliency_scores=[9, 1, 1, 8]) for qid in (1, 2)]
+    whole = [line | {"pred_saliency_scores": [9, 1, 1, 8, *[0] * 6]} for line in whole]
+    half = [whole[0], prediction([], 2, pred_saliency_scores=[])]
+    full = score_qvhighlights(whole, ground_truth)["brief"]
+    scores = score_qvhighlights(half, ground_truth)["brief"]
+    assert scores == {name: pytest.approx(value / 2, abs=0.0051) for name, value in full.items()}
 
 
 def test_no_windows_for_a_query_is_a_miss() -> None:
@@ -355,27 +341,19 @@ def test_equals_naive_loops(both: tuple[list[Record], list[Record]]) -> None:
     assert score_qvhighlights(predictions, ground_truth)["brief"] == pytest.approx(
         naive_brief(predictions, ground_truth), abs=rounding
     )
-    assert score_moments(predictions, ground_truth) == pytest.approx(
-        naive_moments(predictions, ground_truth), abs=rounding
-    )
+    moments = score_moments(predictions, ground_truth)
+    assert moments == pytest.approx(naive_moments(predictions, ground_truth), abs=rounding)
+    # The figures of each query have these means, in the order of the ground truth.
+    for dataset, whole in (
+        ("qvhighlights", score_qvhighlights(predictions, ground_truth)["brief"]),
+        ("charades", moments),
+    ):
+        each = OF_EACH[dataset](predictions, ground_truth)
+        assert {"qvhighlights": "MR-full-mAP", "charades": "mIoU"}[dataset] in each
+        for name, column in each.items():
+            assert column.mean() == pytest.approx(whole[name], abs=rounding)
+        alone = OF_EACH[dataset](predictions[-1:], ground_truth[:1])
+        assert {name: column[0] for name, column in each.items()} == pytest.approx(
+            {name: column[0] for name, column in alone.items()}
+        )
     assert (predictions, ground_truth) == untouched
-
-
-@pytest.mark.parametrize(
-    ("shown", "absent", "expected"),
-    [
-        ([1.0], [0.0], 1.0),
-        ([0.0], [1.0], 0.0),
-        ([0.5], [0.5], 0.5),
-        ([0.9, 0.4, 0.4], [0.4, 0.1], 5 / 6),
-    ],
-)
-def test_auroc(shown, absent, expected):
-    assert auroc(shown, absent) == pytest.approx(expected)
-    pairs = [(a > b) + (a == b) / 2 for a in shown for b in absent]
-    assert auroc(shown, absent) == pytest.approx(sum(pairs) / len(pairs))
-
-
-def test_auroc_needs_both_sides():
-    with pytest.raises(GranAlignError, match="got 1 of shown and 0 of absent"):
-        auroc([0.5], [])
