@@ -12,7 +12,6 @@ from helpers.records import prediction, truth
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from granalign_fast.errors import GranAlignError
 from granalign_fast.jsonl import Record
 from granalign_fast.metrics import (
     DATASETS,
