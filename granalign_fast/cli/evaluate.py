@@ -144,7 +144,7 @@ def evaluate(
     opened = None
     if models is not None:
         opened = open_models(models, device=device, prefix_gib=prefix_gib)
-    chosen = rewriter_of(rewriter, opened, annotations, preset)
+    chosen = rewriter_of(rewriter, opened)
     source = open_source(captions, videos, indexes, opened, encoder or precision, hidden=as_json)
 
     # 2. Search and score.
@@ -197,13 +197,13 @@ def _comparison_record(differences: Sequence[Difference], other: Path | None) ->
 
 def _report_missing(missing: Missing, lacks: str) -> None:
     """Name the videos that were not searched; end with exit code 1 if one could not be read."""
-    from granalign_fast.errors import listed
+    from granalign_fast.errors import counted, listed
 
     if missing.not_found:
-        names = listed(missing.not_found)
-        write_warning(f"{len(missing.not_found)} videos have no {lacks}: {names}; {missing}")
+        write_warning(f"no {lacks} of {listed(missing.not_found)}; {missing}")
     if missing.failed:
-        sys.stderr.write(f"granalign: {len(missing.failed)} videos could not be searched:\n")
+        failed = counted(len(missing.failed), "video")
+        sys.stderr.write(f"granalign: {failed} could not be searched:\n")
         for vid, reason in missing.failed.items():
             sys.stderr.write(f"  {vid}: {reason}\n")
         raise typer.Exit(1)

@@ -6,15 +6,12 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from granalign_fast.config import resolve_config
 from granalign_fast.errors import GranAlignError
 
 from .diagnosis import installed_version
 from .index import index_progress
-from .verbosity import write_warning
 
 if TYPE_CHECKING:
-    from granalign_fast.datasets import Annotations
     from granalign_fast.evaluation import Videos
     from granalign_fast.pipeline import ModelFolder, MomentRetriever
     from granalign_fast.protocols import Rewriter
@@ -69,12 +66,8 @@ def open_source(
     return VideoFiles(videos, models, indexes, bars=lambda: index_progress(hidden=hidden))
 
 
-def rewriter_of(
-    name: str, models: ModelFolder | None, annotations: Annotations, preset: str
-) -> Rewriter | None:
+def rewriter_of(name: str, models: ModelFolder | None) -> Rewriter | None:
     """Return a rewriter by its name; None for the rewrites of the files.
-
-    A warning is written if these are wanted and no query has any.
 
     Raises:
         GranAlignError: there is none of that name, or it needs models.
@@ -91,12 +84,6 @@ def rewriter_of(
         if models is None:
             raise GranAlignError("--rewriter models: got no models, expected --models DIR")
         return models.rewriter
-    rewritten = any(one.rewrites.simplified or one.rewrites.detailed for one in annotations.queries)
-    if not rewritten and resolve_config(preset).scorer == "captions":
-        write_warning(
-            "the files have no rewrites, so that the queries are searched by their own words "
-            "alone; --rewriter rules or models makes rewrites"
-        )
     return None
 
 

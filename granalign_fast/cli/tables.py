@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from granalign_fast.errors import counted
 from granalign_fast.evaluation import Difference, Evaluation
 from granalign_fast.output.tables import show
 
@@ -21,7 +22,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
     for note in evaluation.notes:
         show(note)
     counts = evaluation.counts
-    title = f"Percent, {len(evaluation.scored):,} queries"
+    title = f"Percent, {counted(len(evaluation.scored), 'query', 'queries')}"
     if missing := str(evaluation.missing):
         title += f" ({missing})"
     if evaluation.metrics:

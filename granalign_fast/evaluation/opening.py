@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from granalign_fast.datasets import AnnotatedQuery
-from granalign_fast.errors import GranAlignError, listed
+from granalign_fast.errors import GranAlignError, counted, listed
 from granalign_fast.index import CLIP_SECONDS, CaptionedVideo, VideoIndex
 from granalign_fast.index.model_checks import check_encoder, check_models
 from granalign_fast.metrics import MAX_OVERSHOOT_SECONDS
@@ -49,8 +49,9 @@ def open_videos(
     not_found = tuple(vid for vid in vids if vid not in videos)
     if len(not_found) == len(vids) or (not_found and missing == "fail"):
         raise GranAlignError(
-            f"{videos.name}: {len(not_found)} of {len(vids)} videos have no {videos.lacks}: "
-            f"{listed(list(map(repr, not_found)))}; {_remedy(missing)}"
+            f"{videos.name}: got no {videos.lacks} of {len(not_found)} of the "
+            f"{counted(len(vids), 'video')} of the queries: {listed(list(map(repr, not_found)))}; "
+            f"{_remedy(missing)}"
         )
     durations = {query.vid: query.duration for query in queries if query.duration is not None}
     opened = videos.open([vid for vid in vids if vid in videos], durations)
@@ -84,8 +85,8 @@ def length_warning(
     if not different:
         return []
     return [
-        f"{len(different)} videos are more than {MAX_OVERSHOOT_SECONDS:g} s longer or shorter than "
-        f"their annotations say, and are probably others: {listed(different.values())}"
+        f"{counted(len(different), 'video')} more than {MAX_OVERSHOOT_SECONDS:g} s longer or "
+        f"shorter than annotated, probably another one: {listed(different.values())}"
     ]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from granalign_fast.datasets import AnnotatedQuery, PathLike
-from granalign_fast.errors import GranAlignError
+from granalign_fast.errors import GranAlignError, counted
 from granalign_fast.files import read_json, replacing
 from granalign_fast.jsonl import Record
 
@@ -49,8 +49,9 @@ class Missing:
         """Return the counts in words, as they stand beside every table; empty without any."""
         if not self.videos:
             return ""
-        what = "count as misses" if self.policy == "zero" else "are left out"
-        return f"{len(self.videos):,} videos are missing, {self.queries:,} queries {what}"
+        videos = counted(len(self.videos), "missing video")
+        queries = counted(self.queries, "query", "queries")
+        return f"{videos}, {queries} {'counted as missed' if self.policy == 'zero' else 'left out'}"
 
 
 @dataclass(frozen=True, slots=True)

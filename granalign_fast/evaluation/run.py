@@ -133,6 +133,7 @@ def evaluate(
     warnings = (
         *annotations.warnings,
         *length_warning(indexes, answered),
+        *_rewrite_warning(retriever, rewriter, annotations),
         *result_warnings(indexes, found, sources),
     )
     captions = sum(len(index.video.captions) for index in indexes.values())
@@ -196,6 +197,19 @@ def _rewrite(rewriter: Rewriter, given: Sequence[Rewrites], bars: Bars) -> list[
             if advance:
                 advance(len(batch), len(queries))
     return [rewritten[one.query] for one in given]
+
+
+def _rewrite_warning(
+    retriever: Retriever, rewriter: Rewriter | None, annotations: Annotations
+) -> list[str]:
+    """Return a warning if the rewrites of the files are wanted and there are none."""
+    given = any(one.rewrites.simplified or one.rewrites.detailed for one in annotations.queries)
+    if rewriter is not None or given or retriever.config.scorer != "captions":
+        return []
+    return [
+        "the files have no rewrites, so the queries were searched by their own words alone; "
+        "--rewriter rules or models makes rewrites"
+    ]
 
 
 def _search(

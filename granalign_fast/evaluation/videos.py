@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from granalign_fast.datasets import PathLike, read_captions
-from granalign_fast.errors import GranAlignError, listed
+from granalign_fast.datasets import PathLike, fit_captions, read_captions, too_many
+from granalign_fast.errors import GranAlignError, counted, listed
 from granalign_fast.index import CaptionedVideo, VideoIndex
 from granalign_fast.index.manifest import read_manifest_source
 from granalign_fast.index.walk import find_videos
@@ -41,7 +41,7 @@ class Videos(Protocol):
     name: str
     """Of the file or folder, for messages."""
     lacks: str
-    """What a video that is not there lacks, such as "captions"."""
+    """What a missing video has none of, such as "captions"."""
 
     def __contains__(self, vid: object) -> bool:
         """Return whether there is such a video, without opening it."""
@@ -77,32 +77,20 @@ class CaptionFile:
         return vid in self._captioned
 
     def open(self, vids: Sequence[str], durations: Mapping[str, float]) -> Opened:
-        """Return the captioned videos, with the durations of the annotations.
-
-        One caption of a clip that begins at the video's end or later is left out: captioners that
-        round a duration up write one too many.
-        """
+        """Return the captioned videos, with the durations of the annotations."""
         opened = Opened()
-        late = []
+        shortened: list[str] = []
         for vid in vids:
-            video = self._captioned[vid]
-            duration = durations.get(vid, video.duration)
-            captions = video.captions
-            last = (len(captions) - 1) * video.clip_seconds
-            if duration is not None and len(captions) > 1 and last >= duration:
-                captions = captions[:-1]
+            # One at a time: captions that do not fit their video cost this video alone.
             try:
-                opened.videos[vid] = replace(video, captions=captions, duration=duration)
+                fitted, late = fit_captions({vid: self._captioned[vid]}, durations)
             except GranAlignError as error:
-                opened.failed[vid] = str(error)
+                opened.failed[vid] = f"{self.name}: {error}"
                 continue
-            if len(captions) < len(video.captions):
-                late.append(vid)
-        if late:
-            opened.notes.append(
-                f"{self.name}: the last caption was left out of {len(late)} videos, because its "
-                f"clip begins at the end of the video or later: {listed(late)}"
-            )
+            opened.videos |= fitted
+            shortened += late
+        if shortened:
+            opened.notes.append(f"{self.name}: {too_many(shortened)}.")
         return opened
 
 
@@ -116,7 +104,7 @@ class IndexFolder:
         GranAlignError: there is no such folder.
     """
 
-    lacks = "an index"
+    lacks = "index"
 
     def __init__(self, folder: PathLike) -> None:
         self.name = str(folder)
@@ -153,7 +141,7 @@ class VideoFiles:
             vision-language model.
     """
 
-    lacks = "a file"
+    lacks = "file"
 
     def __init__(
         self,
@@ -175,8 +163,11 @@ class VideoFiles:
         self._unreadable: list[str] = []
         self._files: dict[str, list[Path]] = {}
         found = find_videos([path], on_error=lambda _, error: self._unreadable.append(str(error)))
-        if not found and self._unreadable:
-            raise GranAlignError(self._unreadable[0])
+        if not found:
+            raise GranAlignError(
+                f"{folder}: got no file with the suffix of a video that can be read, expected "
+                f"those of the dataset, each named as its video"
+            )
         for file in found:
             self._files.setdefault(file.stem, []).append(file)
 
@@ -189,8 +180,9 @@ class VideoFiles:
         if several := [vid for vid in vids if len(self._files[vid]) > 1]:
             first = self._files[several[0]]
             opened.notes.append(
-                f"{self.name}: {len(several)} videos have several files, of which the first by "
-                f"path was taken: {listed(several)}; of {several[0]} it is {first[0].name}"
+                f"{self.name}: {counted(len(several), 'video')} with several files, of which the "
+                f"first by path was taken: {listed(several)}; of {several[0]} it is "
+                f"{first[0].name}."
             )
         vid_of = {self._files[vid][0]: vid for vid in vids}
 

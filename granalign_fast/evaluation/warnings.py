@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from granalign_fast.errors import listed
+from granalign_fast.errors import counted, listed
 from granalign_fast.index import VideoIndex
 from granalign_fast.language.rewriters import fallback_warning
 from granalign_fast.output.warnings import search_warnings
@@ -38,8 +38,9 @@ def result_warnings(
     useless = [rewrites.query for rewrites in rewritten if fallback_warning(rewrites)]
     if useless:
         warnings.append(
-            f"of {len(useless)} of {len(rewritten)} queries, most rewrites are the query itself, "
-            f"because the language model's answers held none: {listed(list(map(repr, useless)))}"
+            f"{len(useless):,} of {counted(len(rewritten), 'query', 'queries')} have rewrites that "
+            f"are mostly the query itself, because the language model's answers held none: "
+            f"{listed(list(map(repr, useless)))}"
         )
     return warnings
 

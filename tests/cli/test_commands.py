@@ -204,11 +204,11 @@ SPOILED = {
     "empty file": (lambda f: (f / "truth.jsonl").write_text(""), "truth.jsonl: is empty, expected"),
     "not UTF-8": (
         lambda f: (f / "queries.jsonl").write_bytes(b'{"qid": "\xff"}\n'),
-        "queries.jsonl:1: not UTF-8",
+        "queries.jsonl: not UTF-8",
     ),
     "video without captions": (
-        lambda f: spoil(f, "queries", {"vid": "sea"}),
-        "queries.jsonl:2: video 'sea' of qid 2 has no captions in captions.jsonl",
+        lambda f: write(f / "captions.jsonl", [VIDEOS[0] | {"vid": "sea"}]),
+        "captions.jsonl: got no captions of 2 of the 2 videos of the queries: 'street', 'park'; ",
     ),
     "empty query": (
         lambda f: spoil(f, "queries", {"query": " "}),
@@ -222,7 +222,7 @@ SPOILED = {
         lambda f: spoil(f, "queries", {"rewrites": "a dog"}),
         "queries.jsonl:2: rewrites: got 'a dog', expected a list",
     ),
-    "unknown qid": (lambda f: spoil(f, "queries", {"qid": 9}), "queries.jsonl:2: qid 9 is not in"),
+    "unknown qid": (lambda f: spoil(f, "queries", {"qid": 9}), "qid 2 has no query and no vid"),
     "repeated qid": (lambda f: spoil(f, "queries", {"qid": 1}), "queries.jsonl:2: qid 1 repeats"),
     "repeated video": (
         lambda f: spoil(f, "captions", {"vid": "street"}),
@@ -234,11 +234,11 @@ SPOILED = {
     ),
     "query without an answer": (
         lambda f: write(f / "queries.jsonl", QUERIES[:1]),
-        "queries.jsonl: 1 of 2 qids of the ground truth have no query, the first is 2",
+        "truth.jsonl:2: qid 2 has no query and no vid in queries.jsonl, truth.jsonl",
     ),
     "truth after the video": (
         lambda f: spoil(f, "truth", {"relevant_windows": [[12, 14]]}),
-        "truth.jsonl:2: relevant_windows[0] is [12, 14]",
+        "the window [12, 14] starts after its video, which lasts 10 s",
     ),
 }
 
@@ -282,7 +282,7 @@ def test_score_refuses(files, granalign, case):
     ("arguments", "message"),
     [
         ((*EVALUATE, "--preset=best"), "preset: got 'best', expected one of: paper, tuned"),
-        (("evaluate", "charades", *EVALUATE[2:]), "dataset: got 'charades'"),
+        (("evaluate", "tacos", *EVALUATE[2:]), "dataset: got 'tacos', expected one of: qvhi"),
         ((*EVALUATE, "--predictions=no/where.jsonl"), "no/where.jsonl: its folder is not there"),
         ((*EVALUATE, "--predictions=."), "--predictions .: got a folder, expected the name of"),
         ((*EVALUATE, "--models=.", "--prefix-gib=inf"), "prefix_gib: got inf, expected 0 to "),
