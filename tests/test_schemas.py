@@ -119,9 +119,12 @@ def test_the_commands_keep_to_their_schemas(
         scenes / "absent.jsonl",
         "--predictions",
         written,
+        "--results",
+        tmp_path / "results.json",
         *given,
     )
     check(evaluated, "evaluate")
+    check(json.loads((tmp_path / "results.json").read_text()), "evaluate-results")
     scored = ["--predictions", written, *files[2:], "--json"]
     check(run(capsys, "score", "qvhighlights", *scored), "score-qvhighlights")
     check(run(capsys, "score", "charades", *scored), "score-moments")
