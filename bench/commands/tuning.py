@@ -28,14 +28,19 @@ from granalign_fast.errors import GranAlignError
 from granalign_fast.files import default_cache
 from granalign_fast.jsonl import Record
 from granalign_fast.kernels import ContextRules, Curves, ProposalRules
-from granalign_fast.metrics import load_ground_truth, retrieval_of_each, score_qvhighlights
+from granalign_fast.metrics import (
+    intervals,
+    load_ground_truth,
+    retrieval_of_each,
+    score_qvhighlights,
+)
 from granalign_fast.models.embedding_cache import CachedEncoder
 from granalign_fast.pipeline import MomentRetriever, SentenceEncoder
 from granalign_fast.protocols import TextEncoder
 from granalign_fast.search.batches import PreparedQuery
 from granalign_fast.search.results import search_results
 
-SEED, SWEEPS, RESAMPLES = 0, 3, 1000
+SEED, SWEEPS = 0, 3
 COLUMNS = {
     "MR-full-mAP": "mAP@avg",
     "MR-full-R1@0.5": "R1@0.5",
@@ -261,27 +266,13 @@ def crossvalidation(benchmark: Benchmark, folds: int) -> dict[str, Any]:
         predictions.append(benchmark.predictions(constants.config()))
     pooled = [predictions[fold][i] for i, fold in enumerate(fold_of.tolist())]
     tuned = preset("tuned")
-    bounds = interval(benchmark.figures(tuned), benchmark.videos).tolist()
+    columns = dict(zip(COLUMNS, benchmark.figures(tuned).T, strict=False))
     return {
         "chosen": chosen,
         "held_out": benchmark.score(pooled),
         "tuned": benchmark.score(benchmark.predictions(tuned)),
-        "tuned_95%": dict(zip(COLUMNS, bounds, strict=False)),
+        "tuned_95%": intervals(columns, benchmark.videos.tolist()),
     }
-
-
-def interval(figures: Floats, videos: Ints) -> Floats:
-    """Return 95% percentile bootstrap intervals of the means, `(columns, 2)`.
-
-    It resamples videos, not queries: the queries of a video share its captions.
-    """
-    count = int(videos.max()) + 1
-    sums = np.stack([np.bincount(videos, column, count) for column in figures.T], axis=1)
-    sizes = np.bincount(videos, minlength=count)
-    share = np.full(count, 1 / count)
-    counts = np.random.default_rng(SEED).multinomial(count, share, size=RESAMPLES)
-    means = (counts @ sums) / (counts @ sizes)[:, None]
-    return np.percentile(means, [2.5, 97.5], axis=0).T.round(2)
 
 
 def print_scores(lines: Mapping[str, Mapping[str, float]]) -> None:

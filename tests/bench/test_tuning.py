@@ -161,12 +161,6 @@ def test_constants_are_chosen_without_the_held_out_queries(benchmark, monkeypatc
     assert len(set(seen)) == 3
 
 
-def test_the_bootstrap_draws_videos():
-    """Two videos of five queries give three means only: 0, 50 and 100."""
-    figures, videos = np.repeat([0.0, 100.0], 5)[:, None], np.repeat([0, 1], 5)
-    assert tuning.interval(figures, videos).tolist() == [[0.0, 100.0]]
-
-
 def test_unequal_rewrites_are_refused(files):
     texts = [json.loads(line) for line in files["queries"].read_text().splitlines()]
     texts[3]["rewrites"].append("one more")
