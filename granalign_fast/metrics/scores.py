@@ -151,8 +151,10 @@ def score_moments(
     are scored as they stand: they are neither rounded nor cut at the video's end.
 
     An IoU of exactly m counts, as in the evaluators of TFVTG (``evaluate.py``) and lighthouse
-    (``training/standalone_eval/eval.py``). That of 2D-TAN (``lib/core/eval.py``) demands more than
-    m, and suppresses windows that overlap a better one before it counts the first five.
+    (``training/standalone_eval/eval.py``). Like these, the union is computed as the stretch from
+    the earlier start to the later end, so that rounding falls the same way. That of 2D-TAN
+    (``lib/core/eval.py``) demands more than m, and suppresses windows that overlap a better one
+    before it counts the first five.
 
     Args:
         predictions: as from `load_predictions`, in any order; ``pred_saliency_scores`` is not used.
@@ -195,7 +197,7 @@ def _moments(
             "predictions: key 'pred_relevant_windows' is missing; expected ranked windows, "
             "[start, end, score]: recall and mIoU are defined for windows alone"
         )
-    ious, scores = _window_ious(predictions, ground_truth)
+    ious, scores = _window_ious(predictions, ground_truth, stretch=True)
     best = _by_score(ious.max(axis=2), scores)
     recalls: dict[str, FloatArray | BoolArray] = {
         f"R{rank}@{iou}": best[:, :rank].max(axis=1) >= iou
@@ -246,9 +248,16 @@ def _moment_retrieval(
 
 
 def _window_ious(
-    predictions: Sequence[Record], ground_truth: Sequence[Record]
+    predictions: Sequence[Record], ground_truth: Sequence[Record], *, stretch: bool = False
 ) -> tuple[FloatArray, FloatArray]:
-    """Return the IoUs of predicted and true windows, (Q, P, G), and the scores, (Q, P)."""
+    """Return the IoUs of predicted and true windows, (Q, P, G), and the scores, (Q, P).
+
+    Args:
+        predictions: the lines.
+        ground_truth: the records, in the same order.
+        stretch: compute the union as the stretch that both windows cover, not from their lengths.
+            Both are the same for windows that overlap, up to rounding.
+    """
     lists = [record["pred_relevant_windows"] for record in predictions]
     predicted = _padded(lists, (3,))
     present = np.arange(predicted.shape[1]) < _lengths(lists)[:, None]
@@ -258,7 +267,10 @@ def _window_ious(
     true_starts, true_ends = true[:, None, :, 0], true[:, None, :, 1]  # (Q, 1, G)
     overlap = np.minimum(ends, true_ends) - np.maximum(starts, true_starts)
     np.maximum(overlap, 0, out=overlap)
-    union = (ends - starts) + (true_ends - true_starts) - overlap
+    if stretch:
+        union = np.maximum(ends, true_ends) - np.minimum(starts, true_starts)
+    else:
+        union = (ends - starts) + (true_ends - true_starts) - overlap
     return np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0), scores
 
 

@@ -44,6 +44,12 @@ def test_an_iou_at_the_threshold_counts(length: int, recalls: tuple[int, ...]) -
     assert sum(less[f"R1@{iou}"][0] for iou in (0.3, 0.5, 0.7)) == 100 * (sum(recalls) - 1)
 
 
+def test_rounding_falls_as_in_the_evaluators_of_others() -> None:
+    """IoU 0.3, which the sum of both lengths less the overlap makes 0.29999999999999993."""
+    figures = moments_of_each([prediction([[0.1, 0.46, 1.0]])], [truth([[0.1, 1.3]])])
+    assert figures["R1@0.3"].tolist() == [100]
+
+
 def test_windows_are_scored_as_they_stand() -> None:
     # [12, 24] ends 4 s after the video: IoU 8 / 12 with [12, 20], and not 1.
     figures = score_moments([prediction([[12, 24, 1.0]])], [truth([[12, 20]])])
