@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .config import RetrieverConfig
     from .datasets import AnnotatedQuery, Annotations, read_annotations, read_captions
     from .errors import GranAlignError
+    from .evaluation import CaptionFile, Evaluation, IndexFolder, VideoFiles, evaluate
     from .export.frame_encoder import export_clip
     from .export.llm import export_llm
     from .export.model_set import export_model_set
@@ -39,10 +40,13 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 _MODULES = {
     "AnnotatedQuery": "datasets",
     "Annotations": "datasets",
+    "CaptionFile": "evaluation",
     "CaptionedVideo": "index",
     "CausalLM": "models.language_model",
+    "Evaluation": "evaluation",
     "FrameEncoder": "models.frame_encoder",
     "GranAlignError": "errors",
+    "IndexFolder": "evaluation",
     "LlmRewriter": "language.llm_rewriter",
     "ModelFolder": "pipeline",
     "Moment": "types",
@@ -54,9 +58,11 @@ _MODULES = {
     "SearchResult": "types",
     "SentenceEncoder": "pipeline",
     "StoredRewriter": "language.rewriters",
+    "VideoFiles": "evaluation",
     "VideoIndex": "index",
     "VisionLanguageModel": "models.vision_language_model",
     "VlmCaptioner": "language.captioner",
+    "evaluate": "evaluation",
     "export_clip": "export.frame_encoder",
     "export_llm": "export.llm",
     "export_model_set": "export.model_set",
@@ -71,10 +77,13 @@ _MODULES = {
 __all__ = [
     "AnnotatedQuery",
     "Annotations",
+    "CaptionFile",
     "CaptionedVideo",
     "CausalLM",
+    "Evaluation",
     "FrameEncoder",
     "GranAlignError",
+    "IndexFolder",
     "LlmRewriter",
     "ModelFolder",
     "Moment",
@@ -86,9 +95,11 @@ __all__ = [
     "SearchResult",
     "SentenceEncoder",
     "StoredRewriter",
+    "VideoFiles",
     "VideoIndex",
     "VisionLanguageModel",
     "VlmCaptioner",
+    "evaluate",
     "export_clip",
     "export_llm",
     "export_model_set",

@@ -57,8 +57,8 @@ def commands(out: str | os.PathLike[str]) -> str:
     folder = shlex.quote(os.fspath(out))
     index = f"granalign index {folder}/videos/*.mp4 --models miniatures --out {folder}/index"
     evaluate = (
-        f"granalign evaluate qvhighlights --indexes {folder}/index --models miniatures "
-        f"--queries {folder}/queries.jsonl --ground-truth {folder}/truth.jsonl "
+        f"granalign evaluate qvhighlights {folder}/queries.jsonl {folder}/truth.jsonl "
+        f"--indexes {folder}/index --models miniatures "
         f"--absent {folder}/absent.jsonl --preset"
     )
     return "\n".join((index, f"{evaluate} tuned --rewriter models", f"{evaluate} recognition"))
