@@ -29,6 +29,7 @@ from .progress import progress_bar
 from .verbosity import write_warning
 
 if TYPE_CHECKING:
+    from granalign_fast.datasets import Annotations
     from granalign_fast.evaluation import Difference, Missing
 
 
@@ -118,7 +119,6 @@ def evaluate(
     A video that cannot be indexed or read is named at the end, and the exit code is then 1.
     """
     from granalign_fast import evaluation
-    from granalign_fast.datasets import read_annotations
     from granalign_fast.evaluation.submission import check_predictions_file, write_predictions
     from granalign_fast.pipeline import open_models, open_retriever
 
@@ -132,15 +132,8 @@ def evaluate(
         check_predictions_file(predictions, dataset)
     other = None if compare is None else evaluation.read_results(compare)
     named = [*(files or ()), *(path for path in (queries, ground_truth) if path is not None)]
-    if not named:
-        raise GranAlignError(f"FILES: got none, expected the annotation files of {dataset}")
-    annotations = read_annotations(named, dataset)
     scoring = predictions is None or results is not None or other is not None
-    if scoring and not any(query.windows for query in annotations.queries):
-        raise GranAlignError(
-            f"{named[0]}: got no ground truth, so that there is nothing to score; write a "
-            f"submission with --predictions OUT alone, or name a file with windows as well"
-        )
+    annotations = _read_annotations(named, dataset, scoring=scoring)
     opened = None
     if models is not None:
         opened = open_models(models, device=device, prefix_gib=prefix_gib)
@@ -186,6 +179,21 @@ def evaluate(
         if compare is not None:
             print_comparison(differences, str(compare))
     _report_missing(result.missing, source.lacks)
+
+
+def _read_annotations(files: Sequence[Path], dataset: str, *, scoring: bool) -> Annotations:
+    """Read the annotation files; if metrics are wanted, they must have ground truth."""
+    from granalign_fast.datasets import read_annotations
+
+    if not files:
+        raise GranAlignError(f"FILES: got none, expected the annotation files of {dataset}")
+    annotations = read_annotations(files, dataset)
+    if scoring and not any(query.windows for query in annotations.queries):
+        raise GranAlignError(
+            f"{files[0]}: got no ground truth, so that there is nothing to score; write a "
+            f"submission with --predictions OUT alone, or name a file with windows as well"
+        )
+    return annotations
 
 
 def _comparison_record(differences: Sequence[Difference], other: Path | None) -> dict[str, Any]:
