@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 from granalign_fast.datasets import AnnotatedQuery, Annotations, PathLike
 from granalign_fast.index import CaptionedVideo, VideoIndex
 from granalign_fast.jsonl import Record
+from granalign_fast.language.llm_rewriter import LlmRewriter
 from granalign_fast.metrics import DATASETS, OF_EACH, auroc, intervals
 from granalign_fast.metrics.records import check_ground_truth
 from granalign_fast.protocols import Rewriter
@@ -127,14 +129,12 @@ def evaluate(
         metrics.get("brief", metrics)["exists-AUROC"] = round(100 * area, 2)
     clock.lap("score")
 
-    found: dict[str, list[SearchResult]] = {}
-    for query, result in zip(asked, results, strict=True):
-        found.setdefault(query.vid, []).append(result)
+    vids = [query.vid for query in asked]
     warnings = (
         *annotations.warnings,
         *length_warning(indexes, answered),
         *_rewrite_warning(retriever, rewriter, annotations),
-        *result_warnings(indexes, found, sources),
+        *result_warnings(indexes, vids, results, sources),
     )
     captions = sum(len(index.video.captions) for index in indexes.values())
     return Evaluation(
@@ -190,13 +190,25 @@ def _rewrite(rewriter: Rewriter, given: Sequence[Rewrites], bars: Bars) -> list[
     queries = list(dict.fromkeys(one.query for one in given))
     step = getattr(rewriter, "queries_per_batch", _REWRITTEN)
     rewritten: dict[str, Rewrites] = {}
-    with bars("rewriting", "queries") as advance:
+    with bars("rewriting", "queries") as advance, _without_warnings():
         for begin in range(0, len(queries), step):
             batch = queries[begin : begin + step]
             rewritten |= zip(batch, rewriter.rewrite(batch), strict=True)
             if advance:
                 advance(len(batch), len(queries))
     return [rewritten[one.query] for one in given]
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Hold back the language model's warning about each query: `result_warnings` counts them."""
+    logger = logging.getLogger(LlmRewriter.__module__)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _rewrite_warning(

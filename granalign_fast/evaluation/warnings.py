@@ -14,27 +14,29 @@ from granalign_fast.types import SearchResult
 
 def result_warnings(
     indexes: Mapping[str, VideoIndex],
-    results: Mapping[str, Sequence[SearchResult]],
+    vids: Sequence[str],
+    results: Sequence[SearchResult],
     sources: Mapping[str, str] | None,
 ) -> list[str]:
     """Return warnings about searches, equal ones of many videos as one.
 
     Args:
         indexes: of the videos, by vid.
-        results: of the searches in each video, by vid.
+        vids: the video of each search.
+        results: of the searches.
         sources: the SHA-256 of the source of each model that searched, by kind.
     """
     # What concerns the video is the same for all of its queries, so one result of each will do.
     videos_of: dict[str, list[str]] = {}
-    for vid, found in results.items():
-        for text in search_warnings(indexes[vid], replace(found[0], rewrites=None), sources):
+    for vid, result in dict(zip(vids, results, strict=True)).items():
+        for text in search_warnings(indexes[vid], replace(result, rewrites=None), sources):
             videos_of.setdefault(text, []).append(vid)
     warnings = [f"{listed(vids)}: {text}" for text, vids in videos_of.items()]
     if len(warnings) > _MOST:
         more = len(warnings) - _MOST
         warnings = [*warnings[:_MOST], f"{more} more warnings of this kind are left out"]
     # Rewrites that are the query itself are counted: each query would have a warning of its own.
-    rewritten = [one.rewrites for found in results.values() for one in found if one.rewrites]
+    rewritten = [result.rewrites for result in results if result.rewrites]
     useless = [rewrites.query for rewrites in rewritten if fallback_warning(rewrites)]
     if useless:
         warnings.append(

@@ -13,6 +13,7 @@ from granalign_fast import CaptionedVideo, GranAlignError, MomentRetriever, Rewr
 from granalign_fast.datasets import AnnotatedQuery, Annotations, Highlights
 from granalign_fast.evaluation import CaptionFile, Evaluation, IndexFolder, evaluate
 from granalign_fast.jsonl import Record, write_jsonl
+from granalign_fast.language.llm_rewriter import LlmRewriter
 
 CAPTIONS = ["a red car", "a red car", "a dog runs", "a dog runs", "a wet road"]
 SALIENCY = Highlights((2, 3), ((4, 4, 4), (4, 4, 4)))
@@ -179,6 +180,39 @@ def test_equal_queries_are_rewritten_once_in_the_rewriters_batches(tmp_path: Pat
         ("rewriting queries", [(2, 3), (1, 3)]),
         ("searching queries", [(4, 4)]),
     ]
+
+
+def test_rewrites_of_no_use_are_counted_in_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Silent:
+        """A language model of bytes that never answers."""
+
+        def chat(self, messages: Any) -> list[int]:
+            return list(str(messages[-1]["content"]).encode())
+
+        def decode(self, ids: Any) -> str:
+            return bytes(ids).decode()
+
+        def prefill(self, token_ids: Any) -> None:
+            return None
+
+        def prefill_rows(self, prompts: Any, *, prefix: Any = None) -> None:
+            return None
+
+        def generate(self, prompts: Any, *, prefix: Any = None, max_new_tokens: int) -> Any:
+            return [[] for _ in prompts]
+
+    queries = tuple(query(n, "a", text, saliency=None) for n, text in enumerate(["a dog", "a car"]))
+    rewriter = LlmRewriter(Silent())
+    result = evaluated(captions(tmp_path), queries, "charades", rewriter=rewriter)
+    assert result.warnings == (
+        "2 of 2 queries have rewrites that are mostly the query itself, because the language "
+        "model's answers held none: 'a dog', 'a car'",
+    )
+    assert not caplog.records
+    rewriter.rewrite(["a dog"])
+    assert len(caplog.records) == 1, "outside an evaluation the rewriter warns itself"
 
 
 def test_intervals_are_over_videos(tmp_path: Path) -> None:
