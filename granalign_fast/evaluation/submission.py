@@ -16,9 +16,6 @@ MEMBERS = ("hl_val_submission.jsonl", "hl_test_submission.jsonl")
 """The two files of a submission to QVHighlights' server, in no folder
 (github.com/jayleicn/moment_detr, ``standalone_eval/README.md``)."""
 
-SUFFIXES = (".jsonl", ".gz", ".zip")
-"""Of the files that `write_predictions` writes."""
-
 _EARLIEST = (1980, 1, 1, 0, 0, 0)
 """The date of every member, so that equal predictions make equal files."""
 
