@@ -15,11 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from granalign_fast.config import preset
-from granalign_fast.datasets.qvhighlights import read_queries
+from granalign_fast.datasets import read_annotations
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index import VideoIndex
 from granalign_fast.jsonl import Record
-from granalign_fast.metrics import load_ground_truth, score_qvhighlights
+from granalign_fast.metrics import score_qvhighlights
 from granalign_fast.miniatures import MODELS
 from granalign_fast.pipeline import ModelFolder, MomentRetriever
 from granalign_fast.search.request import Request
@@ -82,10 +82,9 @@ def ablation(
     Raises:
         GranAlignError: a file is missing or invalid.
     """
-    truth = load_ground_truth(folder / "truth.jsonl")
-    vids = {record["vid"] for record in truth}
-    queries = read_queries(folder / "queries.jsonl", folder / "index", vids, truth)
-    indexes = {vid: VideoIndex.load(folder / "index" / vid) for vid in vids}
+    annotations = read_annotations([folder / "truth.jsonl"], "qvhighlights")
+    truth, queries = annotations.ground_truth(), annotations.queries
+    indexes = {q.vid: VideoIndex.load(folder / "index" / q.vid) for q in queries}
     retriever = models.retriever(config)
     whole = retriever.search_many([Request(indexes[q.vid], q.rewrites.query) for q in queries])
     table = {}

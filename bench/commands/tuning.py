@@ -23,14 +23,16 @@ import numpy.typing as npt
 
 from granalign_fast import kernels
 from granalign_fast.config import RetrieverConfig, preset
-from granalign_fast.datasets.qvhighlights import PathLike, read_captions, read_queries
+from granalign_fast.datasets import PathLike, read_annotations
 from granalign_fast.errors import GranAlignError
+from granalign_fast.evaluation import CaptionFile
+from granalign_fast.evaluation.opening import open_videos
 from granalign_fast.files import default_cache
+from granalign_fast.index import CaptionedVideo
 from granalign_fast.jsonl import Record
 from granalign_fast.kernels import ContextRules, Curves, ProposalRules
 from granalign_fast.metrics import (
     intervals,
-    load_ground_truth,
     retrieval_of_each,
     score_qvhighlights,
 )
@@ -159,9 +161,8 @@ def load(
     Raises:
         GranAlignError: an input is invalid, or queries have unequal numbers of rewrites.
     """
-    truth = load_ground_truth(ground_truth)
-    videos = read_captions(captions)
-    queries_read = read_queries(queries, captions, videos, truth)
+    annotations = read_annotations([queries, ground_truth], "qvhighlights")
+    truth, queries_read = annotations.ground_truth(), [q for q in annotations.queries if q.windows]
     rewrites = [query.rewrites for query in queries_read]
     texts = [(texts_of.query, *texts_of.simplified, *texts_of.detailed) for texts_of in rewrites]
     for query, texts_of in zip(queries_read, texts, strict=True):
@@ -170,11 +171,13 @@ def load(
                 f"{queries}: qid {query.qid!r} has {len(texts_of) - 1} rewrites, expected "
                 f"{len(texts[0]) - 1} as the first: give every query equally many"
             )
-    truth_of = {record["qid"]: record for record in truth}
-    durations = {query.vid: truth_of[query.qid]["duration"] for query in queries_read}
-    needed = [replace(videos[vid], duration=duration) for vid, duration in durations.items()]
-    indices = MomentRetriever(encoder).index_many(needed, progress=_counter("captions"))
-    number = {vid: i for i, vid in enumerate(durations)}
+    retriever = MomentRetriever(encoder)
+    opened, _ = open_videos(
+        retriever, queries_read, (), CaptionFile(captions), missing="fail", captions_only=True
+    )
+    needed = [video for video in opened.videos.values() if isinstance(video, CaptionedVideo)]
+    indices = retriever.index_many(needed, progress=_counter("captions"))
+    number = {vid: i for i, vid in enumerate(opened.videos)}
     embedded = encoder.encode(
         [text for texts_of in texts for text in texts_of], progress=_counter("texts")
     )
@@ -182,7 +185,7 @@ def load(
         requests=[
             PreparedQuery(indices[number[query.vid]], query.rewrites, {}) for query in queries_read
         ],
-        truth=[truth_of[query.qid] for query in queries_read],
+        truth=truth,
         texts=embedded.reshape(len(queries_read), len(texts[0]), -1),
         agnostic=np.concatenate([index.embeddings for index in indices]),
         offsets=np.cumsum([0, *(len(index.embeddings) for index in indices)]),
