@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from granalign_fast.errors import GranAlignError
+from granalign_fast.output.visible import visible
 
 from .options import (
     CaptionsOnly,
@@ -213,7 +214,7 @@ def _report_missing(missing: Missing, lacks: str) -> None:
         failed = counted(len(missing.failed), "video")
         sys.stderr.write(f"granalign: {failed} could not be searched:\n")
         for vid, reason in missing.failed.items():
-            sys.stderr.write(f"  {vid}: {reason}\n")
+            sys.stderr.write(visible(f"  {vid}: {reason}") + "\n")
         raise typer.Exit(1)
 
 

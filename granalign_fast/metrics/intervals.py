@@ -54,5 +54,5 @@ def intervals(
     # How often each video is drawn in each resample.
     draws = np.random.default_rng(SEED).multinomial(count, np.full(count, 1 / count), RESAMPLES)
     means = (draws @ sums) / (draws @ sizes)[:, None]
-    bounds = np.percentile(means, _PERCENTILES, axis=0).round(2)
+    bounds = np.percentile(means, _PERCENTILES, axis=0).round(2) + 0.0  # -0.0 becomes 0.0
     return {name: (low, high) for name, (low, high) in zip(figures, bounds.T.tolist(), strict=True)}

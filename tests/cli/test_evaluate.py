@@ -85,6 +85,24 @@ def test_missing_videos_are_beside_the_table_and_named(granalign: Granalign) -> 
     )
 
 
+def test_names_from_files_cannot_control_the_terminal(granalign: Granalign) -> None:
+    name = "a\x1b[2Jb"
+    lines = [*read_jsonl("captions.jsonl"), {"vid": name, "captions": ["too", "few"]}]
+    write_jsonl("captions.jsonl", lines)
+    saliency = {"relevant_clip_ids": [2], "saliency_scores": [[4, 4, 4]]}
+    queries = [
+        *TRUTH,
+        TRUTH[0] | {"qid": "9", "vid": name},
+        TRUTH[0] | {"qid": "8", "vid": "\x1bc"},
+    ]
+    words = command("qvhighlights", [query | saliency for query in queries])
+    code, out, err = granalign(*words)
+    assert code == 1
+    assert "\x1b" not in out + err
+    assert "granalign: 1 video could not be searched:\n  a\\u001b[2Jb: " in err
+    assert "no captions of \\u001bc; 2 missing videos, 2 queries left out" in err
+
+
 def test_both_files_may_be_named_by_options(granalign: Granalign) -> None:
     keys = ("qid", "query", "vid")
     write_jsonl("queries.jsonl", [{key: line[key] for key in keys} for line in TRUTH])

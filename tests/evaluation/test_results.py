@@ -54,6 +54,7 @@ def test_differences_are_paired(tmp_path: Path) -> None:
     write_results(tmp_path / "b.json", replace(other, scored=other.scored[::-1], figures=back))
     same, gain = compare(evaluation(), read_results(tmp_path / "b.json"))
     assert (same.metric, same.difference, same.interval, same.clear) == ("R1@0.5", 0, (0, 0), False)
+    assert "-0" not in str(same), "no difference has no sign"
     assert (gain.metric, gain.this, gain.other) == ("mIoU", 51.67, 49.67)
     assert (gain.difference, gain.interval, gain.clear) == (2, (2, 2), True)
 
