@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.annotations import DATASETS, write_annotations
+from helpers.benchmarks import DATASETS, write_annotations
 from helpers.command import Granalign, runner
 from helpers.fakes import BagOfWords
 
