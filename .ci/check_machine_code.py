@@ -19,6 +19,7 @@ EXPECTED = {
     "corpus_many": {"many": (r"LDGSTS\S*\.128", r"HMMA\.")},
     # Tensor memory accelerator copies, products of warpgroups, registers moved between warpgroups.
     "corpus_sm90": {"many_sm90": (r"UTMALDG\.2D", r"HGMMA\.64x256x16\.F32", "USETMAXREG")},
+    "feedback": {"feedback": (WIDE,)},
     "similarity": {"cosines": (WIDE,)},
 }
 """Patterns of instructions that must occur, by source file and kernel."""

@@ -179,15 +179,17 @@ def presets_table() -> str:
 
 
 def _constants(config: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Yield every constant of a preset; without context, its rules have the value "none"."""
-    from granalign_fast.kernels import ContextRules
+    """Yield every constant of a preset; rules that it has not have the value "none"."""
+    from granalign_fast.kernels import ContextRules, FeedbackRules
 
+    optional = {"context": ContextRules(), "feedback": FeedbackRules(context=ContextRules())}
     for field in fields(config):
         value = getattr(config, field.name)
         if is_dataclass(value):
             yield from _constants(value, f"{path}{field.name}.")
-        elif value is None and field.name == "context":
-            yield from ((f"context.{rule.name}", "none") for rule in fields(ContextRules))
+        elif value is None and field.name in optional:
+            absent = _constants(optional[field.name], f"{path}{field.name}.")
+            yield from ((name, "none") for name, _ in absent)
         else:
             yield f"{path}{field.name}", value
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 
 from .errors import GranAlignError, short_repr
-from .kernels import ContextRules, ProposalRules
+from .kernels import ContextRules, FeedbackRules, ProposalRules
 
 # Bounds on files and texts that somebody else made: a small one must not take all memory or hours.
 
@@ -49,6 +49,9 @@ class RetrieverConfig:
     it is not mixed."""
     power: float = 1.0
     """Exponent of the normalised curves."""
+    feedback: FeedbackRules | None = None
+    """How each variant moves towards the clips that it ranks first, before a second comparison;
+    None: there is one comparison."""
     proposals: ProposalRules = field(default_factory=ProposalRules)
     """How candidates are cut out of the curves and scored."""
     nms_threshold: float = 0.75
@@ -92,6 +95,7 @@ _FIELD_TYPES: tuple[tuple[str, tuple[type, ...], str], ...] = (
     ("use_query", (bool,), "True or False"),
     ("context", (ContextRules, type(None)), "ContextRules or None"),
     ("power", (Real,), "a number from 0.1 to 10"),
+    ("feedback", (FeedbackRules, type(None)), "FeedbackRules or None"),
     ("proposals", (ProposalRules,), "ProposalRules"),
     ("nms_threshold", (Real,), "a number above 0, at most 1"),
     ("top", (Integral,), "an integer of at least 1"),
@@ -110,8 +114,17 @@ PRESETS: Mapping[str, RetrieverConfig] = {
         use_query=True,
         context=ContextRules(radius=5, power=3),
         power=1.5,
+        feedback=FeedbackRules(
+            clips=12, level=0.6, sigma=1.0, context=ContextRules(radius=20, power=6)
+        ),
         proposals=ProposalRules(
-            sigma=1.0, variants=True, high_factor=0.5, low_factor=0.9, own_share=0.5
+            sigma=1.0,
+            variants=True,
+            high_factor=0.5,
+            low_factor=0.9,
+            fine_sigma=0.0,
+            fine_factor=0.8,
+            own_share=0.5,
         ),
     ),
     # One curve, the probability of a yes, with the rules of `tuned` for candidates.

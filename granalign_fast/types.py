@@ -205,7 +205,8 @@ class SearchResult:
     """`(clips,)`. By captions it is the method's S_f: 0 for the clip of this video that fits the
     query least, up to 1. By recognition it is the probability that the clip shows the query."""
     curves: npt.NDArray[np.float32]
-    """`(variants, clips)`: the curve of each query variant; their mean is the saliency."""
+    """`(curves, clips)`: the curve of each query variant; their mean is the saliency. Where
+    variants are compared with two matrices of captions, the curves by the second follow."""
     exists: float | None = None
     """How likely the video shows the query at all, 0 to 1; None if no model has judged it."""
     probably_absent: bool | None = None

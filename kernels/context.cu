@@ -10,11 +10,23 @@
 #define OTHERS 4    // neighbours that are compared at a time
 #define MOST 132    // widest neighbourhood of CLIPS clips: 4 + 2 * 64
 
+// Add up each row's squares.
+template <int Rows>
+__device__ __forceinline__ void add_squares(const Piece (&rows)[Rows], float (&squares)[Rows]) {
+#pragma unroll
+    for (int r = 0; r < Rows; ++r)
+#pragma unroll
+        for (int i = 0; i < PIECE; ++i) {
+            const float value = to_float(rows[r].values[i]);
+            squares[r] = fmaf(value, value, squares[r]);
+        }
+}
+
 template <bool Wide>
 __device__ __forceinline__ void mix(
     const embedding_t* __restrict__ embeddings, const long long first, const int count,
-    const long long left, const int window, const int radius, const int power, const int dim,
-    float (&weights)[CLIPS][MOST], embedding_t* __restrict__ mixed)
+    const long long left, const int window, const int radius, const int power, const bool rescale,
+    const int dim, float (&weights)[CLIPS][MOST], embedding_t* __restrict__ mixed)
 {
     const int lane = threadIdx.x % WARP;
     const int pieces = (dim + PIECE - 1) / PIECE;
@@ -29,7 +41,7 @@ __device__ __forceinline__ void mix(
 #pragma unroll
         for (int o = 0; o < OTHERS; ++o)
             near[o] = rows + (long long)min(start + o, window - 1) * dim;
-        float dots[CLIPS * OTHERS] = {};
+        float dots[CLIPS * OTHERS] = {}, own_squares[CLIPS] = {}, near_squares[OTHERS] = {};
         for (int piece = lane; piece < pieces; piece += WARP) {
             Piece mine[CLIPS], theirs[OTHERS];
 #pragma unroll
@@ -45,14 +57,21 @@ __device__ __forceinline__ void mix(
                         dots[c * OTHERS + o] =
                             fmaf(to_float(mine[c].values[i]), to_float(theirs[o].values[i]),
                                  dots[c * OTHERS + o]);
+            if (!rescale) continue;
+            add_squares(mine, own_squares);
+            add_squares(theirs, near_squares);
         }
-        const float dot = totals<CLIPS * OTHERS>(dots);
+        float dot = totals<CLIPS * OTHERS>(dots), length = 1.0f;
         const int clip = lane % (CLIPS * OTHERS) / OTHERS, other = start + lane % OTHERS;
+        if (rescale) {
+            length = sqrtf(totals<OTHERS>(near_squares));
+            dot /= length * sqrtf(__shfl_sync(ALL, totals<CLIPS>(own_squares), clip));
+        }
         const bool near_enough = other < window && abs(other - before - clip) <= radius;
         float weight = near_enough ? 1.0f : 0.0f;
         // Below zero there is nothing in common. A NaN passes on, but not from out of reach.
         for (int i = 0; near_enough && i < power; ++i) weight *= dot < 0.0f ? 0.0f : dot;
-        if (lane < CLIPS * OTHERS) weights[clip][other] = weight;
+        if (lane < CLIPS * OTHERS) weights[clip][other] = weight / length;
         sum += weight;
     }
 #pragma unroll
@@ -100,7 +119,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * WARP, 4) context(
     const embedding_t* __restrict__ embeddings,  // (total, dim), rows of unit length
     const long long* __restrict__ offsets,       // (videos + 1,) into total
     const long long* __restrict__ tiles,         // (tile_count, 2) video, its first clip in the tile
-    const long long tile_count, const int radius, const int power, const int dim,
+    const long long tile_count, const int radius, const int power,
+    const int rescale,                           // whether to mix the rows as if of unit length
+    const int dim,
     embedding_t* __restrict__ mixed)             // (total, dim)
 {
     __shared__ float weights[WARPS][CLIPS][MOST];
@@ -114,8 +135,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * WARP, 4) context(
     const long long left = max(offsets[video], first - radius);
     const int window = (int)(min(end, first + count + radius) - left);
     if (on_16_bytes(embeddings, dim) && on_16_bytes(mixed, dim))
-        mix<true>(embeddings, first, count, left, window, radius, power, dim, weights[warp], mixed);
+        mix<true>(embeddings, first, count, left, window, radius, power, rescale, dim, weights[warp],
+                  mixed);
     else
-        mix<false>(embeddings, first, count, left, window, radius, power, dim, weights[warp],
-                   mixed);
+        mix<false>(embeddings, first, count, left, window, radius, power, rescale, dim,
+                   weights[warp], mixed);
 }

@@ -52,7 +52,9 @@ class ContextRules:
             raise ValueError(f"power: got {self.power}, expected 0 to 16")
 
 
-def context(embeddings: Array, offsets: npt.ArrayLike, *, rules: ContextRules) -> Array:
+def context(
+    embeddings: Array, offsets: npt.ArrayLike, *, rules: ContextRules, rescale: bool = False
+) -> Array:
     """Embeddings of the same shape and dtype, mixed within each video.
 
     The rows are weighted means, no longer of unit length: a clip unlike its neighbours keeps its
@@ -62,6 +64,8 @@ def context(embeddings: Array, offsets: npt.ArrayLike, *, rules: ContextRules) -
         embeddings: `(clips of all videos, dim)` float32 or float16, rows of unit length.
         offsets: `(videos + 1,)`: the clips of video *v* are rows ``offsets[v]:offsets[v + 1]``.
         rules: how to weigh.
+        rescale: mix the rows as if they were of unit length. Rows that have been mixed before are
+            not.
 
     Raises:
         ValueError: a shape or dtype does not fit.
@@ -70,8 +74,9 @@ def context(embeddings: Array, offsets: npt.ArrayLike, *, rules: ContextRules) -
     check_array("embeddings", embeddings, (None, None), "float32", "float16")
     checked = check_offsets("offsets", offsets, embeddings.shape[0])
     if launcher is None:
-        return on_host(embeddings, checked, rules)
-    return OnDevice(launcher, checked, embeddings.shape[1], embeddings.dtype, rules)(embeddings)
+        return on_host(embeddings, checked, rules, rescale)
+    dim, dtype = embeddings.shape[1], embeddings.dtype
+    return OnDevice(launcher, checked, dim, dtype, rules, rescale)(embeddings)
 
 
 @functools.lru_cache(maxsize=64)
@@ -82,7 +87,9 @@ def _band(radius: int, rows: int, before: int, columns: int) -> npt.NDArray[np.f
     return band
 
 
-def on_host(embeddings: npt.NDArray[Any], offsets: Offsets, rules: ContextRules) -> Any:
+def on_host(
+    embeddings: npt.NDArray[Any], offsets: Offsets, rules: ContextRules, rescale: bool = False
+) -> Any:
     """The NumPy twin."""
     radius = rules.radius
     # The most clips at a time for which clips * (clips + 2 * radius) * dim is a serial product.
@@ -94,6 +101,8 @@ def on_host(embeddings: npt.NDArray[Any], offsets: Offsets, rules: ContextRules)
             last = min(first + tile, end)
             left, right = max(first - radius, begin), min(last + radius, end)
             near = embeddings[left:right].astype(np.float32, copy=False)
+            if rescale:
+                near = near / np.sqrt(np.einsum("ij,ij->i", near, near))[:, None]
             cosine = near[first - left : last - left] @ near.T
             np.maximum(cosine, 0, out=cosine)
             weights = _band(radius, last - first, first - left, right - left).copy()
@@ -118,8 +127,9 @@ class OnDevice:
         dim: int,
         dtype: npt.DTypeLike,
         rules: ContextRules,
+        rescale: bool = False,
     ) -> None:
-        self.launcher, self.dim, self.rules = launcher, dim, rules
+        self.launcher, self.dim, self.rules, self.rescale = launcher, dim, rules, rescale
         self.options = options_for(dtype)
         table = tiles(offsets, _CLIPS)
         self.tile_count = len(table)
@@ -138,6 +148,7 @@ class OnDevice:
                 np.int64(self.tile_count),
                 np.int32(self.rules.radius),
                 np.int32(self.rules.power),
+                np.int32(self.rescale),
                 np.int32(self.dim),
                 self.mixed,
                 blocks=-(-self.tile_count // _WARPS),

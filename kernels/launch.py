@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +28,10 @@ SERIAL_PRODUCT = 1 << 18
 
 Ours are small: waking its threads costs more than they bring, and where other work keeps the cores
 busy it costs a hundred times more. So the host code cuts its products to this size."""
+
+
+_RUN_PARTS = 64
+"""Parts that the host computes in one call at most, so that its temporaries stay small."""
 
 
 class Launcher(Protocol):
@@ -227,6 +231,40 @@ def launcher_on(device: str) -> Launcher | None:
 def options_for(dtype: npt.DTypeLike) -> tuple[str, ...]:
     """How a kernel is compiled for embeddings of this dtype."""
     return ("-DGRANALIGN_HALF",) if np.dtype(dtype) == np.float16 else ()
+
+
+def chunks(offsets: Offsets, size: int) -> Iterator[slice]:
+    """Yield runs of a batch's parts, in order, of up to `size` items or of one larger part.
+
+    >>> list(chunks(np.array([0, 3, 3, 9, 10]), 4))
+    [slice(0, 2, None), slice(2, 3, None), slice(3, 4, None)]
+    """
+    first, parts = 0, len(offsets) - 1
+    while first < parts:
+        last = int(np.searchsorted(offsets, offsets[first] + size, side="right")) - 1
+        last = min(max(last, first + 1), parts)
+        yield slice(first, last)
+        first = last
+
+
+def even_runs(offsets: Offsets, firsts: Offsets | None = None) -> Iterator[tuple[slice, int]]:
+    """Yield runs of parts of one length, which the host computes in one call each, and that length.
+
+    Args:
+        offsets: of the parts; empty parts are left out.
+        firsts: `(parts,)`: with it, the parts of a run also follow each other here.
+
+    >>> list(even_runs(np.array([0, 3, 6, 8, 8, 10])))
+    [(slice(0, 2, None), 3), (slice(2, 3, None), 2), (slice(4, 5, None), 2)]
+    """
+    lengths = np.diff(offsets)
+    new = lengths[1:] != lengths[:-1]
+    if firsts is not None:
+        new |= firsts[1:] != firsts[:-1] + lengths[:-1]
+    ends = [*(np.flatnonzero(new) + 1).tolist(), len(lengths)]
+    for start, stop in zip([0, *ends[:-1]], ends, strict=True):
+        for first in range(start, stop if lengths[start:stop].any() else start, _RUN_PARTS):
+            yield slice(first, min(first + _RUN_PARTS, stop)), int(lengths[first])
 
 
 def tiles(offsets: Offsets, size: int) -> Offsets:

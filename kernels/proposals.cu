@@ -159,9 +159,10 @@ extern "C" __global__ void __launch_bounds__(WARPS * WARP, 4) proposals(
     const float* __restrict__ fused,             // (total,)
     const long long* __restrict__ offsets,       // (pairs + 1,) into total
     const long long* __restrict__ slot_offsets,  // (pairs + 1,) into the slots
-    const int* __restrict__ taps,                // (2 * radius + 1,) the Gaussian
-    const double* __restrict__ factors,          // (LEVELS,) of the score; 0 for an unused level
-    const int radius, const int sources, const long long total, const int gap, const int stretch,
+    const int* __restrict__ taps,                // the Gaussian, (2 * radius + 1,), then the fine one
+    const double* __restrict__ factors,          // (2, LEVELS) of the score, then of the fine cut's
+    const int radius, const int fine_radius,     // fine_radius below 0: no fine cut
+    const int sources, const long long total, const int gap, const int stretch,
     const double drop, const double own_share, const double fused_share, const double mean_weight,
     const double length_weight,
     int* values,                   // (sources, total) workspace: the prepared curves
@@ -188,10 +189,13 @@ extern "C" __global__ void __launch_bounds__(WARPS * WARP, 4) proposals(
     if (threadIdx.x == 0) found = broken = 0;
     __syncthreads();
     for (int source = warp; source < sources; source += WARPS) {
-        const float* const curve = source == 0 ? fused : curves + (source - 1) * total;
+        const bool fine = fine_radius >= 0 && source == sources - 1;
+        const float* const curve =
+            source == 0 || fine ? fused : curves + (source - 1) * total;
         int* const own_values = values + source * total + begin;
-        int counts = prepare(curve + begin, taps, radius, clips, stretch, histograms[warp], &broken,
-                             own_values);
+        int counts = prepare(curve + begin, fine ? taps + 2 * radius + 1 : taps,
+                             fine ? fine_radius : radius, clips, stretch, histograms[warp],
+                             &broken, own_values);
         long long bin_sums = (long long)counts * lane;
         for (int step = 1; step < WARP; step *= 2) {
             const int left = max(lane - step, 0);
@@ -226,7 +230,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * WARP, 4) proposals(
             const double mean = (double)fused_sum / scale;
             const double share = (double)length / (double)mine[row].length;
             score = mean_weight * (own_share * own + fused_share * mean);
-            score = factors[row % LEVELS] * (score + length_weight * share);
+            const bool fine = fine_radius >= 0 && row / LEVELS == sources - 1;
+            score = factors[row % LEVELS + (fine ? LEVELS : 0)] * (score + length_weight * share);
             if (to_drop) {
                 // Its rank by fused mean, then by place: slots stand in a fixed order. Means are
                 // compared as fractions, without a division.

@@ -10,73 +10,23 @@ Curves are held in fixed point, so that NumPy and CUDA agree to the bit and ties
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from .launch import Array, Launcher, Offsets, check_array, check_offsets, launcher_for
+from .launch import Array, Launcher, Offsets, check_array, check_offsets, chunks, launcher_for
+from .proposal_rules import ProposalRules
+from .smoothing import ONE, TAPS_ONE, gaussian_taps, smoothed
 
-ONE = 1 << 15
-"""1.0 in fixed point."""
-TAPS_ONE = 1 << 12
-"""The sum of a Gaussian's weights in fixed point."""
 BINS = 32
 """Bins of the histogram that Otsu's threshold is chosen from: one for each lane of a warp."""
 LEVELS = 3
 """Thresholds of a curve: the main one, and one more in the class above and below it."""
 
 _THREADS = 256  # WARPS * WARP of proposals.cu
+_EXACT_CLIPS = 700  # for these, float32 holds the sums of `_otsu`: 31 * 700^2 is below 2^24
 _CHUNK_CLIPS = 8192  # clips the host works on at a time: its temporaries stay in the cache
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProposalRules:
-    """How candidates are cut out of the curves and scored. Lengths are in clips.
-
-    Raises:
-        ValueError: a value is out of its range.
-    """
-
-    sigma: float = 0.0
-    """Gaussian that smooths every curve; 0 leaves it as it is."""
-    stretch: bool = True
-    """Rescale every smoothed curve to [0, 1] before its threshold and its means."""
-    variants: bool = False
-    """Candidates from each variant's own curve too, not just from the fused one."""
-    high_factor: float = 0.0
-    """Otsu once more among the clips above the threshold gives the cores of runs; this is what
-    their scores are multiplied with. 0 for none."""
-    low_factor: float = 0.0
-    """Otsu once more among the clips below gives runs with their surroundings; likewise."""
-    gap: int = 0
-    """Runs of high-scoring clips join over at most this many low ones (the paper's tau)."""
-    drop: float = 0.0
-    """Share of a pair's candidates that go, those of the lowest fused mean (the paper's n%)."""
-    own_share: float = 0.0
-    """mu is the fused curve's mean over the run, but for this share, which is the mean of the
-    curve that the run was cut from."""
-    length_weight: float = 0.3
-    """The paper's lambda."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.sigma <= 64:
-            raise ValueError(f"sigma: got {self.sigma}, expected 0 to 64 clips")
-        if self.gap < 0:
-            raise ValueError(f"gap: got {self.gap}, expected 0 clips or more")
-        if not 0 <= self.drop < 1:
-            raise ValueError(f"drop: got {self.drop}, expected a share of at least 0 and below 1")
-        for name in ("high_factor", "low_factor", "own_share", "length_weight"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}: got {value}, expected 0 to 1")
-
-    @property
-    def factors(self) -> tuple[float, float, float]:
-        """What the score is multiplied with at the main, the high and the low threshold."""
-        return 1.0, self.high_factor, self.low_factor
 
 
 class Proposals(NamedTuple):
@@ -120,16 +70,6 @@ def proposals(
     return OnDevice(launcher, checked, curves.shape[0], rules)(curves, fused)
 
 
-def _taps(sigma: float) -> npt.NDArray[np.int32]:
-    """A Gaussian out to three sigmas in fixed point, `(2 * radius + 1,)`, summing to `TAPS_ONE`."""
-    radius = math.ceil(3 * sigma)
-    steps = np.arange(-radius, radius + 1)
-    weights = np.exp(-0.5 * (steps / sigma) ** 2) if radius else np.ones(1)
-    taps: npt.NDArray[np.int32] = np.rint(weights / weights.sum() * TAPS_ONE).astype(np.int32)
-    taps[radius] += TAPS_ONE - taps.sum()
-    return taps
-
-
 def on_host(
     curves: npt.NDArray[np.float32],
     fused: npt.NDArray[np.float32],
@@ -137,17 +77,14 @@ def on_host(
     rules: ProposalRules,
 ) -> Proposals:
     """The NumPy twin, a few pairs at a time."""
-    pairs = len(offsets) - 1
-    parts, first = [], 0
-    while first < pairs:
-        last = int(np.searchsorted(offsets, offsets[first] + _CHUNK_CLIPS, side="right")) - 1
-        last = min(max(last, first + 1), pairs)
-        part = slice(offsets[first], offsets[last])
-        sources = fused[None, part]
+    parts = []
+    for pairs in chunks(offsets, _CHUNK_CLIPS):
+        begin, end = offsets[pairs.start], offsets[pairs.stop]
+        sources = fused[None, begin:end]
         if rules.variants:
-            sources = np.concatenate([sources, curves[:, part]])
-        parts.append(_Chunk(sources, offsets[first : last + 1] - offsets[first], rules).proposals())
-        first = last
+            sources = np.concatenate([sources, curves[:, begin:end]])
+        own_offsets = offsets[pairs.start : pairs.stop + 1] - begin
+        parts.append(_Chunk(sources, own_offsets, rules).proposals())
     ends = np.cumsum([0, *(part.offsets[-1] for part in parts)])
     return Proposals(
         np.concatenate([part.starts for part in parts] or [np.empty(0, np.int32)]),
@@ -164,10 +101,13 @@ class _Chunk:
         self, sources: npt.NDArray[np.float32], offsets: Offsets, rules: ProposalRules
     ) -> None:
         self.rules = rules
-        self.sources, self.total = sources.shape
-        self.begins, self.lengths = offsets[:-1], np.diff(offsets)
+        self.total = sources.shape[1]
+        factors = [rules.factors] * len(sources) + [rules.fine_factors] * (rules.fine_factor > 0)
+        self.sources, self.factors = len(factors), np.array(factors)
+        self.offsets, self.begins, self.lengths = offsets, offsets[:-1], np.diff(offsets)
         self.pairs = len(self.lengths)
         self.owner = np.repeat(np.arange(self.pairs), self.lengths)
+        self.rows = np.arange(self.sources)[:, None] * self.pairs + self.owner
         self.broken = np.zeros(self.pairs, np.bool_)
         if np.isnan(sources.sum()):  # one pass where there is no NaN
             wrong = np.isnan(sources)
@@ -177,7 +117,10 @@ class _Chunk:
 
     def prepare(self, sources: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
         """The curves in fixed point, smoothed and stretched, `(sources, total)`."""
-        smooth = self.smooth((sources * np.float32(ONE) + np.float32(0.5)).astype(np.int32))
+        gaussians = [(self.rules.sigma, len(sources))]
+        if self.rules.fine_factor:
+            gaussians.append((self.rules.fine_sigma, 1))
+        smooth = smoothed(sources, self.offsets, gaussians)
         if not self.rules.stretch:
             smooth //= np.int32(TAPS_ONE)
             return smooth
@@ -191,38 +134,15 @@ class _Chunk:
         stretched: npt.NDArray[np.int32] = (smooth * float(ONE) / scale).astype(np.int32)
         return stretched
 
-    def smooth(self, curves: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-        """Gaussian over each pair's clips, its edge clips repeated beyond its ends."""
-        taps = _taps(self.rules.sigma)
-        radius = len(taps) // 2
-        if radius == 0:
-            curves *= taps[0]
-            return curves
-        wide = self.lengths + np.where(self.lengths > 0, 2 * radius, 0)
-        wide_begins = np.cumsum(wide) - wide
-        wide_owner = np.repeat(np.arange(self.pairs), wide)
-        clip = np.arange(len(wide_owner)) - wide_begins[wide_owner] - radius
-        clip = np.clip(clip, 0, self.lengths[wide_owner] - 1) + self.begins[wide_owner]
-        padded = curves.take(clip, axis=1)
-        width = padded.shape[1] - 2 * radius
-        out: npt.NDArray[np.int32] = padded[:, radius : radius + width] * taps[radius]
-        for step in range(1, radius + 1):
-            both = padded[:, radius - step : radius - step + width]
-            both = both + padded[:, radius + step : radius + step + width]
-            both *= taps[radius + step]
-            out += both
-        inner = np.arange(self.total) + (wide_begins - self.begins)[self.owner]
-        smooth: npt.NDArray[np.int32] = out.take(inner, axis=1)
-        return smooth
-
     def edges(self) -> npt.NDArray[np.int32]:
         """`(LEVELS, sources, pairs)` bin edges; 0 where a level is not used or does not exist."""
         bins = np.minimum(self.values >> (ONE // BINS).bit_length() - 1, BINS - 1)
-        row = np.arange(self.sources)[:, None] * self.pairs + self.owner
-        flat = (row * BINS + bins).ravel()
+        flat = (self.rows * BINS + bins).ravel()
         histogram = np.bincount(flat, minlength=self.sources * self.pairs * BINS)
         histogram = histogram.reshape(-1, BINS)
-        counts = np.zeros((len(histogram), BINS + 1))  # float64: exact, and faster than integers
+        # Floating-point numbers are faster than integers, and exact up to here.
+        exact = np.float32 if self.lengths.max(initial=0) <= _EXACT_CLIPS else np.float64
+        counts = np.zeros((len(histogram), BINS + 1), exact)
         sums = np.zeros_like(counts)
         histogram.cumsum(axis=1, out=counts[:, 1:])
         (histogram * np.arange(BINS)).cumsum(axis=1, out=sums[:, 1:])
@@ -240,7 +160,9 @@ class _Chunk:
         """Candidates of all pairs, pair after pair."""
         edges = self.edges()
         own_sums = np.concatenate([[0], self.values.ravel().cumsum(dtype=np.int64)])
-        found = [self.runs(level, edges[level], own_sums) for level in range(LEVELS)]
+        # Far enough apart between pairs and between curves that no run crosses over.
+        places = np.arange(self.values.size) + self.rows.ravel() * (self.rules.gap + 1)
+        found = [self.runs(level, edges[level], places, own_sums) for level in range(LEVELS)]
         owner, starts, ends, scores, means, rows = (
             np.concatenate(column) for column in zip(*found, strict=True)
         )
@@ -253,7 +175,8 @@ class _Chunk:
         none = np.bincount(owner, minlength=self.pairs) == 0
         bare = np.flatnonzero(none & (self.lengths > 0) & ~self.broken)
         owner = np.concatenate([owner, bare])
-        order = owner.argsort(kind="stable")
+        # NumPy sorts 16 bits by radix, several times as fast.
+        order = owner.astype(np.min_scalar_type(self.pairs)).argsort(kind="stable")
         return Proposals(
             np.concatenate([starts, np.zeros(len(bare), np.int32)])[order],
             np.concatenate([ends, self.lengths[bare].astype(np.int32)])[order],
@@ -262,18 +185,19 @@ class _Chunk:
         )
 
     def runs(
-        self, level: int, edges: npt.NDArray[np.int32], own_sums: npt.NDArray[np.int64]
+        self,
+        level: int,
+        edges: npt.NDArray[np.int32],
+        places: npt.NDArray[np.int64],
+        own_sums: npt.NDArray[np.int64],
     ) -> tuple[npt.NDArray[Any], ...]:
         """Owner, start, end, score, fused mean and row of every run at one level."""
         rules = self.rules
         threshold = np.where(edges > 0, edges * np.int32(ONE // BINS), np.int32(2 * ONE))
         high = np.flatnonzero(self.values >= np.repeat(threshold, self.lengths, axis=1))
-        source, clip = np.divmod(high, self.total)
-        # Far enough apart between pairs and between curves that no run crosses over.
-        place = high + (self.owner[clip] + source * self.pairs) * (rules.gap + 1)
-        fresh = np.flatnonzero(np.diff(place, prepend=-rules.gap - 2) > rules.gap + 1)
+        fresh = np.flatnonzero(np.diff(places[high], prepend=-rules.gap - 2) > rules.gap + 1)
         begin, end = high[fresh], high[np.append(fresh[1:] - 1, -1)[: len(fresh)]] + 1
-        source, clip = source[fresh], clip[fresh]
+        source, clip = np.divmod(begin, self.total)
         owner, length = self.owner[clip], end - begin
 
         row = source * self.pairs + owner
@@ -284,7 +208,8 @@ class _Chunk:
         # The fused curve is the first source: its sums begin at 0.
         means = (own_sums[clip + length] - own_sums[clip]) / scale
         scores = (1 - rules.length_weight) * (rules.own_share * own + (1 - rules.own_share) * means)
-        scores = rules.factors[level] * (scores + rules.length_weight * (length / row_length[row]))
+        scores = scores + rules.length_weight * (length / row_length[row])
+        scores *= self.factors[source, level]
         starts = (clip - self.begins[owner]).astype(np.int32)
         ends = starts + length.astype(np.int32)
         return owner, starts, ends, scores, means, source * LEVELS + level
@@ -305,8 +230,8 @@ class _Chunk:
 
 
 def _otsu(
-    counts: npt.NDArray[np.float64],
-    sums: npt.NDArray[np.float64],
+    counts: npt.NDArray[Any],
+    sums: npt.NDArray[Any],
     first: npt.NDArray[Any],
     last: npt.NDArray[Any],
 ) -> npt.NDArray[np.int32]:
@@ -320,16 +245,19 @@ def _otsu(
     count_before, sum_before = counts[every, first, None], sums[every, first, None]
     count = counts[every, last, None] - count_before
     total = sums[every, last, None] - sum_before
-    below = np.clip(counts[:, 1:-1] - count_before, 0, count)
-    gap = np.clip(sums[:, 1:-1] - sum_before, 0, total)
-    gap *= -count
-    gap += total * below
-    gap *= gap
-    below *= count - below
-    variance = np.divide(gap, below, out=np.zeros_like(gap), where=below > 0)
+    below = counts[:, 1:-1] - count_before
+    gap = sums[:, 1:-1] - sum_before
+    gap *= count
+    gap -= total * below
+    # Above 0 where both classes hold a clip. Elsewhere it is below 0, and so is the variance, or it
+    # is 0, and so is the gap.
+    both = (count - below) * below
+    both += both == 0
+    variance = gap.astype(np.float64)
+    variance *= variance
+    variance /= both
     edge = variance.argmax(axis=1)
-    found: npt.NDArray[np.bool_] = variance[every, edge] > 0
-    return np.where(found, edge + 1, 0).astype(np.int32)
+    return np.where(variance[every, edge] > 0, edge + 1, 0).astype(np.int32)
 
 
 class OnDevice:
@@ -344,17 +272,19 @@ class OnDevice:
     ) -> None:
         self.launcher, self.rules = launcher, rules
         self.pairs, self.total = len(offsets) - 1, int(offsets[-1])
-        self.sources = 1 + (variants if rules.variants else 0)
+        self.sources = 1 + (variants if rules.variants else 0) + (rules.fine_factor > 0)
         rows = self.sources * LEVELS
         # Two runs lie at least gap + 1 low clips apart, which bounds how many a curve can have.
         capacity = -(-np.diff(offsets) // (rules.gap + 2))
         slot_offsets = np.concatenate([[0], np.cumsum(rows * capacity)])
         slots = int(slot_offsets[-1])
-        taps = _taps(rules.sigma)
+        taps, fine_taps = gaussian_taps(rules.sigma), gaussian_taps(rules.fine_sigma)
         self.radius = len(taps) // 2
+        self.fine_radius = len(fine_taps) // 2 if rules.fine_factor else -1
+        factors = np.array([rules.factors, rules.fine_factors])
         self.tables = [
             launcher.upload(table)
-            for table in (offsets, slot_offsets, taps, np.array(rules.factors))
+            for table in (offsets, slot_offsets, np.concatenate([taps, fine_taps]), factors)
         ]
         self.workspace = [
             launcher.empty((self.sources, self.total), np.int32),
@@ -379,6 +309,7 @@ class OnDevice:
                 fused,
                 *self.tables,
                 np.int32(self.radius),
+                np.int32(self.fine_radius),
                 np.int32(self.sources),
                 np.int64(self.total),
                 np.int32(rules.gap),

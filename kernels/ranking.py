@@ -1,8 +1,8 @@
 """From embeddings to ranked moments for a workload of fixed shape: one sequence of launches.
 
-The functions `context`, `similarity`, `proposals` and `nms` upload their tables and allocate their
-results whenever they are called. Where the same videos are searched again and again, a `Ranking`
-does that once; a call then only launches, and can be recorded in a CUDA graph.
+The functions `context`, `similarity`, `feedback`, `proposals` and `nms` upload their tables and
+allocate their results whenever they are called. Where the same videos are searched again and again,
+a `Ranking` does that once; a call then only launches, and can be recorded in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import numpy.typing as npt
 
 from .context import ContextRules
 from .context import OnDevice as Context
-from .context import on_host as context_on_host
 from .corpus import FEW, corpus
+from .feedback import FeedbackRules, mixed_rows, refined_on_host
+from .feedback import OnDevice as Feedback
 from .launch import Array, Launcher, check_array, check_offsets, launcher_for, launcher_on
 from .nms import OnDevice as Nms
 from .nms import Ranked, check_rules
 from .nms import on_host as nms_on_host
+from .proposal_rules import ProposalRules
 from .proposals import OnDevice as Proposer
-from .proposals import ProposalRules
 from .proposals import on_host as proposals_on_host
 from .similarity import Curves, check_aware, check_counts, check_power, pairs_of
 from .similarity import OnDevice as Similarity
-from .similarity import on_host as similarity_on_host
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +39,11 @@ class RankingRules:
     """
 
     context: ContextRules | None = None
-    """None where the agnostic embeddings have been mixed before, or are not to be."""
+    """None where the agnostic embeddings are not to be mixed."""
     power: float = 1.0
     """Of `similarity`."""
+    feedback: FeedbackRules | None = None
+    """None for the curves of the variants as they are given."""
     proposals: ProposalRules = field(default_factory=ProposalRules)
     threshold: float = 0.75
     """Of `nms`."""
@@ -54,22 +56,24 @@ class RankingRules:
 
 
 class Inputs(NamedTuple):
-    """The arrays of one call; see `similarity`."""
+    """The arrays of one call; see `Ranking.__call__`."""
 
     simplified: Array
     detailed: Array | None
     agnostic: Array
     aware: Array | None
     aware_rows: Array | None
+    second: Array | None = None
 
 
 class Ranking:
     """Ranks the moments of one set of pairs of a query and a video, for any queries.
 
     With NumPy arrays, on the device ``"cpu"``, it runs the NumPy twins one after the other. With
-    CuPy arrays, on the device ``"cuda"``, it launches four kernels, with `ContextRules` five, on
-    CuPy's current stream: nothing is uploaded, allocated or waited for. After `capture` those
-    launches are one. There a call overwrites what the call before has returned.
+    CuPy arrays, on the device ``"cuda"``, it launches four kernels on CuPy's current stream, with a
+    context five, with feedback three more, or five where the feedback has a context: nothing is
+    uploaded, allocated or waited for. After `capture` those launches are one. There a call
+    overwrites what the call before has returned.
 
     It serves one call at a time: calls from two threads take turns by a lock of the caller's, calls
     on two streams by events.
@@ -99,6 +103,7 @@ class Ranking:
         videos: npt.ArrayLike | None = None,
         dtype: npt.DTypeLike = np.float32,
         rules: RankingRules | None = None,
+        mixed: bool = False,
         device: str = "cpu",
     ) -> None:
         """Upload and allocate; on a GPU, wait for it.
@@ -112,6 +117,7 @@ class Ranking:
             videos: `(pairs,)` the video of each pair; by default pair *p* asks about video *p*.
             dtype: of the embeddings, float32 or float16.
             rules: how to rank, by default as `RankingRules` says.
+            mixed: a call gives rows that `mixed_rows` has mixed by the same rules.
             device: ``"cpu"`` or ``"cuda"``, CuPy's current device.
 
         Raises:
@@ -129,7 +135,9 @@ class Ranking:
         if dim < 1 or aware < 0:
             raise ValueError(f"dim, aware: got {dim}, {aware}, expected at least 1 and at least 0")
         check_counts(simplified, detailed)
-        self.device, self.rules = device, rules or RankingRules()
+        self.device, self.rules, self.mixed = device, rules or RankingRules(), mixed
+        feedback = self.rules.feedback
+        self._twice = feedback is not None and feedback.context is not None
         self.total = int(self.pair_offsets[-1])
         self._simplified = (pairs, simplified, dim)
         self._detailed = (pairs, detailed, dim)
@@ -144,13 +152,19 @@ class Ranking:
         """Every table and every result on the device."""
         offsets, rules = self.pair_offsets, self.rules
         counts, dim = (self._simplified[1], self._detailed[1]), self._aware[1]
-        self._context = None
-        if rules.context is not None:
+        self._context = self._second_context = self._feedback = None
+        if rules.context is not None and not self.mixed:
             self._context = Context(launcher, self.offsets, dim, self.dtype, rules.context)
-        self._similarity = Similarity(
-            launcher, self.firsts, offsets, counts, dim, self.dtype, rules.power
-        )
-        self._proposals = Proposer(launcher, offsets, sum(counts), rules.proposals)
+        shape = self.firsts, offsets, counts, dim, self.dtype
+        self._similarity = Similarity(launcher, *shape, rules.power, twice=self._twice)
+        if rules.feedback is not None:
+            self._first_similarity = Similarity(launcher, *shape, rules.power)
+            self._feedback = Feedback(launcher, *shape, rules.feedback)
+            if rules.feedback.context is not None and not self.mixed:
+                self._second_context = Context(
+                    launcher, self.offsets, dim, self.dtype, rules.feedback.context, rescale=True
+                )
+        self._proposals = Proposer(launcher, offsets, self._similarity.rows, rules.proposals)
         self._nms = Nms(launcher, self._proposals.found.offsets, rules.threshold, rules.top)
         self.curves = self._similarity.curves
         unguided = np.full(self.total if self._aware[0] else 0, -1, np.int32)
@@ -165,6 +179,7 @@ class Ranking:
         detailed: Array | None = None,
         aware: Array | None = None,
         aware_rows: Array | None = None,
+        second: Array | None = None,
     ) -> Ranked:
         """Rank; the curves are then in `curves`.
 
@@ -179,6 +194,8 @@ class Ranking:
             aware_rows: `(total clips of all pairs,)` int32: the row of `aware` that describes the
                 clip for this pair's query, or -1. Needed with `aware`. On a device nobody checks
                 that there are such rows.
+            second: like `agnostic`; needed where the rows are `mixed` and the feedback has a
+                context.
 
         Returns:
             Arrays of the kind that came in. On a device they are the same for every call: copy
@@ -188,7 +205,7 @@ class Ranking:
             ValueError: a shape or dtype is not what was said when this was made.
             TypeError: the arrays are not of this ranking's device.
         """
-        given = Inputs(simplified, detailed, agnostic, aware, aware_rows)
+        given = Inputs(simplified, detailed, agnostic, aware, aware_rows, second)
         self._check(given)
         if self.launcher is None:
             return self._on_host(given)
@@ -216,6 +233,7 @@ class Ranking:
             launcher.empty(self._agnostic, self.dtype),
             launcher.empty(self._aware, self.dtype) if self._aware[0] else None,
             launcher.empty((self.total,), np.int32) if self._aware[0] else None,
+            launcher.empty(self._agnostic, self.dtype) if self._takes_second else None,
         )
         if inputs.aware_rows is not None:
             launcher.copy(inputs.aware_rows, self._unguided)
@@ -226,6 +244,11 @@ class Ranking:
         launcher.finish()
         self.inputs = inputs
         return inputs
+
+    @property
+    def _takes_second(self) -> bool:
+        """Whether a call gives the rows of the second comparison."""
+        return self._twice and self.mixed
 
     def _check(self, given: Inputs) -> None:
         launcher = launcher_for(**given._asdict())
@@ -250,19 +273,33 @@ class Ranking:
                 "for more"
             )
 
+        if (given.second is not None) != self._takes_second:
+            got, expected = ("none", "rows") if given.second is None else ("rows", "none")
+            raise ValueError(f"second: got {got}, expected {expected}, as mixed_rows gives them")
+        if given.second is not None:
+            check_array("second", given.second, self._agnostic, dtype)
+
     def _launch(self, given: Inputs) -> Ranked:
         if self._context is not None:
             given = given._replace(agnostic=self._context(given.agnostic))
+        if self._feedback is not None:
+            curves = self._first_similarity(*given[:5])
+            moved = self._feedback(curves.variants, *given[:5])
+            given = given._replace(simplified=moved.simplified, detailed=moved.detailed)
+        if self._second_context is not None:
+            given = given._replace(second=self._second_context(given.agnostic))
         curves = self._similarity(*given)
         found = self._proposals(curves.variants, curves.fused)
         return self._nms(found.starts, found.ends, found.scores)
 
     def _on_host(self, given: Inputs) -> Ranked:
         rules, offsets = self.rules, self.pair_offsets
-        if rules.context is not None:
-            mixed = context_on_host(given.agnostic, self.offsets, rules.context)
-            given = given._replace(agnostic=mixed)
-        curves = similarity_on_host(*given, self.firsts, offsets, rules.power)
+        if not self.mixed:
+            agnostic, second = mixed_rows(
+                given.agnostic, self.offsets, context_rules=rules.context, rules=rules.feedback
+            )
+            given = given._replace(agnostic=agnostic, second=second)
+        curves = refined_on_host(*given, self.firsts, offsets, rules.power, rules.feedback)
         self.curves = curves
         found = proposals_on_host(curves.variants, curves.fused, offsets, rules.proposals)
         return nms_on_host(*found, rules.threshold, rules.top)
@@ -286,7 +323,7 @@ def warm_up(dtype: npt.DTypeLike = np.float32, *, device: str = "cuda") -> None:
         ValueError: another device than ``"cpu"`` or ``"cuda"``, or another dtype.
         ImportError: a GPU is asked for and CuPy is not installed.
     """
-    rules = RankingRules(context=ContextRules())
+    rules = RankingRules(context=ContextRules(), feedback=FeedbackRules(context=ContextRules()))
     ranking = Ranking([0, 1], dim=1, simplified=1, dtype=dtype, rules=rules, device=device)
     launcher = ranking.launcher
     if launcher is None:

@@ -18,6 +18,7 @@ from .launch import (
     Offsets,
     check_array,
     check_offsets,
+    even_runs,
     launcher_for,
     options_for,
     tiles,
@@ -37,9 +38,10 @@ class Curves(NamedTuple):
     """The curves of a ragged batch: pair *p* owns columns ``offsets[p]:offsets[p + 1]``."""
 
     variants: Array
-    """`(variants, total clips)` float32 in [0, 1]: the simplified ones, then the detailed ones."""
+    """`(variants, total clips)` float32 in [0, 1]: the simplified ones, then the detailed ones.
+    Where each variant is compared twice, the curves of the second comparison follow."""
     fused: Array
-    """`(total clips,)` float32: the mean over the variants, the method's S_f."""
+    """`(total clips,)` float32: the mean of these curves, the method's S_f."""
     offsets: Offsets
     """`(pairs + 1,)` int64 on the host."""
 
@@ -53,6 +55,7 @@ def similarity(
     detailed: Array | None = None,
     aware: Array | None = None,
     aware_rows: Array | None = None,
+    second: Array | None = None,
     power: float = 1.0,
 ) -> Curves:
     """Curves of every pair of a query and a video.
@@ -71,6 +74,8 @@ def similarity(
         aware: `(aware captions, dim)`; none by default.
         aware_rows: `(total clips of all pairs,)` int32: the row of `aware` that describes the clip
             for this pair's query, or -1. Needed with `aware`.
+        second: like `agnostic`; where it is given, each variant has one more curve, for which these
+            rows stand in the place of `agnostic`.
         power: exponent of the rescaled cosines; above 1 it lifts a clip that fits one variant well
             over one that fits all of them a little.
 
@@ -87,7 +92,45 @@ def similarity(
         agnostic=agnostic,
         aware=aware,
         aware_rows=aware_rows,
+        second=second,
     )
+    check_power(power)
+    layout = layout_of(simplified, agnostic, offsets, videos, detailed, aware, aware_rows)
+    if second is not None:
+        check_array("second", second, agnostic.shape, layout.dtype)
+    arrays = simplified, detailed, agnostic, aware, aware_rows, second
+    if launcher is None:
+        return on_host(*arrays, layout.firsts, layout.offsets, power)
+    return OnDevice(launcher, *layout, power, twice=second is not None)(*arrays)
+
+
+class Layout(NamedTuple):
+    """What the arrays of a batch say about its shape."""
+
+    firsts: Offsets
+    """`(pairs,)`: the first clip of the pair's video."""
+    offsets: Offsets
+    """`(pairs + 1,)`: of the pairs' columns in the curves."""
+    counts: tuple[int, int]
+    """Simplified and detailed variants of a pair."""
+    dim: int
+    dtype: str
+
+
+def layout_of(
+    simplified: Array,
+    agnostic: Array,
+    offsets: npt.ArrayLike,
+    videos: npt.ArrayLike | None,
+    detailed: Array | None,
+    aware: Array | None,
+    aware_rows: Array | None,
+) -> Layout:
+    """Check the arguments of `similarity`, and return what they say about the batch.
+
+    Raises:
+        ValueError: a shape, dtype or index does not fit.
+    """
     check_array("simplified", simplified, (None, None, None), "float32", "float16")
     pairs, count, dim = simplified.shape
     dtype = simplified.dtype.name
@@ -99,12 +142,7 @@ def similarity(
     check_counts(count, rest)
     firsts, pair_offsets = pairs_of(video_offsets, videos, pairs)
     check_aware(aware, aware_rows, dim, dtype, int(pair_offsets[-1]))
-    check_power(power)
-    arrays = simplified, detailed, agnostic, aware, aware_rows
-    if launcher is None:
-        return on_host(*arrays, firsts, pair_offsets, power)
-    run = OnDevice(launcher, firsts, pair_offsets, (count, rest), dim, dtype, power)
-    return run(*arrays)
+    return Layout(firsts, pair_offsets, (count, rest), dim, dtype)
 
 
 def check_counts(simplified: int, detailed: int) -> None:
@@ -169,6 +207,7 @@ def on_host(
     agnostic: npt.NDArray[Any],
     aware: npt.NDArray[Any] | None,
     aware_rows: npt.NDArray[np.int32] | None,
+    second: npt.NDArray[Any] | None,
     firsts: Offsets,
     offsets: Offsets,
     power: float,
@@ -181,52 +220,104 @@ def on_host(
     variants, turn = simplified, simplified.shape[1]
     if detailed is not None:
         variants = np.concatenate([simplified, detailed], axis=1)
-    _, count, dim = variants.shape
-    if aware is not None and aware_rows is not None and len(aware_rows):
-        low, high = int(aware_rows.min()), int(aware_rows.max())
-        if low < -1 or high >= len(aware):
-            raise ValueError(f"aware_rows: got {low} to {high}, expected -1 to {len(aware) - 1}")
+    count = variants.shape[1]
+    check_rows(aware, aware_rows)
     # Half precision is a storage format here: NumPy has no fast half-precision product.
     variants = variants.astype(np.float32, copy=False)
-    curves = np.empty((count, int(offsets[-1])), dtype=np.float32)
-    step = max(SERIAL_PRODUCT // max(count * dim, 1), 1)
-    for pair, (first, begin, end) in enumerate(
-        zip(firsts.tolist(), offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
-    ):
-        for left in range(begin, end, step):
-            right = min(left + step, end)
-            clips = agnostic[first + left - begin : first + right - begin]
-            clips = clips.astype(np.float32, copy=False)
-            if aware is None or aware_rows is None:
-                np.matmul(variants[pair], clips.T, out=curves[:, left:right])
-                continue
-            plain, guided = variants[pair, :turn], variants[pair, turn:]
-            np.matmul(plain, clips.T, out=curves[:turn, left:right])
-            rows = aware_rows[left:right]
-            captions = np.where((rows >= 0)[:, None], aware[rows].astype(np.float32), clips)
-            np.matmul(guided, captions.T, out=curves[turn:, left:right])
+    parts = [(agnostic, slice(0, count))]
+    if second is not None:
+        parts.append((second, slice(count, 2 * count)))
+    curves = np.empty((len(parts) * count, int(offsets[-1])), dtype=np.float32)
+    for embeddings, rows in parts:
+        guides = (turn, aware, aware_rows) if aware is not None and aware_rows is not None else None
+        _multiply(variants, embeddings, guides, firsts, offsets, curves[rows])
     _normalise(curves, offsets)
-    if power != 1:
+    if power == 1.5:
+        curves *= np.sqrt(curves)  # several times as fast as the general power
+    elif power != 1:
         np.power(curves, np.float32(power), out=curves)
     return Curves(curves, curves.mean(axis=0), offsets)
 
 
+def _multiply(
+    variants: npt.NDArray[np.float32],
+    embeddings: npt.NDArray[Any],
+    guides: tuple[int, npt.NDArray[Any], npt.NDArray[np.int32]] | None,
+    firsts: Offsets,
+    offsets: Offsets,
+    out: npt.NDArray[np.float32],
+) -> None:
+    """Write the products of each pair's variants with the rows of its video to `out`.
+
+    Args:
+        variants: `(pairs, variants, dim)`.
+        embeddings: `(clips of all videos, dim)`.
+        guides: how many variants are simplified, the aware captions, and the row of each clip.
+        firsts: of the videos in `embeddings`.
+        offsets: of the pairs in `out`.
+        out: `(variants, total)`.
+    """
+    _, count, dim = variants.shape
+    step = max(SERIAL_PRODUCT // max(count * dim, 1), 1)
+    for pairs, clips in even_runs(offsets, firsts):
+        begin, end = int(offsets[pairs.start]), int(offsets[pairs.stop])
+        first = int(firsts[pairs.start])
+        rows = embeddings[first : first + end - begin].astype(np.float32, copy=False)
+        rows = rows.reshape(-1, clips, dim)
+        cells = out[:, begin:end].reshape(count, -1, clips).transpose(1, 0, 2)
+        captions = rows
+        if guides is not None:
+            turn, aware, aware_rows = guides
+            captions = guided_rows(rows, aware, aware_rows[begin:end].reshape(-1, clips))
+        for left in range(0, clips, step):
+            part = slice(left, left + step)
+            if guides is None:
+                np.matmul(variants[pairs], _turned(rows[:, part]), out=cells[:, :, part])
+                continue
+            plain, guided = variants[pairs, :turn], variants[pairs, turn:]
+            np.matmul(plain, _turned(rows[:, part]), out=cells[:, :turn, part])
+            np.matmul(guided, _turned(captions[:, part]), out=cells[:, turn:, part])
+
+
+def _turned(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    return rows.transpose(0, 2, 1)
+
+
+def check_rows(aware: Array | None, aware_rows: Array | None) -> None:
+    """Refuse a number in `aware_rows` that is no row of `aware`; both on the host.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if aware is not None and aware_rows is not None and len(aware_rows):
+        low, high = int(aware_rows.min()), int(aware_rows.max())
+        if low < -1 or high >= len(aware):
+            raise ValueError(f"aware_rows: got {low} to {high}, expected -1 to {len(aware) - 1}")
+
+
+def guided_rows(
+    clips: npt.NDArray[np.float32], aware: npt.NDArray[Any], rows: npt.NDArray[np.int32]
+) -> npt.NDArray[np.float32]:
+    """What detailed variants are compared with: a clip's aware row if it has one, else its own."""
+    captions = clips.copy()
+    has_one = rows >= 0
+    captions[has_one] = aware[rows[has_one]]
+    return captions
+
+
 def _normalise(curves: npt.NDArray[np.float32], offsets: Offsets) -> None:
     """Min-max over each pair's clips, in place."""
-    lengths = np.diff(offsets)
-    filled = lengths > 0  # reduceat reads an empty part as its neighbour's first item
-    if not filled.any():
-        return
-    begins, lengths = offsets[:-1][filled], lengths[filled]
-    low = np.minimum.reduceat(curves, begins, axis=1)
-    span = np.maximum.reduceat(curves, begins, axis=1) - low
-    span[span < FLAT] = np.inf  # to zero, while a NaN stays one and is reported
-    curves -= np.repeat(low, lengths, axis=1)
-    curves /= np.repeat(span, lengths, axis=1)
+    for pairs, clips in even_runs(offsets):
+        part = curves[:, offsets[pairs.start] : offsets[pairs.stop]].reshape(len(curves), -1, clips)
+        low = part.min(axis=2, keepdims=True)
+        span = part.max(axis=2, keepdims=True) - low
+        span[span < FLAT] = np.inf  # to zero, while a NaN stays one and is reported
+        part -= low
+        part /= span
 
 
 class OnDevice:
-    """The same on a device: two launches, nothing waits.
+    """The same on a device: two launches, three for `twice`, nothing waits.
 
     What does not change from call to call is uploaded and allocated once; a call overwrites the
     result of the one before. No number in `aware_rows` may be past the end of `aware`: on a device
@@ -242,6 +333,8 @@ class OnDevice:
         dim: int,
         dtype: npt.DTypeLike,
         power: float,
+        *,
+        twice: bool = False,
     ) -> None:
         self.launcher, self.counts, self.dim, self.power = launcher, counts, dim, power
         self.options = options_for(dtype)
@@ -249,8 +342,9 @@ class OnDevice:
         table = tiles(offsets, _CLIPS)
         self.tile_count = len(table)
         self.firsts, self.offsets, self.tiles = map(launcher.upload, (firsts, offsets, table))
+        self.rows = sum(counts) * (2 if twice else 1)
         self.curves = Curves(
-            launcher.empty((sum(counts), self.total), np.float32),
+            launcher.empty((self.rows, self.total), np.float32),
             launcher.empty((self.total,), np.float32),
             offsets,
         )
@@ -262,36 +356,38 @@ class OnDevice:
         agnostic: Array,
         aware: Array | None,
         aware_rows: Array | None,
+        second: Array | None = None,
     ) -> Curves:
-        """Launch, and return where the result will be."""
+        """Launch, and return where the result will be. `second` is needed for `twice`."""
         if not self.total:
             return self.curves
         groups = sum(-(-count // _TILE) for count in self.counts)
-        self.launcher.launch(
-            "similarity",
-            "cosines",
-            simplified,
-            detailed,
-            agnostic,
-            aware,
-            aware_rows,
-            self.firsts,
-            self.offsets,
-            self.tiles,
-            np.int64(self.tile_count),
-            *map(np.int32, self.counts),
-            np.int32(self.dim),
-            np.int64(self.total),
-            self.curves.variants,
-            blocks=-(-self.tile_count * groups // _WARPS),
-            threads=_WARPS * 32,
-            options=self.options,
-        )
+        for first in range(0, self.rows, sum(self.counts)):
+            self.launcher.launch(
+                "similarity",
+                "cosines",
+                simplified,
+                detailed,
+                second if first else agnostic,
+                aware,
+                aware_rows,
+                self.firsts,
+                self.offsets,
+                self.tiles,
+                np.int64(self.tile_count),
+                *map(np.int32, self.counts),
+                np.int32(self.dim),
+                np.int64(self.total),
+                self.curves.variants[first:],
+                blocks=-(-self.tile_count * groups // _WARPS),
+                threads=_WARPS * 32,
+                options=self.options,
+            )
         self.launcher.launch(
             "similarity",
             "rescale",
             self.offsets,
-            np.int32(sum(self.counts)),
+            np.int32(self.rows),
             np.int64(self.total),
             np.float32(FLAT),
             np.float32(self.power),

@@ -122,14 +122,20 @@ def test_the_reference_has_every_public_name() -> None:
 
 def test_every_constant_of_a_preset_has_its_reason() -> None:
     from granalign_fast.config import RetrieverConfig
-    from granalign_fast.kernels import ContextRules, ProposalRules
+    from granalign_fast.kernels import ContextRules, FeedbackRules, ProposalRules
 
     page = (DOCS / "reference" / "presets.md").read_text(encoding="utf-8")
     explained = set(re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE))
     expected = {field.name for field in dataclasses.fields(RetrieverConfig)}
-    expected -= {"context", "proposals"}
-    for path, rules in (("context", ContextRules), ("proposals", ProposalRules)):
+    nested = {
+        "context": ContextRules,
+        "feedback": FeedbackRules,
+        "feedback.context": ContextRules,
+        "proposals": ProposalRules,
+    }
+    for path, rules in nested.items():
         expected |= {f"{path}.{field.name}" for field in dataclasses.fields(rules)}
+    expected -= nested.keys()
     assert explained == expected
     table = ASSEMBLE.presets_table()
     assert all(f"| `{name}` |" in table for name in expected)

@@ -34,14 +34,14 @@ from granalign_fast.kernels import (
     Ranked,
     Ranking,
     RankingRules,
-    context,
+    mixed_rows,
     nms,
     proposals,
-    similarity,
+    refined_curves,
     warm_up,
 )
 
-STAGES = ("context", "similarity", "proposals", "nms")
+STAGES = ("context", "curves", "proposals", "nms")
 
 LIMITS = ({"limit_us": 60}, {"limit_ms": 1})
 """GPU time that a `Ranking` may take: for one query, and for QVHighlights val."""
@@ -52,9 +52,11 @@ def run(
 ) -> tuple[Ranked, dict[str, float]]:
     """Rank once; return the moments, and the seconds of each stage by the clock `now`."""
     marks = [now()]
-    mixed = rows if config.context is None else context(rows, offsets, rules=config.context)
+    first, second = mixed_rows(rows, offsets, context_rules=config.context, rules=config.feedback)
     marks.append(now())
-    curves = similarity(variants, mixed, offsets, power=config.power)
+    curves = refined_curves(
+        variants, first, offsets, second=second, power=config.power, rules=config.feedback
+    )
     marks.append(now())
     proposed = proposals(curves.variants, curves.fused, curves.offsets, rules=config.proposals)
     marks.append(now())
@@ -161,6 +163,7 @@ def measure_rankings(
     rules = RankingRules(
         context=config.context,
         power=config.power,
+        feedback=config.feedback,
         proposals=config.proposals,
         threshold=config.nms_threshold,
         top=config.top,

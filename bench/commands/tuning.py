@@ -30,7 +30,7 @@ from granalign_fast.evaluation.opening import open_videos
 from granalign_fast.files import default_cache
 from granalign_fast.index import CaptionedVideo
 from granalign_fast.jsonl import Record
-from granalign_fast.kernels import ContextRules, Curves, ProposalRules
+from granalign_fast.kernels import ContextRules, Curves, FeedbackRules, ProposalRules
 from granalign_fast.metrics import (
     intervals,
     retrieval_of_each,
@@ -66,9 +66,16 @@ class Constants:
     context: tuple[int, int] | None = None
     """Radius and power."""
     power: float = 1.0
+    feedback_clips: int = 0
+    """0 for no feedback, and so no second context."""
+    feedback_level: float = 0.6
+    feedback_sigma: float = 1.0
+    second_context: tuple[int, int] | None = None
     sigma: float = 1.0
     high_factor: float = 0.0
     low_factor: float = 0.0
+    fine_sigma: float = 0.5
+    fine_factor: float = 0.0
     own_share: float = 0.0
     length_weight: float = 0.3
     nms_threshold: float = 0.75
@@ -76,11 +83,20 @@ class Constants:
     def config(self) -> RetrieverConfig:
         """Return the configuration with these constants."""
         rules = asdict(self)
-        mixing, power, threshold = map(rules.pop, ("context", "power", "nms_threshold"))
+        mixing = [
+            one and ContextRules(radius=one[0], power=one[1])
+            for one in map(rules.pop, ("context", "second_context"))
+        ]
+        power, threshold = map(rules.pop, ("power", "nms_threshold"))
+        clips, level, sigma = (
+            rules.pop(f"feedback_{name}") for name in ("clips", "level", "sigma")
+        )
+        feedback = FeedbackRules(clips=max(clips, 1), level=level, sigma=sigma, context=mixing[1])
         return RetrieverConfig(
             use_query=True,
-            context=mixing and ContextRules(radius=mixing[0], power=mixing[1]),
+            context=mixing[0],
             power=power,
+            feedback=feedback if clips else None,
             proposals=ProposalRules(variants=True, **rules),
             nms_threshold=threshold,
         )
@@ -89,11 +105,17 @@ class Constants:
 GRIDS: Mapping[str, tuple[Any, ...]] = {
     # Radius and power are one constant. The ascent starts without mixing: a power alone then
     # changes nothing, and a radius alone would be judged at an arbitrary power.
-    "context": (None, *product((3, 4, 5, 6, 8), (1, 2, 3, 4))),
+    "context": (None, *product((4, 5, 6), (3, 4))),
     "power": (1.0, 1.25, 1.5, 1.75),
+    "feedback_clips": (0, 8, 10, 12, 16),
+    "feedback_level": (0.4, 0.5, 0.6, 0.7),
+    "feedback_sigma": (0.5, 1.0, 1.5),
+    "second_context": (None, *product((10, 20, 30), (4, 6))),
     "sigma": (0.5, 0.75, 1.0, 1.25, 1.5),
     "high_factor": (0.0, 0.4, 0.5, 0.6),
     "low_factor": (0.0, 0.8, 0.9, 0.95),
+    "fine_factor": (0.0, 0.7, 0.8, 0.9),
+    "fine_sigma": (0.0, 0.5),
     "own_share": (0.0, 0.5, 1.0),
     "length_weight": (0.2, 0.25, 0.3, 0.35),
     "nms_threshold": (0.7, 0.75, 0.8),
@@ -114,20 +136,37 @@ class Benchmark:
     videos: Ints
     """`agnostic`, `offsets` and `videos` as `similarity` takes them."""
     _curves: dict[Any, Curves] = field(default_factory=dict, init=False)
+    _mixed: dict[Any, Any] = field(default_factory=dict, init=False)
     _figures: dict[RetrieverConfig, Floats] = field(default_factory=dict, init=False)
 
     def curves(self, config: RetrieverConfig) -> Curves:
-        """Return the curves of all queries, cached; the mixed captions are too large to cache."""
-        key = config.context, config.power, config.use_query
+        """Return the curves of all queries, cached."""
+        key = config.context, config.power, config.feedback, config.use_query
         if key not in self._curves:
             first = 0 if config.use_query or self.texts.shape[1] == 1 else 1
-            texts, captions = np.ascontiguousarray(self.texts[:, first:]), self.agnostic
-            if config.context is not None:
-                captions = kernels.context(captions, self.offsets, rules=config.context)
-            self._curves[key] = kernels.similarity(
-                texts, captions, self.offsets, videos=self.videos, power=config.power
+            texts, rules = np.ascontiguousarray(self.texts[:, first:]), config.feedback
+            captions, second = self.mixed(config)
+            self._curves[key] = kernels.refined_curves(
+                texts,
+                captions,
+                self.offsets,
+                second=second,
+                videos=self.videos,
+                power=config.power,
+                rules=rules,
             )
         return self._curves[key]
+
+    def mixed(self, config: RetrieverConfig) -> tuple[Any, Any]:
+        """Return the rows that variants are compared with; the last ones are cached."""
+        key = config.context, config.feedback and config.feedback.context
+        if key not in self._mixed:
+            self._mixed.clear()
+            self._mixed[key] = kernels.mixed_rows(
+                self.agnostic, self.offsets, context_rules=config.context, rules=config.feedback
+            )
+        agnostic, second = self._mixed[key]
+        return agnostic, second
 
     def predictions(self, config: RetrieverConfig) -> list[Record]:
         """Return the line of a submission for each query."""
@@ -196,13 +235,17 @@ def load(
 def ablation(benchmark: Benchmark) -> dict[str, dict[str, float]]:
     """Score the tuned preset, and variants with one part changed, by the name of the change."""
     tuned = preset("tuned")
+    assert tuned.feedback is not None
 
     def rules(**changes: Any) -> RetrieverConfig:
         return replace(tuned, proposals=replace(tuned.proposals, **changes))
 
     configs = {
         "tuned": tuned,
-        "no context mixing": replace(tuned, context=None),
+        "no feedback": replace(tuned, feedback=None),
+        "no second context": replace(tuned, feedback=replace(tuned.feedback, context=None)),
+        "no first context": replace(tuned, context=None),
+        "no fine cut": rules(fine_factor=0.0),
         "power 1": replace(tuned, power=1.0),
         "no Gaussian": rules(sigma=0.0),
         "no high level": rules(high_factor=0.0),

@@ -60,17 +60,20 @@ def judge_result(
     """
     query = result.rewrites or Rewrites(result.query)
     simplified, detailed = query_variants(query, config)
-    clips = np.asarray(index.embeddings, np.float32)
-    if config.context is not None:
-        clips = plain.context(clips, config.context)
-    aware = clips.copy()
+    rows = plain.mixed(np.asarray(index.embeddings, np.float32), config)
+    matrices = 1 if rows[1] is None else 2
+    guided = rows[0].copy(), None if rows[1] is None else rows[1].copy()
     for clip, caption in result.aware.items():
-        aware[clip] = encoder.encode([caption])[0]
-    parts = [
-        plain.curves(encoder.encode(list(texts)), against, config.power)
-        for texts, against in ((simplified, clips), (detailed, aware))
+        for mixed in guided:
+            if mixed is not None:
+                mixed[clip] = encoder.encode([caption])[0]
+    halves = [
+        np.split(plain.refined(encoder.encode(list(texts)), against, config, aware), matrices)
+        for texts, against, aware in ((simplified, rows, ()), (detailed, guided, result.aware))
         if texts
     ]
+    # First all curves by the first rows, then all by the second.
+    parts = [part for half in zip(*halves, strict=True) for part in half]
     error = float(np.abs(np.concatenate(parts) - result.curves).max())
     require(error < _TOLERANCE, f"search: curves {error:.0e} from the plain loop's")
     candidates = plain.candidates(result.curves, result.saliency, config.proposals)

@@ -7,36 +7,88 @@ compared with, and as the judge of their results.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from granalign_fast.config import RetrieverConfig
-from granalign_fast.kernels import ContextRules, ProposalRules
+from granalign_fast.kernels import ContextRules, FeedbackRules, ProposalRules
 from granalign_fast.kernels.similarity import FLAT
 
 Moment = tuple[int, int, float]
 """First clip, one past the last clip, score."""
+Rows = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]
+"""What variants are compared with, `(clips, dim)`: always, and besides after feedback."""
 
 _ONE, _TAPS_ONE, _BINS = 1 << 15, 1 << 12, 32
 """1.0 of a curve in fixed point, 1.0 of the Gaussian's taps, and bins of Otsu's histogram, all as
 in the kernels."""
 
 
-def search(
-    variants: npt.NDArray[np.float32], clips: npt.NDArray[np.float32], config: RetrieverConfig
-) -> list[Moment]:
+def search(variants: npt.NDArray[np.float32], rows: Rows, config: RetrieverConfig) -> list[Moment]:
     """Return the moments of one query, best first.
 
     Args:
         variants: embeddings of the query's variants, `(variants, dim)`, rows of unit length.
-        clips: `(clips, dim)`, embeddings of the captions; from `context` if the config has one.
+        rows: what the comparisons take; see `mixed`.
         config: the retriever's configuration.
     """
-    each = curves(variants, clips, config.power)
+    each = refined(variants, rows, config)
     unranked = candidates(each, each.mean(axis=0), config.proposals)
     return suppress(unranked, config.nms_threshold, config.top)
+
+
+def mixed(clips: npt.NDArray[np.float32], config: RetrieverConfig) -> Rows:
+    """Return the captions' embeddings as the comparisons take them."""
+    first = clips if config.context is None else context(clips, config.context)
+    if config.feedback is None or config.feedback.context is None:
+        return first, None
+    lengths = np.linalg.norm(first, axis=1, keepdims=True)
+    return first, context(first / lengths, config.feedback.context)
+
+
+def refined(
+    variants: npt.NDArray[np.float32],
+    rows: Rows,
+    config: RetrieverConfig,
+    aware: Collection[int] = (),
+) -> npt.NDArray[np.float32]:
+    """Return the curves that candidates are cut from, one or two for each variant.
+
+    `aware` are the clips whose rows are query-aware captions.
+    """
+    first, second = rows
+    each = curves(variants, first, config.power)
+    if config.feedback is None:
+        return each
+    moved = [
+        move(variant, curve, first, config.feedback, aware)
+        for variant, curve in zip(variants, each, strict=True)
+    ]
+    compared = [rows for rows in (first, second) if rows is not None]
+    return np.concatenate([curves(np.array(moved), rows, config.power) for rows in compared])
+
+
+def move(
+    variant: npt.NDArray[np.float32],
+    curve: npt.NDArray[np.float32],
+    rows: npt.NDArray[np.float32],
+    rules: FeedbackRules,
+    aware: Collection[int] = (),
+) -> npt.NDArray[np.float32]:
+    """Return a variant moved towards the rows of the best clips of its curve, `(dim,)`."""
+    values = _smoothed(curve, rules.sigma)
+    level = values.min() + int(rules.level * np.ptp(values))
+    best = np.flatnonzero(values >= max(np.sort(values)[-rules.clips :][0], level))
+    is_aware = np.isin(np.arange(len(rows)), list(aware))
+    special = rows.copy()
+    for kind in (is_aware, ~is_aware):
+        if kind.any():
+            special[kind] -= rows[kind].mean(axis=0)
+    moved: npt.NDArray[np.float32] = variant + special[best].mean(axis=0)
+    return moved
 
 
 def context(clips: npt.NDArray[np.float32], rules: ContextRules) -> npt.NDArray[np.float32]:
@@ -67,10 +119,15 @@ def candidates(
     each: npt.NDArray[np.float32], fused: npt.NDArray[np.float32], rules: ProposalRules
 ) -> list[Moment]:
     """Return every candidate of one query, in no particular order."""
-    base = _prepared(fused, rules)
+    base = _prepared(fused, rules.sigma, rules.stretch)
+    cuts = [(fused, rules.sigma, rules.factors)]
+    if rules.variants:
+        cuts += [(curve, rules.sigma, rules.factors) for curve in each]
+    if rules.fine_factor:
+        cuts.append((fused, rules.fine_sigma, rules.fine_factors))
     scored: list[tuple[Any, ...]] = []
-    for source, curve in enumerate([fused, *(each if rules.variants else [])]):
-        values = _prepared(curve, rules)
+    for source, (curve, sigma, factors) in enumerate(cuts):
+        values = _prepared(curve, sigma, rules.stretch)
         for level, threshold in enumerate(_thresholds(values, rules)):
             if not threshold:
                 continue
@@ -84,7 +141,7 @@ def candidates(
                 )
                 score = score + rules.length_weight * ((end - start) / selected)
                 rank = 3 * source + level
-                scored.append((mean, rank, start, end, rules.factors[level] * score))
+                scored.append((mean, rank, start, end, factors[level] * score))
     scored.sort(key=lambda one: one[:3])
     scored = scored[int(rules.drop * len(scored)) :]
     return [(start, end, float(score)) for *_, start, end, score in scored] or [
@@ -111,18 +168,24 @@ def _overlap(one: Moment, other: Moment) -> float:
     return both / ((one[1] - one[0]) + (other[1] - other[0]) - both)
 
 
-def _prepared(curve: npt.NDArray[np.float32], rules: ProposalRules) -> npt.NDArray[np.int64]:
-    """Convert a curve to fixed point, smooth it and stretch it to its range."""
+def _smoothed(curve: npt.NDArray[np.float32], sigma: float) -> npt.NDArray[np.int64]:
+    """Convert a curve to fixed point and smooth it."""
     fixed = (curve * np.float32(_ONE) + np.float32(0.5)).astype(np.int64)
-    radius = math.ceil(3 * rules.sigma)
+    radius = math.ceil(3 * sigma)
     taps = np.array([_TAPS_ONE])
     if radius:
         steps = np.arange(-radius, radius + 1)
-        weights = np.exp(-0.5 * (steps / rules.sigma) ** 2)
+        weights = np.exp(-0.5 * (steps / sigma) ** 2)
         taps = np.rint(weights / weights.sum() * _TAPS_ONE).astype(np.int64)
         taps[radius] += _TAPS_ONE - taps.sum()
     smooth: npt.NDArray[np.int64] = np.convolve(np.pad(fixed, radius, "edge"), taps, "valid")
-    if not rules.stretch:
+    return smooth
+
+
+def _prepared(curve: npt.NDArray[np.float32], sigma: float, stretch: bool) -> npt.NDArray[np.int64]:
+    """Smooth a curve and stretch it to its range."""
+    smooth = _smoothed(curve, sigma)
+    if not stretch:
         return smooth // _TAPS_ONE
     span = max(int(np.ptp(smooth)), 1)
     stretched: npt.NDArray[np.int64] = (smooth - smooth.min()) * _ONE // span

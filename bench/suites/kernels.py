@@ -18,7 +18,18 @@ from granalign_fast.bench.harness.workloads import CLIPS, DIM, VARIANTS, Batch, 
 from granalign_fast.bench.peers import plain_method as plain
 from granalign_fast.bench.peers import runtimes as peers
 from granalign_fast.config import RetrieverConfig, preset
-from granalign_fast.kernels import Curves, Proposals, Ranked, context, nms, proposals, similarity
+from granalign_fast.kernels import (
+    Curves,
+    Proposals,
+    Ranked,
+    context,
+    feedback,
+    mixed_rows,
+    nms,
+    proposals,
+    refined_curves,
+    similarity,
+)
 
 _QUERIES, _ONE_BY_ONE = 256, 16
 """Queries of a batch, and those that the plain loop gets: it is slow."""
@@ -35,7 +46,9 @@ class _Inputs(NamedTuple):
     variants: Any
     clips: Any
     mixed: Any
+    second: Any
     offsets: Any
+    first_curves: Curves
     curves: Curves
     proposed: Proposals
 
@@ -58,6 +71,11 @@ def run(bench: Bench) -> None:
     if config.context is not None:
         rules = config.context
         runs = {"context": lambda g: context(g.clips, g.offsets, rules=rules)} | runs
+    if config.feedback is not None:
+        more = config.feedback
+        runs["feedback"] = lambda g: feedback(
+            g.first_curves.variants, g.variants, g.mixed, g.offsets, rules=more
+        )
     stages = {}
     for name, stage in runs.items():
         samples = bench.race(
@@ -70,20 +88,28 @@ def run(bench: Bench) -> None:
             parameters=sizes,
         )
         stages[name] = samples[f"{OURS}, cold"].median / queries
+    if config.feedback is not None:
+        # The second comparison takes as many products as the first, or twice as many.
+        stages["second similarity"] = stages["similarity"] * (2 if config.feedback.context else 1)
     bench.breakdown(f"kernels, a query of {CLIPS} clips, cold caches", stages)
-    _whole(bench, config, queries, sizes, sum((work[n] for n in work if n != "context"), Work()))
+    _whole(
+        bench, config, queries, sizes, sum((work[n] for n in work if "context" not in n), Work())
+    )
     _torch(bench, config, queries, sizes, work["similarity"])
 
 
 def prepare(bench: Bench, batch: Batch, config: RetrieverConfig) -> _Inputs:
     """Return the inputs of every stage of a batch, on the device."""
     variants, clips = bench.to_device(batch.variants), bench.to_device(batch.clips)
-    mixed = clips
-    if config.context is not None:
-        mixed = context(clips, batch.offsets, rules=config.context)
-    curves = similarity(variants, mixed, batch.offsets, power=config.power)
+    first, second = mixed_rows(
+        clips, batch.offsets, context_rules=config.context, rules=config.feedback
+    )
+    first_curves = similarity(variants, first, batch.offsets, power=config.power)
+    curves = refined_curves(
+        variants, first, batch.offsets, second=second, power=config.power, rules=config.feedback
+    )
     proposed = proposals(*curves, rules=config.proposals)
-    return _Inputs(variants, clips, mixed, batch.offsets, curves, proposed)
+    return _Inputs(variants, clips, first, second, batch.offsets, first_curves, curves, proposed)
 
 
 def stage_work(
@@ -94,20 +120,32 @@ def stage_work(
     Candidates are counted as one for eight clips of each curve and level, about as many as on
     QVHighlights.
     """
-    total, sources = queries * clips, 1 + VARIANTS * config.proposals.variants
+    total, rules = queries * clips, config.proposals
+    twice = config.feedback is not None and config.feedback.context is not None
+    sources = 1 + VARIANTS * (1 + twice) * rules.variants + (rules.fine_factor > 0)
     curve_bytes = 4.0 * total * (VARIANTS + 1)
-    slots = total / 8 * sources * sum(factor > 0 for factor in config.proposals.factors)
-    near = 0 if config.context is None else 2 * config.context.radius + 1
-    return {
+    variant_bytes = 4.0 * queries * VARIANTS * dim
+    slots = total / 8 * sources * sum(factor > 0 for factor in rules.factors)
+
+    def mixing(radius: int) -> Work:
         # Each clip: products with its near clips, and their weighted sum.
-        "context": Work(2.0 * 4 * total * dim, 2.0 * 2 * total * near * dim),
-        "similarity": Work(
-            4.0 * (total + queries * VARIANTS) * dim + curve_bytes, 2.0 * total * VARIANTS * dim
-        ),
+        return Work(2.0 * 4 * total * dim, 2.0 * 2 * total * (2 * radius + 1) * dim)
+
+    products = 2.0 * total * VARIANTS * dim
+    similarity = Work(4.0 * total * dim + variant_bytes + curve_bytes, products)
+    work = {
+        "context": mixing(config.context.radius) if config.context else Work(),
+        "similarity": similarity,
         # A slot: start, end, and a score in double precision, 16 bytes.
         "proposals": Work(4.0 * total * sources + 16.0 * slots),
         "nms": Work(16.0 * slots + 16.0 * queries * config.top),
     }
+    if config.feedback is not None:
+        work["feedback"] = Work(4.0 * total * dim + 2 * variant_bytes + curve_bytes, products)
+        work["second similarity"] = similarity + similarity if twice else similarity
+        if config.feedback.context is not None:
+            work["second context"] = mixing(config.feedback.context.radius)
+    return work
 
 
 def _whole(
@@ -120,16 +158,27 @@ def _whole(
         return prepare(bench, embeddings(rng, queries), config)
 
     def ours(inputs: _Inputs) -> Ranked:
-        curves = similarity(inputs.variants, inputs.mixed, inputs.offsets, power=config.power)
+        curves = refined_curves(
+            inputs.variants,
+            inputs.mixed,
+            inputs.offsets,
+            second=inputs.second,
+            power=config.power,
+            rules=config.feedback,
+        )
         proposed = proposals(*curves, rules=config.proposals)
         return nms(*proposed, threshold=config.nms_threshold, top=config.top)
 
     def loop(inputs: _Inputs) -> list[list[plain.Moment]]:
         variants = bench.to_host(inputs.variants[:few])
-        mixed = bench.to_host(inputs.mixed[: few * CLIPS])
+        first = bench.to_host(inputs.mixed[: few * CLIPS])
+        second = None if inputs.second is None else bench.to_host(inputs.second[: few * CLIPS])
+        parts = [slice(q * CLIPS, (q + 1) * CLIPS) for q in range(few)]
         return [
-            plain.search(variants[q], mixed[q * CLIPS : (q + 1) * CLIPS], config)
-            for q in range(few)
+            plain.search(
+                variants[q], (first[part], None if second is None else second[part]), config
+            )
+            for q, part in enumerate(parts)
         ]
 
     def judge(inputs: _Inputs, outputs: Mapping[str, Any]) -> None:
@@ -232,6 +281,13 @@ def _judge_one(
             got, mean = bench.to_host(output.variants)[:, part], bench.to_host(output.fused)[part]
             wrong = max(np.abs(got - each).max(), np.abs(mean - each.mean(axis=0)).max())
             wrong = wrong > _CURVE_TOLERANCE
+        elif stage == "feedback" and config.feedback is not None:
+            each = bench.to_host(inputs.first_curves.variants)[:, part]
+            moved = [
+                plain.move(variant, curve, mixed[part], config.feedback)
+                for variant, curve in zip(variants[query], each, strict=True)
+            ]
+            wrong = np.abs(bench.to_host(output.simplified)[query] - moved).max() > 1e-5
         else:
             candidates = plain.candidates(curves[:, part], fused[part], config.proposals)
             if stage == "proposals":

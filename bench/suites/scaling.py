@@ -15,7 +15,7 @@ from granalign_fast.bench.harness.timing import require
 from granalign_fast.bench.harness.workloads import CLIPS, DIM, VARIANTS, Batch, embeddings
 from granalign_fast.bench.peers import plain_method as plain
 from granalign_fast.config import preset
-from granalign_fast.kernels import context, corpus, nms, proposals, similarity
+from granalign_fast.kernels import corpus, mixed_rows, nms, proposals, refined_curves, similarity
 
 from .kernels import ranked_lists, stage_work
 
@@ -162,10 +162,17 @@ def _search(bench: Bench, task: str, queries: int, clips: int, unit: str, items:
         return Batch(bench.to_device(batch.variants), bench.to_device(batch.clips), batch.offsets)
 
     def search(inputs: Batch) -> Any:
-        mixed = inputs.clips
-        if config.context is not None:
-            mixed = context(mixed, inputs.offsets, rules=config.context)
-        curves = similarity(inputs.variants, mixed, inputs.offsets, power=config.power)
+        first, second = mixed_rows(
+            inputs.clips, inputs.offsets, context_rules=config.context, rules=config.feedback
+        )
+        curves = refined_curves(
+            inputs.variants,
+            first,
+            inputs.offsets,
+            second=second,
+            power=config.power,
+            rules=config.feedback,
+        )
         candidates = proposals(*curves, rules=config.proposals)
         return curves, nms(*candidates, threshold=config.nms_threshold, top=config.top)
 

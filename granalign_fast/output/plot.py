@@ -86,7 +86,7 @@ def shorten(text: str, width: int) -> str:
 def _draw_curve(axes: Any, index: VideoIndex, result: SearchResult) -> None:
     edges = np.array([index.seconds(clip) for clip in range(len(result.saliency) + 1)])
     for i, variant in enumerate(result.curves):
-        label = f"each of {len(result.curves)} query variants" if i == 0 else None
+        label = f"{len(result.curves)} curves of query variants" if i == 0 else None
         axes.stairs(variant, edges, color=VARIANT, linewidth=0.7, alpha=0.7, label=label)
     axes.stairs(result.saliency, edges, color=CURVE, linewidth=2.2, label="saliency, their mean")
     if result.moments:

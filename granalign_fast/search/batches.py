@@ -91,27 +91,6 @@ def distinct_videos(
     return indices, offsets, videos
 
 
-def stack_videos(
-    batch: Sequence[PreparedQuery], dim: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Stack the caption embeddings of each video of a batch, each video once.
-
-    Args:
-        batch: the queries.
-        dim: numbers of a query's embedding.
-
-    Returns:
-        The embeddings, float32 `(clips, dim)`; offsets and videos as in `distinct_videos`.
-
-    Raises:
-        GranAlignError: a video was indexed with another encoder.
-    """
-    indices, offsets, videos = distinct_videos(batch, dim)
-    parts = [index.embeddings for index in indices]
-    agnostic = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    return np.ascontiguousarray(agnostic, dtype=np.float32), offsets, videos
-
-
 def first_rows(texts: Sequence[str]) -> dict[str, int]:
     """Map each text to the first position at which it stands."""
     return {text: number for number, text in reversed(list(enumerate(texts)))}

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from granalign_fast.config import RetrieverConfig
-from granalign_fast.kernels import Curves, Ranked, Ranking, RankingRules, context
+from granalign_fast.kernels import Curves, Ranked, Ranking, RankingRules
 from granalign_fast.protocols import TextEncoder
 from granalign_fast.runtime.array_device import Array, ArrayDevice
 from granalign_fast.runtime.capture_lock import CAPTURE_LOCK
@@ -27,11 +27,12 @@ from .batches import (
 )
 from .clock import Clock
 from .derived_cache import DerivedArrayCache
+from .mixed_captions import mix
 from .ranker import TextEmbeddings
 
 _CAPTION_CACHE_BYTES = 1 << 29
-"""Bytes of caption embeddings that stay on a GPU, 512 MiB: some 4000 videos of 150 seconds, by
-MiniLM."""
+"""Bytes of mixed caption embeddings that stay on a GPU, 512 MiB: some 2300 videos of 150 seconds,
+by MiniLM and `tuned`, which keeps two arrays of the size of a video's embeddings."""
 _CACHED_RANKINGS = 16
 """Batch shapes whose tables and result arrays stay on a GPU; an LRU cache bounded by count."""
 _MOST_CACHED_CLIPS = 1 << 14
@@ -71,9 +72,11 @@ class DeviceRanker:
     """
 
     def __init__(self, config: RetrieverConfig, device: ArrayDevice) -> None:
-        self._context = config.context
+        self._config = config
         self._rules = RankingRules(
+            context=config.context,
             power=config.power,
+            feedback=config.feedback,
             proposals=config.proposals,
             threshold=config.nms_threshold,
             top=config.top,
@@ -125,12 +128,14 @@ class DeviceRanker:
                 captions = [
                     self._captions.get_or_create(index.embeddings, self._mix) for index in indices
                 ]
+                rows = self._concatenate(captions, axis=1)
                 ranked = ranking(
                     embeddings[simplified_rows],
-                    self._concatenate(captions),
+                    rows[0],
                     detailed=embeddings[detailed_rows] if counts[1] else None,
                     aware=None if aware is None else embeddings,
                     aware_rows=None if aware is None else clip_rows,
+                    second=rows[1] if len(rows) > 1 else None,
                 )
                 # Queue one copy of all results, as one array of 32-bit words.
                 results = (ranked.scores, *ranked[:2], ranked.counts, *ranking.curves[:2])
@@ -175,6 +180,7 @@ class DeviceRanker:
                 aware=most,
                 videos=videos,
                 rules=self._rules,
+                mixed=True,
                 device="cuda",
             )
         if ranking.total <= _MOST_CACHED_CLIPS:
@@ -189,14 +195,16 @@ class DeviceRanker:
         return _split(self._device.put(np.concatenate([part.ravel() for part in parts])), parts)
 
     def _mix(self, captions: npt.NDArray[Any]) -> Array:
-        """Upload the caption embeddings of one video, and mix each with its neighbours'."""
-        uploaded = self._device.xp.ascontiguousarray(self._device.put(captions), dtype=np.float32)
-        if self._context is None:
-            return uploaded
-        return context(uploaded, [0, len(uploaded)], rules=self._context)
+        """Upload the caption embeddings of one video, and mix each with its neighbours'.
 
-    def _concatenate(self, parts: Sequence[Array]) -> Array:
-        return parts[0] if len(parts) == 1 else self._device.xp.concatenate(parts)
+        Returns:
+            `(matrices, clips, dim)` float32 on the device.
+        """
+        uploaded = self._device.xp.ascontiguousarray(self._device.put(captions), dtype=np.float32)
+        return self._concatenate([rows[None] for rows in mix(uploaded, self._config)])
+
+    def _concatenate(self, parts: Sequence[Array], axis: int = 0) -> Array:
+        return parts[0] if len(parts) == 1 else self._device.xp.concatenate(parts, axis)
 
 
 def _split(flat: Array, templates: Sequence[Array]) -> list[Array]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from granalign_fast.config import RetrieverConfig
-from granalign_fast.kernels import Curves, Ranked, context, nms, proposals, similarity
+from granalign_fast.kernels import Curves, Ranked, nms, proposals, refined_curves
 from granalign_fast.protocols import TextEncoder
 
 from .batches import (
@@ -13,19 +17,30 @@ from .batches import (
     Variants,
     aware_rows,
     check_finite,
+    distinct_videos,
     embedding_rows,
     first_rows,
-    stack_videos,
 )
 from .clock import Clock
+from .derived_cache import DerivedArrayCache
+from .mixed_captions import is_mixed, matrices_of, mix
 from .ranker import TextEmbeddings
+
+_CAPTION_CACHE_BYTES = 1 << 27
+"""Bytes of mixed caption embeddings that stay in memory, 128 MiB: some 580 videos of 150 seconds,
+or 24 hours, by MiniLM and `tuned`."""
 
 
 class HostRanker:
-    """Runs the NumPy kernels one after another, each a stage of its own. A `Ranker`."""
+    """Runs the NumPy kernels one after another, each a stage of its own. A `Ranker`.
+
+    The mixed captions of the videos last searched are kept, up to `_CAPTION_CACHE_BYTES`. `tuned`
+    keeps two arrays of the size of a video's embeddings.
+    """
 
     def __init__(self, config: RetrieverConfig) -> None:
         self.config = config
+        self._captions = DerivedArrayCache(_CAPTION_CACHE_BYTES)
 
     def embed(self, encoder: TextEncoder, texts: Sequence[str]) -> TextEmbeddings:
         """Embed texts; some may be equal."""
@@ -45,28 +60,57 @@ class HostRanker:
         embeddings, row = texts
 
         # Mix each clip's caption embedding with those of its neighbours.
-        agnostic, offsets, videos = stack_videos(batch, embeddings.shape[1])
-        if self.config.context is not None:
-            agnostic = context(agnostic, offsets, rules=self.config.context)
+        indices, offsets, videos = distinct_videos(batch, embeddings.shape[1])
+        captions = self._stack([index.embeddings for index in indices], offsets)
         clock.lap("context")
 
         # Compare: simplified texts with agnostic captions, detailed texts with aware captions.
+        # Feedback moves each text towards the clips that fit it best; compare once more.
         aware = aware_rows(batch, row)
-        curves = similarity(
+        curves = refined_curves(
             embeddings[embedding_rows(row, [simplified for simplified, _ in variants])],
-            agnostic,
+            captions[0],
             offsets,
+            second=captions[1] if len(captions) > 1 else None,
             videos=videos,
             detailed=embeddings[embedding_rows(row, [detailed for _, detailed in variants])],
             aware=None if aware is None else embeddings,
             aware_rows=aware,
             power=self.config.power,
+            rules=self.config.feedback,
         )
         check_finite(batch, curves)
         clock.lap("similarity")
 
         # Cut candidates out of the curves, and keep the best that do not overlap.
         return curves, cut_moments(curves, self.config, clock)
+
+    def _stack(
+        self, videos: Sequence[npt.NDArray[Any]], offsets: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
+        """Mix the captions of each video, and stack them: `(matrices, clips, dim)` float32.
+
+        Args:
+            videos: the caption embeddings of each video.
+            offsets: of their clips, `(videos + 1,)`.
+        """
+        if len(videos) == 1:
+            return self._mixed(videos[0])
+        shape = matrices_of(self.config), int(offsets[-1]), videos[0].shape[1]
+        stacked = np.empty(shape, np.float32)
+        for embeddings, begin, end in zip(videos, offsets[:-1], offsets[1:], strict=True):
+            stacked[:, begin:end] = self._mixed(embeddings)
+        return stacked
+
+    def _mixed(self, embeddings: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Return the matrices of one video, from the cache if they are there."""
+        if not is_mixed(self.config):
+            return np.ascontiguousarray(embeddings, dtype=np.float32)[None]
+        mixed: npt.NDArray[np.float32] = self._captions.get_or_create(
+            embeddings,
+            lambda rows: np.stack(mix(np.ascontiguousarray(rows, np.float32), self.config)),
+        )
+        return mixed
 
 
 def cut_moments(

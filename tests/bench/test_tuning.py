@@ -75,8 +75,9 @@ def test_predicts_and_scores_as_the_evaluation(files, benchmark, name):
 def test_the_ablation_changes_something_in_every_line(benchmark):
     lines = tuning.ablation(benchmark)
     assert next(iter(lines)) == "tuned"
-    assert len(lines) == 13
-    assert lines["query only"] != lines["tuned"] != lines["no context mixing"]
+    assert len(lines) == 16
+    assert lines["query only"] != lines["tuned"] != lines["no first context"]
+    assert lines["tuned"] != lines["no feedback"] != lines["no second context"]
 
 
 def test_query_only_is_a_search_without_rewrites(files, benchmark):
@@ -122,8 +123,12 @@ def test_the_grids_reach_the_preset():
     chosen = Constants(
         context=(5, 3),
         power=1.5,
+        feedback_clips=12,
+        second_context=(20, 6),
         high_factor=0.5,
         low_factor=0.9,
+        fine_sigma=0.0,
+        fine_factor=0.8,
         own_share=0.5,
     )
     assert chosen.config() == preset("tuned")
@@ -197,5 +202,5 @@ def test_the_command_prints_and_writes(files, monkeypatch, capsys, tmp_path):
     out = tmp_path / "out.json"
     monkeypatch.setattr(sys, "argv", ["tuning", *arguments, "--only=ablation", f"--json={out}"])
     tuning.main()
-    assert "no context mixing" in capsys.readouterr().out
+    assert "no first context" in capsys.readouterr().out
     assert list(json.loads(out.read_text())) == ["precision", "folds", "seed", "ablation"]

@@ -77,7 +77,7 @@ def call(kernel: Callable[..., Any], device: str, *arguments: Any, **options: An
 
 def launch_users() -> list[Any]:
     """Return the modules that launch kernels."""
-    families = ("context", "corpus", "nms", "proposals", "ranking", "similarity")
+    families = ("context", "corpus", "feedback", "nms", "proposals", "ranking", "similarity")
     return [_module(name) for name in families]
 
 

@@ -39,6 +39,53 @@ def normalised(curve: Sequence[float]) -> list[float]:
     return [(x - low) / (high - low) for x in curve]
 
 
+def refined_curves(
+    simplified: Any, detailed: Any, mixed: Any, aware: dict[int, Any], power: float, feedback: Any
+) -> list[list[float]]:
+    """The curves of one pair, after feedback if there is any."""
+
+    def compared(turn: Sequence[Any], rest: Sequence[Any], rows: Any) -> list[list[float]]:
+        raw = cosine_curves(turn, rest, rows, aware)
+        return [[x**power for x in normalised(curve)] for curve in raw]
+
+    curves = compared(simplified, detailed, mixed)
+    if feedback is None:
+        return curves
+    turn = len(simplified)
+    variants = [
+        moved(row, curve, mixed, aware if number >= turn else {}, feedback)
+        for number, (row, curve) in enumerate(zip([*simplified, *detailed], curves, strict=True))
+    ]
+    parts = variants[:turn], variants[turn:]
+    curves = compared(*parts, mixed)
+    if feedback.context is not None:
+        curves += compared(*parts, context(mixed, feedback.context, rescale=True))
+    return curves
+
+
+def moved(
+    variant: Any, curve: Sequence[float], agnostic: Any, aware: dict[int, Any], rules: Any
+) -> Any:
+    """A variant after feedback: with the mean over its best clips of what is special in each row.
+
+    That is the row less the mean of the rows of its kind.
+    """
+    here = np.asarray(variant, dtype=np.float64)
+    if not curve:
+        return here
+    values = smoothed(curve, rules.sigma)
+    lowest = sorted(values, reverse=True)[: rules.clips][-1]
+    lowest = max(lowest, min(values) + int(rules.level * (max(values) - min(values))))
+    best = [clip for clip, value in enumerate(values) if value >= lowest]
+    rows = {clip: np.asarray(row, np.float64) for clip, row in enumerate(agnostic)}
+    rows |= {clip: np.asarray(row, np.float64) for clip, row in aware.items()}
+    special = []
+    for clip in best:
+        kind = [rows[other] for other in rows if (other in aware) == (clip in aware)]
+        special.append(rows[clip] - np.mean(kind, axis=0))
+    return here + np.mean(special, axis=0)
+
+
 def fused(curves: Sequence[Sequence[float]]) -> list[float]:
     return [sum(column) / len(column) for column in zip(*curves, strict=True)]
 
@@ -77,16 +124,21 @@ def gaussian(sigma: float) -> list[int]:
     return weights
 
 
-def prepared(curve: Sequence[float], sigma: float, stretch: bool) -> list[int]:
-    """The curve in 1/32768, smoothed with its edge clips repeated, stretched over [0, 32768]."""
+def smoothed(curve: Sequence[float], sigma: float) -> list[int]:
+    """The curve in 1/32768, smoothed with its edge clips repeated by weights in 1/4096."""
     clips = len(curve)
     fixed = [int(float(x) * 32768 + 0.5) for x in curve]
     taps = gaussian(sigma)
     radius = len(taps) // 2
-    smooth = [
+    return [
         sum(w * fixed[min(max(f + k - radius, 0), clips - 1)] for k, w in enumerate(taps))
         for f in range(clips)
     ]
+
+
+def prepared(curve: Sequence[float], sigma: float, stretch: bool) -> list[int]:
+    """The smoothed curve in 1/32768, stretched over [0, 32768]."""
+    smooth = smoothed(curve, sigma)
     if not stretch:
         return [value // 4096 for value in smooth]
     low, high = min(smooth), max(smooth)
@@ -138,10 +190,15 @@ def proposals(curves: Any, fused_curve: Any, rules: Any) -> list[tuple[int, int,
     clips = len(fused_curve)
     if clips == 0:
         return []
+    cuts = [(curve, rules.sigma, 1.0) for curve in [fused_curve, *curves]]
+    if not rules.variants:
+        cuts = cuts[:1]
+    if rules.fine_factor:
+        cuts.append((fused_curve, rules.fine_sigma, rules.fine_factor))
     base = prepared(fused_curve, rules.sigma, rules.stretch)
     candidates = []
-    for source, curve in enumerate([fused_curve, *(curves if rules.variants else [])]):
-        values = prepared(curve, rules.sigma, rules.stretch)
+    for source, (curve, sigma, share) in enumerate(cuts):
+        values = prepared(curve, sigma, rules.stretch)
         for level, (threshold, factor) in enumerate(levels(values, rules)):
             if threshold == 0:
                 continue
@@ -152,15 +209,20 @@ def proposals(curves: Any, fused_curve: Any, rules: Any) -> list[tuple[int, int,
                 mean = sum(base[start:end]) / ((end - start) * 32768.0)
                 mu = rules.own_share * source_mean + (1 - rules.own_share) * mean
                 rho = (end - start) / selected
-                score = factor * ((1 - rules.length_weight) * mu + rules.length_weight * rho)
+                score = (
+                    factor * share * ((1 - rules.length_weight) * mu + rules.length_weight * rho)
+                )
                 candidates.append((mean, source, level, start, end, score))
     candidates.sort()
     candidates = candidates[int(rules.drop * len(candidates)) :]
     return [(start, end, score) for *_, start, end, score in candidates] or [(0, clips, 0.0)]
 
 
-def context(embeddings: Any, rules: Any) -> Any:
+def context(embeddings: Any, rules: Any, rescale: bool = False) -> Any:
     """Each clip as the mean of the clips around it, weighted by cosine."""
+    if rescale:
+        rows = np.asarray(embeddings, dtype=np.float64)
+        embeddings = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     clips = len(embeddings)
     radius = rules.radius
     mixed = np.zeros(np.shape(embeddings), dtype=np.float64)

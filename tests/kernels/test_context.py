@@ -28,13 +28,16 @@ def rows(seed, clips, dim, dtype):
 @pytest.mark.parametrize(
     "rules", [ContextRules(), ContextRules(radius=9, power=0), ContextRules(radius=0)], ids=str
 )
-def test_equals_the_reference(device, dtype, lengths, dim, rules):
+@pytest.mark.parametrize("rescale", [False, True])
+def test_equals_the_reference(device, dtype, lengths, dim, rules, rescale):
     embeddings = rows(dim, sum(lengths), dim, dtype)
+    if rescale:  # rows of other lengths, as mixed ones are
+        embeddings *= np.random.default_rng(1).uniform(0.5, 1, (len(embeddings), 1)).astype(dtype)
     offsets = np.cumsum([0, *lengths])
-    got = call(context, device, embeddings, offsets, rules=rules)
+    got = call(context, device, embeddings, offsets, rules=rules, rescale=rescale)
     assert got.dtype == dtype
     for begin, end in pairwise(offsets):
-        want = reference.context(embeddings[begin:end], rules)
+        want = reference.context(embeddings[begin:end], rules, rescale)
         np.testing.assert_allclose(got[begin:end], want, atol=TOLERANCE[dtype])
 
 

@@ -10,14 +10,23 @@ from helpers.devices import DEVICES, call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from granalign_fast.kernels.proposals import ProposalRules, Proposals, proposals
+from granalign_fast.kernels import ProposalRules, Proposals, proposals
 
 PLAIN = ProposalRules(stretch=False, gap=1, drop=0.3)
-RICH = ProposalRules(sigma=1.0, variants=True, high_factor=0.5, low_factor=0.9, own_share=0.5)
+RICH = ProposalRules(
+    sigma=1.0,
+    variants=True,
+    high_factor=0.5,
+    low_factor=0.9,
+    fine_sigma=0.5,
+    fine_factor=0.8,
+    own_share=0.5,
+)
 ODD = ProposalRules(
     sigma=3.1, variants=True, high_factor=0.25, gap=3, drop=0.6, own_share=0.2, length_weight=1.0
 )
-RULES = {"plain": PLAIN, "rich": RICH, "odd": ODD}
+FINE = ProposalRules(fine_factor=0.3, low_factor=0.7, sigma=0.4, drop=0.2)
+RULES = {"plain": PLAIN, "rich": RICH, "odd": ODD, "fine": FINE}
 
 
 def smooth_noise(rng, variants, clips):
@@ -186,6 +195,8 @@ def test_permuting_pairs_permutes_proposals(seed, lengths, name, data):
         ({"sigma": -1.0}, "sigma: got -1.0"),
         ({"sigma": float("nan")}, "sigma: got nan"),
         ({"low_factor": 1.5}, "low_factor: got 1.5"),
+        ({"fine_factor": -1.0}, "fine_factor: got -1.0"),
+        ({"fine_sigma": 65.0}, "fine_sigma: got 65.0"),
         ({"own_share": -0.1}, "own_share: got -0.1"),
         ({"gap": -1}, "gap: got -1"),
         ({"drop": 1.0}, "drop: got 1.0"),

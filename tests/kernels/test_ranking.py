@@ -20,6 +20,7 @@ from granalign_fast.kernels import (
     Ranking,
     RankingRules,
     context,
+    feedback,
     nms,
     proposals,
     similarity,
@@ -29,7 +30,10 @@ from granalign_fast.kernels.launch import SOURCES, source
 
 RULES = {
     "tuned": RankingRules(
-        context=PRESETS["tuned"].context, power=1.5, proposals=PRESETS["tuned"].proposals
+        context=PRESETS["tuned"].context,
+        power=1.5,
+        feedback=PRESETS["tuned"].feedback,
+        proposals=PRESETS["tuned"].proposals,
     ),
     "paper": RankingRules(proposals=PRESETS["paper"].proposals, threshold=0.5, top=3),
 }
@@ -77,7 +81,7 @@ def make(seed: int, shape: Any, dtype: Any, aware_share: float = 0.3) -> Batch:
 
 
 def unguided(batch: Batch) -> Batch:
-    return {name: a for name, a in batch.items() if not name.startswith("aware")}
+    return {name: a for name, a in batch.items() if "aware" not in name}
 
 
 def made(there: KernelDevice, shape: Any, dtype: Any, rules: RankingRules, aware: int) -> Ranking:
@@ -110,13 +114,17 @@ def separately(
     there: KernelDevice, shape: Any, batch: Batch, rules: RankingRules
 ) -> tuple[Any, Any]:
     """The same through the four functions."""
-    there_batch = {name: there.put(array) for name, array in batch.items()}
+    given = {name: there.put(array) for name, array in batch.items()}
     offsets = np.cumsum([0, *shape[0]])
     if rules.context is not None:
-        there_batch["agnostic"] = context(there_batch["agnostic"], offsets, rules=rules.context)
-    curves = similarity(
-        offsets=offsets, videos=np.array(shape[1], np.int64), power=rules.power, **there_batch
-    )
+        given["agnostic"] = context(given["agnostic"], offsets, rules=rules.context)
+    given |= {"offsets": offsets, "videos": np.array(shape[1], np.int64)}
+    curves = similarity(**given, power=rules.power)
+    if rules.feedback is not None:
+        moved = feedback(curves.variants, **given, rules=rules.feedback)
+        if again := rules.feedback.context:
+            given["second"] = context(given["agnostic"], offsets, rules=again, rescale=True)
+        curves = similarity(**given | moved._asdict(), power=rules.power)
     found = proposals(curves.variants, curves.fused, curves.offsets, rules=rules.proposals)
     ranked = nms(*found, threshold=rules.threshold, top=rules.top)
     return copied(there, ranked), copied(there, curves)
@@ -130,19 +138,16 @@ def same(got: Any, expected: Any) -> None:
 def judge(found: Any, curves: Any, shape: Any, batch: Batch, rules: RankingRules) -> None:
     """Curves to a tolerance; from the very curves that were found on, moments to the bit."""
     lengths, videos, *_ = shape
-    offsets = np.cumsum([0, *lengths])
+    offsets, begin = np.cumsum([0, *lengths]), 0
     dtype = batch["agnostic"].dtype.type
-    begin = 0
     for pair, video in enumerate(videos):
         clips = batch["agnostic"][offsets[video] : offsets[video + 1]]
         end = begin + len(clips)
         mixed = reference.context(clips, rules.context) if rules.context else clips
         rows = batch["aware_rows"][begin:end] if "aware" in batch else np.full(len(clips), -1)
         aware = {f: batch["aware"][row] for f, row in enumerate(rows) if row >= 0}
-        raw = reference.cosine_curves(
-            batch["simplified"][pair], batch["detailed"][pair], mixed, aware
-        )
-        want = [[x**rules.power for x in reference.normalised(curve)] for curve in raw]
+        variants = batch["simplified"][pair], batch["detailed"][pair]
+        want = reference.refined_curves(*variants, mixed, aware, rules.power, rules.feedback)
         own, fused = curves.variants[:, begin:end], curves.fused[begin:end]
         tolerance = TOLERANCE[dtype if rules.context else np.float32]
         np.testing.assert_allclose(own, reference.as_array(want, len(clips)), atol=tolerance)
@@ -165,8 +170,8 @@ def test_calls_equal_the_functions_and_the_reference(
     """Recorded or not, with other inputs each time, with aware captions and without."""
     batches = [make(seed, shape, dtype) for seed in (1, 2)]
     batches.append(unguided(make(3, shape, dtype)))
-    most = max(len(batch.get("aware", ())) for batch in batches)
     with on(device) as there:
+        most = max(len(batch.get("aware", ())) for batch in batches)
         ranking = made(there, shape, dtype, rules, most)
         results = [ask(there, ranking, batch) for batch in batches]
         inputs = ranking.capture()
@@ -206,10 +211,8 @@ def test_what_is_not_a_number_is_not_ranked(device: str, rules: RankingRules) ->
         found, curves = ask(there, ranking, batch)
     assert found.counts.tolist() == [expected.counts[0], 0, 0, expected.counts[3]]
     same([c[[0, 3]] for c in found], [c[[0, 3]] for c in expected])
-    assert np.isnan(curves.fused[20 + 5])
-    assert np.isnan(curves.fused[20 + 30 + 5])
-    assert not np.isnan(curves.fused[:20]).any()
-    assert not np.isnan(curves.fused[-9:]).any()
+    assert np.isnan(curves.fused[[20 + 5, 20 + 30 + 5]]).all()
+    assert not np.isnan(curves.fused[:20]).any() and not np.isnan(curves.fused[-9:]).any()
 
 
 @pytest.fixture
@@ -235,21 +238,23 @@ def forbid_all_but_launches(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(owner, name, forbidden)
 
 
-CHAIN = ["context", "cosines", "rescale", "proposals", "nms"]
+CHAINS = {"paper": ["cosines", "rescale", "proposals", "nms"]}
+CHAINS["tuned"] = ["context", "cosines", "rescale", "feedback", "context", "cosines"]
+CHAINS["tuned"] += CHAINS["paper"]
 
 
-@pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("dtype", HALVES)
 def test_a_call_does_nothing_but_launch(
-    cupy: Any, monkeypatch: pytest.MonkeyPatch, rules: RankingRules, dtype: Any
+    cupy: Any, monkeypatch: pytest.MonkeyPatch, name: str, dtype: Any
 ) -> None:
+    rules, chain = RULES[name], [f"run {kernel}" for kernel in CHAINS[name]]
     shape, log = SHAPES["ragged"], cupy.LOG
     there = KernelDevice("cuda", lambda a: cupy.asarray(a), lambda t: tuple(np.array(c) for c in t))
     batches = [make(seed, shape, dtype) for seed in (7, 8)]
     on_gpu = [{name: cupy.asarray(array) for name, array in b.items()} for b in batches]
     expected = [separately(there, shape, batch, rules) for batch in batches]
     ranking = made(there, shape, dtype, rules, max(len(b["aware"]) for b in batches))
-    chain = [f"run {kernel}" for kernel in CHAIN if rules.context or kernel != "context"]
 
     with monkeypatch.context() as patch:
         forbid_all_but_launches(cupy, patch)
@@ -288,7 +293,7 @@ def test_warming_up_compiles_all_that_there_is(cupy: Any, dtype: Any, tmp_path: 
         patch.setattr(fake_cupy, "RawModule", Recorded)
         warm_up(dtype)
         half = dtype == np.float16
-        embedded = {"context", "similarity", "corpus", "corpus_many"}
+        embedded = {"context", "similarity", "feedback", "corpus", "corpus_many"}
         families = {path.stem for path in SOURCES.glob("*.cu")}
         families -= set() if half else {"corpus_sm90"}
         assert sorted(compiled) == sorted((source(f), half and f in embedded) for f in families)

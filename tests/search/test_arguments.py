@@ -113,6 +113,7 @@ def test_wrong_names_of_presets(name: Any) -> None:
         ("use_query", "yes"),
         ("use_query", 1),
         ("context", 5),
+        ("feedback", 12),
         ("power", None),
         ("power", float("nan")),
         ("proposals", None),

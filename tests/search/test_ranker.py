@@ -31,7 +31,7 @@ from granalign_fast.errors import MissingExtraError
 from granalign_fast.kernels import Curves
 from granalign_fast.pipeline import ModelFolder
 from granalign_fast.runtime.array_device import ArrayDevice
-from granalign_fast.search import device_ranker
+from granalign_fast.search import device_ranker, host_ranker
 from granalign_fast.search.caption_scorer import CaptionScorer
 from granalign_fast.search.clock import Clock
 from granalign_fast.search.device_ranker import DeviceRanker, DeviceTextEncoder
@@ -198,14 +198,15 @@ def test_only_row_numbers_are_uploaded_and_only_results_fetched(cupy: Any, aware
     index = index_of("v", 40)
     first = gpu.search_many([request(index, 1, aware)])[0]
     assert cupy.UPLOADED.count(((40, DIM), np.float32)) == 1
-    assert cupy.LOG.count("run context") == 1
+    assert cupy.LOG.count("run context") == 2  # for either comparison
     forget()
     again = gpu.search_many([request(index, 5, aware)])[0]
     # The rows of two simplified texts and a detailed one, and of each clip if one is captioned.
     assert [((3 + (40 if aware else 0),), np.int32)] == cupy.UPLOADED
     results = [*again.curves.ravel(), *again.saliency, *range(10 * 4 + 1)]
     assert [((1, len(results)), np.int32)] == cupy.FETCHED
-    launched = ["cosines", "rescale", "proposals", "nms"]
+    compared = ["cosines", "rescale"]
+    launched = [*compared, "feedback", *compared, "proposals", "nms"]
     assert cupy.LOG[:-1] == [*(f"run {kernel}" for kernel in launched), cupy.LOG[-2]]
     assert cupy.LOG[-2].startswith("record ") and cupy.LOG[-1] == "synchronize"
     assert first.moments != again.moments
@@ -248,10 +249,38 @@ def test_cached_captions_die_with_their_index(cupy: Any) -> None:
     gpu, ranker = on_gpu()
     indexes = [index_of(vid, 30) for vid in "abc"]
     gpu.search_many([request(index, 2) for index in indexes])
-    assert len(ranker._captions) == 3 and ranker._captions.nbytes == 3 * 30 * DIM * 4
+    mixed = 2 * 30 * DIM * 4  # bytes of a video: the rows of either comparison
+    assert len(ranker._captions) == 3 and ranker._captions.nbytes == 3 * mixed
     del indexes[0]
     gc.collect()
-    assert len(ranker._captions) == 2 and ranker._captions.nbytes == 2 * 30 * DIM * 4
+    assert len(ranker._captions) == 2 and ranker._captions.nbytes == 2 * mixed
+
+
+def test_the_host_mixes_the_captions_of_a_video_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    mixed = 2 * 30 * DIM * 4
+    monkeypatch.setattr(host_ranker, "_CAPTION_CACHE_BYTES", 2 * mixed)
+    seen = []
+    mix = host_ranker.mix
+    monkeypatch.setattr(host_ranker, "mix", lambda rows, c: seen.append(len(rows)) or mix(rows, c))
+    cpu = MomentRetriever(Scenes())
+    ranker = ranker_of(cpu)
+    assert isinstance(ranker, HostRanker)
+    indexes = [index_of(vid, 30) for vid in "abc"]
+    first = cpu.search_many([request(index, 2) for index in indexes])
+    assert len(seen) == 3 and len(ranker._captions) == 2 and ranker._captions.nbytes == 2 * mixed
+    again = [cpu.search_many([request(index, 2)])[0] for index in indexes[:0:-1]]
+    assert len(seen) == 3
+    for one, other in zip(first[:0:-1], again, strict=True):
+        assert one.moments == other.moments
+        np.testing.assert_array_equal(one.curves, other.curves)
+    del indexes, first, again
+    gc.collect()
+    assert len(ranker._captions) == ranker._captions.nbytes == 0
+    # `paper` compares with the embeddings as they are: there is nothing to keep.
+    plain = MomentRetriever(Scenes(), "paper")
+    plain.search_many([request(index_of("a", 30), 2)])
+    ranker = ranker_of(plain)
+    assert isinstance(ranker, HostRanker) and len(ranker._captions) == 0
 
 
 def test_captions_and_rankings_are_bounded(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
