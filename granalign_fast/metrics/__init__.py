@@ -13,6 +13,7 @@ from typing import Any
 from granalign_fast.datasets.records import MAX_OVERSHOOT_SECONDS
 from granalign_fast.jsonl import Record
 
+from .distinct import distinct_of_each, score_distinct
 from .existence import auroc
 from .intervals import intervals
 from .records import load_ground_truth, load_predictions
@@ -30,12 +31,14 @@ __all__ = [
     "MAX_OVERSHOOT_SECONDS",
     "OF_EACH",
     "auroc",
+    "distinct_of_each",
     "intervals",
     "load_ground_truth",
     "load_predictions",
     "moments_of_each",
     "qvhighlights_of_each",
     "retrieval_of_each",
+    "score_distinct",
     "score_moments",
     "score_qvhighlights",
 ]
