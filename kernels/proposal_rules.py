@@ -39,6 +39,11 @@ class ProposalRules:
     curve that the run was cut from."""
     length_weight: float = 0.3
     """The paper's lambda."""
+    shortest: float = 1.0
+    """The shortest length that a wanted moment usually has."""
+    shortest_power: float = 0.0
+    """A shorter run's score is multiplied with its length over `shortest`, raised to this power. 0
+    leaves the scores as they are."""
 
     def __post_init__(self) -> None:
         check_sigma("sigma", self.sigma)
@@ -51,6 +56,10 @@ class ProposalRules:
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}: got {value}, expected 0 to 1")
+        if not 1 <= self.shortest <= 1e6:
+            raise ValueError(f"shortest: got {self.shortest}, expected 1 to 1e6 clips")
+        if not 0 <= self.shortest_power <= 1:
+            raise ValueError(f"shortest_power: got {self.shortest_power}, expected 0 to 1")
 
     @property
     def factors(self) -> tuple[float, float, float]:
@@ -62,3 +71,7 @@ class ProposalRules:
         """The same for the runs of the second cut."""
         main, high, low = self.factors
         return main * self.fine_factor, high * self.fine_factor, low * self.fine_factor
+
+    def length_factor(self, length: int) -> float:
+        """What the score of a run of so many clips is multiplied with, besides its level's."""
+        return float(min(length / self.shortest, 1.0) ** self.shortest_power)

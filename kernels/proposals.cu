@@ -161,6 +161,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * WARP, 4) proposals(
     const long long* __restrict__ slot_offsets,  // (pairs + 1,) into the slots
     const int* __restrict__ taps,                // the Gaussian, (2 * radius + 1,), then the fine one
     const double* __restrict__ factors,          // (2, LEVELS) of the score, then of the fine cut's
+    const double* __restrict__ length_factors,   // (clips of the longest pair + 1,); may be null
     const int radius, const int fine_radius,     // fine_radius below 0: no fine cut
     const int sources, const long long total, const int gap, const int stretch,
     const double drop, const double own_share, const double fused_share, const double mean_weight,
@@ -232,6 +233,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * WARP, 4) proposals(
             score = mean_weight * (own_share * own + fused_share * mean);
             const bool fine = fine_radius >= 0 && row / LEVELS == sources - 1;
             score = factors[row % LEVELS + (fine ? LEVELS : 0)] * (score + length_weight * share);
+            if (length_factors) score *= length_factors[length];
             if (to_drop) {
                 // Its rank by fused mean, then by place: slots stand in a fixed order. Means are
                 // compared as fractions, without a division.

@@ -10,6 +10,7 @@ Curves are held in fixed point, so that NumPy and CUDA agree to the bit and ties
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,6 +71,17 @@ def proposals(
     return OnDevice(launcher, checked, curves.shape[0], rules)(curves, fused)
 
 
+@functools.lru_cache(maxsize=64)
+def _length_factors(rules: ProposalRules, longest: int) -> npt.NDArray[np.float64] | None:
+    """The factor of each length of a run, `(longest + 1,)`; None where all are 1.
+
+    It is a table because powers on a GPU are not those of a host to the bit.
+    """
+    if not rules.shortest_power:
+        return None
+    return np.array([rules.length_factor(length) for length in range(longest + 1)])
+
+
 def on_host(
     curves: npt.NDArray[np.float32],
     fused: npt.NDArray[np.float32],
@@ -106,6 +118,7 @@ class _Chunk:
         self.sources, self.factors = len(factors), np.array(factors)
         self.offsets, self.begins, self.lengths = offsets, offsets[:-1], np.diff(offsets)
         self.pairs = len(self.lengths)
+        self.length_factors = _length_factors(rules, int(self.lengths.max(initial=0)))
         self.owner = np.repeat(np.arange(self.pairs), self.lengths)
         self.rows = np.arange(self.sources)[:, None] * self.pairs + self.owner
         self.broken = np.zeros(self.pairs, np.bool_)
@@ -210,6 +223,8 @@ class _Chunk:
         scores = (1 - rules.length_weight) * (rules.own_share * own + (1 - rules.own_share) * means)
         scores = scores + rules.length_weight * (length / row_length[row])
         scores *= self.factors[source, level]
+        if self.length_factors is not None:
+            scores *= self.length_factors[length]
         starts = (clip - self.begins[owner]).astype(np.int32)
         ends = starts + length.astype(np.int32)
         return owner, starts, ends, scores, means, source * LEVELS + level
@@ -286,6 +301,8 @@ class OnDevice:
             launcher.upload(table)
             for table in (offsets, slot_offsets, np.concatenate([taps, fine_taps]), factors)
         ]
+        by_length = _length_factors(rules, int(np.diff(offsets).max(initial=0)))
+        self.length_factors = None if by_length is None else launcher.upload(by_length)
         self.workspace = [
             launcher.empty((self.sources, self.total), np.int32),
             launcher.empty((self.sources, self.total), np.int64),
@@ -308,6 +325,7 @@ class OnDevice:
                 curves,
                 fused,
                 *self.tables,
+                self.length_factors,
                 np.int32(self.radius),
                 np.int32(self.fine_radius),
                 np.int32(self.sources),

@@ -140,8 +140,8 @@ def candidates(
                     rules.own_share * source_mean + (1 - rules.own_share) * mean
                 )
                 score = score + rules.length_weight * ((end - start) / selected)
-                rank = 3 * source + level
-                scored.append((mean, rank, start, end, factors[level] * score))
+                score = factors[level] * score * rules.length_factor(end - start)
+                scored.append((mean, 3 * source + level, start, end, score))
     scored.sort(key=lambda one: one[:3])
     scored = scored[int(rules.drop * len(scored)) :]
     return [(start, end, float(score)) for *_, start, end, score in scored] or [

@@ -17,7 +17,10 @@ from granalign_fast.output.visible import visible
 
 Preset = Annotated[
     str,
-    typer.Option(help="tuned (the default); paper, which follows the paper; or recognition."),
+    typer.Option(
+        help="tuned (the default); single, for one wanted moment of usually 20 s or more; paper, "
+        "which follows the paper; or recognition."
+    ),
 ]
 Models = Annotated[
     Path | None,

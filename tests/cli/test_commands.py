@@ -166,8 +166,9 @@ def test_evaluate_writes_predictions_that_score_the_same(files, granalign, suffi
     assert "HL-min-VeryGood-mAP" in brief
 
 
-def test_evaluate_prints_tables(files, granalign):
-    code, out, err = granalign(*EVALUATE, "--preset=paper")
+@pytest.mark.parametrize("preset", ["paper", "single"])
+def test_evaluate_prints_tables(files, granalign, preset):
+    code, out, err = granalign(*EVALUATE, f"--preset={preset}")
     assert (code, err) == (0, "")
     assert "MR-full-R1@0.5" in out
     assert "proposals" in out

@@ -212,6 +212,9 @@ def proposals(curves: Any, fused_curve: Any, rules: Any) -> list[tuple[int, int,
                 score = (
                     factor * share * ((1 - rules.length_weight) * mu + rules.length_weight * rho)
                 )
+                length = end - start
+                if length < rules.shortest:
+                    score *= (length / rules.shortest) ** rules.shortest_power
                 candidates.append((mean, source, level, start, end, score))
     candidates.sort()
     candidates = candidates[int(rules.drop * len(candidates)) :]

@@ -26,7 +26,8 @@ ODD = ProposalRules(
     sigma=3.1, variants=True, high_factor=0.25, gap=3, drop=0.6, own_share=0.2, length_weight=1.0
 )
 FINE = ProposalRules(fine_factor=0.3, low_factor=0.7, sigma=0.4, drop=0.2)
-RULES = {"plain": PLAIN, "rich": RICH, "odd": ODD, "fine": FINE}
+LONG = dataclasses.replace(RICH, shortest=7.0, shortest_power=0.4)
+RULES = {"plain": PLAIN, "rich": RICH, "odd": ODD, "fine": FINE, "long": LONG}
 
 
 def smooth_noise(rng, variants, clips):
@@ -161,6 +162,18 @@ def test_levels_add_the_core_and_the_surroundings_below_the_run():
     assert run > core
 
 
+def test_runs_that_are_shorter_than_usual_lose():
+    """Of a quarter of the shortest usual length, with the power 0.5: half the score is left."""
+    curve = np.zeros((1, 20), np.float32)
+    curve[0, 2:3] = curve[0, 6:10] = curve[0, 12:18] = 1
+    plain = ProposalRules(stretch=False)
+    rules = dataclasses.replace(plain, shortest=4.0, shortest_power=0.5)
+    before, after = (lists(proposals(curve, curve[0], [0, 20], rules=r))[0] for r in (plain, rules))
+    assert [c[:2] for c in after] == [(2, 3), (6, 10), (12, 18)]
+    assert after[0][2] == pytest.approx(before[0][2] / 2)
+    assert after[1:] == before[1:]
+
+
 length_lists = st.lists(st.integers(0, 30), min_size=1, max_size=6)
 
 
@@ -198,6 +211,8 @@ def test_permuting_pairs_permutes_proposals(seed, lengths, name, data):
         ({"fine_factor": -1.0}, "fine_factor: got -1.0"),
         ({"fine_sigma": 65.0}, "fine_sigma: got 65.0"),
         ({"own_share": -0.1}, "own_share: got -0.1"),
+        ({"shortest": 0.0}, "shortest: got 0.0"),
+        ({"shortest_power": 1.5}, "shortest_power: got 1.5"),
         ({"gap": -1}, "gap: got -1"),
         ({"drop": 1.0}, "drop: got 1.0"),
     ],

@@ -73,7 +73,7 @@ def shared(one: Moment, other: Moment) -> float:
     return max(0.0, seconds) / min(one.end - one.start, other.end - other.start)
 
 
-@pytest.mark.parametrize("name", ["tuned", "paper", "recognition"])
+@pytest.mark.parametrize("name", ["tuned", "single", "paper", "recognition"])
 @pytest.mark.parametrize("clips", [1, 2, 9, 75, 400])
 def test_the_best_that_hardly_overlap_are_chosen_from_all(name: str, clips: int) -> None:
     for result in results(name, clips):
