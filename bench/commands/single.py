@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,12 +26,12 @@ from granalign_fast.errors import GranAlignError
 from granalign_fast.files import default_cache
 from granalign_fast.index import CLIP_SECONDS
 from granalign_fast.kernels import Curves, Proposals
-from granalign_fast.metrics import score_distinct
+from granalign_fast.metrics import intervals, score_distinct
 from granalign_fast.models.embedding_cache import CachedEncoder
 from granalign_fast.pipeline import SentenceEncoder
 from granalign_fast.search.results import search_results
 
-from .tuning import SEED, Benchmark, Floats, Ints, folds_of, interval, load
+from .tuning import SEED, Benchmark, Floats, Ints, folds_of, load
 
 COLUMNS = ("R1@0.5", "R1@0.7", "mIoU")
 CROPS = ((15, 5), (15, 10), (60, 30))
@@ -299,22 +298,17 @@ def report(benchmark: Benchmark, folds: int) -> None:
     gains = crossvalidation(parts, folds)
     for part in parts:
         gain = gains[part.name]
-        bounds = interval(gain, _numbered(part.sources)).tolist()
-        columns = zip(COLUMNS, gain.mean(axis=0), bounds, strict=True)
+        columns = dict(zip(COLUMNS, gain.T, strict=True))
+        bounds = intervals(columns, part.sources.tolist())
         text = ", ".join(
-            f"{name} {mean:+.2f} ({a:+.2f} to {b:+.2f})" for name, mean, (a, b) in columns
+            f"{name} {columns[name].mean():+.2f} ({low:+.2f} to {high:+.2f})"
+            for name, (low, high) in bounds.items()
         )
         print(f"{part.name}: {text}")
     for name in ("tuned", "single"):
         for kind, recalls in distinct_recall(benchmark, preset(name)).items():
             print(f"\n{name}, {kind} list")
             print("  ".join(f"{k.removeprefix('distinct-')} {v:.2f}" for k, v in recalls.items()))
-
-
-def _numbered(videos: Ints) -> Ints:
-    """Number videos from 0 without gaps, as `interval` takes them."""
-    numbers: Any = np.unique(videos, return_inverse=True)[1]
-    return np.asarray(numbers, dtype=np.int64)
 
 
 def main() -> None:

@@ -12,7 +12,14 @@ from granalign_fast.datasets import AnnotatedQuery, Annotations, PathLike
 from granalign_fast.index import CaptionedVideo, VideoIndex
 from granalign_fast.jsonl import Record
 from granalign_fast.language.llm_rewriter import LlmRewriter
-from granalign_fast.metrics import DATASETS, OF_EACH, auroc, intervals
+from granalign_fast.metrics import (
+    DATASETS,
+    OF_EACH,
+    auroc,
+    distinct_of_each,
+    intervals,
+    score_distinct,
+)
 from granalign_fast.metrics.records import check_ground_truth
 from granalign_fast.protocols import Rewriter
 from granalign_fast.search.clock import Clock
@@ -123,6 +130,11 @@ def evaluate(
     lines = {query.qid: _line(query, r) for query, r in zip(answered, results, strict=False)}
     predictions = [lines.get(query.qid) or _miss(query) for query in counted]
     metrics, figures = _score(annotations.dataset, predictions, truth)
+    if truth:  # the list that people are shown, beside the one that the dataset scores
+        of_query = {query.qid: r for query, r in zip(answered, results, strict=False)}
+        shown = [of_query[q.qid].distinct() if q.qid in of_query else () for q in scored]
+        figures = {**figures, **distinct_of_each(shown, truth)}
+        metrics.get("brief", metrics).update(score_distinct(shown, truth))
     if len(asked) > len(answered):
         exists = [result.exists or 0.0 for result in results]
         area = auroc(exists[: len(answered)], exists[len(answered) :])
