@@ -28,6 +28,9 @@ from .manifest import LlmManifest, VlmManifest, fingerprint
 from .prefix import Prefix, read_only
 from .static_cache import StaticDecoder
 
+CACHE_BYTES = 3 << 26
+"""Bytes that the keys and values of a batch may take on a CPU."""
+
 
 class CausalLM:
     """A language model that `export_llm` wrote. Threads may share one.
@@ -44,6 +47,8 @@ class CausalLM:
         threads: CPU threads; None for ONNX Runtime's own choice.
         memory_limit_bytes: as for `open_session`, for each graph of the model. Static caches do not
             count: those of the last six batch shapes are kept, 4 GiB at most.
+        cache_bytes: bound of the keys and values of a batch on a CPU; see `rows_within`. None for
+            `CACHE_BYTES`.
         static_cache: use a KV cache of fixed address and capacity (see `static_cache`) instead of
             one that is allocated anew with each token. None means yes on a GPU, if the export has a
             graph for it, and no on a CPU.
@@ -69,9 +74,11 @@ class CausalLM:
         threads: int | None = None,
         memory_limit_bytes: int | None = None,
         static_cache: bool | None = None,
+        cache_bytes: int | None = None,
         manifest: LlmManifest | None = None,
     ) -> None:
         self.device = ArrayDevice.of(device)
+        self.cache_bytes = CACHE_BYTES if cache_bytes is None else cache_bytes
         self.look_every = self.device.look_every
         folder = Path(folder)
 
@@ -82,6 +89,7 @@ class CausalLM:
                 threads=threads,
                 memory_limit_bytes=memory_limit_bytes,
                 stream=self.device.stream,
+                lean=True,
                 **options,
             )
             # The cast holds: decoders have no TensorRT engine and no fixed batch sizes.
@@ -127,6 +135,16 @@ class CausalLM:
         At most 64 captures are made. Batch shapes that come later run without a graph.
         """
         return self._graph.graphs_refused
+
+    def rows_within(self, tokens: int) -> int | None:
+        """Return how many rows of so many tokens a batch on a CPU may have; None for any number.
+
+        Each step makes a new cache while the old one is still there, so both count. A GPU has room
+        for larger batches, and needs them.
+        """
+        if self.device.index is not None:
+            return None
+        return max(1, self.cache_bytes // (2 * tokens * self.manifest.token_bytes))
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
         """Return the token ids of a conversation, by the model's own template, for `generate`.
@@ -223,7 +241,8 @@ class CausalLM:
     ) -> list[list[int]]:
         """Continue each prompt greedily, with the likeliest token in each step.
 
-        The prompts are one batch, whatever their lengths. Sampling and penalties of
+        The prompts are one batch, whatever their lengths; on a CPU they are several if their keys
+        and values would take more than `cache_bytes`. Sampling and penalties of
         ``generation_config.json`` are not applied.
 
         Args:
@@ -245,6 +264,23 @@ class CausalLM:
             raise GranAlignError(f"max_new_tokens: got {max_new_tokens}, expected at least 1")
         self._check(prompts, prefix, max_new_tokens)
         stops = np.array(sorted(self.manifest.eos_ids if stop_ids is None else stop_ids), np.int64)
+        tokens = (prefix.length if prefix else 0) + max(map(len, prompts)) + max_new_tokens
+        parts = -(-len(prompts) // (self.rows_within(tokens) or len(prompts)))
+        answers: list[list[int]] = []
+        for rows in np.array_split(np.arange(len(prompts)), parts):
+            part = [prompts[row] for row in rows]
+            start = prefix if prefix is None or parts == 1 else prefix.take(rows)
+            answers += self._generate(part, start, max_new_tokens, stops)
+        return answers
+
+    def _generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        prefix: Prefix | None,
+        max_new_tokens: int,
+        stops: Ids,
+    ) -> list[list[int]]:
+        """Continue prompts as one batch; arguments as for `generate`, checked."""
 
         def compute() -> list[list[int]]:
             batch, logits = self._extend(prompts, prefix, max_new_tokens - 1)

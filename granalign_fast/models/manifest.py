@@ -228,6 +228,11 @@ class LlmManifest(Manifest):
         """Type of keys and values."""
         return np.dtype(np.float16 if self.precision == "fp16" else np.float32)
 
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of a token's keys and values."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.cache_dtype.itemsize
+
 
 @dataclass(frozen=True, kw_only=True)
 class VlmManifest(LlmManifest):

@@ -33,7 +33,7 @@ from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.export.graphs.block_quantization import quantise_blocks, round_blocks
 from granalign_fast.export.llm import export_llm
 from granalign_fast.export.sources.language_model import LlmSource
-from granalign_fast.export.specs import LLM_PRECISIONS
+from granalign_fast.export.specs import LLM_PRECISIONS, Rounding
 from granalign_fast.models.language_model import CausalLM
 from granalign_fast.models.manifest import LlmManifest
 
@@ -146,12 +146,12 @@ def test_the_manifest_holds_what_readers_need(tmp_path: Path) -> None:
 def test_blocks_are_rounded_to_nearest(bits: int) -> None:
     weight = np.random.default_rng(0).standard_normal((5, 70)).astype(np.float32)
     weight[0, :32] = 0
-    packed, scales, zeros = quantise_blocks(weight, bits, 32)
+    packed, scales, zeros = quantise_blocks(weight, Rounding(bits, 32))
     assert packed.shape == (5, 3, 4 * bits) and scales.shape == (5, 3)
     assert zeros.shape == (5, 3 if bits == 8 else 2)
     step = np.repeat(scales, 32, axis=1)[:, :70]
-    assert (np.abs(round_blocks(weight, bits, 32) - weight) <= 1.001 * step).all()
-    assert not round_blocks(weight, bits, 32)[0, :32].any()
+    assert (np.abs(round_blocks(weight, Rounding(bits, 32)) - weight) <= 1.001 * step).all()
+    assert not round_blocks(weight, Rounding(bits, 32))[0, :32].any()
 
 
 # With torch: exported folders against their source models.
