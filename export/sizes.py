@@ -148,9 +148,8 @@ def _tower(t: TowerNumbers, precision: str, held: bool) -> int:
     # product opens the first of them.
     patches = (1 if held else 1 + t.temporal) * 3 * t.patch**2 * t.hidden
     merger = product(joined, joined, HEAD) + product(t.out, joined, HEAD)
-    return (
-        t.layers * (layer + biases * width) + merger + width * (patches + t.hidden + joined + t.out)
-    )
+    small = patches + t.hidden + joined + t.out
+    return t.layers * (layer + biases * width) + merger + small * width
 
 
 def _work(model: PublishedModel, precision: str) -> int:

