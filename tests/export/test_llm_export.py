@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from helpers.tiny_bert import config, edit_json, pickled_weights, write_json
 from helpers.tiny_llm import (
@@ -140,6 +141,26 @@ def test_the_manifest_holds_what_readers_need(tmp_path: Path) -> None:
         "tokenizer_config.json",
         "static.onnx",
     }
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_tied_table_is_stored_once_in_8_bits(tmp_path: Path, tied: bool) -> None:
+    """The table's rows and the last product's blocks are the same bytes of the file."""
+    folder = write_unchecked(tmp_path, LLAMA | {"tie_word_embeddings": tied}, precision="int4")
+    for graph in ("model.onnx", "static.onnx"):
+        loaded = onnx.load(folder / graph, load_external_data=False).graph
+        # A small tensor is in the graph itself.
+        places = {
+            tensor.name: [(part.key, part.value) for part in tensor.external_data] or tensor.name
+            for tensor in loaded.initializer
+        }
+        (table,) = (node for node in loaded.node if node.op_type == "GatherBlockQuantized")
+        head = [node for node in loaded.node if node.op_type == "MatMulNBits"][-1]
+        # Values, scales and zero points, in the order of each operator's inputs.
+        pairs = zip([table.input[i] for i in (0, 2, 3)], head.input[1:], strict=True)
+        for mine, other in pairs:
+            assert (places[mine] == places[other]) == tied
+        assert ("length", str(VOCABULARY * 128)) in places[table.input[0]]
 
 
 @pytest.mark.parametrize("bits", [4, 8])
