@@ -17,16 +17,20 @@ import numpy.typing as npt
 from granalign_fast.errors import GranAlignError, PromptTooLongError
 from granalign_fast.models.exported_graph import open_session
 from granalign_fast.runtime.array_device import Array, ArrayDevice
+from granalign_fast.runtime.mapped_pages import release_pages
 from granalign_fast.runtime.session import OnnxSession
 
 from .chat import ChatTokenizer
 from .chat_template import Message
 from .decoder import Batch, Cache, Decoder, Ids, decode
-from .graph_contract import GRAPH, INPUT_IDS, POSITION_IDS, STATIC_GRAPH
+from .graph_contract import GRAPH, INPUT_IDS, POSITION_IDS, STATIC_GRAPH, WEIGHTS
 from .growing_cache import GrowingDecoder
 from .manifest import LlmManifest, VlmManifest, fingerprint
 from .prefix import Prefix, read_only
 from .static_cache import StaticDecoder
+
+_LARGE = 1 << 28
+"""Bytes of weights from which on pages of the file are released after each answer."""
 
 CACHE_BYTES = 3 << 26
 """Bytes that the keys and values of a batch may take on a CPU."""
@@ -80,7 +84,7 @@ class CausalLM:
         self.device = ArrayDevice.of(device)
         self.cache_bytes = CACHE_BYTES if cache_bytes is None else cache_bytes
         self.look_every = self.device.look_every
-        folder = Path(folder)
+        folder = self._folder = Path(folder)
 
         def open_graph(graph: str, **options: Any) -> OnnxSession:
             session = open_session(
@@ -96,6 +100,9 @@ class CausalLM:
             return cast(OnnxSession, session)
 
         self.manifest = manifest or self._manifest_kind.read(folder)
+        weights = folder / WEIGHTS
+        large = weights.is_file() and weights.stat().st_size >= _LARGE
+        self._releases = large and self.device.index is None
         has_static = STATIC_GRAPH in self.manifest.files
         if static_cache and not has_static:
             raise GranAlignError(
@@ -271,6 +278,9 @@ class CausalLM:
             part = [prompts[row] for row in rows]
             start = prefix if prefix is None or parts == 1 else prefix.take(rows)
             answers += self._generate(part, start, max_new_tokens, stops)
+        if self._releases:
+            # A row of the table is a few pages, but the system maps those around it as well.
+            release_pages(self._folder)
         return answers
 
     def _generate(
