@@ -80,7 +80,7 @@ def _stage(name: str) -> Iterator[None]:
     print(json.dumps(record), flush=True)
 
 
-def work(models: Path, video: Path, out: Path) -> None:
+def work(models: Path, video: Path, out: Path, clip_seconds: float) -> None:
     """Load all models, index the video and search it; print a line for each stage."""
     from granalign_fast.index import VideoIndex
     from granalign_fast.pipeline import open_models
@@ -99,7 +99,7 @@ def work(models: Path, video: Path, out: Path) -> None:
         with _stage(name):
             load()
     with _stage("index"):
-        (path,) = folder.index([video], out)
+        (path,) = folder.index([video], out, clip_seconds=clip_seconds)
     with _stage("search"):
         result = folder.retriever().search(VideoIndex.load(path), _QUERY)
     print(json.dumps({"search": dict(result.seconds)}), flush=True)
@@ -110,11 +110,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Measure the memory of laptop at true size.")
     parser.add_argument("--folder", type=Path, help="keep the models here (3 GB, and 9 GB of work)")
     parser.add_argument("--seconds", type=int, default=60, help="of the video (60)")
+    parser.add_argument("--clip-seconds", type=float, default=2.0, help="of a clip (2)")
     parser.add_argument("--layers", type=int, help="cut language models to so many layers")
     parser.add_argument("--work", nargs=3, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.work:
-        work(*options.work)
+        work(*options.work, options.clip_seconds)
         return 0
     print(facts("cpu")["cpu"], flush=True)
     with tempfile.TemporaryDirectory() as name:
@@ -123,9 +124,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_models(models, f"@{options.layers}" if options.layers else "")
         write_video(scratch / "video.mp4", options.seconds)
         # A cache of its own, so that no earlier run has computed anything.
-        paths = (models, scratch / "video.mp4", scratch / "index")
+        paths = map(str, (models, scratch / "video.mp4", scratch / "index"))
+        more = ("--clip-seconds", str(options.clip_seconds))
         subprocess.run(
-            (sys.executable, "-m", __spec__.name, "--work", *map(str, paths)),
+            (sys.executable, "-m", __spec__.name, "--work", *paths, *more),
             env=os.environ | {"XDG_CACHE_HOME": str(scratch / "cache")},
             check=True,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -341,7 +342,15 @@ def _vision_shapes(vision: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 def _weight(name: str, shape: tuple[int, ...], block: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if len(shape) == 1 and "bias" not in name:  # gains of norms
         return np.ones(shape, block.dtype)
-    return np.resize(block, shape)
+    return np.resize(rotated(block, name), shape)
+
+
+def rotated(block: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
+    """Return a tensor's random numbers, which begin elsewhere for each name.
+
+    ONNX Runtime keeps equal weights once, so that a model of equal layers would look small.
+    """
+    return np.roll(block, zlib.crc32(name.encode()) % len(block))
 
 
 def _write_settings(shape: ModelShape, folder: Path) -> None:

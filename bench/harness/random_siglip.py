@@ -14,7 +14,7 @@ from granalign_fast.export.sources.checkpoint import Float32
 from granalign_fast.files import appearing, sha256_of
 from granalign_fast.models.manifest import FrameEncoderManifest
 
-from .random_models import text_parts
+from .random_models import rotated, text_parts
 
 _BLOCK = 1_048_573
 """Random numbers that the weights repeat; a prime, so that no two rows of a matrix are equal."""
@@ -103,7 +103,7 @@ class _RandomTensors:
         if "norm" in name and name.endswith(".weight"):
             return np.ones(size, np.float32)
         scale = np.float32(1 if "embedding" in name else size[-1] ** -0.5)
-        return np.resize(self._block, size) * scale
+        return np.resize(rotated(self._block, name), size) * scale
 
     def slices(self, name: str) -> Iterator[Float32]:
         """Return a tensor in slices of at most 8192 rows."""
