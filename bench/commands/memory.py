@@ -115,7 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", nargs=3, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.work:
-        work(*options.work, options.clip_seconds)
+        models, video, out = options.work
+        work(models, video, out, options.clip_seconds)
         return 0
     print(facts("cpu")["cpu"], flush=True)
     with tempfile.TemporaryDirectory() as name:
