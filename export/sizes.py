@@ -165,7 +165,7 @@ def _work(model: PublishedModel, precision: str) -> int:
         longest = max(len(prompts.user_message(task, _QUERY)) for task in tasks)
         rows = prefilled = len(tasks)
         shared = _tokens(len(prompts.SYSTEM))
-        tokens = shared + _tokens(longest)
+        tokens = _tokens(len(prompts.SYSTEM) + longest)
         answer = _default(LlmRewriter, "max_new_tokens")
         # The rewriter keeps what stands before the query, or on a CPU what all tasks share.
         kept, vision = (shared if on_cpu else rows * tokens), 0

@@ -127,8 +127,9 @@ class CausalLM:
 
     @property
     def fingerprint(self) -> str:
-        """Name of the model's results: equal for equal source, precision and format."""
-        return fingerprint(self.manifest.source_sha256, self.manifest.precision)
+        """Name of the model's results: equal for equal source, precision, blocks and format."""
+        block = f"b{self.manifest.block}" if self.manifest.block else ""
+        return fingerprint(self.manifest.source_sha256, self.manifest.precision + block)
 
     @property
     def captured_graphs(self) -> int:

@@ -234,7 +234,7 @@ MODEL_SETS: Mapping[str, ModelSet] = {
     one.name: one
     for one in (
         ModelSet(
-            "laptop", "CPU with 16 GB", "int4", (_MINILM, _SIGLIP2_BASE, _QWEN3_SMALL, _VL_SMALL)
+            "laptop", "CPU with 8 GB", "int4", (_MINILM, _SIGLIP2_BASE, _QWEN3_SMALL, _VL_SMALL)
         ),
         ModelSet(
             "workstation",
