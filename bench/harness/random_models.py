@@ -6,7 +6,6 @@ captions and rewrites run to their greatest length.
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 import zlib
@@ -20,21 +19,8 @@ import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError
 
-_SPECIAL = (
-    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
-    *("<|image_pad|>", "<|video_pad|>"),
-)
-_ANSWERS = ("yes", "no")
-"""Answers whose probabilities recognition reads; each needs a token of its own."""
-_IDS = {name: 256 + i for i, name in enumerate(_SPECIAL)}
-_TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}"
-    "{% else %}{% for c in m.content %}{% if c.type == 'image' %}<|vision_start|><|image_pad|>"
-    "<|vision_end|>{% else %}{{ c.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-_NAMED_TOKENS = 16384
-"""Largest vocabulary whose words no text encodes to."""
+from .random_tokenizer import IDS, write_tokenizer
+
 _SPREAD = 1.4
 """Standard deviation of a matrix's products with unit vectors: large enough for greedy tokens to
 differ between steps."""
@@ -83,7 +69,7 @@ def _text(
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
         "tie_word_embeddings": False,
-        "eos_token_id": _IDS["<|im_end|>"],
+        "eos_token_id": IDS["<|im_end|>"],
         **more,
     }
 
@@ -218,7 +204,7 @@ def write_source(name: str, folder: Path) -> Path:
     block = block.astype(np.float32 if width == 4 else np.float16)
     _write_weights(_shapes(shape), block, folder / "model.safetensors")
     _write_settings(shape, folder)
-    _write_tokenizer(folder, shape.text["vocab_size"])
+    write_tokenizer(folder, shape.text["vocab_size"])
     return folder
 
 
@@ -360,15 +346,15 @@ def _write_settings(shape: ModelShape, folder: Path) -> None:
     else:
         config |= {
             "model_type": "qwen2_5_vl",
-            "image_token_id": _IDS["<|image_pad|>"],
-            "video_token_id": _IDS["<|video_pad|>"],
-            "vision_start_token_id": _IDS["<|vision_start|>"],
-            "vision_end_token_id": _IDS["<|vision_end|>"],
+            "image_token_id": IDS["<|image_pad|>"],
+            "video_token_id": IDS["<|video_pad|>"],
+            "vision_start_token_id": IDS["<|vision_start|>"],
+            "vision_end_token_id": IDS["<|vision_end|>"],
             "vision_config": dict(shape.vision),
         }
         _write(folder / "preprocessor_config.json", _PREPROCESSOR)
     _write(folder / "config.json", config)
-    _write(folder / "generation_config.json", {"eos_token_id": _IDS["<|im_end|>"]})
+    _write(folder / "generation_config.json", {"eos_token_id": IDS["<|im_end|>"]})
 
 
 _PREPROCESSOR = {
@@ -381,51 +367,6 @@ _PREPROCESSOR = {
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
     "image_std": [0.26862954, 0.26130258, 0.27577711],
 }
-
-
-def _write_tokenizer(folder: Path, vocabulary: int) -> None:
-    """Write a tokenizer: a token for each byte, special ones, and words.
-
-    In a small vocabulary no text encodes to the words. In a large one they are parts of texts, so
-    that a token stands for as many characters, and takes as much memory, as in a real one.
-    """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    letters = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    answers = {name: 256 + len(_SPECIAL) + i for i, name in enumerate(_ANSWERS)}
-    first = 256 + len(_SPECIAL) + len(_ANSWERS)
-    words, merges = {f"\u0120word{i}": i for i in range(first, vocabulary)}, []
-    if vocabulary > _NAMED_TOKENS:
-        merges = text_parts(vocabulary - first)
-        words = {"".join(pair): first + i for i, pair in enumerate(merges)}
-    tokenizer = Tokenizer(models.BPE({**letters, **_IDS, **answers, **words}, merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(list(_SPECIAL))
-    tokenizer.add_tokens([AddedToken(name, single_word=True) for name in _ANSWERS])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    _write(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": "<|im_end|>",
-            "pad_token": "<|endoftext|>",
-            "chat_template": _TEMPLATE,
-        },
-    )
-
-
-def text_parts(count: int) -> list[tuple[str, str]]:
-    """Return merges of a byte-level tokenizer: pairs of letters, then pairs and a letter."""
-    from tokenizers import pre_tokenizers
-
-    # The letters of English first, behind the letter that stands for a space.
-    common = "\u0120etaoinshrdlcumwfgypbvkjxqz"
-    letters = common + "".join(sorted(set(pre_tokenizers.ByteLevel.alphabet()) - set(common)))
-    pairs = itertools.product(common, letters)
-    triples = itertools.product(map("".join, itertools.product(common, letters)), letters)
-    parts = (pair for pair in itertools.chain(pairs, triples) if "".join(pair) not in _ANSWERS)
-    return list(itertools.islice(parts, count))
 
 
 def _write(path: Path, value: Any) -> None:

@@ -14,7 +14,8 @@ from granalign_fast.export.sources.checkpoint import Float32
 from granalign_fast.files import appearing, sha256_of
 from granalign_fast.models.manifest import FrameEncoderManifest
 
-from .random_models import rotated, text_parts
+from .random_models import rotated
+from .random_tokenizer import text_parts
 
 _BLOCK = 1_048_573
 """Random numbers that the weights repeat; a prime, so that no two rows of a matrix are equal."""

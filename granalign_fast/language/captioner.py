@@ -177,7 +177,8 @@ class VlmCaptioner:
     def _limits(self) -> tuple[int, int]:
         """Frames that are prefilled in one batch, and prompts that are answered in one."""
         whole = self._prefix_tokens + _SUFFIX_TOKENS + self.max_new_tokens
-        most = self.model.rows_within(whole)
+        # The prefixes stay in memory beside the caches of two steps.
+        most = self.model.rows_within(whole + self._prefix_tokens // 2)
         if most is None:
             return self.rows, self.batch
         return min(self.rows, max(1, CPU_TOKENS // self._prefix_tokens)), min(self.batch, most)

@@ -82,7 +82,7 @@ def graph_shapes(graph: Path) -> GraphShapes | None:
         )
     record = read_json(manifest)
     spec = _engine_graph(record, graph.name) if isinstance(record, dict) else None
-    if spec is None or record.get("precision") not in ("fp32", "fp16"):
+    if spec is None or record.get("precision") in ("int8", "int4"):
         return None
     inputs = read_inputs(graph)
     tokens = _tokens(graph.parent, record, spec.tokens)

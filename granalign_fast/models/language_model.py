@@ -17,7 +17,7 @@ import numpy.typing as npt
 from granalign_fast.errors import GranAlignError, PromptTooLongError
 from granalign_fast.models.exported_graph import open_session
 from granalign_fast.runtime.array_device import Array, ArrayDevice
-from granalign_fast.runtime.mapped_pages import release_pages
+from granalign_fast.runtime.mapped_pages import release_memory
 from granalign_fast.runtime.session import OnnxSession
 
 from .chat import ChatTokenizer
@@ -279,10 +279,14 @@ class CausalLM:
             part = [prompts[row] for row in rows]
             start = prefix if prefix is None or parts == 1 else prefix.take(rows)
             answers += self._generate(part, start, max_new_tokens, stops)
+        self._release()
+        return answers
+
+    def _release(self) -> None:
+        """Give back what a large model on a CPU used, before another model needs it."""
         if self._releases:
             # A row of the table is a few pages, but the system maps those around it as well.
-            release_pages(self._folder)
-        return answers
+            release_memory(self._folder)
 
     def _generate(
         self,

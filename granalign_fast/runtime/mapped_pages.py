@@ -1,16 +1,27 @@
-"""Give back the memory of mapped files whose pages a session no longer reads."""
+"""Give back memory that this process holds and no longer uses: freed blocks, pages of files."""
 
 from __future__ import annotations
 
 import ctypes
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 _DONT_NEED = 4
 """madvise's advice MADV_DONTNEED: a page of a file is read again when it is used again."""
 _MAPS = Path("/proc/self/smaps")
 _HEAD = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+ +(/.*)")
+
+
+def release_memory(folder: Path) -> None:
+    """Give back what the C library keeps of freed memory, and the pages of a folder's files.
+
+    Systems without these calls, such as macOS, keep it.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    release_pages(folder)
 
 
 def release_pages(folder: Path) -> int:

@@ -12,7 +12,7 @@ from granalign_fast.errors import GranAlignError, one_line
 
 from .capture_lock import CAPTURE_LOCK
 from .device import CUDA, SEPARATE_WEIGHTS, TENSORRT, Device, cuda_options
-from .mapped_pages import release_pages
+from .mapped_pages import release_memory
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class SessionLoader:
                 f"export the model again{check}"
             ) from None
         if self.lean and not on_gpu:
-            release_pages(self.path.parent)
+            release_memory(self.path.parent)
         return session
 
     def _model(self) -> Path | bytes:

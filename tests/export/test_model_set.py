@@ -79,7 +79,7 @@ class TestExportingASet:
         model_set.export_model_set("laptop", tmp_path / "a", progress=lines.append)
         assert calls == [
             ("sentence-encoder", "fp32"),
-            ("clip", "fp32"),
+            ("clip", "int8" if False else "fp32"),
             ("llm", "int4"),
             ("vlm", "int4"),
         ]
