@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -120,6 +122,54 @@ def test_bytes_of_a_cache() -> None:
         token = np.empty((2, 2, 2, 8), dtype).nbytes  # two more layers
         tokens, rest = divmod(work[1] - work[0], token)
         assert rest == 0 and 7 * 64 < tokens < 7 * 1000
+
+
+_HELD = """
+import sys
+from pathlib import Path
+from granalign_fast.models.language_model import CausalLM
+from granalign_fast.models.vision_language_model import VisionLanguageModel
+
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+kind = {"llm": CausalLM, "vlm": VisionLanguageModel}
+first = kind[sys.argv[1]](sys.argv[2])
+before, model = anonymous(), kind[sys.argv[1]](sys.argv[3])
+print(anonymous() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process in /proc")
+@pytest.mark.parametrize("kind", ["llm", "vlm"])
+def test_the_computed_memory_is_that_of_a_process(tmp_path: Path, kind: str) -> None:
+    """A process loads a small int4 model, for what it needs once, then a larger one."""
+    config = {"tie_word_embeddings": True, "num_hidden_layers": 6}
+    folders = []
+    for hidden in (128, 1024):
+        sizes = {"hidden_size": hidden, "intermediate_size": 2 * hidden, "vocab_size": 4000}
+        sizes["num_attention_heads"] = hidden // 16
+        part = tmp_path / str(hidden)
+        if kind == "llm":
+            whole = tiny_llm.LLAMA | config | sizes
+            folders.append(tiny_llm.write_unchecked(part, whole, precision="int4"))
+            tower = None
+        else:
+            vision = tiny_vlm.VISION | {"hidden_size": 640, "intermediate_size": 1280}
+            vision |= {"num_heads": 16, "out_hidden_size": hidden}
+            whole = tiny_vlm.PUBLISHED | config | sizes | {"vision_config": vision}
+            folders.append(tiny_vlm.write_unchecked_vlm(part, whole, precision="int4"))
+            tower = TowerNumbers(wide=1280, out=hidden, hidden=640, layers=vision["depth"])
+    numbers = numbers_of(whole)
+    run = subprocess.run(
+        (sys.executable, "-c", _HELD, kind, *map(str, folders)),
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    computed = held_bytes(published(kind, numbers, tower), "int4")
+    assert int(run.stdout) == pytest.approx(computed, rel=0.1)
 
 
 def test_a_set_fits_its_machine() -> None:
