@@ -136,18 +136,18 @@ def block_bytes(rows: int, columns: int, rounding: Rounding, *, held: bool = Fal
 def _tower(t: TowerNumbers, precision: str, held: bool) -> int:
     width, joined = _width(precision), t.hidden * t.merge**2
 
-    def product(rows: int, columns: int, rounding: Rounding) -> int:
+    def product(rows: int, columns: int) -> int:
         if precision != "int4":
             return rows * columns * width
-        return block_bytes(rows, columns, rounding, held=held)
+        return block_bytes(rows, columns, HEAD, held=held)
 
-    layer = product(3 * t.hidden, t.hidden, LINEAR) + product(t.hidden, t.hidden, LINEAR)
-    layer += 2 * product(t.wide, t.hidden, LINEAR) + product(t.hidden, t.wide, LINEAR)
+    layer = product(3 * t.hidden, t.hidden) + product(t.hidden, t.hidden)
+    layer += 2 * product(t.wide, t.hidden) + product(t.hidden, t.wide)
     biases = 2 * t.hidden + 3 * t.hidden + t.hidden + 2 * t.wide + t.hidden  # and norms
     # The kernel of patches is stored twice: for frames, summed over time, and for pixels. The
     # product opens the first of them.
     patches = (1 if held else 1 + t.temporal) * 3 * t.patch**2 * t.hidden
-    merger = product(joined, joined, HEAD) + product(t.out, joined, HEAD)
+    merger = product(joined, joined) + product(t.out, joined)
     small = patches + t.hidden + joined + t.out
     return t.layers * (layer + biases * width) + merger + small * width
 

@@ -51,7 +51,7 @@ def decoder_bytes(source: LlmSource, precision: str) -> int:
         values = int(np.prod(sizes, dtype=np.int64))
         if precision != "int4" or len(sizes) != 2:
             total += width * values
-        elif any(part in name for part in ("embed_tokens", "lm_head", "visual.merger")):
+        elif any(part in name for part in ("embed_tokens", "lm_head", "visual.")):
             total += block_bytes(*sizes, HEAD)
         else:
             total += block_bytes(*sizes, LINEAR)

@@ -69,7 +69,7 @@ def image_embeddings(
     whether weights are rounded as an int4 export rounds them.
     """
     vision, weights = source.vision, Weights(source.checkpoint)
-    rounding = LINEAR if quantised else None
+    rounding = HEAD if quantised else None
     rows, columns = (side * vision.merge for side in source.grid)
     x = _patches(source, frame, weights)
     # Windows and rotary positions, both by row and column of a patch.
@@ -101,9 +101,8 @@ def image_embeddings(
     x = weights.rms_norm(x, "visual.merger.ln_q", VISION_EPSILON)
     x = x.reshape(rows // vision.merge, vision.merge, columns // vision.merge, vision.merge, -1)
     x = x.swapaxes(1, 2).reshape(source.grid[0] * source.grid[1], -1)
-    merging = HEAD if quantised else None
-    x = gelu(weights.linear(x, "visual.merger.mlp.0", merging))
-    return weights.linear(x, "visual.merger.mlp.2", merging)
+    x = gelu(weights.linear(x, "visual.merger.mlp.0", rounding))
+    return weights.linear(x, "visual.merger.mlp.2", rounding)
 
 
 def _patches(source: VlmSource, frame: npt.NDArray[np.uint8], weights: Weights) -> Float64:

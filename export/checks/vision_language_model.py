@@ -20,7 +20,7 @@ from granalign_fast.export.sources.checkpoint import Float32
 from granalign_fast.export.sources.folder import quiet
 from granalign_fast.export.sources.layouts import uniform_folder
 from granalign_fast.export.sources.vision_language_model import VlmSource
-from granalign_fast.export.specs import HEAD, LINEAR, VlmTolerance
+from granalign_fast.export.specs import HEAD, VlmTolerance
 from granalign_fast.models.exported_graph import open_session
 from granalign_fast.models.graph_contract import (
     ATTENTION_MASK,
@@ -111,7 +111,7 @@ def run_vlm_source(source: VlmSource, precision: str) -> VlmReference:
             # The same of the weights as exported.
             if precision == "int4":
                 round_weights(model.lm_head, decoder)
-                round_products(visual.blocks, LINEAR)
+                round_products(visual.blocks, HEAD)
                 round_products(visual.merger, HEAD)
                 embeds = pooled(visual(*grids))
                 logits = _logits(model, prompts, images)

@@ -18,15 +18,11 @@ import numpy.typing as npt
 
 from granalign_fast.export.sources.checkpoint import Float32
 from granalign_fast.export.sources.vision_language_model import VlmSource
-from granalign_fast.export.specs import HEAD, LINEAR, VISION_EPSILON, VISION_THETA
+from granalign_fast.export.specs import HEAD, VISION_EPSILON, VISION_THETA
 from granalign_fast.models.graph_contract import FRAMES, IMAGE_EMBEDS, PIXEL_VALUES
 
 from .builder import CheckpointGraph
 from .tensor_file import GraphTensors, converted
-
-_MERGER = "visual.merger."
-"""The last two products. An int4 export gives them 8 bits, since no later layer evens out their
-error."""
 
 Order = npt.NDArray[np.int64]
 """Indices of tokens."""
@@ -272,8 +268,7 @@ class VisionGraph(CheckpointGraph):
     def _product(self, x: str, weight: str) -> str:
         if not self.quantised:
             return super()._product(x, weight)
-        rounding = HEAD if weight.startswith(_MERGER) else LINEAR
-        return self._rounded_product(x, *self._rounded_weight(weight), rounding)
+        return self._rounded_product(x, *self._rounded_weight(weight), HEAD)
 
     def _linear(self, x: str, name: str) -> str:
         # Every product here has a bias; a missing one is a damaged file, and reading it raises.

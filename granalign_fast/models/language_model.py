@@ -32,7 +32,7 @@ from .static_cache import StaticDecoder
 _LARGE = 1 << 28
 """Bytes of weights from which on pages of the file are released after each answer."""
 
-CACHE_BYTES = 3 << 26
+CACHE_BYTES = 1 << 27
 """Bytes that the keys and values of a batch may take on a CPU."""
 
 
