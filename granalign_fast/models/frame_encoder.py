@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.runtime.array_device import ArrayDevice
+from granalign_fast.runtime.session import Session
 from granalign_fast.types import Image, check_frames
 from granalign_fast.video.images import resize
 
@@ -98,14 +100,21 @@ class FrameEncoder(ExportedEncoder[FrameEncoderManifest]):
         folder = Path(folder)
         manifest = manifest or FrameEncoderManifest.read(folder)
         self.preprocessing = _read_preprocessing(manifest, folder)
-        graphs = [IMAGE_GRAPH, TEXT_GRAPH]
-        super().__init__(folder, manifest, graphs, device=device, threads=threads)
-        self._image, self._text = self._sessions
+        super().__init__(folder, manifest, [IMAGE_GRAPH], device=device, threads=threads)
+        (self._image,) = self._sessions
         self._device = ArrayDevice.of(device)
         self._batch_frames = _BATCH_FRAMES.get(self._kind, _GPU_BATCH_FRAMES)
         # On a GPU runs take turns; on a CPU several runs work at the same time.
         on_cpu = self._kind == "cpu"
         self._run_lock: AbstractContextManager[Any] = nullcontext() if on_cpu else Lock()
+
+    @cached_property
+    def _text(self) -> Session:
+        """The text tower, opened when it is first used: to index a video takes no text.
+
+        SigLIP's tower and tokenizer take 240 MB of memory.
+        """
+        return self._open(TEXT_GRAPH)
 
     def encode_frames(
         self,
