@@ -22,7 +22,7 @@ from granalign_fast.language import prompts
 from granalign_fast.language.captioner import CPU_TOKENS, VlmCaptioner
 from granalign_fast.language.llm_rewriter import LlmRewriter
 from granalign_fast.models.language_model import CACHE_BYTES
-from granalign_fast.models.manifest import SENTENCE_ENCODER
+from granalign_fast.models.manifest import SENTENCE_ENCODER, VLM
 from granalign_fast.models.prefix_cache import CPU_MEMORY_BYTES
 from granalign_fast.models.published import (
     DecoderNumbers,
@@ -46,7 +46,7 @@ _TEMPLATE = 32
 _TOKEN = 540
 """Bytes that a tokenizer holds for each token of its vocabulary, measured with as many merges."""
 
-_LIBRARIES = 120_000_000
+_LIBRARIES = 80_000_000
 """Bytes of Python, ONNX Runtime, FFmpeg and NumPy, measured after their import."""
 
 
@@ -63,11 +63,15 @@ def memory_bytes(model: PublishedModel, precision: str) -> int:
 
 
 def set_memory_bytes(models: ModelSet) -> int:
-    """Return the bytes of a set's models at work, all at once."""
-    work = sum(
-        memory_bytes(model, precision_of(model.kind, models.precision)) for model in models.models
-    )
-    return work + (CPU_MEMORY_BYTES + _LIBRARIES if models.precision == "int4" else 0)
+    """Return the bytes of a set's models: all loaded, and those at work that work together."""
+    sizes = [(model, precision_of(model.kind, models.precision)) for model in models.models]
+    held = sum(held_bytes(*one) for one in sizes)
+    if models.precision != "int4":
+        return held + sum(_work(*one) for one in sizes)
+    # A query is rewritten while frames are prefilled; then they are captioned.
+    rewriting = sum(_work(model, p, prefilling=True) for model, p in sizes)
+    captioning = sum(_work(model, p) for model, p in sizes if model.kind == VLM)
+    return held + max(rewriting, captioning) + CPU_MEMORY_BYTES + _LIBRARIES
 
 
 def held_bytes(model: PublishedModel, precision: str) -> int:
@@ -152,8 +156,11 @@ def _tower(t: TowerNumbers, precision: str, held: bool) -> int:
     return t.layers * (layer + biases * width) + merger + small * width
 
 
-def _work(model: PublishedModel, precision: str) -> int:
-    """Return the bytes of keys and values, and of the widest layer's activations."""
+def _work(model: PublishedModel, precision: str, *, prefilling: bool = False) -> int:
+    """Return the bytes of keys and values, and of the widest layer's activations.
+
+    `prefilling` leaves out the answers of a vision-language model.
+    """
     d, t, width = model.decoder, model.tower, _width(precision)
     if d is None:
         return 0
@@ -185,6 +192,8 @@ def _work(model: PublishedModel, precision: str) -> int:
         rows = min(rows, max(1, CACHE_BYTES // (2 * (tokens + answer) * token)))
         prefilled = min(prefilled, rows)
     cache = (kept + (2 if on_cpu else 1) * rows * (tokens + answer)) * token
+    if prefilling and t is not None:
+        cache = prefilled * tokens * token
     prefill = prefilled * tokens * (2 * d.wide + 4 * d.hidden) * width
     return cache + max(prefill, vision) + rows * d.vocabulary * 4  # the last: logits
 
