@@ -46,6 +46,9 @@ class ExportedEncoder(Generic[_Manifest]):
         GranAlignError: a file is damaged, or the device is not available.
     """
 
+    _lean = False
+    """Whether a CPU gives memory back after each run; see `open_session`."""
+
     def __init__(
         self,
         folder: Path,
@@ -67,7 +70,8 @@ class ExportedEncoder(Generic[_Manifest]):
     def _open(self, graph: str) -> Session:
         """Open a graph of the folder."""
         threads = 1 if self._kind == "cpu" else None
-        return open_session(self._folder / graph, device=self._device_name, threads=threads)
+        options = {"device": self._device_name, "threads": threads, "lean": self._lean}
+        return open_session(self._folder / graph, **options)
 
     @functools.cached_property
     def _tokenizer(self) -> Any:

@@ -89,6 +89,8 @@ class FrameEncoder(ExportedEncoder[FrameEncoderManifest]):
         GranAlignError: the folder is of another kind or altered, or the device is not available.
     """
 
+    _lean = True  # a run of frames takes 70 MB, and other models need them next
+
     def __init__(
         self,
         folder: str | Path,
@@ -114,6 +116,7 @@ class FrameEncoder(ExportedEncoder[FrameEncoderManifest]):
 
         SigLIP's tower and tokenizer take 240 MB of memory.
         """
+        self._tokenizer  # noqa: B018 - loaded first: opening the tower returns what loading took
         return self._open(TEXT_GRAPH)
 
     def encode_frames(
@@ -221,13 +224,14 @@ class FrameEncoder(ExportedEncoder[FrameEncoderManifest]):
         unique, row_of = distinct(texts)
         if not unique:
             raise GranAlignError("texts: got none, expected at least one")
+        text_tower = self._text
         tokens = tokenise(self._tokenizer, unique)
         rows = np.empty((len(unique), self.dim), np.float32)
 
         def run(batch: npt.NDArray[np.int64]) -> None:
             ids = np.array([tokens[i] for i in batch], np.int32)
             with self._run_lock:
-                rows[batch] = self._text(input_ids=ids)[EMBEDDINGS]
+                rows[batch] = text_tower(input_ids=ids)[EMBEDDINGS]
 
         with ThreadPoolExecutor(self._workers) as pool:
             list(pool.map(run, equal_length_batches(tokens, self._batch_tokens)))
