@@ -279,7 +279,7 @@ class CausalLM:
             part = [prompts[row] for row in rows]
             start = prefix if prefix is None or parts == 1 else prefix.take(rows)
             answers += self._generate(part, start, max_new_tokens, stops)
-        self._release()
+            self._release()
         return answers
 
     def _release(self) -> None:
