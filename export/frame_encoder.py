@@ -28,6 +28,9 @@ from .progress import Written, watch
 from .space import check_space, encoder_bytes
 from .specs import CLIP_PRECISIONS, PRECISIONS, Tolerance
 
+_WIDTHS = {"fp32": 4, "fp16": 2, "int8": 1.1}
+"""Bytes of a weight; int8 has scales, and some small tensors in float32."""
+
 
 def export_clip(
     source: str | Path,
@@ -52,7 +55,7 @@ def export_clip(
         source: a folder as transformers saves it, with safetensors, a fast tokenizer and
             ``preprocessor_config.json``; or a hub id as for `resolve_model`.
         out: a folder to write; it must not exist.
-        precision: ``"fp32"`` or ``"fp16"``; embeddings are float32 in both.
+        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``; embeddings are float32 in all.
         check: whether to compare with transformers; None to do so if it is installed.
         progress: called with the name of each step as it begins.
         written: called as weights are written.
@@ -73,7 +76,7 @@ def export_clip(
     if compared:
         model = check_frame_tokens(model)
     check_token_ids(folder, model.tokenise, model.text.words, model.text.tokens)
-    check_space(out, encoder_bytes(model.checkpoint, 2 if precision == "fp16" else 4))
+    check_space(out, encoder_bytes(model.checkpoint, _WIDTHS[precision]))
     tolerance = PRECISIONS[precision].tolerance
     with appearing(out) as draft:
         if compared:

@@ -30,7 +30,7 @@ from granalign_fast.models.sources import resolve_model
 
 from .progress import Written, watch
 from .space import check_space, decoder_bytes
-from .specs import LLM_PRECISIONS
+from .specs import LINEAR, LLM_PRECISIONS
 
 _Kind = TypeVar("_Kind", bound=LlmManifest)
 
@@ -187,6 +187,7 @@ def complete(
         vocabulary=shape.vocabulary,
         context=shape.context,
         eos_ids=list(model.eos_ids),
+        block=LINEAR.block if precision == "int4" else 0,
         tools=tool_versions(),
         validation={},
         **facts,

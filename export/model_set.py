@@ -126,8 +126,8 @@ def plan_model_set(
     Args:
         name: one of `published.MODEL_SETS`.
         out: the folder of the exports, each in a folder of its kind.
-        precision: one of `published.PRECISIONS`; None for that of the set. Encoders are exported
-            in fp32 where the set has int4.
+        precision: one of `published.PRECISIONS`; None for that of the set. `precision_of`
+            says what each model gets.
         sources: a folder of local copies, each at ``org/name`` below it.
 
     Raises:

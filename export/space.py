@@ -13,7 +13,7 @@ from granalign_fast.files import remove_abandoned
 from .sizes import block_bytes
 from .sources.checkpoint import Checkpoint
 from .sources.language_model import LlmSource
-from .specs import HEAD_BITS, LINEAR_BITS
+from .specs import HEAD, LINEAR
 
 _MARGIN = 1 << 24
 """Bytes for all files but the weights: graphs, tokenizer, settings."""
@@ -49,13 +49,12 @@ def decoder_bytes(source: LlmSource, precision: str) -> int:
     for name in checkpoint.names:
         sizes = checkpoint.shape(name)
         values = int(np.prod(sizes, dtype=np.int64))
-        if precision != "int4" or name.startswith("visual.") or len(sizes) != 2:
+        if precision != "int4" or len(sizes) != 2:
             total += width * values
-        elif "embed_tokens" in name:
-            total += 2 * values
-            total += block_bytes(*sizes, HEAD_BITS) if shape.tied else 0
+        elif any(part in name for part in ("embed_tokens", "lm_head", "visual.")):
+            total += block_bytes(*sizes, HEAD)
         else:
-            total += block_bytes(*sizes, HEAD_BITS if "lm_head" in name else LINEAR_BITS)
+            total += block_bytes(*sizes, LINEAR)
     return total
 
 

@@ -111,7 +111,13 @@ def _graphs(folder: Path, precision: str | None) -> dict[Path, GraphShapes]:
         raise GranAlignError(
             f"{folder}: no manifest.json; name a folder that `granalign export` wrote, of one model"
         )
-    kind = read_manifest(folder).kind
+    manifest = read_manifest(folder)
+    kind = manifest.kind
+    if manifest.precision not in ENGINE_PRECISIONS:
+        raise GranAlignError(
+            f"{folder}: got precision {manifest.precision!r}, expected one of "
+            f"{sorted(ENGINE_PRECISIONS)}; export the model in fp16 first"
+        )
     if kind not in ENGINE_GRAPHS:
         raise GranAlignError(
             f"{folder}: got kind {kind!r}, expected one of {sorted(ENGINE_GRAPHS)}; decoders run "

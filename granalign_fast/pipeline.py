@@ -19,7 +19,7 @@ from .language.rewriters import RuleRewriter
 from .models.embedding_cache import CachedEncoder
 from .models.encoder import cpu_threads
 from .models.manifest import CLIP, LLM, SENTENCE_ENCODER, VLM, exported_models, model_sources
-from .models.prefix_cache import DiskTier, MemoryTier, PrefixCache
+from .models.prefix_cache import CPU_MEMORY_BYTES, DiskTier, MemoryTier, PrefixCache
 from .models.sentence_encoder import OnnxSentenceEncoder
 from .models.sources import resolve_model
 from .protocols import Captioner, ImageTextEncoder, Rewriter, TextEncoder
@@ -171,7 +171,8 @@ class ModelFolder:
         from .models.language_model import CausalLM
 
         model = CausalLM(self.paths[LLM], device=self.device, threads=self.threads)
-        return LlmRewriter(model)
+        kept = model.cache_bytes // 2 if model.device.index is None else None
+        return LlmRewriter(model, kept_bytes=kept)
 
     @cached_property
     def captioner(self) -> VlmCaptioner | None:
@@ -306,9 +307,11 @@ def open_models(folder: str | Path, *, device: str = "cpu", prefix_gib: float = 
     """
     if not 0 <= prefix_gib <= _MOST_GIB:
         raise GranAlignError(f"prefix_gib: got {prefix_gib}, expected 0 to {_MOST_GIB} GiB")
-    tiers: list[MemoryTier | DiskTier] = [MemoryTier(_MEMORY_BYTES)]
-    if cache := usable_cache():
-        tiers.append(DiskTier(cache / "prefixes", int(prefix_gib * (1 << 30))))
+    on_disk, cache = int(prefix_gib * (1 << 30)), usable_cache()
+    small = Device.parse(device).kind == "cpu" and cache is not None and on_disk
+    tiers: list[MemoryTier | DiskTier] = [MemoryTier(CPU_MEMORY_BYTES if small else _MEMORY_BYTES)]
+    if cache is not None:
+        tiers.append(DiskTier(cache / "prefixes", on_disk))
     return ModelFolder(models_folder(folder), device=device, cache=PrefixCache(tiers))
 
 

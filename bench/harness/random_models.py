@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,23 +19,8 @@ import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError
 
-from .machine import available_bytes
+from .random_tokenizer import IDS, write_tokenizer
 
-_SPECIAL = (
-    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
-    *("<|image_pad|>", "<|video_pad|>"),
-)
-_ANSWERS = ("yes", "no")
-"""Answers whose probabilities recognition reads; each needs a token of its own."""
-_IDS = {name: 256 + i for i, name in enumerate(_SPECIAL)}
-_TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}"
-    "{% else %}{% for c in m.content %}{% if c.type == 'image' %}<|vision_start|><|image_pad|>"
-    "<|vision_end|>{% else %}{{ c.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-_NAMED_TOKENS = 16384
-"""Largest number of tokens with a text; in a larger vocabulary the others have none."""
 _SPREAD = 1.4
 """Standard deviation of a matrix's products with unit vectors: large enough for greedy tokens to
 differ between steps."""
@@ -83,7 +69,7 @@ def _text(
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
         "tie_word_embeddings": False,
-        "eos_token_id": _IDS["<|im_end|>"],
+        "eos_token_id": IDS["<|im_end|>"],
         **more,
     }
 
@@ -111,13 +97,26 @@ def _sections(*sections: int) -> dict[str, Any]:
     return {"rope_scaling": {"type": "mrope", "mrope_section": list(sections)}}
 
 
-_LLAMA, _QWEN = "LlamaForCausalLM", "Qwen2ForCausalLM"
+_LLAMA, _QWEN, _QWEN3 = "LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"
+_MODEL_TYPES = {_LLAMA: "llama", _QWEN: "qwen2", _QWEN3: "qwen3"}
 _QWEN_VL = "Qwen2_5_VLForConditionalGeneration"
 SHAPES: Mapping[str, ModelShape] = {
     "llama-mini": ModelShape("llm", _LLAMA, _text(128, 384, 4, 4, 2, 2048)),
     "llama-108m": ModelShape("llm", _LLAMA, _text(768, 2304, 12, 12, 4, 16384)),
     "llama3-8b": ModelShape(
         *("llm", _LLAMA, _text(4096, 14336, 32, 32, 8, 128256, rope_theta=500000.0)),
+        precision="int4",
+    ),
+    "qwen3-0.6b": ModelShape(
+        "llm",
+        _QWEN3,
+        _text(
+            *(1024, 3072, 28, 16, 8, 151936),
+            head_dim=128,
+            tie_word_embeddings=True,
+            rope_theta=1e6,
+            max_position_embeddings=40960,
+        ),
         precision="int4",
     ),
     "qwen2.5-7b": ModelShape(
@@ -133,6 +132,20 @@ SHAPES: Mapping[str, ModelShape] = {
         _text(768, 2304, 12, 12, 2, 16384, tie_word_embeddings=True, **_sections(8, 12, 12)),
         _vision(384, 1152, 8, 6, 768, [3, 7]),
         (336, 560),
+    ),
+    "qwen2.5-vl-3b": ModelShape(
+        "vlm",
+        _QWEN_VL,
+        _text(
+            *(2048, 11008, 36, 16, 2, 151936),
+            tie_word_embeddings=True,
+            rope_theta=1e6,
+            max_position_embeddings=128000,
+            **_sections(16, 24, 24),
+        ),
+        _vision(1280, 3420, 32, 16, 2048, [7, 15, 23, 31]),
+        (336, 560),
+        "int4",
     ),
     "qwen2.5-vl-7b": ModelShape(
         "vlm",
@@ -177,13 +190,11 @@ def write_source(name: str, folder: Path) -> Path:
     Raises:
         GranAlignError: the name is unknown, or memory or disk space does not suffice.
     """
-    from safetensors.numpy import save_file
-
     shape = shape_of(name)
     if (folder / "model.safetensors").is_file():
         return folder
     width = 4 if shape.precision == "fp32" else 2
-    _check_space(name, shape.weights * width, folder.parent)
+    _check_disk(name, shape.weights * width, folder.parent)
     folder.mkdir(parents=True)
     block = (
         np.random.default_rng(0).standard_normal(_BLOCK)
@@ -191,13 +202,9 @@ def write_source(name: str, folder: Path) -> Path:
         / shape.text["hidden_size"] ** 0.5
     )
     block = block.astype(np.float32 if width == 4 else np.float16)
-    save_file(
-        {key: _weight(key, size, block) for key, size in _shapes(shape).items()},
-        folder / "model.safetensors",
-        metadata={"format": "pt"},
-    )
+    _write_weights(_shapes(shape), block, folder / "model.safetensors")
     _write_settings(shape, folder)
-    _write_tokenizer(folder, min(shape.text["vocab_size"], _NAMED_TOKENS))
+    write_tokenizer(folder, shape.text["vocab_size"])
     return folder
 
 
@@ -233,22 +240,37 @@ def write_export(name: str, folder: Path, *, precision: str | None = None) -> Pa
     return out
 
 
-def _check_space(name: str, needed: int, folder: Path) -> None:
+def _check_disk(name: str, needed: int, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    memory, disk = available_bytes(), shutil.disk_usage(folder).free
-    if 1.3 * needed > memory or 2.5 * needed > disk:
+    disk = shutil.disk_usage(folder).free
+    if 2.5 * needed > disk:
         raise GranAlignError(
-            f"{name}: got {memory >> 30} GiB of free memory and {disk >> 30} GiB of disk, expected "
-            f"{int(1.3 * needed) >> 30} and {int(2.5 * needed) >> 30}; choose a smaller model, or "
-            f"set TMPDIR to a larger disk"
+            f"{name}: got {disk >> 30} GiB of free disk, expected {int(2.5 * needed) >> 30}; "
+            f"choose a smaller model, or set TMPDIR to a larger disk"
         )
+
+
+def _write_weights(
+    shapes: Mapping[str, tuple[int, ...]], block: npt.NDArray[Any], path: Path
+) -> None:
+    """Write safetensors, one tensor in memory at a time: lengths, a header, and the values."""
+    kind, end, entries = "F32" if block.itemsize == 4 else "F16", 0, {}
+    for name, size in shapes.items():
+        start, end = end, end + int(np.prod(size)) * block.itemsize
+        entries[name] = {"dtype": kind, "shape": size, "data_offsets": [start, end]}
+    header = json.dumps({"__metadata__": {"format": "pt"}, **entries}).encode()
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for name, size in shapes.items():
+            file.write(_weight(name, size, block).data)
 
 
 def _shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor, by its published name."""
     text = shape.text
     hidden, wide = text["hidden_size"], text["intermediate_size"]
-    keys = hidden // text["num_attention_heads"] * text["num_key_value_heads"]
+    head = text.get("head_dim", hidden // text["num_attention_heads"])
+    queries, keys = head * text["num_attention_heads"], head * text["num_key_value_heads"]
     shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (text["vocab_size"], hidden),
         "model.norm.weight": (hidden,),
@@ -260,16 +282,18 @@ def _shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
         shapes |= {
             f"{prefix}.input_layernorm.weight": (hidden,),
             f"{prefix}.post_attention_layernorm.weight": (hidden,),
-            f"{prefix}.self_attn.q_proj.weight": (hidden, hidden),
+            f"{prefix}.self_attn.q_proj.weight": (queries, hidden),
             f"{prefix}.self_attn.k_proj.weight": (keys, hidden),
             f"{prefix}.self_attn.v_proj.weight": (keys, hidden),
-            f"{prefix}.self_attn.o_proj.weight": (hidden, hidden),
+            f"{prefix}.self_attn.o_proj.weight": (hidden, queries),
             f"{prefix}.mlp.gate_proj.weight": (wide, hidden),
             f"{prefix}.mlp.up_proj.weight": (wide, hidden),
             f"{prefix}.mlp.down_proj.weight": (hidden, wide),
         }
-        if shape.architecture != _LLAMA:
-            for part, size in (("q", hidden), ("k", keys), ("v", keys)):
+        if shape.architecture == _QWEN3:
+            shapes |= {f"{prefix}.self_attn.{part}_norm.weight": (head,) for part in "qk"}
+        elif shape.architecture != _LLAMA:
+            for part, size in (("q", queries), ("k", keys), ("v", keys)):
                 shapes[f"{prefix}.self_attn.{part}_proj.bias"] = (size,)
     return shapes | (_vision_shapes(shape.vision) if shape.vision else {})
 
@@ -304,25 +328,33 @@ def _vision_shapes(vision: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 def _weight(name: str, shape: tuple[int, ...], block: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if len(shape) == 1 and "bias" not in name:  # gains of norms
         return np.ones(shape, block.dtype)
-    return np.resize(block, shape)
+    return np.resize(rotated(block, name), shape)
+
+
+def rotated(block: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
+    """Return a tensor's random numbers, which begin elsewhere for each name.
+
+    ONNX Runtime keeps equal weights once, so that a model of equal layers would look small.
+    """
+    return np.roll(block, zlib.crc32(name.encode()) % len(block))
 
 
 def _write_settings(shape: ModelShape, folder: Path) -> None:
     config: dict[str, Any] = {"architectures": [shape.architecture], **shape.text}
     if shape.kind == "llm":
-        config["model_type"] = "llama" if shape.architecture == _LLAMA else "qwen2"
+        config["model_type"] = _MODEL_TYPES[shape.architecture]
     else:
         config |= {
             "model_type": "qwen2_5_vl",
-            "image_token_id": _IDS["<|image_pad|>"],
-            "video_token_id": _IDS["<|video_pad|>"],
-            "vision_start_token_id": _IDS["<|vision_start|>"],
-            "vision_end_token_id": _IDS["<|vision_end|>"],
+            "image_token_id": IDS["<|image_pad|>"],
+            "video_token_id": IDS["<|video_pad|>"],
+            "vision_start_token_id": IDS["<|vision_start|>"],
+            "vision_end_token_id": IDS["<|vision_end|>"],
             "vision_config": dict(shape.vision),
         }
         _write(folder / "preprocessor_config.json", _PREPROCESSOR)
     _write(folder / "config.json", config)
-    _write(folder / "generation_config.json", {"eos_token_id": _IDS["<|im_end|>"]})
+    _write(folder / "generation_config.json", {"eos_token_id": IDS["<|im_end|>"]})
 
 
 _PREPROCESSOR = {
@@ -335,31 +367,6 @@ _PREPROCESSOR = {
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
     "image_std": [0.26862954, 0.26130258, 0.27577711],
 }
-
-
-def _write_tokenizer(folder: Path, vocabulary: int) -> None:
-    """Write a tokenizer: a token for each byte, special ones, and words that no text encodes to."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    letters = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    answers = {name: 256 + len(_SPECIAL) + i for i, name in enumerate(_ANSWERS)}
-    first = 256 + len(_SPECIAL) + len(_ANSWERS)
-    words = {f"\u0120word{i}": i for i in range(first, vocabulary)}
-    tokenizer = Tokenizer(models.BPE({**letters, **_IDS, **answers, **words}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(list(_SPECIAL))
-    tokenizer.add_tokens([AddedToken(name, single_word=True) for name in _ANSWERS])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    _write(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": "<|im_end|>",
-            "pad_token": "<|endoftext|>",
-            "chat_template": _TEMPLATE,
-        },
-    )
 
 
 def _write(path: Path, value: Any) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError
-from granalign_fast.export.specs import BLOCK, INT8_PRODUCTS
+from granalign_fast.export.specs import INT8_PRODUCTS, LINEAR
 
 from .runtimes import (
     COMPILED,
@@ -194,7 +194,7 @@ def build_genai(source: Path, out: Path, precision: str, **more: Any) -> None:
         out / "cache",
     ]
     if precision == "int4":
-        recipe = (f"int4_accuracy_level={INT8_PRODUCTS}", f"int4_block_size={BLOCK}")
+        recipe = (f"int4_accuracy_level={INT8_PRODUCTS}", f"int4_block_size={LINEAR.block}")
         options += ["--extra_options", *recipe]
     offline = os.environ | {"HF_HUB_OFFLINE": "1"}
     built = subprocess.run([*builder, *options], env=offline, capture_output=True, text=True)

@@ -27,7 +27,8 @@ from granalign_fast.bench.harness.records import OURS
 from granalign_fast.bench.harness.runner import Bench, Runner
 from granalign_fast.bench.harness.timing import HostClock, Judge, difference, require
 from granalign_fast.bench.peers.generators import Generate, generators
-from granalign_fast.export.specs import BLOCK, HEAD_BITS, LINEAR_BITS
+from granalign_fast.export.sizes import block_bytes
+from granalign_fast.export.specs import HEAD, LINEAR
 from granalign_fast.language import prompts
 from granalign_fast.models.language_model import CausalLM
 from granalign_fast.models.manifest import LLM
@@ -176,12 +177,14 @@ class Matrices(NamedTuple):
     """Numbers of weights in a decoder's matrices.
 
     Attributes:
+        hidden: values of a token.
         layers: number of layers.
         into: weights of a layer before its attention: queries, keys and values.
         onward: weights of a layer after its attention: output projection and MLP.
         head: weights of the output projection to the vocabulary.
     """
 
+    hidden: int
     layers: int
     into: int
     onward: int
@@ -194,6 +197,7 @@ class Matrices(NamedTuple):
         head_dim = config.get("head_dim") or hidden // heads
         keys = head_dim * config.get("num_key_value_heads", heads)
         return cls(
+            hidden=hidden,
             layers=config["num_hidden_layers"],
             into=hidden * (heads * head_dim + 2 * keys),
             onward=hidden * heads * head_dim + 3 * hidden * config["intermediate_size"],
@@ -211,8 +215,8 @@ class Matrices(NamedTuple):
         if precision == "int4":
             # Each block of weights has a float32 scale and a zero point as wide as a weight. The
             # output projection has wider weights than the layers.
-            layer, head = ((bits + (32 + bits) / BLOCK) / 8 for bits in (LINEAR_BITS, HEAD_BITS))
-            return layer * inner + head * self.head
+            layer = (LINEAR.bits + (32 + LINEAR.bits) / LINEAR.block) / 8
+            return layer * inner + block_bytes(self.head // self.hidden, self.hidden, HEAD)
         return {"fp16": 2.0}.get(precision, 4.0) * (inner + self.head)
 
 

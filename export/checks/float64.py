@@ -16,7 +16,7 @@ import numpy.typing as npt
 from granalign_fast.export.graphs.block_quantization import round_blocks
 from granalign_fast.export.sources.bert import gelu as bert_gelu
 from granalign_fast.export.sources.checkpoint import Tensors
-from granalign_fast.export.specs import BLOCK
+from granalign_fast.export.specs import Rounding
 
 Float64 = npt.NDArray[np.float64]
 
@@ -44,38 +44,47 @@ class Weights:
         """Return a small tensor, such as a norm's gains."""
         return self.tensors.read(name).astype(np.float64)
 
-    def rows(self, name: str, ids: npt.NDArray[np.int64]) -> Float64:
-        """Return some rows of a table (rows, columns): (*ids.shape, columns)."""
+    def rows(
+        self, name: str, ids: npt.NDArray[np.int64], rounding: Rounding | None = None
+    ) -> Float64:
+        """Return some rows of a table (rows, columns): (*ids.shape, columns).
+
+        Args:
+            name: of the table.
+            ids: of the rows.
+            rounding: of the table in an export; None for the source's values.
+        """
         result = np.empty((*ids.shape, self.tensors.shape(name)[1]))
         start = 0
         for part in self.tensors.slices(name):
             here = (ids >= start) & (ids < start + len(part))
-            result[here] = part[ids[here] - start]
+            chosen = part[ids[here] - start]
+            result[here] = round_blocks(chosen, rounding) if rounding and len(chosen) else chosen
             start += len(part)
         return result
 
-    def product(self, x: Float64, name: str, bits: int | None = None) -> Float64:
+    def product(self, x: Float64, name: str, rounding: Rounding | None = None) -> Float64:
         """Multiply rows (..., inputs) by a weight (outputs, inputs).
 
         Args:
             x: the rows.
             name: of the weight.
-            bits: of the weights as an int4 export rounds them; None for the source's.
+            rounding: of the weight in an export; None for the source's values.
         """
         outputs = self.tensors.shape(name)[0]
         result = np.empty((*x.shape[:-1], outputs))
         start = 0
         for part in self.tensors.slices(name):
             rows = part.reshape(len(part), -1)
-            if bits:
-                rows = round_blocks(rows, bits, BLOCK)
+            if rounding:
+                rows = round_blocks(rows, rounding)
             result[..., start : start + len(rows)] = x @ rows.T.astype(np.float64)
             start += len(rows)
         return result
 
-    def linear(self, x: Float64, name: str, bits: int | None = None) -> Float64:
+    def linear(self, x: Float64, name: str, rounding: Rounding | None = None) -> Float64:
         """Apply a linear layer, with its bias if there is one."""
-        y = self.product(x, f"{name}.weight", bits)
+        y = self.product(x, f"{name}.weight", rounding)
         return y + self[f"{name}.bias"] if f"{name}.bias" in self else y
 
     def rms_norm(self, x: Float64, name: str, epsilon: float) -> Float64:
@@ -91,11 +100,11 @@ class Weights:
         normed: Float64 = x * self[f"{name}.weight"] + self[f"{name}.bias"]
         return normed
 
-    def gated(self, x: Float64, name: str, bits: int | None = None) -> Float64:
+    def gated(self, x: Float64, name: str, rounding: Rounding | None = None) -> Float64:
         """Apply a gated perceptron: down(silu(gate(x)) * up(x))."""
-        gate = self.linear(x, f"{name}.gate_proj", bits)
-        wide = gate / (1 + np.exp(-gate)) * self.linear(x, f"{name}.up_proj", bits)
-        return self.linear(wide, f"{name}.down_proj", bits)
+        gate = self.linear(x, f"{name}.gate_proj", rounding)
+        wide = gate / (1 + np.exp(-gate)) * self.linear(x, f"{name}.up_proj", rounding)
+        return self.linear(wide, f"{name}.down_proj", rounding)
 
 
 def rotated(x: Float64, angles: npt.NDArray[Any]) -> Float64:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from granalign_fast.export.graphs.clip_shapes import ImageShape, TextShape, Transformer
 from granalign_fast.export.sources.checkpoint import Tensors
+from granalign_fast.export.specs import Rounding
 
 from .float64 import ACTIVATIONS, Float64, Weights, attend
 
@@ -99,7 +100,7 @@ class _Held(Weights):
             self._kept[name] = super().__getitem__(name)
         return self._kept[name]
 
-    def product(self, x: Float64, name: str, bits: int | None = None) -> Float64:
+    def product(self, x: Float64, name: str, rounding: Rounding | None = None) -> Float64:
         weight = self[name]
         result: Float64 = x @ weight.reshape(len(weight), -1).T
         return result

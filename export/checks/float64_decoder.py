@@ -9,17 +9,16 @@ import numpy.typing as npt
 
 from granalign_fast.export.sources.language_model import LlmSource
 from granalign_fast.export.sources.vision_language_model import VlmSource
-from granalign_fast.export.specs import HEAD_BITS, LINEAR_BITS, VISION_EPSILON, VISION_THETA
+from granalign_fast.export.specs import HEAD, LINEAR, VISION_EPSILON, VISION_THETA
 
 from .float64 import Allowed, Float64, Weights, attend, gelu, rotated
 
 _TABLE = "model.embed_tokens.weight"
 
 
-def token_embeddings(source: LlmSource, ids: list[int], *, half: bool) -> Float64:
-    """Return the embeddings (tokens, hidden) of token ids; `half` rounds them to float16."""
-    rows = Weights(source.checkpoint).rows(_TABLE, np.array(ids))
-    return rows.astype(np.float16).astype(np.float64) if half else rows
+def token_embeddings(source: LlmSource, ids: list[int], *, quantised: bool) -> Float64:
+    """Return the embeddings (tokens, hidden) of token ids, rounded as in an int4 export or not."""
+    return Weights(source.checkpoint).rows(_TABLE, np.array(ids), HEAD if quantised else None)
 
 
 def decoder_logits(
@@ -34,7 +33,7 @@ def decoder_logits(
         quantised: whether weights are rounded as an int4 export rounds them.
     """
     shape, weights = source.shape, Weights(source.checkpoint)
-    bits, head_bits = (LINEAR_BITS, HEAD_BITS) if quantised else (None, None)
+    rounding, last_rounding = (LINEAR, HEAD) if quantised else (None, None)
     count = len(x)
 
     def causal(queries: slice) -> npt.NDArray[np.bool_]:
@@ -42,7 +41,7 @@ def decoder_logits(
         return np.arange(count) <= reach
 
     def heads(y: Float64, name: str) -> Float64:
-        part = weights.linear(y, f"{name}_proj", bits).reshape(count, -1, shape.head_dim)
+        part = weights.linear(y, f"{name}_proj", rounding).reshape(count, -1, shape.head_dim)
         if f"{name}_norm.weight" in weights:
             part = weights.rms_norm(part, f"{name}_norm", shape.epsilon)
         return part
@@ -52,21 +51,25 @@ def decoder_logits(
         y = weights.rms_norm(x, f"{prefix}.input_layernorm", shape.epsilon)
         query, key, value = (heads(y, f"{prefix}.self_attn.{part}") for part in "qkv")
         y = attend(rotated(query, angles), rotated(key, angles), value, causal)
-        x = x + weights.linear(y, f"{prefix}.self_attn.o_proj", bits)
+        x = x + weights.linear(y, f"{prefix}.self_attn.o_proj", rounding)
         y = weights.rms_norm(x, f"{prefix}.post_attention_layernorm", shape.epsilon)
-        x = x + weights.gated(y, f"{prefix}.mlp", bits)
+        x = x + weights.gated(y, f"{prefix}.mlp", rounding)
     last = weights.rms_norm(x[-1:], "model.norm", shape.epsilon)
     head = _TABLE if shape.tied else "lm_head.weight"
-    (logits,) = weights.product(last, head, head_bits)
+    (logits,) = weights.product(last, head, last_rounding)
     return np.asarray(logits)
 
 
-def image_embeddings(source: VlmSource, frame: npt.NDArray[np.uint8]) -> Float64:
+def image_embeddings(
+    source: VlmSource, frame: npt.NDArray[np.uint8], *, quantised: bool
+) -> Float64:
     """Return the embeddings (tokens, hidden) of a frame (height, width, 3) of the image size.
 
-    Patches stay in the frame's order, and a mask keeps attention within windows.
+    Patches stay in the frame's order, and a mask keeps attention within windows. `quantised` says
+    whether weights are rounded as an int4 export rounds them.
     """
     vision, weights = source.vision, Weights(source.checkpoint)
+    rounding = HEAD if quantised else None
     rows, columns = (side * vision.merge for side in source.grid)
     x = _patches(source, frame, weights)
     # Windows and rotary positions, both by row and column of a patch.
@@ -88,16 +91,18 @@ def image_embeddings(source: VlmSource, frame: npt.NDArray[np.uint8]) -> Float64
         allowed: Allowed = everywhere if layer in vision.full_layers else within
         prefix = f"visual.blocks.{layer}"
         y = weights.rms_norm(x, f"{prefix}.norm1", VISION_EPSILON)
-        y = weights.linear(y, f"{prefix}.attn.qkv").reshape(len(x), 3, vision.heads, size)
+        y = weights.linear(y, f"{prefix}.attn.qkv", rounding).reshape(len(x), 3, vision.heads, size)
         query, key, value = rotated(y[:, 0], angles), rotated(y[:, 1], angles), y[:, 2]
-        x = x + weights.linear(attend(query, key, value, allowed), f"{prefix}.attn.proj")
+        y = attend(query, key, value, allowed)
+        x = x + weights.linear(y, f"{prefix}.attn.proj", rounding)
         y = weights.rms_norm(x, f"{prefix}.norm2", VISION_EPSILON)
-        x = x + weights.gated(y, f"{prefix}.mlp")
+        x = x + weights.gated(y, f"{prefix}.mlp", rounding)
     # The patches of a token become one row.
     x = weights.rms_norm(x, "visual.merger.ln_q", VISION_EPSILON)
     x = x.reshape(rows // vision.merge, vision.merge, columns // vision.merge, vision.merge, -1)
     x = x.swapaxes(1, 2).reshape(source.grid[0] * source.grid[1], -1)
-    return weights.linear(gelu(weights.linear(x, "visual.merger.mlp.0")), "visual.merger.mlp.2")
+    x = gelu(weights.linear(x, "visual.merger.mlp.0", rounding))
+    return weights.linear(x, "visual.merger.mlp.2", rounding)
 
 
 def _patches(source: VlmSource, frame: npt.NDArray[np.uint8], weights: Weights) -> Float64:

@@ -19,7 +19,7 @@ from granalign_fast.export.sources.checkpoint import Float32
 from granalign_fast.export.sources.folder import quiet
 from granalign_fast.export.sources.language_model import LlmSource, ModelSource
 from granalign_fast.export.sources.layouts import uniform_folder
-from granalign_fast.export.specs import BLOCK, HEAD_BITS, LINEAR_BITS, LlmTolerance
+from granalign_fast.export.specs import HEAD, LINEAR, LlmTolerance, Rounding
 from granalign_fast.models.graph_contract import STATIC_GRAPH
 from granalign_fast.models.language_model import CausalLM
 from granalign_fast.models.manifest import LlmManifest
@@ -162,16 +162,24 @@ def compare_logits(
         The errors that `validate_llm` describes, and one line for each mismatch.
     """
     measured, failures = compare_values(runs, expected.logits, tolerance)
-    rms = _rms(expected.logits)
-    rounding = _rms(expected.logits - expected.original) / rms
-    if not rounding <= tolerance.rounding:
-        failures.append(f"rounding the weights: relative {rounding:.2g}")
+    rounding, more = rounding_error(expected.logits, expected.original, tolerance)
+    failures += more
     prefix_error = float(np.abs(runs["after a prefix"] - runs["padded"]).max())
     return measured | {
         "prefix_error": prefix_error,
         "rounding_error": rounding,
-        "logits_rms": rms,
+        "logits_rms": _rms(expected.logits),
     }, failures
+
+
+def rounding_error(
+    rounded: Float32, original: Float32, tolerance: LlmTolerance
+) -> tuple[float, list[str]]:
+    """Return the relative error that rounding the weights causes, and a line if it is too large."""
+    error = _rms(rounded - original) / _rms(rounded)
+    if error <= tolerance.rounding:
+        return error, []
+    return error, [f"rounding the weights: relative {error:.2g}"]
 
 
 def compare_values(
@@ -228,19 +236,25 @@ def round_weights(head: Any, decoder: Any) -> None:
         head: the last linear layer.
         decoder: the embedding and the layers.
     """
+    _round_weight(head, HEAD)  # a tied head gets a weight of its own, which is the same
+    _round_weight(decoder.embed_tokens, HEAD)
+    round_products(decoder.layers, LINEAR)
+
+
+def round_products(layers: Any, rounding: Rounding) -> None:
+    """Round the weights of all linear layers in a torch module, in place."""
     import torch
 
-    def round_linear(linear: Any, bits: int) -> None:
-        weight = round_blocks(linear.weight.numpy(), bits, BLOCK)
-        linear.weight = torch.nn.Parameter(torch.from_numpy(weight), requires_grad=False)
-
-    round_linear(head, HEAD_BITS)  # a tied head gets a weight of its own
-    embedding = decoder.embed_tokens
-    half = embedding.weight.half().float()
-    embedding.weight = torch.nn.Parameter(half, requires_grad=False)
-    for module in decoder.layers.modules():
+    for module in layers.modules():
         if isinstance(module, torch.nn.Linear):
-            round_linear(module, LINEAR_BITS)
+            _round_weight(module, rounding)
+
+
+def _round_weight(module: Any, rounding: Rounding) -> None:
+    import torch
+
+    weight = round_blocks(module.weight.numpy(), rounding)
+    module.weight = torch.nn.Parameter(torch.from_numpy(weight), requires_grad=False)
 
 
 def static_step(model: CausalLM, prompts: list[list[int]], prefix: Prefix | None) -> Float32:

@@ -96,7 +96,7 @@ def check_decoder(
         found |= runs.static(session, inputs)
     # The same in float64. The graphs' angles are float32's products, as in the source.
     quantised = precision == "int4"
-    embeds = token_embeddings(few, ids, half=quantised)
+    embeds = token_embeddings(few, ids, quantised=quantised)
     angles = positions.astype(np.float32)[:, None] * source.shape.frequencies
     expected = decoder_logits(few, embeds, angles, quantised=quantised)
     return _judged(found, expected, tolerance, few)
@@ -139,7 +139,8 @@ def check_vlm(
         graph = VisionGraph(few, vision, precision=precision, frames=frames).model()
         with _session(graph, folder, precision) as session:
             images[name] = session(**inputs)[IMAGE_EMBEDS][0]
-    expected = image_embeddings(few, frame).astype(np.float32)
+    quantised = precision == "int4"
+    expected = image_embeddings(few, frame, quantised=quantised).astype(np.float32)
     measured, failures = compare_values(images, expected, tolerance.image)
     raise_mismatches(failures, tolerance)
     # A prompt with the frame, and the positions of its tokens.
@@ -165,8 +166,7 @@ def check_vlm(
         image = {IMAGE_EMBEDS: embeds[None], IMAGE_AT: np.array([at])}
         found |= runs.static(session, inputs, image)
     # The same in float64, from the embeddings that the decoder got.
-    quantised = precision == "int4"
-    tokens = token_embeddings(few, ids, half=quantised)
+    tokens = token_embeddings(few, ids, quantised=quantised)
     tokens[at : at + len(embeds)] = embeds
     axes = np.repeat(np.arange(3), source.sections)
     angles = positions[axes].T.astype(np.float32) * source.shape.frequencies

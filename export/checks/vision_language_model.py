@@ -7,6 +7,7 @@ prefix. All mismatches are collected and raised at once.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from granalign_fast.export.sources.checkpoint import Float32
 from granalign_fast.export.sources.folder import quiet
 from granalign_fast.export.sources.layouts import uniform_folder
 from granalign_fast.export.sources.vision_language_model import VlmSource
-from granalign_fast.export.specs import VlmTolerance
+from granalign_fast.export.specs import HEAD, VlmTolerance
 from granalign_fast.models.exported_graph import open_session
 from granalign_fast.models.graph_contract import (
     ATTENTION_MASK,
@@ -46,7 +47,9 @@ from .language_model import (
     compare_logits,
     compare_values,
     require_weights,
+    round_products,
     round_weights,
+    rounding_error,
     static_step,
 )
 from .transformers_calls import image_tokens, load_image_processor, pooled
@@ -68,7 +71,9 @@ class VlmReference:
     Attributes:
         frames: bytes of the image size, (frames, height, width, 3).
         pixels: the same frames after the source's image processor, (frames, patches, values).
-        embeds: the source's embeddings, (frames, image tokens, hidden).
+        embeds: embeddings of the source, its weights rounded as in the export, (frames, image
+            tokens, hidden).
+        original_embeds: those of the source as it is.
         prompts: token ids, one prompt for each frame.
         logits: the source's logits after each prompt.
     """
@@ -76,6 +81,7 @@ class VlmReference:
     frames: npt.NDArray[np.uint8]
     pixels: Float32
     embeds: Float32
+    original_embeds: Float32
     prompts: list[list[int]]
     logits: ReferenceLogits
 
@@ -96,13 +102,18 @@ def run_vlm_source(source: VlmSource, precision: str) -> VlmReference:
             # Frames to pixels to embeddings.
             processor = load_image_processor(folder, local_files_only=True)
             images = processor(images=list(frames), do_resize=False, return_tensors="pt")
-            embeds = pooled(model.model.visual(images["pixel_values"], images["image_grid_thw"]))
-            # Logits of the source's weights, and of the weights as exported.
+            visual, decoder = model.model.visual, model.model.language_model
+            grids = images["pixel_values"], images["image_grid_thw"]
+            original_embeds = embeds = pooled(visual(*grids))
+            # Logits of the source's weights.
             prompts = validation_prompts(source, model.config)
             original = logits = _logits(model, prompts, images)
-            decoder = model.model.language_model
+            # The same of the weights as exported.
             if precision == "int4":
                 round_weights(model.lm_head, decoder)
+                round_products(visual.blocks, HEAD)
+                round_products(visual.merger, HEAD)
+                embeds = pooled(visual(*grids))
                 logits = _logits(model, prompts, images)
         except Exception as error:  # a damaged file can raise anything in transformers
             raise GranAlignError(
@@ -126,6 +137,7 @@ def run_vlm_source(source: VlmSource, precision: str) -> VlmReference:
         frames=frames,
         pixels=pixels.reshape(len(frames), -1, pixels.shape[-1]),
         embeds=embeds.numpy().reshape(len(frames), -1, embeds.shape[-1]),
+        original_embeds=original_embeds.numpy().reshape(len(frames), -1, embeds.shape[-1]),
         prompts=prompts,
         logits=ReferenceLogits(logits, original),
     )
@@ -185,7 +197,8 @@ def validate_vlm(
 
     Returns:
         ``image_max_abs_error`` and ``image_relative_error`` of embeddings, the worst of both vision
-        graphs; and the errors of logits that `validate_llm` describes.
+        graphs; ``image_rounding_error``, as `validate_llm` describes it; ``image_min_cosine`` of a
+        token and the unrounded source; and the errors of logits that `validate_llm` describes.
 
     Raises:
         GranAlignError: out of tolerance; the message names every run that is.
@@ -197,6 +210,10 @@ def validate_vlm(
     }
     embeds = {name: outputs[IMAGE_EMBEDS] for name, outputs in images.items()}
     measured, failures = compare_values(embeds, expected.embeds, tolerance.image)
+    rounding, more = rounding_error(expected.embeds, expected.original_embeds, tolerance.image)
+    measured["rounding_error"] = rounding
+    measured["min_cosine"] = _least_cosine(embeds.values(), expected.original_embeds)
+    failures += more
     # Prompts to logits: the graph with a growing cache, then the static one.
     rows = _Rows.read(folder, source, expected.prompts, embeds[VISION_GRAPH])
     decoder = _Decoder(folder / GRAPH, source)
@@ -234,6 +251,15 @@ def validation_prompts(source: VlmSource, config: Any) -> list[list[int]]:
     frame = [start, *[source.image_token] * (rows * columns), end]
     before = random.choice(words, _BEFORE - 1).tolist()
     return [before + frame + random.choice(words, length).tolist() for length in _AFTER]
+
+
+def _least_cosine(runs: Iterable[npt.NDArray[Any]], expected: Float32) -> float:
+    """Return the least cosine of a token's embeddings in some runs and those expected."""
+    wanted = expected / np.linalg.norm(expected, axis=-1, keepdims=True)
+    return min(
+        float((run / np.linalg.norm(run, axis=-1, keepdims=True) * wanted).sum(axis=-1).min())
+        for run in (run.astype(np.float32) for run in runs)
+    )
 
 
 def _text(start: int, count: int) -> Ids:

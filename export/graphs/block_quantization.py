@@ -12,17 +12,17 @@ import numpy as np
 import numpy.typing as npt
 
 from granalign_fast.export.sources.checkpoint import Float32
+from granalign_fast.export.specs import Rounding
 
 
 def quantise_blocks(
-    weight: Float32, bits: int, block: int
+    weight: Float32, rounding: Rounding
 ) -> tuple[npt.NDArray[np.uint8], Float32, npt.NDArray[np.uint8]]:
     """Quantise each block between its least and greatest value; the range always includes 0.
 
     Args:
         weight: (rows, columns), rows being outputs; columns are padded to whole blocks.
-        bits: 4 or 8.
-        block: columns that share a scale.
+        rounding: 4 or 8 bits, and the columns of a block.
 
     Returns:
         Packed values (rows, blocks, block * bits / 8), scales (rows, blocks) and packed zero points
@@ -30,6 +30,7 @@ def quantise_blocks(
         lower half.
     """
     # Split the padded columns into blocks (rows, blocks, block).
+    bits, block = rounding.bits, rounding.block
     rows, columns = weight.shape
     padded = np.pad(weight, ((0, 0), (0, -columns % block)))
     blocks = padded.reshape(rows, -1, block)
@@ -46,12 +47,13 @@ def quantise_blocks(
 
 
 def quantise_slices(
-    slices: Iterable[Float32], shape: tuple[int, ...], bits: int, block: int
+    slices: Iterable[Float32], shape: tuple[int, ...], rounding: Rounding
 ) -> tuple[npt.NDArray[np.uint8], Float32, npt.NDArray[np.uint8]]:
     """Return the same as `quantise_blocks`, of a weight (rows, columns) in slices of rows.
 
     float32 of the whole weight is never in memory.
     """
+    bits, block = rounding.bits, rounding.block
     rows, blocks = shape[0], -(-shape[1] // block)
     packed = np.empty((rows, blocks, block * bits // 8), np.uint8)
     scales = np.empty((rows, blocks), np.float32)
@@ -59,14 +61,15 @@ def quantise_slices(
     start = 0
     for part in slices:
         end = start + len(part)
-        packed[start:end], scales[start:end], zeros[start:end] = quantise_blocks(part, bits, block)
+        packed[start:end], scales[start:end], zeros[start:end] = quantise_blocks(part, rounding)
         start = end
     return packed, scales, zeros
 
 
-def round_blocks(weight: Float32, bits: int, block: int) -> Float32:
+def round_blocks(weight: Float32, rounding: Rounding) -> Float32:
     """Quantise a weight with `quantise_blocks` and dequantise it: float32 (rows, columns)."""
-    packed, scales, zeros = quantise_blocks(weight, bits, block)
+    packed, scales, zeros = quantise_blocks(weight, rounding)
+    bits = rounding.bits
     values = _unpack(packed, bits).astype(np.float32)
     centre = _unpack(zeros, bits)[:, : scales.shape[1], None].astype(np.float32)
     whole = ((values - centre) * scales[:, :, None]).reshape(len(weight), -1)

@@ -6,17 +6,22 @@ weights are read from a checkpoint by name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.export.sources.checkpoint import Tensors
+from granalign_fast.export.sources.checkpoint import Float32, Tensors
+from granalign_fast.export.specs import INT8_PRODUCTS, Rounding
 from granalign_fast.models.graph_contract import IR_VERSION, OPSET
 from granalign_fast.runtime.standard_operators import MICROSOFT
 
+from .block_quantization import quantise_slices
 from .tensor_file import GraphTensors, converted
+
+Slices = Callable[[], Iterable[Float32]]
+"""Reads a weight in slices of rows."""
 
 _TILE = 256
 """Rows and columns that are transposed at once."""
@@ -106,6 +111,63 @@ class GraphBuilder:
         self._add(kind, inputs, [normed, "", "", summed], domain=MICROSOFT, epsilon=epsilon)
         return summed, normed
 
+    # Weights that are rounded in blocks.
+
+    def _rounded_product(
+        self, x: str, name: str, size: tuple[int, int], slices: Slices, rounding: Rounding
+    ) -> str:
+        """Multiply by a rounded weight (outputs, inputs), whose slices of rows are read once."""
+        parts = self._rounded(name, size, slices, rounding)
+        return self._op(
+            "MatMulNBits",
+            x,
+            *map(self._use, parts),
+            domain=MICROSOFT,
+            N=size[0],
+            K=size[1],
+            bits=rounding.bits,
+            block_size=rounding.block,
+            accuracy_level=INT8_PRODUCTS,
+        )
+
+    def _rounded_rows(
+        self, ids: str, name: str, size: tuple[int, int], slices: Slices, rounding: Rounding
+    ) -> str:
+        """Look up rows of a table (rows, columns) of 8 bits: float32 (*ids.shape, columns).
+
+        A last product with the same table shares its bytes in the file.
+        """
+        values, scales, zeros = self._rounded(name, size, slices, rounding)
+        # The operator takes whole blocks as one axis, and the product takes them as two.
+        rows, columns = f"{values}.rows", -(-size[1] // rounding.block) * rounding.block
+        if rows not in self.tensors:
+            self.tensors.add_reshaped(rows, values, (size[0], columns))
+        found = self._op(
+            "GatherBlockQuantized",
+            *(self._use(rows), ids, self._use(scales), self._use(zeros)),
+            domain=MICROSOFT,
+            bits=rounding.bits,
+            block_size=rounding.block,
+            gather_axis=0,
+            quantize_axis=1,
+        )
+        if columns == size[1]:
+            return found
+        # The last block is padded.
+        bounds = [self._constant(f"columns.{bound}", [bound]) for bound in (0, size[1])]
+        return self._op("Slice", found, *bounds, self._constant("columns.axis", [-1]))
+
+    def _rounded(
+        self, name: str, size: tuple[int, int], slices: Slices, rounding: Rounding
+    ) -> list[str]:
+        """Store a rounded weight; return the names of its values, scales and zero points."""
+        parts = [f"{name}.{part}" for part in ("packed", "scales", "zeros")]
+        if parts[0] not in self.tensors:
+            arrays: tuple[npt.NDArray[Any], ...] = quantise_slices(slices(), size, rounding)
+            for part, array in zip(parts, arrays, strict=True):
+                self.tensors.add(part, array)
+        return parts
+
     # Tensors, inputs and outputs.
 
     def _constant(self, name: str, value: npt.ArrayLike, dtype: type[np.generic] = np.int64) -> str:
@@ -154,6 +216,11 @@ class CheckpointGraph(GraphBuilder):
             shape, slices = self.checkpoint.shape(name), self.checkpoint.slices(name)
             self.tensors.add_slices(name, shape, dtype or self.dtype, slices)
         return self._use(name)
+
+    def _rounded_weight(self, name: str) -> tuple[str, tuple[int, int], Slices]:
+        """Return the name, size and slices of a weight for a rounded product or table."""
+        rows, columns = self.checkpoint.shape(name)
+        return name, (rows, columns), lambda: self.checkpoint.slices(name)
 
     def _norm(self, x: str, weight: str, epsilon: float) -> str:
         # stash_type 1: the mean square is computed in float32, as in the source.

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.export.sources.checkpoint import Float32, Tensors
+from granalign_fast.export.specs import HEAD
 from granalign_fast.models.graph_contract import EMBEDDINGS
 from granalign_fast.runtime.standard_operators import MICROSOFT, standardise
 
@@ -64,7 +65,7 @@ class ClipGraph(CheckpointGraph, ABC):
         shape: the numbers of the tower's layers.
         prefix: of the tower's tensor names.
         tokens: greatest number of tokens of an input.
-        precision: ``"fp32"`` or ``"fp16"``.
+        precision: one of `CLIP_PRECISIONS`.
 
     Raises:
         GranAlignError: the activation is not one of `ACTIVATIONS`.
@@ -89,6 +90,7 @@ class ClipGraph(CheckpointGraph, ABC):
                 f"{sorted(ACTIVATIONS)}; choose another model"
             )
         self.shape, self.prefix = shape, prefix
+        self.quantised = precision == "int8"
         self.joint_qkv = tokens * shape.hidden < _SEPARATE_QKV
         self.gain = self._constant("gain", np.ones(shape.hidden), self.dtype)
         self.shift = self._constant("shift", np.full(shape.hidden, _SHIFT), self.dtype)
@@ -126,12 +128,11 @@ class ClipGraph(CheckpointGraph, ABC):
         if len(names) > 1 and not self.joint_qkv:
             return [self._products(x, norm, [name], size)[0] for name in names]
         folded = f"{norm}.{'.'.join(name.rpartition('.')[2] for name in names)}.{names[0]}"
-        if folded not in self.tensors:
-            matrices = [self._folded(norm, name, size) for name in names]
-            self.tensors.add(
-                folded, converted(folded, np.concatenate(matrices, axis=1), self.dtype)
-            )
-        y = self._op("MatMul", x, self._use(folded))
+
+        def matrix() -> Float64:
+            return np.concatenate([self._folded(norm, name, size) for name in names], axis=1)
+
+        y = self._matrix_product(x, folded, (self.shape.hidden, len(names) * size), matrix)
         if len(names) == 1:
             return [y]
         parts = [f"{name}.{y}" for name in names]
@@ -191,9 +192,23 @@ class ClipGraph(CheckpointGraph, ABC):
     def _product_without_bias(self, x: str, name: str, inputs: int, outputs: int) -> str:
         """Multiply by `name`.weight; another operator adds the bias."""
         weight = f"{name}.weight"
-        stored = f"{weight}.transposed"
-        self._stored(stored, lambda: self._read(weight, outputs, inputs).T)
-        return self._op("MatMul", x, stored)
+
+        def matrix() -> Float32:
+            return self._read(weight, outputs, inputs).T
+
+        return self._matrix_product(x, f"{weight}.transposed", (inputs, outputs), matrix)
+
+    def _matrix_product(
+        self, x: str, name: str, size: tuple[int, int], compute: Callable[[], npt.NDArray[Any]]
+    ) -> str:
+        """Multiply by a matrix (inputs, outputs), which is computed if the store lacks it."""
+        if not self.quantised:
+            return self._op("MatMul", x, self._stored(name, compute))
+
+        def rows() -> list[Float32]:
+            return [compute().T.astype(np.float32)]
+
+        return self._rounded_product(x, name, (size[1], size[0]), rows, HEAD)
 
     # Layers.
 

@@ -12,12 +12,13 @@ import numpy as np
 
 from granalign_fast.errors import GranAlignError, one_line
 from granalign_fast.export.sources.checkpoint import Float32, Tensors
+from granalign_fast.export.specs import HEAD
 from granalign_fast.models.graph_contract import FRAMES, INPUT_IDS
 from granalign_fast.runtime.standard_operators import MICROSOFT
 
 from .clip_layers import ClipGraph, State
 from .clip_shapes import CENTRE, Float64, ImageShape, TextShape
-from .tensor_file import EmbeddedTensors, GraphTensors
+from .tensor_file import EmbeddedTensors, GraphTensors, TensorFile
 
 _LEGACY_END = 2
 """End-of-text id in CLIP's first configurations. It is wrong: the highest id ends a text."""
@@ -36,7 +37,7 @@ class ImageGraph(ClipGraph):
         shape: the numbers of the tower.
         weights: where weights come from, by transformers' names.
         tensors: where they go.
-        precision: ``"fp32"`` or ``"fp16"``.
+        precision: one of `CLIP_PRECISIONS`.
     """
 
     def __init__(
@@ -212,7 +213,7 @@ class TextGraph(ClipGraph):
         shape: the numbers of the tower.
         weights: where weights come from, by transformers' names.
         tensors: where they go.
-        precision: ``"fp32"`` or ``"fp16"``.
+        precision: one of `CLIP_PRECISIONS`.
     """
 
     def __init__(
@@ -236,9 +237,9 @@ class TextGraph(ClipGraph):
         """Return the `onnx.ModelProto` without its tensors."""
         prefix, hidden = f"{self.prefix}.embeddings", self.shape.hidden
         # Words and positions, and the layers over them.
-        words = self._weight(f"{prefix}.token_embedding.weight", self.text.words, hidden)
+        words = self._words(f"{prefix}.token_embedding.weight")
         positions = self._weight(f"{prefix}.position_embedding.weight", self.text.tokens, hidden)
-        state = self._add_and_norm(self._op("Gather", words, INPUT_IDS), self._first(positions))
+        state = self._add_and_norm(words, self._first(positions))
         if self.causal:
             self.end = self._end()
         state = self._layers(state)
@@ -248,6 +249,14 @@ class TextGraph(ClipGraph):
             state.normed, f"{self.prefix}.final_layer_norm", [head], self.text.out
         )
         return self._finish(y, self._value(INPUT_IDS, np.int32, "batch", "sequence"), self.text.out)
+
+    def _words(self, table: str) -> str:
+        """Look up the embeddings of a text's tokens, (batch, sequence, hidden)."""
+        size = self.text.words, self.shape.hidden
+        if not self.quantised:
+            return self._op("Gather", self._weight(table, *size), INPUT_IDS)
+        self._check(table, size)
+        return self._rounded_rows(INPUT_IDS, *self._rounded_weight(table), HEAD)
 
     def _first(self, table: str) -> str:
         """Slice the first rows of a table, as many as a text has tokens."""
@@ -303,15 +312,23 @@ def write_towers(
     for shape in shapes:
         name = "image" if isinstance(shape, ImageShape) else "text"
         path = draft / f"{name}.onnx"
+
+        def graph(tensors: GraphTensors, shape: ImageShape | TextShape = shape) -> Any:
+            if isinstance(shape, ImageShape):
+                return ImageGraph(family, shape, weights, tensors, precision=precision).model()
+            return TextGraph(family, shape, weights, tensors, precision=precision).model()
+
         try:
-            with path.open("wb") as file:
-                tensors = EmbeddedTensors(file)
-                graph: ImageGraph | TextGraph
-                if isinstance(shape, ImageShape):
-                    graph = ImageGraph(family, shape, weights, tensors, precision=precision)
-                else:
-                    graph = TextGraph(family, shape, weights, tensors, precision=precision)
-                tensors.finish(graph.model())
+            if precision == "int8":
+                # ONNX Runtime maps weights that are in a file of their own.
+                data = path.with_suffix(".onnx_data")
+                with data.open("wb") as file:
+                    model = graph(TensorFile(file, data.name))
+                path.write_bytes(model.SerializeToString())
+            else:
+                with path.open("wb") as file:
+                    tensors = EmbeddedTensors(file)
+                    tensors.finish(graph(tensors))
         except (OSError, MemoryError) as error:
             raise GranAlignError(
                 f"{path}: the {name} tower cannot be written ({one_line(error)}); free memory "

@@ -15,11 +15,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from granalign_fast.export.sources.checkpoint import JoinedProjections
 from granalign_fast.export.sources.language_model import LlmSource
-from granalign_fast.export.specs import BLOCK, HEAD_BITS, INT8_PRODUCTS, LINEAR_BITS, MASKED
+from granalign_fast.export.specs import HEAD, LINEAR, MASKED
 from granalign_fast.models.graph_contract import (
     ATTENTION_MASK,
     CACHED_TOKENS,
@@ -34,9 +33,10 @@ from granalign_fast.models.graph_contract import (
 )
 from granalign_fast.runtime.standard_operators import MICROSOFT
 
-from .block_quantization import quantise_slices
 from .builder import CheckpointGraph
 from .tensor_file import GraphTensors
+
+_TABLE = "model.embed_tokens.weight"
 
 
 class DecoderGraph(CheckpointGraph):
@@ -90,9 +90,9 @@ class DecoderGraph(CheckpointGraph):
 
     def _embed(self) -> str:
         """Look up token embeddings (batch, sequence, hidden)."""
-        table = self._tensor("model.embed_tokens.weight", np.float16 if self.quantised else None)
-        x = self._op("Gather", table, INPUT_IDS, axis=0)
-        return self._cast(x, np.float32) if self.quantised else x
+        if self.quantised:
+            return self._rounded_rows(INPUT_IDS, *self._rounded_weight(_TABLE), HEAD)
+        return self._op("Gather", self._tensor(_TABLE), INPUT_IDS, axis=0)
 
     def _rotary_positions(self) -> None:
         """Look up cosine and sine of every position, (batch, sequence, head_dim / 2).
@@ -202,38 +202,15 @@ class DecoderGraph(CheckpointGraph):
 
     def _product(self, x: str, weight: str) -> str:
         if self.quantised:
-            return self._quantised_product(x, weight, weight, LINEAR_BITS)
+            return self._rounded_product(x, *self._rounded_weight(weight), LINEAR)
         return super()._product(x, weight)
-
-    def _quantised_product(self, x: str, name: str, weight: str, bits: int) -> str:
-        """Multiply by a weight of few bits, stored under `name`."""
-        parts = [f"{name}.{part}" for part in ("packed", "scales", "zeros")]
-        if parts[0] not in self.tensors:
-            shape = self.checkpoint.shape(weight)
-            arrays: tuple[npt.NDArray[Any], ...] = quantise_slices(
-                self.checkpoint.slices(weight), shape, bits, BLOCK
-            )
-            for part, array in zip(parts, arrays, strict=True):
-                self.tensors.add(part, array)
-        rows, columns = self.checkpoint.shape(weight)
-        return self._op(
-            "MatMulNBits",
-            x,
-            *(self._use(part) for part in parts),
-            domain=MICROSOFT,
-            K=columns,
-            N=rows,
-            bits=bits,
-            block_size=BLOCK,
-            accuracy_level=INT8_PRODUCTS,
-        )
 
     def _logits(self, x: str) -> None:
         """Write float32 logits (batch, 1, vocabulary) to the graph's output."""
-        weight = "model.embed_tokens.weight" if self.shape.tied else "lm_head.weight"
+        weight = _TABLE if self.shape.tied else "lm_head.weight"
         # FusedMatMul and Gemm transpose the stored matrix, so a tied one is stored once.
         if self.quantised:
-            y = self._quantised_product(x, "lm_head.weight", weight, HEAD_BITS)
+            y = self._rounded_product(x, *self._rounded_weight(weight), HEAD)
         elif self.static:
             y = self._op("FusedMatMul", x, self._tensor(weight), domain=MICROSOFT, transB=1)
         else:

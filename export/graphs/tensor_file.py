@@ -69,6 +69,15 @@ class GraphTensors:
         parts = [converted(name, part, dtype) for part in slices]
         self.add(name, np.concatenate(parts).reshape(shape))
 
+    def add_reshaped(self, name: str, stored: str, shape: tuple[int, ...]) -> None:
+        """Add a second name and shape for the bytes of a stored tensor; they are not copied."""
+        from onnx import TensorProto
+
+        view = TensorProto()
+        view.CopyFrom(self.tensors[stored])
+        view.name, view.dims[:] = name, shape
+        self.tensors[name] = view
+
 
 class TensorFile(GraphTensors):
     """External data of ONNX graphs: several graphs share a tensor that is written once.

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from granalign_fast.export.sources.checkpoint import Float32
 from granalign_fast.export.sources.vision_language_model import VlmSource
-from granalign_fast.export.specs import VISION_EPSILON, VISION_THETA
+from granalign_fast.export.specs import HEAD, VISION_EPSILON, VISION_THETA
 from granalign_fast.models.graph_contract import FRAMES, IMAGE_EMBEDS, PIXEL_VALUES
 
 from .builder import CheckpointGraph
@@ -65,7 +65,7 @@ class VisionGraph(CheckpointGraph):
     Args:
         source: the model, with its image size.
         tensors: the store. Weights that it holds already are not written again.
-        precision: ``"fp16"``; any other precision writes float32.
+        precision: ``"fp32"``, ``"fp16"`` or ``"int4"``.
         frames: whether the input is `FRAMES`, which the graph cuts into patches and normalises;
             otherwise it is `PIXEL_VALUES`.
     """
@@ -79,6 +79,7 @@ class VisionGraph(CheckpointGraph):
         self.image_size, self.grid = source.image_size, source.grid
         self.frames = frames
         self.fused = precision == "fp16"
+        self.quantised = precision == "int4"
         self.unit = self.shape.merge**2  # patches of a token
         self.tokens = self.grid[0] * self.grid[1]
         self.patches = self.tokens * self.unit
@@ -263,6 +264,11 @@ class VisionGraph(CheckpointGraph):
         # Undo the order of windows.
         inverse = self._constant("inverse", np.argsort(self.order))
         self._add("Gather", [x, inverse], [IMAGE_EMBEDS], axis=1)
+
+    def _product(self, x: str, weight: str) -> str:
+        if not self.quantised:
+            return super()._product(x, weight)
+        return self._rounded_product(x, *self._rounded_weight(weight), HEAD)
 
     def _linear(self, x: str, name: str) -> str:
         # Every product here has a bias; a missing one is a damaged file, and reading it raises.

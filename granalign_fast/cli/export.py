@@ -54,7 +54,7 @@ def export_sentence_encoder(
 def export_clip(
     source: Annotated[str, _source("A CLIP or SigLIP folder")],
     out: NewFolder,
-    precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
     check: Check = None,
 ) -> None:
     """Write the image and text towers of CLIP or SigLIP, normalisation inside the graphs."""

@@ -31,6 +31,13 @@ _YES, _NO = ("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No")
 """The words whose first tokens answer a recognition prompt: with and without a space before them,
 because tokenizers differ."""
 
+CPU_TOKENS = 512
+"""Tokens that are prefilled in one batch on a CPU. More make no product faster, and need more
+memory for what the layers compute."""
+
+_SUFFIX_TOKENS = 64
+"""Tokens of a prompt behind its prefix; few are longer."""
+
 
 class VlmCaptioner:
     """A `Captioner` and `Recogniser` by a vision-language model.
@@ -38,9 +45,10 @@ class VlmCaptioner:
     Args:
         model: an instruction-tuned one.
         cache: keeps the prefixes of frames; by default 1 GiB of memory.
-        rows: frames that are prefilled in one batch.
-        batch: prompts that are answered in one batch. Each step of an answer reads the whole model
-            once for all of them.
+        rows: frames that are prefilled in one batch, at most. On a CPU it is fewer if their
+            prompts would have more than `CPU_TOKENS` tokens.
+        batch: prompts that are answered in one batch, at most. Each step of an answer reads the
+            whole model once for all of them. On a CPU it is as many as `CausalLM.rows_within` says.
         max_new_tokens: where a caption is cut off.
 
     Raises:
@@ -159,15 +167,26 @@ class VlmCaptioner:
     @property
     def frame_capacity(self) -> int:
         """How many frames' prompt prefixes fit in the cache."""
-        manifest = self.model.manifest
-        tokens = len(self.start) - 1 + manifest.image_tokens
-        # Keys and values of every layer.
-        numbers = 2 * manifest.layers * manifest.kv_heads * manifest.head_dim * tokens
-        size = numbers * np.dtype(manifest.cache_dtype).itemsize
+        size = self._prefix_tokens * self.model.manifest.token_bytes
         frames = [(tier.persistent, tier.limit // size) for tier in self.cache.tiers]
         # A persistent tier holds copies of what the other tiers hold, so the two do not add up.
         persistent = max((count for is_persistent, count in frames if is_persistent), default=0)
         return max(persistent, sum(count for is_persistent, count in frames if not is_persistent))
+
+    @functools.cached_property
+    def _limits(self) -> tuple[int, int]:
+        """Frames that are prefilled in one batch, and prompts that are answered in one."""
+        whole = self._prefix_tokens + _SUFFIX_TOKENS + self.max_new_tokens
+        # The prefixes stay in memory beside the caches of two steps.
+        most = self.model.rows_within(whole + self._prefix_tokens // 2)
+        if most is None:
+            return self.rows, self.batch
+        return min(self.rows, max(1, CPU_TOKENS // self._prefix_tokens)), min(self.batch, most)
+
+    @property
+    def _prefix_tokens(self) -> int:
+        """Tokens of a frame's prefix."""
+        return len(self.start) - 1 + self.model.manifest.image_tokens
 
     def prefill(self, frames: FrameSet) -> None:
         """Compute and cache the prefixes of frames.
@@ -176,8 +195,9 @@ class VlmCaptioner:
             GranAlignError: as in `agnostic`.
         """
         # Batch by batch, so that prefixes which do not fit in the cache are freed on the way.
-        for start in range(0, len(frames), self.rows):
-            self._prefixes(frames, range(start, min(start + self.rows, len(frames))))
+        rows, _ = self._limits
+        for start in range(0, len(frames), rows):
+            self._prefixes(frames, range(start, min(start + rows, len(frames))))
 
     def answers(
         self, frames: FrameSet, task: str, *, stop_ids: Collection[int] | None = None
@@ -235,8 +255,9 @@ class VlmCaptioner:
     def _prefix_batches(self, frames: FrameSet) -> Iterator[tuple[list[int], Prefix]]:
         """Yield the numbers of the frames of each batch, and their prefixes."""
         model, position = self.model.fingerprint, self._next_position
-        for start in range(0, len(frames), self.batch):
-            numbers = list(range(start, min(start + self.batch, len(frames))))
+        _, size = self._limits
+        for start in range(0, len(frames), size):
+            numbers = list(range(start, min(start + size, len(frames))))
             arrays = self._prefixes(frames, numbers)
             yield numbers, Prefix.stack(arrays, model, position, self.model.device)
 
@@ -246,8 +267,9 @@ class VlmCaptioner:
         arrays = {key: self.cache.get(key) for key in dict.fromkeys(keys)}
         # Equal frames have equal keys: they are computed once.
         missing = [key for key, array in arrays.items() if array is None]
-        for start in range(0, len(missing), self.rows):
-            batch = missing[start : start + self.rows]
+        rows, _ = self._limits
+        for start in range(0, len(missing), rows):
+            batch = missing[start : start + rows]
             images = frames.load([numbers[keys.index(key)] for key in batch])
             computed = self.model.prefill_frames(images, self.start)
             prefixes = computed.unstack(self.model.device)

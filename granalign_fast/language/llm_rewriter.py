@@ -63,6 +63,8 @@ class LlmRewriter:
         model: an instruction-tuned language model.
         rows: prompts in a batch; a query takes seven.
         max_new_tokens: where an answer is cut off.
+        kept_bytes: the keys and values of the tasks' beginnings are kept if they take no more;
+            otherwise those of their common beginning are. None to keep all.
 
     Example:
         Any object with the methods of a `ChatModel` serves, here one whose tokens are bytes:
@@ -83,8 +85,16 @@ class LlmRewriter:
         (('A dog runs.', 'A dog runs.', 'A dog runs.'), ('brown dog',), ('running',))
     """
 
-    def __init__(self, model: ChatModel, *, rows: int = 56, max_new_tokens: int = 64) -> None:
+    def __init__(
+        self,
+        model: ChatModel,
+        *,
+        rows: int = 56,
+        max_new_tokens: int = 64,
+        kept_bytes: int | None = None,
+    ) -> None:
         self.model = model
+        self.kept_bytes = kept_bytes
         self.queries_per_batch = max(rows // len(prompts.REWRITING_TASKS), 1)
         self.max_new_tokens = max_new_tokens
 
@@ -201,5 +211,9 @@ class LlmRewriter:
         if not shared:  # the query comes first
             return [[] for _ in tasks], None
         prefix = self.model.prefill(shared)
+        if self.kept_bytes is not None:
+            tokens = len(starts) * max(map(len, starts))
+            if prefix.nbytes // len(shared) * tokens > self.kept_bytes:
+                return [shared for _ in tasks], prefix
         owns = [start[len(shared) :] for start in starts]
         return starts, self.model.prefill_rows(owns, prefix=prefix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError, MissingExtraError, one_line
 from granalign_fast.runtime.device import Device
+from granalign_fast.runtime.session import Session
 
 from .exported_graph import open_session
 from .manifest import FrameEncoderManifest, SentenceManifest, fingerprint
@@ -44,6 +46,9 @@ class ExportedEncoder(Generic[_Manifest]):
         GranAlignError: a file is damaged, or the device is not available.
     """
 
+    _lean = False
+    """Whether a CPU gives memory back after each run; see `open_session`."""
+
     def __init__(
         self,
         folder: Path,
@@ -58,12 +63,20 @@ class ExportedEncoder(Generic[_Manifest]):
         self._kind = parsed.kind
         self._gpu = None if parsed.kind == "cpu" else parsed.index or 0
         self._workers = cpu_threads(threads)
-        self._tokenizer = load_tokenizer(folder)
+        self._folder, self._device_name = folder, device
         self._batch_tokens = _BATCH_TOKENS.get(self._kind, _GPU_BATCH_TOKENS)
-        run_threads = 1 if self._kind == "cpu" else None
-        self._sessions = [
-            open_session(folder / name, device=device, threads=run_threads) for name in graphs
-        ]
+        self._sessions = [self._open(name) for name in graphs]
+
+    def _open(self, graph: str) -> Session:
+        """Open a graph of the folder."""
+        threads = 1 if self._kind == "cpu" else None
+        options = {"device": self._device_name, "threads": threads, "lean": self._lean}
+        return open_session(self._folder / graph, **options)
+
+    @functools.cached_property
+    def _tokenizer(self) -> Any:
+        """The folder's tokenizer, loaded when it is first used."""
+        return load_tokenizer(self._folder)
 
     @property
     def dim(self) -> int:

@@ -68,7 +68,8 @@ def open_session(path: str | Path, **options: Any) -> Session:
 def graph_shapes(graph: Path) -> GraphShapes | None:
     """Return the shapes of an exported folder's graph; None if TensorRT does not run the graph.
 
-    TensorRT does not run decoders, as these have caches; CUDA runs them.
+    TensorRT does not run decoders, as these have caches, nor weights that are rounded in blocks;
+    CUDA runs both.
 
     Raises:
         GranAlignError: there is no manifest beside the graph, or one of its axes is not known.
@@ -81,7 +82,7 @@ def graph_shapes(graph: Path) -> GraphShapes | None:
         )
     record = read_json(manifest)
     spec = _engine_graph(record, graph.name) if isinstance(record, dict) else None
-    if spec is None:
+    if spec is None or record.get("precision") in ("int8", "int4"):
         return None
     inputs = read_inputs(graph)
     tokens = _tokens(graph.parent, record, spec.tokens)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.runtime.array_device import ArrayDevice
+from granalign_fast.runtime.session import Session
 from granalign_fast.types import Image, check_frames
 from granalign_fast.video.images import resize
 
@@ -87,6 +89,8 @@ class FrameEncoder(ExportedEncoder[FrameEncoderManifest]):
         GranAlignError: the folder is of another kind or altered, or the device is not available.
     """
 
+    _lean = True  # a run of frames takes 70 MB, and other models need them next
+
     def __init__(
         self,
         folder: str | Path,
@@ -98,14 +102,22 @@ class FrameEncoder(ExportedEncoder[FrameEncoderManifest]):
         folder = Path(folder)
         manifest = manifest or FrameEncoderManifest.read(folder)
         self.preprocessing = _read_preprocessing(manifest, folder)
-        graphs = [IMAGE_GRAPH, TEXT_GRAPH]
-        super().__init__(folder, manifest, graphs, device=device, threads=threads)
-        self._image, self._text = self._sessions
+        super().__init__(folder, manifest, [IMAGE_GRAPH], device=device, threads=threads)
+        (self._image,) = self._sessions
         self._device = ArrayDevice.of(device)
         self._batch_frames = _BATCH_FRAMES.get(self._kind, _GPU_BATCH_FRAMES)
         # On a GPU runs take turns; on a CPU several runs work at the same time.
         on_cpu = self._kind == "cpu"
         self._run_lock: AbstractContextManager[Any] = nullcontext() if on_cpu else Lock()
+
+    @cached_property
+    def _text(self) -> Session:
+        """The text tower, opened when it is first used: to index a video takes no text.
+
+        SigLIP's tower and tokenizer take 240 MB of memory.
+        """
+        self._tokenizer  # noqa: B018 - loaded first: opening the tower returns what loading took
+        return self._open(TEXT_GRAPH)
 
     def encode_frames(
         self,
@@ -212,13 +224,14 @@ class FrameEncoder(ExportedEncoder[FrameEncoderManifest]):
         unique, row_of = distinct(texts)
         if not unique:
             raise GranAlignError("texts: got none, expected at least one")
+        text_tower = self._text
         tokens = tokenise(self._tokenizer, unique)
         rows = np.empty((len(unique), self.dim), np.float32)
 
         def run(batch: npt.NDArray[np.int64]) -> None:
             ids = np.array([tokens[i] for i in batch], np.int32)
             with self._run_lock:
-                rows[batch] = self._text(input_ids=ids)[EMBEDDINGS]
+                rows[batch] = text_tower(input_ids=ids)[EMBEDDINGS]
 
         with ThreadPoolExecutor(self._workers) as pool:
             list(pool.map(run, equal_length_batches(tokens, self._batch_tokens)))

@@ -17,16 +17,23 @@ import numpy.typing as npt
 from granalign_fast.errors import GranAlignError, PromptTooLongError
 from granalign_fast.models.exported_graph import open_session
 from granalign_fast.runtime.array_device import Array, ArrayDevice
+from granalign_fast.runtime.mapped_pages import release_memory
 from granalign_fast.runtime.session import OnnxSession
 
 from .chat import ChatTokenizer
 from .chat_template import Message
 from .decoder import Batch, Cache, Decoder, Ids, decode
-from .graph_contract import GRAPH, INPUT_IDS, POSITION_IDS, STATIC_GRAPH
+from .graph_contract import GRAPH, INPUT_IDS, POSITION_IDS, STATIC_GRAPH, WEIGHTS
 from .growing_cache import GrowingDecoder
 from .manifest import LlmManifest, VlmManifest, fingerprint
 from .prefix import Prefix, read_only
 from .static_cache import StaticDecoder
+
+_LARGE = 1 << 28
+"""Bytes of weights from which on pages of the file are released after each answer."""
+
+CACHE_BYTES = 1 << 27
+"""Bytes that the keys and values of a batch may take on a CPU."""
 
 
 class CausalLM:
@@ -44,6 +51,8 @@ class CausalLM:
         threads: CPU threads; None for ONNX Runtime's own choice.
         memory_limit_bytes: as for `open_session`, for each graph of the model. Static caches do not
             count: those of the last six batch shapes are kept, 4 GiB at most.
+        cache_bytes: bound of the keys and values of a batch on a CPU; see `rows_within`. None for
+            `CACHE_BYTES`.
         static_cache: use a KV cache of fixed address and capacity (see `static_cache`) instead of
             one that is allocated anew with each token. None means yes on a GPU, if the export has a
             graph for it, and no on a CPU.
@@ -69,11 +78,13 @@ class CausalLM:
         threads: int | None = None,
         memory_limit_bytes: int | None = None,
         static_cache: bool | None = None,
+        cache_bytes: int | None = None,
         manifest: LlmManifest | None = None,
     ) -> None:
         self.device = ArrayDevice.of(device)
+        self.cache_bytes = CACHE_BYTES if cache_bytes is None else cache_bytes
         self.look_every = self.device.look_every
-        folder = Path(folder)
+        folder = self._folder = Path(folder)
 
         def open_graph(graph: str, **options: Any) -> OnnxSession:
             session = open_session(
@@ -82,12 +93,16 @@ class CausalLM:
                 threads=threads,
                 memory_limit_bytes=memory_limit_bytes,
                 stream=self.device.stream,
+                lean=True,
                 **options,
             )
             # The cast holds: decoders have no TensorRT engine and no fixed batch sizes.
             return cast(OnnxSession, session)
 
         self.manifest = manifest or self._manifest_kind.read(folder)
+        weights = folder / WEIGHTS
+        large = weights.is_file() and weights.stat().st_size >= _LARGE
+        self._releases = large and self.device.index is None
         has_static = STATIC_GRAPH in self.manifest.files
         if static_cache and not has_static:
             raise GranAlignError(
@@ -112,8 +127,9 @@ class CausalLM:
 
     @property
     def fingerprint(self) -> str:
-        """Name of the model's results: equal for equal source, precision and format."""
-        return fingerprint(self.manifest.source_sha256, self.manifest.precision)
+        """Name of the model's results: equal for equal source, precision, blocks and format."""
+        block = f"b{self.manifest.block}" if self.manifest.block else ""
+        return fingerprint(self.manifest.source_sha256, self.manifest.precision + block)
 
     @property
     def captured_graphs(self) -> int:
@@ -127,6 +143,16 @@ class CausalLM:
         At most 64 captures are made. Batch shapes that come later run without a graph.
         """
         return self._graph.graphs_refused
+
+    def rows_within(self, tokens: int) -> int | None:
+        """Return how many rows of so many tokens a batch on a CPU may have; None for any number.
+
+        Each step makes a new cache while the old one is still there, so both count. A GPU has room
+        for larger batches, and needs them.
+        """
+        if self.device.index is not None:
+            return None
+        return max(1, self.cache_bytes // (2 * tokens * self.manifest.token_bytes))
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
         """Return the token ids of a conversation, by the model's own template, for `generate`.
@@ -223,7 +249,8 @@ class CausalLM:
     ) -> list[list[int]]:
         """Continue each prompt greedily, with the likeliest token in each step.
 
-        The prompts are one batch, whatever their lengths. Sampling and penalties of
+        The prompts are one batch, whatever their lengths; on a CPU they are several if their keys
+        and values would take more than `cache_bytes`. Sampling and penalties of
         ``generation_config.json`` are not applied.
 
         Args:
@@ -245,6 +272,30 @@ class CausalLM:
             raise GranAlignError(f"max_new_tokens: got {max_new_tokens}, expected at least 1")
         self._check(prompts, prefix, max_new_tokens)
         stops = np.array(sorted(self.manifest.eos_ids if stop_ids is None else stop_ids), np.int64)
+        tokens = (prefix.length if prefix else 0) + max(map(len, prompts)) + max_new_tokens
+        parts = -(-len(prompts) // (self.rows_within(tokens) or len(prompts)))
+        answers: list[list[int]] = []
+        for rows in np.array_split(np.arange(len(prompts)), parts):
+            part = [prompts[row] for row in rows]
+            start = prefix if prefix is None or parts == 1 else prefix.take(rows)
+            answers += self._generate(part, start, max_new_tokens, stops)
+            self._release()
+        return answers
+
+    def _release(self) -> None:
+        """Give back what a large model on a CPU used, before another model needs it."""
+        if self._releases:
+            # A row of the table is a few pages, but the system maps those around it as well.
+            release_memory(self._folder)
+
+    def _generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        prefix: Prefix | None,
+        max_new_tokens: int,
+        stops: Ids,
+    ) -> list[list[int]]:
+        """Continue prompts as one batch; arguments as for `generate`, checked."""
 
         def compute() -> list[list[int]]:
             batch, logits = self._extend(prompts, prefix, max_new_tokens - 1)

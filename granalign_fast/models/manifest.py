@@ -147,7 +147,7 @@ class Manifest:
         return manifest
 
 
-_ADDED = {"comparison", "self_check", "prompt"}
+_ADDED = {"block", "comparison", "self_check", "prompt"}
 """Keys that folders of earlier versions lack."""
 
 
@@ -212,6 +212,8 @@ class LlmManifest(Manifest):
         vocabulary: number of tokens.
         context: the greatest number of tokens of a prompt and its answer.
         eos_ids: tokens that end an answer.
+        block: columns of a weight that share a scale; 0 where nothing is rounded, and in int4
+            exports of earlier versions, whose blocks have 32.
     """
 
     kind: str = LLM
@@ -222,11 +224,17 @@ class LlmManifest(Manifest):
     vocabulary: int
     context: int
     eos_ids: list[int]
+    block: int = 0
 
     @property
     def cache_dtype(self) -> np.dtype[Any]:
         """Type of keys and values."""
         return np.dtype(np.float16 if self.precision == "fp16" else np.float32)
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of a token's keys and values."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.cache_dtype.itemsize
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +76,18 @@ class Prefix:
             for row, array in enumerate(moved):
                 stacked[:, row] = array
             return cls(tuple(stacked[i] for i in range(count)), model, next_position)
+
+    def take(self, prompts: npt.NDArray[np.int64]) -> Prefix:
+        """Return the rows of some prompts, of all those that take the rows in turn.
+
+        Args:
+            prompts: numbers of the prompts.
+        """
+        if self.rows == 1:
+            return self
+        rows = prompts % self.rows
+        mask = None if self.mask is None else self.mask[rows]
+        return replace(self, cache=tuple(array[rows] for array in self.cache), mask=mask)
 
     def unstack(self, device: ArrayDevice | None = None) -> list[Array]:
         """Return one read-only array (2 * layers, kv_heads, length, head_dim) for each row.

@@ -33,6 +33,10 @@ file takes seconds to write."""
 KEPT_BYTES = 1 << 30
 """Bytes of memory that a cache without other tiers may take."""
 
+CPU_MEMORY_BYTES = 1 << 25
+"""Bytes of memory that a cache with a tier on disk takes on a CPU, which reads prefixes much faster
+than it computes them."""
+
 
 def _to_host(array: Array) -> npt.NDArray[Any]:
     if isinstance(array, np.ndarray):

@@ -78,6 +78,10 @@ class PublishedModel:
     gated: bool = False
     decoder: DecoderNumbers | None = None
     tower: TowerNumbers | None = None
+    words: int = 0
+    """Size of an encoder's vocabulary."""
+    width: int = 0
+    """Values of a token of an encoder's text tower."""
 
     @property
     def source(self) -> str:
@@ -115,6 +119,8 @@ _MINILM = PublishedModel(
     parameters=22_713_216,
     download=90_868_376,
     read_in=_REGISTRY,
+    words=30_522,
+    width=384,
 )
 _CLIP = PublishedModel(
     CLIP,
@@ -126,6 +132,8 @@ _CLIP = PublishedModel(
     parameters=151_277_313,
     download=605_157_884,
     read_in=_REPOSITORIES,
+    words=49_408,
+    width=512,
     verified=False,
 )
 _SIGLIP2_BASE = PublishedModel(
@@ -137,6 +145,8 @@ _SIGLIP2_BASE = PublishedModel(
     parameters=375_187_970,
     download=1_500_751_880,
     read_in=_REGISTRY,
+    words=256_000,
+    width=768,
 )
 _QWEN3_SMALL = PublishedModel(
     LLM,
@@ -224,7 +234,7 @@ MODEL_SETS: Mapping[str, ModelSet] = {
     one.name: one
     for one in (
         ModelSet(
-            "laptop", "CPU with 16 GB", "int4", (_MINILM, _SIGLIP2_BASE, _QWEN3_SMALL, _VL_SMALL)
+            "laptop", "CPU with 8 GB", "int4", (_MINILM, _SIGLIP2_BASE, _QWEN3_SMALL, _VL_SMALL)
         ),
         ModelSet(
             "workstation",
@@ -261,5 +271,9 @@ def model_set(name: str) -> ModelSet:
 
 
 def precision_of(kind: str, precision: str) -> str:
-    """Return a model's precision in a set of this precision: encoders have no int4."""
-    return "fp32" if precision == "int4" and kind in (SENTENCE_ENCODER, CLIP) else precision
+    """Return a model's precision in a set of this precision: encoders have no int4.
+
+    The sentence encoder is small, and its embeddings decide most, so it is not rounded.
+    """
+    encoders = {SENTENCE_ENCODER: "fp32", CLIP: "int8"}
+    return encoders.get(kind, precision) if precision == "int4" else precision

@@ -88,6 +88,7 @@ class OnnxSentenceEncoder(ExportedEncoder[SentenceManifest]):
             graph = PACKED_GRAPH if packs else SENTENCE_GRAPH
         super().__init__(folder, manifest, [graph], device=device, threads=threads)
         (self._session,) = self._sessions
+        self._tokenizer  # noqa: B018 - a damaged one is found here, not in the first text
         self._packs = POOL in self._session.inputs
         self._pads = self._session.inputs == (PADDED_IDS,)
         if parsed.kind != "cpu":

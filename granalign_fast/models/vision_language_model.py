@@ -89,7 +89,9 @@ class VisionLanguageModel(CausalLM):
                 batch.extend_with(position_ids, **self._frame_inputs(ids, image_index, embeds))
                 return batch.cache()
 
-        return self._prefix(self._decoder.execute(compute), int(positions.max()) + 1)
+        cache = self._decoder.execute(compute)
+        self._release()
+        return self._prefix(cache, int(positions.max()) + 1)
 
     def position_after(self, token_ids: Sequence[int]) -> int:
         """Return the position of the token that follows the `token_ids` of `prefill_frames`."""

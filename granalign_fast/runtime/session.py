@@ -226,6 +226,7 @@ def open_session(
     stream: Any = None,
     capturable: bool = False,
     profile: bool = False,
+    lean: bool = False,
     contract: GraphContract | None = None,
 ) -> Session:
     """Load an ONNX file on a device.
@@ -252,6 +253,7 @@ def open_session(
             provider uses it.
         capturable: whether runs that `bind` returns may become CUDA graphs; needs a `stream`.
         profile: record which provider runs each node, for `OnnxSession.nodes`.
+        lean: on a CPU, give memory back after each run, as `SessionLoader` says.
         contract: the shapes and batch sizes of an exported graph; None if they are not known.
 
     Raises:
@@ -285,7 +287,7 @@ def open_session(
     if providers[0][0] != CUDA:
         stream = None
     loader = SessionLoader(
-        path, target, tuple(providers), threads, memory_limit_bytes, stream, profile
+        path, target, tuple(providers), threads, memory_limit_bytes, stream, profile, lean
     )
 
     # Run an encoder on CUDA as CUDA graphs, if ONNX Runtime can capture it.

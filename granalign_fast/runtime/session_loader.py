@@ -12,6 +12,7 @@ from granalign_fast.errors import GranAlignError, one_line
 
 from .capture_lock import CAPTURE_LOCK
 from .device import CUDA, SEPARATE_WEIGHTS, TENSORRT, Device, cuda_options
+from .mapped_pages import release_memory
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class SessionLoader:
         memory_limit_bytes: limit of the arena on a GPU; None for no limit.
         stream: the `cupy.cuda.Stream` of its runs; None lets the session create one.
         profile: whether to record which provider runs each node.
+        lean: whether a CPU gives memory back after each run, and the pages of weights of which it
+            made copies. Neither costs measurable time.
     """
 
     path: Path
@@ -36,6 +39,7 @@ class SessionLoader:
     memory_limit_bytes: int | None
     stream: Any
     profile: bool
+    lean: bool = False
 
     def load(self, graphs: bool = False) -> Any:
         """Load the file as an `onnxruntime.InferenceSession`.
@@ -58,6 +62,8 @@ class SessionLoader:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
+        if self.lean and not on_gpu:
+            options.enable_cpu_mem_arena = False
         if on_gpu and self.memory_limit_bytes is None:
             options.add_session_config_entry(*SEPARATE_WEIGHTS)
         if self.profile:
@@ -74,7 +80,7 @@ class SessionLoader:
         try:
             with CAPTURE_LOCK.shared() if on_gpu else nullcontext():
                 # Without fallback: it would repeat on the CPU what fails on a GPU, now or in a run.
-                return onnxruntime.InferenceSession(
+                session = onnxruntime.InferenceSession(
                     self._model(), options, providers=providers, enable_fallback=0
                 )
         except GranAlignError:
@@ -85,6 +91,9 @@ class SessionLoader:
                 f"{self.path}: ONNX Runtime cannot load it ({one_line(error)}); "
                 f"export the model again{check}"
             ) from None
+        if self.lean and not on_gpu:
+            release_memory(self.path.parent)
+        return session
 
     def _model(self) -> Path | bytes:
         """Return the file's path, or for TensorRT its bytes in standard operators only."""

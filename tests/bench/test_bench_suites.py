@@ -245,14 +245,17 @@ def test_published_shapes_have_as_many_weights_as_published() -> None:
     weights = {name: shape.weights / 1e9 for name, shape in random_models.SHAPES.items()}
     assert weights["llama3-8b"] == pytest.approx(8.03, abs=0.01)
     assert weights["qwen2.5-7b"] == pytest.approx(7.62, abs=0.01)
+    assert weights["qwen3-0.6b"] == pytest.approx(0.596, abs=0.001)
+    assert weights["qwen2.5-vl-3b"] == pytest.approx(3.755, abs=0.001)
     assert weights["qwen2.5-vl-7b"] == pytest.approx(8.29, abs=0.01)
 
 
-def test_a_random_model_too_large_for_the_memory_is_refused(
+def test_a_random_model_too_large_for_the_disk_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(random_models, "available_bytes", lambda: 4 << 30)
-    with pytest.raises(GranAlignError, match=r"llama3-8b: got 4 GiB of free memory .* expected 19"):
+    disk = types.SimpleNamespace(free=4 << 30)
+    monkeypatch.setattr(random_models.shutil, "disk_usage", lambda folder: disk)
+    with pytest.raises(GranAlignError, match=r"llama3-8b: got 4 GiB of free disk, expected 37"):
         random_models.write_source("llama3-8b", tmp_path / "source")
     with pytest.raises(GranAlignError, match="random model: got 'llama-9b'"):
         random_models.shape_of("llama-9b")

@@ -101,8 +101,8 @@ def test_a_comparison_needs_torch(
 
 
 def test_unusable_arguments(tmp_path: Path, bare: Path) -> None:
-    with pytest.raises(GranAlignError, match=r"'int8': expected one of \['fp16', 'fp32'\]"):
-        export_clip(bare, tmp_path / "out", precision="int8")
+    with pytest.raises(GranAlignError, match=r"'int4': expected one of \['fp16', 'fp32', 'int8'\]"):
+        export_clip(bare, tmp_path / "out", precision="int4")
     (tmp_path / "out").mkdir()
     with pytest.raises(GranAlignError, match="already exists"):
         export_clip(bare, tmp_path / "out")

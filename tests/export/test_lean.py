@@ -29,6 +29,7 @@ from granalign_fast.export.sources.bert import Bert
 from granalign_fast.export.sources.checkpoint import Checkpoint
 from granalign_fast.export.sources.language_model import LlmSource
 from granalign_fast.export.sources.sentence_encoder import SentenceModel
+from granalign_fast.export.specs import Rounding
 
 PRECISIONS = ("fp32", "fp16", "int4")
 
@@ -123,8 +124,8 @@ def test_the_quantised_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     for bits in (4, 8):
         parts = np.split(weight, [1, 20, 30])
         for one, other in zip(
-            quantise_slices(parts, weight.shape, bits, 32),
-            quantise_blocks(weight, bits, 32),
+            quantise_slices(parts, weight.shape, Rounding(bits, 32)),
+            quantise_blocks(weight, Rounding(bits, 32)),
             strict=True,
         ):
             assert one.dtype == other.dtype

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from helpers.tiny_bert import config, edit_json, pickled_weights, write_json
 from helpers.tiny_llm import (
@@ -33,7 +34,7 @@ from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.export.graphs.block_quantization import quantise_blocks, round_blocks
 from granalign_fast.export.llm import export_llm
 from granalign_fast.export.sources.language_model import LlmSource
-from granalign_fast.export.specs import LLM_PRECISIONS
+from granalign_fast.export.specs import LLM_PRECISIONS, Rounding
 from granalign_fast.models.language_model import CausalLM
 from granalign_fast.models.manifest import LlmManifest
 
@@ -142,16 +143,36 @@ def test_the_manifest_holds_what_readers_need(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_tied_table_is_stored_once_in_8_bits(tmp_path: Path, tied: bool) -> None:
+    """The table's rows and the last product's blocks are the same bytes of the file."""
+    folder = write_unchecked(tmp_path, LLAMA | {"tie_word_embeddings": tied}, precision="int4")
+    for graph in ("model.onnx", "static.onnx"):
+        loaded = onnx.load(folder / graph, load_external_data=False).graph
+        # A small tensor is in the graph itself.
+        places = {
+            tensor.name: [(part.key, part.value) for part in tensor.external_data] or tensor.name
+            for tensor in loaded.initializer
+        }
+        (table,) = (node for node in loaded.node if node.op_type == "GatherBlockQuantized")
+        head = [node for node in loaded.node if node.op_type == "MatMulNBits"][-1]
+        # Values, scales and zero points, in the order of each operator's inputs.
+        pairs = zip([table.input[i] for i in (0, 2, 3)], head.input[1:], strict=True)
+        for mine, other in pairs:
+            assert (places[mine] == places[other]) == tied
+        assert ("length", str(VOCABULARY * 128)) in places[table.input[0]]
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_blocks_are_rounded_to_nearest(bits: int) -> None:
     weight = np.random.default_rng(0).standard_normal((5, 70)).astype(np.float32)
     weight[0, :32] = 0
-    packed, scales, zeros = quantise_blocks(weight, bits, 32)
+    packed, scales, zeros = quantise_blocks(weight, Rounding(bits, 32))
     assert packed.shape == (5, 3, 4 * bits) and scales.shape == (5, 3)
     assert zeros.shape == (5, 3 if bits == 8 else 2)
     step = np.repeat(scales, 32, axis=1)[:, :70]
-    assert (np.abs(round_blocks(weight, bits, 32) - weight) <= 1.001 * step).all()
-    assert not round_blocks(weight, bits, 32)[0, :32].any()
+    assert (np.abs(round_blocks(weight, Rounding(bits, 32)) - weight) <= 1.001 * step).all()
+    assert not round_blocks(weight, Rounding(bits, 32))[0, :32].any()
 
 
 # With torch: exported folders against their source models.

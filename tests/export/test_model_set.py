@@ -79,7 +79,7 @@ class TestExportingASet:
         model_set.export_model_set("laptop", tmp_path / "a", progress=lines.append)
         assert calls == [
             ("sentence-encoder", "fp32"),
-            ("clip", "fp32"),
+            ("clip", "int8"),
             ("llm", "int4"),
             ("vlm", "int4"),
         ]
@@ -88,15 +88,17 @@ class TestExportingASet:
             "llm: exporting Qwen/Qwen3-0.6B in int4",
         ]
 
-    @pytest.mark.parametrize(("precision", "of_clip"), [("fp16", "fp16"), ("int4", "fp32")])
+    @pytest.mark.parametrize(
+        ("precision", "of_text", "of_clip"), [("fp16", "fp16", "fp16"), ("int4", "fp32", "int8")]
+    )
     def test_what_is_there_is_kept(
-        self, tmp_path: Path, calls: Any, precision: str, of_clip: str
+        self, tmp_path: Path, calls: Any, precision: str, of_text: str, of_clip: str
     ) -> None:
         text, clip, llm, vlm = published.model_set("paper").models
         lie(tmp_path / "llm", source=llm.source, precision=precision)
         model_set.export_model_set("paper", tmp_path, precision=precision)
-        assert calls == [("sentence-encoder", of_clip), ("clip", of_clip), ("vlm", precision)]
-        lie(tmp_path / "sentence-encoder", source=text.source, precision=of_clip)
+        assert calls == [("sentence-encoder", of_text), ("clip", of_clip), ("vlm", precision)]
+        lie(tmp_path / "sentence-encoder", source=text.source, precision=of_text)
         lie(tmp_path / "clip", source=clip.source, precision=of_clip)
         lie(tmp_path / "vlm", source=vlm.source, precision=precision)
         model_set.export_model_set("paper", tmp_path, precision=precision)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 from helpers import tiny_llm, tiny_vlm
 
 from granalign_fast.export.sentence_encoder import export_sentence_encoder
-from granalign_fast.export.sizes import disk_bytes, memory_bytes, set_memory_bytes
+from granalign_fast.export.sizes import disk_bytes, held_bytes, memory_bytes, set_memory_bytes
 from granalign_fast.models.manifest import KINDS
 from granalign_fast.models.published import (
     MODEL_SETS,
@@ -62,11 +64,12 @@ def numbers_of(config: Mapping[str, Any]) -> DecoderNumbers:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of a folder without texts such as the tokenizer's."""
-    return sum(p.stat().st_size for p in folder.iterdir() if p.suffix not in (".json", ".txt"))
+    """Bytes of a folder's files of weights; graphs without such a file hold their weights."""
+    files = list(folder.glob("*.onnx_data")) or list(folder.glob("*.onnx"))
+    return sum(path.stat().st_size for path in files)
 
 
-# Large enough that pages, 2 KB a tensor on average, and graphs, 40 KB, are a small part.
+# Large enough that pages, 2 KB a tensor on average, are a small part.
 WIDE = {"hidden_size": 512, "intermediate_size": 1056, "vocab_size": 6000}
 FAMILIES = {
     "llama": {"tie_word_embeddings": False},
@@ -81,7 +84,7 @@ def test_a_language_model_on_disk(tmp_path: Path, family: str, precision: str) -
     config = tiny_llm.LLAMA | WIDE | FAMILIES[family]
     out = tiny_llm.write_unchecked(tmp_path, config, precision=precision)
     computed = disk_bytes(published("llm", numbers_of(config), None), precision)
-    assert computed == pytest.approx(size_of(out), rel=0.012)
+    assert computed == pytest.approx(size_of(out), rel=0.016)
     assert computed <= size_of(out), "nothing is counted twice"
 
 
@@ -94,7 +97,8 @@ def test_a_vision_language_model_on_disk(tmp_path: Path, tied: bool, precision: 
     out = tiny_vlm.write_unchecked_vlm(tmp_path, config, precision=precision)
     tower = TowerNumbers(wide=420, out=512, hidden=160, layers=vision["depth"])
     computed = disk_bytes(published("vlm", numbers_of(config), tower), precision)
-    assert computed == pytest.approx(size_of(out), rel=0.012)
+    # A rounded weight is three tensors, each on pages of its own.
+    assert computed == pytest.approx(size_of(out), rel=0.025 if precision == "int4" else 0.012)
     assert computed <= size_of(out)
 
 
@@ -112,20 +116,69 @@ def test_bytes_of_a_cache() -> None:
     large = DecoderNumbers(64, 96, 3, 8, 2, vocabulary=320, context=512, head_dim=8, tied=True)
     for precision, dtype in (("fp16", np.float16), ("fp32", np.float32), ("int4", np.float32)):
         work = [
-            memory_bytes(one, precision) - disk_bytes(one, precision)
+            memory_bytes(one, precision) - held_bytes(one, precision)
             for one in (published("llm", small, None), published("llm", large, None))
         ]
         token = np.empty((2, 2, 2, 8), dtype).nbytes  # two more layers
         tokens, rest = divmod(work[1] - work[0], token)
-        assert rest == 0 and 7 * 64 < tokens < 7 * 1000 and tokens % 7 == 0
+        assert rest == 0 and 7 * 64 < tokens < 7 * 1000
+
+
+_HELD = """
+import sys
+from pathlib import Path
+from granalign_fast.models.language_model import CausalLM
+from granalign_fast.models.vision_language_model import VisionLanguageModel
+
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+kind = {"llm": CausalLM, "vlm": VisionLanguageModel}
+first = kind[sys.argv[1]](sys.argv[2])
+before, model = anonymous(), kind[sys.argv[1]](sys.argv[3])
+print(anonymous() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process in /proc")
+@pytest.mark.parametrize("kind", ["llm", "vlm"])
+def test_the_computed_memory_is_that_of_a_process(tmp_path: Path, kind: str) -> None:
+    """A process loads a small int4 model, for what it needs once, then a larger one."""
+    config = {"tie_word_embeddings": True, "num_hidden_layers": 6}
+    folders = []
+    for hidden in (128, 1024):
+        sizes = {"hidden_size": hidden, "intermediate_size": 2 * hidden, "vocab_size": 4000}
+        sizes["num_attention_heads"] = hidden // 16
+        part = tmp_path / str(hidden)
+        if kind == "llm":
+            whole = tiny_llm.LLAMA | config | sizes
+            folders.append(tiny_llm.write_unchecked(part, whole, precision="int4"))
+            tower = None
+        else:
+            vision = tiny_vlm.VISION | {"hidden_size": 640, "intermediate_size": 1280}
+            vision |= {"num_heads": 16, "out_hidden_size": hidden}
+            whole = tiny_vlm.PUBLISHED | config | sizes | {"vision_config": vision}
+            folders.append(tiny_vlm.write_unchecked_vlm(part, whole, precision="int4"))
+            tower = TowerNumbers(wide=1280, out=hidden, hidden=640, layers=vision["depth"])
+    numbers = numbers_of(whole)
+    run = subprocess.run(
+        (sys.executable, "-c", _HELD, kind, *map(str, folders)),
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    computed = held_bytes(published(kind, numbers, tower), "int4")
+    assert int(run.stdout) == pytest.approx(computed, rel=0.1)
 
 
 def test_a_set_fits_its_machine() -> None:
-    most = {"laptop": 16e9, "workstation": 24e9, "server": 80e9, "paper": 40e9}
+    most = {"laptop": 8e9, "workstation": 24e9, "server": 80e9, "paper": 40e9}
     assert most.keys() == MODEL_SETS.keys()
     for name, models in MODEL_SETS.items():
         assert f"{most[name] / 1e9:.0f} GB" in models.machine
         memory = set_memory_bytes(models)
+        assert name != "laptop" or round(memory / 1e9, 1) <= 4.0
         assert memory <= most[name]
         assert memory >= sum(
             disk_bytes(model, precision_of(model.kind, models.precision))

@@ -57,6 +57,17 @@ class Scripted:
 GOOD = [f"rewrite {i} of QUERY" for i in range(6)] + ["Entities: a dog, Ball, a dog\nactions: run."]
 
 
+def test_beginnings_that_take_too_much_are_not_kept(tmp_path):
+    """The answers are the same; what the tasks share is computed once all the same."""
+    model = CausalLM(write_unchecked(tmp_path, LLAMA | {"max_position_embeddings": 1024}))
+    rewriters = [LlmRewriter(model, max_new_tokens=6, kept_bytes=kept) for kept in (None, 1 << 10)]
+    answers = [rewriter.answers(["a dog runs", "the sea"]) for rewriter in rewriters]
+    assert answers[0] == answers[1]
+    prefixes = [rewriter._beginnings[1] for rewriter in rewriters]
+    assert [prefix.rows for prefix in prefixes] == [7, 1]
+    assert 0 < prefixes[1].nbytes < prefixes[0].nbytes / 7
+
+
 def test_every_task_is_asked_of_every_query():
     model = Scripted(GOOD)
     (rewrites,) = LlmRewriter(model).rewrite(["a dog runs"])

@@ -101,6 +101,34 @@ def test_a_prefix_is_read_only_and_has_the_documented_size(written: Written) -> 
             array[:] = 0
 
 
+def test_batches_that_fit_a_bound_give_the_same_tokens(written: Written) -> None:
+    """With a prefix of one row, with one of three rows that prompts take in turn, and without."""
+    whole, halves = CausalLM(written()), CausalLM(written())
+    prompts, starts = prompts_of(4, 9, 2, 7, 5, 3), prompts_of(6, 11, 8)
+    tokens = 11 + 9 + 10
+    halves.cache_bytes = 2 * tokens * halves.manifest.token_bytes * 4 + 1
+    assert halves.rows_within(tokens) == 4 and halves.rows_within(10**9) == 1
+    sizes: list[int] = []
+    run = halves._generate
+
+    def counted(part: Any, *rest: Any) -> Any:
+        sizes.append(len(part))
+        return run(part, *rest)
+
+    halves._generate = counted  # type: ignore[method-assign]
+    for prefix_of in (
+        lambda model: None,
+        lambda model: model.prefill(starts[0]),
+        lambda model: model.prefill_rows(starts),
+    ):
+        answers = [
+            model.generate(prompts, prefix=prefix_of(model), max_new_tokens=10, stop_ids=())
+            for model in (whole, halves)
+        ]
+        assert answers[0] == answers[1]
+    assert sizes == [6, 3, 3, 3, 3] or sizes == [3] * 6
+
+
 def test_rows_do_not_affect_each_other(written: Written) -> None:
     model = CausalLM(written())
     prompts = prompts_of(*RAGGED)

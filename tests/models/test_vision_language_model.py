@@ -119,6 +119,11 @@ def test_other_precisions_stay_near(
     )
     error = np.sqrt(np.mean((near - exact) ** 2) / np.mean(exact**2))
     assert error < {"fp16": 0.02, "int4": 0.8}[precision]
+    # The tower is rounded too: cosines of tokens.
+    rows = [one._embed_frames(frames).astype(np.float32) for one in (other, model)]
+    rows = [row / np.linalg.norm(row, axis=-1, keepdims=True) for row in rows]
+    cosine = (rows[0] * rows[1]).sum(axis=-1).min()
+    assert 0.998 < cosine < {"fp16": 1.001, "int4": 0.99999}[precision]
 
 
 @pytest.mark.parametrize(
