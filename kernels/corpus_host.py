@@ -1,0 +1,231 @@
+"""`corpus` on the host: float32 products block by block, exact scores for what may be best.
+
+One or two queries are summed by `numpy.einsum`, whose order of additions is the same for every
+row: equal clips have equal scores. More queries are multiplied by BLAS, which is faster and whose
+order depends on a row's place. Its products only choose the clips that may be among the best, with
+a bound on both sums' rounding; those are then scored by `numpy.einsum` too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .launch import SERIAL_PRODUCT
+
+Keys = npt.NDArray[np.uint64]
+_Floats = npt.NDArray[np.float32]
+_Ints = npt.NDArray[np.int64]
+
+_BLOCK = 1024  # clips of a block: at 384 numbers 1.5 MB of float32, near a core's second cache
+_SUMMED = 2  # queries up to which sums cost less than a product and its exact second look
+_WORTH_WAKING = 1 << 15  # numbers of all queries, from which on OpenBLAS has work for many cores
+_WORTH_A_THREAD = 1 << 23  # multiplications that take some milliseconds
+_PAIRS = 4096  # pairs of query and clip that are scored at a time
+_HALF_INFINITE = 65536.0  # what bits of an infinite float16 mean to `_widen`; NaN is above
+_UNIT = 2.0**-24  # the rounding of float32
+
+
+def sort_keys(scores: _Floats, rows: _Ints) -> Keys:
+    """Return keys that are greater for a better score, then for a lower row. Never 0.
+
+    NaN is above all numbers, and -0 equals 0.
+    """
+    bits = (scores + np.float32(0)).view(np.uint32)  # -0 becomes 0: they are equal
+    negative = bits >> np.uint32(31) != 0
+    bits = np.where(negative, ~bits, bits | np.uint32(1 << 31))
+    bits[np.isnan(scores)] = 0xFFFFFFFF
+    keys: Keys = bits.astype(np.uint64) << np.uint64(32) | ~rows.astype(np.uint32)
+    return keys
+
+
+def key_scores(keys: Keys) -> _Floats:
+    """Return the scores of keys; 0 stands for no clip, and gives -inf."""
+    bits = (keys >> np.uint64(32)).astype(np.uint32)
+    positive = bits >> np.uint32(31) != 0
+    bits = np.where(positive, bits & np.uint32((1 << 31) - 1), ~bits)
+    return np.where(keys == 0, np.float32(-np.inf), bits.view(np.float32))
+
+
+def key_rows(keys: Keys) -> _Ints:
+    """Return the rows of keys; 0 stands for no clip, and gives -1."""
+    return np.where(keys == 0, -1, (~keys & np.uint64(0xFFFFFFFF)).astype(np.int64))
+
+
+def best_keys(queries: npt.NDArray[Any], clips: npt.NDArray[Any], k: int) -> Keys:
+    """Return the keys of the `k` best clips of each query, `(queries, k)`, the best first.
+
+    Args:
+        queries: `(queries, dim)` float32 or float16.
+        clips: `(clips, dim)`, same dtype; it may be a memory map.
+        k: at least 1.
+    """
+    asked = np.ascontiguousarray(queries, dtype=np.float32)
+    total = len(clips)
+    with np.errstate(invalid="ignore", over="ignore"):  # a NaN is reported by its rank
+        if asked.size >= _WORTH_WAKING:  # OpenBLAS brings its own threads
+            return _scan(asked, clips, 0, total, k).keys[:, ::-1]
+        parts = max(min(_cores(), total * asked.size // _WORTH_A_THREAD), 1)
+        edges = [total * part // parts for part in range(parts + 1)]
+        if parts == 1:
+            return _scan(asked, clips, 0, total, k).keys[:, ::-1]
+        with ThreadPoolExecutor(parts) as pool:
+            jobs = [pool.submit(_scan, asked, clips, *part, k) for part in pairwise(edges)]
+            keys = np.concatenate([job.result().keys for job in jobs], axis=1)
+    return np.sort(keys, axis=1)[:, : -k - 1 : -1]
+
+
+def _cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class _Best:
+    """The best clips of each query so far, and later ones that may be among them."""
+
+    def __init__(self, count: int, k: int) -> None:
+        self.keys: Keys = np.zeros((count, k), dtype=np.uint64)
+        """The best, ascending; 0 where there are fewer."""
+        self.bars = np.full(count, np.nan, dtype=np.float32)
+        """The least score that is kept; NaN as long as every clip is, since nothing is below it."""
+        self._k = k
+        self._waiting: list[tuple[_Ints, Keys]] = []
+        self._room = max(2 * count * k, 1 << 14)
+
+    def offer(self, numbers: _Ints, scores: _Floats, rows: _Ints) -> None:
+        """Add clips.
+
+        Args:
+            numbers: of the queries, one for each clip that is offered.
+            scores: exact ones.
+            rows: of the clips.
+        """
+        self._waiting.append((numbers, sort_keys(scores, rows)))
+        self._room -= len(numbers)
+        # The bars are not yet known after the first block.
+        if self._room < 0 or np.isnan(self.bars).any():
+            self.settle()
+
+    def settle(self) -> None:
+        """Sort out the clips that were added, and raise the bars."""
+        count, k = self.keys.shape
+        if not self._waiting or count == 0:
+            return
+        kept = np.repeat(np.arange(count), k)
+        numbers = np.concatenate([kept, *(numbers for numbers, _ in self._waiting)])
+        keys = np.concatenate([self.keys.reshape(-1), *(keys for _, keys in self._waiting)])
+        order = np.lexsort((keys, numbers))
+        # Each query has at least the `k` keys that it had before: take the last `k` of its run.
+        ends = np.cumsum(np.bincount(numbers, minlength=count))
+        self.keys = keys[order[ends[:, None] - k + np.arange(k)]]
+        least = self.keys[:, 0]
+        self.bars = np.where(least == 0, np.float32(np.nan), key_scores(least))
+        self._waiting.clear()
+        self._room = max(2 * count * k, 1 << 14)
+
+
+def _scan(asked: _Floats, clips: npt.NDArray[Any], begin: int, end: int, k: int) -> _Best:
+    """Return the best clips of the rows from `begin` up to `end`."""
+    best = _Best(len(asked), k)
+    summed = len(asked) <= _SUMMED
+    sizes = np.abs(asked).sum(axis=1, dtype=np.float64)
+    # Two sums of `dim` products: either is off by at most dim * unit * (sum of absolute products).
+    rounding = 4.0 * asked.shape[1] * _UNIT * sizes
+    for first, rows, most in _blocks(clips, begin, end, bounded=not summed):
+        slack = rounding * most
+        if summed or not np.isfinite(slack).all():
+            _add_sums(best, asked, rows, first)
+        else:
+            _add_products(best, asked, rows, first, slack.astype(np.float32))
+    best.settle()
+    return best
+
+
+def _blocks(
+    clips: npt.NDArray[Any], begin: int, end: int, *, bounded: bool
+) -> Iterator[tuple[int, _Floats, float]]:
+    """Yield blocks of rows as float32, each with its first row and its greatest absolute number.
+
+    The number is infinite if the block holds a NaN, and 0 if the bound is not wanted. A block of
+    float16 is overwritten by the next one.
+    """
+    half = clips.dtype == np.float16
+    buffer = np.empty((min(_BLOCK, end - begin) if half else 0, clips.shape[1]), np.int32)
+    for first in range(begin, end, _BLOCK):
+        part = clips[first : min(first + _BLOCK, end)]
+        rows: _Floats = _widen(part, buffer[: len(part)]) if half else part
+        most = 0.0
+        if half or bounded:
+            most = max(float(rows.max(initial=0)), -float(rows.min(initial=0)))
+        if half and not most < _HALF_INFINITE:
+            rows, most = part.astype(np.float32), np.inf
+        yield first, rows, most if most == most else np.inf
+
+
+def _widen(part: npt.NDArray[Any], buffer: npt.NDArray[np.int32]) -> _Floats:
+    """Return float16 numbers as float32, in `buffer`; NumPy's own conversion takes five times more.
+
+    The sign stays the highest bit, and exponent and mantissa move to where float32 has them. The
+    exponent then counts from another zero, which a multiplication by 2^112 corrects; it is exact,
+    for subnormal numbers too. Infinite numbers and NaN become finite, from `_HALF_INFINITE` on.
+    """
+    np.copyto(buffer, part.view(np.int16))  # the sign fills the upper bits
+    np.left_shift(buffer, 13, out=buffer)
+    np.bitwise_and(buffer, np.int32(~0x70001FFF), out=buffer)
+    rows: _Floats = buffer.view(np.float32)
+    np.multiply(rows, np.float32(2.0**112), out=rows)
+    return rows
+
+
+def _add_sums(best: _Best, asked: _Floats, rows: _Floats, first: int) -> None:
+    """Offer the clips of a block by exact scores, without a product before."""
+    scores = np.empty((len(asked), len(rows)), np.float32)
+    for query, out in zip(asked, scores, strict=True):
+        np.einsum("ij,j->i", rows, query, out=out)
+    # An equal score in a later row is not better. Not "greater": a NaN must pass.
+    numbers, places = np.nonzero(~(scores <= best.bars[:, None]))
+    if len(numbers):
+        best.offer(numbers, scores[numbers, places], first + places)
+
+
+def _add_products(best: _Best, asked: _Floats, rows: _Floats, first: int, slack: _Floats) -> None:
+    """Offer the clips of a block whose product says that they may be among the best."""
+    products = _products(asked, rows)
+    floors = best.bars - slack
+    k = best.keys.shape[1]
+    if np.isnan(floors).any() and k < len(rows):
+        # There are no `k` clips yet: those of this block that are surely not its `k` best can go.
+        parted = np.partition(products, len(rows) - k, axis=1)[:, len(rows) - k]
+        floors = np.where(np.isnan(floors), parted - slack, floors)
+    numbers, places = np.nonzero(~(products < floors[:, None]))
+    if not len(numbers):
+        return
+    scores = np.empty(len(numbers), np.float32)
+    for start in range(0, len(numbers), _PAIRS):
+        some = slice(start, start + _PAIRS)
+        pairs = asked[numbers[some]], rows[places[some]]
+        np.einsum("ij,ij->i", *pairs, out=scores[some])
+    best.offer(numbers, scores, first + places)
+
+
+def _products(asked: _Floats, rows: _Floats) -> _Floats:
+    """Return ``asked @ rows.T``, in products that OpenBLAS computes on this thread unless large."""
+    count, dim = asked.shape
+    if asked.size >= _WORTH_WAKING:
+        return np.asarray(asked @ rows.T)
+    products = np.empty((count, len(rows)), np.float32)
+    across = min(count, 16)
+    along = max(SERIAL_PRODUCT // (across * dim), 16)
+    for query in range(0, count, across):
+        for clip in range(0, len(rows), along):
+            some = slice(query, query + across), slice(clip, clip + along)
+            np.matmul(asked[some[0]], rows[some[1]].T, out=products[some])
+    return products
