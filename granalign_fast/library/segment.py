@@ -70,8 +70,8 @@ class SegmentRecord:
     def from_record(cls, record: dict[str, Any]) -> SegmentRecord:
         """Read what `to_record` returned; another record raises exceptions of many types."""
         files = {str(name): (int(size), str(sha)) for name, (size, sha) in record["files"].items()}
-        numbers = (int(record[name]) for name in ("clips", "dim", "frame_dim"))
-        return cls(str(record["name"]), *numbers, files)
+        clips, dim, frame_dim = (int(record[name]) for name in ("clips", "dim", "frame_dim"))
+        return cls(str(record["name"]), clips, dim, frame_dim, files)
 
 
 class Segment:
@@ -187,10 +187,10 @@ class SegmentWriter:
         """Add a video; its embeddings must have as many numbers as those of the other videos."""
         video = rows.video
         self._videos.append(video)
-        self._sinks[CAPTIONS].write(memoryview(np.ascontiguousarray(rows.embeddings)).cast("B"))
+        self._sinks[CAPTIONS].write(np.ascontiguousarray(rows.embeddings).data.cast("B"))
         self._dim = rows.embeddings.shape[1]
         if rows.frames is not None:
-            self._sinks[FRAMES].write(memoryview(np.ascontiguousarray(rows.frames)).cast("B"))
+            self._sinks[FRAMES].write(np.ascontiguousarray(rows.frames).data.cast("B"))
             self._frame_dim = rows.frames.shape[1]
         self._table.add(rows)
         for begin, end in pairwise(stretch_edges(video.clips, video.clip_seconds)):

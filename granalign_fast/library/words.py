@@ -116,7 +116,7 @@ def word_scores(parts: Sequence[Postings], queries: Sequence[Weights]) -> list[n
     total = sum(len(part.lengths) for part in parts)
     mean = sum(int(part.lengths.sum()) for part in parts) / max(total, 1)
     holding: Counter[str] = Counter()
-    for part, lookup in zip(parts, lookups, strict=True):
+    for lookup in lookups:
         for word, (begin, end) in lookup.items():
             holding[word] += end - begin
     idf = {word: float(np.log1p((total - n + 0.5) / (n + 0.5))) for word, n in holding.items()}

@@ -13,6 +13,7 @@ from typing import Any
 from granalign_fast.datasets.records import MAX_OVERSHOOT_SECONDS
 from granalign_fast.jsonl import Record
 
+from .corpus import score_corpus
 from .existence import auroc
 from .intervals import intervals
 from .records import load_ground_truth, load_predictions
@@ -36,6 +37,7 @@ __all__ = [
     "moments_of_each",
     "qvhighlights_of_each",
     "retrieval_of_each",
+    "score_corpus",
     "score_moments",
     "score_qvhighlights",
 ]
