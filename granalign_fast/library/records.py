@@ -35,7 +35,7 @@ class CataloguedVideo:
         sha256: of the file; None for an index of captions alone.
         date: when it was made, in seconds since 1970: the creation time in the file, or else the
             date of the file. None if neither is known.
-        encoder: fingerprint of the sentence encoder; None if unknown.
+        models: fingerprints of the models that made the index, by kind.
     """
 
     vid: str
@@ -46,7 +46,12 @@ class CataloguedVideo:
     path: Path | None
     sha256: str | None
     date: float | None
-    encoder: str | None
+    models: Mapping[str, str]
+
+    @property
+    def encoder(self) -> str | None:
+        """The fingerprint of the sentence encoder; None if unknown."""
+        return self.models.get(SENTENCE_ENCODER)
 
     @property
     def seconds(self) -> float:
@@ -60,7 +65,7 @@ class CataloguedVideo:
     def to_record(self) -> dict[str, Any]:
         """Return the video as JSON; `from_record` reads it."""
         path = None if self.path is None else path_record(self.path)
-        return asdict(self) | {"path": path}
+        return asdict(self) | {"path": path, "models": dict(self.models)}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> CataloguedVideo:
@@ -142,7 +147,7 @@ def read_rows(folder: Path, stamp: str, known: CataloguedVideo | None) -> VideoR
         path=None if source is None else source.path,
         sha256=sha256,
         date=date,
-        encoder=index.models.get(SENTENCE_ENCODER),
+        models=dict(index.models),
     )
     return VideoRows(
         video,
