@@ -81,6 +81,20 @@ def best_keys(queries: npt.NDArray[Any], clips: npt.NDArray[Any], k: int) -> Key
     return np.sort(keys, axis=1)[:, : -k - 1 : -1]
 
 
+def row_scores(query: npt.NDArray[Any], rows: npt.NDArray[Any]) -> _Floats:
+    """Return the inner product of one query with every row, `(rows,)`, bit for bit as `corpus`.
+
+    Args:
+        query: `(dim,)` float32 or float16.
+        rows: `(rows, dim)` float32 or float16, C-contiguous.
+    """
+    asked = np.ascontiguousarray(query, dtype=np.float32)
+    scores = np.empty(len(rows), np.float32)
+    for first, part, _ in _blocks(rows, 0, len(rows), bounded=False):
+        np.einsum("ij,j->i", part, asked, out=scores[first : first + len(part)])
+    return scores
+
+
 def _cores() -> int:
     """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):

@@ -1,4 +1,4 @@
-"""Kill what uses a library: ``cd tests && PYTHONPATH=.. python -m helpers.kill_library 100 [SEED]``.
+"""Kill what uses a library: ``PYTHONPATH=.. python -m helpers.kill_library 100 [SEED]`` in tests.
 
 Processes that add videos, remove videos, rebuild the catalogue and read it are killed with
 ``kill -9`` at random moments, while another process reads all the time. After each death the

@@ -1,0 +1,179 @@
+"""The first stage of a search: all clips of a library to the stretches that fit a query best.
+
+Two kinds of evidence are added. The similarity of a stretch is the mean of its best clips' cosines
+with the query; words are compared by BM25. Both are absolute: the same stretch gets the same score
+whatever else the library holds, but for what is subtracted and how rare a word is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from granalign_fast.kernels import corpus
+from granalign_fast.kernels.corpus import MOST
+from granalign_fast.kernels.corpus_host import row_scores
+
+from .segment import Segment
+from .words import Weights, word_scores
+
+BEST_CLIPS = 5
+"""Clips of a stretch whose cosines make its similarity: a moment of ten seconds has five."""
+
+WORD_WEIGHT = 0.5
+"""How much the share of words counts beside the cosine."""
+
+_BY_WORDS = 200
+"""Stretches that are candidates because of their words, whatever their cosines are."""
+
+_GATHERED = 1 << 16
+"""Rows that are copied at a time where the videos that count are scattered."""
+_MOST_RANGES = 64
+"""Ranges of rows up to which each is searched where it lies."""
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+
+class Hits(NamedTuple):
+    """Stretches that fit a query, best first; arrays of one length."""
+
+    segments: Ints
+    """The number of each one's segment."""
+    stretches: Ints
+    """Its number in the segment."""
+    scores: Floats
+    similarity: Floats
+    """The mean cosine of its best clips, less that of any query."""
+    words: Floats
+    """How much of the query's words it holds, 0 to 1."""
+    best: Ints
+    """The row of its best clip in the segment."""
+
+
+class Part(NamedTuple):
+    """A segment, and which of its videos are searched."""
+
+    segment: Segment
+    chosen: npt.NDArray[np.bool_]
+    """`(videos,)`."""
+
+
+def query_vectors(variants: Sequence[Floats]) -> Floats:
+    """Return what the captions are compared with, `(queries, dim)`.
+
+    The mean of a caption's cosines with a query and its rewrites is its inner product with the mean
+    of their embeddings, so all of them together cost one comparison.
+
+    Args:
+        variants: of each query the embeddings of its texts, `(texts, dim)`.
+    """
+    return np.stack([rows.mean(axis=0) for rows in variants])
+
+
+def first_stage(
+    parts: Sequence[Part], vectors: Floats, words: Sequence[Weights], most: int
+) -> list[Hits]:
+    """Return the stretches that fit each query best.
+
+    Args:
+        parts: the segments, whose captions have embeddings of `dim` numbers.
+        vectors: `(queries, dim)`: what the captions are compared with.
+        words: of each query.
+        most: stretches of a query.
+    """
+    by_words = word_scores([part.segment.postings for part in parts], words)
+    found: list[list[Hits]] = [[] for _ in words]
+    for number, (part, shares) in enumerate(zip(parts, by_words, strict=True)):
+        owners = part.segment.stretches.videos
+        chosen = part.chosen[owners]
+        shares[:, ~chosen] = 0
+        rows = _nearest(vectors, part, MOST)
+        for hits, vector, near, share in zip(found, vectors, rows, shares, strict=True):
+            hits.append(_score(number, part.segment, vector, near[near >= 0], share))
+    return [_best(hits, most) for hits in found]
+
+
+def _score(number: int, segment: Segment, vector: Floats, near: Ints, shares: Floats) -> Hits:
+    """Score the stretches of a segment that can be among the best.
+
+    Args:
+        number: of the segment.
+        segment: its arrays.
+        vector: `(dim,)`, of the query.
+        near: rows of the clips that are nearest to it.
+        shares: of the query's words that each stretch holds.
+    """
+    edges = segment.stretches.edges
+    # 1. Candidates: the stretches of the nearest clips, and those with the most words.
+    rows_of = np.searchsorted(edges, near, side="right") - 1
+    count = min(_BY_WORDS, len(shares))
+    wordy = np.argpartition(-shares, count - 1)[:count] if count else np.empty(0, np.int64)
+    candidates = np.unique(np.concatenate([rows_of, wordy[shares[wordy] > 0]]))
+    # 2. The cosines of all their clips.
+    lengths = edges[candidates + 1] - edges[candidates]
+    starts = np.cumsum(lengths) - lengths
+    rows = np.arange(lengths.sum()) + np.repeat(edges[candidates] - starts, lengths)
+    cosines = row_scores(vector, segment.captions[rows])
+    # 3. The mean of the best: sort the clips of each stretch, best first.
+    owners = np.repeat(np.arange(len(candidates)), lengths)
+    order = np.lexsort((-cosines, owners))
+    place = np.arange(len(order)) - np.repeat(starts, lengths)
+    kept = order[place < BEST_CLIPS]
+    sums = np.bincount(owners[kept], cosines[kept], minlength=len(candidates))
+    similarity = (sums / np.minimum(lengths, BEST_CLIPS)).astype(np.float32)
+    share = shares[candidates]
+    scores = similarity + np.float32(WORD_WEIGHT) * share
+    segments = np.full(len(candidates), number)
+    return Hits(segments, candidates, scores, similarity, share, rows[order[starts]])
+
+
+def _best(hits: Sequence[Hits], most: int) -> Hits:
+    """Join the hits of all segments, and keep the best."""
+    if not hits:
+        none, scores = np.empty(0, np.int64), np.empty(0, np.float32)
+        return Hits(none, none, scores, scores, scores, none)
+    joined = Hits._make(np.concatenate(columns) for columns in zip(*hits, strict=True))
+    order = np.argsort(-joined.scores, kind="stable")[:most]
+    return Hits._make(column[order] for column in joined)
+
+
+def _nearest(vectors: Floats, part: Part, k: int) -> Ints:
+    """Return the rows of the clips that are nearest to each query, `(queries, k)`, or -1."""
+    segment = part.segment
+    asked = vectors.astype(np.float16)
+    ranges = row_ranges(segment.offsets, part.chosen)
+    if len(ranges) <= _MOST_RANGES:
+        tops = [(begin, corpus(asked, segment.captions[begin:end], k=k)) for begin, end in ranges]
+        rows = [np.where(top.rows < 0, -1, top.rows + begin) for begin, top in tops]
+        return _merged([top.scores for _, top in tops], rows, len(vectors), k)
+    numbers = np.concatenate([np.arange(begin, end) for begin, end in ranges])
+    scores, rows = [], []
+    for first in range(0, len(numbers), _GATHERED):
+        some = numbers[first : first + _GATHERED]
+        top = corpus(asked, segment.captions[some], k=k)
+        scores.append(top.scores)
+        rows.append(np.where(top.rows < 0, -1, some[top.rows]))
+    return _merged(scores, rows, len(vectors), k)
+
+
+def _merged(scores: Sequence[Floats], rows: Sequence[Ints], count: int, k: int) -> Ints:
+    if not scores:
+        return np.full((count, k), -1, np.int64)
+    order = np.argsort(-np.concatenate(scores, axis=1), axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(np.concatenate(rows, axis=1), order, axis=1)
+
+
+def row_ranges(offsets: Ints, chosen: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Return the rows of the chosen videos as ranges, those of neighbours joined.
+
+    Args:
+        offsets: `(videos + 1,)`: the rows of each video.
+        chosen: `(videos,)`.
+    """
+    steps = np.diff(np.concatenate([[False], chosen, [False]]).astype(np.int8))
+    begins, ends = np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)
+    return list(zip(offsets[begins].tolist(), offsets[ends].tolist(), strict=True))

@@ -1,0 +1,193 @@
+"""The search of a library, by an encoder that counts words."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.fakes import BagOfWords
+from helpers.libraries import write_index
+
+from granalign_fast.errors import GranAlignError
+from granalign_fast.index import VideoIndex
+from granalign_fast.library import Filters, Library
+from granalign_fast.library import first_stage as module
+from granalign_fast.library.upkeep import remove_videos, tag_videos
+from granalign_fast.search.retriever import Retriever
+from granalign_fast.types import Rewrites
+
+PLAIN = "a man sits"
+
+
+def captions(clips: int, shown: str, begin: int, end: int) -> tuple[str, ...]:
+    return tuple(shown if begin <= clip < end else PLAIN for clip in range(clips))
+
+
+SCENES = {
+    "street": captions(60, "a red car", 10, 16),
+    "yard": captions(40, "two dogs run", 20, 26),
+    "kitchen": captions(30, "a woman cuts a red onion", 3, 9),
+    "day": captions(3000, "a white horse jumps", 2500, 2506),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("library")
+    for number, (name, texts) in enumerate(SCENES.items()):
+        write_index(folder / name, len(texts), seed=number, captions=texts)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def library(folder: Path) -> Library:
+    return Library.open(folder, Retriever(BagOfWords()))
+
+
+@pytest.mark.parametrize(
+    ("query", "vid", "start", "end"),
+    [
+        ("a red car", "street", 20, 32),
+        ("dogs", "yard", 40, 52),
+        ("woman cuts onion", "kitchen", 6, 18),
+        ("horse jumps", "day", 5000, 5012),
+    ],
+)
+def test_finds_the_video_and_the_moment(
+    library: Library, query: str, vid: str, start: float, end: float
+) -> None:
+    result = library.search(query)
+    assert result.searched == 4
+    assert result.complete
+    assert not result.errors
+    best = result.moments[0]
+    assert (best.vid, best.refined) == (vid, True)
+    assert abs(best.start - start) <= 4
+    assert abs(best.end - end) <= 4
+    assert best.caption == SCENES[vid][round(start / 2)]
+    hit = result.videos[0]
+    assert hit.video.vid == vid
+    # Of a video of hours, it names the minutes.
+    assert hit.start <= start < hit.end <= hit.start + 152
+    assert [moment.score for moment in result.moments] == sorted(
+        (moment.score for moment in result.moments), reverse=True
+    )
+
+
+def test_stages_come_one_after_another(library: Library) -> None:
+    stages = list(library.stages("a red car", refine=4, budget=100.0))
+    assert [stage.complete for stage in stages][-1]
+    first, *_, last = stages
+    assert not first.complete
+    assert not any(moment.refined for moment in first.moments)
+    # What stands in for the second stage is the run of clips around the best one.
+    assert (first.moments[0].start, first.moments[0].end) == (20.0, 32.0)
+    assert all(moment.refined for moment in last.moments)
+    assert [hit.video.vid for hit in first.videos] == [hit.video.vid for hit in last.videos]
+
+
+def test_what_is_not_reached_is_marked(library: Library) -> None:
+    result = library.search("a red car", refine=1, top=20)
+    assert {moment.vid for moment in result.moments if moment.refined} == {"street"}
+    assert {moment.vid for moment in result.moments if not moment.refined} >= {"kitchen"}
+    assert result.complete
+    result = library.search("a red car", budget=0.0)
+    assert not result.complete
+    assert not any(moment.refined for moment in result.moments)
+
+
+def test_many_queries_at_once_give_what_each_alone_gives(library: Library) -> None:
+    queries: Sequence[Any] = ["a red car", Rewrites("a dog", ("dogs run",)), "horse"]
+    for query, together in zip(queries, library.search_many(queries), strict=True):
+        alone = library.search(query)
+        assert together.moments == alone.moments
+        assert together.query == alone.query
+
+
+def test_filters_choose_before_the_search(folder: Path, library: Library) -> None:
+    tag_videos(folder, ["yard", "kitchen"], ["mine"])
+    result = library.search("a red car", filters=Filters(tags=["mine"]))
+    assert result.searched == 2
+    assert result.left_out == {"not chosen by the filters": 2}
+    assert {hit.video.vid for hit in result.videos} == {"yard", "kitchen"}
+    result = library.search("a red car", filters=Filters(videos=["d*"], min_length=3600))
+    assert {hit.video.vid for hit in result.videos} == {"day"}
+    nothing = library.search("a red car", filters=Filters(videos=["none"]))
+    assert (nothing.searched, nothing.moments, nothing.videos) == (0, (), ())
+
+
+def test_scattered_videos_are_searched_as_joined_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(9):
+        write_index(tmp_path / f"v{number}", 20, seed=number)
+    library = Library.open(tmp_path, Retriever(BagOfWords()))
+    filters = Filters(videos=["v[13579]"])
+    joined = library.search("a red dog jumps", filters=filters)
+    monkeypatch.setattr(module, "_MOST_RANGES", 1)
+    monkeypatch.setattr(module, "_GATHERED", 30)
+    monkeypatch.setattr(module, "MOST", 7)
+    scattered = library.search("a red dog jumps", filters=filters)
+    assert scattered.moments == joined.moments
+
+
+def test_the_first_stage_is_that_of_plain_loops(library: Library) -> None:
+    """The mean of the five best cosines, and the words, of each stretch of each video."""
+    query = Rewrites("a red car", ("red", "car on a street"))
+    result = library.search(query, refine=0)
+    encoder = BagOfWords()
+    rows = {vid: VideoIndex.load(library.folder / vid).embeddings for vid in SCENES}
+    vector = encoder.encode([query.query, *query.simplified]).mean(axis=0)
+    for hit in result.videos:
+        if hit.video.vid == "day":
+            continue  # it has many stretches, of which the best one is shown
+        cosines = np.sort(rows[hit.video.vid].astype(np.float16).astype(np.float32) @ vector)
+        assert abs(hit.similarity - cosines[-5:].mean()) < 1e-3
+
+
+def test_a_video_of_another_encoder_is_left_out(tmp_path: Path) -> None:
+    write_index(tmp_path / "one", 5, seed=1)
+    write_index(tmp_path / "two", 5, seed=2, dim=8)
+    library = Library.open(tmp_path, Retriever(BagOfWords()))
+    assert library.search("a dog").left_out == {"embedded by another sentence encoder": 1}
+
+    class Other(BagOfWords):
+        fingerprint = "another"
+
+    result = Library.open(tmp_path, Retriever(Other())).search("a dog")
+    assert (result.searched, result.left_out) == (0, {"embedded by another sentence encoder": 2})
+
+
+def test_a_video_that_goes_meanwhile_costs_only_itself(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "library"
+    shutil.copytree(folder, copy)
+    library = Library.open(copy, Retriever(BagOfWords()))
+    remove_videos(copy, ["street"])
+    result = library.search("a red car")
+    assert "no such folder" in result.errors["street"]
+    assert {moment.vid for moment in result.moments} == {"yard", "kitchen", "day"}
+    again = Library.open(copy, Retriever(BagOfWords()))
+    assert "street" not in {hit.video.vid for hit in again.search("a red car").videos}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"top": 0}, "top: got 0, expected an integer from 1"),
+        ({"refine": -1}, "refine: got -1, expected an integer from 0"),
+        ({"budget": -1.0}, "budget: got -1.0, expected seconds from 0"),
+        ({"query": " "}, "query: got ' '"),
+    ],
+)
+def test_bad_arguments_are_named(library: Library, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(GranAlignError, match=message):
+        library.search(**{"query": "a dog", **arguments})
+
+
+def test_an_empty_folder_is_no_library(tmp_path: Path) -> None:
+    with pytest.raises(GranAlignError, match="got no indexes, expected a folder of them"):
+        Library.open(tmp_path, Retriever(BagOfWords()))
