@@ -59,7 +59,9 @@ class Top(NamedTuple):
     """`(queries, k)` int64: rows of the clips."""
 
 
-def corpus(queries: Array, clips: Array, *, k: int, workspace: int = WORKSPACE) -> Top:
+def corpus(
+    queries: Array, clips: Array, *, k: int, workspace: int = WORKSPACE, finite: bool = False
+) -> Top:
     """The `k` clips with the largest inner product with each query, out of all clips.
 
     Of equal scores the lower row is better, and the same arrays give the same bits again. Scores
@@ -81,6 +83,8 @@ def corpus(queries: Array, clips: Array, *, k: int, workspace: int = WORKSPACE) 
         k: 1 to 1,024.
         workspace: bytes of device memory for candidates; the less, the more often they are sorted
             out.
+        finite: whether no clip holds NaN or infinity. On the host float16 is then not searched for
+            them, which makes one or two queries a fifth faster. If one does, scores are wrong.
 
     Raises:
         ValueError: a shape, dtype or value does not fit.
@@ -103,12 +107,12 @@ def corpus(queries: Array, clips: Array, *, k: int, workspace: int = WORKSPACE) 
             f"for lists of {k} and {_FIRST} candidates a query"
         )
     if launcher is None:
-        return _on_host(queries, clips, k)
+        return _on_host(queries, clips, k, finite)
     return on_device(launcher, queries, clips, k, workspace)
 
 
-def _on_host(queries: npt.NDArray[Any], clips: npt.NDArray[Any], k: int) -> Top:
-    keys = best_keys(queries, clips, k)
+def _on_host(queries: npt.NDArray[Any], clips: npt.NDArray[Any], k: int, finite: bool) -> Top:
+    keys = best_keys(queries, clips, k, finite=finite)
     return Top(key_scores(keys), key_rows(keys))
 
 

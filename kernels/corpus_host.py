@@ -28,7 +28,9 @@ _SUMMED = 2  # queries up to which sums cost less than a product and its exact s
 _WORTH_WAKING = 1 << 15  # numbers of all queries, from which on OpenBLAS has work for many cores
 _WORTH_A_THREAD = 1 << 23  # multiplications that take some milliseconds
 _PAIRS = 4096  # pairs of query and clip that are scored at a time
-_HALF_INFINITE = 65536.0  # what bits of an infinite float16 mean to `_widen`; NaN is above
+_SHRUNK = 2.0**-112  # rows of float16 are this times their numbers, see `_widen`
+_GROWN = 2.0**111  # queries of float16 clips are this times theirs: no finite one overflows
+_HALF_INFINITE = 65536.0 * _SHRUNK  # what an infinite float16 becomes; NaN is above
 _UNIT = 2.0**-24  # the rounding of float32
 
 
@@ -58,25 +60,28 @@ def key_rows(keys: Keys) -> _Ints:
     return np.where(keys == 0, -1, (~keys & np.uint64(0xFFFFFFFF)).astype(np.int64))
 
 
-def best_keys(queries: npt.NDArray[Any], clips: npt.NDArray[Any], k: int) -> Keys:
+def best_keys(
+    queries: npt.NDArray[Any], clips: npt.NDArray[Any], k: int, *, finite: bool = False
+) -> Keys:
     """Return the keys of the `k` best clips of each query, `(queries, k)`, the best first.
 
     Args:
         queries: `(queries, dim)` float32 or float16.
         clips: `(clips, dim)`, same dtype; it may be a memory map.
         k: at least 1.
+        finite: whether no clip holds NaN or infinity, so that float16 is not searched for them.
     """
-    asked = np.ascontiguousarray(queries, dtype=np.float32)
     total = len(clips)
+    asked = _Asked(queries, clips.dtype)
     with np.errstate(invalid="ignore", over="ignore"):  # a NaN is reported by its rank
-        if asked.size >= _WORTH_WAKING:  # OpenBLAS brings its own threads
-            return _scan(asked, clips, 0, total, k).keys[:, ::-1]
-        parts = max(min(_cores(), total * asked.size // _WORTH_A_THREAD), 1)
+        if queries.size >= _WORTH_WAKING:  # OpenBLAS brings its own threads
+            return _scan(asked, clips, 0, total, k, finite).keys[:, ::-1]
+        parts = max(min(_cores(), total * queries.size // _WORTH_A_THREAD), 1)
         edges = [total * part // parts for part in range(parts + 1)]
         if parts == 1:
-            return _scan(asked, clips, 0, total, k).keys[:, ::-1]
+            return _scan(asked, clips, 0, total, k, finite).keys[:, ::-1]
         with ThreadPoolExecutor(parts) as pool:
-            jobs = [pool.submit(_scan, asked, clips, *part, k) for part in pairwise(edges)]
+            jobs = [pool.submit(_scan, asked, clips, *part, k, finite) for part in pairwise(edges)]
             keys = np.concatenate([job.result().keys for job in jobs], axis=1)
     return np.sort(keys, axis=1)[:, : -k - 1 : -1]
 
@@ -88,11 +93,29 @@ def row_scores(query: npt.NDArray[Any], rows: npt.NDArray[Any]) -> _Floats:
         query: `(dim,)` float32 or float16.
         rows: `(rows, dim)` float32 or float16, C-contiguous.
     """
-    asked = np.ascontiguousarray(query, dtype=np.float32)
+    asked = _Asked(query[None], rows.dtype)
     scores = np.empty(len(rows), np.float32)
-    for first, part, _ in _blocks(rows, 0, len(rows), bounded=False):
-        np.einsum("ij,j->i", part, asked, out=scores[first : first + len(part)])
+    for first, part, _ in _blocks(rows, 0, len(rows), bounded=True):
+        np.einsum("ij,j->i", part, asked.rows[0], out=scores[first : first + len(part)])
+    scores *= asked.scale
     return scores
+
+
+class _Asked:
+    """Queries as they are multiplied with blocks of clips.
+
+    Attributes:
+        rows: `(queries, dim)` float32.
+        scale: by which a product with a block's rows is multiplied to become the score. It is a
+            power of two, so that scores have the bits that plain float32 gives.
+    """
+
+    def __init__(self, queries: npt.NDArray[Any], clips: Any) -> None:
+        self.rows: _Floats = np.ascontiguousarray(queries, dtype=np.float32)
+        self.scale = np.float32(1)
+        if clips == np.float16:
+            self.rows = self.rows * np.float32(_GROWN)
+            self.scale = np.float32(1 / _SHRUNK / _GROWN)
 
 
 def _cores() -> int:
@@ -146,14 +169,17 @@ class _Best:
         self._room = max(2 * count * k, 1 << 14)
 
 
-def _scan(asked: _Floats, clips: npt.NDArray[Any], begin: int, end: int, k: int) -> _Best:
+def _scan(
+    asked: _Asked, clips: npt.NDArray[Any], begin: int, end: int, k: int, finite: bool
+) -> _Best:
     """Return the best clips of the rows from `begin` up to `end`."""
-    best = _Best(len(asked), k)
-    summed = len(asked) <= _SUMMED
-    sizes = np.abs(asked).sum(axis=1, dtype=np.float64)
+    count, dim = asked.rows.shape
+    best = _Best(count, k)
+    summed = count <= _SUMMED
+    sizes = np.abs(asked.rows).sum(axis=1, dtype=np.float64) * float(asked.scale)
     # Two sums of `dim` products: either is off by at most dim * unit * (sum of absolute products).
-    rounding = 4.0 * asked.shape[1] * _UNIT * sizes
-    for first, rows, most in _blocks(clips, begin, end, bounded=not summed):
+    rounding = 4.0 * dim * _UNIT * sizes
+    for first, rows, most in _blocks(clips, begin, end, bounded=not summed or not finite):
         slack = rounding * most
         if summed or not np.isfinite(slack).all():
             _add_sums(best, asked, rows, first)
@@ -168,8 +194,9 @@ def _blocks(
 ) -> Iterator[tuple[int, _Floats, float]]:
     """Yield blocks of rows as float32, each with its first row and its greatest absolute number.
 
-    The number is infinite if the block holds a NaN, and 0 if the bound is not wanted. A block of
-    float16 is overwritten by the next one.
+    The number is infinite if the block holds a NaN, and 0 where it is not wanted; float16 may then
+    hold neither NaN nor infinity. Rows of float16 are multiplied by `_SHRUNK`, and overwritten by
+    the next block.
     """
     half = clips.dtype == np.float16
     buffer = np.empty((min(_BLOCK, end - begin) if half else 0, clips.shape[1]), np.int32)
@@ -177,42 +204,43 @@ def _blocks(
         part = clips[first : min(first + _BLOCK, end)]
         rows: _Floats = _widen(part, buffer[: len(part)]) if half else part
         most = 0.0
-        if half or bounded:
+        if bounded:
             most = max(float(rows.max(initial=0)), -float(rows.min(initial=0)))
         if half and not most < _HALF_INFINITE:
-            rows, most = part.astype(np.float32), np.inf
+            rows, most = part.astype(np.float32) * np.float32(_SHRUNK), np.inf
         yield first, rows, most if most == most else np.inf
 
 
 def _widen(part: npt.NDArray[Any], buffer: npt.NDArray[np.int32]) -> _Floats:
-    """Return float16 numbers as float32, in `buffer`; NumPy's own conversion takes five times more.
+    """Return float16 numbers as float32 times `_SHRUNK`, in `buffer`.
 
-    The sign stays the highest bit, and exponent and mantissa move to where float32 has them. The
-    exponent then counts from another zero, which a multiplication by 2^112 corrects; it is exact,
-    for subnormal numbers too. Infinite numbers and NaN become finite, from `_HALF_INFINITE` on.
+    The sign stays the highest bit, and exponent and mantissa move to where float32 has them. There
+    the exponent counts from another zero, which is the factor; it is exact, for subnormal numbers
+    too. Infinite numbers and NaN become finite, from `_HALF_INFINITE` on. NumPy's own conversion
+    takes six times as long.
     """
     np.copyto(buffer, part.view(np.int16))  # the sign fills the upper bits
     np.left_shift(buffer, 13, out=buffer)
     np.bitwise_and(buffer, np.int32(~0x70001FFF), out=buffer)
-    rows: _Floats = buffer.view(np.float32)
-    np.multiply(rows, np.float32(2.0**112), out=rows)
-    return rows
+    return buffer.view(np.float32)
 
 
-def _add_sums(best: _Best, asked: _Floats, rows: _Floats, first: int) -> None:
+def _add_sums(best: _Best, asked: _Asked, rows: _Floats, first: int) -> None:
     """Offer the clips of a block by exact scores, without a product before."""
-    scores = np.empty((len(asked), len(rows)), np.float32)
-    for query, out in zip(asked, scores, strict=True):
+    scores = np.empty((len(asked.rows), len(rows)), np.float32)
+    for query, out in zip(asked.rows, scores, strict=True):
         np.einsum("ij,j->i", rows, query, out=out)
+    scores *= asked.scale
     # An equal score in a later row is not better. Not "greater": a NaN must pass.
     numbers, places = np.nonzero(~(scores <= best.bars[:, None]))
     if len(numbers):
         best.offer(numbers, scores[numbers, places], first + places)
 
 
-def _add_products(best: _Best, asked: _Floats, rows: _Floats, first: int, slack: _Floats) -> None:
+def _add_products(best: _Best, asked: _Asked, rows: _Floats, first: int, slack: _Floats) -> None:
     """Offer the clips of a block whose product says that they may be among the best."""
-    products = _products(asked, rows)
+    products = _products(asked.rows, rows)
+    products *= asked.scale
     floors = best.bars - slack
     k = best.keys.shape[1]
     if np.isnan(floors).any() and k < len(rows):
@@ -225,8 +253,9 @@ def _add_products(best: _Best, asked: _Floats, rows: _Floats, first: int, slack:
     scores = np.empty(len(numbers), np.float32)
     for start in range(0, len(numbers), _PAIRS):
         some = slice(start, start + _PAIRS)
-        pairs = asked[numbers[some]], rows[places[some]]
+        pairs = asked.rows[numbers[some]], rows[places[some]]
         np.einsum("ij,ij->i", *pairs, out=scores[some])
+    scores *= asked.scale
     best.offer(numbers, scores, first + places)
 
 

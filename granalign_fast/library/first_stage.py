@@ -147,14 +147,17 @@ def _nearest(vectors: Floats, part: Part, k: int) -> Ints:
     asked = vectors.astype(np.float16)
     ranges = row_ranges(segment.offsets, part.chosen)
     if len(ranges) <= _MOST_RANGES:
-        tops = [(begin, corpus(asked, segment.captions[begin:end], k=k)) for begin, end in ranges]
+        tops = [
+            (begin, corpus(asked, segment.captions[begin:end], k=k, finite=True))
+            for begin, end in ranges
+        ]
         rows = [np.where(top.rows < 0, -1, top.rows + begin) for begin, top in tops]
         return _merged([top.scores for _, top in tops], rows, len(vectors), k)
     numbers = np.concatenate([np.arange(begin, end) for begin, end in ranges])
     scores, rows = [], []
     for first in range(0, len(numbers), _GATHERED):
         some = numbers[first : first + _GATHERED]
-        top = corpus(asked, segment.captions[some], k=k)
+        top = corpus(asked, segment.captions[some], k=k, finite=True)
         scores.append(top.scores)
         rows.append(np.where(top.rows < 0, -1, some[top.rows]))
     return _merged(scores, rows, len(vectors), k)
