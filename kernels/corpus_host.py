@@ -1,17 +1,17 @@
 """`corpus` on the host: float32 products block by block, exact scores for what may be best.
 
-One or two queries are summed by `numpy.einsum`, whose order of additions is the same for every
-row: equal clips have equal scores. More queries are multiplied by BLAS, which is faster and whose
-order depends on a row's place. Its products only choose the clips that may be among the best, with
-a bound on both sums' rounding; those are then scored by `numpy.einsum` too.
+One or two queries are summed by `numpy.vecdot`, whose order of additions is the same for every row:
+equal clips have equal scores. More queries are multiplied as matrices, which is faster; there the
+order depends on a row's place. These products only choose the clips that may be among the best,
+with a bound on both sums' rounding; those are then scored by `numpy.vecdot` too.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ _Floats = npt.NDArray[np.float32]
 _Ints = npt.NDArray[np.int64]
 
 _BLOCK = 1024  # clips of a block: at 384 numbers 1.5 MB of float32, near a core's second cache
+_LONG_BLOCK = 8192  # of float32 that is summed where it lies: fewer turns between threads
+_TAKEN = 1 << 14  # clips that a thread takes at a time
 _SUMMED = 2  # queries up to which sums cost less than a product and its exact second look
 _WORTH_WAKING = 1 << 15  # numbers of all queries, from which on OpenBLAS has work for many cores
 _WORTH_A_THREAD = 1 << 23  # multiplications that take some milliseconds
@@ -73,17 +75,32 @@ def best_keys(
     """
     total = len(clips)
     asked = _Asked(queries, clips.dtype)
-    with np.errstate(invalid="ignore", over="ignore"):  # a NaN is reported by its rank
-        if queries.size >= _WORTH_WAKING:  # OpenBLAS brings its own threads
-            return _scan(asked, clips, 0, total, k, finite).keys[:, ::-1]
-        parts = max(min(_cores(), total * queries.size // _WORTH_A_THREAD), 1)
-        edges = [total * part // parts for part in range(parts + 1)]
-        if parts == 1:
-            return _scan(asked, clips, 0, total, k, finite).keys[:, ::-1]
-        with ThreadPoolExecutor(parts) as pool:
-            jobs = [pool.submit(_scan, asked, clips, *part, k, finite) for part in pairwise(edges)]
-            keys = np.concatenate([job.result().keys for job in jobs], axis=1)
+    threads = 1  # OpenBLAS brings its own
+    if queries.size < _WORTH_WAKING:
+        threads = max(min(_cores(), total * queries.size // _WORTH_A_THREAD), 1)
+    # Whichever thread is free takes the next rows: the cores may be busy with other work.
+    numbers = itertools.count()
+    step = _TAKEN if threads > 1 else max(total, 1)
+
+    def scan() -> Keys:
+        best = _Best(len(queries), k)
+        while (begin := next(numbers) * step) < total:
+            _scan(best, asked, clips, begin, min(begin + step, total), finite)
+        best.settle()
+        return best.keys
+
+    if threads == 1:
+        return _quietly(scan)[:, ::-1]
+    with ThreadPoolExecutor(threads) as pool:
+        jobs = [pool.submit(_quietly, scan) for _ in range(threads)]
+        keys = np.concatenate([job.result() for job in jobs], axis=1)
     return np.sort(keys, axis=1)[:, : -k - 1 : -1]
+
+
+def _quietly(scan: Callable[[], Keys]) -> Keys:
+    """Scan without warnings of NaN and infinity, which are reported by their ranks."""
+    with np.errstate(invalid="ignore", over="ignore"):  # of this thread alone
+        return scan()
 
 
 def row_scores(query: npt.NDArray[Any], rows: npt.NDArray[Any]) -> _Floats:
@@ -96,7 +113,7 @@ def row_scores(query: npt.NDArray[Any], rows: npt.NDArray[Any]) -> _Floats:
     asked = _Asked(query[None], rows.dtype)
     scores = np.empty(len(rows), np.float32)
     for first, part, _ in _blocks(rows, 0, len(rows), bounded=True):
-        np.einsum("ij,j->i", part, asked.rows[0], out=scores[first : first + len(part)])
+        np.vecdot(part, asked.rows[0], out=scores[first : first + len(part)])
     scores *= asked.scale
     return scores
 
@@ -170,11 +187,10 @@ class _Best:
 
 
 def _scan(
-    asked: _Asked, clips: npt.NDArray[Any], begin: int, end: int, k: int, finite: bool
-) -> _Best:
-    """Return the best clips of the rows from `begin` up to `end`."""
+    best: _Best, asked: _Asked, clips: npt.NDArray[Any], begin: int, end: int, finite: bool
+) -> None:
+    """Offer the clips of the rows from `begin` up to `end`."""
     count, dim = asked.rows.shape
-    best = _Best(count, k)
     summed = count <= _SUMMED
     sizes = np.abs(asked.rows).sum(axis=1, dtype=np.float64) * float(asked.scale)
     # Two sums of `dim` products: either is off by at most dim * unit * (sum of absolute products).
@@ -185,8 +201,6 @@ def _scan(
             _add_sums(best, asked, rows, first)
         else:
             _add_products(best, asked, rows, first, slack.astype(np.float32))
-    best.settle()
-    return best
 
 
 def _blocks(
@@ -199,9 +213,10 @@ def _blocks(
     the next block.
     """
     half = clips.dtype == np.float16
-    buffer = np.empty((min(_BLOCK, end - begin) if half else 0, clips.shape[1]), np.int32)
-    for first in range(begin, end, _BLOCK):
-        part = clips[first : min(first + _BLOCK, end)]
+    step = _BLOCK if half or bounded else _LONG_BLOCK
+    buffer = np.empty((min(step, end - begin) if half else 0, clips.shape[1]), np.int32)
+    for first in range(begin, end, step):
+        part = clips[first : min(first + step, end)]
         rows: _Floats = _widen(part, buffer[: len(part)]) if half else part
         most = 0.0
         if bounded:
@@ -229,7 +244,7 @@ def _add_sums(best: _Best, asked: _Asked, rows: _Floats, first: int) -> None:
     """Offer the clips of a block by exact scores, without a product before."""
     scores = np.empty((len(asked.rows), len(rows)), np.float32)
     for query, out in zip(asked.rows, scores, strict=True):
-        np.einsum("ij,j->i", rows, query, out=out)
+        np.vecdot(rows, query, out=out)
     scores *= asked.scale
     # An equal score in a later row is not better. Not "greater": a NaN must pass.
     numbers, places = np.nonzero(~(scores <= best.bars[:, None]))
@@ -254,7 +269,7 @@ def _add_products(best: _Best, asked: _Asked, rows: _Floats, first: int, slack: 
     for start in range(0, len(numbers), _PAIRS):
         some = slice(start, start + _PAIRS)
         pairs = asked.rows[numbers[some]], rows[places[some]]
-        np.einsum("ij,ij->i", *pairs, out=scores[some])
+        np.vecdot(*pairs, out=scores[some])
     scores *= asked.scale
     best.offer(numbers, scores, first + places)
 
