@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from granalign_fast.files import escape_undecodable
+from granalign_fast.output.visible import visible
 
 from .options import Json, print_json, short
 from .verbosity import with_verbosity
@@ -72,7 +73,7 @@ def library_show(
     record["tags"] = ", ".join(record["tags"])
     record["models"] = ", ".join(f"{kind} {name}" for kind, name in record["models"].items())
     for name, value in record.items():
-        typer.echo(f"{name}: {'-' if value in (None, '') else value}")
+        typer.echo(visible(f"{name}: {'-' if value in (None, '') else value}"))
 
 
 @library_app.command("remove")
@@ -86,7 +87,7 @@ def library_remove(library: Folder, videos: Names, as_json: Json = False) -> Non
         print_json({"removed": vids})
         return
     for vid in vids:
-        typer.echo(f"removed: {vid}")
+        typer.echo(visible(f"removed: {vid}"))
 
 
 @library_app.command("tag")
@@ -111,7 +112,7 @@ def library_tag(
         print_json({"tags": tags})
         return
     for vid, words in tags.items():
-        typer.echo(f"{vid}: {', '.join(words) or '-'}")
+        typer.echo(visible(f"{vid}: {', '.join(words) or '-'}"))
 
 
 @library_app.command("verify")
@@ -133,7 +134,7 @@ def library_verify(
         whole = found.videos - len(found.problems)
         typer.echo(f"{whole} of {found.videos} videos are whole")
     for reason in (*found.problems.values(), *found.catalogue):
-        sys.stderr.write(f"granalign: {reason}\n")
+        sys.stderr.write(f"granalign: {visible(reason)}\n")
     if found.catalogue:
         sys.stderr.write(f"granalign: run granalign library rebuild {short(library)}\n")
     if found.problems or found.catalogue:
@@ -233,5 +234,5 @@ def _report_damaged(damaged: dict[str, str]) -> None:
     if damaged:
         sys.stderr.write(f"granalign: {len(damaged)} indexes cannot be read:\n")
         for reason in damaged.values():
-            sys.stderr.write(f"  {reason}\n")
+            sys.stderr.write(f"  {visible(reason)}\n")
         raise typer.Exit(1)

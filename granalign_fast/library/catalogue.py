@@ -18,7 +18,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,16 +92,31 @@ def open_catalogue(library: Path, *, progress: Progress | None = None) -> Catalo
         _log.info("the catalogue of %s is not written: %s", library, error)
     catalogue = _read(library)
     damaged = dict(catalogue.damaged)
-    with tempfile.TemporaryDirectory(prefix="granalign-") as name:
-        rows = _read_indexes(catalogue, damaged, progress)
-        with _explaining(library):
-            records = write_segments(Path(name), rows)
-            # Their files are mapped from here on, and stay until the maps go.
-            segments = [Segment(Path(name) / record.name, record) for record in records]
-    everything = tuple(tuple(range(len(segment.videos))) for segment in segments)
+    added = temporary_catalogue(library, _read_indexes(catalogue, damaged, progress))
     return Catalogue(
-        library, (*catalogue.segments, *segments), (*catalogue.live, *everything), damaged
+        library,
+        (*catalogue.segments, *added.segments),
+        (*catalogue.live, *added.live),
+        damaged,
     )
+
+
+def temporary_catalogue(library: Path, rows: Iterable[VideoRows]) -> Catalogue:
+    """Return a catalogue of rows in files that last as long as this process needs them.
+
+    Args:
+        library: the folder that the catalogue names.
+        rows: of videos.
+
+    Raises:
+        GranAlignError: the disk of temporary files is full.
+    """
+    with tempfile.TemporaryDirectory(prefix="granalign-") as name, _explaining(library):
+        records = write_segments(Path(name), rows)
+        # The files are mapped from here on, and stay until the maps go.
+        segments = tuple(Segment(Path(name) / record.name, record) for record in records)
+    live = tuple(tuple(range(len(segment.videos))) for segment in segments)
+    return Catalogue(library, segments, live)
 
 
 def update_catalogue(

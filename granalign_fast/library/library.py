@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -20,11 +20,11 @@ from granalign_fast.search.request import Request
 from granalign_fast.search.retriever import Retriever
 from granalign_fast.types import Rewrites, SearchResult
 
-from .catalogue import Catalogue, Progress, open_catalogue
+from .catalogue import Catalogue, Progress, open_catalogue, temporary_catalogue
 from .filters import Filters
 from .first_stage import Hits, Part, first_stage, query_vectors
 from .ordering import ranked_moments
-from .records import CataloguedVideo
+from .records import CataloguedVideo, rows_of
 from .results import LibraryResult, VideoHit
 from .tags import read_tags
 from .words import query_words
@@ -47,11 +47,24 @@ class Library:
         'street'
     """
 
-    def __init__(self, catalogue: Catalogue, retriever: Retriever) -> None:
-        """Use an open catalogue; `open` is the usual way."""
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        retriever: Retriever,
+        *,
+        indexes: Mapping[str, VideoIndex] | None = None,
+    ) -> None:
+        """Use an open catalogue; `open` and `of` are the usual ways.
+
+        Args:
+            catalogue: of the videos.
+            retriever: as for `open`.
+            indexes: of all videos by id, if they are in memory.
+        """
         self.folder = catalogue.folder
         self.retriever = retriever
         self.catalogue = catalogue
+        self._given = indexes
         self._indexes: OrderedDict[tuple[str, str], VideoIndex] = OrderedDict()
 
     @classmethod
@@ -77,6 +90,26 @@ class Library:
                 f"`granalign index` wrote"
             )
         return cls(catalogue, retriever)
+
+    @classmethod
+    def of(cls, indexes: Sequence[VideoIndex], retriever: Retriever) -> Library:
+        """Make a library of indexes in memory. Nothing is kept on disk.
+
+        Args:
+            indexes: of videos with different ids.
+            retriever: as for `open`.
+
+        Raises:
+            GranAlignError: there is no index, two have one id, or an embedding is not a number.
+        """
+        given = {index.video.vid: index for index in indexes}
+        if not given or len(given) < len(indexes):
+            raise GranAlignError(
+                f"indexes: got {len(indexes)} of {len(given)} ids, expected at least one index, "
+                f"and each of another id"
+            )
+        rows = (rows_of(index, vid) for vid, index in given.items())
+        return cls(temporary_catalogue(Path(), rows), retriever, indexes=given)
 
     def videos(self) -> list[CataloguedVideo]:
         """Return all videos, sorted by id."""
@@ -193,7 +226,7 @@ class Library:
 
     def _parts(self, dim: int, filters: Filters) -> tuple[list[Part], dict[str, int]]:
         """Return the segments and videos that are searched, and why others are not."""
-        tags = read_tags(self.folder) if filters.tags else {}
+        tags = read_tags(self.folder) if filters.tags and self._given is None else {}
         fingerprint = getattr(self.retriever.encoder, "fingerprint", None)
         left_out: Counter[str] = Counter()
         parts = []
@@ -282,6 +315,8 @@ class Library:
         Raises:
             GranAlignError: it was removed or damaged since the catalogue was opened.
         """
+        if self._given is not None:
+            return self._given[video.vid]
         key = video.vid, video.stamp
         index = self._indexes.pop(key, None)
         if index is None:

@@ -131,7 +131,17 @@ def read_rows(folder: Path, stamp: str, known: CataloguedVideo | None) -> VideoR
         raise GranAlignError(
             f"{escape_undecodable(str(folder))}: got a name that is not UTF-8; rename the folder"
         )
-    index = VideoIndex.load(folder)
+    return rows_of(VideoIndex.load(folder), folder.name, stamp, known)
+
+
+def rows_of(
+    index: VideoIndex, vid: str, stamp: str = "", known: CataloguedVideo | None = None
+) -> VideoRows:
+    """Return the rows of an index; arguments as for `read_rows`.
+
+    Raises:
+        GranAlignError: an embedding is not a number.
+    """
     source = None if index.frames is None else index.frames.source
     sha256 = None if source is None else source.sha256
     date = None if source is None else video_date(source.path)
@@ -139,7 +149,7 @@ def read_rows(folder: Path, stamp: str, known: CataloguedVideo | None) -> VideoR
         date = known.date
     frames = None if index.frames is None else index.frames.embeddings
     video = CataloguedVideo(
-        vid=folder.name,
+        vid=vid,
         stamp=stamp,
         clips=len(index.video.captions),
         clip_seconds=index.video.clip_seconds,
@@ -152,18 +162,18 @@ def read_rows(folder: Path, stamp: str, known: CataloguedVideo | None) -> VideoR
     return VideoRows(
         video,
         index.video.captions,
-        _halves(folder, index.embeddings),
-        None if frames is None else _halves(folder, frames),
+        _halves(vid, index.embeddings),
+        None if frames is None else _halves(vid, frames),
     )
 
 
-def _halves(folder: Path, rows: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
+def _halves(vid: str, rows: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
     with np.errstate(over="ignore"):  # becomes infinite, and is refused
         halves = rows.astype(np.float16)
     if not np.isfinite(halves).all():
         raise GranAlignError(
-            f"{folder}: got embeddings that are no numbers of float16, expected rows of unit "
-            f"length; delete the folder and index the video again"
+            f"video {vid!r}: got embeddings that are no numbers of float16, expected rows of unit "
+            f"length; delete its index and index the video again"
         )
     return halves
 

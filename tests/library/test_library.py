@@ -16,6 +16,7 @@ from granalign_fast.errors import GranAlignError
 from granalign_fast.index import VideoIndex
 from granalign_fast.library import Filters, Library
 from granalign_fast.library import first_stage as module
+from granalign_fast.library.evaluation import CorpusQuery, evaluate_corpus
 from granalign_fast.library.upkeep import remove_videos, tag_videos
 from granalign_fast.search.retriever import Retriever
 from granalign_fast.types import Rewrites
@@ -191,3 +192,27 @@ def test_bad_arguments_are_named(library: Library, arguments: dict[str, Any], me
 def test_an_empty_folder_is_no_library(tmp_path: Path) -> None:
     with pytest.raises(GranAlignError, match="got no indexes, expected a folder of them"):
         Library.open(tmp_path, Retriever(BagOfWords()))
+
+
+def test_a_library_in_memory_is_searched_as_one_on_disk(library: Library, folder: Path) -> None:
+    indexes = [VideoIndex.load(folder / vid) for vid in SCENES]
+    assert Library.of(indexes, Retriever(BagOfWords())).search("a red car").moments == (
+        library.search("a red car").moments
+    )
+    with pytest.raises(GranAlignError, match="got 5 of 4 ids, expected at least one index"):
+        Library.of([*indexes, indexes[0]], library.retriever)
+
+
+def test_evaluation_counts_what_the_search_finds(library: Library) -> None:
+    queries = [
+        CorpusQuery(Rewrites("a red car"), "street", [(20.0, 32.0)]),
+        CorpusQuery(Rewrites("two dogs run"), "yard", [(40.0, 52.0)]),
+        CorpusQuery(Rewrites("a white horse jumps"), "yard", [(0.0, 4.0)]),  # not shown there
+    ]
+    done = []
+    found = evaluate_corpus(library, queries, progress=lambda more, total: done.append(more))
+    assert found.metrics["video-R@1"] == 66.67
+    assert found.metrics["moment-R@1,IoU=0.5"] == 66.67
+    assert found.counts == {"queries": 3, "videos": 4, "clips": 3130}
+    assert set(found.seconds) == {"rewrite", "embed", "first_stage", "refine"}
+    assert sum(done) == 3
