@@ -103,17 +103,21 @@ def _quietly(scan: Callable[[], Keys]) -> Keys:
         return scan()
 
 
-def row_scores(query: npt.NDArray[Any], rows: npt.NDArray[Any]) -> _Floats:
-    """Return the inner product of one query with every row, `(rows,)`, bit for bit as `corpus`.
+def row_scores(queries: npt.NDArray[Any], rows: npt.NDArray[Any]) -> _Floats:
+    """Return the inner product of each query with every row, bit for bit as `corpus` has it.
 
     Args:
-        query: `(dim,)` float32 or float16.
+        queries: `(queries, dim)` float32 or float16.
         rows: `(rows, dim)` float32 or float16, C-contiguous.
+
+    Returns:
+        `(queries, rows)`.
     """
-    asked = _Asked(query[None], rows.dtype)
-    scores = np.empty(len(rows), np.float32)
+    asked = _Asked(queries, rows.dtype)
+    scores = np.empty((len(queries), len(rows)), np.float32)
     for first, part, _ in _blocks(rows, 0, len(rows), bounded=True):
-        np.vecdot(part, asked.rows[0], out=scores[first : first + len(part)])
+        for query, out in zip(asked.rows, scores, strict=True):
+            np.vecdot(part, query, out=out[first : first + len(part)])
     scores *= asked.scale
     return scores
 

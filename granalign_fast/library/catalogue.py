@@ -186,7 +186,7 @@ def _read(library: Path) -> Catalogue:
         for record in records:
             try:
                 segments.append(Segment(root / record.name, record))
-            except (OSError, GranAlignError, KeyError, ValueError) as error:
+            except (OSError, GranAlignError, LookupError, ValueError, ArithmeticError) as error:
                 _log.info("%s: a part of the catalogue cannot be read: %s", library, error)
         # A part can be missing because a writer has replaced the catalogue since.
         if len(segments) == len(records) or _pointer_bytes(root) == content:

@@ -22,12 +22,11 @@ from granalign_fast.types import Rewrites, SearchResult
 
 from .catalogue import Catalogue, Progress, open_catalogue, temporary_catalogue
 from .filters import Filters
-from .first_stage import Hits, Part, first_stage, query_vectors
+from .first_stage import Hits, Part, Texts, first_stage
 from .ordering import ranked_moments
 from .records import CataloguedVideo, rows_of
 from .results import LibraryResult, VideoHit
 from .tags import read_tags
-from .words import query_words
 
 _KEPT = 64
 """Indexes that stay in memory after a search, the last used ones."""
@@ -209,9 +208,8 @@ class Library:
         clock.lap("embed")
         # 3. Choose the videos, and find the best stretches of each query.
         parts, left_out = self._parts(embeddings.shape[1], filters or Filters())
-        vectors = query_vectors(variants)
-        words = [query_words(group) for group in texts]
-        hits = first_stage(parts, vectors, words, _CANDIDATES)
+        compared = [Texts.of(*pair) for pair in zip(texts, variants, strict=True)]
+        hits = first_stage(parts, compared, _CANDIDATES)
         clock.lap("first_stage")
         searched = sum(int(part.chosen.sum()) for part in parts)
         return [
@@ -219,9 +217,9 @@ class Library:
                 LibraryResult(
                     one, (), _video_hits(parts, found), searched, left_out, False, {}, seconds
                 ),
-                vector,
+                query.vector,
             )
-            for one, found, vector in zip(rewrites, hits, vectors, strict=True)
+            for one, found, query in zip(rewrites, hits, compared, strict=True)
         ]
 
     def _parts(self, dim: int, filters: Filters) -> tuple[list[Part], dict[str, int]]:

@@ -20,8 +20,10 @@ from granalign_fast.types import Moment, SearchResult
 from .records import CataloguedVideo
 from .results import LibraryMoment, VideoHit
 
-RANK_COST = 0.02
-"""What a moment loses for each better one of its video."""
+RANK_COST = 0.05
+"""What a moment loses for each better one of its video. On QVHighlights val a moment with an IoU of
+0.5 is among the first ten for 45% of the queries; from 0.03 to 0.06 for 44 to 45%, with one moment
+of each video for 40%."""
 
 Load = Callable[[CataloguedVideo], VideoIndex]
 """Reads the index of a video."""
@@ -75,7 +77,7 @@ def _surroundings(
     hit: VideoHit, index: VideoIndex, vector: npt.NDArray[np.float32], score: float
 ) -> LibraryMoment:
     """Return the clips around the best one that are nearer to it than to the mean of the video."""
-    scores = row_scores(vector, index.embeddings)
+    (scores,) = row_scores(vector[None], index.embeddings)
     near = scores >= (scores[hit.clip] + scores.mean()) / 2
     near[hit.clip] = True
     far = np.flatnonzero(~near)

@@ -70,6 +70,9 @@ class SegmentRecord:
     def from_record(cls, record: dict[str, Any]) -> SegmentRecord:
         """Read what `to_record` returned; another record raises exceptions of many types."""
         files = {str(name): (int(size), str(sha)) for name, (size, sha) in record["files"].items()}
+        for name in (record["name"], *files):
+            if Path(name).name != name:
+                raise ValueError(f"got {name!r}, expected a name without folders")
         clips, dim, frame_dim = (int(record[name]) for name in ("clips", "dim", "frame_dim"))
         return cls(str(record["name"]), clips, dim, frame_dim, files)
 
@@ -127,16 +130,33 @@ class Segment:
 
     @cached_property
     def postings(self) -> Postings:
-        """The inverted index of the segment's stretches."""
-        table = self._words.read(use_threads=False)
+        """The inverted index of the segment's stretches.
+
+        Raises:
+            GranAlignError: its table is damaged.
+        """
+        table = self._read_table(self._words, WORDS)
         sizes = table.column("stretches").to_numpy()
         offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         return Postings(table.column("word").to_pylist(), offsets, *self._postings, self._lengths)
 
     def read_captions(self) -> list[str]:
-        """Return the captions of all clips."""
-        table = self._clips.read(["caption"], use_threads=False)
+        """Return the captions of all clips.
+
+        Raises:
+            GranAlignError: the table of clips is damaged.
+        """
+        table = self._read_table(self._clips, CLIPS, ["caption"])
         return table.column("caption").to_pylist()  # type: ignore[no-any-return]
+
+    def _read_table(self, file: Any, name: str, columns: list[str] | None = None) -> Any:
+        try:
+            return file.read(columns, use_threads=False)
+        except Exception as error:  # pyarrow raises many types on a damaged file
+            raise GranAlignError(
+                f"{self.folder / name}: damaged ({one_line(error)}); run granalign library rebuild "
+                f"{self.folder.parent.parent}"
+            ) from None
 
     def rows(self, numbers: Iterable[int]) -> Iterator[VideoRows]:
         """Yield the rows of some videos, by their numbers in the segment."""

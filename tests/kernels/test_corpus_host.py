@@ -33,7 +33,7 @@ def test_one_query_scores_as_many_do(dtype: Any) -> None:
     for number in range(20):
         alone = corpus(asked[number : number + 1], clips, k=64)
         assert alone.scores.tobytes() == together.scores[number].tobytes()
-        scores = corpus_host.row_scores(asked[number], clips)
+        (scores,) = corpus_host.row_scores(asked[number : number + 1], clips)
         assert scores[alone.rows[0]].tobytes() == alone.scores.tobytes()
         assert alone.rows.tobytes() == together.rows[number].tobytes()
 

@@ -17,6 +17,7 @@ from helpers.libraries import contents, expected_contents, write_index
 from granalign_fast.errors import GranAlignError
 from granalign_fast.library import catalogue as module
 from granalign_fast.library.catalogue import FOLDER, POINTER, open_catalogue, update_catalogue
+from granalign_fast.library.upkeep import remove_videos
 
 
 @pytest.fixture
@@ -103,6 +104,35 @@ def test_a_torn_catalogue_is_made_again(library: Path, harm: Callable[[Path], ob
     harm(library / FOLDER)
     assert contents(open_catalogue(library)) == before
     assert contents(open_catalogue(library)) == before
+
+
+def test_a_table_that_is_damaged_inside_is_named_with_its_remedy(library: Path) -> None:
+    """Its size is right, and hashes are not checked at each call: a read finds it."""
+    for segment in open_catalogue(library).segments:
+        path = segment.folder / "words.parquet"
+        content = bytearray(path.read_bytes())
+        content[4:100] = bytes(96)
+        path.write_bytes(content)
+    segment = open_catalogue(library).segments[0]
+    with pytest.raises(GranAlignError, match=f"run granalign library rebuild {library}"):
+        _ = segment.postings
+    assert contents(update_catalogue(library, rebuild=True)) == expected_contents(library)
+
+
+def test_a_segment_of_removed_videos_is_written_again(library: Path) -> None:
+    before = sum(segment.record.clips for segment in open_catalogue(library).segments)
+    remove_videos(library, ["video 2"])
+    catalogue = open_catalogue(library)
+    assert sum(segment.record.clips for segment in catalogue.segments) == before - 200
+    assert contents(catalogue) == expected_contents(library)
+
+
+def test_names_lead_nowhere_else(library: Path) -> None:
+    open_catalogue(library)
+    pointer = json.loads((library / FOLDER / POINTER).read_text())
+    pointer["segments"][0]["name"] = "../elsewhere"
+    (library / FOLDER / POINTER).write_text(json.dumps(pointer))
+    assert contents(open_catalogue(library)) == expected_contents(library)
 
 
 def test_a_damaged_index_costs_itself_and_is_not_read_twice(

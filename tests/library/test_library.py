@@ -137,17 +137,24 @@ def test_scattered_videos_are_searched_as_joined_ones(
 
 
 def test_the_first_stage_is_that_of_plain_loops(library: Library) -> None:
-    """The mean of the five best cosines, and the words, of each stretch of each video."""
+    """The weighted mean of each text's five best cosines in each stretch of each video."""
     query = Rewrites("a red car", ("red", "car on a street"))
     result = library.search(query, refine=0)
-    encoder = BagOfWords()
-    rows = {vid: VideoIndex.load(library.folder / vid).embeddings for vid in SCENES}
-    vector = encoder.encode([query.query, *query.simplified]).mean(axis=0)
+    texts = BagOfWords().encode([query.query, *query.simplified])
+    assert len(result.videos) == 4
     for hit in result.videos:
-        if hit.video.vid == "day":
-            continue  # it has many stretches, of which the best one is shown
-        cosines = np.sort(rows[hit.video.vid].astype(np.float16).astype(np.float32) @ vector)
-        assert abs(hit.similarity - cosines[-5:].mean()) < 1e-3
+        index = VideoIndex.load(library.folder / hit.video.vid)
+        rows = index.embeddings[round(hit.start / 2) : round(hit.end / 2)]
+        best = [np.sort(rows.astype(np.float16) @ text)[-5:].mean() for text in texts]
+        wanted = (3 * best[0] + best[1] + best[2]) / 5
+        assert abs(hit.similarity - wanted) < 1e-3
+        assert abs(hit.score - hit.similarity - 0.65 * hit.words) < 1e-6
+
+
+def test_short_stretches_have_the_mean_of_what_they_have() -> None:
+    cosines = np.array([[0.1, 0.9, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]], np.float32)
+    means = module.best_means(cosines, np.array([0, 2]), np.array([2, 6]))
+    np.testing.assert_allclose(means, [[0.5, 0.5]], rtol=1e-6)
 
 
 def test_a_video_of_another_encoder_is_left_out(tmp_path: Path) -> None:
