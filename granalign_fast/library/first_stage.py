@@ -86,7 +86,7 @@ class Texts(NamedTuple):
     @property
     def vector(self) -> Floats:
         """The weighted mean `(dim,)`: its product with a caption is the mean of the cosines."""
-        return self.weights @ self.rows
+        return np.asarray(self.weights @ self.rows)
 
 
 def first_stage(parts: Sequence[Part], queries: Sequence[Texts], most: int) -> list[Hits]:
@@ -156,7 +156,7 @@ def best_means(cosines: Floats, starts: Ints, lengths: Ints) -> Floats:
     padded = np.where(inside, cosines[:, np.where(inside, starts[:, None] + places, 0)], -np.inf)
     best = np.partition(padded, width - BEST_CLIPS, axis=2)[:, :, width - BEST_CLIPS :]
     sums = np.where(np.isfinite(best), best, 0).sum(axis=2)
-    return (sums / np.minimum(lengths, BEST_CLIPS)).astype(np.float32)
+    return np.asarray(sums / np.minimum(lengths, BEST_CLIPS), np.float32)
 
 
 def _peaks(cosines: Floats, starts: Ints, lengths: Ints) -> Ints:
