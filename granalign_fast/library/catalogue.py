@@ -92,7 +92,8 @@ def open_catalogue(library: Path, *, progress: Progress | None = None) -> Catalo
         _log.info("the catalogue of %s is not written: %s", library, error)
     catalogue = _read(library)
     damaged = dict(catalogue.damaged)
-    added = temporary_catalogue(library, _read_indexes(catalogue, damaged, progress))
+    known = {video.vid: video for segment in catalogue.segments for video in segment.videos}
+    added = temporary_catalogue(library, _read_indexes(catalogue, known, damaged, progress))
     return Catalogue(
         library,
         (*catalogue.segments, *added.segments),
@@ -140,6 +141,7 @@ def update_catalogue(
     with _locked(library):
         # 1. Read what there is, and find out what it lacks.
         before = _read(library)
+        known = {video.vid: video for segment in before.segments for video in segment.videos}
         if rebuild:
             before = Catalogue(library, missing=stamps)
         damaged = {vid: known for vid, known in before.damaged.items() if vid in stamps}
@@ -153,7 +155,8 @@ def update_catalogue(
         ]
         try:
             with _explaining(library):
-                records = write_segments(root, _read_indexes(before, damaged, progress))
+                rows = _read_indexes(before, known, damaged, progress)
+                records = write_segments(root, rows)
                 new = [Segment(root / record.name, record) for record in records]
                 kept += [Group(segment, tuple(range(len(segment.videos)))) for segment in new]
                 segments = [
@@ -246,10 +249,12 @@ def _write_pointer(
 
 
 def _read_indexes(
-    catalogue: Catalogue, damaged: dict[str, tuple[str, str]], progress: Progress | None
+    catalogue: Catalogue,
+    known: Mapping[str, CataloguedVideo],
+    damaged: dict[str, tuple[str, str]],
+    progress: Progress | None,
 ) -> Iterator[VideoRows]:
     """Yield the rows of the indexes that a catalogue lacks; add those that cannot be read."""
-    known = {video.vid: video for segment in catalogue.segments for video in segment.videos}
     for number, (vid, stamp) in enumerate(catalogue.missing.items(), 1):
         try:
             yield read_rows(catalogue.folder / vid, stamp, known.get(vid))

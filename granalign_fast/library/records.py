@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError
-from granalign_fast.files import escape_undecodable
-from granalign_fast.index import VideoIndex
+from granalign_fast.files import escape_undecodable, is_sha256_cheap
+from granalign_fast.index import VideoIndex, VideoSource
 from granalign_fast.index.columns import is_text
 from granalign_fast.index.manifest import MANIFEST, path_record, read_path
 from granalign_fast.models.manifest import SENTENCE_ENCODER
@@ -144,9 +144,11 @@ def rows_of(
     """
     source = None if index.frames is None else index.frames.source
     sha256 = None if source is None else source.sha256
-    date = None if source is None else video_date(source.path)
+    date = None if source is None else creation_time(source)
     if date is None and known is not None and known.sha256 == sha256:
         date = known.date
+    if date is None and source is not None:
+        date = file_date(source)
     frames = None if index.frames is None else index.frames.embeddings
     video = CataloguedVideo(
         vid=vid,
@@ -178,19 +180,27 @@ def _halves(vid: str, rows: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
     return halves
 
 
-def video_date(path: Path) -> float | None:
-    """Return when a video was made, in seconds since 1970; None if the file is not there.
+def creation_time(source: VideoSource) -> float | None:
+    """Return the time that a camera wrote into a video, in seconds since 1970; None without one.
 
-    Cameras write the time of creation into the file. Without it, the date of the file counts.
+    Only the file that was indexed is opened. A large file whose hash is not known any more would
+    have to be read for that, so it is not opened.
     """
-    try:
-        changed = path.stat().st_mtime
-    except (OSError, ValueError):
+    if not is_sha256_cheap(source.path, source.sha256):
         return None
     try:
-        with open_video(path) as video:
+        with open_video(source.check()) as video:
             text = video.container.metadata.get("creation_time", "")
         created = datetime.fromisoformat(text).timestamp()
-        return created if created > 0 else changed  # 0 of a camera whose clock was never set
     except (GranAlignError, ValueError, OverflowError, OSError):
-        return changed
+        return None
+    return created if created > 0 else None  # 0 of a camera whose clock was never set
+
+
+def file_date(source: VideoSource) -> float | None:
+    """Return when a video file was changed last, in seconds since 1970; None if it is not there."""
+    try:
+        status = source.path.stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_mtime if status.st_size == source.bytes else None

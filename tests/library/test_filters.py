@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,10 @@ import pytest
 from helpers.videos import constant, render
 
 from granalign_fast.errors import GranAlignError
+from granalign_fast.files import sha256_of
+from granalign_fast.index import VideoSource
 from granalign_fast.library.filters import Filters, parse_date
-from granalign_fast.library.records import CataloguedVideo, video_date
+from granalign_fast.library.records import CataloguedVideo, creation_time, file_date
 from granalign_fast.library.tags import FILE, read_tags, write_tags
 
 NOON = parse_date("", "2026-06-01T12:00")
@@ -63,23 +66,34 @@ def test_bad_conditions_are_named(fields: dict[str, Any], message: str) -> None:
         Filters(**fields)
 
 
-def test_the_time_in_the_file_comes_before_that_of_the_file(tmp_path: Path) -> None:
+def source(path: Path) -> VideoSource:
+    return VideoSource(path, path.stat().st_size, sha256_of(path))
+
+
+def test_the_time_in_the_file_and_that_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import av
 
-    plain = render(tmp_path / "plain.mp4", constant(5, 1.0))
-    assert video_date(plain) == plain.stat().st_mtime
-    dated = tmp_path / "dated.mp4"
-    with av.open(str(plain)) as source, av.open(str(dated), "w") as target:
+    plain = source(render(tmp_path / "plain.mp4", constant(5, 1.0)))
+    assert creation_time(plain) is None
+    assert file_date(plain) == plain.path.stat().st_mtime
+    path = tmp_path / "dated.mp4"
+    with av.open(str(plain.path)) as video, av.open(str(path), "w") as target:
         target.metadata["creation_time"] = "2019-07-20T20:17:00Z"
-        stream = target.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(source.streams.video[0]):
+        stream = target.add_stream_from_template(video.streams.video[0])
+        for packet in video.demux(video.streams.video[0]):
             if packet.dts is not None:
                 packet.stream = stream
                 target.mux(packet)
-    assert video_date(dated) == parse_date("", "2019-07-20T20:17+00:00")
-    assert video_date(tmp_path / "gone.mp4") is None
-    (tmp_path / "text.mp4").write_text("no video")
-    assert video_date(tmp_path / "text.mp4") == (tmp_path / "text.mp4").stat().st_mtime
+    dated = source(path)
+    assert creation_time(dated) == parse_date("", "2019-07-20T20:17+00:00")
+    # Neither another file at this path is opened, nor a large one whose hash is unknown.
+    assert creation_time(replace(dated, sha256="0" * 64)) is None
+    monkeypatch.setattr("granalign_fast.files._LARGE", 0)
+    assert creation_time(dated) is None
+    path.unlink()
+    assert (creation_time(dated), file_date(dated)) == (None, None)
 
 
 def test_tags_on_disk(tmp_path: Path) -> None:
