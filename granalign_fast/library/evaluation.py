@@ -6,28 +6,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from granalign_fast.metrics.corpus import MOMENT_RANKS, VIDEO_RANKS, Window, score_corpus
-from granalign_fast.types import Rewrites
+from granalign_fast.datasets import AnnotatedQuery
+from granalign_fast.metrics.corpus import MOMENT_RANKS, VIDEO_RANKS, score_corpus
 
 from .library import Library
 
 _CHUNK = 32
 """Queries that are searched at a time, which bounds the curves in memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class CorpusQuery:
-    """A query that one video of a library shows.
-
-    Attributes:
-        rewrites: the query and its rewrites.
-        vid: the video that shows it.
-        windows: where, in seconds.
-    """
-
-    rewrites: Rewrites
-    vid: str
-    windows: Sequence[Window]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +32,7 @@ class CorpusEvaluation:
 
 def evaluate_corpus(
     library: Library,
-    queries: Sequence[CorpusQuery],
+    queries: Sequence[AnnotatedQuery],
     *,
     refine: int = MOMENT_RANKS[-1],
     progress: Callable[[int, int], None] | None = None,
@@ -56,7 +41,7 @@ def evaluate_corpus(
 
     Args:
         library: all its videos are searched for each query.
-        queries: with the video and the windows that show each.
+        queries: each has the video that shows it, and the windows in which it does.
         refine: how many videos of a query the second stage searches.
         progress: called with the number of queries searched since the last call, and of all.
 

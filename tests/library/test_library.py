@@ -12,11 +12,12 @@ import pytest
 from helpers.fakes import BagOfWords
 from helpers.libraries import write_index
 
+from granalign_fast.datasets import AnnotatedQuery
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index import VideoIndex
 from granalign_fast.library import Filters, Library
 from granalign_fast.library import first_stage as module
-from granalign_fast.library.evaluation import CorpusQuery, evaluate_corpus
+from granalign_fast.library.evaluation import evaluate_corpus
 from granalign_fast.library.upkeep import remove_videos, tag_videos
 from granalign_fast.search.retriever import Retriever
 from granalign_fast.types import Rewrites
@@ -212,9 +213,10 @@ def test_a_library_in_memory_is_searched_as_one_on_disk(library: Library, folder
 
 def test_evaluation_counts_what_the_search_finds(library: Library) -> None:
     queries = [
-        CorpusQuery(Rewrites("a red car"), "street", [(20.0, 32.0)]),
-        CorpusQuery(Rewrites("two dogs run"), "yard", [(40.0, 52.0)]),
-        CorpusQuery(Rewrites("a white horse jumps"), "yard", [(0.0, 4.0)]),  # not shown there
+        AnnotatedQuery(1, "street", Rewrites("a red car"), windows=((20.0, 32.0),)),
+        AnnotatedQuery(2, "yard", Rewrites("two dogs run"), windows=((40.0, 52.0),)),
+        # The video does not show this one.
+        AnnotatedQuery(3, "yard", Rewrites("a white horse jumps"), windows=((0.0, 4.0),)),
     ]
     done = []
     found = evaluate_corpus(library, queries, progress=lambda more, total: done.append(more))
