@@ -199,7 +199,8 @@ def _scan(
     sizes = np.abs(asked.rows).sum(axis=1, dtype=np.float64) * float(asked.scale)
     # Two sums of `dim` products: either is off by at most dim * unit * (sum of absolute products).
     rounding = 4.0 * dim * _UNIT * sizes
-    for first, rows, most in _blocks(clips, begin, end, bounded=not summed or not finite):
+    searched = clips.dtype == np.float16 and not finite  # for NaN and infinity
+    for first, rows, most in _blocks(clips, begin, end, bounded=searched or not summed):
         slack = rounding * most
         if summed or not np.isfinite(slack).all():
             _add_sums(best, asked, rows, first)
@@ -251,9 +252,24 @@ def _add_sums(best: _Best, asked: _Asked, rows: _Floats, first: int) -> None:
         np.vecdot(rows, query, out=out)
     scores *= asked.scale
     # An equal score in a later row is not better. Not "greater": a NaN must pass.
-    numbers, places = np.nonzero(~(scores <= best.bars[:, None]))
+    passes = ~(scores <= best.bars[:, None])
+    if (parted := _kth(best, scores)) is not None:
+        passes &= ~(scores < parted[:, None])
+    numbers, places = np.nonzero(passes)
     if len(numbers):
         best.offer(numbers, scores[numbers, places], first + places)
+
+
+def _kth(best: _Best, scores: _Floats) -> _Floats | None:
+    """Return the k-th best score of a block for each query, where there are no `k` clips yet.
+
+    Those below it are surely not among the best. None where the bars say more, or the block is
+    short.
+    """
+    k, clips = best.keys.shape[1], scores.shape[1]
+    if k >= clips or not np.isnan(best.bars).any():
+        return None
+    return np.asarray(np.partition(scores, clips - k, axis=1)[:, clips - k])
 
 
 def _add_products(best: _Best, asked: _Asked, rows: _Floats, first: int, slack: _Floats) -> None:
@@ -261,10 +277,7 @@ def _add_products(best: _Best, asked: _Asked, rows: _Floats, first: int, slack: 
     products = _products(asked.rows, rows)
     products *= asked.scale
     floors = best.bars - slack
-    k = best.keys.shape[1]
-    if np.isnan(floors).any() and k < len(rows):
-        # There are no `k` clips yet: those of this block that are surely not its `k` best can go.
-        parted = np.partition(products, len(rows) - k, axis=1)[:, len(rows) - k]
+    if (parted := _kth(best, products)) is not None:
         floors = np.where(np.isnan(floors), parted - slack, floors)
     numbers, places = np.nonzero(~(products < floors[:, None]))
     if not len(numbers):
