@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .language.captioner import VlmCaptioner
     from .language.llm_rewriter import LlmRewriter
     from .language.rewriters import RuleRewriter, StoredRewriter
+    from .library import Filters, Library, LibraryMoment, LibraryResult
     from .models.frame_encoder import FrameEncoder
     from .models.language_model import CausalLM
     from .models.vision_language_model import VisionLanguageModel
@@ -44,9 +45,13 @@ _MODULES = {
     "CaptionedVideo": "index",
     "CausalLM": "models.language_model",
     "Evaluation": "evaluation",
+    "Filters": "library",
     "FrameEncoder": "models.frame_encoder",
     "GranAlignError": "errors",
     "IndexFolder": "evaluation",
+    "Library": "library",
+    "LibraryMoment": "library",
+    "LibraryResult": "library",
     "LlmRewriter": "language.llm_rewriter",
     "ModelFolder": "pipeline",
     "Moment": "types",
@@ -81,9 +86,13 @@ __all__ = [
     "CaptionedVideo",
     "CausalLM",
     "Evaluation",
+    "Filters",
     "FrameEncoder",
     "GranAlignError",
     "IndexFolder",
+    "Library",
+    "LibraryMoment",
+    "LibraryResult",
     "LlmRewriter",
     "ModelFolder",
     "Moment",

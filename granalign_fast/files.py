@@ -249,6 +249,17 @@ def known_sha256(path: Path, expected: str, *, again: bool = False) -> str:
     return got
 
 
+def is_sha256_cheap(path: Path, expected: str) -> bool:
+    """Return whether `known_sha256` answers in an instant: a small file, or a marked one."""
+    try:
+        if path.stat().st_size <= _LARGE:
+            return True
+    except OSError:
+        return False
+    mark = _mark(path, expected)
+    return mark is not None and os.access(mark, os.F_OK)
+
+
 def remember_sha256(path: Path, digest: str) -> None:
     """Keep that a file, which was read completely, has this SHA-256, for `known_sha256`."""
     mark = _mark(path, digest)

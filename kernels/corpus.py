@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .corpus_host import best_keys, key_rows, key_scores
 from .launch import (
-    SERIAL_PRODUCT,
     Array,
     CupyLauncher,
     Launcher,
@@ -49,10 +49,6 @@ _SM90_OTHER = 8 * 288 + 9 * 8  # of these for keys that wait and for barriers
 _FIRST = 4096  # clips before there is any bar: all of them become candidates
 _GROWTH = 8  # A segment is so many times what came before: of clips in no order, 8 k pass the bar.
 
-_WORTH_WAKING = 1 << 15  # numbers of all queries, from which on OpenBLAS has work for many cores
-
-_Keys = npt.NDArray[np.uint64]
-
 
 class Top(NamedTuple):
     """The best clips of each query, best first; past the last clip -inf and -1."""
@@ -63,13 +59,16 @@ class Top(NamedTuple):
     """`(queries, k)` int64: rows of the clips."""
 
 
-def corpus(queries: Array, clips: Array, *, k: int, workspace: int = WORKSPACE) -> Top:
+def corpus(
+    queries: Array, clips: Array, *, k: int, workspace: int = WORKSPACE, finite: bool = False
+) -> Top:
     """The `k` clips with the largest inner product with each query, out of all clips.
 
     Of equal scores the lower row is better, and the same arrays give the same bits again. Scores
     are within 1e-5 of the exact product of unit vectors, whatever the embeddings' dtype: sums are
-    float64 on the host and float32 on a GPU, where more than `FEW` float32 queries are multiplied
-    as pairs of 11-bit numbers, to 22 bits.
+    float32, and on a GPU more than `FEW` float32 queries are multiplied as pairs of 11-bit numbers,
+    to 22 bits. On the host the best clips are those by the float32 sums, none is left out, and the
+    clips may be a memory map, of which no copy is made.
 
     A NaN ranks above every number: the first of a query's scores is NaN, and its row tells the
     clip, where an embedding of either holds one. With infinite numbers a score may be NaN.
@@ -84,6 +83,8 @@ def corpus(queries: Array, clips: Array, *, k: int, workspace: int = WORKSPACE) 
         k: 1 to 1,024.
         workspace: bytes of device memory for candidates; the less, the more often they are sorted
             out.
+        finite: whether no clip holds NaN or infinity. On the host float16 is then not searched for
+            them, which makes one or two queries a fifth faster. If one does, scores are wrong.
 
     Raises:
         ValueError: a shape, dtype or value does not fit.
@@ -106,70 +107,13 @@ def corpus(queries: Array, clips: Array, *, k: int, workspace: int = WORKSPACE) 
             f"for lists of {k} and {_FIRST} candidates a query"
         )
     if launcher is None:
-        return _on_host(queries, clips, k)
+        return _on_host(queries, clips, k, finite)
     return on_device(launcher, queries, clips, k, workspace)
 
 
-def _keys(scores: npt.NDArray[np.float32], first_row: int) -> _Keys:
-    """Greater for a better score, then for a lower row; NaN above all numbers. Never 0."""
-    bits = (scores + np.float32(0)).view(np.uint32)  # -0 becomes 0: they are equal
-    negative = bits >> np.uint32(31) != 0
-    bits = np.where(negative, ~bits, bits | np.uint32(1 << 31))
-    bits[np.isnan(scores)] = 0xFFFFFFFF
-    rows = np.arange(first_row, first_row + scores.shape[1], dtype=np.uint32)
-    keys: _Keys = bits.astype(np.uint64) << np.uint64(32) | ~rows
-    return keys
-
-
-def _unpacked(keys: _Keys) -> Top:
-    """Scores and rows of sorted keys; 0 stands for no clip."""
-    bits = (keys >> np.uint64(32)).astype(np.uint32)
-    positive = bits >> np.uint32(31) != 0
-    bits = np.where(positive, bits & np.uint32((1 << 31) - 1), ~bits)
-    rows = (~keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    none = keys == 0
-    return Top(np.where(none, np.float32(-np.inf), bits.view(np.float32)), np.where(none, -1, rows))
-
-
-def _on_host(queries: npt.NDArray[Any], clips: npt.NDArray[Any], k: int) -> Top:
-    count = queries.shape[0]
-    best = np.zeros((count, k), dtype=np.uint64)
-    bars = np.full(count, -np.inf, dtype=np.float32)  # the least score that is kept
-    # In float64, rounded once: OpenBLAS sums the rows of a block in more than one order, and in
-    # float32 equal clips would not have equal scores.
-    asked = queries.astype(np.float64)
-    step = 4096 if asked.size >= _WORTH_WAKING else 1024
-    with np.errstate(invalid="ignore", over="ignore"):  # a NaN is reported by its rank
-        for first in range(0, clips.shape[0], step):
-            part = clips[first : first + step].astype(np.float64)
-            scores = _products(asked, part).astype(np.float32)
-            # An equal score in a later row is not better. Not "greater": a NaN must pass.
-            passes = ~(scores.max(axis=1, initial=-np.inf) <= bars) | (best[:, 0] == 0)
-            changed = np.flatnonzero(passes)
-            if len(changed) == 0:
-                continue
-            keys = np.concatenate([best[changed], _keys(scores[changed], first)], axis=1)
-            keys.partition(keys.shape[1] - k, axis=1)
-            best[changed] = np.sort(keys[:, -k:], axis=1)
-            bars[changed] = _unpacked(best[changed, :1]).scores[:, 0]
-    return _unpacked(best[:, ::-1])
-
-
-def _products(
-    asked: npt.NDArray[np.float64], part: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """``asked @ part.T``, by products that OpenBLAS computes on this thread unless it is large."""
-    count, dim = asked.shape
-    if asked.size >= _WORTH_WAKING:
-        return np.asarray(asked @ part.T)
-    products = np.empty((count, len(part)))
-    across = max(min(count, 16), 1)
-    along = max(SERIAL_PRODUCT // (across * dim), 16)
-    for query in range(0, count, across):
-        for clip in range(0, len(part), along):
-            some = slice(query, query + across), slice(clip, clip + along)
-            np.matmul(asked[some[0]], part[some[1]].T, out=products[some])
-    return products
+def _on_host(queries: npt.NDArray[Any], clips: npt.NDArray[Any], k: int, finite: bool) -> Top:
+    keys = best_keys(queries, clips, k, finite=finite)
+    return Top(key_scores(keys), key_rows(keys))
 
 
 def on_device(launcher: Launcher, queries: Array, clips: Array, k: int, workspace: int) -> Top:

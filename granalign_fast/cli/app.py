@@ -20,6 +20,7 @@ from .doctor import doctor
 from .evaluate import evaluate, score
 from .export import export_app
 from .index import index
+from .library import library_app
 from .models import models_app
 from .search import search
 from .verbosity import logging_to_stderr, with_verbosity, write_warning
@@ -36,6 +37,7 @@ app.add_typer(export_app, name="export")
 app.add_typer(models_app, name="models")
 app.add_typer(datasets_app, name="datasets")
 app.add_typer(cache_app, name="cache")
+app.add_typer(library_app, name="library")
 
 
 def _print_version(wanted: bool) -> None:

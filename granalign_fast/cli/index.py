@@ -66,6 +66,10 @@ def index(
             "their new paths into the indexes of --out, a folder of indexes or one index.",
         ),
     ] = None,
+    tag: Annotated[
+        list[str] | None,
+        typer.Option(help="A tag for these videos, by which a search chooses; can be repeated."),
+    ] = None,
     device: Device = "cpu",
     prefix_gib: PrefixGib = 4.0,
     as_json: Json = False,
@@ -90,15 +94,19 @@ def index(
 
         with index_progress(hidden=as_json) as (_, reading):
             moved = relocate_videos(out, *relocate, on_error=on_error, reading=reading)
-        _report(moved, failed, "relocated", as_json=as_json)
+        report_indexes(moved, failed, "relocated", as_json=as_json)
         return
     if not videos:
         raise typer.BadParameter("name video files, or folders of them", param_hint="VIDEOS")
     if models is None:
         raise typer.BadParameter("name a folder of models, or: miniatures", param_hint="--models")
     from granalign_fast.index.walk import find_videos
+    from granalign_fast.library.catalogue import open_catalogue
+    from granalign_fast.library.tags import check_tags
+    from granalign_fast.library.upkeep import tag_videos
     from granalign_fast.pipeline import open_models
 
+    tags = check_tags(tag or ())
     opened = open_models(models, device=device, prefix_gib=prefix_gib)
     files = find_videos(videos, recursive=recursive, include=include or (), on_error=on_error)
     folders = []
@@ -114,11 +122,15 @@ def index(
                 verify=verify,
                 reading=reading,
             )
+    if folders:
+        if tags:
+            tag_videos(out, [folder.name for folder in folders], tags)
+        open_catalogue(out)  # writes the new rows into it
     # Copies of a file share an index.
-    _report(list(dict.fromkeys(folders)), failed, "indexed", as_json=as_json)
+    report_indexes(list(dict.fromkeys(folders)), failed, "indexed", as_json=as_json)
 
 
-def _report(
+def report_indexes(
     folders: Sequence[Path], failed: Mapping[str, str], done: str, *, as_json: bool
 ) -> None:
     """Print the indexes and the files that failed, and end with exit code 1 if there are any.

@@ -1,4 +1,4 @@
-"""``granalign search``: the moments of a video that fit a query."""
+"""``granalign search``: the moments of a video, or of a whole library, that fit a query."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from granalign_fast.errors import GranAlignError
+
+from .library_search import check_library_models, is_library, open_library, search_library
 from .options import CaptionsOnly, Device, Encoder, Models, Precision, PrefixGib, Preset
 from .search_outputs import FORMATS, Answer, Outputs
 from .search_sources import (
@@ -38,9 +41,46 @@ def search(
     vid: Annotated[
         str | None,
         typer.Option(
-            help="The video, where SOURCE holds several: its id, or its file's name or path."
+            help="The video, where SOURCE holds several: its id, or its file's name or path. "
+            "Default: all of them."
         ),
     ] = None,
+    refine: Annotated[
+        int,
+        typer.Option(min=0, help="Of a library: videos that the method searches, the best first."),
+    ] = 20,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            help="Of a library: begin no search of a further video after so long.",
+        ),
+    ] = None,
+    video: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="VIDEO",
+            help="Of a library: only this video, or those of a pattern such as 'GX*'; can be "
+            "repeated.",
+        ),
+    ] = None,
+    tag: Annotated[
+        list[str] | None,
+        typer.Option(help="Of a library: only videos with this tag; can be repeated."),
+    ] = None,
+    after: Annotated[
+        str | None,
+        typer.Option(metavar="DATE", help="Of a library: only videos made on this date or later."),
+    ] = None,
+    before: Annotated[
+        str | None,
+        typer.Option(metavar="DATE", help="Of a library: only videos made before this date."),
+    ] = None,
+    min_length: Annotated[
+        float,
+        typer.Option(min=0, metavar="SECONDS", help="Of a library: only videos as long as this."),
+    ] = 0.0,
     rewrites: Annotated[
         Path | None,
         typer.Option(
@@ -121,10 +161,11 @@ def search(
         ),
     ] = False,
 ) -> None:
-    """Rank the moments of a video that fit a query."""
+    """Rank the moments of a video, or of all videos of a library, that fit a query."""
     from granalign_fast.config import resolve_config
     from granalign_fast.index.model_checks import check_encoder, check_models
     from granalign_fast.language.rewriters import StoredRewriter
+    from granalign_fast.library import Filters
     from granalign_fast.pipeline import open_models, open_retriever
     from granalign_fast.types import Rewrites
 
@@ -150,16 +191,31 @@ def search(
         opened = open_models(models, device=device, prefix_gib=prefix_gib)
     used = _models_used(opened, captions_only=captions_only)
     check_source(source)
+    filters = Filters(
+        videos=tuple(video or ()),
+        tags=tuple(tag or ()),
+        after=after,
+        before=before,
+        min_length=min_length,
+    )
+    many = vid is None and is_library(source)
+    if many:
+        outputs.check_library()
+    elif not filters.is_empty or budget is not None:
+        raise GranAlignError(
+            f"{source}: got one video, expected a library for --budget, --video, --tag, --after, "
+            f"--before and --min-length; leave them out"
+        )
     index = None
-    if source.is_dir():
+    if source.is_dir() and not many:
         index = load_index(source, vid)
         frames = index.frames
         outputs.check_video(
             None if frames is None else frames.path, None if frames is None else frames.source
         )
         if not captions_only:
-            check_models(source, index, used, frames=config.scorer == "captions")
-    elif not holds_captions(source):
+            check_models(source, index.models, used, frames=config.scorer == "captions")
+    elif not many and not holds_captions(source):
         check_video_source(source, vid, opened)
 
     # 2. Load the models, and the captions or the video unless there is an index.
@@ -172,6 +228,20 @@ def search(
         top=top,
         captions_only=captions_only,
     )
+    if many:
+        library = open_library(source, retriever, hidden=outputs.form == "json")
+        if not captions_only:
+            check_library_models(library, used, frames=config.scorer == "captions")
+        search_library(
+            library,
+            request,
+            top=top,
+            refine=refine,
+            budget=budget,
+            filters=filters,
+            as_json=outputs.form == "json",
+        )
+        return
     if index is not None:
         check_encoder(source, index, retriever.encoder)
     elif holds_captions(source):

@@ -83,6 +83,22 @@ class Outputs:
         if self.form == "otio":
             check_extra("opentimelineio", "the format otio", "editors")
 
+    def check_library(self) -> None:
+        """Raise before any work if something is wanted that is made of one video."""
+        wishes = {
+            "--plot": self.plot,
+            "--contact-sheet": self.contact_sheet,
+            "--report": self.report,
+            "--clip": self.clip,
+            "--clips": self.clips,
+            f"--format {self.form}": self.form if self.form in EXPORTS else None,
+        }
+        for option, wish in wishes.items():
+            if wish is not None:
+                raise GranAlignError(
+                    f"{option}: got a library, expected one video; name it with --vid"
+                )
+
     def check_video(self, video: Path | None, source: VideoSource | None = None) -> None:
         """Raise before the search if a video is needed and missing, another one, or cannot be cut.
 

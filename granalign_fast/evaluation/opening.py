@@ -116,7 +116,7 @@ def _check_retriever(
     for index in indexes:
         folder = Path(source) / index.video.vid
         if by_captions and not captions_only:
-            check_models(folder, index, given, frames=True)
+            check_models(folder, index.models, given, frames=True)
         check_encoder(folder, index, retriever.encoder)
     if not by_captions:
         what = f"scorer {retriever.config.scorer!r}"

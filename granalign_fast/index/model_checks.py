@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from granalign_fast.errors import GranAlignError
@@ -13,12 +13,14 @@ from granalign_fast.protocols import TextEncoder
 from .video_index import VideoIndex
 
 
-def check_models(source: Path, index: VideoIndex, given: Iterable[str], *, frames: bool) -> None:
-    """Raise unless the models that looked at an index's frames are there to look again.
+def check_models(
+    source: Path, models: Mapping[str, str], given: Iterable[str], *, frames: bool
+) -> None:
+    """Raise unless the models that looked at the frames of indexes are there to look again.
 
     Args:
-        source: the folder of the index.
-        index: the index.
+        source: the folder of the index or the library.
+        models: fingerprints of the models that made it, by kind.
         given: kinds of the models that search.
         frames: whether the search needs the encoder of frames.
 
@@ -26,14 +28,14 @@ def check_models(source: Path, index: VideoIndex, given: Iterable[str], *, frame
         GranAlignError: a model is missing.
     """
     kinds = ("vlm", "clip") if frames else ("vlm",)
-    missing = [kind for kind in kinds if kind in index.models and kind not in given]
+    missing = [kind for kind in kinds if kind in models and kind not in given]
     if not missing:
         return
-    named = ", ".join(f"{kind} {index.models[kind]}" for kind in missing)
-    miniature = are_miniatures(index.models[kind] for kind in missing)
-    models = "--models miniatures" if miniature else "--models DIR with them"
+    named = ", ".join(f"{kind} {models[kind]}" for kind in missing)
+    miniature = are_miniatures(models[kind] for kind in missing)
+    remedy = "--models miniatures" if miniature else "--models DIR with them"
     raise GranAlignError(
-        f"{source}: was made with models that are not given ({named}), expected {models}; or "
+        f"{source}: was made with models that are not given ({named}), expected {remedy}; or "
         f"compare captions alone with --captions-only"
     )
 

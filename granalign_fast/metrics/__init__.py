@@ -13,6 +13,7 @@ from typing import Any
 from granalign_fast.datasets.records import MAX_OVERSHOOT_SECONDS
 from granalign_fast.jsonl import Record
 
+from .corpus import score_corpus
 from .distinct import distinct_of_each, score_distinct
 from .existence import auroc
 from .intervals import intervals
@@ -38,6 +39,7 @@ __all__ = [
     "moments_of_each",
     "qvhighlights_of_each",
     "retrieval_of_each",
+    "score_corpus",
     "score_distinct",
     "score_moments",
     "score_qvhighlights",

@@ -146,7 +146,7 @@ def test_more_queries_than_a_device_takes(device: str, monkeypatch: pytest.Monke
 def test_one_large_product_or_many_small_ones(
     worth_waking: int, dtype: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = importlib.import_module("granalign_fast.kernels.corpus")
+    module = importlib.import_module("granalign_fast.kernels.corpus_host")
     monkeypatch.setattr(module, "_WORTH_WAKING", worth_waking)
     rng = np.random.default_rng(0)
     asked, clips = whole(rng, 17, 9, dtype), whole(rng, 1100, 9, dtype)

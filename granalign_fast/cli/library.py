@@ -1,0 +1,238 @@
+"""``granalign library``: the videos of a library, and its upkeep."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from granalign_fast.files import escape_undecodable
+from granalign_fast.output.visible import visible
+
+from .options import Json, print_json, short
+from .verbosity import with_verbosity
+
+if TYPE_CHECKING:
+    from granalign_fast.library.records import CataloguedVideo
+    from granalign_fast.library.tags import Tags
+
+library_app = typer.Typer(no_args_is_help=True, help="Show a library of videos, and keep it up.")
+
+Folder = Annotated[Path, typer.Argument(metavar="LIB", help="What `granalign index` wrote.")]
+Names = Annotated[
+    list[str],
+    typer.Argument(metavar="VIDEO...", help="Ids, or the names or paths of files."),
+]
+
+
+@library_app.command("list")
+@with_verbosity
+def library_list(
+    library: Folder,
+    tag: Annotated[
+        list[str] | None, typer.Option(help="Only videos with this tag; can be repeated.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the videos: id, length, clips, date, tags, file."""
+    from granalign_fast.library.catalogue import open_catalogue
+    from granalign_fast.library.filters import Filters
+    from granalign_fast.library.tags import read_tags
+
+    catalogue, tags = open_catalogue(library), read_tags(library)
+    filters = Filters(tags=tuple(tag or ()))
+    videos = [video for video in catalogue.videos() if filters.passes(video, tags)]
+    damaged = {vid: reason for vid, (_, reason) in catalogue.damaged.items()}
+    if as_json:
+        print_json({"videos": [_record(video, tags) for video in videos], "damaged": damaged})
+    else:
+        _print_videos(videos, tags)
+    _report_damaged(damaged)
+
+
+@library_app.command("show")
+@with_verbosity
+def library_show(
+    library: Folder,
+    video: Annotated[str, typer.Argument(help="Its id, or the name or path of its file.")],
+    as_json: Json = False,
+) -> None:
+    """Show what a library knows about one video."""
+    from granalign_fast.library.catalogue import open_catalogue
+    from granalign_fast.library.tags import read_tags
+    from granalign_fast.library.upkeep import find_video
+
+    found = find_video(open_catalogue(library), video)
+    record = _record(found, read_tags(library))
+    if as_json:
+        print_json(record)
+        return
+    record["tags"] = ", ".join(record["tags"])
+    record["models"] = ", ".join(f"{kind} {name}" for kind, name in record["models"].items())
+    for name, value in record.items():
+        typer.echo(visible(f"{name}: {'-' if value in (None, '') else value}"))
+
+
+@library_app.command("remove")
+@with_verbosity
+def library_remove(library: Folder, videos: Names, as_json: Json = False) -> None:
+    """Remove videos: their indexes and tags. The video files stay."""
+    from granalign_fast.library.upkeep import remove_videos
+
+    vids = remove_videos(library, videos)
+    if as_json:
+        print_json({"removed": vids})
+        return
+    for vid in vids:
+        typer.echo(visible(f"removed: {vid}"))
+
+
+@library_app.command("tag")
+@with_verbosity
+def library_tag(
+    library: Folder,
+    videos: Names,
+    add: Annotated[list[str] | None, typer.Option(help="A tag; can be repeated.")] = None,
+    remove: Annotated[list[str] | None, typer.Option(help="A tag; can be repeated.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Add tags to videos, and remove others."""
+    from granalign_fast.library.catalogue import open_catalogue
+    from granalign_fast.library.upkeep import find_video, tag_videos
+
+    if not add and not remove:
+        raise typer.BadParameter("name a tag with --add or --remove", param_hint="TAGS")
+    catalogue = open_catalogue(library)
+    vids = [find_video(catalogue, name).vid for name in videos]
+    tags = tag_videos(library, vids, add or (), remove or ())
+    if as_json:
+        print_json({"tags": tags})
+        return
+    for vid, words in tags.items():
+        typer.echo(visible(f"{vid}: {', '.join(words) or '-'}"))
+
+
+@library_app.command("verify")
+@with_verbosity
+def library_verify(
+    library: Folder,
+    files: Annotated[bool, typer.Option("--files", help="Also read the video files.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Read every file, and compare it with its hash. The exit code is 1 if one is damaged."""
+    from granalign_fast.library.upkeep import verify_library
+
+    found = verify_library(library, files=files)
+    if as_json:
+        print_json(
+            {"videos": found.videos, "problems": found.problems, "catalogue": found.catalogue}
+        )
+    else:
+        whole = found.videos - len(found.problems)
+        typer.echo(f"{whole} of {found.videos} videos are whole")
+    for reason in (*found.problems.values(), *found.catalogue):
+        sys.stderr.write(f"granalign: {visible(reason)}\n")
+    if found.catalogue:
+        sys.stderr.write(f"granalign: run granalign library rebuild {short(library)}\n")
+    if found.problems or found.catalogue:
+        raise typer.Exit(1)
+
+
+@library_app.command("rebuild")
+@with_verbosity
+def library_rebuild(library: Folder, as_json: Json = False) -> None:
+    """Write the catalogue anew from the indexes. No model is needed."""
+    from granalign_fast.library.catalogue import update_catalogue
+
+    from .progress import progress_bar
+
+    with progress_bar("reading indexes", "videos", hidden=as_json) as advance:
+        progress = None if advance is None else lambda _, total: advance(1, total)
+        catalogue = update_catalogue(library, rebuild=True, progress=progress)
+    damaged = {vid: reason for vid, (_, reason) in catalogue.damaged.items()}
+    videos = catalogue.videos()
+    clips = sum(video.clips for video in videos)
+    if as_json:
+        print_json({"videos": len(videos), "clips": clips, "damaged": damaged})
+    else:
+        typer.echo(f"catalogue of {len(videos)} videos, {clips} clips")
+    _report_damaged(damaged)
+
+
+@library_app.command("move")
+@with_verbosity
+def library_move(
+    library: Folder,
+    old: Annotated[Path, typer.Argument(help="The folder or file as it was.")],
+    new: Annotated[Path, typer.Argument(help="The folder or file as it is now.")],
+    as_json: Json = False,
+) -> None:
+    """Write new paths: the video files were moved from OLD to NEW. Each is read and compared."""
+    from granalign_fast.index.relocation import relocate_videos
+    from granalign_fast.library.catalogue import open_catalogue
+
+    from .index import index_progress, report_indexes
+
+    failed: dict[str, str] = {}
+    with index_progress(hidden=as_json) as (_, reading):
+        moved = relocate_videos(
+            library,
+            old,
+            new,
+            on_error=lambda path, error: failed.update({str(path): str(error)}),
+            reading=reading,
+        )
+    open_catalogue(library)  # writes the new paths into it
+    report_indexes(moved, failed, "relocated", as_json=as_json)
+
+
+def _record(video: CataloguedVideo, tags: Tags) -> dict[str, Any]:
+    """Return a video as JSON."""
+    return {
+        "vid": video.vid,
+        "video": None if video.path is None else escape_undecodable(str(video.path)),
+        "seconds": video.seconds,
+        "clips": video.clips,
+        "clip_seconds": video.clip_seconds,
+        "date": _date(video),
+        "tags": list(tags.get(video.vid, ())),
+        "models": dict(video.models),
+    }
+
+
+def _date(video: CataloguedVideo) -> str | None:
+    if video.date is None:
+        return None
+    return datetime.fromtimestamp(video.date).astimezone().isoformat(timespec="seconds")
+
+
+def _print_videos(videos: list[CataloguedVideo], tags: Tags) -> None:
+    from rich.table import Table
+
+    from granalign_fast.output.tables import clock, show
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("video", overflow="fold")
+    for name in ("length", "clips"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("date", no_wrap=True)
+    table.add_column("tags", overflow="fold")
+    for video in videos:
+        date = (_date(video) or "-")[:10]
+        words = ", ".join(tags.get(video.vid, ()))
+        table.add_row(video.vid, clock(video.seconds, fine=False), f"{video.clips}", date, words)
+    show(table)
+    seconds = sum(video.seconds for video in videos)
+    typer.echo(f"{len(videos)} videos, {clock(seconds, fine=False)} in all")
+
+
+def _report_damaged(damaged: dict[str, str]) -> None:
+    """Name the indexes that cannot be read, and end with exit code 1 if there are any."""
+    if damaged:
+        sys.stderr.write(f"granalign: {len(damaged)} indexes cannot be read:\n")
+        for reason in damaged.values():
+            sys.stderr.write(f"  {visible(reason)}\n")
+        raise typer.Exit(1)

@@ -1,0 +1,159 @@
+"""``granalign search LIBRARY``: the moments of all videos that fit a query."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from granalign_fast.errors import GranAlignError
+from granalign_fast.files import escape_undecodable
+from granalign_fast.index.model_checks import check_models
+
+from .options import print_json
+from .progress import progress_bar
+
+if TYPE_CHECKING:
+    from granalign_fast.library import Filters, Library
+    from granalign_fast.library.results import LibraryMoment, LibraryResult, VideoHit
+    from granalign_fast.search.retriever import Retriever
+    from granalign_fast.types import Rewrites
+
+_log = logging.getLogger(__name__)
+
+
+def is_library(source: Path) -> bool:
+    """Return whether a folder holds the indexes of several videos, and is not one itself."""
+    from granalign_fast.index.manifest import MANIFEST
+    from granalign_fast.library.records import index_stamps
+
+    return source.is_dir() and not (source / MANIFEST).exists() and len(index_stamps(source)) > 1
+
+
+def open_library(source: Path, retriever: Retriever, *, hidden: bool) -> Library:
+    """Open a library; show how many indexes are read into its catalogue, if there are any."""
+    from granalign_fast.library import Library
+    from granalign_fast.library.catalogue import open_catalogue
+
+    with progress_bar("reading new indexes", "videos", hidden=hidden) as advance:
+        progress = None if advance is None else lambda _, total: advance(1, total)
+        return Library(open_catalogue(source, progress=progress), retriever)
+
+
+def check_library_models(library: Library, given: Iterable[str], *, frames: bool) -> None:
+    """Raise unless the models that looked at frames of any video are there to look again."""
+    models: dict[str, str] = {}
+    for video in library.videos():
+        models |= video.models
+    check_models(library.folder, models, given, frames=frames)
+
+
+def search_library(
+    library: Library,
+    query: str | Rewrites,
+    *,
+    top: int,
+    refine: int,
+    budget: float | None,
+    filters: Filters,
+    as_json: bool,
+) -> None:
+    """Search a library, and print the moments of all its videos.
+
+    Raises:
+        GranAlignError: no video is left to be searched.
+    """
+    result = library.search(query, top=top, refine=refine, budget=budget, filters=filters)
+    for stage, seconds in result.seconds.items():
+        _log.debug("%s took %.4f s", stage, seconds)
+    if not result.searched:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in result.left_out.items())
+        raise GranAlignError(
+            f"{library.folder}: got no video to search ({reasons or 'there is none'}); choose "
+            f"others, or give the models that made the indexes"
+        )
+    if as_json:
+        print_json(library_record(library, result))
+    else:
+        _print(library, result, chosen=not filters.is_empty)
+
+
+def library_record(library: Library, result: LibraryResult) -> dict[str, Any]:
+    """Return the answer of a library as JSON."""
+    files = {hit.video.vid: hit.video.path for hit in result.videos}
+    return {
+        "query": result.query.query,
+        "rewrites": result.query.to_record(),
+        "library": escape_undecodable(str(library.folder)),
+        "searched": result.searched,
+        "left_out": dict(result.left_out),
+        "complete": result.complete,
+        "warnings": list(_warnings(result)),
+        "moments": [_moment_record(moment, files[moment.vid]) for moment in result.moments],
+        "videos": [_video_record(hit) for hit in result.videos],
+        "seconds": {stage: round(value, 4) for stage, value in result.seconds.items()},
+    }
+
+
+def _moment_record(moment: LibraryMoment, path: Path | None) -> dict[str, Any]:
+    return {
+        "vid": moment.vid,
+        "video": None if path is None else escape_undecodable(str(path)),
+        "start": moment.start,
+        "end": moment.end,
+        "score": round(moment.score, 6),
+        "refined": moment.refined,
+        "exists": None if moment.exists is None else round(moment.exists, 4),
+        "caption": moment.caption,
+    }
+
+
+def _video_record(hit: VideoHit) -> dict[str, Any]:
+    path = hit.video.path
+    return {
+        "vid": hit.video.vid,
+        "video": None if path is None else escape_undecodable(str(path)),
+        "score": round(hit.score, 6),
+        "similarity": round(hit.similarity, 6),
+        "words": round(hit.words, 6),
+        "start": hit.start,
+        "end": hit.end,
+        "refined": hit.result is not None,
+    }
+
+
+def _warnings(result: LibraryResult) -> Iterable[str]:
+    """Yield what else there is to say about an answer."""
+    for vid, reason in result.errors.items():
+        yield f"{vid}: {reason}"
+    for reason, count in result.left_out.items():
+        if reason != "not chosen by the filters":
+            yield f"{count} videos were not searched: {reason}"
+
+
+def _print(library: Library, result: LibraryResult, *, chosen: bool) -> None:
+    from rich.table import Table
+
+    from granalign_fast.output.tables import clock, show
+
+    of = f"{result.searched} videos" + (" that the filters choose" if chosen else "")
+    table = Table(title=f"{result.query.query}  ({of})", title_justify="left")
+    table.add_column("video", overflow="fold")
+    for name in ("start", "end", "score"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("its best clip")
+    for moment in result.moments:
+        mark = "" if moment.refined else " *"
+        cells = clock(moment.start), clock(moment.end), f"{moment.score:.3f}{mark}"
+        table.add_row(moment.vid, *cells, moment.caption)
+    show(table)
+    if not all(moment.refined for moment in result.moments):
+        show("* by the first stage alone: --refine or --budget did not reach the video")
+    for warning in _warnings(result):
+        show(f"warning: {warning}")
+    if result.moments:
+        show(
+            f"more about a video: granalign search {library.folder} "
+            f"--vid {result.moments[0].vid} with the query"
+        )

@@ -1,0 +1,9 @@
+"""Many videos: their catalogue, the search of all of them, and their upkeep."""
+
+from __future__ import annotations
+
+from .filters import Filters
+from .library import Library
+from .results import LibraryMoment, LibraryResult, VideoHit
+
+__all__ = ["Filters", "Library", "LibraryMoment", "LibraryResult", "VideoHit"]

@@ -1,0 +1,322 @@
+"""The catalogue of a library: derived from its indexes, written whole or not at all.
+
+It lies in the folder ``.catalogue`` of the library: segments, and the pointer ``catalogue.json``,
+which names those that count. A writer makes new segments beside the old ones, then replaces the
+pointer by one rename, and only then deletes what the pointer no longer names. So a reader sees the
+catalogue of before or of after, and a writer that is killed leaves folders that nothing names.
+
+The indexes are the truth. Whoever opens a catalogue compares it with them: it leaves out what has
+no index any more, and adds what it lacks. No model is needed for that.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from granalign_fast.errors import GranAlignError
+from granalign_fast.index.manifest import write_durably
+
+from .merging import Group, grouped, merge_plan, write_segments
+from .records import CataloguedVideo, VideoRows, index_stamps, read_rows
+from .segment import Segment, SegmentRecord, sync_folder
+
+_log = logging.getLogger(__name__)
+
+FOLDER, POINTER = ".catalogue", "catalogue.json"
+_FORMAT = 1
+"""Format version of the catalogue; one of another version is built anew."""
+_ATTEMPTS = 20
+"""How often a reader looks again where a writer has replaced the catalogue in the meantime."""
+_PATIENCE = 5.0
+"""Seconds that a reader waits for another process that brings the catalogue up to date."""
+
+Progress = Callable[[int, int], None]
+"""Called with the number of indexes that were read, and of all that are to be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """An open catalogue.
+
+    Attributes:
+        folder: of the library.
+        segments: their rows are mapped into memory.
+        live: the numbers of the videos in each segment that count; the others have been replaced
+            or removed.
+        damaged: stamp and error of each index that cannot be read, by video id.
+        missing: the stamps of indexes that no segment has, by video id.
+    """
+
+    folder: Path
+    segments: tuple[Segment, ...] = ()
+    live: tuple[tuple[int, ...], ...] = ()
+    damaged: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+    def videos(self) -> list[CataloguedVideo]:
+        """Return all videos, sorted by id."""
+        pairs = zip(self.segments, self.live, strict=True)
+        found = (segment.videos[number] for segment, numbers in pairs for number in numbers)
+        return sorted(found, key=lambda video: video.vid)
+
+
+def open_catalogue(library: Path, *, progress: Progress | None = None) -> Catalogue:
+    """Open the catalogue of a library; it is brought up to date first if it is not.
+
+    Where another process is writing it, or the folder cannot be written, what the catalogue lacks
+    is put into temporary files, which last as long as this process needs them.
+
+    Args:
+        library: a folder of indexes.
+        progress: called while indexes are read.
+
+    Raises:
+        GranAlignError: there is no such folder, or it cannot be read.
+    """
+    catalogue = _read(library)
+    if not catalogue.missing:
+        return catalogue
+    try:
+        return update_catalogue(library, progress=progress)
+    except GranAlignError as error:
+        _log.info("the catalogue of %s is not written: %s", library, error)
+    catalogue = _read(library)
+    damaged = dict(catalogue.damaged)
+    known = {video.vid: video for segment in catalogue.segments for video in segment.videos}
+    added = temporary_catalogue(library, _read_indexes(catalogue, known, damaged, progress))
+    return Catalogue(
+        library,
+        (*catalogue.segments, *added.segments),
+        (*catalogue.live, *added.live),
+        damaged,
+    )
+
+
+def temporary_catalogue(library: Path, rows: Iterable[VideoRows]) -> Catalogue:
+    """Return a catalogue of rows in files that last as long as this process needs them.
+
+    Args:
+        library: the folder that the catalogue names.
+        rows: of videos.
+
+    Raises:
+        GranAlignError: the disk of temporary files is full.
+    """
+    with tempfile.TemporaryDirectory(prefix="granalign-") as name, _explaining(library):
+        records = write_segments(Path(name), rows)
+        # The files are mapped from here on, and stay until the maps go.
+        segments = tuple(Segment(Path(name) / record.name, record) for record in records)
+    live = tuple(tuple(range(len(segment.videos))) for segment in segments)
+    return Catalogue(library, segments, live)
+
+
+def update_catalogue(
+    library: Path, *, rebuild: bool = False, progress: Progress | None = None
+) -> Catalogue:
+    """Bring the catalogue on disk up to date, and open it.
+
+    A new video costs what its rows cost: they become a segment, and segments are merged when they
+    are of like size, so that a row is written again as often as the library has doubled.
+
+    Args:
+        library: a folder of indexes.
+        rebuild: forget what the catalogue holds, and read all indexes.
+        progress: called while indexes are read.
+
+    Raises:
+        GranAlignError: the folder cannot be read or written, the disk is full, or another process
+            is writing the catalogue.
+    """
+    stamps = index_stamps(library)  # also of a folder that is no library: before anything is made
+    with _locked(library):
+        # 1. Read what there is, and find out what it lacks.
+        before = _read(library)
+        known = {video.vid: video for segment in before.segments for video in segment.videos}
+        if rebuild:
+            before = Catalogue(library, missing=stamps)
+        damaged = {vid: known for vid, known in before.damaged.items() if vid in stamps}
+        root = library / FOLDER
+        _remove_others(root, [segment.folder.name for segment in before.segments])
+        # 2. Write new segments beside the old ones. A failure leaves the catalogue as it was.
+        kept = [
+            Group(segment, numbers)
+            for segment, numbers in zip(before.segments, before.live, strict=True)
+            if numbers
+        ]
+        try:
+            with _explaining(library):
+                rows = _read_indexes(before, known, damaged, progress)
+                records = write_segments(root, rows)
+                new = [Segment(root / record.name, record) for record in records]
+                kept += [Group(segment, tuple(range(len(segment.videos)))) for segment in new]
+                segments = [
+                    groups[0].segment if whole else _merged(root, groups)
+                    for groups, whole in merge_plan(kept)
+                ]
+                sync_folder(root)
+                # 3. One rename makes them the catalogue.
+                _write_pointer(root, [segment.record for segment in segments], damaged)
+        except BaseException:
+            _remove_others(root, [segment.folder.name for segment in before.segments])
+            raise
+        _remove_others(root, [segment.folder.name for segment in segments])
+        return _read(library)
+
+
+def _merged(root: Path, groups: list[Group]) -> Segment:
+    """Write the videos of several segments that count as one segment."""
+    (record,) = write_segments(root, grouped(groups))
+    return Segment(root / record.name, record)
+
+
+def _read(library: Path) -> Catalogue:
+    """Read the catalogue as it is on disk, and compare it with the indexes."""
+    root = library / FOLDER
+    for _ in range(_ATTEMPTS):
+        content = _pointer_bytes(root)
+        records, damaged = _parse_pointer(root / POINTER, content)
+        segments = []
+        for record in records:
+            try:
+                segments.append(Segment(root / record.name, record))
+            except (OSError, GranAlignError, LookupError, ValueError, ArithmeticError) as error:
+                _log.info("%s: a part of the catalogue cannot be read: %s", library, error)
+        # A part can be missing because a writer has replaced the catalogue since.
+        if len(segments) == len(records) or _pointer_bytes(root) == content:
+            break
+    stamps = index_stamps(library)
+    seen: set[str] = set()
+    live = []
+    for segment in segments:
+        numbers = tuple(
+            number
+            for number, video in enumerate(segment.videos)
+            if stamps.get(video.vid) == video.stamp and video.vid not in seen
+        )
+        seen.update(segment.videos[number].vid for number in numbers)
+        live.append(numbers)
+    damaged = {vid: known for vid, known in damaged.items() if stamps.get(vid) == known[0]}
+    missing = {vid: stamp for vid, stamp in stamps.items() if vid not in seen | damaged.keys()}
+    return Catalogue(library, tuple(segments), tuple(live), damaged, missing)
+
+
+def _pointer_bytes(root: Path) -> bytes:
+    """Return the content of the pointer; nothing if there is none."""
+    try:
+        return (root / POINTER).read_bytes()
+    except OSError:
+        return b""
+
+
+def _parse_pointer(
+    path: Path, content: bytes
+) -> tuple[list[SegmentRecord], dict[str, tuple[str, str]]]:
+    """Return the segments and the damaged indexes; none if the pointer is missing or torn."""
+    if not content:
+        return [], {}
+    try:
+        pointer = json.loads(content)
+        if pointer["format"] != _FORMAT:
+            return [], {}
+        damaged = {vid: (str(stamp), str(why)) for vid, (stamp, why) in pointer["damaged"].items()}
+        return [SegmentRecord.from_record(record) for record in pointer["segments"]], damaged
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        _log.info("%s: damaged, the catalogue is built anew (%s)", path, error)
+        return [], {}
+
+
+def _write_pointer(
+    root: Path, records: list[SegmentRecord], damaged: Mapping[str, tuple[str, str]]
+) -> None:
+    """Replace the pointer; from then on these segments are the catalogue."""
+    pointer = {
+        "format": _FORMAT,
+        "segments": [record.to_record() for record in records],
+        "damaged": dict(damaged),
+    }
+    write_durably(root / POINTER, (json.dumps(pointer, indent=1) + "\n").encode())
+    sync_folder(root)
+
+
+def _read_indexes(
+    catalogue: Catalogue,
+    known: Mapping[str, CataloguedVideo],
+    damaged: dict[str, tuple[str, str]],
+    progress: Progress | None,
+) -> Iterator[VideoRows]:
+    """Yield the rows of the indexes that a catalogue lacks; add those that cannot be read."""
+    for number, (vid, stamp) in enumerate(catalogue.missing.items(), 1):
+        try:
+            yield read_rows(catalogue.folder / vid, stamp, known.get(vid))
+        except GranAlignError as error:
+            damaged[vid] = stamp, str(error)
+        if progress:
+            progress(number, len(catalogue.missing))
+
+
+def _remove_others(root: Path, names: list[str]) -> None:
+    """Delete what is neither the pointer nor a named segment, such as what a killed writer left."""
+    with os.scandir(root) as entries:
+        others = [entry for entry in entries if entry.name not in (POINTER, *names)]
+    for other in others:
+        if other.is_dir(follow_symlinks=False):
+            shutil.rmtree(other.path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                os.unlink(other.path)
+
+
+@contextmanager
+def _locked(library: Path) -> Iterator[None]:
+    """Keep other writers of the catalogue out for the block; wait for one that is at work.
+
+    Raises:
+        GranAlignError: the folder cannot be written, or another process does not end.
+    """
+    root = library / FOLDER
+    with _explaining(library):
+        root.mkdir(exist_ok=True)
+        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        until = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise GranAlignError(
+                        f"{library}: another process is writing the catalogue; wait until it has "
+                        f"ended, and try again"
+                    ) from None
+                time.sleep(0.02)
+            except OSError as error:
+                raise GranAlignError(
+                    f"{library}: cannot be locked ({error.strerror or error}); move the library "
+                    f"to a local disk"
+                ) from None
+        yield
+    finally:
+        os.close(descriptor)  # the lock goes with it, however the process ends
+
+
+@contextmanager
+def _explaining(library: Path) -> Iterator[None]:
+    """Turn an OSError of the block into a GranAlignError."""
+    try:
+        yield
+    except OSError as error:
+        raise GranAlignError(
+            f"{library}: its catalogue cannot be written ({error.strerror or error}); free disk "
+            f"space, or correct the permissions"
+        ) from None

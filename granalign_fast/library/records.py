@@ -1,0 +1,206 @@
+"""What the catalogue knows about each video."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from granalign_fast.errors import GranAlignError
+from granalign_fast.files import escape_undecodable, is_sha256_cheap
+from granalign_fast.index import VideoIndex, VideoSource
+from granalign_fast.index.columns import is_text
+from granalign_fast.index.manifest import MANIFEST, path_record, read_path
+from granalign_fast.models.manifest import SENTENCE_ENCODER
+from granalign_fast.video.container import open_video
+
+
+@dataclass(frozen=True, slots=True)
+class CataloguedVideo:
+    """A video of a library.
+
+    Attributes:
+        vid: its id, the name of its index folder.
+        stamp: changes whenever its index does.
+        clips: how many it has.
+        clip_seconds: their length.
+        duration: seconds; None if unknown.
+        path: its file; None for an index of captions alone.
+        sha256: of the file; None for an index of captions alone.
+        date: when it was made, in seconds since 1970: the creation time in the file, or else the
+            date of the file. None if neither is known.
+        models: fingerprints of the models that made the index, by kind.
+    """
+
+    vid: str
+    stamp: str
+    clips: int
+    clip_seconds: float
+    duration: float | None
+    path: Path | None
+    sha256: str | None
+    date: float | None
+    models: Mapping[str, str]
+
+    @property
+    def encoder(self) -> str | None:
+        """The fingerprint of the sentence encoder; None if unknown."""
+        return self.models.get(SENTENCE_ENCODER)
+
+    @property
+    def seconds(self) -> float:
+        """The length of the video: its duration, or that of all its clips."""
+        return self.clips * self.clip_seconds if self.duration is None else self.duration
+
+    def second(self, clip: int) -> float:
+        """Return the second at which a clip begins; for the number after the last one, the end."""
+        return min(clip * self.clip_seconds, self.seconds)
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the video as JSON; `from_record` reads it."""
+        path = None if self.path is None else path_record(self.path)
+        return asdict(self) | {"path": path, "models": dict(self.models)}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> CataloguedVideo:
+        """Read what `to_record` returned; another record raises exceptions of many types."""
+        path = None if record["path"] is None else read_path(record["path"])
+        return cls(**{**record, "path": path})
+
+
+@dataclass(frozen=True, slots=True)
+class VideoRows:
+    """A video with its rows of the catalogue."""
+
+    video: CataloguedVideo
+    captions: tuple[str, ...]
+    embeddings: npt.NDArray[np.float16]
+    """`(clips, dim)`, of the captions."""
+    frames: npt.NDArray[np.float16] | None
+    """`(clips, dim)`, of the frames; None without a frame encoder."""
+
+
+def index_stamp(folder: Path) -> str | None:
+    """Return the stamp of an index folder, or None if the folder is no index.
+
+    The manifest of an index is replaced whenever anything in the folder is, and its time with it.
+    """
+    try:
+        status = (folder / MANIFEST).stat()
+    except OSError:
+        return None
+    return f"{status.st_mtime_ns}-{status.st_size}"
+
+
+def index_stamps(library: Path) -> dict[str, str]:
+    """Return the stamp of each index in a library, by video id.
+
+    Raises:
+        GranAlignError: the folder cannot be read.
+    """
+    try:
+        names = sorted(entry.name for entry in os.scandir(library) if entry.name[0] != ".")
+    except OSError as error:
+        raise GranAlignError(
+            f"{library}: cannot be read ({error.strerror or error}); name a folder that "
+            f"`granalign index` wrote"
+        ) from None
+    stamps = ((name, index_stamp(library / name)) for name in names)
+    return {name: stamp for name, stamp in stamps if stamp is not None}
+
+
+def read_rows(folder: Path, stamp: str, known: CataloguedVideo | None) -> VideoRows:
+    """Read an index folder, and check each of its files.
+
+    Args:
+        folder: of the index.
+        stamp: of the folder, taken before it is read.
+        known: what an earlier catalogue says about the video; its date is kept if the file is the
+            same, because the file may lie on a disk that is not connected now.
+
+    Raises:
+        GranAlignError: the index is damaged, or an embedding is not a number.
+    """
+    if not is_text(folder.name):
+        raise GranAlignError(
+            f"{escape_undecodable(str(folder))}: got a name that is not UTF-8; rename the folder"
+        )
+    return rows_of(VideoIndex.load(folder), folder.name, stamp, known)
+
+
+def rows_of(
+    index: VideoIndex, vid: str, stamp: str = "", known: CataloguedVideo | None = None
+) -> VideoRows:
+    """Return the rows of an index; arguments as for `read_rows`.
+
+    Raises:
+        GranAlignError: an embedding is not a number.
+    """
+    source = None if index.frames is None else index.frames.source
+    sha256 = None if source is None else source.sha256
+    date = None if source is None else creation_time(source)
+    if date is None and known is not None and known.sha256 == sha256:
+        date = known.date
+    if date is None and source is not None:
+        date = file_date(source)
+    frames = None if index.frames is None else index.frames.embeddings
+    video = CataloguedVideo(
+        vid=vid,
+        stamp=stamp,
+        clips=len(index.video.captions),
+        clip_seconds=index.video.clip_seconds,
+        duration=index.video.duration,
+        path=None if source is None else source.path,
+        sha256=sha256,
+        date=date,
+        models=dict(index.models),
+    )
+    return VideoRows(
+        video,
+        index.video.captions,
+        _halves(vid, index.embeddings),
+        None if frames is None else _halves(vid, frames),
+    )
+
+
+def _halves(vid: str, rows: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
+    with np.errstate(over="ignore"):  # becomes infinite, and is refused
+        halves = rows.astype(np.float16)
+    if not np.isfinite(halves).all():
+        raise GranAlignError(
+            f"video {vid!r}: got embeddings that are no numbers of float16, expected rows of unit "
+            f"length; delete its index and index the video again"
+        )
+    return halves
+
+
+def creation_time(source: VideoSource) -> float | None:
+    """Return the time that a camera wrote into a video, in seconds since 1970; None without one.
+
+    Only the file that was indexed is opened. A large file whose hash is not known any more would
+    have to be read for that, so it is not opened.
+    """
+    if not is_sha256_cheap(source.path, source.sha256):
+        return None
+    try:
+        with open_video(source.check()) as video:
+            text = video.container.metadata.get("creation_time", "")
+        created = datetime.fromisoformat(text).timestamp()
+    except (GranAlignError, ValueError, OverflowError, OSError):
+        return None
+    return created if created > 0 else None  # 0 of a camera whose clock was never set
+
+
+def file_date(source: VideoSource) -> float | None:
+    """Return when a video file was changed last, in seconds since 1970; None if it is not there."""
+    try:
+        status = source.path.stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_mtime if status.st_size == source.bytes else None

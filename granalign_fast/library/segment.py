@@ -1,0 +1,342 @@
+"""Segments: the files of the catalogue that hold rows, written once and never changed.
+
+A segment is a folder of the catalogue:
+
+==================  ==========================================================
+file                content
+==================  ==========================================================
+``videos.json``     the videos, in the order of their rows
+``clips.parquet``   a row for each clip: video, start, end, caption
+``captions.f16``    embeddings of the captions, float16 `(clips, dim)`
+``frames.f16``      embeddings of the frames, if a frame encoder made them
+``words.parquet``   the words of the inverted index, and their numbers of postings
+``postings.i32``    the stretches of each word, int32
+``counts.u16``      how often each of them holds the word, uint16
+``lengths.i32``     words of each stretch, int32
+==================  ==========================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from granalign_fast.errors import GranAlignError, one_line
+
+from .records import CataloguedVideo, VideoRows
+from .stretches import Stretches, stretch_edges, stretches_of
+from .words import Postings, PostingsBuilder
+
+VIDEOS, CLIPS, CAPTIONS, FRAMES = "videos.json", "clips.parquet", "captions.f16", "frames.f16"
+WORDS, POSTINGS, COUNTS, LENGTHS = "words.parquet", "postings.i32", "counts.u16", "lengths.i32"
+
+Halves = npt.NDArray[np.float16]
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRecord:
+    """A segment as the catalogue names it.
+
+    Attributes:
+        name: of its folder.
+        clips: its rows.
+        dim: numbers of a caption's embedding.
+        frame_dim: numbers of a frame's embedding; 0 without frames.
+        files: size in bytes and SHA-256 of each file.
+    """
+
+    name: str
+    clips: int
+    dim: int
+    frame_dim: int
+    files: dict[str, tuple[int, str]]
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the record as JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> SegmentRecord:
+        """Read what `to_record` returned; another record raises exceptions of many types."""
+        files = {str(name): (int(size), str(sha)) for name, (size, sha) in record["files"].items()}
+        for name in (record["name"], *files):
+            if Path(name).name != name:
+                raise ValueError(f"got {name!r}, expected a name without folders")
+        clips, dim, frame_dim = (int(record[name]) for name in ("clips", "dim", "frame_dim"))
+        return cls(str(record["name"]), clips, dim, frame_dim, files)
+
+
+class Segment:
+    """An open segment. Its arrays are memory maps, which outlive the deletion of their files.
+
+    Raises:
+        OSError: a file is missing.
+        GranAlignError: a file has another size or another content than it should.
+    """
+
+    def __init__(self, folder: Path, record: SegmentRecord) -> None:
+        self.folder, self.record = folder, record
+        for name, (size, _) in record.files.items():
+            if (got := (folder / name).stat().st_size) != size:
+                raise GranAlignError(f"{folder / name}: got {got} bytes, expected {size}")
+        try:
+            records = json.loads((folder / VIDEOS).read_bytes())
+            self.videos = tuple(map(CataloguedVideo.from_record, records))
+        except (ValueError, KeyError, TypeError) as error:
+            raise GranAlignError(f"{folder / VIDEOS}: damaged ({one_line(error)})") from None
+        self.offsets = np.cumsum([0, *(video.clips for video in self.videos)])
+        if self.offsets[-1] != record.clips:
+            raise GranAlignError(
+                f"{folder / VIDEOS}: got {self.offsets[-1]} clips, expected {record.clips}"
+            )
+        self.captions: Halves = self._map(CAPTIONS, np.float16, record.dim)
+        self.frames: Halves | None = (
+            self._map(FRAMES, np.float16, record.frame_dim) if record.frame_dim else None
+        )
+        self.stretches: Stretches = stretches_of(
+            (video.clips, video.clip_seconds) for video in self.videos
+        )
+        self._postings = self._map(POSTINGS, np.int32), self._map(COUNTS, np.uint16)
+        self._lengths = self._map(LENGTHS, np.int32)
+        # Opened now: the file may be deleted by the time that it is read.
+        self._words, self._clips = (self._open_parquet(name) for name in (WORDS, CLIPS))
+
+    def _map(self, name: str, dtype: Any, dim: int | None = None) -> npt.NDArray[Any]:
+        count = self.record.files[name][0] // np.dtype(dtype).itemsize
+        shape = (count,) if dim is None else (count // dim, dim)
+        if not count:
+            return np.empty(shape, dtype)  # an empty file cannot be mapped
+        return np.memmap(self.folder / name, dtype, "r", shape=shape)
+
+    def _open_parquet(self, name: str) -> Any:
+        import pyarrow
+        from pyarrow import parquet
+
+        try:
+            return parquet.ParquetFile(pyarrow.memory_map(str(self.folder / name)))
+        except pyarrow.ArrowException as error:
+            raise GranAlignError(f"{self.folder / name}: damaged ({one_line(error)})") from None
+
+    @cached_property
+    def postings(self) -> Postings:
+        """The inverted index of the segment's stretches.
+
+        Raises:
+            GranAlignError: its table is damaged.
+        """
+        table = self._read_table(self._words, WORDS)
+        sizes = table.column("stretches").to_numpy()
+        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        return Postings(table.column("word").to_pylist(), offsets, *self._postings, self._lengths)
+
+    def read_captions(self) -> list[str]:
+        """Return the captions of all clips.
+
+        Raises:
+            GranAlignError: the table of clips is damaged.
+        """
+        table = self._read_table(self._clips, CLIPS, ["caption"])
+        return table.column("caption").to_pylist()  # type: ignore[no-any-return]
+
+    def _read_table(self, file: Any, name: str, columns: list[str] | None = None) -> Any:
+        try:
+            return file.read(columns, use_threads=False)
+        except Exception as error:  # pyarrow raises many types on a damaged file
+            raise GranAlignError(
+                f"{self.folder / name}: damaged ({one_line(error)}); run granalign library rebuild "
+                f"{self.folder.parent.parent}"
+            ) from None
+
+    def rows(self, numbers: Iterable[int]) -> Iterator[VideoRows]:
+        """Yield the rows of some videos, by their numbers in the segment."""
+        captions = self.read_captions()
+        for number in numbers:
+            part = slice(int(self.offsets[number]), int(self.offsets[number + 1]))
+            yield VideoRows(
+                self.videos[number],
+                tuple(captions[part]),
+                self.captions[part],
+                None if self.frames is None else self.frames[part],
+            )
+
+    def find_damage(self) -> str | None:
+        """Read all files; return the reason why the segment is damaged, or None."""
+        for name, (_, expected) in self.record.files.items():
+            with (self.folder / name).open("rb") as file:
+                got = hashlib.file_digest(file, "sha256").hexdigest()
+            if got != expected:
+                return f"{self.folder / name}: got SHA-256 {got}, expected {expected}"
+        return None
+
+
+class SegmentWriter:
+    """Writes a segment as a new folder; nothing refers to it before the catalogue does.
+
+    Args:
+        folder: to make. After an error it is to be deleted, whatever it holds.
+
+    Raises:
+        OSError: here and in every method, if the disk is full or the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.clips = 0
+        self._videos: list[CataloguedVideo] = []
+        self._builder = PostingsBuilder()
+        self._dim = self._frame_dim = 0
+        self._open = ExitStack()
+        self._sinks: dict[str, _Sink] = {}
+        for name in (CLIPS, CAPTIONS, FRAMES):
+            self._sinks[name] = self._open.enter_context(_Sink(folder / name))
+        self._table = self._open.enter_context(_ClipTable(self._sinks[CLIPS]))
+
+    def add(self, rows: VideoRows) -> None:
+        """Add a video; its embeddings must have as many numbers as those of the other videos."""
+        video = rows.video
+        self._videos.append(video)
+        self._sinks[CAPTIONS].write(np.ascontiguousarray(rows.embeddings).data.cast("B"))
+        self._dim = rows.embeddings.shape[1]
+        if rows.frames is not None:
+            self._sinks[FRAMES].write(np.ascontiguousarray(rows.frames).data.cast("B"))
+            self._frame_dim = rows.frames.shape[1]
+        self._table.add(rows)
+        for begin, end in pairwise(stretch_edges(video.clips, video.clip_seconds)):
+            self._builder.add(rows.captions[begin:end])
+        self.clips += video.clips
+
+    def close(self) -> SegmentRecord:
+        """Write the rest, wait until all of it is on disk, and return the segment's record."""
+        self._open.close()
+        postings = self._builder.build()
+        contents = {
+            VIDEOS: json.dumps([video.to_record() for video in self._videos]).encode(),
+            WORDS: _word_table(postings),
+            POSTINGS: postings.documents.tobytes(),
+            COUNTS: postings.counts.tobytes(),
+            LENGTHS: postings.lengths.tobytes(),
+        }
+        for name, content in contents.items():
+            with _Sink(self.folder / name) as sink:
+                self._sinks[name] = sink
+                sink.write(content)
+        sync_folder(self.folder)
+        files = {name: (sink.bytes, sink.digest.hexdigest()) for name, sink in self._sinks.items()}
+        return SegmentRecord(self.folder.name, self.clips, self._dim, self._frame_dim, files)
+
+    def abandon(self) -> None:
+        """Close the files; the folder can then be deleted."""
+        with suppress(Exception):  # the disk may be full: the first error is the one to report
+            self._open.close()
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class _Sink:
+    """A new file that counts and hashes what is written, and is on disk when it is closed."""
+
+    def __init__(self, path: Path) -> None:
+        self.bytes, self.digest = 0, hashlib.sha256()
+        self.closed = False
+        self._file: IO[bytes] = path.open("xb")
+
+    def __enter__(self) -> _Sink:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed = True
+        with self._file as file:
+            file.flush()
+            os.fsync(file.fileno())
+
+    def write(self, content: Any) -> int:
+        """Append bytes."""
+        self._file.write(content)
+        self.digest.update(content)
+        size = len(content)
+        self.bytes += size
+        return size
+
+    def tell(self) -> int:
+        """Return the position, which pyarrow asks for."""
+        return self.bytes
+
+    def flush(self) -> None:
+        """Do nothing: pyarrow calls it often, and the file is flushed at its end."""
+
+
+class _ClipTable:
+    """Writes ``clips.parquet``, a row group for each so many clips."""
+
+    _GROUP = 1 << 16
+
+    def __init__(self, sink: _Sink) -> None:
+        import pyarrow
+        from pyarrow import parquet
+
+        fields = {"video": pyarrow.string(), "start": pyarrow.float64(), "end": pyarrow.float64()}
+        self._schema = pyarrow.schema(fields | {"caption": pyarrow.string()})
+        self._writer = parquet.ParquetWriter(sink, self._schema, compression="zstd")
+        self._columns: dict[str, list[Any]] = {name: [] for name in self._schema.names}
+
+    def __enter__(self) -> _ClipTable:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self._write()
+            self._writer.close()
+            return
+        with suppress(Exception):  # the disk may be full: the first error is the one to report
+            self._writer.close()
+
+    def add(self, rows: VideoRows) -> None:
+        """Add the clips of a video."""
+        edges = [rows.video.second(clip) for clip in range(rows.video.clips + 1)]
+        columns = self._columns
+        columns["video"] += [rows.video.vid] * rows.video.clips
+        columns["start"] += edges[:-1]
+        columns["end"] += edges[1:]
+        columns["caption"] += rows.captions
+        if len(columns["video"]) >= self._GROUP:
+            self._write()
+
+    def _write(self) -> None:
+        import pyarrow
+
+        self._writer.write_table(pyarrow.table(self._columns, schema=self._schema))
+        for values in self._columns.values():
+            values.clear()
+
+
+def _word_table(postings: Postings) -> bytes:
+    import io
+
+    import pyarrow
+    from pyarrow import parquet
+
+    sizes = np.diff(postings.offsets)
+    table = pyarrow.table({"word": pyarrow.array(postings.words, pyarrow.string())})
+    table = table.append_column("stretches", pyarrow.array(sizes, pyarrow.int64()))
+    sink = io.BytesIO()
+    parquet.write_table(table, sink, compression="zstd")
+    return sink.getvalue()

@@ -1,0 +1,175 @@
+"""The upkeep of a library: removing videos, and checking that all its files are whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from granalign_fast.errors import GranAlignError, listed
+from granalign_fast.files import sha256_of
+from granalign_fast.index import VideoIndex
+from granalign_fast.index.naming import is_named
+from granalign_fast.index.work_folder import WorkFolder, lock_folder
+
+from .catalogue import Catalogue, open_catalogue, update_catalogue
+from .records import CataloguedVideo, index_stamps
+from .tags import check_tags, read_tags, write_tags
+
+_REMOVED = ".removed"
+"""Where the indexes of removed videos lie until they are deleted."""
+
+
+def find_video(catalogue: Catalogue, name: str) -> CataloguedVideo:
+    """Return the video of a name: its id, its file's name, or the end of its file's path.
+
+    Raises:
+        GranAlignError: there is none of this name, or several; the message lists some.
+    """
+    videos = {video.vid: video for video in catalogue.videos()}
+    if name in videos:
+        return videos[name]
+    matches = [video for video in videos.values() if is_named(video.path, video.vid, name)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        ids = listed([f"{video.vid!r} of {video.path}" for video in matches])
+        raise GranAlignError(
+            f"{catalogue.folder}: has {len(matches)} videos {name!r}; name one by its id: {ids}"
+        )
+    known = f", such as {listed(list(map(repr, videos)))}" if videos else ""
+    raise GranAlignError(
+        f"{catalogue.folder}: has no video {name!r}; expected one of its {len(videos)}{known}"
+    )
+
+
+def remove_videos(library: Path, names: Sequence[str]) -> list[str]:
+    """Remove videos from a library: their indexes, their rows and their tags. Video files stay.
+
+    The index of a video leaves its place by one rename. From then on the video is gone, whatever
+    happens to this process: no catalogue that is read or rebuilt later has it.
+
+    Args:
+        library: a folder of indexes.
+        names: as for `find_video`.
+
+    Returns:
+        The ids of the videos.
+
+    Raises:
+        GranAlignError: there is no such video, and then none is removed; another process is
+            indexing into the library; or a folder cannot be changed.
+    """
+    index_stamps(library)  # raises if there is no such folder, which the lock would make
+    with lock_folder(library):
+        # A run that was killed may have an index out of its place, which must not come back later.
+        WorkFolder(library).recover()
+        catalogue = open_catalogue(library)
+        vids = list(dict.fromkeys(_removable(catalogue, name) for name in names))
+        removed = library / _REMOVED
+        try:
+            shutil.rmtree(removed, ignore_errors=True)  # of a process that was killed
+            removed.mkdir()
+            for vid in vids:
+                (library / vid).rename(removed / vid)
+        except OSError as error:
+            raise GranAlignError(
+                f"{error.filename}: cannot be removed ({error.strerror or error}); correct the "
+                f"permissions"
+            ) from None
+        # Of all that have no index, for a process that was killed here.
+        if (tags := read_tags(library)).keys() - (left := index_stamps(library)).keys():
+            write_tags(library, {vid: words for vid, words in tags.items() if vid in left})
+        shutil.rmtree(removed, ignore_errors=True)
+        update_catalogue(library)
+    return vids
+
+
+def _removable(catalogue: Catalogue, name: str) -> str:
+    """Return the id of a video that is removed by name; a damaged index has no other name."""
+    return name if name in catalogue.damaged else find_video(catalogue, name).vid
+
+
+def tag_videos(
+    library: Path, vids: Iterable[str], add: Sequence[str] = (), remove: Sequence[str] = ()
+) -> dict[str, tuple[str, ...]]:
+    """Add tags to videos and remove others.
+
+    Args:
+        library: a folder of indexes.
+        vids: ids of the videos.
+        add: tags that they get.
+        remove: tags that they lose.
+
+    Returns:
+        The tags of these videos.
+
+    Raises:
+        GranAlignError: a tag is blank, or the library cannot be written.
+    """
+    added, removed = check_tags(add), set(check_tags(remove))
+    index_stamps(library)
+    with lock_folder(library):
+        tags = read_tags(library)
+        for vid in vids:
+            words = dict.fromkeys((*tags.get(vid, ()), *added))
+            tags[vid] = tuple(word for word in words if word not in removed)
+        write_tags(library, tags)
+    return {vid: tags[vid] for vid in vids}
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What a check of a library found.
+
+    Attributes:
+        videos: how many indexes were read.
+        problems: the reason for each video, by id, that its index or its file is not as it was.
+        catalogue: what is wrong with the catalogue; `granalign library rebuild` mends it.
+    """
+
+    videos: int
+    problems: dict[str, str]
+    catalogue: tuple[str, ...]
+
+
+def verify_library(library: Path, *, files: bool = False) -> Verification:
+    """Read every file of a library, and compare it with its hash.
+
+    Args:
+        library: a folder of indexes.
+        files: also read the video files.
+
+    Raises:
+        GranAlignError: there is no such folder, or it cannot be read.
+    """
+    catalogue = open_catalogue(library)
+    problems = {}
+    vids = sorted(index_stamps(library))
+    for vid in vids:
+        try:
+            index = VideoIndex.load(library / vid)
+            source = None if index.frames is None else index.frames.source
+            if files and source is not None and sha256_of(source.path) != source.sha256:
+                raise GranAlignError(
+                    f"{source.path}: has another content than the file that was indexed; index it "
+                    f"again"
+                )
+        except GranAlignError as error:
+            problems[vid] = str(error)
+    damage = [segment.find_damage() for segment in catalogue.segments]
+    return Verification(len(vids), problems, tuple(text for text in damage if text))
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the size of all files in a folder."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += (Path(parent) / name).lstat().st_size
+            except FileNotFoundError:  # a writer deleted it meanwhile
+                continue
+    return total

@@ -1,0 +1,94 @@
+"""`granalign search LIBRARY QUERY`, through the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from test_schemas import check
+
+from granalign_fast import CaptionedVideo, MomentRetriever, SentenceEncoder
+from granalign_fast.cli.app import app
+from granalign_fast.errors import GranAlignError
+from granalign_fast.library.upkeep import tag_videos
+
+SCENES = {
+    "street": ["a man sits on a bench"] * 8 + ["a red car on the road"] * 4 + ["an empty road"] * 8,
+    "yard": ["a green lawn"] * 5 + ["two dogs play with a ball"] * 5,
+    "kitchen": ["a woman cuts onions"] * 9,
+}
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Path:
+    folder = tmp_path_factory.mktemp("library")
+    retriever = MomentRetriever(SentenceEncoder(minilm))
+    for name, captions in SCENES.items():
+        retriever.index(CaptionedVideo(name, tuple(captions))).save(folder / name)
+    tag_videos(folder, ["yard"], ["trip"])
+    return folder
+
+
+def run(capsys: pytest.CaptureFixture[str], minilm: Path, *words: object) -> str:
+    """Run a search that ends well; return its stdout."""
+    capsys.readouterr()
+    arguments = ["search", *map(str, words), "--encoder", str(minilm)]
+    with pytest.raises(SystemExit) as end:
+        typer.main.get_command(app)(arguments)
+    assert not end.value.code
+    return capsys.readouterr().out
+
+
+def test_all_videos_are_searched(
+    library: Path, minilm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = json.loads(run(capsys, minilm, library, "a vehicle drives by", "--json", "--refine=2"))
+    check(answer, "search-library")
+    assert (answer["searched"], answer["complete"], answer["warnings"]) == (3, True, [])
+    best = answer["moments"][0]
+    assert (best["vid"], best["refined"], best["caption"]) == (
+        "street",
+        True,
+        "a red car on the road",
+    )
+    assert abs(best["start"] - 16) <= 2
+    assert [hit["refined"] for hit in answer["videos"]] == [True, True, False]
+
+    table = run(capsys, minilm, library, "a vehicle drives by", "--refine=0")
+    assert "a vehicle drives by  (3 videos)" in table
+    assert "* by the first stage alone" in table
+    assert "--vid street" in table
+    table = run(capsys, minilm, library, "dogs", "--tag=trip")
+    assert "dogs  (1 videos that the filters choose)" in table
+    assert "street" not in table
+
+
+def test_one_video_of_it_is_searched_as_before(
+    library: Path, minilm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = ("--captions-only", "--json")
+    answer = json.loads(run(capsys, minilm, library / "yard", "dogs", *alone))
+    check(answer, "search")
+    assert answer["vid"] == "yard"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("", "--clip=a.mp4"), "--clip: got a library, expected one video; name it with --vid"),
+        (("", "--format=srt"), "--format srt: got a library"),
+        (("", "--after=soon"), "after: got 'soon', expected a date"),
+        (("", "--tag=none"), r"got no video to search \(3 not chosen by the filters\)"),
+        (("yard", "--tag=trip"), "yard: got one video, expected a library for --budget, --video"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(
+    library: Path, minilm: Path, words: tuple[Any, ...], message: str
+) -> None:
+    source, *options = words
+    arguments = ["search", str(library / source), "dogs", "--encoder", str(minilm), *options]
+    with pytest.raises(GranAlignError, match=message):
+        typer.main.get_command(app)(arguments)

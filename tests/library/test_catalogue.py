@@ -1,0 +1,207 @@
+"""The catalogue equals the indexes, whatever has happened to it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.fakes import BagOfWords
+from helpers.libraries import contents, expected_contents, write_index
+
+from granalign_fast.errors import GranAlignError
+from granalign_fast.library import catalogue as module
+from granalign_fast.library.catalogue import FOLDER, POINTER, open_catalogue, update_catalogue
+from granalign_fast.library.upkeep import remove_videos
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    """Six videos of different lengths, catalogued one after another."""
+    for number, clips in enumerate((76, 3, 200, 1, 40, 8)):
+        write_index(tmp_path / f"video {number}", clips, seed=number)
+        open_catalogue(tmp_path)
+    return tmp_path
+
+
+def test_appended_rows_are_those_of_the_indexes(library: Path) -> None:
+    catalogue = open_catalogue(library)
+    assert contents(catalogue) == expected_contents(library)
+    assert not catalogue.missing
+    # Segments of like size are merged: there are fewer than videos, and no folder is left over.
+    assert len(catalogue.segments) < 4
+    names = {path.name for path in (library / FOLDER).iterdir()}
+    assert names == {POINTER, *(segment.folder.name for segment in catalogue.segments)}
+
+
+def test_a_rebuilt_catalogue_is_equal(library: Path) -> None:
+    before = contents(open_catalogue(library))
+    catalogue = update_catalogue(library, rebuild=True)
+    assert contents(catalogue) == before
+    assert len(catalogue.segments) == 1
+
+
+def test_appending_reads_only_the_new_index(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_index(library / "new", 5, seed=9)
+    read: list[str] = []
+    real = module.read_rows
+    monkeypatch.setattr(
+        module,
+        "read_rows",
+        lambda folder, *rest: (read.append(folder.name), real(folder, *rest))[1],
+    )
+    open_catalogue(library)
+    open_catalogue(library)
+    assert read == ["new"]
+
+
+def _tear_pointer(root: Path) -> None:
+    path = root / POINTER
+    path.write_bytes(path.read_bytes()[:50])
+
+
+def _tear_rows(root: Path) -> None:
+    path = next(root.glob("*/captions.f16"))
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+def _tear_videos(root: Path) -> None:
+    path = next(root.glob("*/videos.json"))
+    path.write_bytes(b"[" + b"x" * (path.stat().st_size - 1))
+
+
+def _tear_table(root: Path) -> None:
+    path = next(root.glob("*/clips.parquet"))
+    path.write_bytes(b"x" * path.stat().st_size)
+
+
+def _age(root: Path) -> None:
+    pointer = json.loads((root / POINTER).read_text())
+    (root / POINTER).write_text(json.dumps(pointer | {"format": 0}))
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        shutil.rmtree,
+        lambda root: (root / POINTER).unlink(),
+        lambda root: shutil.rmtree(next(root.glob("segment-*"))),
+        lambda root: (root / POINTER).write_text("[]"),
+        _tear_pointer,
+        _tear_rows,
+        _tear_videos,
+        _tear_table,
+        _age,
+    ],
+)
+def test_a_torn_catalogue_is_made_again(library: Path, harm: Callable[[Path], object]) -> None:
+    before = contents(open_catalogue(library))
+    harm(library / FOLDER)
+    assert contents(open_catalogue(library)) == before
+    assert contents(open_catalogue(library)) == before
+
+
+def test_a_table_that_is_damaged_inside_is_named_with_its_remedy(library: Path) -> None:
+    """Its size is right, and hashes are not checked at each call: a read finds it."""
+    for segment in open_catalogue(library).segments:
+        path = segment.folder / "words.parquet"
+        content = bytearray(path.read_bytes())
+        content[4:100] = bytes(96)
+        path.write_bytes(content)
+    segment = open_catalogue(library).segments[0]
+    with pytest.raises(GranAlignError, match=f"run granalign library rebuild {library}"):
+        _ = segment.postings
+    assert contents(update_catalogue(library, rebuild=True)) == expected_contents(library)
+
+
+def test_a_segment_of_removed_videos_is_written_again(library: Path) -> None:
+    before = sum(segment.record.clips for segment in open_catalogue(library).segments)
+    remove_videos(library, ["video 2"])
+    catalogue = open_catalogue(library)
+    assert sum(segment.record.clips for segment in catalogue.segments) == before - 200
+    assert contents(catalogue) == expected_contents(library)
+
+
+def test_names_lead_nowhere_else(library: Path) -> None:
+    open_catalogue(library)
+    pointer = json.loads((library / FOLDER / POINTER).read_text())
+    pointer["segments"][0]["name"] = "../elsewhere"
+    (library / FOLDER / POINTER).write_text(json.dumps(pointer))
+    assert contents(open_catalogue(library)) == expected_contents(library)
+
+
+def test_a_damaged_index_costs_itself_and_is_not_read_twice(
+    library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_index(library / "bad", 5, seed=9)
+    (library / "bad" / "clips.parquet").write_bytes(b"torn")
+    catalogue = open_catalogue(library)
+    assert [video.vid for video in catalogue.videos()] == [f"video {i}" for i in range(6)]
+    assert "bad/clips.parquet: altered" in catalogue.damaged["bad"][1]
+    monkeypatch.setattr(module, "read_rows", None)
+    assert open_catalogue(library).damaged.keys() == {"bad"}
+
+
+def test_embeddings_of_other_lengths_have_segments_of_their_own(library: Path) -> None:
+    write_index(library / "short", 5, seed=9, dim=8)
+    write_index(library / "with frames", 5, seed=10, frame_dim=4)
+    catalogue = open_catalogue(library)
+    assert contents(catalogue) == expected_contents(library)
+    keys = [(one.record.dim, one.record.frame_dim) for one in catalogue.segments]
+    assert set(keys) == {(BagOfWords.dim, 0), (8, 0), (BagOfWords.dim, 4)}
+
+
+def test_a_full_disk_leaves_the_catalogue_as_it_was(library: Path) -> None:
+    before = contents(open_catalogue(library))
+    write_index(library / "new", 500, seed=9)
+    code = (
+        "import resource, sys; from pathlib import Path\n"
+        "from granalign_fast.errors import GranAlignError\n"
+        "from granalign_fast.library.catalogue import update_catalogue\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+        "try: update_catalogue(Path(sys.argv[1]))\n"
+        "except GranAlignError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, library], capture_output=True, text=True)
+    assert "its catalogue cannot be written (File too large); free disk space" in done.stdout
+    assert done.stderr == ""
+    on_disk = contents(module._read(library))
+    assert on_disk == {vid: rows for vid, rows in before.items() if vid != "new"}
+    assert contents(open_catalogue(library)) == expected_contents(library)
+
+
+def test_what_cannot_be_written_is_kept_in_memory(
+    library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader of a folder that it cannot write, or while a writer holds the lock."""
+    write_index(library / "new", 5, seed=9)
+    monkeypatch.setattr(module, "_PATIENCE", 0.0)
+    with module._locked(library):
+        catalogue = open_catalogue(library)
+        assert contents(catalogue) == expected_contents(library)
+        with pytest.raises(GranAlignError, match="another process is writing the catalogue"):
+            update_catalogue(library)
+    assert "new" not in contents(module._read(library))
+
+
+def test_an_open_catalogue_outlives_its_files(library: Path) -> None:
+    catalogue = open_catalogue(library)
+    update_catalogue(library, rebuild=True)
+    shutil.rmtree(library / FOLDER)
+    assert contents(catalogue) == expected_contents(library)
+
+
+def test_rows_that_are_no_numbers_are_refused(library: Path) -> None:
+    write_index(library / "bad", 5, seed=9, value=np.nan)
+    assert "no numbers of float16" in open_catalogue(library).damaged["bad"][1]
+
+
+def test_no_folder_is_made_for_a_wrong_name(tmp_path: Path) -> None:
+    with pytest.raises(GranAlignError, match="cannot be read"):
+        open_catalogue(tmp_path / "none")
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,227 @@
+"""The search of a library, by an encoder that counts words."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.fakes import BagOfWords
+from helpers.libraries import write_index
+
+from granalign_fast.datasets import AnnotatedQuery
+from granalign_fast.errors import GranAlignError
+from granalign_fast.index import VideoIndex
+from granalign_fast.library import Filters, Library
+from granalign_fast.library import first_stage as module
+from granalign_fast.library.evaluation import evaluate_corpus
+from granalign_fast.library.upkeep import remove_videos, tag_videos
+from granalign_fast.search.retriever import Retriever
+from granalign_fast.types import Rewrites
+
+PLAIN = "a man sits"
+
+
+def captions(clips: int, shown: str, begin: int, end: int) -> tuple[str, ...]:
+    return tuple(shown if begin <= clip < end else PLAIN for clip in range(clips))
+
+
+SCENES = {
+    "street": captions(60, "a red car", 10, 16),
+    "yard": captions(40, "two dogs run", 20, 26),
+    "kitchen": captions(30, "a woman cuts a red onion", 3, 9),
+    "day": captions(3000, "a white horse jumps", 2500, 2506),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("library")
+    for number, (name, texts) in enumerate(SCENES.items()):
+        write_index(folder / name, len(texts), seed=number, captions=texts)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def library(folder: Path) -> Library:
+    return Library.open(folder, Retriever(BagOfWords()))
+
+
+@pytest.mark.parametrize(
+    ("query", "vid", "start", "end"),
+    [
+        ("a red car", "street", 20, 32),
+        ("dogs", "yard", 40, 52),
+        ("woman cuts onion", "kitchen", 6, 18),
+        ("horse jumps", "day", 5000, 5012),
+    ],
+)
+def test_finds_the_video_and_the_moment(
+    library: Library, query: str, vid: str, start: float, end: float
+) -> None:
+    result = library.search(query)
+    assert result.searched == 4
+    assert result.complete
+    assert not result.errors
+    best = result.moments[0]
+    assert (best.vid, best.refined) == (vid, True)
+    assert abs(best.start - start) <= 4
+    assert abs(best.end - end) <= 4
+    assert best.caption == SCENES[vid][round(start / 2)]
+    hit = result.videos[0]
+    assert hit.video.vid == vid
+    # Of a video of hours, it names the minutes.
+    assert hit.start <= start < hit.end <= hit.start + 152
+    assert [moment.score for moment in result.moments] == sorted(
+        (moment.score for moment in result.moments), reverse=True
+    )
+
+
+def test_stages_come_one_after_another(library: Library) -> None:
+    stages = list(library.stages("a red car", refine=4, budget=100.0))
+    assert [stage.complete for stage in stages][-1]
+    first, *_, last = stages
+    assert not first.complete
+    assert not any(moment.refined for moment in first.moments)
+    # What stands in for the second stage is the run of clips around the best one.
+    assert (first.moments[0].start, first.moments[0].end) == (20.0, 32.0)
+    assert all(moment.refined for moment in last.moments)
+    assert [hit.video.vid for hit in first.videos] == [hit.video.vid for hit in last.videos]
+
+
+def test_what_is_not_reached_is_marked(library: Library) -> None:
+    result = library.search("a red car", refine=1, top=20)
+    assert {moment.vid for moment in result.moments if moment.refined} == {"street"}
+    assert {moment.vid for moment in result.moments if not moment.refined} >= {"kitchen"}
+    assert result.complete
+    result = library.search("a red car", budget=0.0)
+    assert not result.complete
+    assert not any(moment.refined for moment in result.moments)
+
+
+def test_many_queries_at_once_give_what_each_alone_gives(library: Library) -> None:
+    queries: Sequence[Any] = ["a red car", Rewrites("a dog", ("dogs run",)), "horse"]
+    for query, together in zip(queries, library.search_many(queries), strict=True):
+        alone = library.search(query)
+        assert together.moments == alone.moments
+        assert together.query == alone.query
+
+
+def test_filters_choose_before_the_search(folder: Path, library: Library) -> None:
+    tag_videos(folder, ["yard", "kitchen"], ["mine"])
+    result = library.search("a red car", filters=Filters(tags=["mine"]))
+    assert result.searched == 2
+    assert result.left_out == {"not chosen by the filters": 2}
+    assert {hit.video.vid for hit in result.videos} == {"yard", "kitchen"}
+    result = library.search("a red car", filters=Filters(videos=["d*"], min_length=3600))
+    assert {hit.video.vid for hit in result.videos} == {"day"}
+    nothing = library.search("a red car", filters=Filters(videos=["none"]))
+    assert (nothing.searched, nothing.moments, nothing.videos) == (0, (), ())
+
+
+def test_scattered_videos_are_searched_as_joined_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(9):
+        write_index(tmp_path / f"v{number}", 20, seed=number)
+    library = Library.open(tmp_path, Retriever(BagOfWords()))
+    filters = Filters(videos=["v[13579]"])
+    joined = library.search("a red dog jumps", filters=filters)
+    monkeypatch.setattr(module, "_MOST_RANGES", 1)
+    monkeypatch.setattr(module, "_GATHERED", 30)
+    monkeypatch.setattr(module, "MOST", 7)
+    scattered = library.search("a red dog jumps", filters=filters)
+    assert scattered.moments == joined.moments
+
+
+def test_the_first_stage_is_that_of_plain_loops(library: Library) -> None:
+    """The weighted mean of each text's five best cosines in each stretch of each video."""
+    query = Rewrites("a red car", ("red", "car on a street"))
+    result = library.search(query, refine=0)
+    texts = BagOfWords().encode([query.query, *query.simplified])
+    assert len(result.videos) == 4
+    for hit in result.videos:
+        index = VideoIndex.load(library.folder / hit.video.vid)
+        rows = index.embeddings[round(hit.start / 2) : round(hit.end / 2)]
+        best = [np.sort(rows.astype(np.float16) @ text)[-5:].mean() for text in texts]
+        wanted = (3 * best[0] + best[1] + best[2]) / 5
+        assert abs(hit.similarity - wanted) < 1e-3
+        assert abs(hit.score - hit.similarity - 0.65 * hit.words) < 1e-6
+
+
+def test_short_stretches_have_the_mean_of_what_they_have() -> None:
+    cosines = np.array([[0.1, 0.9, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]], np.float32)
+    means = module.best_means(cosines, np.array([0, 2]), np.array([2, 6]))
+    np.testing.assert_allclose(means, [[0.5, 0.5]], rtol=1e-6)
+
+
+def test_a_video_of_another_encoder_is_left_out(tmp_path: Path) -> None:
+    write_index(tmp_path / "one", 5, seed=1)
+    write_index(tmp_path / "two", 5, seed=2, dim=8)
+    library = Library.open(tmp_path, Retriever(BagOfWords()))
+    assert library.search("a dog").left_out == {"embedded by another sentence encoder": 1}
+
+    class Other(BagOfWords):
+        fingerprint = "another"
+
+    result = Library.open(tmp_path, Retriever(Other())).search("a dog")
+    assert (result.searched, result.left_out) == (0, {"embedded by another sentence encoder": 2})
+
+
+def test_a_video_that_goes_meanwhile_costs_only_itself(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "library"
+    shutil.copytree(folder, copy)
+    library = Library.open(copy, Retriever(BagOfWords()))
+    remove_videos(copy, ["street"])
+    result = library.search("a red car")
+    assert "no such folder" in result.errors["street"]
+    assert {moment.vid for moment in result.moments} == {"yard", "kitchen", "day"}
+    again = Library.open(copy, Retriever(BagOfWords()))
+    assert "street" not in {hit.video.vid for hit in again.search("a red car").videos}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"top": 0}, "top: got 0, expected an integer from 1"),
+        ({"refine": -1}, "refine: got -1, expected an integer from 0"),
+        ({"budget": -1.0}, "budget: got -1.0, expected seconds from 0"),
+        ({"query": " "}, "query: got ' '"),
+    ],
+)
+def test_bad_arguments_are_named(library: Library, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(GranAlignError, match=message):
+        library.search(**{"query": "a dog", **arguments})
+
+
+def test_an_empty_folder_is_no_library(tmp_path: Path) -> None:
+    with pytest.raises(GranAlignError, match="got no indexes, expected a folder of them"):
+        Library.open(tmp_path, Retriever(BagOfWords()))
+
+
+def test_a_library_in_memory_is_searched_as_one_on_disk(library: Library, folder: Path) -> None:
+    indexes = [VideoIndex.load(folder / vid) for vid in SCENES]
+    assert Library.of(indexes, Retriever(BagOfWords())).search("a red car").moments == (
+        library.search("a red car").moments
+    )
+    with pytest.raises(GranAlignError, match="got 5 of 4 ids, expected at least one index"):
+        Library.of([*indexes, indexes[0]], library.retriever)
+
+
+def test_evaluation_counts_what_the_search_finds(library: Library) -> None:
+    queries = [
+        AnnotatedQuery(1, "street", Rewrites("a red car"), windows=((20.0, 32.0),)),
+        AnnotatedQuery(2, "yard", Rewrites("two dogs run"), windows=((40.0, 52.0),)),
+        # The video does not show this one.
+        AnnotatedQuery(3, "yard", Rewrites("a white horse jumps"), windows=((0.0, 4.0),)),
+    ]
+    done = []
+    found = evaluate_corpus(library, queries, progress=lambda more, total: done.append(more))
+    assert found.metrics["video-R@1"] == 66.67
+    assert found.metrics["moment-R@1,IoU=0.5"] == 66.67
+    assert found.counts == {"queries": 3, "videos": 4, "clips": 3130}
+    assert set(found.seconds) == {"rewrite", "embed", "first_stage", "refine"}
+    assert sum(done) == 3
