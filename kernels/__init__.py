@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from .context import ContextRules, context
 from .corpus import Top, corpus
-from .feedback import FeedbackRules, Moved, feedback, mixed_rows, refined_curves
+from .feedback import FeedbackRules, Moved, feedback, refined_curves
 from .nms import Ranked, nms
 from .proposal_rules import ProposalRules
 from .proposals import Proposals, proposals
-from .ranking import Ranking, RankingRules, warm_up
+from .ranking import Ranking, RankingRules, mixed_rows, warm_up
 from .similarity import Curves, similarity
 
 __all__ = [

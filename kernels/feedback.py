@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .context import ContextRules, context
+from .context import ContextRules
 from .launch import (
     SERIAL_PRODUCT,
     Array,
@@ -133,35 +133,6 @@ def feedback(
     if launcher is None:
         return on_host(*arrays, layout.firsts, layout.offsets, rules)
     return OnDevice(launcher, *layout, rules)(*arrays)
-
-
-def mixed_rows(
-    embeddings: Array,
-    offsets: npt.ArrayLike,
-    *,
-    context_rules: ContextRules | None,
-    rules: FeedbackRules | None,
-) -> tuple[Array, Array | None]:
-    """The rows that queries are compared with; they depend on no query.
-
-    Args:
-        embeddings: `(clips of all videos, dim)` float32 or float16, rows of unit length.
-        offsets: `(videos + 1,)`.
-        context_rules: how the rows are mixed; None: they are not.
-        rules: their `context` mixes the rows once more; None: there are no such rows.
-
-    Returns:
-        The `agnostic` and the `second` of `refined_curves`.
-
-    Raises:
-        ValueError: a shape or dtype does not fit.
-    """
-    rows = embeddings
-    if context_rules is not None:
-        rows = context(embeddings, offsets, rules=context_rules)
-    if rules is None or rules.context is None:
-        return rows, None
-    return rows, context(rows, offsets, rules=rules.context, rescale=True)
 
 
 def refined_curves(

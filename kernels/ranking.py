@@ -14,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .context import ContextRules
+from .context import ContextRules, context
 from .context import OnDevice as Context
 from .corpus import FEW, corpus
-from .feedback import FeedbackRules, mixed_rows, refined_on_host
+from .feedback import FeedbackRules, refined_on_host
 from .feedback import OnDevice as Feedback
 from .launch import Array, Launcher, check_array, check_offsets, launcher_for, launcher_on
 from .nms import OnDevice as Nms
@@ -53,6 +53,35 @@ class RankingRules:
     def __post_init__(self) -> None:
         check_power(self.power)
         check_rules(self.threshold, self.top)
+
+
+def mixed_rows(
+    embeddings: Array,
+    offsets: npt.ArrayLike,
+    *,
+    context_rules: ContextRules | None,
+    rules: FeedbackRules | None,
+) -> tuple[Array, Array | None]:
+    """The rows that queries are compared with; they depend on no query.
+
+    Args:
+        embeddings: `(clips of all videos, dim)` float32 or float16, rows of unit length.
+        offsets: `(videos + 1,)`.
+        context_rules: how the rows are mixed; None: they are not.
+        rules: their `context` mixes the rows once more; None: there are no such rows.
+
+    Returns:
+        The `agnostic` and the `second` of `refined_curves`.
+
+    Raises:
+        ValueError: a shape or dtype does not fit.
+    """
+    rows = embeddings
+    if context_rules is not None:
+        rows = context(embeddings, offsets, rules=context_rules)
+    if rules is None or rules.context is None:
+        return rows, None
+    return rows, context(rows, offsets, rules=rules.context, rescale=True)
 
 
 class Inputs(NamedTuple):
