@@ -35,7 +35,13 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    dataset: Annotated[str, typer.Argument(help="qvhighlights, charades or activitynet.")],
+    dataset: Annotated[
+        str,
+        typer.Argument(
+            help="qvhighlights, charades or activitynet; corpus: every query is searched in all "
+            "videos."
+        ),
+    ],
     files: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -59,11 +65,21 @@ def evaluate(
     indexes: Annotated[
         Path | None,
         typer.Option(
+            "--indexes",
+            "--library",
             metavar="DIR",
             help="What `index` wrote; with --videos, where their indexes are kept. Default then: "
             "DIR-indexes beside the videos.",
         ),
     ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option("--dataset", help="Of a corpus: the files' dataset, if they do not show it."),
+    ] = None,
+    refine: Annotated[
+        int,
+        typer.Option(min=0, help="Of a corpus: videos that the method searches, the best first."),
+    ] = 20,
     models: Models = None,
     queries: Annotated[Path | None, typer.Option(metavar="FILE", hidden=True)] = None,
     ground_truth: Annotated[Path | None, typer.Option(metavar="FILE", hidden=True)] = None,
@@ -123,6 +139,7 @@ def evaluate(
     from granalign_fast.evaluation.submission import check_predictions_file, write_predictions
     from granalign_fast.pipeline import open_models, open_retriever
 
+    from .evaluate_corpus import evaluate_in_library
     from .evaluate_sources import open_source, rewriter_of, setup_record
     from .tables import print_comparison, print_evaluation
 
@@ -133,24 +150,50 @@ def evaluate(
         check_predictions_file(predictions, dataset)
     other = None if compare is None else evaluation.read_results(compare)
     named = [*(files or ()), *(path for path in (queries, ground_truth) if path is not None)]
+    if not named:
+        raise GranAlignError(f"FILES: got none, expected the annotation files of {dataset}")
+    if dataset == "corpus":
+        for option, value in (
+            *(("--videos", videos), ("--absent", absent), ("--predictions", predictions)),
+            *(("--results", results), ("--compare", compare)),
+        ):
+            if value is not None:
+                raise GranAlignError(f"{option}: got a corpus, expected a dataset; leave it out")
     scoring = predictions is None or results is not None or other is not None
-    annotations = _read_annotations(named, dataset, scoring=scoring)
+    annotations = None
+    if dataset != "corpus":
+        annotations = _read_annotations(named, dataset, scoring=scoring)
     opened = None
     if models is not None:
         opened = open_models(models, device=device, prefix_gib=prefix_gib)
     chosen = rewriter_of(rewriter, opened)
+    settings: Any = {
+        "models": opened,
+        "encoder": encoder,
+        "precision": precision,
+        "device": device,
+        "cache": cache,
+        "captions_only": captions_only,
+    }
+    if annotations is None:
+        retriever = open_retriever(preset, **settings)
+        evaluate_in_library(
+            named,
+            retriever,
+            dataset=form,
+            captions=captions,
+            library=indexes,
+            rewriter=chosen,
+            refine=refine,
+            missing=missing,
+            setup=setup_record(retriever, opened, preset=preset, rewriter=rewriter, device=device),
+            as_json=as_json,
+        )
+        return
     source = open_source(captions, videos, indexes, opened, encoder or precision, hidden=as_json)
 
     # 2. Search and score.
-    retriever = open_retriever(
-        preset,
-        models=opened,
-        encoder=encoder,
-        precision=precision,
-        device=device,
-        cache=cache,
-        captions_only=captions_only,
-    )
+    retriever = open_retriever(preset, **settings)
     result = evaluation.evaluate(
         retriever,
         annotations,
@@ -186,8 +229,6 @@ def _read_annotations(files: Sequence[Path], dataset: str, *, scoring: bool) -> 
     """Read the annotation files; if metrics are wanted, they must have ground truth."""
     from granalign_fast.datasets import read_annotations
 
-    if not files:
-        raise GranAlignError(f"FILES: got none, expected the annotation files of {dataset}")
     annotations = read_annotations(files, dataset)
     if scoring and not any(query.windows for query in annotations.queries):
         raise GranAlignError(

@@ -118,7 +118,7 @@ def evaluate(
     asked = [*answered, *(query for query in unseen if query.vid in indexes)]
     rewrites = [query.rewrites for query in asked]
     if rewriter is not None:
-        rewrites = _rewrite(rewriter, rewrites, bars)
+        rewrites = rewrite_anew(rewriter, rewrites, bars)
         clock.lap("rewrite")
     requests = [
         Request(indexes[query.vid], one) for query, one in zip(asked, rewrites, strict=True)
@@ -197,7 +197,7 @@ def _embed(retriever: Retriever, opened: Opened, bars: Bars) -> dict[str, VideoI
     }
 
 
-def _rewrite(rewriter: Rewriter, given: Sequence[Rewrites], bars: Bars) -> list[Rewrites]:
+def rewrite_anew(rewriter: Rewriter, given: Sequence[Rewrites], bars: Bars) -> list[Rewrites]:
     """Rewrite queries anew, equal ones once, in calls of the rewriter's own batches."""
     queries = list(dict.fromkeys(one.query for one in given))
     step = getattr(rewriter, "queries_per_batch", _REWRITTEN)
