@@ -108,7 +108,7 @@ _WHOLE: Mapping[str, RetrieverConfig] = {
     # candidates goes (n). They are the best on QVHighlights val of tau 0 to 3 and n 0 to 30%.
     "paper": RetrieverConfig(proposals=ProposalRules(stretch=False, gap=1, drop=0.1)),
     # Round values near the best on QVHighlights val, the same for every query. This is optimistic:
-    # if the values are chosen without a fifth of the videos, they score 0.5 mAP less on that fifth.
+    # if the values are chosen without a fifth of the videos, they score 0.7 mAP less on that fifth.
     # bench/commands/tuning.py shows this, and what each part adds.
     "tuned": RetrieverConfig(
         use_query=True,

@@ -391,12 +391,9 @@ def test_the_command_refuses_in_one_line(granalign: Any, arguments: Any, message
     assert code in (1, 2) and message in shown
 
 
-def test_the_help_names_every_suite(granalign: Any) -> None:
+def test_every_suite_has_its_module_and_a_word_in_the_help(granalign: Any) -> None:
     code, shown = granalign("--help")
     assert code == 0 and ", ".join(SUITES) in " ".join(shown.split())
-
-
-def test_every_suite_has_its_module_and_every_module_its_suite() -> None:
     assert sorted(SUITES) == sorted(module.name for module in pkgutil.iter_modules(suites.__path__))
     for name in SUITES:
         assert callable(importlib.import_module(f"granalign_fast.bench.suites.{name}").run)
