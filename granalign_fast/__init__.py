@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .export.sentence_encoder import export_sentence_encoder
     from .export.tensorrt import export_tensorrt
     from .export.vlm import export_vlm
-    from .index import CaptionedVideo, VideoIndex
+    from .index import CaptionedVideo, UncaptionedVideo, VideoIndex
     from .language.captioner import VlmCaptioner
     from .language.llm_rewriter import LlmRewriter
     from .language.rewriters import RuleRewriter, StoredRewriter
@@ -63,6 +63,7 @@ _MODULES = {
     "SearchResult": "types",
     "SentenceEncoder": "pipeline",
     "StoredRewriter": "language.rewriters",
+    "UncaptionedVideo": "index",
     "VideoFiles": "evaluation",
     "VideoIndex": "index",
     "VisionLanguageModel": "models.vision_language_model",
@@ -104,6 +105,7 @@ __all__ = [
     "SearchResult",
     "SentenceEncoder",
     "StoredRewriter",
+    "UncaptionedVideo",
     "VideoFiles",
     "VideoIndex",
     "VisionLanguageModel",

@@ -16,6 +16,7 @@ from .config import RetrieverConfig, resolve_config
 from .errors import GranAlignError
 from .index import CLIP_SECONDS, IndexModels, VideoIndex
 from .language.rewriters import RuleRewriter
+from .models.deferred_encoder import DeferredEncoder
 from .models.embedding_cache import CachedEncoder
 from .models.encoder import cpu_threads
 from .models.manifest import CLIP, LLM, SENTENCE_ENCODER, VLM, exported_models, model_sources
@@ -192,24 +193,29 @@ class ModelFolder:
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """Fingerprints of the models that an index is made with, by kind."""
-        fingerprints = {SENTENCE_ENCODER: self.encoder.fingerprint}
+        """Fingerprints of the models that an index is made with, by kind.
+
+        The sentence encoder embeds captions, so it is one of them only where a model writes these.
+        """
+        fingerprints = {}
         if self.frame_encoder is not None:
             fingerprints[CLIP] = self.frame_encoder.fingerprint
         if self.captioner is not None:
+            fingerprints[SENTENCE_ENCODER] = self.encoder.fingerprint
             fingerprints[VLM] = self.captioner.fingerprint
         return fingerprints
 
-    def check_captions(self) -> None:
-        """Raise unless there is a model that captions frames; none is loaded.
+    def check_indexing(self) -> None:
+        """Raise unless there is a model that captions or embeds frames; none is loaded.
 
         Raises:
-            GranAlignError: there is no vision-language model.
+            GranAlignError: there is neither a vision-language model nor a frame encoder.
         """
-        if VLM not in self.paths:
+        if VLM not in self.paths and CLIP not in self.paths:
             raise GranAlignError(
-                f"{self.folder}: got no model of kind 'vlm', expected one that captions frames; "
-                f"run granalign export vlm SOURCE {self.folder / VLM}"
+                f"{self.folder}: got no model of kind 'vlm' or 'clip', expected one that captions "
+                f"frames or one that embeds them; run granalign export clip SOURCE "
+                f"{self.folder / CLIP}"
             )
 
     def index(
@@ -226,17 +232,21 @@ class ModelFolder:
     ) -> list[Path]:
         """Index video files, each into its own folder below `out`; see `index_videos`.
 
+        Without a vision-language model the indexes have no captions, and no sentence encoder is
+        loaded. They serve the preset ``visual``. A later call with such a model adds captions.
+
         Raises:
-            GranAlignError: there is no vision-language model, or as `index_videos`.
+            GranAlignError: there is neither a vision-language model nor a frame encoder, or as
+                `index_videos`.
         """
         from .index.builder import index_videos
 
-        self.check_captions()
-        assert self.captioner is not None
+        self.check_indexing()
+        encoder = self.encoder if VLM in self.paths else None
         return index_videos(
             videos,
             out,
-            IndexModels(self.captioner, self.encoder, self.frame_encoder, self.fingerprints),
+            IndexModels(self.captioner, encoder, self.frame_encoder, self.fingerprints),
             clip_seconds=clip_seconds,
             rows=rows,
             progress=progress,
@@ -263,13 +273,16 @@ class ModelFolder:
             GranAlignError: there is no such preset, or the folder lacks a model that it needs.
         """
         config = resolve_config(config)
-        recognising = config.scorer == "recognition"
+        recognising, visual = config.scorer == "recognition", config.scorer == "frames"
+        if encoder is None:
+            # The preset visual compares no captions.
+            encoder = DeferredEncoder(lambda: self.encoder) if visual else self.encoder
         return MomentRetriever(
-            self.encoder if encoder is None else encoder,
+            encoder,
             config,
             # Recognition takes the query without rewriting it.
             rewriter=RuleRewriter() if recognising else self.rewriter,
-            captioner=None if captions_only else self.captioner,
+            captioner=None if visual or captions_only else self.captioner,
             frame_encoder=None if recognising or captions_only else self.frame_encoder,
             device=self.device,
         )
@@ -346,6 +359,8 @@ def open_retriever(
         config = replace(config, top=top)
     model: OnnxSentenceEncoder
     if models is not None and encoder is None and precision is None:
+        if config.scorer == "frames":
+            return models.retriever(config, captions_only=captions_only)
         model = models.encoder
     else:
         model = SentenceEncoder(encoder, precision=precision, device=device)

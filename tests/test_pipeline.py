@@ -8,13 +8,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers.tiny_bert import edit_json, write_json
+from helpers.tiny_clip import write_clip_source
 from helpers.tiny_llm import write_unchecked
 from helpers.tiny_vlm import write_unchecked_vlm
+from helpers.videos import constant, render
 
-from granalign_fast import GranAlignError, RuleRewriter
+from granalign_fast import GranAlignError, RuleRewriter, VideoIndex
 from granalign_fast.cli.diagnosis import examine
+from granalign_fast.export.frame_encoder import export_clip
 from granalign_fast.files import sha256_of
 from granalign_fast.language.captioner import VlmCaptioner
 from granalign_fast.language.llm_rewriter import LlmRewriter
@@ -51,6 +55,34 @@ def test_a_retriever_gets_what_its_configuration_uses(folder: Path, minilm: Path
     assert recognition.recogniser is models.captioner
 
 
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_a_frame_encoder_alone_indexes_and_searches(
+    tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No other model is loaded, not even the sentence encoder that every installation has."""
+
+    def missing(*_: Any) -> Path:
+        raise AssertionError("a search by frames needs no sentence encoder")
+
+    monkeypatch.setattr("granalign_fast.pipeline.resolve_model", missing)
+    source = write_clip_source(tmp_path / "source", family)
+    export_clip(source, tmp_path / "models" / family, check=False)
+    models = ModelFolder(tmp_path / "models")
+    videos = [render(tmp_path / f"{name}.mp4", constant(5, 9)) for name in ("one", "two")]
+    folders = models.index(videos, tmp_path / "library", rows=4)
+    for retriever in (models.retriever("visual"), open_retriever("visual", models=models)):
+        for index in map(VideoIndex.load, folders):
+            result = retriever.search(index, "a b")
+            assert models.frame_encoder is not None and index.frames is not None
+            texts = models.frame_encoder.encode_texts([result.query])
+            cosines = np.asarray(index.frames.embeddings, np.float32) @ texts[0]
+            assert result.saliency.shape == (index.video.clips,) == (5,)
+            assert result.curves[0].argmax() == cosines.argmax()
+            assert result.exists is None and result.moments
+    with pytest.raises(GranAlignError, match="scorer 'frames': got no frame encoder"):
+        models.retriever("visual", captions_only=True)
+
+
 @pytest.mark.parametrize("cache", [True, False])
 def test_the_command_caches_what_its_encoder_makes(folder: Path, minilm: Path, cache: bool) -> None:
     models = ModelFolder(folder)
@@ -64,6 +96,10 @@ def test_without_models_of_its_own(tmp_path: Path, folder: Path, minilm: Path) -
     models = ModelFolder(tmp_path)
     with pytest.raises(GranAlignError, match="got no captioner that recognises"):
         models.retriever("recognition")
+    with pytest.raises(GranAlignError, match="models of which one is of kind 'clip'"):
+        models.retriever("visual")
+    with pytest.raises(GranAlignError, match="got no model of kind 'vlm' or 'clip'"):
+        models.index([tmp_path / "video.mp4"], tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -232,6 +268,7 @@ def test_the_doctor_knows_what_a_preset_needs(
 
     assert missing("tuned", None) == []
     assert missing("recognition", None) == ["model vlm"]
+    assert missing("visual", None) == missing("visual", folder) == ["model clip"]
     assert missing("recognition", folder) == missing("tuned", folder) == []
     assert missing("tuned", tmp_path / "none") == ["models"]
     (tmp_path / "torn").mkdir()

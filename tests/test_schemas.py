@@ -136,7 +136,11 @@ def test_the_commands_keep_to_their_schemas(
 def test_a_schema_refuses_what_it_does_not_describe() -> None:
     """The test of the test."""
     index = schema("index")
-    right: dict[str, Any] = {"indexes": ["a"], "failed": [{"path": "b", "error": "no video"}]}
+    right: dict[str, Any] = {
+        "indexes": ["a"],
+        "without_captions": [],
+        "failed": [{"path": "b", "error": "no video"}],
+    }
     assert not list(violations(right, index))
     wrong_failures = ({"failed": [{"path": "b"}]}, {"failed": [1]}, {"indexes": [1]}, {"more": 1})
     for wrong in ({}, [], {"indexes": ["a"]}, *(right | change for change in wrong_failures)):

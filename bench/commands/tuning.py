@@ -226,8 +226,8 @@ def load(
         ],
         truth=truth,
         texts=embedded.reshape(len(queries_read), len(texts[0]), -1),
-        agnostic=np.concatenate([index.embeddings for index in indices]),
-        offsets=np.cumsum([0, *(len(index.embeddings) for index in indices)]),
+        agnostic=np.concatenate([index.caption_embeddings for index in indices]),
+        offsets=np.cumsum([0, *(index.video.clips for index in indices)]),
         videos=np.array([number[query.vid] for query in queries_read]),
     )
 

@@ -23,7 +23,7 @@ from granalign_fast.language.captioner import VlmCaptioner
 from granalign_fast.models.frame_encoder import FrameEncoder
 from granalign_fast.models.language_model import CausalLM
 from granalign_fast.models.prefix import Prefix
-from granalign_fast.protocols import TextEncoder
+from granalign_fast.protocols import ImageTextEncoder, TextEncoder
 from granalign_fast.search.batches import query_variants
 from granalign_fast.types import Image, Rewrites, SearchResult
 
@@ -45,7 +45,11 @@ _FEW_TEXTS = 4
 
 
 def judge_result(
-    result: SearchResult, index: VideoIndex, encoder: TextEncoder, config: RetrieverConfig
+    result: SearchResult,
+    index: VideoIndex,
+    encoder: TextEncoder,
+    config: RetrieverConfig,
+    frame_encoder: ImageTextEncoder | None = None,
 ) -> None:
     """Recompute the curves and moments of a search from its rewrites and query-aware captions.
 
@@ -54,13 +58,14 @@ def judge_result(
         index: the index that was searched.
         encoder: the search's sentence encoder.
         config: the search's configuration.
+        frame_encoder: of the search, if it has one.
 
     Raises:
         WrongAnswerError: curves, saliency or moments differ.
     """
     query = result.rewrites or Rewrites(result.query)
     simplified, detailed = query_variants(query, config)
-    rows = plain.mixed(np.asarray(index.embeddings, np.float32), config)
+    rows = plain.mixed(np.asarray(index.caption_embeddings, np.float32), config)
     matrices = 1 if rows[1] is None else 2
     guided = rows[0].copy(), None if rows[1] is None else rows[1].copy()
     for clip, caption in result.aware.items():
@@ -74,6 +79,11 @@ def judge_result(
     ]
     # First all curves by the first rows, then all by the second.
     parts = [part for half in zip(*halves, strict=True) for part in half]
+    if config.frames_weight and frame_encoder is not None and index.frames is not None:
+        texts = [query.query, *query.simplified, *query.detailed]
+        frames = np.asarray(index.frames.embeddings, np.float32)
+        curves = plain.curves(frame_encoder.encode_texts(texts), frames, config.power)
+        parts.append(curves.mean(axis=0, keepdims=True))
     error = float(np.abs(np.concatenate(parts) - result.curves).max())
     require(error < _TOLERANCE, f"search: curves {error:.0e} from the plain loop's")
     candidates = plain.candidates(result.curves, result.saliency, config.proposals)

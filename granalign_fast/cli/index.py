@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from granalign_fast.index.builder import Progress
     from granalign_fast.index.video_files import Reading
 
+_log = logging.getLogger(__name__)
+
 
 def index(
     out: Annotated[
@@ -35,7 +38,8 @@ def index(
         typer.Option(
             metavar="DIR",
             help="A folder of exported models (vlm, clip), or: miniatures. Needed unless "
-            "--relocate is given.",
+            "--relocate is given. Without a vlm, indexes have no captions; a later run with one "
+            "adds them.",
         ),
     ] = None,
     recursive: Annotated[bool, typer.Option(help="Also index the folders inside a folder.")] = True,
@@ -141,15 +145,32 @@ def report_indexes(
         done: what was done with the videos of the indexes, such as ``indexed``.
         as_json: print one JSON object.
     """
+    from granalign_fast.index.manifest import IndexManifest
+
+    bare = [folder for folder in folders if not IndexManifest.read(folder).captions]
     if as_json:
         failures = [
             {"path": escape_undecodable(name), "error": escape_undecodable(reason)}
             for name, reason in failed.items()
         ]
-        print_json({"indexes": [str(folder) for folder in folders], "failed": failures})
+        print_json(
+            {
+                "indexes": [str(folder) for folder in folders],
+                "without_captions": [str(folder) for folder in bare],
+                "failed": failures,
+            }
+        )
     else:
         for folder in folders:
             typer.echo(f"{done}: {short(folder)}")
+        if bare:
+            _log.warning(
+                "%d of %d indexes have no captions and serve the preset visual, which granalign "
+                "search takes for them; to add captions, run the same command with models of which "
+                "one is a vlm",
+                len(bare),
+                len(folders),
+            )
     if failed:
         total = len(folders) + len(failed)
         sys.stderr.write(f"granalign: {len(failed)} of {total} could not be {done}:\n")

@@ -15,12 +15,14 @@ import typer
 from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.output.visible import visible
 
-Preset = Annotated[
-    str,
-    typer.Option(
-        help="tuned (the default); single, for one wanted moment of usually 20 s or more; paper, "
-        "which follows the paper; or recognition."
-    ),
+_PRESETS = (
+    "tuned (the default); single, for one wanted moment of usually 20 s or more; paper, which "
+    "follows the paper; visual, by frames alone; or recognition."
+)
+Preset = Annotated[str, typer.Option(help=_PRESETS)]
+SearchPreset = Annotated[
+    str | None,
+    typer.Option(help=f"{_PRESETS} Default for an index without captions: visual."),
 ]
 Models = Annotated[
     Path | None,

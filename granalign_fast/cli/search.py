@@ -12,11 +12,12 @@ import typer
 from granalign_fast.errors import GranAlignError
 
 from .library_search import check_library_models, is_library, open_library, search_library
-from .options import CaptionsOnly, Device, Encoder, Models, Precision, PrefixGib, Preset
+from .options import CaptionsOnly, Device, Encoder, Models, Precision, PrefixGib, SearchPreset
 from .search_outputs import FORMATS, Answer, Outputs
 from .search_sources import (
     check_source,
     check_video_source,
+    choose_preset,
     holds_captions,
     index_video,
     load_index,
@@ -99,7 +100,7 @@ def search(
         ),
     ] = False,
     captions_only: CaptionsOnly = False,
-    preset: Preset = "tuned",
+    preset: SearchPreset = None,
     encoder: Encoder = None,
     precision: Precision = None,
     device: Device = "cpu",
@@ -163,7 +164,7 @@ def search(
 ) -> None:
     """Rank the moments of a video, or of all videos of a library, that fit a query."""
     from granalign_fast.config import resolve_config
-    from granalign_fast.index.model_checks import check_encoder, check_models
+    from granalign_fast.index.model_checks import check_encoder, check_frames, check_models
     from granalign_fast.language.rewriters import StoredRewriter
     from granalign_fast.library import Filters
     from granalign_fast.pipeline import open_models, open_retriever
@@ -185,7 +186,8 @@ def search(
         outputs.check_video(None if holds_captions(source) else source)
     Rewrites(query)  # an empty query is refused
     request = query if rewrites is None else StoredRewriter(rewrites).rewrite([query])[0]
-    config = resolve_config(preset)
+    if preset is not None:
+        resolve_config(preset)  # an unknown name is refused
     opened = None
     if models is not None:
         opened = open_models(models, device=device, prefix_gib=prefix_gib)
@@ -209,18 +211,25 @@ def search(
     index = None
     if source.is_dir() and not many:
         index = load_index(source, vid)
+        preset = choose_preset(source, index, preset, captions_only=captions_only)
         frames = index.frames
         outputs.check_video(
             None if frames is None else frames.path, None if frames is None else frames.source
         )
-        if not captions_only:
-            check_models(source, index.models, used, frames=config.scorer == "captions")
+        scorer = resolve_config(preset).scorer
+        if scorer == "frames":
+            check_frames(source, index, used)
+        elif not captions_only:
+            check_models(source, index.models, used, frames=scorer == "captions")
     elif not many and not holds_captions(source):
         check_video_source(source, vid, opened)
+        if preset is None and opened is not None and "vlm" not in opened:
+            preset = "visual"  # its index will have no captions
+    preset = "tuned" if preset is None else preset
 
     # 2. Load the models, and the captions or the video unless there is an index.
     retriever = open_retriever(
-        config,
+        preset,
         models=opened,
         encoder=encoder,
         precision=precision,
@@ -231,7 +240,7 @@ def search(
     if many:
         library = open_library(source, retriever, hidden=outputs.form == "json")
         if not captions_only:
-            check_library_models(library, used, frames=config.scorer == "captions")
+            check_library_models(library, used, frames=retriever.config.scorer == "captions")
         search_library(
             library,
             request,

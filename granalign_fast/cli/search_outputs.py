@@ -248,7 +248,7 @@ def draw(
     from granalign_fast.output.tables import peak_clip
 
     # The frames of the strip and those of the moments are read together.
-    strip = strip_clips(len(index.video.captions))
+    strip = strip_clips(index.video.clips)
     peaks = [peak_clip(index, result, moment) for moment in result.moments[:MAX_MOMENTS]]
     images = clip_frames(index, [*strip, *peaks])
     times = index.frames.times[strip].tolist()

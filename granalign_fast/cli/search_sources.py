@@ -79,7 +79,7 @@ def check_video_source(source: Path, vid: str | None, models: ModelFolder | None
     if models is None:
         raise GranAlignError(
             f"{source}: got a video and no models, expected --models DIR with a "
-            f"vision-language model; or give captions as .jsonl"
+            f"vision-language model or a frame encoder; or give captions as .jsonl"
         )
 
 
@@ -89,6 +89,31 @@ def index_video(source: Path, models: ModelFolder, *, hidden: bool) -> VideoInde
 
     with index_progress(hidden=hidden) as (progress, reading):
         return index_once(source, models, progress=progress, reading=reading)
+
+
+def choose_preset(
+    source: Path, index: VideoIndex, named: str | None, *, captions_only: bool
+) -> str:
+    """Return the preset of a search: the one that is named, or the one that suits the index.
+
+    Raises:
+        GranAlignError: captions are to be compared, and the index has none.
+    """
+    from granalign_fast.config import resolve_config
+
+    if index.video.captions is not None:
+        return "tuned" if named is None else named
+    if captions_only:
+        raise GranAlignError(
+            f"{source}: got an index without captions, expected captions; leave --captions-only out"
+        )
+    if named is not None and resolve_config(named).scorer == "captions":
+        raise GranAlignError(
+            f"{source}: got an index without captions, which the preset {named!r} compares; leave "
+            f"--preset out to search by frames, or add captions: granalign index VIDEO --out DIR "
+            f"--models DIR with a vision-language model"
+        )
+    return "visual" if named is None else named
 
 
 def _check_name(source: Path, path: Path | None, vid: str, name: str | None) -> None:

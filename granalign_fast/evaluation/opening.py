@@ -7,8 +7,8 @@ from pathlib import Path
 
 from granalign_fast.datasets import AnnotatedQuery
 from granalign_fast.errors import GranAlignError, counted, listed
-from granalign_fast.index import CLIP_SECONDS, CaptionedVideo, VideoIndex
-from granalign_fast.index.model_checks import check_encoder, check_models
+from granalign_fast.index import CLIP_SECONDS, CaptionedVideo, IndexedVideo, VideoIndex
+from granalign_fast.index.model_checks import check_encoder, check_frames, check_models
 from granalign_fast.metrics import MAX_OVERSHOOT_SECONDS
 from granalign_fast.metrics.records import clip_count, clips_scored
 from granalign_fast.search.retriever import Retriever
@@ -58,7 +58,7 @@ def open_videos(
     _check_retriever(retriever, opened, videos.name, bool(absent), captions_only=captions_only)
     for query in queries:
         video = opened.videos.get(query.vid)
-        if video is not None and (reason := _misfit(_captioned(video), query, videos.name)):
+        if video is not None and (reason := _misfit(_indexed(video), query, videos.name)):
             del opened.videos[query.vid]
             opened.failed[query.vid] = reason
     if opened.failed and (missing == "fail" or not opened.videos):
@@ -96,7 +96,7 @@ def _remedy(missing: str) -> str:
     return "check that the annotations are of the same dataset and split"
 
 
-def _captioned(video: CaptionedVideo | VideoIndex) -> CaptionedVideo:
+def _indexed(video: CaptionedVideo | VideoIndex) -> IndexedVideo:
     return video.video if isinstance(video, VideoIndex) else video
 
 
@@ -109,17 +109,27 @@ def _check_retriever(
         GranAlignError: a model that made an index is missing or is another; or a model has to look
             at frames, and there are no frames or no such model.
     """
-    by_captions = retriever.config.scorer == "captions"
+    scorer = retriever.config.scorer
+    by_captions = scorer == "captions"
     models = {"vlm": retriever.captioner, "clip": retriever.frame_encoder}
     given = [kind for kind, model in models.items() if model is not None]
     indexes = [video for video in opened.videos.values() if isinstance(video, VideoIndex)]
     for index in indexes:
         folder = Path(source) / index.video.vid
-        if by_captions and not captions_only:
-            check_models(folder, index.models, given, frames=True)
+        if by_captions:
+            _ = index.caption_embeddings  # an index without captions is refused
+            if not captions_only:
+                check_models(folder, index.models, given, frames=True)
+        elif scorer == "frames":
+            check_frames(folder, index, given)
         check_encoder(folder, index, retriever.encoder)
+    if scorer == "frames" and has_absent:
+        raise GranAlignError(
+            "absent queries: got the scorer 'frames', which does not say whether a video shows a "
+            "query, expected the preset tuned or recognition; leave --absent out, or take one"
+        )
     if not by_captions:
-        what = f"scorer {retriever.config.scorer!r}"
+        what = f"scorer {scorer!r}"
     elif has_absent:
         what = "absent queries"
     else:
@@ -129,14 +139,14 @@ def _check_retriever(
             f"{what}: got captions alone, expected videos to look at; give --indexes that "
             f"`granalign index` wrote"
         )
-    if retriever.recogniser is None:
+    if retriever.recogniser is None and scorer != "frames":
         raise GranAlignError(
             f"{what}: got a retriever that does not say whether a video shows a query, expected "
             f"one with a captioner that recognises; give --models with a vlm"
         )
 
 
-def _misfit(video: CaptionedVideo, query: AnnotatedQuery, source: str) -> str | None:
+def _misfit(video: IndexedVideo, query: AnnotatedQuery, source: str) -> str | None:
     """Return why a video's clips are not those of a query's saliency; None if they are.
 
     Args:
@@ -152,9 +162,10 @@ def _misfit(video: CaptionedVideo, query: AnnotatedQuery, source: str) -> str | 
             f"{CLIP_SECONDS:g} s, those of the ground truth's saliency; index it again with them"
         )
     truth = {"duration": query.duration}
-    if len(video.captions) not in clips_scored(truth):
+    if video.clips not in clips_scored(truth):
+        what = "clips" if video.captions is None else "captions"
         return (
-            f"{source}: video {query.vid!r} has {len(video.captions)} captions, expected "
+            f"{source}: video {query.vid!r} has {video.clips} {what}, expected "
             f"{clip_count(truth)}, one for each {CLIP_SECONDS:g} s clip of the {query.duration:g} "
             f"s that it has in the ground truth"
         )

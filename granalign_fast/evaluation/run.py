@@ -148,7 +148,7 @@ def evaluate(
         *_rewrite_warning(retriever, rewriter, annotations),
         *result_warnings(indexes, vids, results, sources),
     )
-    captions = sum(len(index.video.captions) for index in indexes.values())
+    captions = sum(len(index.video.captions or ()) for index in indexes.values())
     return Evaluation(
         metrics=metrics,
         predictions=predictions,
@@ -177,8 +177,8 @@ def _with_duration(query: AnnotatedQuery, opened: Opened) -> AnnotatedQuery:
     video = opened.videos.get(query.vid)
     if video is None:
         return replace(query, duration=last)
-    captioned = video.video if isinstance(video, VideoIndex) else video
-    return replace(query, duration=max(captioned.seconds(len(captioned.captions)), last))
+    indexed = video.video if isinstance(video, VideoIndex) else video
+    return replace(query, duration=max(indexed.seconds(indexed.clips), last))
 
 
 def _embed(retriever: Retriever, opened: Opened, bars: Bars) -> dict[str, VideoIndex]:
@@ -228,7 +228,7 @@ def _rewrite_warning(
 ) -> list[str]:
     """Return a warning if the rewrites of the files are wanted and there are none."""
     given = any(one.rewrites.simplified or one.rewrites.detailed for one in annotations.queries)
-    if rewriter is not None or given or retriever.config.scorer != "captions":
+    if rewriter is not None or given or retriever.config.scorer == "recognition":
         return []
     return [
         "the files have no rewrites, so the queries were searched by their own words alone; "

@@ -137,8 +137,8 @@ class VideoFiles:
         bars: shows how far the indexing is.
 
     Raises:
-        GranAlignError: there is no such folder, it holds no video, or the models lack a
-            vision-language model.
+        GranAlignError: there is no such folder, it holds no video, or the models can
+            neither caption nor embed frames.
     """
 
     lacks = "file"
@@ -155,7 +155,7 @@ class VideoFiles:
         self.name = str(folder)
         if not path.is_dir():
             raise GranAlignError(f"{folder}: no such folder; expected the videos of the dataset")
-        models.check_captions()
+        models.check_indexing()
         absolute = path.absolute()
         self.indexes = Path(indexes or absolute.with_name(f"{absolute.name}-indexes"))
         self._models = models

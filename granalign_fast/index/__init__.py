@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from .models import IndexModels
-from .records import CLIP_SECONDS, CaptionedVideo, FrameTable, VideoSource
+from .records import (
+    CLIP_SECONDS,
+    CaptionedVideo,
+    FrameTable,
+    IndexedVideo,
+    UncaptionedVideo,
+    VideoSource,
+)
 from .video_index import VideoIndex
 
 __all__ = [
@@ -11,6 +18,8 @@ __all__ = [
     "CaptionedVideo",
     "FrameTable",
     "IndexModels",
+    "IndexedVideo",
+    "UncaptionedVideo",
     "VideoIndex",
     "VideoSource",
 ]

@@ -25,8 +25,9 @@ from .known_files import KnownFiles
 from .models import Descriptions, IndexModels
 from .naming import read_library
 from .prefetch import prefetch
-from .records import CLIP_SECONDS, CaptionedVideo, FrameTable
+from .records import CLIP_SECONDS, CaptionedVideo, FrameTable, IndexedVideo, UncaptionedVideo
 from .row_arrays import concatenate, stretches
+from .stored_frames import StoredFrames
 from .video_files import (
     Reading,
     VideoFile,
@@ -64,6 +65,10 @@ def index_videos(
     skipped as long as its content, the fingerprints of `models` and `clip_seconds` are the same.
     Otherwise a new index replaces the old one as soon as the new one is complete. A call with
     other arguments discards the unfinished work of an interrupted call.
+
+    Without a captioner, indexes have no captions. A later call with one and the same frame encoder
+    adds them: it decodes the frames again, which a captioner must see, and keeps their embeddings.
+    The indexes equal those of one call if both calls name the same videos and `rows`.
 
     A damaged video is indexed as far as it can be decoded, with a `DamagedVideoWarning`. The
     decoder's output for a damaged stretch may differ from run to run. If an error ends the call,
@@ -109,7 +114,7 @@ def index_videos(
         files = list({file.vid: file for file in named.values()}.values())
         # Videos with an up-to-date index need no work, unless they are part of a resumed run: its
         # batches begin with their frames.
-        counts = count_indexed_clips(files, work, models.fingerprints, clip_seconds, on_error)
+        counts = count_indexed_clips(files, work, models, clip_seconds, on_error)
         files = probe_unindexed(files, counts, clip_seconds, on_error)
         paths = {vid: source.path for vid, source in library.items()}
         paths |= {file.vid: file.source.path for file in files}
@@ -183,6 +188,8 @@ class _IndexingRun:
     """Without it, the first video that fails ends the run."""
     stored_clips: dict[str, int] = field(init=False)
     """For each video, the number of clips that are on disk; these are its first clips."""
+    stored_frames: StoredFrames = field(init=False)
+    """The frame embeddings of videos that have an index without captions."""
     total_clips: dict[str, int] = field(init=False)
     """For each video, its number of clips; until its end is read, an estimate by `probe`."""
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -192,6 +199,9 @@ class _IndexingRun:
         """Describe all missing clips and publish the index of every video that is complete."""
         # 1. Find out what an earlier run has left on disk.
         self.stored_clips = {video.vid: self._count_stored_clips(video) for video in self.videos}
+        self.stored_frames = StoredFrames(
+            self.work.out, self.models.fingerprints.get("clip"), self.clip_seconds
+        )
         estimates = {video.vid: video.info.clips for video in self.videos if video.info}
         self.total_clips = estimates | self.indexed
         # 2. Decode from the first batch that is not complete, one batch ahead of the models.
@@ -294,14 +304,14 @@ class _IndexingRun:
             begin = part.stop
             if not (frames := frames[stored:]):
                 continue
-            embeddings = described.frame_embeddings
+            captions, embeddings, frame_embeddings = described
             rows = ClipRows(
                 first=frames[0].clip,
                 times=np.array([frame.time for frame in frames], np.float64),
                 hashes=batch.frame_set.hashes[part],
-                captions=described.captions[part],
-                embeddings=described.embeddings[part],
-                frame_embeddings=None if embeddings is None else embeddings[part],
+                captions=None if captions is None else captions[part],
+                embeddings=None if embeddings is None else embeddings[part],
+                frame_embeddings=None if frame_embeddings is None else frame_embeddings[part],
                 missing=np.array([frame.missing for frame in frames], np.bool_),
             )
             self.work.write_rows(video.vid, rows)
@@ -316,7 +326,9 @@ class _IndexingRun:
         """Run the models; their errors name the file and the first clip of the batch."""
         video, frame = batch.frames[0]
         try:
-            return self.models.describe(batch.frame_set, [frame.image for _, frame in batch.frames])
+            return self.stored_frames.describe(
+                self.models, batch.frame_set, batch.frames, self.stored_clips
+            )
         except MissingExtraError:
             raise
         except GranAlignError as error:
@@ -344,20 +356,19 @@ class _IndexingRun:
         assert video.info is not None  # a video without an index was probed
         duration = video.info.duration
         plausible = duration > (clips - 1) * self.clip_seconds
-        frame_embeddings = [p.frame_embeddings for p in parts if p.frame_embeddings is not None]
-        captions = tuple(itertools.chain.from_iterable(part.captions for part in parts))
+        lengths = self.clip_seconds, duration if plausible else None
+        described: IndexedVideo = UncaptionedVideo(video.vid, clips, *lengths)
+        if self.models.captioner is not None:
+            captions = itertools.chain.from_iterable(part.captions or () for part in parts)
+            described = CaptionedVideo(video.vid, tuple(captions), *lengths)
         self.work.publish(
             VideoIndex(
-                CaptionedVideo(
-                    video.vid, captions, self.clip_seconds, duration if plausible else None
-                ),
+                described,
                 concatenate([part.embeddings for part in parts], video.source.path),
                 FrameTable(
                     np.concatenate([part.times for part in parts]),
                     tuple(itertools.chain.from_iterable(part.hashes for part in parts)),
-                    None
-                    if self.models.frame_encoder is None
-                    else concatenate(frame_embeddings, video.source.path),
+                    concatenate([part.frame_embeddings for part in parts], video.source.path),
                     video.source,
                     stretches(np.concatenate([part.missing for part in parts]), self.clip_seconds),
                 ),

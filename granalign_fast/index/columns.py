@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +13,22 @@ import numpy.typing as npt
 from granalign_fast.errors import GranAlignError, one_line
 
 from .manifest import REINDEX
-from .records import FrameTable
+from .records import FrameTable, IndexedVideo
 
 
-def _clip_schema() -> Any:
+def _clip_schema(*, captioned: bool) -> Any:
     import pyarrow
 
-    return pyarrow.schema(
-        [
-            pyarrow.field("clip", pyarrow.int64(), nullable=False),
-            pyarrow.field("time", pyarrow.float64()),  # null if the index has no frames
-            pyarrow.field("caption", pyarrow.string(), nullable=False),
-            pyarrow.field("frame_hash", pyarrow.string()),
-        ]
-    )
+    fields = [
+        pyarrow.field("clip", pyarrow.int64(), nullable=False),
+        pyarrow.field("time", pyarrow.float64()),  # null if the index has no frames
+        pyarrow.field("caption", pyarrow.string(), nullable=False),
+        pyarrow.field("frame_hash", pyarrow.string()),
+    ]
+    return pyarrow.schema([field for field in fields if captioned or field.name != "caption"])
 
 
-def write_clip_table(vid: str, captions: Sequence[str], frames: FrameTable | None) -> bytes:
+def write_clip_table(video: IndexedVideo, frames: FrameTable | None) -> bytes:
     """Return the content of a Parquet file with a row for each clip.
 
     Raises:
@@ -38,19 +37,22 @@ def write_clip_table(vid: str, captions: Sequence[str], frames: FrameTable | Non
     import pyarrow
     from pyarrow import parquet
 
+    captions = video.captions
     columns: Mapping[str, Any] = {
-        "clip": range(len(captions)),
-        "time": [None] * len(captions) if frames is None else frames.times,
+        "clip": range(video.clips),
+        "time": [None] * video.clips if frames is None else frames.times,
         "caption": captions,
-        "frame_hash": [None] * len(captions) if frames is None else frames.hashes,
+        "frame_hash": [None] * video.clips if frames is None else frames.hashes,
     }
+    schema = _clip_schema(captioned=captions is not None)
     try:
-        arrays = {name: pyarrow.array(values) for name, values in columns.items()}
-        table = pyarrow.table(arrays, schema=_clip_schema())
+        arrays = {name: pyarrow.array(columns[name]) for name in schema.names}
+        table = pyarrow.table(arrays, schema=schema)
     except UnicodeEncodeError:
-        clip = next(i for i, text in enumerate(captions) if not is_text(text))
+        texts = captions or ()
+        clip = next(i for i, text in enumerate(texts) if not is_text(text))
         raise GranAlignError(
-            f"caption {clip} of {vid!r}: got {captions[clip]!r}, expected Unicode "
+            f"caption {clip} of {video.vid!r}: got {texts[clip]!r}, expected Unicode "
             f"text; remove the surrogates"
         ) from None
     sink = io.BytesIO()
@@ -64,17 +66,18 @@ def is_text(value: object) -> bool:
 
 
 def read_clip_table(
-    path: Path, content: bytes
-) -> tuple[tuple[str, ...], npt.NDArray[np.float64], tuple[str, ...] | None]:
+    path: Path, content: bytes, *, captioned: bool
+) -> tuple[tuple[str, ...] | None, npt.NDArray[np.float64], tuple[str, ...] | None]:
     """Read the content of a clip table.
 
     Args:
         path: the file's path, for error messages.
         content: the file's bytes.
+        captioned: whether the table has a column of captions.
 
     Returns:
-        The captions, and the times and hashes of the frames. The hashes are None, and the times
-        NaN, if the index has no frames.
+        The captions, and the times and hashes of the frames. The captions are None if the table has
+        no column of them. The hashes are None, and the times NaN, if the index has no frames.
 
     Raises:
         GranAlignError: the content is not a clip table, or its rows do not fit together.
@@ -91,12 +94,14 @@ def read_clip_table(
         raise GranAlignError(
             f"{path}: not a table of clips ({one_line(error)}); {REINDEX}"
         ) from None
-    if not table.schema.equals(_clip_schema()):
+    schema = _clip_schema(captioned=captioned)
+    if not table.schema.equals(schema):
         raise GranAlignError(
-            f"{path}: got columns {table.column_names}, expected {_clip_schema().names}; {REINDEX}"
+            f"{path}: got columns {table.column_names}, expected {schema.names}; {REINDEX}"
         )
-    captions, times, hashes = (tuple(columns[name]) for name in ("caption", "time", "frame_hash"))
-    if columns["clip"] != list(range(len(captions))):
+    captions = tuple(columns["caption"]) if captioned else None
+    times, hashes = tuple(columns["time"]), tuple(columns["frame_hash"])
+    if columns["clip"] != list(range(len(times))):
         raise GranAlignError(f"{path}: expected clips 0, 1, 2, ... in order; {REINDEX}")
     # Either every clip has a time and a hash, or none has.
     present = {value is not None for value in (*times, *hashes)}
@@ -105,12 +110,13 @@ def read_clip_table(
     return captions, np.array(times, np.float64), hashes if present == {True} else None
 
 
-def read_embeddings(path: Path, content: bytes) -> dict[str, npt.NDArray[Any]]:
+def read_embeddings(path: Path, content: bytes, *, captioned: bool) -> dict[str, npt.NDArray[Any]]:
     """Read the content of a safetensors file with ``captions`` and, optionally, ``frames``.
 
     Args:
         path: the file's path, for error messages.
         content: the file's bytes.
+        captioned: whether the index has captions; without, ``frames`` is the only tensor.
 
     Raises:
         GranAlignError: the content is not safetensors, or has other tensors.
@@ -121,8 +127,7 @@ def read_embeddings(path: Path, content: bytes) -> dict[str, npt.NDArray[Any]]:
         tensors = load(content)
     except Exception as error:  # safetensors raises many types on a damaged file
         raise GranAlignError(f"{path}: not safetensors ({one_line(error)}); {REINDEX}") from None
-    if set(tensors) not in ({"captions"}, {"captions", "frames"}):
-        raise GranAlignError(
-            f"{path}: got {sorted(tensors)}, expected captions and optionally frames; {REINDEX}"
-        )
+    if set(tensors) not in ([{"captions"}, {"captions", "frames"}] if captioned else [{"frames"}]):
+        expected = "captions and optionally frames" if captioned else "frames alone"
+        raise GranAlignError(f"{path}: got {sorted(tensors)}, expected {expected}; {REINDEX}")
     return tensors

@@ -44,6 +44,7 @@ class IndexManifest:
         clock: what second 0 of all times is, `CLOCK`.
         missing: stretches in seconds whose picture the file lacks.
         clips: number of rows of the clip table and of the embeddings.
+        captions: whether the clips have captions. The file says it only if they have none.
         models: fingerprints of the models that made the index, by kind.
         files: SHA-256 of the other files, by name.
     """
@@ -57,6 +58,7 @@ class IndexManifest:
     clock: str = CLOCK
     missing: list[list[float]] = dataclasses.field(default_factory=list)
     clips: int
+    captions: bool = True
     models: dict[str, str]
     files: dict[str, str]
 
@@ -65,6 +67,8 @@ class IndexManifest:
         record = asdict(self)
         if self.source is not None:
             record["source"] |= path_record(self.source.path)
+        if self.captions:
+            del record["captions"]
         content = json.dumps(record, indent=2, sort_keys=True) + "\n"
         write_durably(folder / MANIFEST, content.encode())
 
@@ -83,6 +87,7 @@ class IndexManifest:
                 f"{path}: got format version {version!r}, expected {FORMAT_VERSION}; {REINDEX}"
             )
         names = {field.name for field in dataclasses.fields(cls)}
+        record = {"captions": True} | record
         if set(record) != names:
             raise GranAlignError(
                 f"{path}: keys {sorted(set(record) ^ names)} are missing or unknown; {REINDEX}"
@@ -96,6 +101,8 @@ class IndexManifest:
         """Return the manifest, or raise if a field is wrong that no record class checks."""
         if isinstance(self.clips, bool) or not isinstance(self.clips, int) or self.clips < 1:
             raise GranAlignError(f"got clips {self.clips!r}, expected an integer from 1")
+        if not isinstance(self.captions, bool):
+            raise GranAlignError(f"got captions {self.captions!r}, expected true or false")
         for name, texts in (("models", self.models), ("files", self.files)):
             if not isinstance(texts, dict) or not all(isinstance(t, str) for t in texts.values()):
                 raise GranAlignError(f"got {name} {texts!r}, expected an object of strings")

@@ -40,6 +40,31 @@ def check_models(
     )
 
 
+def check_frames(source: Path, index: VideoIndex, given: Iterable[str]) -> None:
+    """Raise unless the index has embeddings of frames, and their encoder is there.
+
+    Args:
+        source: the folder of the index.
+        index: the index.
+        given: kinds of the models that search.
+
+    Raises:
+        GranAlignError: the embeddings or the model are missing.
+    """
+    made = index.models.get("clip")
+    if index.frames is None or index.frames.embeddings is None or made is None:
+        raise GranAlignError(
+            f"{source}: got an index without embeddings of frames, which the preset 'visual' "
+            f"compares; take the preset 'tuned', or index the video with a model of kind 'clip'"
+        )
+    if "clip" not in given:
+        models = "--models miniatures" if are_miniatures([made]) else "--models DIR with it"
+        raise GranAlignError(
+            f"{source}: its frames were embedded by a model that is not given (clip {made}), "
+            f"expected {models}"
+        )
+
+
 def check_encoder(source: Path, index: VideoIndex, encoder: TextEncoder) -> None:
     """Raise if the captions were embedded by another model; its precision may be another.
 

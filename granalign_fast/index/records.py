@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -43,8 +43,7 @@ class CaptionedVideo:
         )
 
     def __post_init__(self) -> None:
-        if not isinstance(self.vid, str):
-            raise GranAlignError(f"vid: got {self.vid!r}, expected a string")
+        _check_vid(self.vid)
         if not isinstance(self.captions, list | tuple):
             raise GranAlignError(
                 f"captions of {self.vid!r}: got {self.captions!r}, expected a list of texts"
@@ -59,29 +58,19 @@ class CaptionedVideo:
                 raise GranAlignError(
                     f"caption {clip} of {self.vid!r}: got {caption!r}, expected a text"
                 )
-        for name in ("clip_seconds", "duration"):
-            value = getattr(self, name)
-            if value is None and name == "duration":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
-                raise GranAlignError(
-                    f"{name} of {self.vid!r}: got {value!r}, expected seconds above 0"
-                )
-        last = (len(self.captions) - 1) * self.clip_seconds
-        if self.duration is not None and last >= self.duration:
-            raise GranAlignError(
-                f"captions of {self.vid!r}: got {len(self.captions)} clips of "
-                f"{self.clip_seconds} s, but the video ends at {self.duration} s; "
-                f"drop the later captions"
-            )
+        _check_length(self, "captions", "drop the later captions")
+
+    @property
+    def clips(self) -> int:
+        """The number of clips."""
+        return len(self.captions)
 
     def seconds(self, clip: int) -> float:
         """Return the second at which clip number `clip` begins.
 
         For the number after the last clip this is the end of the video.
         """
-        time = clip * self.clip_seconds
-        return time if self.duration is None else min(time, self.duration)
+        return _seconds(self, clip)
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], location: str) -> CaptionedVideo:
@@ -108,6 +97,77 @@ class CaptionedVideo:
             )
         except GranAlignError as error:
             raise GranAlignError(f"{location}: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class UncaptionedVideo:
+    """A video whose frames are embedded, and whose clips have no captions.
+
+    Raises:
+        GranAlignError: a field has the wrong type, or a clip begins after the video's end.
+    """
+
+    vid: str
+    clips: int
+    """The number of clips."""
+    clip_seconds: float = CLIP_SECONDS
+    duration: float | None = None
+    """Seconds; None if unknown, then all clips count as whole. The last clip may be shorter."""
+    captions: ClassVar[None] = None
+    """There are none; `CaptionedVideo` has them in a field of this name."""
+
+    def __post_init__(self) -> None:
+        _check_vid(self.vid)
+        if isinstance(self.clips, bool) or not isinstance(self.clips, int) or self.clips < 1:
+            raise GranAlignError(
+                f"clips of {self.vid!r}: got {self.clips!r}, expected an integer from 1"
+            )
+        _check_length(self, "clips", "drop the later clips")
+
+    def seconds(self, clip: int) -> float:
+        """Return the second at which clip number `clip` begins.
+
+        For the number after the last clip this is the end of the video.
+        """
+        return _seconds(self, clip)
+
+
+IndexedVideo = CaptionedVideo | UncaptionedVideo
+"""The video of an index, with or without captions."""
+
+
+def _check_vid(vid: object) -> None:
+    if not isinstance(vid, str):
+        raise GranAlignError(f"vid: got {vid!r}, expected a string")
+
+
+def _check_length(video: IndexedVideo, what: str, remedy: str) -> None:
+    """Check the lengths in seconds, and that each clip begins before the video's end.
+
+    Args:
+        video: the record.
+        what: the name of the field that gives the number of clips.
+        remedy: what to do if there are too many.
+    """
+    for name in ("clip_seconds", "duration"):
+        value = getattr(video, name)
+        if value is None and name == "duration":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
+            raise GranAlignError(
+                f"{name} of {video.vid!r}: got {value!r}, expected seconds above 0"
+            )
+    last = (video.clips - 1) * video.clip_seconds
+    if video.duration is not None and last >= video.duration:
+        raise GranAlignError(
+            f"{what} of {video.vid!r}: got {video.clips} clips of {video.clip_seconds} s, but the "
+            f"video ends at {video.duration} s; {remedy}"
+        )
+
+
+def _seconds(video: IndexedVideo, clip: int) -> float:
+    time = clip * video.clip_seconds
+    return time if video.duration is None else min(time, video.duration)
 
 
 @dataclass(frozen=True, slots=True)

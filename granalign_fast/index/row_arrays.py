@@ -23,13 +23,15 @@ def stretches(
     )
 
 
-def concatenate(parts: Iterable[npt.NDArray[Any]], path: Path) -> npt.NDArray[Any]:
-    """Join the embeddings of batches along their rows.
+def concatenate(parts: Iterable[npt.NDArray[Any] | None], path: Path) -> npt.NDArray[Any] | None:
+    """Join the embeddings of batches along their rows; None if no batch has any.
 
     Raises:
         GranAlignError: their widths or types differ; the message names the video's `path`.
     """
-    arrays = list(parts)
+    arrays = [part for part in parts if part is not None]
+    if not arrays:
+        return None
     types = {(array.shape[1:], array.dtype) for array in arrays}
     if len(types) != 1:
         raise GranAlignError(

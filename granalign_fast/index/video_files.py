@@ -16,6 +16,7 @@ from granalign_fast.video.frames import VideoInfo, check_clip_seconds, probe
 
 from .known_files import KnownFiles
 from .manifest import read_manifest_record
+from .models import IndexModels
 from .naming import assign_ids, video_name
 from .records import VideoSource
 from .video_index import VideoIndex
@@ -190,35 +191,36 @@ def _stat(path: Path) -> os.stat_result:
 def count_indexed_clips(
     videos: Sequence[VideoFile],
     work: WorkFolder,
-    fingerprints: Mapping[str, str],
+    models: IndexModels,
     clip_seconds: float,
     on_error: OnError | None = None,
 ) -> dict[str, int]:
     """Return, by video id, the clip count of every video's index; 0 if it is to be indexed.
 
     An index is up to date if the file's content, the models' fingerprints and `clip_seconds` are
-    the same. If only the file's path has changed, the new path is written to the index.
+    the same. Models that write no captions leave an index with captions as it is. If only the
+    file's path has changed, the new path is written to the index.
 
     Args:
         videos: the files.
         work: the folder of indexes.
-        fingerprints: those of the models.
+        models: that are to describe the frames.
         clip_seconds: length of a clip in seconds.
         on_error: as for `index_videos`; a video that is reported has no count.
 
     Raises:
         GranAlignError: without `on_error`, the folder of an index holds something that is not the
-            index of a video.
+            index of a video, or captions that these models would lose.
     """
     counts: dict[str, int] = {}
     for video in videos:
         with reporting(video.source.path, on_error):
-            counts[video.vid] = _indexed_clips(video, work, fingerprints, clip_seconds)
+            counts[video.vid] = _indexed_clips(video, work, models, clip_seconds)
     return counts
 
 
 def _indexed_clips(
-    video: VideoFile, work: WorkFolder, fingerprints: Mapping[str, str], clip_seconds: float
+    video: VideoFile, work: WorkFolder, models: IndexModels, clip_seconds: float
 ) -> int:
     """Return the clip count of a video's index; 0 if there is none or it is out of date."""
     folder = work.out / video.vid
@@ -242,13 +244,28 @@ def _indexed_clips(
     except GranAlignError:  # torn, or of another format: the video is indexed again
         return 0
     source = None if index.frames is None else index.frames.source
-    if (
-        source is None
-        or (source.bytes, source.sha256) != (video.source.bytes, video.source.sha256)
-        or dict(index.models) != dict(fingerprints)
-        or index.video.clip_seconds != clip_seconds
+    if source is None or (source.bytes, source.sha256) != (
+        video.source.bytes,
+        video.source.sha256,
     ):
+        return 0
+    if index.video.clip_seconds != clip_seconds or not _are_made_by(index, models):
+        if index.video.captions is not None and models.captioner is None:
+            raise GranAlignError(
+                f"{folder}: got an index with captions, which these models would lose; give the "
+                f"models that made it, or index into another folder"
+            )
         return 0
     if source.path != video.source.path:
         work.update_source(video.vid, video.source)
-    return len(index.video.captions)
+    return index.video.clips
+
+
+def _are_made_by(index: VideoIndex, models: IndexModels) -> bool:
+    """Return whether an index holds what the models would make of the same file."""
+    made, wanted = dict(index.models), dict(models.fingerprints)
+    if models.captioner is not None:
+        return made == wanted and index.video.captions is not None
+    # Captions may be there too, of whatever models.
+    has_frames = index.frames is not None and index.frames.embeddings is not None
+    return has_frames and made == made | wanted

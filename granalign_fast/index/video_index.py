@@ -2,7 +2,8 @@
 
 ``manifest.json`` describes the video and has the SHA-256 of the two other files;
 ``clips.parquet`` has a row for each clip; ``embeddings.safetensors`` holds ``captions`` and, if a
-frame encoder was used, ``frames``. Equal indexes have equal files.
+frame encoder was used, ``frames``. An index without captions has neither a column ``caption`` nor
+the tensor ``captions``. Equal indexes have equal files.
 """
 
 from __future__ import annotations
@@ -21,22 +22,29 @@ from granalign_fast.files import appearing
 
 from .columns import read_clip_table, read_embeddings, write_clip_table
 from .manifest import CLIPS, EMBEDDINGS, MANIFEST, REINDEX, IndexManifest, write_durably
-from .records import CaptionedVideo, FrameTable, check_rows
+from .records import (
+    CaptionedVideo,
+    FrameTable,
+    IndexedVideo,
+    UncaptionedVideo,
+    check_rows,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class VideoIndex:
-    """A captioned video, the embeddings of its captions, and its frames.
+    """A video, the embeddings of its captions, and its frames. It may have no captions.
 
     Raises:
         GranAlignError: the embeddings are not float32 or float16 with a row for each caption, the
-            number of frames differs from the number of captions, or a model's fingerprint is not
-            a string.
+            number of frames differs from the number of clips, there are embeddings neither of
+            captions nor of frames, or a model's fingerprint is not a string.
     """
 
-    video: CaptionedVideo
-    embeddings: npt.NDArray[Any]
-    """`(clips, dim)`, rows of unit length."""
+    video: IndexedVideo
+    """An `UncaptionedVideo` if the index was made without a vision-language model."""
+    embeddings: npt.NDArray[Any] | None
+    """Of the captions, `(clips, dim)`, rows of unit length; None without captions."""
     frames: FrameTable | None = None
     """None if the index was made from captions alone, without a video file."""
     models: Mapping[str, str] = field(default_factory=dict)
@@ -44,26 +52,64 @@ class VideoIndex:
 
     def __repr__(self) -> str:
         video, frames = self.video, self.frames
+        dim = None if self.embeddings is None else self.embeddings.shape[1]
         return (
-            f"VideoIndex(vid={video.vid!r}, clips={len(video.captions)}, "
+            f"VideoIndex(vid={video.vid!r}, clips={video.clips}, "
             f"clip_seconds={video.clip_seconds}, duration={video.duration}, "
-            f"embedding_dim={self.embeddings.shape[1]}, frames={frames!r}, "
+            f"embedding_dim={dim}, frames={frames!r}, "
             f"models={dict(self.models)!r})"
         )
 
     def __post_init__(self) -> None:
-        vid, clips = self.video.vid, len(self.video.captions)
-        check_rows(self.embeddings, clips, f"embeddings of {vid!r}", "a row for each caption")
+        vid, clips = self.video.vid, self.video.clips
+        if self.video.captions is None:
+            self._check_uncaptioned()
+        elif self.embeddings is None:
+            raise GranAlignError(
+                f"embeddings of {vid!r}: got None, expected a row for each caption"
+            )
+        else:
+            check_rows(self.embeddings, clips, f"embeddings of {vid!r}", "a row for each caption")
         if self.frames is not None and len(self.frames.hashes) != clips:
+            each = "clip" if self.video.captions is None else "caption"
             raise GranAlignError(
                 f"frames of {vid!r}: got {len(self.frames.hashes)}, expected {clips}, one for "
-                f"each caption"
+                f"each {each}"
             )
         for name, model in self.models.items():
             if not isinstance(name, str) or not isinstance(model, str):
                 raise GranAlignError(
                     f"models of {vid!r}: got {name!r}: {model!r}, expected two strings"
                 )
+
+    def _check_uncaptioned(self) -> None:
+        """Raise unless a video without captions has embeddings of its frames, and no others."""
+        vid = self.video.vid
+        if self.embeddings is not None:
+            raise GranAlignError(
+                f"embeddings of {vid!r}: got an array, expected None, because the video has no "
+                f"captions"
+            )
+        if self.frames is None or self.frames.embeddings is None:
+            raise GranAlignError(
+                f"frames of {vid!r}: got none with embeddings, expected them, because the video "
+                f"has no captions"
+            )
+
+    @property
+    def caption_embeddings(self) -> npt.NDArray[Any]:
+        """The embeddings of the captions, `(clips, dim)`, rows of unit length.
+
+        Raises:
+            GranAlignError: the index has no captions.
+        """
+        if self.embeddings is None:
+            raise GranAlignError(
+                f"video {self.video.vid!r}: got an index without captions, expected captions; take "
+                f"the preset 'visual', or add captions: index the video again with models of which "
+                f"one is a vision-language model"
+            )
+        return self.embeddings
 
     @staticmethod
     def load(folder: str | Path) -> VideoIndex:
@@ -101,11 +147,13 @@ def write_index(index: VideoIndex, folder: Path) -> None:
     from safetensors.numpy import save
 
     video, frames = index.video, index.frames
-    tensors = {"captions": np.ascontiguousarray(index.embeddings)}
+    tensors = {}
+    if index.embeddings is not None:
+        tensors["captions"] = np.ascontiguousarray(index.embeddings)
     if frames is not None and frames.embeddings is not None:
         tensors["frames"] = np.ascontiguousarray(frames.embeddings)
     contents = {
-        CLIPS: write_clip_table(video.vid, video.captions, frames),
+        CLIPS: write_clip_table(video, frames),
         EMBEDDINGS: save(tensors),
     }
     for name, content in contents.items():
@@ -116,7 +164,8 @@ def write_index(index: VideoIndex, folder: Path) -> None:
         clip_seconds=video.clip_seconds,
         duration=video.duration,
         missing=[] if frames is None else [list(stretch) for stretch in frames.missing],
-        clips=len(video.captions),
+        clips=video.clips,
+        captions=video.captions is not None,
         models=dict(index.models),
         files={name: _sha256(content) for name, content in contents.items()},
     ).write(folder)
@@ -133,12 +182,13 @@ def _read_index(folder: Path) -> VideoIndex:
     contents = {
         name: _read_verified(folder / name, digest) for name, digest in manifest.files.items()
     }
-    captions, times, hashes = read_clip_table(folder / CLIPS, contents[CLIPS])
-    tensors = read_embeddings(folder / EMBEDDINGS, contents[EMBEDDINGS])
+    captioned = manifest.captions
+    captions, times, hashes = read_clip_table(folder / CLIPS, contents[CLIPS], captioned=captioned)
+    tensors = read_embeddings(folder / EMBEDDINGS, contents[EMBEDDINGS], captioned=captioned)
     # 2. Check that the files agree with the manifest and with each other.
-    if len(captions) != manifest.clips:
+    if len(times) != manifest.clips:
         raise GranAlignError(
-            f"{folder / CLIPS}: got {len(captions)} clips, expected {manifest.clips} as "
+            f"{folder / CLIPS}: got {len(times)} clips, expected {manifest.clips} as "
             f"in {MANIFEST}; {REINDEX}"
         )
     if hashes is None and ("frames" in tensors or manifest.source is not None):
@@ -148,7 +198,12 @@ def _read_index(folder: Path) -> VideoIndex:
         )
     # 3. Build the records, which check their own fields.
     try:
-        video = CaptionedVideo(manifest.vid, captions, manifest.clip_seconds, manifest.duration)
+        lengths = manifest.clip_seconds, manifest.duration
+        video: IndexedVideo
+        if captions is None:
+            video = UncaptionedVideo(manifest.vid, manifest.clips, *lengths)
+        else:
+            video = CaptionedVideo(manifest.vid, captions, *lengths)
         frames = None
         if hashes is not None:
             frames = FrameTable(
@@ -158,7 +213,7 @@ def _read_index(folder: Path) -> VideoIndex:
                 manifest.source,
                 tuple((begin, end) for begin, end in manifest.missing),
             )
-        return VideoIndex(video, tensors["captions"], frames, manifest.models)
+        return VideoIndex(video, tensors.get("captions"), frames, manifest.models)
     except (GranAlignError, ValueError) as error:  # the latter of a stretch that is no pair
         raise GranAlignError(f"{folder}: {error}; {REINDEX}") from None
 

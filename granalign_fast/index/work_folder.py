@@ -41,9 +41,10 @@ class ClipRows:
     first: int
     times: npt.NDArray[np.float64]
     hashes: tuple[str, ...]
-    captions: tuple[str, ...]
-    embeddings: npt.NDArray[Any]
-    """`(rows, dim)`, of the captions."""
+    captions: tuple[str, ...] | None
+    """None for an index without captions."""
+    embeddings: npt.NDArray[Any] | None
+    """`(rows, dim)`, of the captions; None without captions."""
     frame_embeddings: npt.NDArray[Any] | None
     """`(rows, dim)`, of the frames; None without a frame encoder."""
     missing: npt.NDArray[np.bool_]
@@ -62,9 +63,10 @@ class ClipRows:
         tensors: dict[str, npt.NDArray[Any]] = {
             "texts": np.frombuffer(texts, np.uint8),
             "times": np.ascontiguousarray(self.times),
-            "embeddings": np.ascontiguousarray(self.embeddings),
             "missing": np.ascontiguousarray(self.missing),
         }
+        if self.embeddings is not None:
+            tensors["embeddings"] = np.ascontiguousarray(self.embeddings)
         if self.frame_embeddings is not None:
             tensors["frames"] = np.ascontiguousarray(self.frame_embeddings)
         return save(tensors)
@@ -76,11 +78,15 @@ class ClipRows:
 
         tensors = load(content)
         texts = json.loads(tensors["texts"].tobytes())
-        hashes, captions = tuple(texts["hashes"]), tuple(texts["captions"])
-        times, embeddings, frames = tensors["times"], tensors["embeddings"], tensors.get("frames")
-        missing = tensors["missing"]
-        if {len(part) for part in (captions, times, embeddings, missing)} != {len(hashes)}:
+        hashes, listed = tuple(texts["hashes"]), texts["captions"]
+        captions = None if listed is None else tuple(listed)
+        times, missing = tensors["times"], tensors["missing"]
+        embeddings, frames = tensors.get("embeddings"), tensors.get("frames")
+        columns = captions, times, embeddings, frames, missing
+        if {len(part) for part in columns if part is not None} != {len(hashes)}:
             raise ValueError("the columns differ in length")
+        if (captions is None) != (embeddings is None):
+            raise ValueError("captions and their embeddings do not fit together")
         return cls(first, times, hashes, captions, embeddings, frames, missing)
 
 

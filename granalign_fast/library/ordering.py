@@ -68,7 +68,7 @@ def _moment(
     starts = np.arange(len(result.saliency)) * index.video.clip_seconds
     inside = (starts >= moment.start) & (starts < moment.end)
     clip = int(np.where(inside, result.saliency, -1).argmax())
-    caption = index.video.captions[clip]
+    caption = (index.video.captions or ())[clip]
     vid = hit.video.vid
     return LibraryMoment(vid, moment.start, moment.end, score, True, caption, result.exists)
 
@@ -77,12 +77,12 @@ def _surroundings(
     hit: VideoHit, index: VideoIndex, vector: npt.NDArray[np.float32], score: float
 ) -> LibraryMoment:
     """Return the clips around the best one that are nearer to it than to the mean of the video."""
-    (scores,) = row_scores(vector[None], index.embeddings)
+    (scores,) = row_scores(vector[None], index.caption_embeddings)
     near = scores >= (scores[hit.clip] + scores.mean()) / 2
     near[hit.clip] = True
     far = np.flatnonzero(~near)
     begin = far[far < hit.clip].max(initial=-1) + 1
     end = far[far > hit.clip].min(initial=len(scores))
     seconds = index.seconds(int(begin)), index.seconds(int(end))
-    caption = index.video.captions[hit.clip]
+    caption = (index.video.captions or ())[hit.clip]
     return LibraryMoment(hit.video.vid, *seconds, score, False, caption)

@@ -140,7 +140,7 @@ def rows_of(
     """Return the rows of an index; arguments as for `read_rows`.
 
     Raises:
-        GranAlignError: an embedding is not a number.
+        GranAlignError: an embedding is not a number, or the index has no captions.
     """
     source = None if index.frames is None else index.frames.source
     sha256 = None if source is None else source.sha256
@@ -153,7 +153,7 @@ def rows_of(
     video = CataloguedVideo(
         vid=vid,
         stamp=stamp,
-        clips=len(index.video.captions),
+        clips=index.video.clips,
         clip_seconds=index.video.clip_seconds,
         duration=index.video.duration,
         path=None if source is None else source.path,
@@ -163,8 +163,8 @@ def rows_of(
     )
     return VideoRows(
         video,
-        index.video.captions,
-        _halves(vid, index.embeddings),
+        index.video.captions or (),
+        _halves(vid, index.caption_embeddings),
         None if frames is None else _halves(vid, frames),
     )
 

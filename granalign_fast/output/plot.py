@@ -13,7 +13,7 @@ from granalign_fast.files import replacing
 from granalign_fast.index import VideoIndex
 from granalign_fast.types import SearchResult
 
-from .tables import clock, peak_caption
+from .tables import clock, peak_text
 
 INK, CURVE, VARIANT, MOMENT = "#22303c", "#1f6f8b", "#9db4c0", "#f2a65a"
 """The colours of all pictures: text, saliency, the curve of one query variant, moments."""
@@ -121,7 +121,7 @@ def _draw_moments(axes: Any, index: VideoIndex, result: SearchResult) -> None:
         )
         text = (
             f"{clock(moment.start)} to {clock(moment.end)}  {moment.score:.2f}  "
-            f"{shorten(peak_caption(index, result, moment), 60)}"
+            f"{shorten(peak_text(index, result, moment), 60)}"
         )
         # The label goes to the side of the bar that has more space.
         on_the_right = moment.end < 0.5 * end

@@ -18,7 +18,7 @@ from granalign_fast.index import VideoIndex
 from granalign_fast.types import Image, Moment, SearchResult, check_frames
 
 from .frames import fitted
-from .tables import absence, clock, peak_caption, shown_at_all, time_ticks
+from .tables import absence, clock, peak_text, shown_at_all, time_ticks
 from .visible import visible
 
 _THUMBNAIL = (480, 360)
@@ -87,7 +87,7 @@ def _page(
         "Query": result.query,
         "Video": result.vid,
         "File": escape_undecodable(video),
-        "Duration": clock(index.seconds(len(index.video.captions))),
+        "Duration": clock(index.seconds(index.video.clips)),
         "In this video": likely or "",
         **_rewrite_rows(result),
         **facts,
@@ -159,7 +159,7 @@ def _card(
     return (
         f'<li>{picture}<p class="times"><b>#{number + 1}</b> <span>{clock(moment.start)} – '
         f'{clock(moment.end)}</span> <span class="score">{moment.score:.3f}</span></p>'
-        f"<p>{_text(peak_caption(index, result, moment))}</p></li>"
+        f"<p>{_text(peak_text(index, result, moment))}</p></li>"
     )
 
 

@@ -77,9 +77,18 @@ def peak_clip(index: VideoIndex, result: SearchResult, moment: Moment) -> int:
     return int(np.where(inside, result.saliency, -1).argmax())
 
 
-def peak_caption(index: VideoIndex, result: SearchResult, moment: Moment) -> str:
-    """Return the caption of the moment's clip with the highest saliency."""
-    return index.video.captions[peak_clip(index, result, moment)]
+def peak_caption(index: VideoIndex, result: SearchResult, moment: Moment) -> str | None:
+    """Return the caption of the moment's clip with the highest saliency; None without captions."""
+    captions = index.video.captions
+    return None if captions is None else captions[peak_clip(index, result, moment)]
+
+
+def peak_text(index: VideoIndex, result: SearchResult, moment: Moment) -> str:
+    """Return what `peak_caption` does; without captions, the second of that clip's frame."""
+    caption = peak_caption(index, result, moment)
+    if caption is not None or index.frames is None:
+        return caption or ""
+    return f"frame at {clock(float(index.frames.times[peak_clip(index, result, moment)]))}"
 
 
 def shown_at_all(result: SearchResult) -> str | None:
@@ -164,7 +173,7 @@ def print_moments(
             clock(moment.start),
             clock(moment.end),
             f"{moment.score:.3f}",
-            peak_caption(index, result, moment),
+            peak_text(index, result, moment),
         )
     show(table)
     for warning in warnings:

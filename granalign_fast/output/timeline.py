@@ -98,6 +98,8 @@ class Timeline:
     ) -> Timeline:
         """Return the timeline of a search; a moment's caption is that of its best clip.
 
+        An index without captions gives a timeline without any.
+
         Args:
             index: the video that was searched.
             result: the result of the search.
@@ -107,12 +109,13 @@ class Timeline:
         """
         if media is None and index.frames is not None:
             media = index.frames.path
+        captions = [peak_caption(index, result, moment) for moment in result.moments]
         return cls(
             title=result.vid,
             query=result.query,
             moments=result.moments,
-            duration=index.seconds(len(index.video.captions)),
-            captions=tuple(peak_caption(index, result, moment) for moment in result.moments),
+            duration=index.seconds(index.video.clips),
+            captions=tuple(caption for caption in captions if caption is not None),
             media=media,
             frame_rate=frame_rate,
             source=source,

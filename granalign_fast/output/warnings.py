@@ -42,6 +42,11 @@ def search_warnings(
             f"the captions are by another vision-language model ({made}) than the one that "
             f"searched ({used[:16]}); index the video with the models that search it"
         )
+    if index.video.captions is None and result.exists is None:
+        warnings.append(
+            "this index has no captions: the query was compared with frames alone, and no model "
+            "judged whether the video shows it"
+        )
     if result.rewrites is not None and (fallback := fallback_warning(result.rewrites)):
         warnings.append(fallback)
     return warnings

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from granalign_fast.config import RetrieverConfig
-from granalign_fast.index import CaptionedVideo
+from granalign_fast.index import IndexedVideo
 from granalign_fast.kernels import Curves, Ranked
 from granalign_fast.types import Moment, SearchResult
 
@@ -25,7 +25,7 @@ class AllCandidates:
     """Ranks all candidates of one search. It is the `rank_all` of a `SearchResult`."""
 
     config: RetrieverConfig
-    video: CaptionedVideo
+    video: IndexedVideo
 
     def __call__(self, result: SearchResult) -> tuple[Moment, ...]:
         """Return all candidates that are left after NMS, best first.
@@ -43,7 +43,7 @@ class AllCandidates:
         return moments_of(self.video, ranked, 0)
 
 
-def moments_of(video: CaptionedVideo, ranked: Ranked, query: int) -> tuple[Moment, ...]:
+def moments_of(video: IndexedVideo, ranked: Ranked, query: int) -> tuple[Moment, ...]:
     """Return the moments of one query of a batch in seconds, best first."""
     # Unused slots follow the moments of a query: only the first `count` are read.
     count = int(ranked.counts[query])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,17 @@ class PreparedQuery:
     rewrites: Rewrites
     aware: Mapping[int, str]
     """Query-aware captions by clip number."""
+    frames: npt.NDArray[Any] | None = None
+    """Embeddings of the frames, `(clips, dim)`, if they are compared in place of the captions."""
+
+    @property
+    def embeddings(self) -> npt.NDArray[Any]:
+        """The embeddings of the clips that the query is compared with, `(clips, dim)`.
+
+        Raises:
+            GranAlignError: these are the captions', and the index has none.
+        """
+        return self.index.caption_embeddings if self.frames is None else self.frames
 
 
 Variants = tuple[tuple[str, ...], tuple[str, ...]]
@@ -58,37 +70,38 @@ def group_by_variant_counts(variants: Sequence[Variants]) -> Iterator[list[int]]
 
 def distinct_videos(
     batch: Sequence[PreparedQuery], dim: int
-) -> tuple[list[VideoIndex], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return each video of a batch once.
+) -> tuple[list[npt.NDArray[Any]], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the embeddings of each video of a batch once.
 
     Args:
         batch: the queries.
         dim: numbers of a query's embedding.
 
     Returns:
-        The videos; the offsets of their clips, `(videos + 1,)`; the number of the video that each
-        query is about, `(queries,)`.
+        The embeddings of each video, `(clips, dim)`; the offsets of their clips, `(videos + 1,)`;
+        the number of the video that each query is about, `(queries,)`.
 
     Raises:
         GranAlignError: a video was indexed with another encoder.
     """
     number: dict[int, int] = {}
-    indices: list[VideoIndex] = []
+    rows: list[npt.NDArray[Any]] = []
     videos = np.empty(len(batch), np.int64)
     for i, query in enumerate(batch):
-        index = query.index
-        if index.embeddings.shape[1] != dim:
+        index, embeddings = query.index, query.embeddings
+        if embeddings.shape[1] != dim:
+            what = "caption" if query.frames is None else "frame"
             raise GranAlignError(
-                f"video {index.video.vid!r}: got caption embeddings of "
-                f"{index.embeddings.shape[1]} numbers, expected {dim} as in the query's; index the "
+                f"video {index.video.vid!r}: got {what} embeddings of "
+                f"{embeddings.shape[1]} numbers, expected {dim} as in the query's; index the "
                 "video with this encoder"
             )
         if id(index) not in number:
-            number[id(index)] = len(indices)
-            indices.append(index)
+            number[id(index)] = len(rows)
+            rows.append(embeddings)
         videos[i] = number[id(index)]
-    offsets = np.cumsum([0, *(len(index.embeddings) for index in indices)])
-    return indices, offsets, videos
+    offsets = np.cumsum([0, *map(len, rows)])
+    return rows, offsets, videos
 
 
 def first_rows(texts: Sequence[str]) -> dict[str, int]:
@@ -128,7 +141,7 @@ def aware_rows(
         return None
     parts = []
     for query in batch:
-        clips = len(query.index.video.captions)
+        clips = query.index.video.clips
         rows = np.full(clips, -1, np.int32)
         for clip, caption in query.aware.items():
             if not 0 <= clip < clips:

@@ -25,12 +25,14 @@ from granalign_fast.protocols import (
 )
 from granalign_fast.types import Rewrites, SearchResult
 
-from .batches import PreparedQuery, group_by_variant_counts, query_variants
+from .batches import PreparedQuery, query_variants
 from .clock import Clock
+from .frame_curves import frame_curves
 from .key_frames import aware_captions, existence, frame_embeddings, frame_set, key_frames
 from .ranker import Ranker
 from .request import Request, query_text
-from .results import search_results
+from .results import rank_groups
+from .rewriting import plain_queries, rewrite_requests
 
 KeyFrames = list[list[int]]
 """The clip numbers of the key frames of each request; empty where no model looks at them."""
@@ -70,12 +72,15 @@ class CaptionScorer:
         """Return one result for each request, in order.
 
         Stages: ``rewrite``, concurrently ``key_frames`` and ``prefill``; ``wait``, ``aware``,
-        ``exists``, ``embed``, those of the ranker, ``results``.
+        ``exists``, ``embed``, ``frames``, those of the ranker, ``results``.
 
         Raises:
             GranAlignError: a query is empty, an aware caption names no clip, an embedding is not a
                 number, or a frame is needed and the video file is gone.
         """
+        # Refuse an index without captions before any model runs.
+        for request in requests:
+            _ = request.index.caption_embeddings
         # Rewrite the queries. Meanwhile choose the key frames and prefill their prompts.
         queries, clips = self._rewrite(requests, clock)
         # Caption the key frames with the queries in mind.
@@ -94,37 +99,25 @@ class CaptionScorer:
         texts = self.ranker.embed(self.encoder, needed)
         clock.lap("embed")
 
-        # Rank. A batch needs equal numbers of variants, so that its embeddings form one array.
-        results: list[SearchResult | None] = [None] * len(requests)
-        for members in group_by_variant_counts(variants):
-            batch = [prepared[i] for i in members]
-            curves, ranked = self.ranker.rank(batch, [variants[i] for i in members], texts, clock)
-            ranked_results = search_results(
-                batch,
-                curves,
-                ranked,
-                self.config,
-                [exists[i] for i in members],
-                clock.seconds,
-            )
-            for i, result in zip(members, ranked_results, strict=True):
-                results[i] = result
-            clock.lap("results")
-        return [result for result in results if result is not None]
+        frames = None
+        if self.frame_encoder is not None and self.config.frames_weight:
+            frames = frame_curves(requests, queries, self.frame_encoder, self.config.power)
+            clock.lap("frames")
+        return rank_groups(
+            self.ranker, self.config, prepared, variants, texts, clock, exists, frames
+        )
 
     def _rewrite(
         self, requests: Sequence[Request], clock: Clock
     ) -> tuple[list[Rewrites], KeyFrames]:
         """Rewrite plain queries, and concurrently choose and prefill the key frames."""
-        # Equal queries are rewritten once.
-        plain = {r.query: None for r in requests if isinstance(r.query, str)}
-        rewritten: Mapping[str, Rewrites] = {}
+        plain = plain_queries(requests)
         # Key frames depend on the query's own text alone, so they need not wait for its rewrites.
         with ThreadPoolExecutor(1) as pool:
             chosen = pool.submit(self._key_frames, requests, clock)
             prefilled = pool.submit(self._prefill, requests, chosen, clock) if plain else None
+            queries = rewrite_requests(requests, self.rewriter)
             if plain:
-                rewritten = dict(zip(plain, self.rewriter.rewrite(list(plain)), strict=True))
                 clock.lap("rewrite")
             clips = chosen.result()
             if prefilled:
@@ -134,10 +127,6 @@ class CaptionScorer:
             clock.lap("wait")
         else:
             clock.restart()
-        queries = [
-            request.query if isinstance(request.query, Rewrites) else rewritten[request.query]
-            for request in requests
-        ]
         return queries, clips
 
     def _key_frames(self, requests: Sequence[Request], clock: Clock) -> KeyFrames:
@@ -160,7 +149,9 @@ class CaptionScorer:
         if index.frames is None:
             return []
         clips = (
-            frame_embeddings(index, self.frame_encoder) if self.frame_encoder else index.embeddings
+            frame_embeddings(index, self.frame_encoder)
+            if self.frame_encoder
+            else index.caption_embeddings
         )
         return key_frames(index, row[query_text(request)], clips, self.config.key_frames)
 

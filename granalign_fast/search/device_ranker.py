@@ -27,6 +27,8 @@ from .batches import (
 )
 from .clock import Clock
 from .derived_cache import DerivedArrayCache
+from .frame_curves import FrameCurve, with_frames
+from .host_ranker import cut_moments
 from .mixed_captions import mix
 from .ranker import TextEmbeddings
 
@@ -102,6 +104,8 @@ class DeviceRanker:
         variants: Sequence[Variants],
         texts: TextEmbeddings,
         clock: Clock,
+        *,
+        frames: Sequence[FrameCurve] = (),
     ) -> tuple[Curves, Ranked]:
         """Return the curves and the moments of queries; arguments and errors as in `Ranker`.
 
@@ -111,7 +115,7 @@ class DeviceRanker:
         dim = embeddings.shape[1]
 
         # On the host: which video and which rows of the embeddings each query needs.
-        indices, offsets, videos = distinct_videos(batch, dim)
+        matrices, offsets, videos = distinct_videos(batch, dim)
         simplified = embedding_rows(row, [simplified for simplified, _ in variants])
         detailed = embedding_rows(row, [detailed for _, detailed in variants])
         aware = aware_rows(batch, row)
@@ -125,9 +129,7 @@ class DeviceRanker:
                 simplified_rows, detailed_rows, clip_rows = self._upload(
                     simplified, detailed, aware
                 )
-                captions = [
-                    self._captions.get_or_create(index.embeddings, self._mix) for index in indices
-                ]
+                captions = [self._captions.get_or_create(video, self._mix) for video in matrices]
                 rows = self._concatenate(captions, axis=1)
                 ranked = ranking(
                     embeddings[simplified_rows],
@@ -148,6 +150,10 @@ class DeviceRanker:
         curves = Curves(variant_curves, fused, ranking.pair_offsets)
         check_finite(batch, curves)
         clock.lap("rank")
+        if frames:
+            # The frames' curve was computed on the host: moments are cut there once more.
+            curves = with_frames(curves, frames, self._config.frames_weight)
+            return curves, cut_moments(curves, self._config, clock)
         return curves, Ranked(starts, ends, scores, moment_counts)
 
     def _ranking(

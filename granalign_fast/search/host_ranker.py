@@ -23,6 +23,7 @@ from .batches import (
 )
 from .clock import Clock
 from .derived_cache import DerivedArrayCache
+from .frame_curves import FrameCurve, with_frames
 from .mixed_captions import is_mixed, matrices_of, mix
 from .ranker import TextEmbeddings
 
@@ -52,6 +53,8 @@ class HostRanker:
         variants: Sequence[Variants],
         texts: TextEmbeddings,
         clock: Clock,
+        *,
+        frames: Sequence[FrameCurve] = (),
     ) -> tuple[Curves, Ranked]:
         """Return the curves and the moments of queries; arguments and errors as in `Ranker`.
 
@@ -60,8 +63,8 @@ class HostRanker:
         embeddings, row = texts
 
         # Mix each clip's caption embedding with those of its neighbours.
-        indices, offsets, videos = distinct_videos(batch, embeddings.shape[1])
-        captions = self._stack([index.embeddings for index in indices], offsets)
+        matrices, offsets, videos = distinct_videos(batch, embeddings.shape[1])
+        captions = self._stack(matrices, offsets)
         clock.lap("context")
 
         # Compare: simplified texts with agnostic captions, detailed texts with aware captions.
@@ -80,6 +83,8 @@ class HostRanker:
             rules=self.config.feedback,
         )
         check_finite(batch, curves)
+        if frames:
+            curves = with_frames(curves, frames, self.config.frames_weight)
         clock.lap("similarity")
 
         # Cut candidates out of the curves, and keep the best that do not overlap.

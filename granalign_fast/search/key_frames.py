@@ -54,8 +54,13 @@ def frame_embeddings(index: VideoIndex, frame_encoder: ImageTextEncoder) -> npt.
     Raises:
         GranAlignError: the index has none, or those of another model.
     """
-    embeddings = None if index.frames is None else index.frames.embeddings
-    fingerprint = index.models.get("clip")
+    if index.frames is None:
+        raise GranAlignError(
+            f"video {index.video.vid!r}: got an index of captions alone, expected one of a video "
+            f"file; make it with `granalign index`"
+        )
+    embeddings = index.frames.embeddings
+    fingerprint = None if embeddings is None else index.models.get("clip")
     if embeddings is None or fingerprint != frame_encoder.fingerprint:
         raise GranAlignError(
             f"video {index.video.vid!r}: got frames embedded by {fingerprint}, expected "

@@ -16,6 +16,7 @@ from granalign_fast.runtime.array_device import Array
 
 from .batches import PreparedQuery, Variants
 from .clock import Clock
+from .frame_curves import FrameCurve
 
 
 class TextEmbeddings(NamedTuple):
@@ -40,6 +41,8 @@ class Ranker(Protocol):
         variants: Sequence[Variants],
         texts: TextEmbeddings,
         clock: Clock,
+        *,
+        frames: Sequence[FrameCurve] = (),
     ) -> tuple[Curves, Ranked]:
         """Return the curves and the moments of queries, as NumPy arrays.
 
@@ -48,6 +51,8 @@ class Ranker(Protocol):
             variants: of each query.
             texts: the embeddings of all variants and all query-aware captions.
             clock: receives a lap for each stage.
+            frames: the curve of each query's frames, which becomes one more variant; none for
+                curves of texts alone.
 
         Raises:
             GranAlignError: a video was indexed with another encoder, an aware caption names no

@@ -1,4 +1,4 @@
-"""The retriever: a video and a query to ranked moments, by one of two scorers."""
+"""The retriever: a video and a query to ranked moments, by one of three scorers."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from granalign_fast.types import Rewrites, SearchResult
 from .caption_scorer import CaptionScorer
 from .clock import Clock, Span
 from .device_ranker import DeviceRanker
+from .frame_scorer import FrameScorer
 from .host_ranker import HostRanker
 from .ranker import Ranker
 from .recognition_scorer import RecognitionScorer
@@ -60,14 +61,16 @@ class Retriever:
                 that comes as `Rewrites` is taken as it is.
             captioner: writes query-aware captions of key frames. If it is a `Recogniser` too, it
                 also gives the score `exists`. By default there are neither.
-            frame_encoder: chooses the key frames; by default the agnostic captions do.
+            frame_encoder: chooses the key frames; by default the agnostic captions do. The preset
+                ``visual`` compares its texts with the frames; it uses no other model but the
+                rewriter.
             device: compares captions with queries and cuts out moments; named as for `Session`. On
                 a GPU the embeddings of an encoder on that GPU stay there, and so do the captions of
                 the videos last searched; only results come back.
 
         Raises:
             GranAlignError: an argument is of the wrong type, there is no such preset or device, or
-                the preset needs a captioner that recognises.
+                the preset needs a captioner that recognises, or a frame encoder.
             MissingExtraError: the device is a GPU, and CuPy is not installed.
         """
         _check_model("encoder", encoder, "encode", "SentenceEncoder")
@@ -80,30 +83,42 @@ class Retriever:
         self.captioner = captioner
         self.recogniser = captioner if isinstance(captioner, Recogniser) else None
         self.frame_encoder = frame_encoder
-        # The device's name is checked for both scorers, so that a wrong one never goes unnoticed.
+        # The device's name is checked for all scorers, so that a wrong one never goes unnoticed.
         array_device = ArrayDevice.of(device)
-        self._scorer: Scorer
-        if self.config.scorer == "captions":
-            ranker: Ranker = (
-                HostRanker(self.config)
-                if array_device.index is None
-                else DeviceRanker(self.config, array_device)
-            )
-            self._scorer = CaptionScorer(
-                encoder,
-                self.config,
-                ranker,
-                rewriter=self.rewriter,
-                captioner=captioner,
-                frame_encoder=frame_encoder,
-            )
-        elif self.recogniser is not None:
-            self._scorer = RecognitionScorer(self.recogniser, self.config)
-        else:
-            raise GranAlignError(
-                "scorer 'recognition': got no captioner that recognises, expected one such as "
-                "VlmCaptioner; give it, or take the preset 'tuned'"
-            )
+        self._scorer = self._make_scorer(array_device)
+
+    def _make_scorer(self, device: ArrayDevice) -> Scorer:
+        """Return the scorer of the configuration.
+
+        Raises:
+            GranAlignError: the model that it needs is missing.
+        """
+        config = self.config
+        if config.scorer == "recognition":
+            if self.recogniser is None:
+                raise GranAlignError(
+                    "scorer 'recognition': got no captioner that recognises, expected one such as "
+                    "VlmCaptioner; give it, or take the preset 'tuned'; without captions, 'visual'"
+                )
+            return RecognitionScorer(self.recogniser, config)
+        ranker: Ranker = (
+            HostRanker(config) if device.index is None else DeviceRanker(config, device)
+        )
+        if config.scorer == "frames":
+            if self.frame_encoder is None:
+                raise GranAlignError(
+                    "scorer 'frames': got no frame encoder, expected one such as FrameEncoder; "
+                    "give it, or models of which one is of kind 'clip', without captions_only"
+                )
+            return FrameScorer(self.frame_encoder, config, ranker, rewriter=self.rewriter)
+        return CaptionScorer(
+            self.encoder,
+            config,
+            ranker,
+            rewriter=self.rewriter,
+            captioner=self.captioner,
+            frame_encoder=self.frame_encoder,
+        )
 
     def index(self, video: CaptionedVideo) -> VideoIndex:
         """Embed the captions of one video.
@@ -171,7 +186,7 @@ class Retriever:
         Args:
             requests: any mixture of videos and queries.
             seconds: receives the duration of each stage that ran: ``rewrite``, ``key_frames``,
-                ``prefill``, ``wait``, ``aware``, ``exists``, ``embed``, ``context``,
+                ``prefill``, ``wait``, ``aware``, ``exists``, ``embed``, ``frames``, ``context``,
                 ``similarity``, ``recognise``, ``proposals``, ``nms``, ``results``. Stages
                 ``key_frames`` and ``prefill`` run concurrently with ``rewrite``; ``wait`` is the
                 time that they take longer. On a GPU one stage ``rank`` takes the place of all from

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -179,6 +180,18 @@ def dying(at: int, die: Callable[[], None] | None = None) -> Iterator[list[str]]
         os, **{name: hooked(name) for name in ("replace", "rename", "unlink", "rmdir", "mkdir")}
     ):
         yield done
+
+
+def start(folder: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
+    """Start this module as a script, and wait until it begins to index."""
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "helpers.index_worker", str(folder), str(out), *more],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+    )
+    assert worker.stdout is not None and worker.stdout.readline() == b"ready\n"
+    worker.stdout.close()
+    return worker
 
 
 def main(videos: str, out: str, at: str = str(sys.maxsize)) -> None:

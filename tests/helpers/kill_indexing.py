@@ -3,6 +3,8 @@
 A process that indexes 20 videos is killed with ``kill -9`` at a random moment, and the next one
 resumes its work, until 50 have been killed. Every folder that is finished on the way, and the last
 one, must hold the very bytes that an undisturbed run writes, file by file.
+
+Every second folder begins with indexes of frames alone, to which the processes add captions.
 """
 
 from __future__ import annotations
@@ -16,11 +18,17 @@ from pathlib import Path
 
 from granalign_fast.index import VideoIndex
 from granalign_fast.index.builder import index_videos
-from helpers.index_worker import ROWS, stand_ins, tree, write_video
+from helpers.index_worker import FINGERPRINTS, ROWS, stand_ins, tree, write_video
 
 
 def index(videos: Path, out: Path) -> None:
     index_videos(sorted(videos.iterdir()), out, stand_ins(), rows=ROWS)
+
+
+def index_frames(videos: Path, out: Path) -> None:
+    """Index the videos without captions, where a run is to add them."""
+    models = stand_ins(captioner=None, encoder=None, fingerprints={"clip": FINGERPRINTS["clip"]})
+    index_videos(sorted(videos.iterdir()), out, models, rows=ROWS)
 
 
 def start(videos: Path, out: Path) -> subprocess.Popen[bytes]:
@@ -46,6 +54,7 @@ def main(kills: int, files: int, seed: int) -> int:
         seconds = time.perf_counter() - begin
         clean = tree(folder / "clean")
         out, killed, finished, resumed = folder / "0", 0, 0, 0
+        index_frames(videos, out)
         while killed < kills:
             resumed += (out / ".indexing").exists()
             worker = start(videos, out)
@@ -61,6 +70,8 @@ def main(kills: int, files: int, seed: int) -> int:
             assert code == 0 and tree(out) == clean, f"{out.name}: other bytes"
             finished += 1
             out = folder / str(finished)
+            if finished % 2 == 0:
+                index_frames(videos, out)
         assert start(videos, out).wait() == 0
         assert tree(out) == clean, "other bytes"
     print(

@@ -30,6 +30,7 @@ from helpers.index_worker import (
     dying,
     index,
     stand_ins,
+    start,
     tree,
     videos_in,
     write_videos,
@@ -193,18 +194,6 @@ def test_dying_at_every_change_of_the_file_system(
         # Each death costs the current batch and no other.
         assert len(captioner.batches) <= 4 + 2, at
         shutil.rmtree(out)
-
-
-def start(folder: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
-    """Start the worker, and wait until it begins to index."""
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "helpers.index_worker", str(folder), str(out), *more],
-        cwd=Path(__file__).parents[1],
-        stdout=subprocess.PIPE,
-    )
-    assert worker.stdout is not None and worker.stdout.readline() == b"ready\n"
-    worker.stdout.close()
-    return worker
 
 
 def test_killed_at_random_moments(folder: Path, tmp_path: Path, clean: Tree) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.fakes import BagOfWords
 
-from granalign_fast import cli
+from granalign_fast import GranAlignError, MomentRetriever, cli
 from granalign_fast.bench.commands.ablation import ablation
 from granalign_fast.evaluation import evaluate_qvhighlights
 from granalign_fast.language.captioner import VlmCaptioner
@@ -67,6 +68,27 @@ def test_moments_are_found(
 ) -> None:
     assert figures(preset)["MR-full-R1@0.5"] >= recall, figures(preset)
     assert figures(preset)["exists-AUROC"] >= auroc, figures(preset)
+
+
+def test_moments_are_found_by_frames_alone(folder: Path, tmp_path: Path) -> None:
+    """Neither captions nor a sentence encoder; on 40 videos R1@0.5 is 97.3, R1@0.7 97.1."""
+    (tmp_path / "clip").symlink_to(MODELS / "clip")
+    models = ModelFolder(tmp_path)
+    models.index(sorted((folder / "videos").glob("*.mp4")), tmp_path / "index")
+    question: dict[str, Any] = {
+        "queries": folder / "queries.jsonl",
+        "ground_truth": folder / "truth.jsonl",
+        "indexes": tmp_path / "index",
+    }
+    brief = evaluate_qvhighlights(models.retriever("visual"), **question).metrics["brief"]
+    assert brief["MR-full-R1@0.5"] >= 95 and brief["MR-full-R1@0.7"] >= 92, brief
+    assert "exists-AUROC" not in brief
+    with pytest.raises(GranAlignError, match="got an index without captions"):
+        evaluate_qvhighlights(MomentRetriever(BagOfWords()), **question)
+    with pytest.raises(GranAlignError, match="which does not say whether a video shows a query"):
+        evaluate_qvhighlights(
+            models.retriever("visual"), **question, absent=folder / "absent.jsonl"
+        )
 
 
 def test_the_printed_commands_give_the_same_figures(

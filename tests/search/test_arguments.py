@@ -86,7 +86,10 @@ def test_clip_numbers_of_numpy_are_integers() -> None:
         ({"config": 3}, "config: got 3, expected a RetrieverConfig or a preset's name, one of: "),
         ({"config": None}, "config: got None, expected a RetrieverConfig or a preset's name"),
         ({"config": ["tuned"]}, r"config: got \['tuned'\], expected a RetrieverConfig"),
-        ({"config": "best"}, "preset: got 'best', expected one of: paper, tuned, recognition"),
+        (
+            {"config": "best"},
+            "preset: got 'best', expected one of: paper, tuned, visual, recognition",
+        ),
     ],
 )
 def test_wrong_parts_of_a_retriever(arguments: dict[str, Any], message: str) -> None:

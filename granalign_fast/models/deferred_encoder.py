@@ -1,0 +1,34 @@
+"""A sentence encoder that is loaded when it is first used: a search by frames never needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from granalign_fast.protocols import Progress, TextEncoder
+
+
+class DeferredEncoder:
+    """A `TextEncoder` that another one stands behind.
+
+    Args:
+        load: returns the encoder; called at most once, by the first `encode`.
+    """
+
+    def __init__(self, load: Callable[[], TextEncoder]) -> None:
+        self._load = load
+        self._encoder: TextEncoder | None = None
+
+    def encode(
+        self, texts: Sequence[str], *, progress: Progress | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Return embeddings `(texts, dim)`, rows of unit length.
+
+        Raises:
+            GranAlignError: as the encoder that is loaded.
+        """
+        if self._encoder is None:
+            self._encoder = self._load()
+        return self._encoder.encode(texts, progress=progress)
