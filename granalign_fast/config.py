@@ -118,11 +118,10 @@ _WHOLE: Mapping[str, RetrieverConfig] = {
     # Round values near the best on QVHighlights val, the same for every query. This is optimistic:
     # if the values are chosen without a fifth of the videos, they score 0.7 mAP less on that fifth.
     # bench/commands/tuning.py shows this, and what each part adds.
-    # Where frames are there too, their curve weighs as much as that of one text of eight. On 12
-    # videos of the miniatures mAP rises from 81.7 to 82.2 (R1@0.5 stays 94.4), and without
-    # query-aware captions from 54.2 to 65.7. Greater weights raise it further, but the miniatures'
-    # frame encoder knows their scenes better than published weights know the world; with these it
-    # was not measured.
+    # frames_weight stays 0: with published weights the frames' curve was not measured, and on a GPU
+    # the moments would be cut once more on the host. On 12 videos of the miniatures a weight of 1/8
+    # raises mAP from 81.7 to 82.2, and without query-aware captions from 54.2 to 65.7; their frame
+    # encoder was trained on just these scenes.
     "tuned": RetrieverConfig(
         use_query=True,
         context=ContextRules(radius=5, power=3),
@@ -130,7 +129,6 @@ _WHOLE: Mapping[str, RetrieverConfig] = {
         feedback=FeedbackRules(
             clips=12, level=0.6, sigma=1.0, context=ContextRules(radius=20, power=6)
         ),
-        frames_weight=0.125,
         proposals=ProposalRules(
             sigma=1.0,
             variants=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from helpers.devices import emulated_hopper
 from helpers.fakes import BagOfWords
 
 from granalign_fast import CaptionedVideo, MomentRetriever, Request, Rewrites, VideoIndex
+from granalign_fast.config import PRESETS, RetrieverConfig
 from granalign_fast.index import FrameTable, UncaptionedVideo
 
 SCENES = ("a dog runs", "a red car", "an empty road", "a man cooks soup", "soup in a pot")
@@ -41,9 +43,12 @@ def index_of(vid: str, clips: int, *, captioned: bool) -> VideoIndex:
     return VideoIndex(captions, embeddings, table, {"clip": "frames"})
 
 
-@pytest.mark.parametrize(("preset", "captioned"), [("visual", False), ("tuned", True)])
+@pytest.mark.parametrize(
+    ("config", "captioned"),
+    [(PRESETS["visual"], False), (replace(PRESETS["tuned"], frames_weight=0.125), True)],
+)
 def test_results_are_those_of_the_host(
-    preset: str, captioned: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    config: RetrieverConfig, captioned: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     queries = (
         Rewrites("the dog runs", ("a dog",), ("a dog runs over a road",)),
@@ -58,10 +63,10 @@ def test_results_are_those_of_the_host(
         alone = index_of("alone", 30, captioned=True)
         batch.insert(1, Request(VideoIndex(alone.video, alone.embeddings), queries[0]))
     frame_encoder = Frames()
-    host = MomentRetriever(BagOfWords(), preset, frame_encoder=frame_encoder)
+    host = MomentRetriever(BagOfWords(), config, frame_encoder=frame_encoder)
     expected = host.search_many(batch)
     with emulated_hopper(monkeypatch, tmp_path):
-        gpu = MomentRetriever(BagOfWords(), preset, frame_encoder=frame_encoder, device="cuda")
+        gpu = MomentRetriever(BagOfWords(), config, frame_encoder=frame_encoder, device="cuda")
         results = gpu.search_many(batch)
     for found, right in zip(results, expected, strict=True):
         assert (found.vid, found.query) == (right.vid, right.query)
