@@ -216,7 +216,7 @@ def test_an_index_is_not_cut_over_its_video(granalign: Any, models: Path, video:
     assert Path("own.mp4").read_bytes() == video.read_bytes()
     Path("own.mp4").unlink()
     for wish in (("--clip", "x.mp4"), ("--format", "edl")):
-        assert "own.mp4: no such file; put the video back" in granalign(*search, *wish, code=2)
+        assert "own.mp4: got no such file, expected the" in granalign(*search, *wish, code=2)
 
 
 @pytest.fixture
