@@ -33,7 +33,11 @@ _LARGE = 1 << 28
 """Bytes of weights from which on pages of the file are released after each answer."""
 
 CACHE_BYTES = 1 << 27
-"""Bytes that the keys and values of a batch may take on a CPU."""
+"""Bytes that the keys and values of a batch may take on a CPU, for a large model in int4: it was
+rounded to fit into little memory."""
+
+_MOST_CACHE_BYTES = 1 << 30
+"""The same for every other model."""
 
 
 class CausalLM:
@@ -52,7 +56,7 @@ class CausalLM:
         memory_limit_bytes: as for `open_session`, for each graph of the model. Static caches do not
             count: those of the last six batch shapes are kept, 4 GiB at most.
         cache_bytes: bound of the keys and values of a batch on a CPU; see `rows_within`. None for
-            `CACHE_BYTES`.
+            128 MiB for int4 weights of 256 MiB or more, and 1 GiB for others.
         static_cache: use a KV cache of fixed address and capacity (see `static_cache`) instead of
             one that is allocated anew with each token. None means yes on a GPU, if the export has a
             graph for it, and no on a CPU.
@@ -82,7 +86,6 @@ class CausalLM:
         manifest: LlmManifest | None = None,
     ) -> None:
         self.device = ArrayDevice.of(device)
-        self.cache_bytes = CACHE_BYTES if cache_bytes is None else cache_bytes
         self.look_every = self.device.look_every
         folder = self._folder = Path(folder)
 
@@ -103,6 +106,10 @@ class CausalLM:
         weights = folder / WEIGHTS
         large = weights.is_file() and weights.stat().st_size >= _LARGE
         self._releases = large and self.device.index is None
+        if cache_bytes is None:
+            lean = large and self.manifest.precision == "int4"
+            cache_bytes = CACHE_BYTES if lean else _MOST_CACHE_BYTES
+        self.cache_bytes = cache_bytes
         has_static = STATIC_GRAPH in self.manifest.files
         if static_cache and not has_static:
             raise GranAlignError(
