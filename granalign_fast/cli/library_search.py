@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import escape_undecodable
-from granalign_fast.index.model_checks import check_models
 
 from .options import print_json
 from .progress import progress_bar
@@ -43,6 +42,8 @@ def open_library(source: Path, retriever: Retriever, *, hidden: bool) -> Library
 
 def check_library_models(library: Library, given: Iterable[str], *, frames: bool) -> None:
     """Raise unless the models that looked at frames of any video are there to look again."""
+    from granalign_fast.index.model_checks import check_models
+
     models: dict[str, str] = {}
     for video in library.videos():
         models |= video.models

@@ -391,10 +391,10 @@ def test_the_command_shows_how_much_is_read_and_indexed(
     err = capsys.readouterr().err
     if not terminal:
         assert err.splitlines() == [
-            "reading: 3 of 5 MiB, 0 s",
-            "reading: 5 of 5 MiB, 0 s",
-            "indexing: 16 of 40 clips, 0 s",
-            "indexing: 32 of 40 clips, 0 s",
+            "reading: 3 of 5 MiB, 0 s, 0 s left",
+            "reading: 5 of 5 MiB, 0 s, 0 s left",
+            "indexing: 16 of 40 clips, 0 s, 0 s left",
+            "indexing: 32 of 40 clips, 0 s, 0 s left",
         ]
     with index_progress(hidden=True) as (clips, reading):
         assert clips is None and reading is None
