@@ -253,5 +253,6 @@ def _request(genai: Any, engine: Any, prompt: list[int], count: int) -> Any:
     turn = genai.TurnOptions(request)
     turn.set_do_sample(False)
     turn.set_max_generated_tokens(count)
+    turn.set_min_generated_tokens(count)  # else some end early, without a token for it
     request.begin_turn(np.array(prompt, np.int32), turn)
     return request
