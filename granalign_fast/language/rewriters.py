@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from granalign_fast.errors import GranAlignError, short_repr
@@ -84,12 +85,11 @@ class NoRewriter:
 
 def _first_clause(query: str) -> str:
     """Return the query up to its first circumstance, or all of it if it has none."""
-    words, counted = 0, 0
+    words = [word.start() for word in WORD.finditer(query)]
     for circumstance in _CIRCUMSTANCES.finditer(query):
-        words += len(WORD.findall(query, counted, circumstance.start()))
-        counted = circumstance.start()
-        if words >= _SHORTEST_CLAUSE:
-            return query[:counted].strip()
+        end = circumstance.start()
+        if bisect_left(words, end) >= _SHORTEST_CLAUSE:  # words that begin before it
+            return query[:end].strip()
     return query
 
 
