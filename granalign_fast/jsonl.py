@@ -82,7 +82,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 
 
 _READ_ERRORS = (OSError, zlib.error, EOFError)
-"""What reading raises: `gzip.BadGzipFile` is an OSError."""
+"""The errors that reading raises: `gzip.BadGzipFile` is an OSError."""
 
 
 def _unreadable(path: Path, error: Exception, location: str) -> GranAlignError:

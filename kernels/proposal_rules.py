@@ -29,7 +29,7 @@ class ProposalRules:
     fine_sigma: float = 0.0
     """Gaussian of a second cut of the fused curve, whose runs can be shorter; 0 smooths nothing."""
     fine_factor: float = 0.0
-    """What the scores of the second cut's runs are multiplied with. 0 for no second cut."""
+    """The factor of the scores of the second cut's runs. 0 for no second cut."""
     gap: int = 0
     """Runs of high-scoring clips join over at most this many low ones (the paper's tau)."""
     drop: float = 0.0
@@ -63,7 +63,7 @@ class ProposalRules:
 
     @property
     def factors(self) -> tuple[float, float, float]:
-        """What the score is multiplied with at the main, the high and the low threshold."""
+        """The factors of the score at the main, the high and the low threshold."""
         return 1.0, self.high_factor, self.low_factor
 
     @property
@@ -73,5 +73,5 @@ class ProposalRules:
         return main * self.fine_factor, high * self.fine_factor, low * self.fine_factor
 
     def length_factor(self, length: int) -> float:
-        """What the score of a run of so many clips is multiplied with, besides its level's."""
+        """Return the factor of the score of a run of so many clips, besides its level's."""
         return float(min(length / self.shortest, 1.0) ** self.shortest_power)

@@ -105,7 +105,7 @@ def similarity(
 
 
 class Layout(NamedTuple):
-    """What the arrays of a batch say about its shape."""
+    """The shape of a batch, as its arrays give it."""
 
     firsts: Offsets
     """`(pairs,)`: the first clip of the pair's video."""
@@ -298,7 +298,7 @@ def check_rows(aware: Array | None, aware_rows: Array | None) -> None:
 def guided_rows(
     clips: npt.NDArray[np.float32], aware: npt.NDArray[Any], rows: npt.NDArray[np.int32]
 ) -> npt.NDArray[np.float32]:
-    """What detailed variants are compared with: a clip's aware row if it has one, else its own."""
+    """Return the row of each clip for detailed variants: its aware row, or its own without one."""
     captions = clips.copy()
     has_one = rows >= 0
     captions[has_one] = aware[rows[has_one]]

@@ -20,7 +20,8 @@ from granalign_fast.kernels.similarity import FLAT
 Moment = tuple[int, int, float]
 """First clip, one past the last clip, score."""
 Rows = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]
-"""What variants are compared with, `(clips, dim)`: always, and besides after feedback."""
+"""One or two matrices `(clips, dim)`: the first is for all comparisons, the second for those after
+feedback."""
 
 _ONE, _TAPS_ONE, _BINS = 1 << 15, 1 << 12, 32
 """1.0 of a curve in fixed point, 1.0 of the Gaussian's taps, and bins of Otsu's histogram, all as

@@ -33,7 +33,7 @@ _BATCH = 8192
 _STARTING = 60.0
 """Seconds within which a server must answer."""
 _CALLBACKS: list[Any] = []
-"""What llama.cpp calls until the process ends; to call a freed callback is a segmentation fault."""
+"""Callbacks that llama.cpp uses until the process ends. A freed one is a segmentation fault."""
 
 
 def one_after_another(path: Path, threads: int) -> Generate:

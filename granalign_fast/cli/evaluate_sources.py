@@ -1,4 +1,4 @@
-"""What `granalign evaluate` searches with, and in what: the videos, the rewriter, the set-up."""
+"""The videos, the rewriter and the set-up of `granalign evaluate`."""
 
 from __future__ import annotations
 

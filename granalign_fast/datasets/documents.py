@@ -32,11 +32,11 @@ class Document:
     form: Literal["records", "dictionary", "sentences", "table"]
     """JSON records, one JSON dictionary, Charades-STA's text, or a CSV table."""
     records: tuple[tuple[str, Record], ...] = ()
-    """Of JSON records: where each stands, and the record."""
+    """The location and the record of each JSON record."""
     value: Any = None
-    """Of a JSON dictionary."""
+    """The content of a JSON dictionary."""
     text: str = ""
-    """Of Charades-STA's text and of a table."""
+    """The lines of Charades-STA's text or of a table."""
 
 
 def read_document(path: PathLike, expected: str = FORMS) -> Document:

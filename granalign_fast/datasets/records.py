@@ -74,15 +74,15 @@ class AnnotatedQuery:
 
 @dataclass(frozen=True, slots=True)
 class Annotations:
-    """What annotation files say about the queries of a dataset."""
+    """The queries of a dataset, as annotation files give them."""
 
     dataset: str
     """One of `DATASETS`."""
     queries: tuple[AnnotatedQuery, ...] = field(repr=False)
     notes: tuple[str, ...] = ()
-    """What was taken, ignored and missing, one sentence each. Say them once a run."""
+    """Sentences on what was taken, ignored and missing. Say them once a run."""
     warnings: tuple[str, ...] = ()
-    """What is probably a mistake, such as a key that looks like rewrites and is not used."""
+    """Sentences on probable mistakes, such as a key that looks like rewrites and is not used."""
 
     def ground_truth(self) -> list[Record]:
         """Return the queries that have windows, as `metrics.check_ground_truth` takes them.

@@ -1,4 +1,4 @@
-"""What one file says about its queries, before files are joined, and the checks of its values."""
+"""The content of one annotation file before files are joined, and the checks of its values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LONGEST = 1e9
 
 @dataclass(slots=True)
 class Statement:
-    """What a file says about one query. None and empty fields: it says nothing."""
+    """The content of a file on one query. A field that the file lacks is None or empty."""
 
     location: str
     """File and line, or file, video and sentence, for error messages."""
@@ -33,7 +33,7 @@ class Statement:
 
 @dataclass(slots=True)
 class Statements:
-    """What a file says about all of its queries."""
+    """The content of a file on all of its queries."""
 
     path: Path
     form: str

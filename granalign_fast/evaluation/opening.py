@@ -17,7 +17,7 @@ from .results import Missing
 from .videos import Opened, Videos
 
 MISSING = ("skip", "fail", "zero")
-"""What can become of queries whose video is missing, see `evaluate`."""
+"""The ways to treat queries whose video is missing, see `evaluate`."""
 
 
 def open_videos(

@@ -23,7 +23,7 @@ _LISTED = 5
 """Missing videos that a record names."""
 
 Figures = Mapping[str, npt.NDArray[np.float64]]
-"""Of each metric, the figure of every query, (queries,), in percent."""
+"""The figure of every query by metric, (queries,), in percent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Evaluation:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     setup: Mapping[str, Any] = field(default_factory=dict)
-    """What searched: models, rewriter, preset, encoder, precision, versions."""
+    """Models, rewriter, preset, encoder, precision and versions of the search."""
 
     @property
     def brief(self) -> dict[str, float]:
@@ -117,7 +117,7 @@ class Results:
     """A file of results: what a comparison needs of an evaluation."""
 
     name: str
-    """Of the file, for messages."""
+    """The name of the file, for messages."""
     dataset: str
     ground_truth_sha256: str
     queries: Mapping[int | str, tuple[str, str]]

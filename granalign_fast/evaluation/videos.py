@@ -32,16 +32,16 @@ class Opened:
     failed: dict[str, str] = field(default_factory=dict)
     """The reason for each vid."""
     notes: list[str] = field(default_factory=list)
-    """What was left out or chosen, one sentence each."""
+    """Sentences on what was left out or chosen."""
 
 
 class Videos(Protocol):
     """Where the videos of an evaluation come from."""
 
     name: str
-    """Of the file or folder, for messages."""
+    """The name of the file or folder, for messages."""
     lacks: str
-    """What a missing video has none of, such as "captions"."""
+    """The thing that a missing video lacks, such as "captions"."""
 
     def __contains__(self, vid: object) -> bool:
         """Return whether there is such a video, without opening it."""

@@ -44,7 +44,7 @@ class VideoIndex:
     video: IndexedVideo
     """An `UncaptionedVideo` if the index was made without a vision-language model."""
     embeddings: npt.NDArray[Any] | None
-    """Of the captions, `(clips, dim)`, rows of unit length; None without captions."""
+    """Embeddings of the captions, `(clips, dim)`, rows of unit length; None without captions."""
     frames: FrameTable | None = None
     """None if the index was made from captions alone, without a video file."""
     models: Mapping[str, str] = field(default_factory=dict)

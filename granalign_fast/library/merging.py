@@ -32,7 +32,7 @@ class Group:
 
     @property
     def key(self) -> Key:
-        """What segments that are merged have in common."""
+        """The properties that segments must share to be merged."""
         return self.segment.record.dim, self.segment.record.frame_dim
 
 

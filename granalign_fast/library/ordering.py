@@ -21,9 +21,9 @@ from .records import CataloguedVideo
 from .results import LibraryMoment, VideoHit
 
 RANK_COST = 0.05
-"""What a moment loses for each better one of its video. On QVHighlights val a moment with an IoU of
-0.5 is among the first ten for 45% of the queries; from 0.03 to 0.06 for 44 to 45%, with one moment
-of each video for 40%."""
+"""The score that a moment loses for each better one of its video. On QVHighlights val a moment with
+an IoU of 0.5 is among the first ten for 45% of the queries; from 0.03 to 0.06 for 44 to 45%, with
+one moment of each video for 40%."""
 
 Load = Callable[[CataloguedVideo], VideoIndex]
 """Reads the index of a video."""

@@ -1,4 +1,4 @@
-"""What the catalogue knows about each video."""
+"""The records of the catalogue: one for each video."""
 
 from __future__ import annotations
 

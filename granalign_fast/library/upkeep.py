@@ -122,7 +122,7 @@ def tag_videos(
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What a check of a library found.
+    """The findings of a check of a library.
 
     Attributes:
         videos: how many indexes were read.

@@ -61,7 +61,7 @@ def write_index(
 
 
 Contents = dict[str, tuple[Any, ...]]
-"""Of each video: its captions, embeddings as bytes, those of frames, and words of its stretches."""
+"""Captions, embeddings as bytes, those of frames, and words of the stretches of each video."""
 
 
 def contents(catalogue: Catalogue) -> Contents:

@@ -1,4 +1,4 @@
-"""What only the host's twin does: filters by products, float16 as bits, threads, memory maps."""
+"""The host's own ways: filters by products, float16 as bits, threads, memory maps."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ def test_levels_add_the_core_and_the_surroundings_below_the_run():
 
 
 def test_runs_that_are_shorter_than_usual_lose():
-    """Of a quarter of the shortest usual length, with the power 0.5: half the score is left."""
+    """Half the score is left of a run with a quarter of the shortest usual length, at power 0.5."""
     curve = np.zeros((1, 20), np.float32)
     curve[0, 2:3] = curve[0, 6:10] = curve[0, 12:18] = 1
     plain = ProposalRules(stretch=False)

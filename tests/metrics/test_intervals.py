@@ -33,7 +33,7 @@ def test_equals_a_naive_bootstrap() -> None:
 
 
 def test_covers_the_mean_as_often_as_it_says() -> None:
-    """Of 100 samples whose videos differ more than their queries, about 95 cover the true mean."""
+    """About 95 of 100 samples, whose videos differ more than their queries, cover the true mean."""
     rng = np.random.default_rng(1)
     videos = np.repeat(np.arange(60), 4)
     columns = {

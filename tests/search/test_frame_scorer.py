@@ -22,7 +22,7 @@ from granalign_fast.config import PRESETS
 from granalign_fast.index import FrameTable, UncaptionedVideo
 
 SCENES = ("street", "street", "dog", "dog", "dog", "dog", "kitchen", "kitchen")
-"""What the frame of each clip shows."""
+"""The content of each clip's frame."""
 
 
 class Frames:
