@@ -6,9 +6,12 @@ import os
 from collections.abc import Generator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from helpers.command import Granalign
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # There is a process for each core: NumPy's own threads would only wait for each other. NumPy
@@ -53,3 +56,12 @@ def minilm() -> Path:
     from granalign_fast.models.sources import resolve_model
 
     return resolve_model()
+
+
+@pytest.fixture
+def granalign(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Granalign:
+    """The command, run in this process."""
+    # Tests of kernels run on machines that lack what the command needs.
+    from helpers.command import runner
+
+    return runner(capsys, monkeypatch)

@@ -10,12 +10,10 @@ of the ranked list.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -23,15 +21,12 @@ import numpy.typing as npt
 from granalign_fast import kernels
 from granalign_fast.config import RetrieverConfig, preset
 from granalign_fast.errors import GranAlignError
-from granalign_fast.files import default_cache
 from granalign_fast.index import CLIP_SECONDS
 from granalign_fast.kernels import Curves, Proposals
 from granalign_fast.metrics import intervals, score_distinct
-from granalign_fast.models.embedding_cache import CachedEncoder
-from granalign_fast.pipeline import SentenceEncoder
 from granalign_fast.search.results import search_results
 
-from .tuning import SEED, Benchmark, Floats, Ints, folds_of, load
+from .tuning import SEED, Benchmark, Floats, Ints, arguments, folds_of, open_benchmark
 
 COLUMNS = ("R1@0.5", "R1@0.7", "mIoU")
 CROPS = ((15, 5), (15, 10), (60, 30))
@@ -313,19 +308,9 @@ def report(benchmark: Benchmark, folds: int) -> None:
 
 def main() -> None:
     """Parse the command line, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--queries", type=Path, required=True)
-    parser.add_argument("--captions", type=Path, required=True)
-    parser.add_argument("--ground-truth", type=Path, required=True)
-    parser.add_argument("--encoder", help="a sentence encoder's folder; default: all-MiniLM-L6-v2")
-    parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32")
-    parser.add_argument("--folds", type=int, default=5)
-    options = parser.parse_args()
+    options = arguments(__doc__.splitlines()[0]).parse_args()
     try:
-        model = SentenceEncoder(options.encoder, precision=options.precision)
-        encoder = CachedEncoder(model, default_cache())
-        benchmark = load(encoder, options.queries, options.captions, options.ground_truth)
-        report(benchmark, options.folds)
+        report(open_benchmark(options), options.folds)
     except GranAlignError as error:
         sys.exit(f"single: {error}")
 

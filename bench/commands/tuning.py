@@ -31,11 +31,7 @@ from granalign_fast.files import default_cache
 from granalign_fast.index import CaptionedVideo
 from granalign_fast.jsonl import Record
 from granalign_fast.kernels import ContextRules, Curves, FeedbackRules, ProposalRules
-from granalign_fast.metrics import (
-    intervals,
-    retrieval_of_each,
-    score_qvhighlights,
-)
+from granalign_fast.metrics import intervals, retrieval_of_each, score_qvhighlights
 from granalign_fast.models.embedding_cache import CachedEncoder
 from granalign_fast.pipeline import MomentRetriever, SentenceEncoder
 from granalign_fast.protocols import TextEncoder
@@ -358,24 +354,35 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def main() -> None:
-    """Print the tables, and write them to the file of ``--json``."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def arguments(description: str) -> argparse.ArgumentParser:
+    """Return a parser of what names a benchmark and how it is measured."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--queries", type=Path, required=True)
     parser.add_argument("--captions", type=Path, required=True)
     parser.add_argument("--ground-truth", type=Path, required=True)
     parser.add_argument("--encoder", help="a sentence encoder's folder; default: all-MiniLM-L6-v2")
     parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32")
     parser.add_argument("--folds", type=int, default=5)
+    return parser
+
+
+def open_benchmark(options: argparse.Namespace) -> Benchmark:
+    """Read and embed the benchmark that `arguments` name."""
+    model = SentenceEncoder(options.encoder, precision=options.precision)
+    encoder = CachedEncoder(model, default_cache())
+    return load(encoder, options.queries, options.captions, options.ground_truth)
+
+
+def main() -> None:
+    """Print the tables, and write them to the file of ``--json``."""
+    parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--only", choices=("ablation", "crossvalidation"))
     options = parser.parse_args()
 
     record: dict[str, Any] = {"precision": options.precision, "folds": options.folds, "seed": SEED}
     try:
-        model = SentenceEncoder(options.encoder, precision=options.precision)
-        encoder = CachedEncoder(model, default_cache())
-        benchmark = load(encoder, options.queries, options.captions, options.ground_truth)
+        benchmark = open_benchmark(options)
         if options.only != "crossvalidation":
             record["ablation"] = ablation(benchmark)
             print_scores(record["ablation"])

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from granalign_fast.errors import GranAlignError, listed, missing_key, short_repr
+from granalign_fast.errors import GranAlignError, counted, listed, missing_key, short_repr
 from granalign_fast.index import CaptionedVideo
 from granalign_fast.index.records import CLIP_SECONDS
 from granalign_fast.jsonl import Record, iter_jsonl
@@ -82,8 +82,8 @@ def fit_captions(
 def too_many(vids: list[str] | tuple[str, ...]) -> str:
     """Say of which videos one caption was left out."""
     return (
-        f"{len(vids):,} videos have one caption more than clips; the last caption was left out: "
-        f"{listed(vids)}"
+        f"one caption more than clips in {counted(len(vids), 'video')}; "
+        f"the last caption was left out: {listed(vids)}"
     )
 
 

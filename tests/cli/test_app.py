@@ -10,16 +10,15 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.command import Granalign
 from helpers.fakes import BagOfWords
 from helpers.videos import constant, render
 
-from granalign_fast import cli
 from granalign_fast.cli import progress, verbosity
 
 COMMANDS = (
@@ -27,20 +26,6 @@ COMMANDS = (
     *(f"export {name}" for name in ("sentence-encoder", "clip", "llm", "vlm", "tensorrt")),
     *("models list", "models get"),
 )
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def granalign(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["granalign", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return run
 
 
 @pytest.fixture
@@ -67,7 +52,7 @@ def test_the_module_is_the_command() -> None:
     assert done.stdout.startswith("granalign-fast 0.1.0 (Python ")
 
 
-def test_the_version_is_one_line(granalign: Run) -> None:
+def test_the_version_is_one_line(granalign: Granalign) -> None:
     code, out, err = granalign("--version")
     python_version = ".".join(map(str, sys.version_info[:3]))
     runtime = f"onnxruntime {version('onnxruntime')}"
@@ -75,13 +60,15 @@ def test_the_version_is_one_line(granalign: Run) -> None:
     assert out == f"granalign-fast 0.1.0 (Python {python_version}, {runtime})\n"
 
 
-def test_the_version_without_a_runtime(granalign: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_version_without_a_runtime(
+    granalign: Granalign, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("granalign_fast.cli.diagnosis.installed_version", lambda name: None)
     assert granalign("--version")[1].endswith("no onnxruntime)\n")
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help_has_two_names_and_shows_verbosity(granalign: Run, command: str) -> None:
+def test_help_has_two_names_and_shows_verbosity(granalign: Granalign, command: str) -> None:
     code, out, err = granalign(*command.split(), "-h")
     assert (code, err) == (0, "")
     assert out == granalign(*command.split(), "--help")[1]
@@ -139,7 +126,7 @@ def test_the_library_configures_no_logging() -> None:
 )
 @pytest.mark.parametrize("before", [True, False])
 def test_levels(
-    granalign: Run,
+    granalign: Granalign,
     search: tuple[str, ...],
     monkeypatch: pytest.MonkeyPatch,
     options: list[str],
@@ -169,7 +156,7 @@ def test_levels(
 
 @pytest.mark.parametrize("quiet", [True, False])
 def test_a_python_warning_is_a_warning(
-    granalign: Run, search: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, quiet: bool
+    granalign: Granalign, search: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, quiet: bool
 ) -> None:
     def warn(*arguments: Any) -> None:
         warnings.warn("frame 3\nis damaged", stacklevel=1)
@@ -189,18 +176,22 @@ def test_a_warning_is_written_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "granalign: warning: 5 of 6 rewrites\n"
 
 
-def test_an_error_is_not_quiet(granalign: Run) -> None:
+def test_an_error_is_not_quiet(granalign: Granalign) -> None:
     code, out, err = granalign("search", "no.jsonl", "dog", "-q")
     assert (code, out) == (2, "") and err.startswith("granalign: no.jsonl: no such file")
 
 
-def test_quiet_and_verbose_exclude_each_other(granalign: Run, search: tuple[str, ...]) -> None:
+def test_quiet_and_verbose_exclude_each_other(
+    granalign: Granalign, search: tuple[str, ...]
+) -> None:
     code, out, err = granalign(*search, "-q", "-v")
     assert (code, out) == (2, "")
     assert err == "granalign: --quiet and --verbose: got both, expected one of them\n"
 
 
-def test_logging_is_as_it_was_after_the_command(granalign: Run, search: tuple[str, ...]) -> None:
+def test_logging_is_as_it_was_after_the_command(
+    granalign: Granalign, search: tuple[str, ...]
+) -> None:
     package = logging.getLogger("granalign_fast")
     before = package.level, list(package.handlers)
     granalign(*search, "-vv")
@@ -208,7 +199,7 @@ def test_logging_is_as_it_was_after_the_command(granalign: Run, search: tuple[st
 
 
 def test_verbose_says_what_was_loaded_and_cached(
-    granalign: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    granalign: Granalign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the miniatures: models by name and time, and each batch and video of an index."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -271,7 +262,7 @@ def test_no_progress_when_quiet_or_hidden(
 
 
 def test_indexing_writes_progress_but_not_beside_json(
-    granalign: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    granalign: Granalign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "INTERVAL", 0.0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -5,17 +5,14 @@ from __future__ import annotations
 import gc
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers.command import Granalign
 from helpers.videos import constant, render
 
-from granalign_fast import cli
 from granalign_fast.pipeline import SentenceEncoder
 from granalign_fast.runtime import cache_folder
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -34,20 +31,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.fixture
-def granalign(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["granalign", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return run
-
-
-def test_info(cache: Path, granalign: Run) -> None:
+def test_info(cache: Path, granalign: Granalign) -> None:
     code, out, err = granalign("cache", "info")
     assert (code, err) == (0, "")
     assert out.splitlines()[0] == str(cache)
@@ -58,7 +42,7 @@ def test_info(cache: Path, granalign: Run) -> None:
     assert "above 2 GiB (GRANALIGN_CACHE_GIB)" in out
 
 
-def test_info_as_json(cache: Path, granalign: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_info_as_json(cache: Path, granalign: Granalign, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRANALIGN_CACHE_GIB", "0.5")
     record = json.loads(granalign("cache", "info", "--json")[1])
     assert record["folder"] == str(cache) and record["limit_bytes"] == 1 << 29
@@ -74,20 +58,22 @@ def cli_kinds() -> list[str]:
     return list(_KINDS)
 
 
-def test_info_of_no_folder(granalign: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_info_of_no_folder(
+    granalign: Granalign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "none"))
     code, out, _ = granalign("cache", "info")
     assert code == 0 and "none/granalign-fast" in out
     assert not (tmp_path / "none").exists(), "looking makes nothing"
 
 
-def test_clear_one_kind(cache: Path, granalign: Run) -> None:
+def test_clear_one_kind(cache: Path, granalign: Granalign) -> None:
     code, out, _ = granalign("cache", "clear", "embeddings", "--yes")
     assert (code, out) == (0, f"deleted 1 files, 1.0 MiB, in {cache}\n")
     assert not list(cache.glob("embeddings-*")) and (cache / "prefixes/k.safetensors").exists()
 
 
-def test_clear_all(cache: Path, granalign: Run) -> None:
+def test_clear_all(cache: Path, granalign: Granalign) -> None:
     assert granalign("cache", "clear", "-y")[:2] == (0, f"deleted 3 files, 1.8 MiB, in {cache}\n")
     assert not [path for path in cache.rglob("*") if path.is_file()]
     assert granalign("cache", "clear")[:2] == (0, f"nothing to delete in {cache}\n")
@@ -95,7 +81,7 @@ def test_clear_all(cache: Path, granalign: Run) -> None:
 
 @pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 1), ("", 1)])
 def test_clear_asks(
-    cache: Path, granalign: Run, monkeypatch: pytest.MonkeyPatch, answer: str, code: int
+    cache: Path, granalign: Granalign, monkeypatch: pytest.MonkeyPatch, answer: str, code: int
 ) -> None:
     import io
 
@@ -105,13 +91,13 @@ def test_clear_asks(
     assert bool([path for path in cache.rglob("*") if path.is_file()]) is bool(code)
 
 
-def test_an_unknown_kind(cache: Path, granalign: Run) -> None:
+def test_an_unknown_kind(cache: Path, granalign: Granalign) -> None:
     code, out, err = granalign("cache", "clear", "films", "--yes")
     assert (code, out) == (2, "") and err.startswith("granalign: kind: got 'films', expected one")
 
 
 def test_a_bad_bound_is_one_line(
-    cache: Path, granalign: Run, monkeypatch: pytest.MonkeyPatch
+    cache: Path, granalign: Granalign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRANALIGN_CACHE_GIB", "lots")
     code, _, err = granalign("cache", "info")
@@ -131,7 +117,9 @@ def no_cache(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return tmp_path / "temporary"
 
 
-def test_a_video_is_searched_without_a_cache(granalign: Run, no_cache: Path, minilm: Path) -> None:
+def test_a_video_is_searched_without_a_cache(
+    granalign: Granalign, no_cache: Path, minilm: Path
+) -> None:
     """Index, embeddings, prefixes and the export of the encoder: one warning for all of them."""
     render(Path("a.mp4"), constant(5, 8))
     code, out, err = granalign("search", "a.mp4", "a red car", "--models=miniatures", "--json")
@@ -151,7 +139,7 @@ def test_an_export_without_a_cache_is_temporary(no_cache: Path, minilm: Path) ->
     assert not folder.exists()
 
 
-def test_the_doctor_names_the_cache(granalign: Run, no_cache: Path) -> None:
+def test_the_doctor_names_the_cache(granalign: Granalign, no_cache: Path) -> None:
     findings = json.loads(granalign("doctor", "--json")[1])["findings"]
     (finding,) = (one for one in findings if one["what"] == "cache folder")
     assert not finding["ok"] and finding["remedy"] == "export XDG_CACHE_HOME=FOLDER"

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from helpers.fakes import BagOfWords
 
-from granalign_fast import cli
 from granalign_fast.search import retriever
 
 CAPTIONS = ["a red car", "a red car on a road", "a dog runs", "a dog runs fast", "a dog sits"]
@@ -63,19 +62,6 @@ def write(path: Path, records) -> None:
 
 def append(path: Path, text: str) -> None:
     path.write_text(path.read_text() + text)
-
-
-@pytest.fixture
-def granalign(capsys, monkeypatch):
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["granalign", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        return stop.value.code or 0, out, err
-
-    return run
 
 
 EVALUATE = (

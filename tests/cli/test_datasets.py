@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,19 +16,17 @@ from helpers.annotations import (
     VTG_GPT,
     write,
 )
+from helpers.command import Granalign, runner
 
-from granalign_fast import cli
 from granalign_fast.datasets import read_annotations, read_captions
 from granalign_fast.jsonl import read_jsonl
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
 def granalign(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Run:
-    """Run a command in a folder with annotation files."""
+) -> Granalign:
+    """Granalign a command in a folder with annotation files."""
     for name, content in {
         "val.jsonl": VTG_GPT,
         "official.jsonl": QVHIGHLIGHTS,
@@ -41,19 +37,10 @@ def granalign(
     }.items():
         write(tmp_path / name, content)
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["granalign", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return run
+    return runner(capsys, monkeypatch)
 
 
-def test_show(granalign: Run) -> None:
+def test_show(granalign: Granalign) -> None:
     code, out, err = granalign("datasets", "show", "val.jsonl")
     assert (code, err) == (0, "")
     assert "dataset: QVHighlights" in out
@@ -68,7 +55,7 @@ def test_show(granalign: Run) -> None:
     assert len(err.splitlines()) == 1
 
 
-def test_texts_of_files_are_shown_without_control_characters(granalign: Run) -> None:
+def test_texts_of_files_are_shown_without_control_characters(granalign: Granalign) -> None:
     record = VTG_GPT[0] | {"query": "a cook\x1b[2J\ncuts"}
     write(Path("x.jsonl"), [record | {"\x1b]0;": 1}])
     code, out, err = granalign("datasets", "show", "x.jsonl")
@@ -77,7 +64,7 @@ def test_texts_of_files_are_shown_without_control_characters(granalign: Run) -> 
     assert "first query: qid 11: a cook\\u001b[2J cuts\n" in out
 
 
-def test_convert(granalign: Run) -> None:
+def test_convert(granalign: Granalign) -> None:
     for inputs, count in (
         (["val.jsonl", "official.jsonl"], 2),
         (["llm_outputs.json", "sta.txt", "lengths.csv"], 3),
@@ -91,7 +78,7 @@ def test_convert(granalign: Run) -> None:
         Path("out.jsonl.gz").unlink()
 
 
-def test_captions(granalign: Run) -> None:
+def test_captions(granalign: Granalign) -> None:
     Path("captions").mkdir()
     write(Path("captions/a.jsonl"), [{"moment": 0, "description": "a cat"}])
     assert granalign("datasets", "show", "captions") == (
@@ -115,7 +102,7 @@ def test_captions(granalign: Run) -> None:
         (["show", "val_1.json", "val.jsonl", "--dataset=activitynet"], "names of QVHighlights"),
     ],
 )
-def test_refusals(granalign: Run, arguments: list[str], part: str) -> None:
+def test_refusals(granalign: Granalign, arguments: list[str], part: str) -> None:
     before = sorted(path.name for path in Path().iterdir())
     code, out, err = granalign("datasets", *arguments)
     assert (code, out) == (2, "")
@@ -124,7 +111,7 @@ def test_refusals(granalign: Run, arguments: list[str], part: str) -> None:
     assert sorted(path.name for path in Path().iterdir()) == before
 
 
-def test_score_joins_ground_truth(granalign: Run) -> None:
+def test_score_joins_ground_truth(granalign: Granalign) -> None:
     predictions = {
         "AB1CD": {
             "sentences": ["person opens a drawer.", "person puts a cup on the table."],

@@ -7,18 +7,17 @@ import itertools
 import json
 import re
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers.command import Granalign, runner
 from helpers.ffmpeg import ffmpeg
 from helpers.videos import constant, read, render
 from PIL import Image
 
-from granalign_fast import CaptionedVideo, Moment, SearchResult, VideoIndex, cli
+from granalign_fast import CaptionedVideo, Moment, SearchResult, VideoIndex
 from granalign_fast.cli import search_outputs
 from granalign_fast.files import sha256_of
 from granalign_fast.index.records import FrameTable, VideoSource
@@ -32,8 +31,6 @@ MODELS = ("--models", MINIATURES)
 EXPORTS = ("srt", "vtt", "ffmetadata", "edl", "otio", "fcpxml", "csv")
 ABSENT_LINE = re.compile(r"probably not in this video \(shown at all: \d+% likely\)")
 WORDS = "the miniatures know rendered scenes"
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -56,22 +53,11 @@ def library(tmp_path_factory: pytest.TempPathFactory, cache: Path, minilm: Path)
 @pytest.fixture
 def granalign(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Run:
+) -> Granalign:
     """Runs the command in an empty folder, and returns exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-
-    def run(*arguments: Any) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["granalign", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+    return runner(capsys, monkeypatch)
 
 
 def found(run: tuple[int, str, str]) -> dict[str, Any]:
@@ -89,7 +75,7 @@ def overlap(one: tuple[float, float], other: tuple[float, float]) -> float:
     return max(0.0, shared) / min(one[1] - one[0], other[1] - other[0])
 
 
-def test_every_output_shows_the_same_distinct_moments(granalign: Run, library: Path) -> None:
+def test_every_output_shows_the_same_distinct_moments(granalign: Granalign, library: Path) -> None:
     search = ("search", library / "scenes", SHOWN, *MODELS)
     record = found(granalign(*search, "--json"))
     moments = spans(record)
@@ -135,7 +121,7 @@ def test_every_output_shows_the_same_distinct_moments(granalign: Run, library: P
 
 
 class TestAbsence:
-    def test_it_is_said_first_and_nothing_is_cut(self, granalign: Run, library: Path) -> None:
+    def test_it_is_said_first_and_nothing_is_cut(self, granalign: Granalign, library: Path) -> None:
         search = ("search", library / "scenes", ABSENT, *MODELS)
         record = found(granalign(*search, "--json"))
         assert record["probably_absent"] is True and record["exists"] < 0.2
@@ -154,7 +140,7 @@ class TestAbsence:
         assert ABSENT_LINE.match(out)
 
     @pytest.mark.parametrize("form", EXPORTS)
-    def test_no_export(self, form: str, granalign: Run, library: Path) -> None:
+    def test_no_export(self, form: str, granalign: Granalign, library: Path) -> None:
         search = ("search", library / "scenes", ABSENT, *MODELS, "--format", form)
         code, out, err = granalign(*search)
         assert (code, out, err.count("\n")) == (1, "", 1)
@@ -163,7 +149,9 @@ class TestAbsence:
         code, out, err = granalign(*search, "--anyway")
         assert code == 0 and out and ABSENT_LINE.search(err)
 
-    def test_where_no_model_judged_nothing_is_claimed(self, granalign: Run, library: Path) -> None:
+    def test_where_no_model_judged_nothing_is_claimed(
+        self, granalign: Granalign, library: Path
+    ) -> None:
         search = ("search", library / "scenes", ABSENT, "--captions-only")
         record = found(granalign(*search, "--json"))
         assert record["exists"] is record["probably_absent"] is None
@@ -171,13 +159,13 @@ class TestAbsence:
         assert code == 0 and " --> " in out and Path("a.mp4").is_file()
         assert "probably" not in out + err
 
-    def test_what_is_shown_is_not_denied(self, granalign: Run, library: Path) -> None:
+    def test_what_is_shown_is_not_denied(self, granalign: Granalign, library: Path) -> None:
         record = found(granalign("search", library / "scenes", SHOWN, *MODELS, "--json"))
         assert record["probably_absent"] is False and record["exists"] > 0.5
 
 
 class TestWarnings:
-    def test_miniatures_on_a_video_of_the_world(self, granalign: Run, library: Path) -> None:
+    def test_miniatures_on_a_video_of_the_world(self, granalign: Granalign, library: Path) -> None:
         search = ("search", library / "street", SHOWN, *MODELS, "--anyway")
         for options in ((), ("--captions-only",)):
             arguments = [*search[:3], *options] if options else list(search)
@@ -195,7 +183,7 @@ class TestWarnings:
         "name", ["scenes.mp4", "copy.mkv", "copy.mov", "small.webm", "copy.avi"]
     )
     def test_no_warning_about_a_rendered_video(
-        self, name: str, granalign: Run, library: Path
+        self, name: str, granalign: Granalign, library: Path
     ) -> None:
         options = ("-c:v", "libvpx", "-s", "112x112") if name.endswith("webm") else ("-c", "copy")
         if name == "scenes.mp4":
@@ -204,13 +192,15 @@ class TestWarnings:
             ffmpeg("-i", library / "scenes.mp4", "-t", 8, *options, Path(name))
         assert found(granalign("search", name, SHOWN, *MODELS, "--json"))["warnings"] == []
 
-    def test_models_of_ones_own_are_not_miniatures(self, granalign: Run, library: Path) -> None:
+    def test_models_of_ones_own_are_not_miniatures(
+        self, granalign: Granalign, library: Path
+    ) -> None:
         Path("words.jsonl").write_text('{"vid": "a", "captions": ["a dog, brown", "a cat"]}\n')
         assert found(granalign("search", "words.jsonl", "dog", "--json"))["warnings"] == []
         (warning,) = found(granalign("search", "words.jsonl", "dog", *MODELS, "--json"))["warnings"]
         assert warning.startswith(WORDS), "the miniature language model rewrote the query"
 
-    def test_a_partial_index(self, granalign: Run, library: Path) -> None:
+    def test_a_partial_index(self, granalign: Granalign, library: Path) -> None:
         shutil.copytree(library / "scenes", "partial")
         manifest = json.loads(Path("partial/manifest.json").read_text())
         manifest["missing"] = [[2.0, 6.0], [10.0, 12.0]]
@@ -224,12 +214,12 @@ class TestWarnings:
         assert said in Path("a.html").read_text(encoding="utf-8")
         assert f"granalign: warning: {said}" in granalign(*search, "--format=vtt")[2]
 
-    def test_captions_of_another_model(self, granalign: Run, library: Path) -> None:
+    def test_captions_of_another_model(self, granalign: Granalign, library: Path) -> None:
         spoil(library / "scenes", "other", vlm="0123456789abcdef-fp16-v1-00000000")
         (warning,) = found(granalign("search", "other", SHOWN, *MODELS, "--json"))["warnings"]
         assert "the captions are by another vision-language model (0123456789abcdef-fp16" in warning
 
-    def test_a_video_that_is_gone(self, granalign: Run, library: Path) -> None:
+    def test_a_video_that_is_gone(self, granalign: Granalign, library: Path) -> None:
         shutil.copytree(library / "scenes", "gone")
         manifest = json.loads(Path("gone/manifest.json").read_text())
         manifest["source"] |= {"path": "/nowhere/gone.mp4", "name": "gone.mp4"}
@@ -254,7 +244,9 @@ def spoil(index: Path, copy: str, **models: str) -> None:
 
 
 class TestModels:
-    def test_an_index_names_the_models_that_made_it(self, granalign: Run, library: Path) -> None:
+    def test_an_index_names_the_models_that_made_it(
+        self, granalign: Granalign, library: Path
+    ) -> None:
         code, out, err = granalign("search", library / "scenes", SHOWN)
         assert (code, out, err.count("\n")) == (2, "", 1)
         models = VideoIndex.load(library / "scenes").models
@@ -263,7 +255,7 @@ class TestModels:
 
     @pytest.mark.parametrize("kind", ["vlm", "clip"])
     def test_a_folder_that_lacks_one_of_them(
-        self, kind: str, granalign: Run, library: Path
+        self, kind: str, granalign: Granalign, library: Path
     ) -> None:
         from granalign_fast.miniatures import MODELS as folder
 
@@ -275,14 +267,16 @@ class TestModels:
         record = found(granalign(*search, "--captions-only", "--json"))
         assert record["exists"] is None and "rewrite" in record["seconds"]
 
-    def test_recognition_needs_no_encoder_of_frames(self, granalign: Run, library: Path) -> None:
+    def test_recognition_needs_no_encoder_of_frames(
+        self, granalign: Granalign, library: Path
+    ) -> None:
         from granalign_fast.miniatures import MODELS as folder
 
         shutil.copytree(folder / "vlm", Path("models") / "vlm")
         options = ("--models", "models", "--preset=recognition", "--json")
         assert found(granalign("search", library / "scenes", SHOWN, *options))["exists"] > 0.5
 
-    def test_models_that_do_not_fit(self, granalign: Run, library: Path) -> None:
+    def test_models_that_do_not_fit(self, granalign: Granalign, library: Path) -> None:
         spoil(library / "scenes", "other", clip="0123456789abcdef-fp16-v2")
         code, out, err = granalign("search", "other", SHOWN, *MODELS)
         assert (code, out) == (2, "") and "got frames embedded by 0123456789abcdef" in err
@@ -292,20 +286,22 @@ class TestModels:
             assert (code, out, err.count("\n")) == (2, "", 1)
             assert "were embedded by the sentence encoder 0123456789abcdef-fp32-v1, got " in err
 
-    def test_another_precision_of_the_encoder_fits(self, granalign: Run, library: Path) -> None:
+    def test_another_precision_of_the_encoder_fits(
+        self, granalign: Granalign, library: Path
+    ) -> None:
         options = ("--captions-only", "--precision=int8", "--json")
         assert found(granalign("search", library / "scenes", SHOWN, *options))["moments"]
 
 
 class TestTheNameOfAVideo:
     @pytest.mark.parametrize("name", ["scenes", "scenes.mp4", "{library}/scenes.mp4"])
-    def test_it_fits(self, name: str, granalign: Run, library: Path) -> None:
+    def test_it_fits(self, name: str, granalign: Granalign, library: Path) -> None:
         name = name.format(library=library)
         options = ("--captions-only", "--json", "--vid", name)
         assert found(granalign("search", library / "scenes", SHOWN, *options))["vid"] == "scenes"
 
     @pytest.mark.parametrize("name", ["street", "scenes.mov", "other/scenes.mp4", ""])
-    def test_it_is_another(self, name: str, granalign: Run, library: Path) -> None:
+    def test_it_is_another(self, name: str, granalign: Granalign, library: Path) -> None:
         for source in (library / "scenes", library / "scenes.mp4"):
             code, out, err = granalign("search", source, SHOWN, *MODELS, "--vid", name)
             assert (code, out, err.count("\n")) == (2, "", 1)
@@ -313,7 +309,7 @@ class TestTheNameOfAVideo:
 
 
 def test_a_video_without_an_index_shows_what_is_read(
-    granalign: Run, library: Path, monkeypatch: pytest.MonkeyPatch
+    granalign: Granalign, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("granalign_fast.cli.progress.INTERVAL", 0.0)
     shutil.copy(library / "street.mp4", "new.mp4")
@@ -334,7 +330,7 @@ def test_a_video_without_an_index_shows_what_is_read(
     ],
 )
 def test_what_cannot_be_drawn_is_known_before_the_search(
-    options: tuple[str, ...], message: str, granalign: Run
+    options: tuple[str, ...], message: str, granalign: Granalign
 ) -> None:
     Path("words.jsonl").write_text('{"vid": "a", "captions": ["a dog, brown", "a cat"]}\n')
     code, out, err = granalign("search", "words.jsonl", "dog", "--models=nowhere", *options)
@@ -345,7 +341,7 @@ def test_the_command_takes_the_pictures_that_can_be_drawn() -> None:
     assert set(search_outputs._SHEETS) == set(contact_sheet.SUFFIXES)
 
 
-def test_captions_alone_have_a_report(granalign: Run, minilm: Path) -> None:
+def test_captions_alone_have_a_report(granalign: Granalign, minilm: Path) -> None:
     Path("words.jsonl").write_text('{"vid": "a", "captions": ["a dog, brown", "a cat"]}\n')
     assert granalign("search", "words.jsonl", "dog", "--report=a.html", "--plot=a.png")[0] == 0
     page = Path("a.html").read_text(encoding="utf-8")

@@ -50,7 +50,7 @@ def test_a_caption_too_many_is_left_out(tmp_path: Path, caplog: pytest.LogCaptur
     with caplog.at_level(logging.WARNING):
         videos = read_captions(write(tmp_path / "a.jsonl", lines))
     assert [len(video.captions) for video in videos.values()] == [2, 3, 3]
-    assert "1 videos have one caption more than clips" in caplog.text
+    assert "one caption more than clips in 1 video;" in caplog.text
     fitted, shortened = fit_captions(videos, {"b": 4.1, "c": 3.5})
     assert [len(video.captions) for video in fitted.values()] == [2, 3, 2]
     assert [video.duration for video in fitted.values()] == [4, 4.1, 3.5]

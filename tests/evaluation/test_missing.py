@@ -85,7 +85,7 @@ def test_a_caption_too_many_is_left_out_and_one_video_that_does_not_fit(tmp_path
     assert result.counts["captions"] == 5
     assert [line["qid"] for line in result.predictions] == [1]
     assert "the video ends at 10 s; drop the later captions" in result.missing.failed["b"]
-    assert "1 videos have one caption more than clips" in result.notes[-1]
+    assert "one caption more than clips in 1 video;" in result.notes[-1]
     # Too few captions, where the ground truth has saliency.
     result = evaluated(captions(tmp_path, a=CAPTIONS[:3], b=CAPTIONS), QUERIES[:2])
     assert "'a' has 3 captions, expected 5, one for each 2 s clip" in result.missing.failed["a"]

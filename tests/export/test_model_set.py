@@ -8,39 +8,26 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.command import Granalign
 from helpers.hub import Hub, serving, use_hub
 from helpers.tiny_bert import write_json, write_tiny_bert
 from helpers.tiny_clip import write_tiny_clip
 from helpers.tiny_llm import write_tiny_llm
 from helpers.tiny_vlm import write_tiny_vlm
 
-from granalign_fast import GranAlignError, cli
+from granalign_fast import GranAlignError
 from granalign_fast.errors import MissingExtraError
 from granalign_fast.export import model_set
 from granalign_fast.models import hub, published
 from granalign_fast.models.manifest import KINDS, LLM, SENTENCE_ENCODER, exported_models
 from granalign_fast.models.published import ModelSet, PublishedModel
 
-Run = Callable[..., tuple[int, str, str]]
 CLOSED = "http://127.0.0.1:9"
-
-
-@pytest.fixture
-def granalign(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["granalign", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return run
 
 
 def lie(folder: Path, **manifest: str) -> None:
@@ -187,7 +174,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield found
 
 
-def test_get_fetches_verifies_and_exports(server: Hub, tmp_path: Path, granalign: Run) -> None:
+def test_get_fetches_verifies_and_exports(
+    server: Hub, tmp_path: Path, granalign: Granalign
+) -> None:
     out = tmp_path / "models"
     code, written, said = granalign("models", "get", "tiny", out, "--yes", "--no-check")
     assert code == 0, said
@@ -204,7 +193,7 @@ def test_get_fetches_verifies_and_exports(server: Hub, tmp_path: Path, granalign
 
 
 def test_get_asks(
-    server: Hub, tmp_path: Path, granalign: Run, monkeypatch: pytest.MonkeyPatch
+    server: Hub, tmp_path: Path, granalign: Granalign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "models"
     code, written, said = granalign("models", "get", "tiny", out)
@@ -230,7 +219,7 @@ def test_get_asks(
         assert out.exists() is (expected == 0)
 
 
-def test_get_in_parts(server: Hub, tmp_path: Path, granalign: Run, monkeypatch: Any) -> None:
+def test_get_in_parts(server: Hub, tmp_path: Path, granalign: Granalign, monkeypatch: Any) -> None:
     """A gated model is named with its remedy, and costs no other; so does a damaged one."""
     monkeypatch.setitem(
         published.MODEL_SETS, "tiny", ModelSet("tiny", "any", "fp32", (GATED, BERT))
@@ -246,7 +235,7 @@ def test_get_in_parts(server: Hub, tmp_path: Path, granalign: Run, monkeypatch: 
     assert line.endswith("sets without gated models: laptop, workstation, server")
 
 
-def test_a_damaged_download_is_no_model(server: Hub, tmp_path: Path, granalign: Run) -> None:
+def test_a_damaged_download_is_no_model(server: Hub, tmp_path: Path, granalign: Granalign) -> None:
     server.altered.add("model.safetensors")
     out = tmp_path / "models"
     code, written, said = granalign("models", "get", "tiny", out, "--yes")
@@ -257,7 +246,7 @@ def test_a_damaged_download_is_no_model(server: Hub, tmp_path: Path, granalign: 
 
 
 def test_without_a_hub_by_hand(
-    server: Hub, tmp_path: Path, granalign: Run, monkeypatch: pytest.MonkeyPatch
+    server: Hub, tmp_path: Path, granalign: Granalign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The message's own folder and command, followed to the letter."""
     use_hub(monkeypatch, CLOSED, tmp_path / "hub")
@@ -279,7 +268,7 @@ def test_without_a_hub_by_hand(
 
 
 def test_a_model_of_the_cache(
-    server: Hub, tmp_path: Path, granalign: Run, monkeypatch: pytest.MonkeyPatch
+    server: Hub, tmp_path: Path, granalign: Granalign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.fetch(BERT.name, BERT.revision)
     use_hub(monkeypatch, CLOSED, tmp_path / "hub")
@@ -287,11 +276,11 @@ def test_a_model_of_the_cache(
     assert code == 0 and "is in the cache of the hub" in said
 
 
-def test_quiet(server: Hub, tmp_path: Path, granalign: Run) -> None:
+def test_quiet(server: Hub, tmp_path: Path, granalign: Granalign) -> None:
     assert granalign("models", "get", "tiny", tmp_path / "m", "--yes", "-q")[2] == ""
 
 
-def test_export_pins_what_it_looked_up(server: Hub, tmp_path: Path, granalign: Run) -> None:
+def test_export_pins_what_it_looked_up(server: Hub, tmp_path: Path, granalign: Granalign) -> None:
     out = tmp_path / "out"
     code, _, said = granalign("export", "sentence-encoder", BERT.name, out)
     assert code == 0, said
@@ -329,7 +318,7 @@ def test_as_a_process(server: Hub, tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_list(granalign: Run) -> None:
+def test_list(granalign: Granalign) -> None:
     code, out, err = granalign("models", "list")
     assert (code, err) == (0, "")
     for name, models in published.MODEL_SETS.items():
@@ -347,7 +336,7 @@ def test_list(granalign: Run) -> None:
 
 
 @pytest.mark.needs_torch
-def test_a_whole_set(server: Hub, tmp_path: Path, granalign: Run, monkeypatch: Any) -> None:
+def test_a_whole_set(server: Hub, tmp_path: Path, granalign: Granalign, monkeypatch: Any) -> None:
     """Every kind, through the hub, in int4; the folder is then one of models."""
     pytest.importorskip("torch")
     pytest.importorskip("transformers")

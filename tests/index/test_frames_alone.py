@@ -31,7 +31,6 @@ from helpers.index_worker import (
     tree,
     videos_in,
     write_video,
-    write_videos,
 )
 from pyarrow import parquet
 from safetensors.numpy import load_file
@@ -51,21 +50,6 @@ def frames_alone(frame_encoder: Any = None, **changes: Any) -> IndexModels:
     """The stand-ins without a captioner."""
     encoder = frame_encoder or Projection()
     return replace(IndexModels(None, None, encoder, CLIP), **changes)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("videos")
-    write_videos(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def clean(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Tree:
-    """The files of a run that captions the videos at once."""
-    out = tmp_path_factory.mktemp("clean")
-    index(folder, out)
-    return tree(out)
 
 
 @pytest.fixture(scope="module")

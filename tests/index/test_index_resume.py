@@ -33,7 +33,6 @@ from helpers.index_worker import (
     start,
     tree,
     videos_in,
-    write_videos,
 )
 from helpers.videos import constant, render
 
@@ -46,22 +45,6 @@ from granalign_fast.video.frames import Frame, read_frames
 
 KILLS = int(os.environ.get("GRANALIGN_KILLS", "6"))
 """Number of times that the worker is killed at a random moment."""
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the worker's videos."""
-    folder = tmp_path_factory.mktemp("videos")
-    write_videos(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def clean(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Tree:
-    """The files that an undisturbed run writes."""
-    out = tmp_path_factory.mktemp("clean")
-    index(folder, out)
-    return tree(out)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("of a model")])

@@ -26,7 +26,6 @@ from helpers.index_worker import (
     tree,
     videos_in,
     write_video,
-    write_videos,
 )
 from helpers.videos import constant, render
 
@@ -37,22 +36,6 @@ from granalign_fast.index.known_files import FILE_NAME
 from granalign_fast.index.work_folder import lock_folder
 from granalign_fast.types import FrameSet, frame_hash
 from granalign_fast.video.frames import DamagedVideoWarning, Frame, probe, read_frames
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the worker's videos."""
-    folder = tmp_path_factory.mktemp("videos")
-    write_videos(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def clean(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Tree:
-    """The files that an undisturbed run writes."""
-    out = tmp_path_factory.mktemp("clean")
-    index(folder, out)
-    return tree(out)
 
 
 def test_an_index_holds_the_results_of_the_models_for_each_batch(
