@@ -16,12 +16,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from granalign_fast.config import MOST_GRAPH_BYTES
 from granalign_fast.errors import GranAlignError, one_line
 from granalign_fast.export.checks.encoder import check_precision
 from granalign_fast.files import appearing, replacing, sha256_of
 from granalign_fast.models.exported_graph import graph_shapes
 from granalign_fast.models.graph_contract import ENGINE_GRAPHS
 from granalign_fast.models.manifest import read_manifest
+from granalign_fast.reading import read_file
 from granalign_fast.runtime.cache_folder import usable_cache
 from granalign_fast.runtime.device import Device
 from granalign_fast.runtime.engine_stamp import ENGINE_FOLDER, EngineStamp, engine_path
@@ -329,8 +331,8 @@ def _load_timings(config: Any, path: Path | None) -> None:
     """Give the builder its earlier measurements, if the file exists."""
     data = b""
     if path is not None:
-        with suppress(OSError):
-            data = path.read_bytes()
+        with suppress(GranAlignError):
+            data = read_file(path, MOST_GRAPH_BYTES)
     # If the file is damaged or of another machine, the builder measures again.
     cache = config.create_timing_cache(data) or config.create_timing_cache(b"")
     if not config.set_timing_cache(cache, False):

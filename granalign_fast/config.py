@@ -11,6 +11,17 @@ from .kernels import ContextRules, FeedbackRules, ProposalRules
 
 # Bounds on files and texts that somebody else made: a small one must not take all memory or hours.
 
+MOST_JSON_BYTES = 1 << 27
+"""Bytes of a JSON file, 128 MiB: the largest tokenizers have 35 MB."""
+MOST_DOCUMENT_BYTES = 1 << 30
+"""Bytes of a file of annotations or captions that is read at once, 1 GiB: published ones have
+below 100 MB."""
+MOST_GRAPH_BYTES = 1 << 31
+"""Bytes of an ONNX file without its external data, 2 GiB: the most that its format allows."""
+MOST_ENGINE_BYTES = 1 << 37
+"""Bytes of a TensorRT engine, 128 GiB: the memory of the largest GPUs."""
+MOST_INDEX_BYTES = 1 << 32
+"""Bytes of a file of an index, 4 GiB: half a million clips with two embeddings of 1,024 numbers."""
 MOST_PIXELS = 1 << 27
 """Pixels of a video's frame: 16,384 x 8,192, a whole sphere in 16K. Its picture takes 400 MB."""
 MOST_CLIPS = 500_000

@@ -12,6 +12,10 @@ class GranAlignError(ValueError):
     """Bad input. The message is one line: what was got, what was expected, what to do."""
 
 
+class MissingFileError(GranAlignError):
+    """There is no file at the path that was named."""
+
+
 class PromptTooLongError(GranAlignError):
     """A prompt does not fit a language model's context; nothing has been computed.
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from .errors import GranAlignError
+from .reading import open_file, read_file
 
 _log = logging.getLogger(__name__)
 
@@ -168,12 +169,21 @@ def _lock(folder: str | Path) -> int:
     return descriptor
 
 
-def read_json(path: Path) -> Any:
-    """Return the value of a JSON file; errors name the file."""
+def read_json(path: Path, *, inside: Path | None = None) -> Any:
+    """Return the value of a JSON file; errors name the file.
+
+    Args:
+        path: of the file.
+        inside: the folder that a link to the file must not leave.
+
+    Raises:
+        GranAlignError: as for `read_file`, or the file is not JSON.
+    """
+    from .config import MOST_JSON_BYTES  # imports NumPy
+
+    content = read_file(path, MOST_JSON_BYTES, inside=inside)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise GranAlignError(f"{path}: cannot be read ({error.strerror or error})") from None
+        return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise GranAlignError(f"{path}: not JSON ({error}); copy or download it again") from None
 
@@ -207,7 +217,7 @@ def sha256_of(path: Path, advance: Callable[[int], None] | None = None) -> str:
     """
     digest = hashlib.sha256()
     try:
-        with path.open("rb", buffering=0) as file:
+        with open_file(path) as file:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
                 if advance is not None:

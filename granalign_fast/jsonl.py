@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from .errors import GranAlignError, missing_key, short_repr
 from .files import replacing
+from .reading import open_file
 
 Record = dict[str, Any]
 
@@ -104,13 +105,13 @@ def _as_path(path: str | os.PathLike[str]) -> Path:
 
 def _open(path: Path) -> IO[bytes]:
     """Open a file for reading, and decompress it if its name ends in ``.gz``."""
-    try:
-        if path.suffix != ".gz":
-            return path.open("rb", _BUFFER)
-        # Buffered: to split lines inside gzip takes a tenth longer.
-        return io.BufferedReader(gzip.open(path), _BUFFER)
-    except ValueError as error:  # a null character
-        raise GranAlignError(f"{path}: not a file name ({error})") from None
+    file = open_file(path, buffering=_BUFFER)
+    if path.suffix != ".gz":
+        return file
+    zipped = gzip.GzipFile(fileobj=file)
+    zipped.myfileobj = file  # type: ignore[assignment]  # closed together
+    # Buffered: to split lines inside gzip takes a tenth longer.
+    return io.BufferedReader(zipped, _BUFFER)
 
 
 def _parse(line: str, location: str, required: tuple[str, ...]) -> Record:

@@ -110,7 +110,7 @@ def test_a_failed_write_leaves_nothing(
         ("a\0b", "not a file name"),
         ("a\0b.gz", "not a file name"),
         ("none", "cannot be read"),
-        (".", "cannot be read"),
+        (".", "got a folder, expected a file"),
     ],
 )
 def test_names_that_cannot_be_read(name: str, message: str) -> None:

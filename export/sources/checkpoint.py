@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.models.sources import weights_files
+from granalign_fast.reading import open_file
 
 Float32 = npt.NDArray[np.float32]
 
@@ -146,7 +147,9 @@ class Checkpoint:
         for start in range(0, rows[0], step):
             count = min(step, rows[0] - start)
             # A map of these rows alone: its pages leave memory with it.
-            stored = np.memmap(path, _DTYPES[kind], "r", offset + start * width, (count, *rows[1:]))
+            place = offset + start * width
+            with open_file(path) as file:
+                stored = np.memmap(file, _DTYPES[kind], "r", place, (count, *rows[1:]))
             bits = stored.view(f"<u{stored.itemsize}")
             if ((bits & _EXPONENT[kind]) == _EXPONENT[kind]).any():
                 raise GranAlignError(
@@ -247,7 +250,7 @@ def _read_header(path: Path) -> Iterator[tuple[str, _Entry]]:
     )
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_file(path) as file:
             length = int.from_bytes(file.read(8), "little")
             if length > size:
                 raise torn
@@ -264,5 +267,7 @@ def _read_header(path: Path) -> Iterator[tuple[str, _Entry]]:
             if kind in _DTYPES and end - begin != count * np.dtype(_DTYPES[kind]).itemsize:
                 raise torn
             yield name, _Entry(path, kind, shape, 8 + length + begin)
+    except GranAlignError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError):
         raise torn from None

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from granalign_fast.config import MOST_JSON_BYTES
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import read_json
+from granalign_fast.reading import read_text
 
 _WORD_PIECE = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MPNetTokenizer")
 
@@ -61,7 +63,7 @@ def _word_piece(folder: Path, settings: Mapping[str, Any], special: Mapping[str,
     """Return BERT's tokenizer, from ``vocab.txt``."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-    text = (folder / "vocab.txt").read_text(encoding="utf-8")
+    text = read_text(folder / "vocab.txt", MOST_JSON_BYTES)
     vocabulary = {token: i for i, token in enumerate(text.removesuffix("\n").split("\n"))}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=special["unk_token"]))
     tokenizer.normalizer = normalizers.BertNormalizer(
@@ -86,7 +88,7 @@ def _clip(folder: Path, special: Mapping[str, str]) -> Any:
     from tokenizers.processors import RobertaProcessing
 
     vocabulary = read_json(folder / "vocab.json")
-    lines = (folder / "merges.txt").read_text(encoding="utf-8").strip().split("\n")[1:]
+    lines = read_text(folder / "merges.txt", MOST_JSON_BYTES).strip().split("\n")[1:]
     tokenizer = Tokenizer(
         models.BPE(
             vocab=vocabulary,

@@ -12,7 +12,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from granalign_fast.config import MOST_INDEX_BYTES
 from granalign_fast.errors import GranAlignError
+from granalign_fast.reading import read_file
 
 from .manifest import path_record, read_path, write_durably
 
@@ -52,7 +54,7 @@ class KnownFiles:
         self._written = b""
         self._written_ns = 0
         try:
-            self._written = self._list.read_bytes()
+            self._written = read_file(self._list, MOST_INDEX_BYTES, inside=out)
             self._written_ns = self._list.stat().st_mtime_ns
             record = json.loads(self._written)
             if record["format"] == _FORMAT:

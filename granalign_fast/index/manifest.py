@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+from granalign_fast.config import MOST_JSON_BYTES
 from granalign_fast.errors import GranAlignError, one_line
 from granalign_fast.files import escape_undecodable, replacing
+from granalign_fast.reading import read_file
 
 from .records import VideoSource
 
@@ -129,10 +131,9 @@ def read_manifest_record(folder: Path) -> dict[str, Any]:
         raise GranAlignError(f"{folder}: no such folder; {_REMEDY}")
     if not path.is_file():
         raise GranAlignError(f"{folder}: got no {MANIFEST}, expected an index; {_REMEDY}")
+    content = read_file(path, MOST_JSON_BYTES, inside=folder)
     try:
-        record = json.loads(path.read_bytes())
-    except OSError as error:
-        raise GranAlignError(f"{path}: cannot be read ({error.strerror or error})") from None
+        record = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise GranAlignError(f"{path}: not JSON ({one_line(error)}); {REINDEX}") from None
     kind = record.get("kind") if isinstance(record, dict) else None

@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from granalign_fast.config import MOST_INDEX_BYTES
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import appearing
+from granalign_fast.reading import read_file
 
 from .columns import read_clip_table, read_embeddings, write_clip_table
 from .manifest import CLIPS, EMBEDDINGS, MANIFEST, REINDEX, IndexManifest, write_durably
@@ -220,12 +222,7 @@ def _read_index(folder: Path) -> VideoIndex:
 
 def _read_verified(path: Path, digest: str) -> bytes:
     """Read a file and compare its SHA-256 with the manifest's."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise GranAlignError(
-            f"{path}: cannot be read ({error.strerror or error}); {REINDEX}"
-        ) from None
+    content = read_file(path, MOST_INDEX_BYTES, inside=path.parent, remedy=REINDEX)
     if (got := _sha256(content)) != digest:
         raise GranAlignError(f"{path}: altered, got SHA-256 {got}, expected {digest}; {REINDEX}")
     return content

@@ -24,7 +24,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from granalign_fast.config import MOST_INDEX_BYTES
 from granalign_fast.errors import GranAlignError
+from granalign_fast.reading import read_file
 
 from .manifest import IndexManifest, write_durably
 from .records import VideoSource
@@ -147,7 +149,7 @@ class WorkFolder:
     def read_job(self, request: dict[str, Any]) -> list[str] | None:
         """Return the video ids of the unfinished job, or None if its request was another one."""
         try:
-            job = json.loads(self._job.read_bytes())
+            job = json.loads(read_file(self._job, MOST_INDEX_BYTES, inside=self.out))
             if job["format"] != _FORMAT or job["request"] != request:
                 return None
             return [str(vid) for vid in job["todo"]]
@@ -182,7 +184,8 @@ class WorkFolder:
             first = parts[-1].end if parts else 0
             path = self._parts_folder(vid) / f"part-{first:08d}.safetensors"
             try:
-                rows = ClipRows.from_safetensors(first, path.read_bytes())
+                content = read_file(path, MOST_INDEX_BYTES, inside=self.out)
+                rows = ClipRows.from_safetensors(first, content)
             except Exception:  # missing or damaged: these clips are described again
                 return parts
             if not rows.hashes:

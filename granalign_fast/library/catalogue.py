@@ -23,8 +23,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from granalign_fast.config import MOST_INDEX_BYTES
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index.manifest import write_durably
+from granalign_fast.reading import read_file
 
 from .merging import Group, grouped, merge_plan, write_segments
 from .records import CataloguedVideo, VideoRows, index_stamps, read_rows
@@ -213,8 +215,8 @@ def _read(library: Path) -> Catalogue:
 def _pointer_bytes(root: Path) -> bytes:
     """Return the content of the pointer; nothing if there is none."""
     try:
-        return (root / POINTER).read_bytes()
-    except OSError:
+        return read_file(root / POINTER, MOST_INDEX_BYTES, inside=root)
+    except GranAlignError:
         return b""
 
 

@@ -32,7 +32,9 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from granalign_fast.config import MOST_INDEX_BYTES
 from granalign_fast.errors import GranAlignError, one_line
+from granalign_fast.reading import checked_file, open_file, read_file
 
 from .records import CataloguedVideo, VideoRows
 from .stretches import Stretches, stretch_edges, stretches_of
@@ -91,7 +93,7 @@ class Segment:
             if (got := (folder / name).stat().st_size) != size:
                 raise GranAlignError(f"{folder / name}: got {got} bytes, expected {size}")
         try:
-            records = json.loads((folder / VIDEOS).read_bytes())
+            records = json.loads(read_file(folder / VIDEOS, MOST_INDEX_BYTES, inside=folder))
             self.videos = tuple(map(CataloguedVideo.from_record, records))
         except (ValueError, KeyError, TypeError) as error:
             raise GranAlignError(f"{folder / VIDEOS}: damaged ({one_line(error)})") from None
@@ -117,14 +119,16 @@ class Segment:
         shape = (count,) if dim is None else (count // dim, dim)
         if not count:
             return np.empty(shape, dtype)  # an empty file cannot be mapped
-        return np.memmap(self.folder / name, dtype, "r", shape=shape)
+        with open_file(self.folder / name, inside=self.folder) as file:
+            return np.memmap(file, dtype, "r", shape=shape)
 
     def _open_parquet(self, name: str) -> Any:
         import pyarrow
         from pyarrow import parquet
 
         try:
-            return parquet.ParquetFile(pyarrow.memory_map(str(self.folder / name)))
+            path = checked_file(self.folder / name, inside=self.folder)
+            return parquet.ParquetFile(pyarrow.memory_map(str(path)))
         except pyarrow.ArrowException as error:
             raise GranAlignError(f"{self.folder / name}: damaged ({one_line(error)})") from None
 
@@ -173,7 +177,7 @@ class Segment:
     def find_damage(self) -> str | None:
         """Read all files; return the reason why the segment is damaged, or None."""
         for name, (_, expected) in self.record.files.items():
-            with (self.folder / name).open("rb") as file:
+            with open_file(self.folder / name, inside=self.folder) as file:
                 got = hashlib.file_digest(file, "sha256").hexdigest()
             if got != expected:
                 return f"{self.folder / name}: got SHA-256 {got}, expected {expected}"

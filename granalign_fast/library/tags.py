@@ -10,8 +10,10 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from granalign_fast.errors import GranAlignError, one_line, short_repr
+from granalign_fast.config import MOST_JSON_BYTES
+from granalign_fast.errors import GranAlignError, MissingFileError, one_line, short_repr
 from granalign_fast.index.manifest import write_durably
+from granalign_fast.reading import read_file
 from granalign_fast.types import check_text
 
 FILE = ".tags.json"
@@ -29,11 +31,9 @@ def read_tags(library: Path) -> dict[str, tuple[str, ...]]:
     """
     path = library / FILE
     try:
-        content = path.read_bytes()
-    except FileNotFoundError:
+        content = read_file(path, MOST_JSON_BYTES, inside=library)
+    except MissingFileError:
         return {}
-    except OSError as error:
-        raise GranAlignError(f"{path}: cannot be read ({error.strerror or error})") from None
     try:
         record = json.loads(content)
         if record["format"] != _FORMAT:

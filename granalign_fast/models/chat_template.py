@@ -14,8 +14,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+from granalign_fast.config import MOST_JSON_BYTES
 from granalign_fast.errors import GranAlignError, one_line
 from granalign_fast.files import read_json
+from granalign_fast.reading import read_text
 
 from .thoughts import NO_THINK, switches_of
 
@@ -259,13 +261,8 @@ def _of_text(path: Path) -> str | None:
     """Return the template that a file consists of; None if there is none."""
     if not path.is_file():
         return None
-    try:
-        # Universal newlines, as transformers reads it.
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise GranAlignError(
-            f"{path}: not UTF-8 text ({one_line(error)}); copy the tokenizer again"
-        ) from None
+    # Universal newlines, as transformers reads it.
+    return read_text(path, MOST_JSON_BYTES, remedy="copy the tokenizer again")
 
 
 def _text(content: Any) -> str:

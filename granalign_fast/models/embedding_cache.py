@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from granalign_fast.config import MOST_INDEX_BYTES
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import replacing
+from granalign_fast.reading import read_file
 from granalign_fast.runtime.cache_folder import evict, mark_used
 
 if TYPE_CHECKING:
@@ -59,15 +61,16 @@ class CachedEncoder:
             GranAlignError: as for the encoder.
         """
         from safetensors import SafetensorError
-        from safetensors.numpy import load_file, save
+        from safetensors.numpy import load, save
 
         # The name of the file: a hash over the fingerprint and each text with its length.
         key = hashlib.sha256(self.encoder.fingerprint.encode())
         for text in texts:
             key.update(len(text).to_bytes(8, "little") + text.encode("utf-8", "surrogatepass"))
         path = self.folder / f"embeddings-{key.hexdigest()[:32]}.safetensors"
-        with contextlib.suppress(OSError, SafetensorError, KeyError):
-            embeddings = load_file(path)["embeddings"]
+        with contextlib.suppress(GranAlignError, SafetensorError, KeyError):
+            content = read_file(path, MOST_INDEX_BYTES, inside=self.folder)
+            embeddings = load(content)["embeddings"]
             if embeddings.shape == (len(texts), self.encoder.dim):
                 mark_used(path)
                 _log.info("read the embeddings of %d texts from %s", len(texts), path)

@@ -11,7 +11,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from granalign_fast.config import MOST_JSON_BYTES
 from granalign_fast.errors import GranAlignError, MissingExtraError, one_line
+from granalign_fast.reading import read_file
 from granalign_fast.runtime.device import Device
 from granalign_fast.runtime.session import Session
 
@@ -123,8 +125,9 @@ def load_tokenizer(folder: Path, remedy: str = "export the model again") -> Any:
     except ImportError:
         raise MissingExtraError("embedding sentences", "cpu") from None
     path = folder / "tokenizer.json"
+    content = read_file(path, MOST_JSON_BYTES, remedy=remedy)
     try:
-        return Tokenizer.from_file(str(path))
+        return Tokenizer.from_buffer(content)
     except Exception as error:  # tokenizers raises plain Exception
         raise GranAlignError(f"{path}: not a tokenizer ({one_line(error)}); {remedy}") from None
 

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from granalign_fast.config import MOST_JSON_BYTES
 from granalign_fast.errors import GranAlignError, MissingExtraError, one_line
 from granalign_fast.files import known_sha256, read_json
+from granalign_fast.reading import read_file
 
 PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model")
 """Files to fetch: weights in a format that cannot hold code, settings, templates and vocabularies.
@@ -290,6 +292,6 @@ def _verify(path: Path, file: HubFile, label: str) -> None:
 
 def _git_sha1(path: Path) -> str:
     """Return the hash that git gives a small file."""
-    content = path.read_bytes()
+    content = read_file(path, MOST_JSON_BYTES)
     header = b"blob %d\0" % len(content)
     return hashlib.sha1(header + content, usedforsecurity=False).hexdigest()

@@ -16,8 +16,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from granalign_fast.config import MOST_INDEX_BYTES
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import replacing
+from granalign_fast.reading import read_file
 from granalign_fast.runtime.capture_lock import CAPTURE_LOCK
 
 _log = logging.getLogger(__name__)
@@ -194,7 +196,7 @@ class DiskTier:
             return None
         path = self._path(key)
         try:
-            array = load(path.read_bytes())["prefix"]
+            array = load(read_file(path, MOST_INDEX_BYTES, inside=self.folder))["prefix"]
         except Exception:  # missing, damaged or not safetensors, which raises many types
             self.discard(key)
             return None

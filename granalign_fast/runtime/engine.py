@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from granalign_fast.config import MOST_ENGINE_BYTES
 from granalign_fast.errors import GranAlignError, one_line
+from granalign_fast.reading import read_file
 
 from .capture_lock import CAPTURE_LOCK
 from .engine_stamp import EngineStamp
@@ -73,7 +75,7 @@ class Engine:
     outputs: tuple[str, ...]
 
     def __init__(self, path: Path, folder: Path, *, device: int = 0) -> None:
-        self.path = path
+        self.path, self._folder = path, folder
         self.stamp = EngineStamp.read(path)
         self._trt, self._cupy = libraries()
         self.stamp.check(path, folder, Machine.current(device))
@@ -94,7 +96,8 @@ class Engine:
         """Load the engine, read its tensors' names and types, and allocate scratch memory."""
         self._log.errors.clear()
         self._runtime = self._trt.Runtime(self._log)
-        self._engine = self._runtime.deserialize_cuda_engine(self.path.read_bytes())
+        plan = read_file(self.path, MOST_ENGINE_BYTES, inside=self._folder)
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise GranAlignError(
                 f"{self.path}: TensorRT cannot load it ({logged_errors(self._log)}); run "

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from granalign_fast.config import MOST_GRAPH_BYTES
 from granalign_fast.errors import GranAlignError, one_line
+from granalign_fast.reading import checked_file
 
 from .capture_lock import CAPTURE_LOCK
 from .device import CUDA, SEPARATE_WEIGHTS, TENSORRT, Device, cuda_options
@@ -97,6 +99,7 @@ class SessionLoader:
 
     def _model(self) -> Path | bytes:
         """Return the file's path, or for TensorRT its bytes in standard operators only."""
+        checked_file(self.path, MOST_GRAPH_BYTES, inside=self.path.parent)
         if self.providers[0][0] != TENSORRT:
             return self.path
         from .standard_operators import standard_bytes

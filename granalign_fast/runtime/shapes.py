@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from granalign_fast.config import MOST_GRAPH_BYTES
 from granalign_fast.errors import GranAlignError, MissingExtraError, one_line
+from granalign_fast.reading import read_file
 
 Shape = tuple[int, ...]
 NamedShape = tuple[int | str, ...]
@@ -161,8 +163,9 @@ def load_graph(graph: Path) -> Any:
         import onnx
     except ImportError:
         raise MissingExtraError("reading a graph", "cpu") from None
+    content = read_file(graph, MOST_GRAPH_BYTES, inside=graph.parent)
     try:
-        return onnx.load(graph, load_external_data=False)
+        return onnx.load_model_from_string(content)
     except Exception as error:  # protobuf's errors have no common base of their own
         raise GranAlignError(
             f"{graph}: not an ONNX model ({one_line(error)}); export the model again"

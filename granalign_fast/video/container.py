@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from granalign_fast.config import MOST_CLIPS, MOST_PIXELS
 from granalign_fast.errors import GranAlignError, one_line
+from granalign_fast.reading import open_file
 
 from .demuxers import FORMAT_WHITELIST
 
@@ -176,19 +177,9 @@ def _tolerate_bad_metadata(pyav: str) -> dict[str, Any]:
 
 
 def _check_file(path: Path) -> None:
-    try:
-        if path.is_dir():
-            raise GranAlignError(f"{path}: got a folder, expected a video file")
-        # Opening a named pipe would block until another process writes to it.
-        if path.exists() and not path.is_file():
-            raise GranAlignError(f"{path}: expected a regular file; save the video to one")
-        with path.open("rb") as file:
-            if not file.read(1):
-                raise GranAlignError(f"{path}: the file is empty, expected a video")
-    except OSError as error:
-        raise GranAlignError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except ValueError as error:  # a null character in the name
-        raise GranAlignError(f"{path}: not a file name ({error})") from None
+    with open_file(path, remedy="name a video file") as file:
+        if not os.fstat(file.fileno()).st_size:
+            raise GranAlignError(f"{path}: the file is empty, expected a video")
 
 
 def _video_stream(path: Path, container: InputContainer) -> VideoStream:

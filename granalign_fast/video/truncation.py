@@ -6,6 +6,8 @@ import math
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+from granalign_fast.reading import open_file
+
 from .container import Video
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ def find_truncation(video: Video, end: Fraction, announced: int | None) -> str |
 
 def _has_188_byte_packets(video: Video) -> bool:
     """Return True if transport packets have the usual size; on a Blu-ray disc they have 192."""
-    with video.path.open("rb") as file:
+    with open_file(video.path) as file:
         head = file.read(_TS_PACKET + 1)
     # Every transport packet begins with the sync byte 0x47.
     return len(head) > _TS_PACKET and head[0] == head[_TS_PACKET] == 0x47
