@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .models.language_model import CausalLM
     from .models.vision_language_model import VisionLanguageModel
     from .pipeline import ModelFolder, MomentRetriever, SentenceEncoder
+    from .runtime.workers import Limits, WorkerError, Workers
     from .search.request import Request
     from .types import Moment, Rewrites, SearchResult
 
@@ -52,6 +53,7 @@ _MODULES = {
     "Library": "library",
     "LibraryMoment": "library",
     "LibraryResult": "library",
+    "Limits": "runtime.workers",
     "LlmRewriter": "language.llm_rewriter",
     "ModelFolder": "pipeline",
     "Moment": "types",
@@ -68,6 +70,8 @@ _MODULES = {
     "VideoIndex": "index",
     "VisionLanguageModel": "models.vision_language_model",
     "VlmCaptioner": "language.captioner",
+    "WorkerError": "runtime.workers",
+    "Workers": "runtime.workers",
     "evaluate": "evaluation",
     "export_clip": "export.frame_encoder",
     "export_llm": "export.llm",
@@ -94,6 +98,7 @@ __all__ = [
     "Library",
     "LibraryMoment",
     "LibraryResult",
+    "Limits",
     "LlmRewriter",
     "ModelFolder",
     "Moment",
@@ -110,6 +115,8 @@ __all__ = [
     "VideoIndex",
     "VisionLanguageModel",
     "VlmCaptioner",
+    "WorkerError",
+    "Workers",
     "evaluate",
     "export_clip",
     "export_llm",
