@@ -66,6 +66,7 @@ _WITH_EXAMPLES = (
     ),
     *("output.timeline", "pipeline", "models.graph_contract", "models.static_cache"),
     "models.vision_language_model",
+    "runtime.workers",
 )
 
 

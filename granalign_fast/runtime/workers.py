@@ -97,8 +97,9 @@ class Workers:
             each call has a process of its own, and nothing of one file is there for the next one.
 
     Example:
+        >>> from os.path import basename
         >>> with Workers() as workers:
-        ...     workers.run(os.path.basename, "/videos/yard.mp4")
+        ...     workers.run(basename, "/videos/yard.mp4")
         'yard.mp4'
     """
 
