@@ -9,27 +9,18 @@ from numbers import Integral, Real
 from .errors import GranAlignError, short_repr
 from .kernels import ContextRules, FeedbackRules, ProposalRules
 
-# Bounds on files and texts that somebody else made: a small one must not take all memory or hours.
-
-MOST_JSON_BYTES = 1 << 27
-"""Bytes of a JSON file, 128 MiB: the largest tokenizers have 35 MB."""
-MOST_DOCUMENT_BYTES = 1 << 30
-"""Bytes of a file of annotations or captions that is read at once, 1 GiB: published ones have
-below 100 MB."""
-MOST_GRAPH_BYTES = 1 << 31
-"""Bytes of an ONNX file without its external data, 2 GiB: the most that its format allows."""
-MOST_ENGINE_BYTES = 1 << 37
-"""Bytes of a TensorRT engine, 128 GiB: the memory of the largest GPUs."""
-MOST_INDEX_BYTES = 1 << 32
-"""Bytes of a file of an index, 4 GiB: half a million clips with two embeddings of 1,024 numbers."""
-MOST_PIXELS = 1 << 27
-"""Pixels of a video's frame: 16,384 x 8,192, a whole sphere in 16K. Its picture takes 400 MB."""
-MOST_CLIPS = 500_000
-"""Clips of a video: 11 days of 2 s. A file of 100 KB can announce a year of still pictures."""
-MOST_CHARACTERS = 4_000
-"""Characters of a query or a rewrite: some 1,000 tokens, twice what any sentence encoder reads."""
-MOST_TEXTS = 64
-"""Rewrites of a query at one granularity, and its entities or actions; the method has three."""
+# The limits of what is read are part of the configuration; they lie where nothing is imported.
+from .parsing.limits import (  # noqa: F401
+    MOST_CHARACTERS,
+    MOST_CLIPS,
+    MOST_DOCUMENT_BYTES,
+    MOST_ENGINE_BYTES,
+    MOST_GRAPH_BYTES,
+    MOST_INDEX_BYTES,
+    MOST_JSON_BYTES,
+    MOST_PIXELS,
+    MOST_TEXTS,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Callable, Collection, Mapping
 from itertools import islice
 from pathlib import Path
 
+from .parsing.limits import MOST_MESSAGE
+
 
 class GranAlignError(ValueError):
-    """Bad input. The message is one line: what was got, what was expected, what to do."""
+    """Bad input. The message is one line: what was got, what was expected, what to do.
+
+    A message of more than `MOST_MESSAGE` characters is cut in its middle: a value in it may be long.
+    """
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(
+            *(_cut(one, MOST_MESSAGE) if isinstance(one, str) else one for one in arguments)
+        )
 
 
 class MissingFileError(GranAlignError):
@@ -60,11 +71,45 @@ def short_repr(value: object, most: int = 100) -> str:
         value: what was got.
         most: characters of the result; longer ones are cut in the middle.
     """
-    text = repr(value)
+    text = repr(value) if _is_small(value, 4 * most) else _bounded_repr(value, 4 * most)
     if "\n" in text:  # that of an array, for one
         text = " ".join(text.split())
+    return _cut(text, most)
+
+
+def _cut(text: str, most: int) -> str:
+    """Return a text of at most `most` characters; the middle of a longer one is left out."""
     half = (most - 3) // 2
     return text if len(text) <= most else f"{text[:half]}...{text[-half:]}"
+
+
+def _is_small(value: object, most: int) -> bool:
+    """Whether a value has at most about so many characters and parts, without writing it."""
+    pending = [value]
+    while pending and most > 0:
+        one = pending.pop()
+        if isinstance(one, str | bytes):
+            most -= len(one)
+        elif isinstance(one, int):
+            most -= one.bit_length() // 3
+        elif isinstance(one, Mapping):
+            pending += islice(one.items(), most)
+        elif isinstance(one, list | tuple | set | frozenset):
+            pending += islice(one, most)
+        most -= 1
+    return most > 0
+
+
+def _bounded_repr(value: object, most: int) -> str:
+    """Return the beginning of each part of a value; to write all of it could take all memory."""
+    writer = reprlib.Repr()
+    for name in ("maxlist", "maxtuple", "maxset", "maxfrozenset", "maxdict", "maxdeque"):
+        setattr(writer, name, most // 4)
+    writer.maxstring = writer.maxother = writer.maxlong = most
+    try:
+        return writer.repr(value)
+    except ValueError:  # an integer of more than 4,300 digits
+        return f"<{type(value).__name__}>"
 
 
 def listed(items: Collection[object], most: int = 5) -> str:

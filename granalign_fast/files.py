@@ -18,6 +18,8 @@ from typing import IO, Any
 
 from .errors import GranAlignError
 from .reading import open_file, read_file
+from .parsing.json_values import parse_json
+from .parsing.limits import MOST_JSON_BYTES
 
 _log = logging.getLogger(__name__)
 
@@ -179,12 +181,10 @@ def read_json(path: Path, *, inside: Path | None = None) -> Any:
     Raises:
         GranAlignError: as for `read_file`, or the file is not JSON.
     """
-    from .config import MOST_JSON_BYTES  # imports NumPy
-
     content = read_file(path, MOST_JSON_BYTES, inside=inside)
     try:
-        return json.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        return parse_json(content)
+    except ValueError as error:
         raise GranAlignError(f"{path}: not JSON ({error}); copy or download it again") from None
 
 

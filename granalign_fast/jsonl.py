@@ -8,13 +8,18 @@ import io
 import json
 import os
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
+from functools import partial
+from math import inf
 from pathlib import Path
 from typing import IO, Any
 
 from .errors import GranAlignError, missing_key, short_repr
 from .files import replacing
 from .reading import open_file
+from .parsing.json_values import memory_of, parse_json
+from .parsing.limits import MOST_DOCUMENT_BYTES, MOST_LINE, memory_for
 
 Record = dict[str, Any]
 
@@ -50,16 +55,17 @@ def iter_jsonl(
     empty = True
     number = 0
     try:
-        with _open(path) as lines:
-            for number, line in enumerate(lines, start=1):
-                # Decoded line by line: a text file decodes blocks, and its errors name no line.
-                # Editors on Windows begin a file with a byte order mark.
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                if text.isspace():
+        with _open(path) as file:
+            memory = _memory(path)
+            for number, line in enumerate(_lines(file, path, memory), start=1):
+                if _is_blank(line):
                     continue
                 empty = False
                 location = f"{path}:{number}"
-                yield location, _parse(text, location, required)
+                memory -= memory_of(line)
+                if memory < 0:
+                    raise _too_much(path, location)
+                yield location, _parse(line, location, required)
     except UnicodeDecodeError as error:
         raise GranAlignError(f"{path}:{number}: not UTF-8 text ({error.reason})") from None
     except _READ_ERRORS as error:
@@ -68,18 +74,63 @@ def iter_jsonl(
         raise GranAlignError(f"{path}: no records; expected one JSON object a line")
 
 
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Return the content of a file; a name that ends in ``.gz`` is decompressed.
+def read_bytes(path: str | os.PathLike[str]) -> tuple[bytes, int]:
+    """Return the content of a file, and how many bytes its values may take in memory.
+
+    A name that ends in ``.gz`` is decompressed.
 
     Raises:
-        GranAlignError: the file is missing or unreadable.
+        GranAlignError: the file is missing or unreadable, or decompressed it is too large.
     """
     path = _as_path(path)
     try:
         with _open(path) as file:
-            return file.read()
+            memory = _memory(path)
+            # The text is in memory twice, as bytes and as characters.
+            most = min(memory // 2, MOST_DOCUMENT_BYTES)
+            content = file.read(most + 1)
     except _READ_ERRORS as error:
         raise _unreadable(path, error, str(path)) from None
+    if len(content) > most:
+        raise _too_much(path, str(path))
+    return content, memory
+
+
+def _is_blank(line: bytes) -> bool:
+    """Whether a line holds nothing but blanks of any script."""
+    # Editors on Windows begin a file with a byte order mark.
+    rest = line.removeprefix(BOM_UTF8).strip()
+    return not rest or (not rest[:1].isascii() and rest.decode().isspace())
+
+
+def _memory(path: Path) -> int:
+    """Return how many bytes the content of a file may take in memory."""
+    return memory_for(path.stat().st_size)
+
+
+def _lines(file: IO[bytes], path: Path, memory: int) -> Iterator[bytes]:
+    """Yield the lines of a file.
+
+    Raises:
+        GranAlignError: a line is too long. It may come from a small file by decompression.
+    """
+    most = min(MOST_LINE, memory // 8)
+    for number, line in enumerate(iter(partial(file.readline, most + 1), b""), start=1):
+        if len(line) > most:
+            raise GranAlignError(
+                f"{path}:{number}: got a line of more than {most:,} bytes, expected one object a "
+                f"line; check that it is the right file"
+            )
+        yield line
+
+
+def _too_much(path: Path, location: str) -> GranAlignError:
+    """Return the error of a file whose content is out of proportion to its size."""
+    remedy = "decompress it first" if path.suffix == ".gz" else "split it"
+    return GranAlignError(
+        f"{location}: got more content than {_memory(path) // 1_000_000:,} MB of memory hold, "
+        f"expected less in a file of {path.stat().st_size:,} bytes; {remedy}"
+    )
 
 
 _READ_ERRORS = (OSError, zlib.error, EOFError)
@@ -114,11 +165,13 @@ def _open(path: Path) -> IO[bytes]:
     return io.BufferedReader(zipped, _BUFFER)
 
 
-def _parse(line: str, location: str, required: tuple[str, ...]) -> Record:
+def _parse(line: bytes, location: str, required: tuple[str, ...]) -> Record:
     """Return the record of a line; errors begin with `location`, the file and line."""
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        record = parse_json(line, memory=inf)
+    except UnicodeDecodeError:
+        raise
+    except ValueError as error:
         raise GranAlignError(
             f"{location}: not JSON ({error}); expected one object a line"
         ) from None

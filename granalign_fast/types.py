@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .config import MOST_CHARACTERS, MOST_TEXTS
 from .errors import GranAlignError, missing_key, short_repr
+from .parsing.limits import MOST_CHARACTERS, MOST_TEXTS
 
 MOST_OVERLAP = 0.3
 """The greatest overlap of two distinct moments, as `Moment.overlap` measures it."""

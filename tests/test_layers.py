@@ -19,7 +19,7 @@ LINKED = ("kernels", "export", "bench")
 
 FLOORS = (
     {"kernels"},
-    {"errors", "reading", "files", "jsonl", "types", "config", "protocols"},
+    {"errors", "parsing", "reading", "files", "jsonl", "types", "config", "protocols"},
     {"runtime", "video"},
     {"models", "language"},
     {"export", "index", "search", "datasets", "metrics", "output", "miniatures"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self
@@ -13,6 +12,9 @@ import numpy.typing as npt
 from granalign_fast.errors import GranAlignError
 from granalign_fast.models.sources import weights_files
 from granalign_fast.reading import open_file
+from granalign_fast.parsing.json_values import parse_json
+from granalign_fast.parsing.limits import MOST_MODEL_HEADER
+from granalign_fast.parsing.tensors import check_header
 
 Float32 = npt.NDArray[np.float32]
 
@@ -252,9 +254,8 @@ def _read_header(path: Path) -> Iterator[tuple[str, _Entry]]:
         size = path.stat().st_size
         with open_file(path) as file:
             length = int.from_bytes(file.read(8), "little")
-            if length > size:
-                raise torn
-            header = json.loads(file.read(length))
+            check_header(length, size, MOST_MODEL_HEADER)
+            header = parse_json(file.read(length))
         for name, entry in header.items():
             if name == "__metadata__":
                 continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Literal
 
 from granalign_fast.errors import GranAlignError, listed, short_repr
 from granalign_fast.jsonl import Record, iter_jsonl, read_bytes
+from granalign_fast.parsing.json_values import parse_json
 
 from .records import PathLike
 
@@ -57,7 +57,7 @@ def read_document(path: PathLike, expected: str = FORMS) -> Document:
     """
     if Path(path).is_dir():
         raise GranAlignError(f"{path}: got a folder, expected a file: {expected}")
-    data = read_bytes(path)
+    data, memory = read_bytes(path)
     path = Path(path)
     try:
         text = data.decode("utf-8-sig")
@@ -73,7 +73,7 @@ def read_document(path: PathLike, expected: str = FORMS) -> Document:
     first = _line(text, begin.start())
     second = _INK.search(text, begin.start() + len(first))
     if first[0] in "{[":
-        return _read_json(path, text, first, "" if second is None else second[0])
+        return _read_json(path, text, first, "" if second is None else second[0], memory)
     if "##" in text[begin.start() : begin.start() + _LOOKED_AT]:
         return Document(path, "sentences", text=text)
     if {"id", "length"} <= {name.strip() for name in first.split(",")}:
@@ -90,7 +90,7 @@ def _line(text: str, begin: int) -> str:
     return text[begin:] if end < 0 else text[begin:end]
 
 
-def _read_json(path: Path, text: str, first: str, second: str) -> Document:
+def _read_json(path: Path, text: str, first: str, second: str, memory: int) -> Document:
     """Read a file that begins as JSON does: records, or one value.
 
     Args:
@@ -98,17 +98,18 @@ def _read_json(path: Path, text: str, first: str, second: str) -> Document:
         text: of the file.
         first: its first line.
         second: the first character of the next line; empty: there is none.
+        memory: bytes that the values of the file may take.
     """
     try:
-        value = json.loads(first)
-    except (ValueError, RecursionError):
+        value = parse_json(first.encode(), memory=memory)
+    except ValueError:
         value = None
     if isinstance(value, dict) and (second or RECORD_KEYS & value.keys()):
         return Document(path, "records", tuple(iter_jsonl(path)))
     if value is None:
         try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            value = parse_json(text.encode(), memory=memory)
+        except ValueError as error:
             if second == "{":  # JSON Lines, then: its error names the line
                 return Document(path, "records", tuple(iter_jsonl(path)))
             raise GranAlignError(f"{path}: not JSON ({error}); download it again") from None

@@ -11,6 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError, one_line
+from granalign_fast.parsing.limits import MOST_CLIPS
+from granalign_fast.parsing.parquet import Table
+from granalign_fast.parsing.tensors import read_tensors
 
 from .manifest import REINDEX
 from .records import FrameTable, IndexedVideo
@@ -82,32 +85,19 @@ def read_clip_table(
     Raises:
         GranAlignError: the content is not a clip table, or its rows do not fit together.
     """
-    from pyarrow import parquet
-
     try:
-        # One thread: more gain nothing on a small table, and a process that exits right after
-        # could abort in pyarrow's thread pool.
-        table = parquet.ParquetFile(io.BytesIO(content), pre_buffer=False).read(use_threads=False)
-        table.validate(full=True)
-        columns = {name: table.column(name).to_pylist() for name in table.column_names}
-    except Exception as error:  # pyarrow raises many types on a damaged file
-        raise GranAlignError(
-            f"{path}: not a table of clips ({one_line(error)}); {REINDEX}"
-        ) from None
-    schema = _clip_schema(captioned=captioned)
-    if not table.schema.equals(schema):
-        raise GranAlignError(
-            f"{path}: got columns {table.column_names}, expected {schema.names}; {REINDEX}"
-        )
+        columns = Table(content, _clip_schema(captioned=captioned), MOST_CLIPS).read()
+    except ValueError as error:
+        raise GranAlignError(f"{path}: not a table of clips ({error}); {REINDEX}") from None
     captions = tuple(columns["caption"]) if captioned else None
-    times, hashes = tuple(columns["time"]), tuple(columns["frame_hash"])
-    if columns["clip"] != list(range(len(times))):
+    times, hashes = np.array(columns["time"], np.float64), tuple(columns["frame_hash"])
+    if not np.array_equal(columns["clip"], np.arange(len(times))):
         raise GranAlignError(f"{path}: expected clips 0, 1, 2, ... in order; {REINDEX}")
     # Either every clip has a time and a hash, or none has.
-    present = {value is not None for value in (*times, *hashes)}
+    present = {*(~np.isnan(times)).tolist(), *(value is not None for value in hashes)}
     if present == {True, False}:
         raise GranAlignError(f"{path}: got frames of some clips, expected of all; {REINDEX}")
-    return captions, np.array(times, np.float64), hashes if present == {True} else None
+    return captions, times, hashes if present == {True} else None
 
 
 def read_embeddings(path: Path, content: bytes, *, captioned: bool) -> dict[str, npt.NDArray[Any]]:
@@ -121,11 +111,9 @@ def read_embeddings(path: Path, content: bytes, *, captioned: bool) -> dict[str,
     Raises:
         GranAlignError: the content is not safetensors, or has other tensors.
     """
-    from safetensors.numpy import load
-
     try:
-        tensors = load(content)
-    except Exception as error:  # safetensors raises many types on a damaged file
+        tensors = read_tensors(content)
+    except ValueError as error:
         raise GranAlignError(f"{path}: not safetensors ({one_line(error)}); {REINDEX}") from None
     if set(tensors) not in ([{"captions"}, {"captions", "frames"}] if captioned else [{"frames"}]):
         expected = "captions and optionally frames" if captioned else "frames alone"

@@ -15,6 +15,7 @@ from pathlib import Path
 from granalign_fast.config import MOST_INDEX_BYTES
 from granalign_fast.errors import GranAlignError
 from granalign_fast.reading import read_file
+from granalign_fast.parsing.json_values import parse_json
 
 from .manifest import path_record, read_path, write_durably
 
@@ -56,12 +57,12 @@ class KnownFiles:
         try:
             self._written = read_file(self._list, MOST_INDEX_BYTES, inside=out)
             self._written_ns = self._list.stat().st_mtime_ns
-            record = json.loads(self._written)
+            record = parse_json(self._written)
             if record["format"] == _FORMAT:
                 for file in record["files"]:
                     sizes = (file["bytes"], file["modified_ns"], file["changed_ns"])
                     self._files[read_path(file)] = _KnownFile(*sizes, str(file["sha256"]))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError, GranAlignError):
+        except (OSError, ValueError, KeyError, TypeError, GranAlignError):
             self._files = {}
 
     def sha256(self, path: Path, status: os.stat_result) -> str | None:

@@ -15,6 +15,7 @@ from granalign_fast.config import MOST_JSON_BYTES
 from granalign_fast.errors import GranAlignError, one_line
 from granalign_fast.files import escape_undecodable, replacing
 from granalign_fast.reading import read_file
+from granalign_fast.parsing.json_values import parse_json
 
 from .records import VideoSource
 
@@ -133,8 +134,8 @@ def read_manifest_record(folder: Path) -> dict[str, Any]:
         raise GranAlignError(f"{folder}: got no {MANIFEST}, expected an index; {_REMEDY}")
     content = read_file(path, MOST_JSON_BYTES, inside=folder)
     try:
-        record = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        record = parse_json(content)
+    except ValueError as error:
         raise GranAlignError(f"{path}: not JSON ({one_line(error)}); {REINDEX}") from None
     kind = record.get("kind") if isinstance(record, dict) else None
     if kind != KIND:

@@ -27,6 +27,8 @@ import numpy.typing as npt
 from granalign_fast.config import MOST_INDEX_BYTES
 from granalign_fast.errors import GranAlignError
 from granalign_fast.reading import read_file
+from granalign_fast.parsing.json_values import parse_json
+from granalign_fast.parsing.tensors import read_tensors
 
 from .manifest import IndexManifest, write_durably
 from .records import VideoSource
@@ -76,10 +78,8 @@ class ClipRows:
     @classmethod
     def from_safetensors(cls, first: int, content: bytes) -> ClipRows:
         """Read what `to_safetensors` returned; other content raises exceptions of any type."""
-        from safetensors.numpy import load
-
-        tensors = load(content)
-        texts = json.loads(tensors["texts"].tobytes())
+        tensors = read_tensors(content)
+        texts = parse_json(tensors["texts"].tobytes())
         hashes, listed = tuple(texts["hashes"]), texts["captions"]
         captions = None if listed is None else tuple(listed)
         times, missing = tensors["times"], tensors["missing"]
@@ -149,11 +149,11 @@ class WorkFolder:
     def read_job(self, request: dict[str, Any]) -> list[str] | None:
         """Return the video ids of the unfinished job, or None if its request was another one."""
         try:
-            job = json.loads(read_file(self._job, MOST_INDEX_BYTES, inside=self.out))
+            job = parse_json(read_file(self._job, MOST_INDEX_BYTES, inside=self.out))
             if job["format"] != _FORMAT or job["request"] != request:
                 return None
             return [str(vid) for vid in job["todo"]]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def start_job(self, request: dict[str, Any], pending: Sequence[str]) -> None:

@@ -27,6 +27,7 @@ from granalign_fast.config import MOST_INDEX_BYTES
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index.manifest import write_durably
 from granalign_fast.reading import read_file
+from granalign_fast.parsing.json_values import parse_json
 
 from .merging import Group, grouped, merge_plan, write_segments
 from .records import CataloguedVideo, VideoRows, index_stamps, read_rows
@@ -227,12 +228,12 @@ def _parse_pointer(
     if not content:
         return [], {}
     try:
-        pointer = json.loads(content)
+        pointer = parse_json(content)
         if pointer["format"] != _FORMAT:
             return [], {}
         damaged = {vid: (str(stamp), str(why)) for vid, (stamp, why) in pointer["damaged"].items()}
         return [SegmentRecord.from_record(record) for record in pointer["segments"]], damaged
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         _log.info("%s: damaged, the catalogue is built anew (%s)", path, error)
         return [], {}
 

@@ -35,6 +35,8 @@ import numpy.typing as npt
 from granalign_fast.config import MOST_INDEX_BYTES
 from granalign_fast.errors import GranAlignError, one_line
 from granalign_fast.reading import checked_file, open_file, read_file
+from granalign_fast.parsing.json_values import parse_json
+from granalign_fast.parsing.parquet import Table
 
 from .records import CataloguedVideo, VideoRows
 from .stretches import Stretches, stretch_edges, stretches_of
@@ -44,6 +46,9 @@ VIDEOS, CLIPS, CAPTIONS, FRAMES = "videos.json", "clips.parquet", "captions.f16"
 WORDS, POSTINGS, COUNTS, LENGTHS = "words.parquet", "postings.i32", "counts.u16", "lengths.i32"
 
 Halves = npt.NDArray[np.float16]
+
+_MOST_ROWS = 1 << 26
+"""Rows of a table: more words and clips than a segment can have by far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,21 @@ class SegmentRecord:
         return cls(str(record["name"]), clips, dim, frame_dim, files)
 
 
+def clip_schema() -> Any:
+    """Return the columns of `CLIPS`."""
+    import pyarrow
+
+    fields = {"video": pyarrow.string(), "start": pyarrow.float64(), "end": pyarrow.float64()}
+    return pyarrow.schema(fields | {"caption": pyarrow.string()})
+
+
+def word_schema() -> Any:
+    """Return the columns of `WORDS`."""
+    import pyarrow
+
+    return pyarrow.schema({"word": pyarrow.string(), "stretches": pyarrow.int64()})
+
+
 class Segment:
     """An open segment. Its arrays are memory maps, which outlive the deletion of their files.
 
@@ -93,7 +113,7 @@ class Segment:
             if (got := (folder / name).stat().st_size) != size:
                 raise GranAlignError(f"{folder / name}: got {got} bytes, expected {size}")
         try:
-            records = json.loads(read_file(folder / VIDEOS, MOST_INDEX_BYTES, inside=folder))
+            records = parse_json(read_file(folder / VIDEOS, MOST_INDEX_BYTES, inside=folder))
             self.videos = tuple(map(CataloguedVideo.from_record, records))
         except (ValueError, KeyError, TypeError) as error:
             raise GranAlignError(f"{folder / VIDEOS}: damaged ({one_line(error)})") from None
@@ -112,7 +132,8 @@ class Segment:
         self._postings = self._map(POSTINGS, np.int32), self._map(COUNTS, np.uint16)
         self._lengths = self._map(LENGTHS, np.int32)
         # Opened now: the file may be deleted by the time that it is read.
-        self._words, self._clips = (self._open_parquet(name) for name in (WORDS, CLIPS))
+        self._words = self._open_table(WORDS, word_schema())
+        self._clips = self._open_table(CLIPS, clip_schema())
 
     def _map(self, name: str, dtype: Any, dim: int | None = None) -> npt.NDArray[Any]:
         count = self.record.files[name][0] // np.dtype(dtype).itemsize
@@ -122,14 +143,13 @@ class Segment:
         with open_file(self.folder / name, inside=self.folder) as file:
             return np.memmap(file, dtype, "r", shape=shape)
 
-    def _open_parquet(self, name: str) -> Any:
+    def _open_table(self, name: str, schema: Any) -> Table:
         import pyarrow
-        from pyarrow import parquet
 
+        path = checked_file(self.folder / name, inside=self.folder)
         try:
-            path = checked_file(self.folder / name, inside=self.folder)
-            return parquet.ParquetFile(pyarrow.memory_map(str(path)))
-        except pyarrow.ArrowException as error:
+            return Table(pyarrow.memory_map(str(path)), schema, _MOST_ROWS)
+        except (ValueError, pyarrow.ArrowException) as error:
             raise GranAlignError(f"{self.folder / name}: damaged ({one_line(error)})") from None
 
     @cached_property
@@ -140,9 +160,9 @@ class Segment:
             GranAlignError: its table is damaged.
         """
         table = self._read_table(self._words, WORDS)
-        sizes = table.column("stretches").to_numpy()
+        sizes = table["stretches"]
         offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        return Postings(table.column("word").to_pylist(), offsets, *self._postings, self._lengths)
+        return Postings(table["word"], offsets, *self._postings, self._lengths)
 
     def read_captions(self) -> list[str]:
         """Return the captions of all clips.
@@ -150,13 +170,15 @@ class Segment:
         Raises:
             GranAlignError: the table of clips is damaged.
         """
-        table = self._read_table(self._clips, CLIPS, ["caption"])
-        return table.column("caption").to_pylist()  # type: ignore[no-any-return]
+        captions: list[str] = self._read_table(self._clips, CLIPS, ["caption"])["caption"]
+        return captions
 
-    def _read_table(self, file: Any, name: str, columns: list[str] | None = None) -> Any:
+    def _read_table(
+        self, table: Table, name: str, columns: list[str] | None = None
+    ) -> dict[str, Any]:
         try:
-            return file.read(columns, use_threads=False)
-        except Exception as error:  # pyarrow raises many types on a damaged file
+            return table.read(columns)
+        except ValueError as error:
             raise GranAlignError(
                 f"{self.folder / name}: damaged ({one_line(error)}); run granalign library rebuild "
                 f"{self.folder.parent.parent}"
@@ -294,11 +316,9 @@ class _ClipTable:
     _GROUP = 1 << 16
 
     def __init__(self, sink: _Sink) -> None:
-        import pyarrow
         from pyarrow import parquet
 
-        fields = {"video": pyarrow.string(), "start": pyarrow.float64(), "end": pyarrow.float64()}
-        self._schema = pyarrow.schema(fields | {"caption": pyarrow.string()})
+        self._schema = clip_schema()
         self._writer = parquet.ParquetWriter(sink, self._schema, compression="zstd")
         self._columns: dict[str, list[Any]] = {name: [] for name in self._schema.names}
 
@@ -338,9 +358,8 @@ def _word_table(postings: Postings) -> bytes:
     import pyarrow
     from pyarrow import parquet
 
-    sizes = np.diff(postings.offsets)
-    table = pyarrow.table({"word": pyarrow.array(postings.words, pyarrow.string())})
-    table = table.append_column("stretches", pyarrow.array(sizes, pyarrow.int64()))
+    columns = {"word": postings.words, "stretches": np.diff(postings.offsets)}
+    table = pyarrow.table(columns, schema=word_schema())
     sink = io.BytesIO()
     parquet.write_table(table, sink, compression="zstd")
     return sink.getvalue()

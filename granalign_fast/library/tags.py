@@ -14,6 +14,7 @@ from granalign_fast.config import MOST_JSON_BYTES
 from granalign_fast.errors import GranAlignError, MissingFileError, one_line, short_repr
 from granalign_fast.index.manifest import write_durably
 from granalign_fast.reading import read_file
+from granalign_fast.parsing.json_values import parse_json
 from granalign_fast.types import check_text
 
 FILE = ".tags.json"
@@ -35,11 +36,11 @@ def read_tags(library: Path) -> dict[str, tuple[str, ...]]:
     except MissingFileError:
         return {}
     try:
-        record = json.loads(content)
+        record = parse_json(content)
         if record["format"] != _FORMAT:
             raise ValueError(f"got format {record['format']!r}, expected {_FORMAT}")
         return {str(vid): tuple(map(str, tags)) for vid, tags in record["tags"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise GranAlignError(
             f"{path}: damaged ({one_line(error)}); put a copy of it back, or delete it and tag the "
             f"videos again"

@@ -20,6 +20,7 @@ from granalign_fast.config import MOST_INDEX_BYTES
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import replacing
 from granalign_fast.reading import read_file
+from granalign_fast.parsing.tensors import read_tensors
 from granalign_fast.runtime.capture_lock import CAPTURE_LOCK
 
 _log = logging.getLogger(__name__)
@@ -190,13 +191,12 @@ class DiskTier:
 
         An unreadable file is removed.
         """
-        from safetensors.numpy import load
-
         if key not in self._sizes:
             return None
         path = self._path(key)
         try:
-            array = load(read_file(path, MOST_INDEX_BYTES, inside=self.folder))["prefix"]
+            content = read_file(path, MOST_INDEX_BYTES, inside=self.folder)
+            array = read_tensors(content)["prefix"]
         except Exception:  # missing, damaged or not safetensors, which raises many types
             self.discard(key)
             return None

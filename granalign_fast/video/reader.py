@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.config import MOST_PIXELS
 from granalign_fast.errors import GranAlignError
+from granalign_fast.parsing.limits import MOST_PIXELS
 
 from .container import DamagedVideoWarning, Video, check_clip_count, clip_count
 from .display_order import DisplayOrder

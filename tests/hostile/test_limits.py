@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from helpers.videos import constant, render
 
-from granalign_fast.config import MOST_CHARACTERS, MOST_PIXELS, MOST_TEXTS
 from granalign_fast.errors import GranAlignError
 from granalign_fast.language.rewriters import RuleRewriter
+from granalign_fast.parsing.limits import MOST_CHARACTERS, MOST_PIXELS, MOST_TEXTS
 from granalign_fast.types import Rewrites
 from granalign_fast.video import container
 from granalign_fast.video.frames import probe, read_frames

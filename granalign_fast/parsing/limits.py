@@ -1,0 +1,74 @@
+"""The limits of what is read, each with its reason: a small file must not take all memory or hours.
+
+They are part of the configuration. This module imports nothing, so that every reader can use them.
+"""
+
+from __future__ import annotations
+
+MOST_PIXELS = 1 << 27
+"""Pixels of a video's frame: 16,384 x 8,192, a whole sphere in 16K. Its picture takes 400 MB."""
+MOST_STREAMS = 256
+"""Streams of a video file. A disc or a broadcast has some dozens; FFmpeg sets up a parser and a
+decoder for each."""
+MOST_CLIPS = 500_000
+"""Clips of a video: 11 days of 2 s. A file of 100 KB can announce a year of still pictures."""
+MOST_CLIP_SECONDS = 1e6
+"""Seconds of a clip: 11 days, as `MOST_CLIPS` clips of 2 s. Longer ones only hide an error."""
+MOST_CHARACTERS = 4_000
+"""Characters of a query or a rewrite: some 1,000 tokens, twice what any sentence encoder reads."""
+MOST_TEXTS = 64
+"""Rewrites of a query at one granularity, and its entities or actions; the method has three."""
+
+MOST_JSON_BYTES = 1 << 27
+"""Bytes of a JSON file, 128 MiB: the largest tokenizers have 35 MB."""
+MOST_DOCUMENT_BYTES = 1 << 30
+"""Bytes of a file of annotations or captions that is read at once, 1 GiB: published ones have
+below 100 MB."""
+MOST_GRAPH_BYTES = 1 << 31
+"""Bytes of an ONNX file without its external data, 2 GiB: the most that its format allows."""
+MOST_ENGINE_BYTES = 1 << 37
+"""Bytes of a TensorRT engine, 128 GiB: the memory of the largest GPUs."""
+MOST_INDEX_BYTES = 1 << 32
+"""Bytes of a file of an index, 4 GiB: half a million clips with two embeddings of 1,024 numbers."""
+
+SPARE_BYTES = 150_000_000
+"""Bytes of memory that the content of a file of any size may take; see `memory_for`."""
+GROWTH = 9
+"""Bytes of memory that each byte of a file may take besides; see `memory_for`. Lists of numbers in
+JSON take up to seven, and published files of captions that are compressed six."""
+MOST_LINE = 1 << 26
+"""Bytes of a line of JSON Lines: the captions of `MOST_CLIPS` clips. The usual line has some KB."""
+MOST_DEPTH = 64
+"""Lists and objects inside each other in JSON. Published files have six, and tokenizers ten."""
+MOST_DIGITS = 30
+"""Digits in a row in JSON. An integer of 64 bits has 19, and a number that prints exactly 17."""
+MOST_COLUMNS = 64
+"""Columns of a Parquet file that are looked at at all; ours have at most four."""
+MOST_TENSOR_HEADER = 1 << 20
+"""Bytes of the header of an index's safetensors, which has three tensors at most."""
+MOST_MODEL_HEADER = 100_000_000
+"""Bytes of the header of a model's safetensors; the format's own library has this limit too."""
+
+MOST_TOKENIZER = 1 << 26
+"""Bytes of a ``tokenizer.json``. The largest published ones have 33 MB."""
+MOST_TEMPLATE = 1 << 18
+"""Characters of a chat template. Published ones have up to 20,000."""
+MOST_PROMPT = 1 << 20
+"""Characters of a rendered prompt: some 250,000 tokens, more than the models have context for."""
+MOST_RENDER_STEPS = 1 << 24
+"""Steps of rendering a prompt: each pass of a loop and each character that an expression makes
+counts. A conversation of a query takes some ten thousand, and all of these take seconds."""
+MOST_RENDER_SECONDS = 10.0
+"""Seconds of rendering a prompt, for a step that is slower than others. Usual ones take 1 ms."""
+
+MOST_MESSAGE = 2_000
+"""Characters of an error message: two paths of the greatest usual length and their reasons."""
+
+
+def memory_for(file_bytes: int) -> int:
+    """Return how many bytes of memory the content of a file may take.
+
+    A file that was compressed is judged by its size on disk, so a small one cannot expand to more
+    than the machine has.
+    """
+    return SPARE_BYTES + GROWTH * file_bytes
