@@ -14,7 +14,7 @@ from .parsing.limits import MOST_MESSAGE
 class GranAlignError(ValueError):
     """Bad input. The message is one line: what was got, what was expected, what to do.
 
-    A message of more than `MOST_MESSAGE` characters is cut in its middle: a value in it may be long.
+    The middle of a message of more than `MOST_MESSAGE` characters is left out.
     """
 
     def __init__(self, *arguments: object) -> None:

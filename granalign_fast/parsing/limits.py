@@ -40,8 +40,8 @@ MOST_LINE = 1 << 26
 """Bytes of a line of JSON Lines: the captions of `MOST_CLIPS` clips. The usual line has some KB."""
 MOST_DEPTH = 64
 """Lists and objects inside each other in JSON. Published files have six, and tokenizers ten."""
-MOST_DIGITS = 30
-"""Digits in a row in JSON. An integer of 64 bits has 19, and a number that prints exactly 17."""
+MOST_DIGITS = 40
+"""Digits in a row in JSON. An integer of 64 bits has 19; transformers writes 1e30 for no limit."""
 MOST_COLUMNS = 64
 """Columns of a Parquet file that are looked at at all; ours have at most four."""
 MOST_TENSOR_HEADER = 1 << 20

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import struct
 from pathlib import Path
 
@@ -59,7 +58,7 @@ def a_long_line(folder: Path) -> Path:
 
 
 def many_lines(folder: Path) -> Path:
-    return expand(folder / "a.jsonl.gz", b"", 20, b'{"vid": {}}\n' * 10_000, b"")
+    return expand(folder / "a.jsonl.gz", b"", 40, b'{"vid": {}}\n' * 10_000, b"")
 
 
 def many_values(folder: Path) -> Path:
@@ -209,4 +208,3 @@ def test_only_the_limited_parsers_are_used() -> None:
         and "json.load" in path.read_text(encoding="utf-8")
     }
     assert found == own
-    assert json.loads("1") == 1
