@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Literal, overload
 
 import numpy as np
 
@@ -174,17 +175,40 @@ class Retriever:
         """
         return self.search_many([Request(index, query, aware)])[0]
 
+    @overload
     def search_many(
         self,
         requests: Sequence[Request],
         *,
+        return_errors: Literal[False] = False,
         seconds: dict[str, float] | None = None,
         spans: list[Span] | None = None,
-    ) -> list[SearchResult]:
+    ) -> list[SearchResult]: ...
+
+    @overload
+    def search_many(
+        self,
+        requests: Sequence[Request],
+        *,
+        return_errors: Literal[True],
+        seconds: dict[str, float] | None = None,
+        spans: list[Span] | None = None,
+    ) -> list[SearchResult | GranAlignError]: ...
+
+    def search_many(
+        self,
+        requests: Sequence[Request],
+        *,
+        return_errors: bool = False,
+        seconds: dict[str, float] | None = None,
+        spans: list[Span] | None = None,
+    ) -> list[SearchResult] | list[SearchResult | GranAlignError]:
         """Return the moments of every request, in batches; the results equal single searches.
 
         Args:
             requests: any mixture of videos and queries.
+            return_errors: whether a request that fails fails alone: its error takes the place of
+                its result, and the others are searched without it.
             seconds: receives the duration of each stage that ran: ``rewrite``, ``key_frames``,
                 ``prefill``, ``wait``, ``aware``, ``exists``, ``embed``, ``frames``, ``context``,
                 ``similarity``, ``recognise``, ``proposals``, ``nms``, ``results``. Stages
@@ -195,13 +219,29 @@ class Retriever:
             spans: receives the beginning and the end of each stage.
 
         Raises:
-            GranAlignError: as in `search`; the message names the video.
+            GranAlignError: as in `search`; the message names the video. With `return_errors` only
+                for what is no list of requests.
         """
         check_requests(requests)
         if not requests:
             return []
         clock = Clock({} if seconds is None else seconds, spans)
+        if return_errors:
+            return self._search_each(requests, clock)
         return self._scorer.score(requests, clock)
+
+    def _search_each(
+        self, requests: Sequence[Request], clock: Clock
+    ) -> list[SearchResult | GranAlignError]:
+        """Search requests together; if one fails, search each half by itself."""
+        try:
+            return [*self._scorer.score(requests, clock)]
+        except GranAlignError as error:
+            if len(requests) == 1:
+                return [error]
+        middle = len(requests) // 2
+        parts = requests[:middle], requests[middle:]
+        return [one for part in parts for one in self._search_each(part, clock)]
 
 
 def _check_model(name: str, model: object, method: str, example: str) -> None:
