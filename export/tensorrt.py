@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from granalign_fast.config import MOST_GRAPH_BYTES
 from granalign_fast.errors import GranAlignError, one_line
 from granalign_fast.export.checks.encoder import check_precision
 from granalign_fast.files import appearing, replacing, sha256_of
 from granalign_fast.models.exported_graph import graph_shapes
 from granalign_fast.models.graph_contract import ENGINE_GRAPHS
 from granalign_fast.models.manifest import read_manifest
+from granalign_fast.parsing.limits import MOST_GRAPH_BYTES
 from granalign_fast.reading import read_file
 from granalign_fast.runtime.cache_folder import usable_cache
 from granalign_fast.runtime.device import Device

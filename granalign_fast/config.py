@@ -10,17 +10,7 @@ from .errors import GranAlignError, short_repr
 from .kernels import ContextRules, FeedbackRules, ProposalRules
 
 # The limits of what is read are part of the configuration; they lie where nothing is imported.
-from .parsing.limits import (  # noqa: F401
-    MOST_CHARACTERS,
-    MOST_CLIPS,
-    MOST_DOCUMENT_BYTES,
-    MOST_ENGINE_BYTES,
-    MOST_GRAPH_BYTES,
-    MOST_INDEX_BYTES,
-    MOST_JSON_BYTES,
-    MOST_PIXELS,
-    MOST_TEXTS,
-)
+from .parsing.limits import *  # noqa: F403
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from .errors import GranAlignError
-from .reading import open_file, read_file
 from .parsing.json_values import parse_json
 from .parsing.limits import MOST_JSON_BYTES
+from .reading import open_file, read_file
 
 _log = logging.getLogger(__name__)
 

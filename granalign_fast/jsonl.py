@@ -17,9 +17,9 @@ from typing import IO, Any
 
 from .errors import GranAlignError, missing_key, short_repr
 from .files import replacing
-from .reading import open_file
 from .parsing.json_values import memory_of, parse_json
 from .parsing.limits import MOST_DOCUMENT_BYTES, MOST_LINE, memory_for
+from .reading import open_file
 
 Record = dict[str, Any]
 

@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.models.sources import weights_files
-from granalign_fast.reading import open_file
 from granalign_fast.parsing.json_values import parse_json
 from granalign_fast.parsing.limits import MOST_MODEL_HEADER
 from granalign_fast.parsing.tensors import check_header
+from granalign_fast.reading import open_file
 
 Float32 = npt.NDArray[np.float32]
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from granalign_fast.config import MOST_JSON_BYTES
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import read_json
+from granalign_fast.parsing.limits import MOST_JSON_BYTES
 from granalign_fast.reading import read_text
 
 _WORD_PIECE = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MPNetTokenizer")

@@ -12,10 +12,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from granalign_fast.config import MOST_INDEX_BYTES
 from granalign_fast.errors import GranAlignError
-from granalign_fast.reading import read_file
 from granalign_fast.parsing.json_values import parse_json
+from granalign_fast.parsing.limits import MOST_INDEX_BYTES
+from granalign_fast.reading import read_file
 
 from .manifest import path_record, read_path, write_durably
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from granalign_fast.config import MOST_JSON_BYTES
 from granalign_fast.errors import GranAlignError, one_line
 from granalign_fast.files import escape_undecodable, replacing
-from granalign_fast.reading import read_file
 from granalign_fast.parsing.json_values import parse_json
+from granalign_fast.parsing.limits import MOST_JSON_BYTES
+from granalign_fast.reading import read_file
 
 from .records import VideoSource
 

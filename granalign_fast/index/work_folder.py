@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.config import MOST_INDEX_BYTES
 from granalign_fast.errors import GranAlignError
-from granalign_fast.reading import read_file
 from granalign_fast.parsing.json_values import parse_json
+from granalign_fast.parsing.limits import MOST_INDEX_BYTES
 from granalign_fast.parsing.tensors import read_tensors
+from granalign_fast.reading import read_file
 
 from .manifest import IndexManifest, write_durably
 from .records import VideoSource

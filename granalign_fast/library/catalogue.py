@@ -23,11 +23,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from granalign_fast.config import MOST_INDEX_BYTES
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index.manifest import write_durably
-from granalign_fast.reading import read_file
 from granalign_fast.parsing.json_values import parse_json
+from granalign_fast.parsing.limits import MOST_INDEX_BYTES
+from granalign_fast.reading import read_file
 
 from .merging import Group, grouped, merge_plan, write_segments
 from .records import CataloguedVideo, VideoRows, index_stamps, read_rows

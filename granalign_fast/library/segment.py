@@ -32,11 +32,11 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.config import MOST_INDEX_BYTES
 from granalign_fast.errors import GranAlignError, one_line
-from granalign_fast.reading import checked_file, open_file, read_file
 from granalign_fast.parsing.json_values import parse_json
+from granalign_fast.parsing.limits import MOST_INDEX_BYTES
 from granalign_fast.parsing.parquet import Table
+from granalign_fast.reading import checked_file, open_file, read_file
 
 from .records import CataloguedVideo, VideoRows
 from .stretches import Stretches, stretch_edges, stretches_of

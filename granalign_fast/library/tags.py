@@ -10,11 +10,11 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from granalign_fast.config import MOST_JSON_BYTES
 from granalign_fast.errors import GranAlignError, MissingFileError, one_line, short_repr
 from granalign_fast.index.manifest import write_durably
-from granalign_fast.reading import read_file
 from granalign_fast.parsing.json_values import parse_json
+from granalign_fast.parsing.limits import MOST_JSON_BYTES
+from granalign_fast.reading import read_file
 from granalign_fast.types import check_text
 
 FILE = ".tags.json"

@@ -14,9 +14,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from granalign_fast.config import MOST_JSON_BYTES
 from granalign_fast.errors import GranAlignError, one_line
 from granalign_fast.files import read_json
+from granalign_fast.parsing.limits import MOST_JSON_BYTES
 from granalign_fast.reading import read_text
 
 from .thoughts import NO_THINK, switches_of

@@ -11,8 +11,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.config import MOST_JSON_BYTES
 from granalign_fast.errors import GranAlignError, MissingExtraError, one_line
+from granalign_fast.parsing.limits import MOST_JSON_BYTES
 from granalign_fast.reading import read_file
 from granalign_fast.runtime.device import Device
 from granalign_fast.runtime.session import Session

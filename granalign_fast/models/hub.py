@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from granalign_fast.config import MOST_JSON_BYTES
 from granalign_fast.errors import GranAlignError, MissingExtraError, one_line
 from granalign_fast.files import known_sha256, read_json
+from granalign_fast.parsing.limits import MOST_JSON_BYTES
 from granalign_fast.reading import read_file
 
 PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model")

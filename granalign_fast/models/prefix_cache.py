@@ -16,11 +16,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.config import MOST_INDEX_BYTES
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import replacing
-from granalign_fast.reading import read_file
+from granalign_fast.parsing.limits import MOST_INDEX_BYTES
 from granalign_fast.parsing.tensors import read_tensors
+from granalign_fast.reading import read_file
 from granalign_fast.runtime.capture_lock import CAPTURE_LOCK
 
 _log = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from granalign_fast.config import MOST_ENGINE_BYTES
 from granalign_fast.errors import GranAlignError, one_line
+from granalign_fast.parsing.limits import MOST_ENGINE_BYTES
 from granalign_fast.reading import read_file
 
 from .capture_lock import CAPTURE_LOCK

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from granalign_fast.config import MOST_GRAPH_BYTES
 from granalign_fast.errors import GranAlignError, one_line
+from granalign_fast.parsing.limits import MOST_GRAPH_BYTES
 from granalign_fast.reading import checked_file
 
 from .capture_lock import CAPTURE_LOCK

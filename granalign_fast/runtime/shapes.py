@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from granalign_fast.config import MOST_GRAPH_BYTES
 from granalign_fast.errors import GranAlignError, MissingExtraError, one_line
+from granalign_fast.parsing.limits import MOST_GRAPH_BYTES
 from granalign_fast.reading import read_file
 
 Shape = tuple[int, ...]

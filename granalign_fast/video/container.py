@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError, one_line
-from granalign_fast.reading import open_file
 from granalign_fast.parsing.limits import MOST_CLIPS, MOST_PIXELS
+from granalign_fast.reading import open_file
 
 from .demuxers import FORMAT_WHITELIST
 
