@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import reprlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -50,6 +51,38 @@ class MissingExtraError(GranAlignError, ImportError):
             f"{what} needs the extra [{extra}], which is not installed: "
             f"run {install_command(extra)}"
         )
+
+
+_OWN: tuple[type[BaseException], ...] = (
+    GranAlignError,
+    KeyboardInterrupt,
+    SystemExit,
+    GeneratorExit,
+)
+
+
+@contextlib.contextmanager
+def foreign_errors(
+    what: str, remedy: str, *, passed: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """Turn whatever another library raises in the block into one line.
+
+    A panic of a library in Rust is no `Exception`; memory and the stack can run out as well.
+
+    Args:
+        what: begins the message, before the library's own words.
+        remedy: ends it.
+        passed: exceptions that stay as they are.
+
+    Raises:
+        GranAlignError: the block raised anything but this, a signal of the user, or an exit.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, _OWN + passed):
+            raise
+        raise GranAlignError(f"{what} ({one_line(error)}); {remedy}") from None
 
 
 def one_line(error: BaseException) -> str:

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.export.specs import ENGINE_PRECISIONS, VISION_ENGINES
-from granalign_fast.models.encoder import equal_length_batches, load_tokenizer, tokenise
+from granalign_fast.files import read_json
+from granalign_fast.models.encoder import equal_length_batches, tokenise
 from granalign_fast.models.exported_graph import open_session
 from granalign_fast.models.graph_contract import (
     EMBEDDINGS,
@@ -19,6 +20,7 @@ from granalign_fast.models.graph_contract import (
     INPUT_IDS,
     PADDED_IDS,
 )
+from granalign_fast.models.tokenizer_file import fit, load_tokenizer
 from granalign_fast.runtime.engine import Engine
 from granalign_fast.runtime.shapes import read_inputs
 
@@ -95,7 +97,8 @@ def sample_inputs(graph: Path) -> list[Arrays]:
 
 def _sample_texts(graph: Path, names: set[str]) -> list[Arrays]:
     """Return the validation texts in batches of equal length, as the inputs of these names."""
-    tokens = tokenise(load_tokenizer(graph.parent), list(VALIDATION))
+    longest = int(read_json(graph.parent / "manifest.json")["max_tokens"])
+    tokens = tokenise(fit(load_tokenizer(graph.parent), longest), list(VALIDATION))
     cases: list[Arrays] = []
     for batch in equal_length_batches(tokens, 1 << 30):
         ids = np.array([tokens[i] for i in batch], np.int32)

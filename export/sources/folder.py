@@ -11,8 +11,8 @@ from typing import Any
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import read_json
-from granalign_fast.models.encoder import load_tokenizer
 from granalign_fast.models.sources import PACKAGED_MODELS
+from granalign_fast.models.tokenizer_file import load_tokenizer
 
 # Packages that shape an export; a manifest names their versions.
 _TOOLS = (

@@ -16,6 +16,7 @@ from .encoder import tokenise
 from .plain_text import PlainTextTokenizer
 from .special_tokens import SpecialTokens, load_chat_tokenizer
 from .thoughts import is_mark
+from .tokenizer_file import tokenizing
 
 
 class ChatTokenizer:
@@ -61,7 +62,8 @@ class ChatTokenizer:
             GranAlignError: the text is not valid Unicode.
         """
         try:
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+            with tokenizing(UnicodeEncodeError, TypeError):
+                ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         except (UnicodeEncodeError, TypeError):
             tokenise(self._tokenizer, text.splitlines())  # raises an error that names the line
             raise
@@ -81,7 +83,8 @@ class ChatTokenizer:
         )
 
     def _decode_run(self, ids: Sequence[int] | Iterator[int]) -> str:
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        with tokenizing():
+            text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
     def chat(self, messages: Sequence[Message]) -> list[int]:

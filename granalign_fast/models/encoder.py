@@ -11,14 +11,13 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.errors import GranAlignError, MissingExtraError, one_line
-from granalign_fast.parsing.limits import MOST_JSON_BYTES
-from granalign_fast.reading import read_file
+from granalign_fast.errors import GranAlignError
 from granalign_fast.runtime.device import Device
 from granalign_fast.runtime.session import Session
 
 from .exported_graph import open_session
 from .manifest import FrameEncoderManifest, SentenceManifest, fingerprint
+from .tokenizer_file import fit, load_tokenizer, tokenizing
 
 _BATCH_TOKENS = {"cpu": 512}
 """Tokens in one run on a CPU, where a batch's activations must stay in a core's cache. Of 128 to
@@ -78,7 +77,7 @@ class ExportedEncoder(Generic[_Manifest]):
     @functools.cached_property
     def _tokenizer(self) -> Any:
         """The folder's tokenizer, loaded when it is first used."""
-        return load_tokenizer(self._folder)
+        return fit(load_tokenizer(self._folder), self.manifest.max_tokens)
 
     @property
     def dim(self) -> int:
@@ -109,29 +108,6 @@ def distinct(texts: Sequence[str]) -> tuple[list[str], npt.NDArray[np.int64]]:
     return list(index), row_of
 
 
-def load_tokenizer(folder: Path, remedy: str = "export the model again") -> Any:
-    """Load the `tokenizers.Tokenizer` of a folder.
-
-    Args:
-        folder: holds ``tokenizer.json``.
-        remedy: ends the error message about a damaged file.
-
-    Raises:
-        GranAlignError: the file is missing or damaged.
-        MissingExtraError: the package `tokenizers` is not installed.
-    """
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        raise MissingExtraError("embedding sentences", "cpu") from None
-    path = folder / "tokenizer.json"
-    content = read_file(path, MOST_JSON_BYTES, remedy=remedy)
-    try:
-        return Tokenizer.from_buffer(content)
-    except Exception as error:  # tokenizers raises plain Exception
-        raise GranAlignError(f"{path}: not a tokenizer ({one_line(error)}); {remedy}") from None
-
-
 def tokenise(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     """Return the token ids of each text.
 
@@ -139,7 +115,8 @@ def tokenise(tokenizer: Any, texts: list[str]) -> list[list[int]]:
         GranAlignError: a text is not valid Unicode.
     """
     try:
-        return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)]
+        with tokenizing(UnicodeEncodeError, TypeError):
+            return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)]
     except (UnicodeEncodeError, TypeError):
         # A lone surrogate has no UTF-8 form. The tokenizer's error does not name the text.
         bad = next((text for text in texts if _lacks_utf8(text)), texts[0])

@@ -13,6 +13,8 @@ import numpy as np
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import known_sha256, read_json, replacing
 
+from .manifest_checks import check_external_data, check_names, check_values
+
 FORMAT_VERSION = 1
 """Version of exported folders. It rises whenever the same weights would give other embeddings."""
 
@@ -124,6 +126,7 @@ class Manifest:
                     f"{path}: got {entry.name} {record[entry.name]!r:.80}, expected {entry.type}; "
                     f"export the model again"
                 )
+        check_values(record, path)
         # Earlier versions left such a folder when they were killed as they compared.
         if not record["validation"]:
             raise GranAlignError(
@@ -136,6 +139,7 @@ class Manifest:
             raise GranAlignError(
                 f"{path}: got no files, expected those of the model; export it again"
             )
+        check_names(folder, manifest.files, path)
         for name, digest in manifest.files.items():
             got = known_sha256(folder / name, digest, again=again)
             if got != digest:
@@ -144,6 +148,7 @@ class Manifest:
                     f"{folder / name}: {what}, got SHA-256 {got}, expected {digest}; "
                     f"delete the folder and export the model again"
                 )
+        check_external_data(folder, manifest.files, path)
         return manifest
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from granalign_fast.errors import GranAlignError, short_repr
 
+from .tokenizer_file import tokenizing
+
 _LETTERS = "".join(map(chr, range(0xA000, 0xA400)))
 """Letters of the Yi script: no normalizer changes them, and no template speaks of them."""
 
@@ -76,7 +78,8 @@ class PlainTextTokenizer:
         text = self._spelled.sub(lambda found: self._secret_names[found[0]], rendered)
         # 2. Put what the messages spelled in the place of its stand-ins.
         text = self._masked.sub(lambda found: self._spelling[found[0]], text)
-        ids: list[int] = self._renamed.encode(text, add_special_tokens=False).ids
+        with tokenizing():
+            ids: list[int] = self._renamed.encode(text, add_special_tokens=False).ids
         return ids
 
     @property
@@ -101,7 +104,8 @@ class PlainTextTokenizer:
         if isinstance(model.get("unk_token"), str):
             model["unk_token"] = new.get(model["unk_token"], model["unk_token"])
         state["post_processor"] = None  # it only adds tokens, which are not asked for
-        renamed = Tokenizer.from_str(json.dumps(state))
+        with tokenizing():
+            renamed = Tokenizer.from_str(json.dumps(state))
         moved = [
             text for text, number in self.ids.items() if renamed.token_to_id(new[text]) != number
         ]

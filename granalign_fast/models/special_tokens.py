@@ -16,7 +16,7 @@ from typing import Any
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import read_json
 
-from .encoder import load_tokenizer
+from .tokenizer_file import load_tokenizer, tokenizing
 
 _NAMES = (
     "bos_token",
@@ -149,7 +149,8 @@ def load_chat_tokenizer(folder: Path, tokens: SpecialTokens) -> Any:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     try:
-        _add_tokens(tokenizer, tokens)
+        with tokenizing(KeyError, TypeError, ValueError):
+            _add_tokens(tokenizer, tokens)
     except (KeyError, TypeError, ValueError) as error:
         raise GranAlignError(
             f"{folder / 'tokenizer_config.json'}: unusable added tokens "

@@ -18,13 +18,15 @@ _DIGITS = bytes(0x30 if 0x30 <= code <= 0x39 else 0x20 for code in range(256))
 _TOO_MANY_DIGITS = b"0" * (MOST_DIGITS + 1)
 
 
-def parse_json(content: bytes, *, memory: float | None = None) -> Any:
+def parse_json(content: bytes, *, memory: float | None = None, unique_keys: bool = False) -> Any:
     """Return the value of a JSON text.
 
     Args:
         content: the text in UTF-8, perhaps with a byte order mark.
         memory: bytes that the value may take; by default `memory_for` a file of this content.
             Infinity: the caller has asked `memory_of` already.
+        unique_keys: whether an object with a key that repeats is refused. Another parser of the
+            same text could take another one of the values.
 
     Raises:
         ValueError: the text is not JSON, or a limit is passed. The message is one line.
@@ -40,7 +42,9 @@ def parse_json(content: bytes, *, memory: float | None = None) -> Any:
     # Python computes with integers of any size, and fails only where it needs a float.
     parse_int = _integer if _TOO_MANY_DIGITS in content.translate(_DIGITS) else None
     try:
-        value = json.loads(content.decode("utf-8-sig"), parse_int=parse_int)
+        text = content.decode("utf-8-sig")
+        pairs = _unique if unique_keys else None
+        value = json.loads(text, parse_int=parse_int, object_pairs_hook=pairs)
     except RecursionError:
         raise too_deep from None
     if content.count(b"[") + content.count(b"{") > MOST_DEPTH and not _is_shallow(value):
@@ -63,6 +67,13 @@ def _integer(digits: str) -> int:
     if len(digits) > MOST_DIGITS:
         raise ValueError(f"got an integer of {len(digits)} digits, expected at most {MOST_DIGITS}")
     return int(digits)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("got an object with a key that repeats")
+    return value
 
 
 def _is_shallow(value: Any) -> bool:

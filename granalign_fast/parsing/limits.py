@@ -51,6 +51,11 @@ MOST_MODEL_HEADER = 100_000_000
 
 MOST_TOKENIZER = 1 << 26
 """Bytes of a ``tokenizer.json``. The largest published ones have 33 MB."""
+MOST_PADDED_TOKENS = 1 << 12
+"""Tokens to which every text is padded. SigLIP pads to 64."""
+MOST_CAPTION = 20_000
+"""Characters of a caption: a page. A vision-language model writes some 200, and those of published
+files have at most some thousand."""
 MOST_TEMPLATE = 1 << 18
 """Characters of a chat template. Published ones have up to 20,000."""
 MOST_PROMPT = 1 << 20
