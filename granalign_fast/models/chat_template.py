@@ -7,18 +7,17 @@ by rendering, and shapes the messages.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from granalign_fast.errors import GranAlignError, one_line
+from granalign_fast.errors import GranAlignError, foreign_errors, one_line
 from granalign_fast.files import read_json
-from granalign_fast.parsing.limits import MOST_JSON_BYTES
+from granalign_fast.parsing.limits import MOST_JSON_BYTES, MOST_PROMPT, MOST_TEMPLATE
 from granalign_fast.reading import read_text
 
+from .template_sandbox import TemplateTooLongError, bounded, template_environment
 from .thoughts import NO_THINK, switches_of
 
 Message = dict[str, Any]
@@ -86,26 +85,26 @@ class ChatTemplate:
         name: of the model's folder, for error messages.
 
     Raises:
-        GranAlignError: the template cannot be parsed.
+        GranAlignError: the template is too long, or cannot be parsed.
     """
 
     def __init__(self, source: str, variables: Mapping[str, Any], name: object) -> None:
-        import jinja2
-
+        if len(source) > MOST_TEMPLATE:
+            raise GranAlignError(
+                f"chat template: got {len(source):,} characters, expected at most "
+                f"{MOST_TEMPLATE:,}; copy the tokenizer again"
+            )
         self.source = source
         self._name = name
-        environment = _environment()
-        try:
-            parsed = environment.parse(source)
-            self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
-            raise GranAlignError(
-                f"chat template: cannot be parsed ({one_line(error)}); copy the tokenizer again"
-            ) from None
-        self.switches = switches_of(parsed)
-        """Variables that switch thinking off."""
-        self.literals = _literals(parsed)
-        """The texts that the template itself holds."""
+        with foreign_errors("chat template: cannot be parsed", "copy the tokenizer again"):
+            environment = template_environment()
+            with bounded():
+                parsed = environment.parse(source)
+                self._template = environment.from_string(source)
+            self.switches = switches_of(parsed)
+            """Variables that switch thinking off."""
+            self.literals = _literals(parsed)
+            """The texts that the template itself holds."""
         self._variables = dict(variables)
         self._shapes: dict[Any, _Shape | None] = {}
 
@@ -141,13 +140,20 @@ class ChatTemplate:
 
     def _render(self, messages: Sequence[Message], switches: Mapping[str, Any]) -> str:
         try:
-            text: str = self._template.render(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=True,
-                tools=None,
-                documents=None,
-                **(self._variables | dict(switches)),
-            )
+            with bounded():
+                text: str = self._template.render(
+                    messages=[dict(message) for message in messages],
+                    add_generation_prompt=True,
+                    tools=None,
+                    documents=None,
+                    **(self._variables | dict(switches)),
+                )
+            if len(text) > MOST_PROMPT:
+                raise TemplateTooLongError(f"it writes {len(text):,} characters")
+        except TemplateTooLongError as error:
+            raise TemplateTooLongError(
+                f"{self._name}: the chat template takes too much: {error}; copy the tokenizer again"
+            ) from None
         except Exception as error:  # a template can raise any Python error
             raise GranAlignError(
                 f"{self._name}: the chat template refuses the messages ({one_line(error)}); "
@@ -177,6 +183,8 @@ class ChatTemplate:
             return False
         try:
             shown = self._render(self._with_words(shaped), self.switches if shape.switches else {})
+        except TemplateTooLongError:  # no other shape makes it shorter
+            raise
         except GranAlignError:
             return False
         # A template that takes texts alone would write a list as Python shows it.
@@ -307,38 +315,6 @@ def _probes(messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
     return probes, texts
 
 
-def _environment() -> Any:
-    """Return a Jinja environment with the tags, filters and functions that transformers adds."""
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.nodes import CallBlock
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """The block ``{% generation %}``, with which transformers marks the assistant's text."""
-
-        tags = {"generation"}  # noqa: RUF012  # Jinja's own declaration
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
-
-        def _body(self, caller: Any) -> Any:
-            return caller()
-
-    # A template is untrusted code. The sandbox keeps it from Python's internals, and from changing
-    # the objects that it is given.
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    # One date for all prompts: at midnight a common prefix stays one.
-    now = datetime.now()
-    environment.globals["strftime_now"] = lambda form: now.strftime(form)
-    return environment
-
-
 def _literals(parsed: Any) -> tuple[str, ...]:
     """Return the texts and the constants of a parsed template."""
     from jinja2.nodes import Const, TemplateData
@@ -346,24 +322,3 @@ def _literals(parsed: Any) -> tuple[str, ...]:
     texts = {node.data for node in parsed.find_all(TemplateData)}
     texts |= {node.value for node in parsed.find_all(Const) if isinstance(node.value, str)}
     return tuple(sorted(texts))
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Replaces Jinja's own `tojson`, which escapes for HTML.
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise GranAlignError(message)

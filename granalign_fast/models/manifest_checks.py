@@ -1,7 +1,7 @@
 """Checks of a model's folder that somebody else made: its files, and the numbers of its manifest.
 
-Only files that the manifest lists are opened. Their hashes say that they are those of the export, so
-no other file may lie there that a reader would find by its name.
+Only files that the manifest lists are opened: their hashes were compared. So no other file may lie
+there that a reader would find by its name.
 """
 
 from __future__ import annotations

@@ -56,14 +56,14 @@ MOST_PADDED_TOKENS = 1 << 12
 MOST_CAPTION = 20_000
 """Characters of a caption: a page. A vision-language model writes some 200, and those of published
 files have at most some thousand."""
-MOST_TEMPLATE = 1 << 18
+MOST_TEMPLATE = 1 << 17
 """Characters of a chat template. Published ones have up to 20,000."""
 MOST_PROMPT = 1 << 20
 """Characters of a rendered prompt: some 250,000 tokens, more than the models have context for."""
 MOST_RENDER_STEPS = 1 << 24
 """Steps of rendering a prompt: each pass of a loop and each character that an expression makes
 counts. A conversation of a query takes some ten thousand, and all of these take seconds."""
-MOST_RENDER_SECONDS = 10.0
+MOST_RENDER_SECONDS = 5.0
 """Seconds of rendering a prompt, for a step that is slower than others. Usual ones take 1 ms."""
 
 MOST_MESSAGE = 2_000
