@@ -30,7 +30,7 @@ _SUMMED = 2  # queries up to which sums cost less than a product and its exact s
 _WORTH_WAKING = 1 << 15  # numbers of all queries, from which on OpenBLAS has work for many cores
 _WORTH_A_THREAD = 1 << 23  # multiplications that take some milliseconds
 _PAIRS = 4096  # pairs of query and clip that are scored at a time
-_SHRUNK = 2.0**-112  # rows of float16 are this times their numbers, see `_widen`
+_SHRUNK = 2.0**-112  # rows of float16 are this times their numbers, see `widen`
 _GROWN = 2.0**111  # queries of float16 clips are this times theirs: no finite one overflows
 _HALF_INFINITE = 65536.0 * _SHRUNK  # what an infinite float16 becomes; NaN is above
 _UNIT = 2.0**-24  # the rounding of float32
@@ -74,7 +74,7 @@ def best_keys(
         finite: whether no clip holds NaN or infinity, so that float16 is not searched for them.
     """
     total = len(clips)
-    asked = _Asked(queries, clips.dtype)
+    asked = Asked(queries, clips.dtype)
     threads = 1  # OpenBLAS brings its own
     if queries.size < _WORTH_WAKING:
         threads = max(min(_cores(), total * queries.size // _WORTH_A_THREAD), 1)
@@ -113,7 +113,7 @@ def row_scores(queries: npt.NDArray[Any], rows: npt.NDArray[Any]) -> _Floats:
     Returns:
         `(queries, rows)`.
     """
-    asked = _Asked(queries, rows.dtype)
+    asked = Asked(queries, rows.dtype)
     scores = np.empty((len(queries), len(rows)), np.float32)
     for first, part, _ in _blocks(rows, 0, len(rows), bounded=True):
         for query, out in zip(asked.rows, scores, strict=True):
@@ -122,7 +122,7 @@ def row_scores(queries: npt.NDArray[Any], rows: npt.NDArray[Any]) -> _Floats:
     return scores
 
 
-class _Asked:
+class Asked:
     """Queries as they are multiplied with blocks of clips.
 
     Attributes:
@@ -191,7 +191,7 @@ class _Best:
 
 
 def _scan(
-    best: _Best, asked: _Asked, clips: npt.NDArray[Any], begin: int, end: int, finite: bool
+    best: _Best, asked: Asked, clips: npt.NDArray[Any], begin: int, end: int, finite: bool
 ) -> None:
     """Offer the clips of the rows from `begin` up to `end`."""
     count, dim = asked.rows.shape
@@ -222,7 +222,7 @@ def _blocks(
     buffer = np.empty((min(step, end - begin) if half else 0, clips.shape[1]), np.int32)
     for first in range(begin, end, step):
         part = clips[first : min(first + step, end)]
-        rows: _Floats = _widen(part, buffer[: len(part)]) if half else part
+        rows: _Floats = widen(part, buffer[: len(part)]) if half else part
         most = 0.0
         if bounded:
             most = max(float(rows.max(initial=0)), -float(rows.min(initial=0)))
@@ -231,7 +231,7 @@ def _blocks(
         yield first, rows, most if most == most else np.inf
 
 
-def _widen(part: npt.NDArray[Any], buffer: npt.NDArray[np.int32]) -> _Floats:
+def widen(part: npt.NDArray[Any], buffer: npt.NDArray[np.int32]) -> _Floats:
     """Return float16 numbers as float32 times `_SHRUNK`, in `buffer`.
 
     The sign stays the highest bit, and exponent and mantissa move to where float32 has them. There
@@ -245,7 +245,7 @@ def _widen(part: npt.NDArray[Any], buffer: npt.NDArray[np.int32]) -> _Floats:
     return buffer.view(np.float32)
 
 
-def _add_sums(best: _Best, asked: _Asked, rows: _Floats, first: int) -> None:
+def _add_sums(best: _Best, asked: Asked, rows: _Floats, first: int) -> None:
     """Offer the clips of a block by exact scores, without a product before."""
     scores = np.empty((len(asked.rows), len(rows)), np.float32)
     for query, out in zip(asked.rows, scores, strict=True):
@@ -272,7 +272,7 @@ def _kth(best: _Best, scores: _Floats) -> _Floats | None:
     return np.asarray(np.partition(scores, clips - k, axis=1)[:, clips - k])
 
 
-def _add_products(best: _Best, asked: _Asked, rows: _Floats, first: int, slack: _Floats) -> None:
+def _add_products(best: _Best, asked: Asked, rows: _Floats, first: int, slack: _Floats) -> None:
     """Offer the clips of a block whose product says that they may be among the best."""
     products = _products(asked.rows, rows)
     products *= asked.scale

@@ -15,13 +15,10 @@ import numpy.typing as npt
 
 from granalign_fast.kernels import corpus
 from granalign_fast.kernels.corpus import MOST
-from granalign_fast.kernels.corpus_host import row_scores
 
 from .segment import Segment
+from .similarities import Compared, Floats, Ints, Similarities, similarities
 from .words import Weights, query_words, word_scores
-
-BEST_CLIPS = 5
-"""Clips of a stretch whose cosines make its similarity: a moment of ten seconds has five."""
 
 WORD_WEIGHT = 0.65
 """How much the share of words counts beside the cosine. On QVHighlights val the first video is the
@@ -31,32 +28,36 @@ with words alone for 19.7%."""
 QUERY_WEIGHT = 3
 """How much the query itself counts beside each of its rewrites, in cosines and in words."""
 
+_ALL_COMPARED = 1 << 17
+"""Rows up to which all stretches are compared: to find those of the nearest clips first, and to
+read their rows once more, takes longer."""
 _BY_WORDS = 200
-"""Stretches that are candidates because of their words, whatever their cosines are."""
+"""Stretches of more rows that are candidates because of their words, whatever their cosines are."""
 
 _GATHERED = 1 << 16
 """Rows that are copied at a time where the videos that count are scattered."""
 _MOST_RANGES = 64
 """Ranges of rows up to which each is searched where it lies."""
 
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
-
 
 class Hits(NamedTuple):
     """Stretches that fit a query, best first; arrays of one length."""
 
-    segments: Ints
-    """The number of each one's segment."""
-    stretches: Ints
-    """Its number in the segment."""
+    parts: Ints
+    """The number of each one's part."""
+    videos: Ints
+    """The number of its video in the segment."""
+    begins: Ints
+    """Its first clip in the video."""
+    ends: Ints
+    """The clip behind its last one."""
     scores: Floats
     similarity: Floats
-    """The mean cosine of its best clips, less that of any query."""
+    """The mean cosine of its best clips."""
     words: Floats
     """How much of the query's words it holds, 0 to 1."""
     best: Ints
-    """The row of its best clip in the segment."""
+    """Its best clip in the video."""
 
 
 class Part(NamedTuple):
@@ -70,10 +71,8 @@ class Part(NamedTuple):
 class Texts(NamedTuple):
     """A query as the first stage compares it."""
 
-    rows: Floats
-    """`(texts, dim)`: embeddings of the query and its rewrites."""
-    weights: Floats
-    """`(texts,)`, with the sum 1."""
+    captions: Compared
+    """With the embeddings of captions."""
     words: Weights
 
     @classmethod
@@ -81,12 +80,7 @@ class Texts(NamedTuple):
         """Make it from the query and its rewrites, and their embeddings."""
         weights = np.array([QUERY_WEIGHT] + [1] * (len(texts) - 1), np.float32)
         words = query_words([texts[0]] * QUERY_WEIGHT + list(texts[1:]))
-        return cls(rows, weights / weights.sum(), words)
-
-    @property
-    def vector(self) -> Floats:
-        """The weighted mean `(dim,)`: its product with a caption is the mean of the cosines."""
-        return np.asarray(self.weights @ self.rows)
+        return cls(Compared(rows, weights / weights.sum()), words)
 
 
 def first_stage(parts: Sequence[Part], queries: Sequence[Texts], most: int) -> list[Hits]:
@@ -100,76 +94,72 @@ def first_stage(parts: Sequence[Part], queries: Sequence[Texts], most: int) -> l
     by_words = word_scores(
         [part.segment.postings for part in parts], [query.words for query in queries]
     )
-    vectors = np.stack([query.vector for query in queries])
+    compared = [query.captions for query in queries]
     found: list[list[Hits]] = [[] for _ in queries]
     for number, (part, shares) in enumerate(zip(parts, by_words, strict=True)):
-        shares[:, ~part.chosen[part.segment.stretches.videos]] = 0
-        rows = _nearest(vectors, part, MOST)
-        for hits, query, near, share in zip(found, queries, rows, shares, strict=True):
-            hits.append(_score(number, part.segment, query, near[near >= 0], share))
+        wanted = _candidates(part, compared, shares)
+        edges, rows = part.segment.stretches.edges, np.asarray(part.segment.captions)
+        similar = similarities(rows, edges, wanted, compared)
+        for hits, *one in zip(found, wanted, similar, shares, strict=True):
+            hits.append(_score(number, part.segment, *one))
     return [_best(hits, most) for hits in found]
 
 
-def _score(number: int, segment: Segment, query: Texts, near: Ints, shares: Floats) -> Hits:
-    """Score the stretches of a segment that can be among the best.
+def _candidates(part: Part, queries: Sequence[Compared], shares: Floats) -> list[Ints]:
+    """Return the stretches of a segment that can be among the best of each query, ascending.
 
     Args:
-        number: of the segment.
-        segment: its arrays.
-        query: its texts and words.
-        near: rows of the clips that are nearest to the query.
-        shares: of the query's words that each stretch holds.
+        part: the segment, and which of its videos are searched.
+        queries: the texts of each query.
+        shares: of each query's words that each stretch holds, `(queries, stretches)`.
     """
-    edges = segment.stretches.edges
-    # 1. Candidates: the stretches of the nearest clips, and those with the most words.
-    holding = np.searchsorted(edges, near, side="right") - 1
-    count = min(_BY_WORDS, len(shares))
-    wordy = np.argpartition(-shares, count - 1)[:count] if count else np.empty(0, np.int64)
-    candidates = np.unique(np.concatenate([holding, wordy[shares[wordy] > 0]]))
-    # 2. The cosines of all their clips with each text.
-    lengths = edges[candidates + 1] - edges[candidates]
-    starts = np.cumsum(lengths) - lengths
-    rows = np.arange(lengths.sum()) + np.repeat(edges[candidates] - starts, lengths)
-    cosines = row_scores(query.rows, segment.captions[rows])
-    # 3. The mean of the best in each stretch, which the texts may see in different clips.
-    similarity = query.weights @ best_means(cosines, starts, lengths)
-    share = shares[candidates]
-    scores = similarity + np.float32(WORD_WEIGHT) * share
-    best = rows[_peaks(query.weights @ cosines, starts, lengths)]
-    return Hits(np.full(len(candidates), number), candidates, scores, similarity, share, best)
+    edges, videos = part.segment.stretches
+    searched = part.chosen[videos]
+    allowed = np.flatnonzero(searched)
+    if int((edges[allowed + 1] - edges[allowed]).sum()) <= _ALL_COMPARED:
+        return [allowed] * len(queries)
+    # The stretches of the nearest clips, and those with the most words.
+    rows = _nearest(np.stack([query.vector for query in queries]), part, MOST)
+    candidates = []
+    for near, share in zip(rows, np.where(searched, shares, 0), strict=True):
+        holding = np.searchsorted(edges, near[near >= 0], side="right") - 1
+        count = min(_BY_WORDS, len(share))
+        wordy = np.argpartition(-share, count - 1)[:count]
+        candidates.append(np.unique(np.concatenate([holding, wordy[share[wordy] > 0]])))
+    return candidates
 
 
-def best_means(cosines: Floats, starts: Ints, lengths: Ints) -> Floats:
-    """Return the mean of the `BEST_CLIPS` greatest cosines of each stretch, or of all it has.
+def _score(
+    number: int, segment: Segment, stretches: Ints, similar: Similarities, shares: Floats
+) -> Hits:
+    """Add up the evidence of the stretches of a segment.
 
     Args:
-        cosines: `(texts, clips)`.
-        starts: `(stretches,)`: the first clip of each stretch.
-        lengths: `(stretches,)`: its clips.
-
-    Returns:
-        `(texts, stretches)`.
+        number: of the part.
+        segment: of the part.
+        stretches: the candidates.
+        similar: what they have by their embeddings.
+        shares: of the query's words that each stretch of the segment holds.
     """
-    width = max(int(lengths.max(initial=0)), BEST_CLIPS)
-    places = np.arange(width)
-    inside = places < lengths[:, None]
-    padded = np.where(inside, cosines[:, np.where(inside, starts[:, None] + places, 0)], -np.inf)
-    best = np.partition(padded, width - BEST_CLIPS, axis=2)[:, :, width - BEST_CLIPS :]
-    sums = np.where(np.isfinite(best), best, 0).sum(axis=2)
-    return np.asarray(sums / np.minimum(lengths, BEST_CLIPS), np.float32)
-
-
-def _peaks(cosines: Floats, starts: Ints, lengths: Ints) -> Ints:
-    """Return the position of the greatest cosine of each stretch."""
-    owners = np.repeat(np.arange(len(lengths)), lengths)
-    return np.lexsort((-cosines, owners))[starts]
+    edges, videos = segment.stretches.edges, segment.stretches.videos[stretches]
+    firsts, words = segment.offsets[videos], shares[stretches]
+    return Hits(
+        np.full(len(stretches), number),
+        videos,
+        edges[stretches] - firsts,
+        edges[stretches + 1] - firsts,
+        similar.means + np.float32(WORD_WEIGHT) * words,
+        similar.means,
+        words,
+        similar.best - firsts,
+    )
 
 
 def _best(hits: Sequence[Hits], most: int) -> Hits:
     """Join the hits of all segments, and keep the best."""
     if not hits:
         none, scores = np.empty(0, np.int64), np.empty(0, np.float32)
-        return Hits(none, none, scores, scores, scores, none)
+        return Hits(none, none, none, none, scores, scores, scores, none)
     joined = Hits._make(np.concatenate(columns) for columns in zip(*hits, strict=True))
     order = np.argsort(-joined.scores, kind="stable")[:most]
     return Hits._make(column[order] for column in joined)

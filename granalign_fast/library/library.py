@@ -5,33 +5,33 @@ from __future__ import annotations
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError, short_repr
 from granalign_fast.index import VideoIndex
 from granalign_fast.models.manifest import same_weights
 from granalign_fast.search.clock import Clock
-from granalign_fast.search.request import Request
 from granalign_fast.search.retriever import Retriever
-from granalign_fast.types import Rewrites, SearchResult
+from granalign_fast.types import Rewrites
 
 from .catalogue import Catalogue, Progress, open_catalogue, temporary_catalogue
 from .filters import Filters
 from .first_stage import Hits, Part, Texts, first_stage
-from .ordering import ranked_moments
 from .records import CataloguedVideo, rows_of
+from .refinement import Refinement, refine_in_steps, refine_together
 from .results import LibraryResult, VideoHit
 from .tags import read_tags
 
 _KEPT = 64
 """Indexes that stay in memory after a search, the last used ones."""
-_CANDIDATES = 400
-"""Stretches that the first stage ranks; their videos are the answer's, at least a hundred."""
+_QUERIES = 256
+"""Queries that are searched together, which bounds their results in memory."""
+_STRETCHES = 400
+"""Stretches of an answer of the first stage, of which a long video can have several."""
+_VIDEOS = 100
+"""Videos of an answer, or as many as the second stage is to search."""
 
 
 class Library:
@@ -136,8 +136,11 @@ class Library:
         Raises:
             GranAlignError: an argument is of the wrong type or out of range.
         """
-        *_, last = self.stages(query, top=top, refine=refine, budget=budget, filters=filters)
-        return last
+        until = _deadline(budget)
+        (refinement,) = self._first_stage([query], top, refine, filters)
+        for _ in refine_in_steps(refinement, self.retriever, self._load, until):
+            pass
+        return refinement.answer(self._load)
 
     def search_many(
         self,
@@ -153,11 +156,11 @@ class Library:
         """
         if isinstance(queries, str | Rewrites):
             raise GranAlignError("queries: got one query, expected a list; put it into a list")
-        firsts = self._first_stage(queries, top, refine, filters)
         results = []
-        for first in firsts:
-            *_, last = self._refinements(first, top, refine, None)
-            results.append(last)
+        for begin in range(0, len(queries), _QUERIES):
+            some = self._first_stage(queries[begin : begin + _QUERIES], top, refine, filters)
+            refine_together(some, self.retriever, self._load)
+            results += [one.answer(self._load) for one in some]
         return results
 
     def stages(
@@ -173,11 +176,11 @@ class Library:
 
         Arguments and errors are those of `search`, whose answer is the last one.
         """
-        if budget is not None and (isinstance(budget, bool) or not budget >= 0):
-            raise GranAlignError(f"budget: got {short_repr(budget)}, expected seconds from 0")
-        until = None if budget is None else time.monotonic() + budget
-        (first,) = self._first_stage([query], top, refine, filters)
-        yield from self._refinements(first, top, refine, until)
+        until = _deadline(budget)
+        (refinement,) = self._first_stage([query], top, refine, filters)
+        yield refinement.answer(self._load)
+        for _ in refine_in_steps(refinement, self.retriever, self._load, until):
+            yield refinement.answer(self._load)
 
     def _first_stage(
         self,
@@ -185,7 +188,7 @@ class Library:
         top: int,
         refine: int,
         filters: Filters | None,
-    ) -> list[_First]:
+    ) -> list[Refinement]:
         """Rewrite and embed the queries, and compare them with all clips."""
         for name, value, least in (("top", top, 1), ("refine", refine, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -200,26 +203,34 @@ class Library:
         rewrites = [one if isinstance(one, Rewrites) else next(written) for one in queries]
         clock.lap("rewrite")
         # 2. Embed every text once.
-        texts = [(one.query, *one.simplified, *one.detailed) for one in rewrites]
-        flat = list(dict.fromkeys(text for group in texts for text in group))
+        groups = [(one.query, *one.simplified, *one.detailed) for one in rewrites]
+        flat = list(dict.fromkeys(text for group in groups for text in group))
         embeddings = self.retriever.encoder.encode(flat)
         row = {text: number for number, text in enumerate(flat)}
-        variants = [embeddings[[row[text] for text in group]] for group in texts]
+        variants = [embeddings[[row[text] for text in group]] for group in groups]
         clock.lap("embed")
         # 3. Choose the videos, and find the best stretches of each query.
         parts, left_out = self._parts(embeddings.shape[1], filters or Filters())
-        compared = [Texts.of(*pair) for pair in zip(texts, variants, strict=True)]
-        hits = first_stage(parts, compared, _CANDIDATES)
+        compared = [Texts.of(*pair) for pair in zip(groups, variants, strict=True)]
+        hits = first_stage(parts, compared, max(_STRETCHES, refine))
         clock.lap("first_stage")
         searched = sum(int(part.chosen.sum()) for part in parts)
         return [
-            _First(
+            Refinement(
                 LibraryResult(
-                    one, (), _video_hits(parts, found), searched, left_out, False, {}, seconds
+                    query=one,
+                    moments=(),
+                    videos=_video_hits(parts, found, max(_VIDEOS, refine)),
+                    searched=searched,
+                    left_out=left_out,
+                    complete=False,
+                    seconds=seconds,
                 ),
-                query.vector,
+                texts.captions.vector,
+                top,
+                refine,
             )
-            for one, found, query in zip(rewrites, hits, compared, strict=True)
+            for one, found, texts in zip(rewrites, hits, compared, strict=True)
         ]
 
     def _parts(self, dim: int, filters: Filters) -> tuple[list[Part], dict[str, int]]:
@@ -247,66 +258,6 @@ class Library:
             left_out["damaged index"] = len(self.catalogue.damaged)
         return parts, dict(left_out)
 
-    def _refinements(
-        self, first: _First, top: int, refine: int, until: float | None
-    ) -> Iterator[LibraryResult]:
-        """Yield the first stage's answer, then one after each batch of videos."""
-        result, vector = first
-        hits, errors = list(result.videos), dict(result.errors)
-        seconds = dict(result.seconds)
-        refine = min(refine, len(hits))
-        begin = time.perf_counter()
-
-        def answer(*, complete: bool) -> LibraryResult:
-            moments = ranked_moments(hits, self._load, vector, top)
-            seconds["refine"] = time.perf_counter() - begin
-            return replace(
-                result,
-                moments=moments,
-                videos=tuple(hits),
-                complete=complete,
-                errors=dict(errors),
-                seconds=dict(seconds),
-            )
-
-        yield answer(complete=refine == 0)
-        # Models that look at frames take seconds for a video; captions alone are one batch.
-        slow = self.retriever.captioner is not None or self.retriever.recogniser is not None
-        step = 1 if slow else _BATCH if until is not None else max(refine, 1)
-        for start in range(0, refine, step):
-            if until is not None and time.monotonic() >= until:
-                return
-            some = range(start, min(start + step, refine))
-            for number, found in zip(some, self._refine(hits, some, result, errors), strict=True):
-                hits[number] = replace(hits[number], result=found)
-            yield answer(complete=some.stop == refine)
-
-    def _refine(
-        self,
-        hits: Sequence[VideoHit],
-        numbers: Sequence[int],
-        result: LibraryResult,
-        errors: dict[str, str],
-    ) -> list[SearchResult | None]:
-        """Search some videos with the method; a video that cannot be searched costs only itself."""
-        requests: dict[int, Request] = {}
-        for number in numbers:
-            try:
-                requests[number] = Request(self._load(hits[number].video), result.query)
-            except GranAlignError as error:
-                errors[hits[number].video.vid] = str(error)
-        try:
-            batch = self.retriever.search_many(list(requests.values()))
-            found = dict(zip(requests, batch, strict=True))
-        except GranAlignError:
-            found = {}
-            for number, request in requests.items():
-                try:
-                    found[number] = self.retriever.search_many([request])[0]
-                except GranAlignError as error:
-                    errors[hits[number].video.vid] = str(error)
-        return [found.get(number) for number in numbers]
-
     def _load(self, video: CataloguedVideo) -> VideoIndex:
         """Return the index of a video, from memory if it was used lately.
 
@@ -325,36 +276,25 @@ class Library:
         return index
 
 
-_BATCH = 5
-"""Videos that are searched between two looks at the clock."""
+def _deadline(budget: float | None) -> float | None:
+    """Return the time of `time.monotonic` at which a budget of seconds is spent; None for none."""
+    if budget is None:
+        return None
+    if isinstance(budget, bool) or not budget >= 0:
+        raise GranAlignError(f"budget: got {short_repr(budget)}, expected seconds from 0")
+    return time.monotonic() + budget
 
 
-class _First(NamedTuple):
-    """The answer of the first stage, and what the captions were compared with."""
-
-    result: LibraryResult
-    vector: npt.NDArray[np.float32]
-
-
-def _video_hits(parts: Sequence[Part], hits: Hits) -> tuple[VideoHit, ...]:
+def _video_hits(parts: Sequence[Part], hits: Hits, most: int) -> tuple[VideoHit, ...]:
     """Return the videos of stretches, each by its best stretch, best first."""
     found: dict[tuple[int, int], VideoHit] = {}
-    for segment_number, stretch, score, similarity, words, best in zip(
+    for part, number, begin, end, score, similarity, words, best in zip(
         *(column.tolist() for column in hits), strict=True
     ):
-        segment = parts[segment_number].segment
-        number = int(segment.stretches.videos[stretch])
-        if (segment_number, number) in found:
-            continue
-        video, first = segment.videos[number], int(segment.offsets[number])
-        begin, end = (int(edge) - first for edge in segment.stretches.edges[stretch : stretch + 2])
-        found[segment_number, number] = VideoHit(
-            video,
-            score,
-            similarity,
-            words,
-            video.second(begin),
-            video.second(end),
-            best - first,
-        )
+        if len(found) == most:
+            break
+        if (part, number) not in found:
+            video = parts[part].segment.videos[number]
+            seconds = video.second(begin), video.second(end)
+            found[part, number] = VideoHit(video, score, similarity, words, *seconds, best)
     return tuple(found.values())

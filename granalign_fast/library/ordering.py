@@ -7,6 +7,7 @@ stage, which is absolute; a moment loses from it what it is worse than the best 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index import VideoIndex
 from granalign_fast.kernels.corpus_host import row_scores
-from granalign_fast.types import Moment, SearchResult
+from granalign_fast.types import SearchResult
 
 from .records import CataloguedVideo
 from .results import LibraryMoment, VideoHit
@@ -50,26 +51,37 @@ def ranked_moments(
     for score, hit, place in sorted(scored, key=lambda one: -one[0]):
         if len(found) == top:
             break
+        if hit.result is not None:
+            found.append(_moment(hit, hit.result, place, score))
+            continue
         try:
-            index = load(hit.video)
+            found.append(_surroundings(hit, load(hit.video), vector, score))
         except GranAlignError:
             continue
-        if hit.result is None:
-            found.append(_surroundings(hit, index, vector, score))
-        else:
-            found.append(_moment(hit, index, hit.result, hit.result.moments[place], score))
     return tuple(found)
 
 
-def _moment(
-    hit: VideoHit, index: VideoIndex, result: SearchResult, moment: Moment, score: float
-) -> LibraryMoment:
-    """Return a moment that the method found, with the caption of its best clip."""
-    starts = np.arange(len(result.saliency)) * index.video.clip_seconds
-    inside = (starts >= moment.start) & (starts < moment.end)
-    clip = int(np.where(inside, result.saliency, -1).argmax())
-    caption = (index.video.captions or ())[clip]
-    vid = hit.video.vid
+def captions_of(index: VideoIndex, result: SearchResult, top: int) -> tuple[str, ...]:
+    """Return the caption of the best clip of each of the first `top` moments of a video.
+
+    Args:
+        index: of the video.
+        result: of its search.
+        top: moments that can be in an answer.
+    """
+    captions, length = index.video.captions or (), index.video.clip_seconds
+    found = []
+    for moment in result.moments[:top]:
+        # A moment begins with a clip; the end of the video can be within one.
+        first, end = round(moment.start / length), math.ceil(moment.end / length - 1e-6)
+        found.append(captions[first + int(result.saliency[first:end].argmax())])
+    return tuple(found)
+
+
+def _moment(hit: VideoHit, result: SearchResult, place: int, score: float) -> LibraryMoment:
+    """Return a moment that the method found."""
+    moment, vid = result.moments[place], hit.video.vid
+    caption = hit.captions[place]
     return LibraryMoment(vid, moment.start, moment.end, score, True, caption, result.exists)
 
 

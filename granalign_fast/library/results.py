@@ -24,6 +24,7 @@ class VideoHit:
         end: of the stretch, in seconds.
         clip: the number of the best clip in it.
         result: the search of the whole video; None if it was not reached, or could not be read.
+        captions: of the best clip of each moment of `result`, as many as an answer can have.
     """
 
     video: CataloguedVideo
@@ -34,6 +35,7 @@ class VideoHit:
     end: float
     clip: int
     result: SearchResult | None = None
+    captions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from granalign_fast.index import VideoIndex
 from granalign_fast.library import Filters, Library
 from granalign_fast.library import first_stage as module
 from granalign_fast.library.evaluation import evaluate_corpus
+from granalign_fast.library.similarities import best_means
 from granalign_fast.library.upkeep import remove_videos, tag_videos
 from granalign_fast.search.retriever import Retriever
 from granalign_fast.types import Rewrites
@@ -110,6 +111,23 @@ def test_many_queries_at_once_give_what_each_alone_gives(library: Library) -> No
         assert together.query == alone.query
 
 
+def test_many_queries_read_a_video_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Library.open(folder, Retriever(BagOfWords()))
+    read: list[str] = []
+    load = VideoIndex.load
+
+    def counting(path: Path) -> VideoIndex:
+        read.append(path.name)
+        return load(path)
+
+    monkeypatch.setattr(VideoIndex, "load", staticmethod(counting))
+    monkeypatch.setattr("granalign_fast.library.library._KEPT", 1)
+    queries = ["a red car", "two dogs run", "a white horse jumps"]
+    results = library.search_many(queries, refine=4)
+    assert sorted(read) == sorted(SCENES)
+    assert [result.moments[0].vid for result in results] == ["street", "yard", "day"]
+
+
 def test_filters_choose_before_the_search(folder: Path, library: Library) -> None:
     tag_videos(folder, ["yard", "kitchen"], ["mine"])
     result = library.search("a red car", filters=Filters(tags=["mine"]))
@@ -130,6 +148,8 @@ def test_scattered_videos_are_searched_as_joined_ones(
     library = Library.open(tmp_path, Retriever(BagOfWords()))
     filters = Filters(videos=["v[13579]"])
     joined = library.search("a red dog jumps", filters=filters)
+    monkeypatch.setattr(module, "_ALL_COMPARED", 0)
+    assert library.search("a red dog jumps", filters=filters).moments == joined.moments
     monkeypatch.setattr(module, "_MOST_RANGES", 1)
     monkeypatch.setattr(module, "_GATHERED", 30)
     monkeypatch.setattr(module, "MOST", 7)
@@ -153,9 +173,9 @@ def test_the_first_stage_is_that_of_plain_loops(library: Library) -> None:
 
 
 def test_short_stretches_have_the_mean_of_what_they_have() -> None:
-    cosines = np.array([[0.1, 0.9, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]], np.float32)
-    means = module.best_means(cosines, np.array([0, 2]), np.array([2, 6]))
-    np.testing.assert_allclose(means, [[0.5, 0.5]], rtol=1e-6)
+    cosines = np.array([[[0.2, 0.3, 0.4, 0.5, 0.6, 0.7]]], np.float32)
+    np.testing.assert_allclose(best_means(cosines[..., :2]), [[0.25]], rtol=1e-6)
+    np.testing.assert_allclose(best_means(cosines), [[0.5]], rtol=1e-6)
 
 
 def test_a_video_of_another_encoder_is_left_out(tmp_path: Path) -> None:

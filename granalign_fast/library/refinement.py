@@ -1,0 +1,145 @@
+"""The second stage of a search: the best videos of the first one are searched with the method."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from granalign_fast.errors import GranAlignError
+from granalign_fast.index import VideoIndex
+from granalign_fast.search.request import Request
+from granalign_fast.search.retriever import Retriever
+from granalign_fast.types import SearchResult
+
+from .ordering import captions_of, ranked_moments
+from .records import CataloguedVideo
+from .results import LibraryResult, VideoHit
+
+_BATCH = 5
+"""Videos of a query that are searched between two looks at the clock."""
+_PAIRS = 512
+"""Pairs of a query and a video in a call of the retriever, which bounds its arrays."""
+
+Load = Callable[[CataloguedVideo], VideoIndex]
+"""Reads the index of a video."""
+Vector = npt.NDArray[np.float32]
+
+
+class Refinement:
+    """The answer to one query while its videos are searched.
+
+    Args:
+        result: of the first stage.
+        vector: `(dim,)`, what the captions were compared with.
+        top: most moments of an answer.
+        refine: how many videos are searched, the best first.
+    """
+
+    def __init__(self, result: LibraryResult, vector: Vector, top: int, refine: int) -> None:
+        self.first = result
+        self.hits: list[VideoHit] = list(result.videos)
+        self.errors: dict[str, str] = dict(result.errors)
+        self.count = min(refine, len(self.hits))
+        self.reached = 0
+        """How many videos have been searched, or could not be."""
+        self.seconds = 0.0
+        """How long their searches have taken."""
+        self._vector, self._top = vector, top
+
+    def add(self, number: int, index: VideoIndex, result: SearchResult) -> None:
+        """Add the search of a video.
+
+        Args:
+            number: of the video in `hits`.
+            index: of the video.
+            result: of the search.
+        """
+        captions = captions_of(index, result, self._top)
+        self.hits[number] = replace(self.hits[number], result=result, captions=captions)
+
+    def answer(self, load: Load) -> LibraryResult:
+        """Return the answer with the videos that have been searched so far.
+
+        Args:
+            load: reads the index of a video that has not been searched.
+        """
+        return replace(
+            self.first,
+            moments=ranked_moments(self.hits, load, self._vector, self._top),
+            videos=tuple(self.hits),
+            complete=self.reached == self.count,
+            errors=dict(self.errors),
+            seconds={**self.first.seconds, "refine": self.seconds},
+        )
+
+
+def refine_in_steps(
+    refinement: Refinement, retriever: Retriever, load: Load, until: float | None
+) -> Iterator[None]:
+    """Search the videos of one query, best first, and yield after each few.
+
+    Args:
+        refinement: the query; it receives the searches.
+        retriever: searches a video.
+        load: reads the index of a video.
+        until: the time of `time.monotonic` after which no further video is searched; None for all.
+    """
+    # Models that look at frames take seconds for a video; captions alone are one batch.
+    slow = retriever.captioner is not None or retriever.recogniser is not None
+    step = 1 if slow else _BATCH if until is not None else max(refinement.count, 1)
+    while refinement.reached < refinement.count:
+        if until is not None and time.monotonic() >= until:
+            return
+        begin = time.perf_counter()
+        last = min(refinement.reached + step, refinement.count)
+        _search([(refinement, n) for n in range(refinement.reached, last)], retriever, load)
+        refinement.reached = last
+        refinement.seconds += time.perf_counter() - begin
+        yield
+
+
+def refine_together(refinements: Sequence[Refinement], retriever: Retriever, load: Load) -> None:
+    """Search the videos of many queries.
+
+    A video is read, and its captions are mixed, once for all queries that want it.
+
+    Args:
+        refinements: the queries; they receive the searches.
+        retriever: searches videos.
+        load: reads the index of a video.
+    """
+    begin = time.perf_counter()
+    pairs = [(one, number) for one in refinements for number in range(one.count)]
+    pairs.sort(key=lambda pair: pair[0].hits[pair[1]].video.vid)
+    for first in range(0, len(pairs), _PAIRS):
+        _search(pairs[first : first + _PAIRS], retriever, load)
+    each = (time.perf_counter() - begin) / max(len(refinements), 1)
+    for one in refinements:
+        one.reached, one.seconds = one.count, each
+
+
+def _search(pairs: Sequence[tuple[Refinement, int]], retriever: Retriever, load: Load) -> None:
+    """Search some videos with the method; a video that cannot be searched costs only itself."""
+    requests: list[tuple[Refinement, int, Request]] = []
+    for one, number in pairs:
+        video = one.hits[number].video
+        try:
+            requests.append((one, number, Request(load(video), one.first.query)))
+        except GranAlignError as error:
+            one.errors[video.vid] = str(error)
+    try:
+        found = retriever.search_many([request for *_, request in requests])
+    except GranAlignError as error:
+        if len(requests) > 1:
+            for one, number, _ in requests:
+                _search([(one, number)], retriever, load)
+            return
+        for one, number, _ in requests:
+            one.errors[one.hits[number].video.vid] = str(error)
+        return
+    for (one, number, request), result in zip(requests, found, strict=True):
+        one.add(number, request.index, result)
