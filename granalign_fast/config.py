@@ -47,6 +47,9 @@ class RetrieverConfig:
     frames_weight: float = 0.0
     """Weight of the frames' curve beside those of the captions, for an index that has both and a
     search with the frame encoder; 0 leaves it out."""
+    first_stage_frames: float = 0.0
+    """Weight of the frames' cosines beside those of the captions where all videos of a library are
+    compared, for videos that have both and a search with the frame encoder; 0 leaves them out."""
     proposals: ProposalRules = field(default_factory=ProposalRules)
     """How candidates are cut out of the curves and scored."""
     nms_threshold: float = 0.75
@@ -78,6 +81,10 @@ class RetrieverConfig:
             raise GranAlignError(
                 f"frames_weight: got {self.frames_weight}, expected from 0 to below 1"
             )
+        if not 0 <= self.first_stage_frames <= 100:
+            raise GranAlignError(
+                f"first_stage_frames: got {self.first_stage_frames}, expected from 0 to 100"
+            )
         if not 0 < self.nms_threshold <= 1:
             raise GranAlignError(
                 f"nms_threshold: got {self.nms_threshold}, expected an IoU above 0 and at most 1"
@@ -96,6 +103,7 @@ _FIELD_TYPES: tuple[tuple[str, tuple[type, ...], str], ...] = (
     ("power", (Real,), "a number from 0.1 to 10"),
     ("feedback", (FeedbackRules, type(None)), "FeedbackRules or None"),
     ("frames_weight", (Real,), "a number from 0 to below 1"),
+    ("first_stage_frames", (Real,), "a number from 0 to 100"),
     ("proposals", (ProposalRules,), "ProposalRules"),
     ("nms_threshold", (Real,), "a number above 0, at most 1"),
     ("top", (Integral,), "an integer of at least 1"),

@@ -36,7 +36,7 @@ from .segment import Segment, SegmentRecord, sync_folder
 _log = logging.getLogger(__name__)
 
 FOLDER, POINTER = ".catalogue", "catalogue.json"
-_FORMAT = 1
+_FORMAT = 2
 """Format version of the catalogue; one of another version is built anew."""
 _ATTEMPTS = 20
 """How often a reader looks again where a writer has replaced the catalogue in the meantime."""

@@ -1,13 +1,14 @@
 """The first stage of a search: all clips of a library to the stretches that fit a query best.
 
-Two kinds of evidence are added. Each text of a query, itself and its rewrites, has a similarity
-with a stretch: the mean cosine of the clips that fit it best. Words are compared by BM25. Both are
-absolute: a stretch gets the same score whatever else the library holds, but for how rare a word is.
+Evidence of several kinds is added. Each text of a query, itself and its rewrites, has a similarity
+with a stretch: the mean cosine of the clips that fit it best, by their captions, by their frames,
+or by both. Words of captions are compared by BM25. All are absolute: a stretch gets the same score
+whatever else the library holds, but for how rare a word is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +17,9 @@ import numpy.typing as npt
 from granalign_fast.kernels import corpus
 from granalign_fast.kernels.corpus import MOST
 
+from .ordering import Probe
 from .segment import Segment
-from .similarities import Compared, Floats, Ints, Similarities, similarities
+from .similarities import Compared, Floats, Ints, similarities
 from .words import Weights, query_words, word_scores
 
 WORD_WEIGHT = 0.65
@@ -51,13 +53,23 @@ class Hits(NamedTuple):
     """Its first clip in the video."""
     ends: Ints
     """The clip behind its last one."""
-    scores: Floats
-    similarity: Floats
-    """The mean cosine of its best clips."""
-    words: Floats
-    """How much of the query's words it holds, 0 to 1."""
     best: Ints
     """Its best clip in the video."""
+    words: Floats
+    """How much of the query's words its captions hold, 0 to 1."""
+    captions: Floats
+    """The mean cosine of the clips whose captions fit best; 0 where captions are not compared."""
+    frames: Floats
+    """The same of frames; NaN where it has none that are compared."""
+
+
+class Ranked(NamedTuple):
+    """Stretches with their scores, best first."""
+
+    hits: Hits
+    scores: Floats
+    similarity: Floats
+    """Of a score, the part of the embeddings."""
 
 
 class Part(NamedTuple):
@@ -66,46 +78,63 @@ class Part(NamedTuple):
     segment: Segment
     chosen: npt.NDArray[np.bool_]
     """`(videos,)`."""
+    framed: npt.NDArray[np.bool_]
+    """`(videos,)`: which of these have frames that can be compared."""
 
 
 class Texts(NamedTuple):
     """A query as the first stage compares it."""
 
-    captions: Compared
-    """With the embeddings of captions."""
+    captions: Compared | None
+    """With the embeddings of captions; None where frames alone are compared."""
     words: Weights
+    """With the words of captions; none where frames alone are compared."""
+    frames: Compared | None
+    """With the embeddings of frames; None where captions alone are compared."""
 
     @classmethod
-    def of(cls, texts: Sequence[str], rows: Floats) -> Texts:
-        """Make it from the query and its rewrites, and their embeddings."""
+    def of(cls, texts: Sequence[str], captions: Floats | None, frames: Floats | None) -> Texts:
+        """Make it from the query and its rewrites, and their embeddings in each space."""
         weights = np.array([QUERY_WEIGHT] + [1] * (len(texts) - 1), np.float32)
-        words = query_words([texts[0]] * QUERY_WEIGHT + list(texts[1:]))
-        return cls(Compared(rows, weights / weights.sum()), words)
+        weights /= weights.sum()
+        return cls(
+            None if captions is None else Compared(captions, weights),
+            {} if captions is None else query_words([texts[0]] * QUERY_WEIGHT + list(texts[1:])),
+            None if frames is None else Compared(frames, weights),
+        )
+
+    @property
+    def probe(self) -> Probe:
+        """The query as a single vector: of its captions where they are compared."""
+        if self.captions is not None:
+            return Probe(self.captions.vector, by_frames=False)
+        assert self.frames is not None  # a query is compared with something
+        return Probe(self.frames.vector, by_frames=True)
 
 
-def first_stage(parts: Sequence[Part], queries: Sequence[Texts], most: int) -> list[Hits]:
+def first_stage(
+    parts: Sequence[Part], queries: Sequence[Texts], most: int, frames_weight: float
+) -> list[Ranked]:
     """Return the stretches that fit each query best.
 
     Args:
-        parts: the segments, whose captions have embeddings of `dim` numbers.
-        queries: in any number; they share a pass over the clips.
+        parts: the segments, with embeddings in the spaces of the queries.
+        queries: in any number, compared in the same spaces; they share a pass over the clips.
         most: stretches of a query.
+        frames_weight: how much frames count beside captions; 1 where frames alone are compared.
     """
     by_words = word_scores(
         [part.segment.postings for part in parts], [query.words for query in queries]
     )
-    compared = [query.captions for query in queries]
     found: list[list[Hits]] = [[] for _ in queries]
     for number, (part, shares) in enumerate(zip(parts, by_words, strict=True)):
-        wanted = _candidates(part, compared, shares)
-        edges, rows = part.segment.stretches.edges, np.asarray(part.segment.captions)
-        similar = similarities(rows, edges, wanted, compared)
-        for hits, *one in zip(found, wanted, similar, shares, strict=True):
-            hits.append(_score(number, part.segment, *one))
-    return [_best(hits, most) for hits in found]
+        wanted = _candidates(part, queries, shares)
+        for hits, one in zip(found, _compare(number, part, queries, wanted, shares), strict=True):
+            hits.append(one)
+    return [_best(hits, most, frames_weight) for hits in found]
 
 
-def _candidates(part: Part, queries: Sequence[Compared], shares: Floats) -> list[Ints]:
+def _candidates(part: Part, queries: Sequence[Texts], shares: Floats) -> list[Ints]:
     """Return the stretches of a segment that can be among the best of each query, ascending.
 
     Args:
@@ -119,72 +148,105 @@ def _candidates(part: Part, queries: Sequence[Compared], shares: Floats) -> list
     if int((edges[allowed + 1] - edges[allowed]).sum()) <= _ALL_COMPARED:
         return [allowed] * len(queries)
     # The stretches of the nearest clips, and those with the most words.
-    rows = _nearest(np.stack([query.vector for query in queries]), part, MOST)
     candidates = []
-    for near, share in zip(rows, np.where(searched, shares, 0), strict=True):
-        holding = np.searchsorted(edges, near[near >= 0], side="right") - 1
+    captions = [query.captions for query in queries if query.captions]
+    frames = [query.frames for query in queries if query.frames]
+    near = np.full((len(queries), 0), -1)
+    if captions:
+        near = _nearest(captions, part.segment.captions, part.segment.offsets, part.chosen)
+    if frames and part.segment.frames is not None:
+        rows = _nearest(frames, part.segment.frames, part.segment.offsets, part.framed)
+        near = np.concatenate([near, rows], axis=1)
+    for rows, share in zip(near, np.where(searched, shares, 0), strict=True):
+        holding = np.searchsorted(edges, rows[rows >= 0], side="right") - 1
         count = min(_BY_WORDS, len(share))
         wordy = np.argpartition(-share, count - 1)[:count]
         candidates.append(np.unique(np.concatenate([holding, wordy[share[wordy] > 0]])))
     return candidates
 
 
-def _score(
-    number: int, segment: Segment, stretches: Ints, similar: Similarities, shares: Floats
-) -> Hits:
-    """Add up the evidence of the stretches of a segment.
+def _compare(
+    number: int, part: Part, queries: Sequence[Texts], wanted: Sequence[Ints], shares: Floats
+) -> Iterator[Hits]:
+    """Yield the evidence of the candidates of each query, in any order.
 
     Args:
         number: of the part.
-        segment: of the part.
-        stretches: the candidates.
-        similar: what they have by their embeddings.
-        shares: of the query's words that each stretch of the segment holds.
+        part: the segment.
+        queries: the texts of each.
+        wanted: the candidates of each.
+        shares: of each query's words that each stretch of the segment holds.
     """
-    edges, videos = segment.stretches.edges, segment.stretches.videos[stretches]
-    firsts, words = segment.offsets[videos], shares[stretches]
-    return Hits(
-        np.full(len(stretches), number),
-        videos,
-        edges[stretches] - firsts,
-        edges[stretches + 1] - firsts,
-        similar.means + np.float32(WORD_WEIGHT) * words,
-        similar.means,
-        words,
-        similar.best - firsts,
-    )
+    segment, (edges, videos) = part.segment, part.segment.stretches
+    framed = part.framed[videos]
+    captions = [query.captions for query in queries if query.captions]
+    frames = [query.frames for query in queries if query.frames]
+    by_captions = by_frames = None
+    if captions:
+        by_captions = similarities(np.asarray(segment.captions), edges, wanted, captions)
+    if frames and segment.frames is not None:
+        seen = [some[framed[some]] for some in wanted]
+        by_frames = similarities(np.asarray(segment.frames), edges, seen, frames)
+    for query, some in enumerate(wanted):
+        owners = videos[some]
+        means, best = np.zeros(len(some), np.float32), edges[some]
+        added = np.full(len(some), np.nan, np.float32)
+        if by_frames is not None:
+            added[framed[some]], best[framed[some]] = by_frames[query]
+        if by_captions is not None:
+            means, best = by_captions[query]
+        firsts = segment.offsets[owners]
+        begins, ends, best = edges[some] - firsts, edges[some + 1] - firsts, best - firsts
+        parts = np.full(len(some), number)
+        yield Hits(parts, owners, begins, ends, best, shares[query, some], means, added)
 
 
-def _best(hits: Sequence[Hits], most: int) -> Hits:
-    """Join the hits of all segments, and keep the best."""
-    if not hits:
+def _best(hits: Sequence[Hits], most: int, frames_weight: float) -> Ranked:
+    """Join the hits of all segments, add up their evidence, and keep the best.
+
+    Where captions and frames are compared, a stretch without frames gets what the others have by
+    theirs on average, so that it is neither better nor worse for it.
+    """
+    if not hits:  # no video is searched
         none, scores = np.empty(0, np.int64), np.empty(0, np.float32)
-        return Hits(none, none, none, none, scores, scores, scores, none)
+        hits = [Hits(none, none, none, none, none, scores, scores, scores)]
     joined = Hits._make(np.concatenate(columns) for columns in zip(*hits, strict=True))
-    order = np.argsort(-joined.scores, kind="stable")[:most]
-    return Hits._make(column[order] for column in joined)
+    known = joined.frames[~np.isnan(joined.frames)]
+    frames = np.where(np.isnan(joined.frames), known.mean() if len(known) else 0, joined.frames)
+    similarity = joined.captions + np.float32(frames_weight) * frames.astype(np.float32)
+    scores = similarity + np.float32(WORD_WEIGHT) * joined.words
+    order = np.argsort(-scores, kind="stable")[:most]
+    return Ranked(Hits._make(each[order] for each in joined), scores[order], similarity[order])
 
 
-def _nearest(vectors: Floats, part: Part, k: int) -> Ints:
-    """Return the rows of the clips that are nearest to each query, `(queries, k)`, or -1."""
-    segment = part.segment
-    asked = vectors.astype(np.float16)
-    ranges = row_ranges(segment.offsets, part.chosen)
+def _nearest(
+    queries: Sequence[Compared],
+    clips: npt.NDArray[np.float16],
+    offsets: Ints,
+    chosen: npt.NDArray[np.bool_],
+) -> Ints:
+    """Return the rows of the clips that are nearest to each query, `(queries, k)`, or -1.
+
+    Args:
+        queries: the texts of each.
+        clips: `(clips, dim)`, of a segment.
+        offsets: `(videos + 1,)`: the rows of each video.
+        chosen: `(videos,)`: which of them are searched.
+    """
+    asked, k = np.stack([query.vector for query in queries]).astype(np.float16), MOST
+    ranges = row_ranges(offsets, chosen)
     if len(ranges) <= _MOST_RANGES:
-        tops = [
-            (begin, corpus(asked, segment.captions[begin:end], k=k, finite=True))
-            for begin, end in ranges
-        ]
+        tops = [(begin, corpus(asked, clips[begin:end], k=k, finite=True)) for begin, end in ranges]
         rows = [np.where(top.rows < 0, -1, top.rows + begin) for begin, top in tops]
-        return _merged([top.scores for _, top in tops], rows, len(vectors), k)
+        return _merged([top.scores for _, top in tops], rows, len(asked), k)
     numbers = np.concatenate([np.arange(begin, end) for begin, end in ranges])
     scores, rows = [], []
     for first in range(0, len(numbers), _GATHERED):
         some = numbers[first : first + _GATHERED]
-        top = corpus(asked, segment.captions[some], k=k, finite=True)
+        top = corpus(asked, clips[some], k=k, finite=True)
         scores.append(top.scores)
         rows.append(np.where(top.rows < 0, -1, some[top.rows]))
-    return _merged(scores, rows, len(vectors), k)
+    return _merged(scores, rows, len(asked), k)
 
 
 def _merged(scores: Sequence[Floats], rows: Sequence[Ints], count: int, k: int) -> Ints:

@@ -11,17 +11,17 @@ import numpy as np
 
 from granalign_fast.errors import GranAlignError, short_repr
 from granalign_fast.index import VideoIndex
-from granalign_fast.models.manifest import same_weights
 from granalign_fast.search.clock import Clock
 from granalign_fast.search.retriever import Retriever
 from granalign_fast.types import Rewrites
 
 from .catalogue import Catalogue, Progress, open_catalogue, temporary_catalogue
 from .filters import Filters
-from .first_stage import Hits, Part, Texts, first_stage
+from .first_stage import Part, Ranked, Texts, first_stage
 from .records import CataloguedVideo, rows_of
 from .refinement import Refinement, refine_in_steps, refine_together
 from .results import LibraryResult, VideoHit
+from .spaces import Spaces
 from .tags import read_tags
 
 _KEPT = 64
@@ -197,63 +197,52 @@ class Library:
                 )
         seconds: dict[str, float] = {}
         clock = Clock(seconds, None)
+        if not queries:
+            return []
         # 1. Rewrite the queries that come as plain texts, in one batch.
         plain = [query for query in queries if not isinstance(query, Rewrites)]
         written = iter(self.retriever.rewriter.rewrite(plain) if plain else ())
         rewrites = [one if isinstance(one, Rewrites) else next(written) for one in queries]
         clock.lap("rewrite")
         # 2. Embed every text once.
-        groups = [(one.query, *one.simplified, *one.detailed) for one in rewrites]
-        flat = list(dict.fromkeys(text for group in groups for text in group))
-        embeddings = self.retriever.encoder.encode(flat)
-        row = {text: number for number, text in enumerate(flat)}
-        variants = [embeddings[[row[text] for text in group]] for group in groups]
+        spaces = Spaces(self.retriever)
+        texts = spaces.embed(rewrites)
         clock.lap("embed")
         # 3. Choose the videos, and find the best stretches of each query.
-        parts, left_out = self._parts(embeddings.shape[1], filters or Filters())
-        compared = [Texts.of(*pair) for pair in zip(groups, variants, strict=True)]
-        hits = first_stage(parts, compared, max(_STRETCHES, refine))
+        parts, left_out = self._parts(spaces, texts[0], filters or Filters())
+        ranked = first_stage(parts, texts, max(_STRETCHES, refine), spaces.frames_weight)
         clock.lap("first_stage")
         searched = sum(int(part.chosen.sum()) for part in parts)
-        return [
-            Refinement(
-                LibraryResult(
-                    query=one,
-                    moments=(),
-                    videos=_video_hits(parts, found, max(_VIDEOS, refine)),
-                    searched=searched,
-                    left_out=left_out,
-                    complete=False,
-                    seconds=seconds,
-                ),
-                texts.captions.vector,
-                top,
-                refine,
+        refinements = []
+        for query, one, found in zip(rewrites, texts, ranked, strict=True):
+            hits = _video_hits(parts, found, max(_VIDEOS, refine))
+            result = LibraryResult(
+                query, (), hits, searched, left_out, complete=False, seconds=seconds
             )
-            for one, found, texts in zip(rewrites, hits, compared, strict=True)
-        ]
+            refinements.append(Refinement(result, one.probe, top, refine))
+        return refinements
 
-    def _parts(self, dim: int, filters: Filters) -> tuple[list[Part], dict[str, int]]:
+    def _parts(
+        self, spaces: Spaces, texts: Texts, filters: Filters
+    ) -> tuple[list[Part], dict[str, int]]:
         """Return the segments and videos that are searched, and why others are not."""
         tags = read_tags(self.folder) if filters.tags and self._given is None else {}
-        fingerprint = getattr(self.retriever.encoder, "fingerprint", None)
         left_out: Counter[str] = Counter()
         parts = []
         for segment, numbers in zip(self.catalogue.segments, self.catalogue.live, strict=True):
             chosen = np.zeros(len(segment.videos), bool)
+            framed = np.zeros(len(segment.videos), bool)
             for number in numbers:
                 video = segment.videos[number]
-                made = video.encoder
                 if not filters.passes(video, tags):
                     left_out["not chosen by the filters"] += 1
-                elif segment.record.dim != dim or not (
-                    made is None or fingerprint is None or same_weights(made, fingerprint)
-                ):
-                    left_out["embedded by another sentence encoder"] += 1
+                elif reason := spaces.reason_against(texts, segment.record, video):
+                    left_out[reason] += 1
                 else:
                     chosen[number] = True
+                    framed[number] = spaces.has_frames(texts, segment.record, video)
             if chosen.any():
-                parts.append(Part(segment, chosen))
+                parts.append(Part(segment, chosen, framed))
         if self.catalogue.damaged:
             left_out["damaged index"] = len(self.catalogue.damaged)
         return parts, dict(left_out)
@@ -285,11 +274,13 @@ def _deadline(budget: float | None) -> float | None:
     return time.monotonic() + budget
 
 
-def _video_hits(parts: Sequence[Part], hits: Hits, most: int) -> tuple[VideoHit, ...]:
+def _video_hits(parts: Sequence[Part], ranked: Ranked, most: int) -> tuple[VideoHit, ...]:
     """Return the videos of stretches, each by its best stretch, best first."""
     found: dict[tuple[int, int], VideoHit] = {}
-    for part, number, begin, end, score, similarity, words, best in zip(
-        *(column.tolist() for column in hits), strict=True
+    hits = ranked.hits
+    columns = hits.parts, hits.videos, hits.begins, hits.ends, hits.best, hits.words
+    for part, number, begin, end, best, words, score, similarity in zip(
+        *(column.tolist() for column in (*columns, ranked.scores, ranked.similarity)), strict=True
     ):
         if len(found) == most:
             break

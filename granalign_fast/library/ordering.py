@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,15 +31,36 @@ Load = Callable[[CataloguedVideo], VideoIndex]
 """Reads the index of a video."""
 
 
+class Probe(NamedTuple):
+    """A query as a single vector, with which the clips of a video are compared."""
+
+    vector: npt.NDArray[np.float32]
+    """`(dim,)`."""
+    by_frames: bool
+    """Whether frames are compared, and not captions."""
+
+    def scores(self, index: VideoIndex) -> npt.NDArray[np.float32]:
+        """Return the product of each clip with the vector, `(clips,)`."""
+        rows = index.embeddings
+        if self.by_frames:
+            rows = None if index.frames is None else index.frames.embeddings
+        if rows is None:  # the index was made anew since the catalogue was opened
+            raise GranAlignError(
+                f"video {index.video.vid!r}: got an index without the embeddings that were "
+                f"searched; search again"
+            )
+        return np.asarray(row_scores(self.vector[None], rows)[0])
+
+
 def ranked_moments(
-    hits: Sequence[VideoHit], load: Load, vector: npt.NDArray[np.float32], top: int
+    hits: Sequence[VideoHit], load: Load, probe: Probe, top: int
 ) -> tuple[LibraryMoment, ...]:
     """Return the best moments of all videos, best first.
 
     Args:
         hits: the videos, best first; some of them have been searched by the method.
         load: reads an index. A video whose index cannot be read has no moments.
-        vector: `(dim,)`, what the captions were compared with.
+        probe: what the clips were compared with.
         top: how many moments there are at most.
     """
     # A moment is never better than its video: later videos than the first `top` have none.
@@ -55,21 +77,23 @@ def ranked_moments(
             found.append(_moment(hit, hit.result, place, score))
             continue
         try:
-            found.append(_surroundings(hit, load(hit.video), vector, score))
+            found.append(_surroundings(hit, load(hit.video), probe, score))
         except GranAlignError:
             continue
     return tuple(found)
 
 
 def captions_of(index: VideoIndex, result: SearchResult, top: int) -> tuple[str, ...]:
-    """Return the caption of the best clip of each of the first `top` moments of a video.
+    """Return the caption of the best clip of each of the first `top` moments of a video; or "".
 
     Args:
         index: of the video.
         result: of its search.
         top: moments that can be in an answer.
     """
-    captions, length = index.video.captions or (), index.video.clip_seconds
+    captions, length = index.video.captions, index.video.clip_seconds
+    if captions is None:
+        return ("",) * min(len(result.moments), top)
     found = []
     for moment in result.moments[:top]:
         # A moment begins with a clip; the end of the video can be within one.
@@ -85,16 +109,14 @@ def _moment(hit: VideoHit, result: SearchResult, place: int, score: float) -> Li
     return LibraryMoment(vid, moment.start, moment.end, score, True, caption, result.exists)
 
 
-def _surroundings(
-    hit: VideoHit, index: VideoIndex, vector: npt.NDArray[np.float32], score: float
-) -> LibraryMoment:
+def _surroundings(hit: VideoHit, index: VideoIndex, probe: Probe, score: float) -> LibraryMoment:
     """Return the clips around the best one that are nearer to it than to the mean of the video."""
-    (scores,) = row_scores(vector[None], index.caption_embeddings)
+    scores = probe.scores(index)
     near = scores >= (scores[hit.clip] + scores.mean()) / 2
     near[hit.clip] = True
     far = np.flatnonzero(~near)
     begin = far[far < hit.clip].max(initial=-1) + 1
     end = far[far > hit.clip].min(initial=len(scores))
     seconds = index.seconds(int(begin)), index.seconds(int(end))
-    caption = (index.video.captions or ())[hit.clip]
+    caption = "" if index.video.captions is None else index.video.captions[hit.clip]
     return LibraryMoment(hit.video.vid, *seconds, score, False, caption)

@@ -17,7 +17,7 @@ from granalign_fast.files import escape_undecodable, is_sha256_cheap
 from granalign_fast.index import VideoIndex, VideoSource
 from granalign_fast.index.columns import is_text
 from granalign_fast.index.manifest import MANIFEST, path_record, read_path
-from granalign_fast.models.manifest import SENTENCE_ENCODER
+from granalign_fast.models.manifest import CLIP, SENTENCE_ENCODER
 from granalign_fast.video.container import open_video
 
 
@@ -54,6 +54,11 @@ class CataloguedVideo:
         return self.models.get(SENTENCE_ENCODER)
 
     @property
+    def frame_encoder(self) -> str | None:
+        """The fingerprint of the frame encoder; None without one."""
+        return self.models.get(CLIP)
+
+    @property
     def seconds(self) -> float:
         """The length of the video: its duration, or that of all its clips."""
         return self.clips * self.clip_seconds if self.duration is None else self.duration
@@ -80,8 +85,9 @@ class VideoRows:
 
     video: CataloguedVideo
     captions: tuple[str, ...]
+    """Of each clip; none if the index has none."""
     embeddings: npt.NDArray[np.float16]
-    """`(clips, dim)`, of the captions."""
+    """`(clips, dim)`, of the captions; `dim` is 0 without any."""
     frames: npt.NDArray[np.float16] | None
     """`(clips, dim)`, of the frames; None without a frame encoder."""
 
@@ -140,7 +146,7 @@ def rows_of(
     """Return the rows of an index; arguments as for `read_rows`.
 
     Raises:
-        GranAlignError: an embedding is not a number, or the index has no captions.
+        GranAlignError: an embedding is not a number.
     """
     source = None if index.frames is None else index.frames.source
     sha256 = None if source is None else source.sha256
@@ -150,6 +156,7 @@ def rows_of(
     if date is None and source is not None:
         date = file_date(source)
     frames = None if index.frames is None else index.frames.embeddings
+    captions = np.empty((index.video.clips, 0)) if index.embeddings is None else index.embeddings
     video = CataloguedVideo(
         vid=vid,
         stamp=stamp,
@@ -164,7 +171,7 @@ def rows_of(
     return VideoRows(
         video,
         index.video.captions or (),
-        _halves(vid, index.caption_embeddings),
+        _halves(vid, captions),
         None if frames is None else _halves(vid, frames),
     )
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-
-import numpy as np
-import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index import VideoIndex
@@ -15,8 +12,7 @@ from granalign_fast.search.request import Request
 from granalign_fast.search.retriever import Retriever
 from granalign_fast.types import SearchResult
 
-from .ordering import captions_of, ranked_moments
-from .records import CataloguedVideo
+from .ordering import Load, Probe, captions_of, ranked_moments
 from .results import LibraryResult, VideoHit
 
 _BATCH = 5
@@ -24,22 +20,18 @@ _BATCH = 5
 _PAIRS = 512
 """Pairs of a query and a video in a call of the retriever, which bounds its arrays."""
 
-Load = Callable[[CataloguedVideo], VideoIndex]
-"""Reads the index of a video."""
-Vector = npt.NDArray[np.float32]
-
 
 class Refinement:
     """The answer to one query while its videos are searched.
 
     Args:
         result: of the first stage.
-        vector: `(dim,)`, what the captions were compared with.
+        probe: what the clips were compared with.
         top: most moments of an answer.
         refine: how many videos are searched, the best first.
     """
 
-    def __init__(self, result: LibraryResult, vector: Vector, top: int, refine: int) -> None:
+    def __init__(self, result: LibraryResult, probe: Probe, top: int, refine: int) -> None:
         self.first = result
         self.hits: list[VideoHit] = list(result.videos)
         self.errors: dict[str, str] = dict(result.errors)
@@ -48,7 +40,7 @@ class Refinement:
         """How many videos have been searched, or could not be."""
         self.seconds = 0.0
         """How long their searches have taken."""
-        self._vector, self._top = vector, top
+        self._probe, self._top = probe, top
 
     def add(self, number: int, index: VideoIndex, result: SearchResult) -> None:
         """Add the search of a video.
@@ -69,7 +61,7 @@ class Refinement:
         """
         return replace(
             self.first,
-            moments=ranked_moments(self.hits, load, self._vector, self._top),
+            moments=ranked_moments(self.hits, load, self._probe, self._top),
             videos=tuple(self.hits),
             complete=self.reached == self.count,
             errors=dict(self.errors),

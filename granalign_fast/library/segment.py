@@ -7,7 +7,7 @@ file                content
 ==================  ==========================================================
 ``videos.json``     the videos, in the order of their rows
 ``clips.parquet``   a row for each clip: video, start, end, caption
-``captions.f16``    embeddings of the captions, float16 `(clips, dim)`
+``captions.f16``    embeddings of the captions, float16 `(clips, dim)`; empty without captions
 ``frames.f16``      embeddings of the frames, if a frame encoder made them
 ``words.parquet``   the words of the inverted index, and their numbers of postings
 ``postings.i32``    the stretches of each word, int32
@@ -58,7 +58,7 @@ class SegmentRecord:
     Attributes:
         name: of its folder.
         clips: its rows.
-        dim: numbers of a caption's embedding.
+        dim: numbers of a caption's embedding; 0 without captions.
         frame_dim: numbers of a frame's embedding; 0 without frames.
         files: size in bytes and SHA-256 of each file.
     """
@@ -137,7 +137,7 @@ class Segment:
 
     def _map(self, name: str, dtype: Any, dim: int | None = None) -> npt.NDArray[Any]:
         count = self.record.files[name][0] // np.dtype(dtype).itemsize
-        shape = (count,) if dim is None else (count // dim, dim)
+        shape = (count,) if dim is None else (self.record.clips, dim)
         if not count:
             return np.empty(shape, dtype)  # an empty file cannot be mapped
         with open_file(self.folder / name, inside=self.folder) as file:
@@ -164,8 +164,8 @@ class Segment:
         offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         return Postings(table["word"], offsets, *self._postings, self._lengths)
 
-    def read_captions(self) -> list[str]:
-        """Return the captions of all clips.
+    def read_captions(self) -> list[str | None]:
+        """Return the captions of all clips; None for a clip without one.
 
         Raises:
             GranAlignError: the table of clips is damaged.
@@ -191,7 +191,7 @@ class Segment:
             part = slice(int(self.offsets[number]), int(self.offsets[number + 1]))
             yield VideoRows(
                 self.videos[number],
-                tuple(captions[part]),
+                tuple(caption for caption in captions[part] if caption is not None),
                 self.captions[part],
                 None if self.frames is None else self.frames[part],
             )
@@ -233,7 +233,8 @@ class SegmentWriter:
         """Add a video; its embeddings must have as many numbers as those of the other videos."""
         video = rows.video
         self._videos.append(video)
-        self._sinks[CAPTIONS].write(np.ascontiguousarray(rows.embeddings).data.cast("B"))
+        if rows.captions:
+            self._sinks[CAPTIONS].write(np.ascontiguousarray(rows.embeddings).data.cast("B"))
         self._dim = rows.embeddings.shape[1]
         if rows.frames is not None:
             self._sinks[FRAMES].write(np.ascontiguousarray(rows.frames).data.cast("B"))
@@ -340,7 +341,7 @@ class _ClipTable:
         columns["video"] += [rows.video.vid] * rows.video.clips
         columns["start"] += edges[:-1]
         columns["end"] += edges[1:]
-        columns["caption"] += rows.captions
+        columns["caption"] += rows.captions or [None] * rows.video.clips
         if len(columns["video"]) >= self._GROUP:
             self._write()
 

@@ -25,3 +25,15 @@ class BagOfWords:
         if progress:
             progress(len(texts))
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+class SeenWords:
+    """A frame encoder of texts alone, in another space than `BagOfWords` has."""
+
+    fingerprint = "seen-words"
+
+    def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        return np.ascontiguousarray(BagOfWords().encode(texts)[:, ::-1])
+
+    def encode_frames(self, frames: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
+        raise AssertionError("no frame is embedded in a search")

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from granalign_fast.index import CaptionedVideo, FrameTable, VideoIndex
+from granalign_fast.index import CaptionedVideo, FrameTable, UncaptionedVideo, VideoIndex
 from granalign_fast.library.catalogue import Catalogue
 
-from .fakes import BagOfWords
+from .fakes import BagOfWords, SeenWords
 
 WORDS = [
     "a",
@@ -56,6 +56,25 @@ def write_index(
         frames = FrameTable(np.arange(clips) * 2.0, hashes, embeddings)
     models = {} if dim is not None else {"sentence-encoder": BagOfWords.fingerprint}
     index = VideoIndex(CaptionedVideo(folder.name, texts), rows, frames, models)
+    index.save(folder)
+    return index
+
+
+def write_framed_index(folder: Path, texts: tuple[str, ...], *, captioned: bool) -> VideoIndex:
+    """Write the index of a video whose frames show what texts say, for `SeenWords`.
+
+    With `captioned` the captions say it too, embedded by `BagOfWords`.
+    """
+    rows, count = SeenWords().encode_texts(texts), len(texts)
+    frames = FrameTable(
+        np.arange(count) * 2.0, tuple(f"{clip:032x}" for clip in range(count)), rows
+    )
+    models = {"clip": SeenWords.fingerprint}
+    index = VideoIndex(UncaptionedVideo(folder.name, count), None, frames, models)
+    if captioned:
+        models = models | {"sentence-encoder": BagOfWords.fingerprint}
+        captions = CaptionedVideo(folder.name, texts)
+        index = VideoIndex(captions, BagOfWords().encode(texts), frames, models)
     index.save(folder)
     return index
 
