@@ -12,12 +12,14 @@ from granalign_fast.files import escape_undecodable
 
 from .options import print_json
 from .progress import progress_bar
+from .search_outputs import Outputs
+from .search_settings import SearchSettings
 
 if TYPE_CHECKING:
     from granalign_fast.library import Filters, Library
+    from granalign_fast.library.catalogue import Catalogue
     from granalign_fast.library.results import LibraryMoment, LibraryResult, VideoHit
     from granalign_fast.search.retriever import Retriever
-    from granalign_fast.types import Rewrites
 
 _log = logging.getLogger(__name__)
 
@@ -33,39 +35,50 @@ def is_library(source: Path) -> bool:
 def open_library(source: Path, retriever: Retriever, *, hidden: bool) -> Library:
     """Open a library; show how many indexes are read into its catalogue, if there are any."""
     from granalign_fast.library import Library
+
+    return Library(_open_catalogue(source, hidden=hidden), retriever)
+
+
+def _open_catalogue(source: Path, *, hidden: bool) -> Catalogue:
     from granalign_fast.library.catalogue import open_catalogue
 
     with progress_bar("reading new indexes", "videos", hidden=hidden) as advance:
         progress = None if advance is None else lambda _, total: advance(1, total)
-        return Library(open_catalogue(source, progress=progress), retriever)
-
-
-def check_library_models(library: Library, given: Iterable[str], *, frames: bool) -> None:
-    """Raise unless the models that looked at frames of any video are there to look again."""
-    from granalign_fast.index.model_checks import check_models
-
-    models: dict[str, str] = {}
-    for video in library.videos():
-        models |= video.models
-    check_models(library.folder, models, given, frames=frames)
+        return open_catalogue(source, progress=progress)
 
 
 def search_library(
-    library: Library,
-    query: str | Rewrites,
+    settings: SearchSettings,
+    outputs: Outputs,
     *,
-    top: int,
+    filters: Filters,
     refine: int,
     budget: float | None,
-    filters: Filters,
-    as_json: bool,
 ) -> None:
     """Search a library, and print the moments of all its videos.
 
+    Args:
+        settings: the library, the query and the models.
+        outputs: what is printed; a library writes no other file.
+        filters: which videos are searched.
+        refine: how many videos the second stage searches.
+        budget: seconds after which it begins no further one; None for no limit.
+
     Raises:
-        GranAlignError: no video is left to be searched.
+        GranAlignError: something is wanted that is made of one video, a model is missing, or no
+            video is left to be searched.
     """
-    result = library.search(query, top=top, refine=refine, budget=budget, filters=filters)
+    from granalign_fast.library import Library
+
+    outputs.check_library()
+    hidden = outputs.form == "json"
+    catalogue = _open_catalogue(settings.source, hidden=hidden)
+    preset = _preset_of(settings, catalogue)
+    _check_models(settings, catalogue, preset)
+    library = Library(catalogue, settings.open_retriever(preset))
+    result = library.search(
+        settings.query, top=settings.top, refine=refine, budget=budget, filters=filters
+    )
     for stage, seconds in result.seconds.items():
         _log.debug("%s took %.4f s", stage, seconds)
     if not result.searched:
@@ -74,10 +87,38 @@ def search_library(
             f"{library.folder}: got no video to search ({reasons or 'there is none'}); choose "
             f"others, or give the models that made the indexes"
         )
-    if as_json:
+    if hidden:
         print_json(library_record(library, result))
     else:
         _print(library, result, chosen=not filters.is_empty)
+
+
+def _preset_of(settings: SearchSettings, catalogue: Catalogue) -> str:
+    """Return the preset of a search: the one that is named, or the one that suits the videos."""
+    if settings.preset is not None:
+        return settings.preset
+    videos = catalogue.videos()
+    framed = any(video.frame_encoder is not None for video in videos)
+    captioned = any(video.captioned for video in videos)
+    return "visual" if framed and not captioned and not settings.captions_only else "tuned"
+
+
+def _check_models(settings: SearchSettings, catalogue: Catalogue, preset: str) -> None:
+    """Raise unless the models that looked at frames of any video are there to look again.
+
+    The preset visual looks at none again, and needs the encoder of frames alone.
+    """
+    from granalign_fast.config import resolve_config
+    from granalign_fast.index.model_checks import check_frame_encoder, check_models
+
+    models: dict[str, str] = {}
+    for video in catalogue.videos():
+        models |= video.models
+    scorer = resolve_config(preset).scorer
+    if scorer == "frames" and "clip" in models:
+        check_frame_encoder(catalogue.folder, models["clip"], settings.used)
+    elif scorer != "frames" and not settings.captions_only:
+        check_models(catalogue.folder, models, settings.used, frames=scorer == "captions")
 
 
 def library_record(library: Library, result: LibraryResult) -> dict[str, Any]:
@@ -147,7 +188,7 @@ def _print(library: Library, result: LibraryResult, *, chosen: bool) -> None:
     for moment in result.moments:
         mark = "" if moment.refined else " *"
         cells = clock(moment.start), clock(moment.end), f"{moment.score:.3f}{mark}"
-        table.add_row(moment.vid, *cells, moment.caption)
+        table.add_row(moment.vid, *cells, moment.caption or "")
     show(table)
     if not all(moment.refined for moment in result.moments):
         show("* by the first stage alone: --refine or --budget did not reach the video")

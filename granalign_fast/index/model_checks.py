@@ -57,6 +57,20 @@ def check_frames(source: Path, index: VideoIndex, given: Iterable[str]) -> None:
             f"{source}: got an index without embeddings of frames, which the preset 'visual' "
             f"compares; take the preset 'tuned', or index the video with a model of kind 'clip'"
         )
+    check_frame_encoder(source, made, given)
+
+
+def check_frame_encoder(source: Path, made: str, given: Iterable[str]) -> None:
+    """Raise unless the encoder of the frames of indexes is there.
+
+    Args:
+        source: the folder of the index or the library.
+        made: its fingerprint.
+        given: kinds of the models that search.
+
+    Raises:
+        GranAlignError: it is missing.
+    """
     if "clip" not in given:
         models = "--models miniatures" if are_miniatures([made]) else "--models DIR with it"
         raise GranAlignError(

@@ -83,8 +83,8 @@ def ranked_moments(
     return tuple(found)
 
 
-def captions_of(index: VideoIndex, result: SearchResult, top: int) -> tuple[str, ...]:
-    """Return the caption of the best clip of each of the first `top` moments of a video; or "".
+def captions_of(index: VideoIndex, result: SearchResult, top: int) -> tuple[str | None, ...]:
+    """Return the caption of the best clip of each of the first `top` moments of a video, if any.
 
     Args:
         index: of the video.
@@ -93,7 +93,7 @@ def captions_of(index: VideoIndex, result: SearchResult, top: int) -> tuple[str,
     """
     captions, length = index.video.captions, index.video.clip_seconds
     if captions is None:
-        return ("",) * min(len(result.moments), top)
+        return (None,) * min(len(result.moments), top)
     found = []
     for moment in result.moments[:top]:
         # A moment begins with a clip; the end of the video can be within one.
@@ -118,5 +118,5 @@ def _surroundings(hit: VideoHit, index: VideoIndex, probe: Probe, score: float) 
     begin = far[far < hit.clip].max(initial=-1) + 1
     end = far[far > hit.clip].min(initial=len(scores))
     seconds = index.seconds(int(begin)), index.seconds(int(end))
-    caption = "" if index.video.captions is None else index.video.captions[hit.clip]
+    caption = None if index.video.captions is None else index.video.captions[hit.clip]
     return LibraryMoment(hit.video.vid, *seconds, score, False, caption)

@@ -36,6 +36,7 @@ class CataloguedVideo:
         date: when it was made, in seconds since 1970: the creation time in the file, or else the
             date of the file. None if neither is known.
         models: fingerprints of the models that made the index, by kind.
+        captioned: whether its clips have captions.
     """
 
     vid: str
@@ -47,6 +48,7 @@ class CataloguedVideo:
     sha256: str | None
     date: float | None
     models: Mapping[str, str]
+    captioned: bool = True
 
     @property
     def encoder(self) -> str | None:
@@ -167,6 +169,7 @@ def rows_of(
         sha256=sha256,
         date=date,
         models=dict(index.models),
+        captioned=index.embeddings is not None,
     )
     return VideoRows(
         video,

@@ -35,7 +35,7 @@ class VideoHit:
     end: float
     clip: int
     result: SearchResult | None = None
-    captions: tuple[str, ...] = ()
+    captions: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class LibraryMoment:
         score: higher is better, also between videos.
         refined: whether the method has searched the video. If not, the moment is the surroundings
             of the clip that the first stage found.
-        caption: of its best clip; "" in a video without captions.
+        caption: of its best clip; None in a video without captions.
         exists: how likely the video shows the query, 0 to 1; None if no model has judged it.
     """
 
@@ -58,7 +58,7 @@ class LibraryMoment:
     end: float
     score: float
     refined: bool
-    caption: str
+    caption: str | None
     exists: float | None = None
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_schemas import check
 
 from granalign_fast import cli
 from granalign_fast.miniatures import MODELS
@@ -132,6 +133,44 @@ def test_from_frames_alone_to_captions(
     # Without it, nothing is taken away.
     code, _, err = granalign("index", video, "--models", clip, "--out", "lib")
     assert (code, err) == (0, "")
+
+
+def test_a_library_without_captions_is_searched_by_frames(
+    granalign: Run, clip: Path, scenes: tuple[Path, str, tuple[float, float]], tmp_path: Path
+) -> None:
+    video, query, window = scenes
+    other = tmp_path / "other.mp4"
+    render_video(other, 40_011, seconds=(54.0, 60.0), frame_rate=5)
+    code, *_ = granalign("index", video, other, "--models", clip, "--out", "both")
+    assert code == 0
+    search = ("search", "both", query)
+    code, out, _ = granalign(*search, "--models", clip, "--json")
+    answer = json.loads(out)
+    check(answer, "search-library")
+    best = answer["moments"][0]
+    assert (code, best["vid"], best["caption"], answer["searched"]) == (0, "scenes", None, 2)
+    assert abs(best["start"] - window[0]) <= 2 and abs(best["end"] - window[1]) <= 2
+    code, out, _ = granalign(*search, "--models", clip)
+    assert code == 0 and "scenes" in out
+    code, _, err = granalign(*search)
+    assert code == 2 and "embedded by a model that is not given (clip " in err
+    code, _, err = granalign(*search, "--models", clip, "--preset", "tuned")
+    assert code == 2 and "got no video to search (2 without captions, for the preset visual)" in err
+
+    # The recall of the same search.
+    record = {
+        "qid": 1,
+        "query": query,
+        "vid": "scenes",
+        "duration": 58,
+        "relevant_windows": [window],
+    }
+    (tmp_path / "queries.jsonl").write_text(json.dumps(record) + "\n")
+    evaluation = ("evaluate", "corpus", "queries.jsonl", "--indexes", "both", "--models", clip)
+    code, out, err = granalign(
+        *evaluation, "--preset", "visual", "--dataset", "qvhighlights", "--json"
+    )
+    assert (code, json.loads(out)["moment-R@1,IoU=0.7"]) == (0, 100.0), err
 
 
 def test_indexes_and_models_that_lack_frames(granalign: Run, tmp_path: Path, minilm: Path) -> None:

@@ -50,10 +50,10 @@ def by_frames() -> Retriever:
 
 @pytest.mark.parametrize(
     ("query", "vid", "start", "end", "caption"),
-    [("a red car", "street", 20, 32, ""), ("two dogs run", "yard", 40, 52, "two dogs run")],
+    [("a red car", "street", 20, 32, None), ("two dogs run", "yard", 40, 52, "two dogs run")],
 )
 def test_frames_alone_find_video_and_moment(
-    folder: Path, query: str, vid: str, start: float, end: float, caption: str
+    folder: Path, query: str, vid: str, start: float, end: float, caption: str | None
 ) -> None:
     library = Library.open(folder, by_frames())
     first, *_, last = library.stages(query)

@@ -1,0 +1,57 @@
+"""What a search on the command line looks for, and the models that it uses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from granalign_fast.pipeline import ModelFolder, MomentRetriever
+    from granalign_fast.types import Rewrites
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchSettings:
+    """The options of `granalign search` that one video and a library share."""
+
+    source: Path
+    query: str | Rewrites
+    preset: str | None
+    """None for the one that suits the source."""
+    models: ModelFolder | None
+    encoder: str | None
+    precision: str | None
+    device: str
+    top: int
+    captions_only: bool
+
+    @property
+    def used(self) -> dict[str, tuple[str, str]]:
+        """The name and the hash of the models that search, by kind."""
+        if self.models is None:
+            return {}
+        left_out = ("vlm", "clip") if self.captions_only else ()
+        return {kind: one for kind, one in self.models.sources.items() if kind not in left_out}
+
+    def open_retriever(self, preset: str) -> MomentRetriever:
+        """Load the models that a preset uses."""
+        from granalign_fast.pipeline import open_retriever
+
+        return open_retriever(
+            preset,
+            models=self.models,
+            encoder=self.encoder,
+            precision=self.precision,
+            device=self.device,
+            top=self.top,
+            captions_only=self.captions_only,
+        )
+
+
+def check_preset(name: str | None) -> None:
+    """Raise for an unknown name of a preset, before any work."""
+    from granalign_fast.config import resolve_config
+
+    if name is not None:
+        resolve_config(name)
