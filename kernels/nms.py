@@ -93,28 +93,35 @@ def on_host(
         np.zeros(pairs, np.int32),
     )
     left = np.flatnonzero(scores > -np.inf)
-    owner = np.repeat(np.arange(pairs), np.diff(offsets))[left]
+    owner = np.repeat(np.arange(pairs), offsets[1:] - offsets[:-1])[left]
+    # Best first within a pair: so the best candidate of a pair is the first that is left of it.
+    left = left[np.lexsort((ends[left], starts[left], -scores[left], owner))]
     starts, ends, scores = starts[left], ends[left], scores[left]
     for rank in range(top):
         if not len(owner):
             break
         # Every round keeps the best candidate of each pair and drops what overlaps it.
-        first = np.flatnonzero(np.diff(owner, prepend=-1))
-        lengths = np.diff(first, append=len(owner))
-        tied = np.flatnonzero(scores == np.repeat(np.maximum.reduceat(scores, first), lengths))
-        tied = tied[np.lexsort((ends[tied], starts[tied], owner[tied]))]
-        best = tied[np.flatnonzero(np.diff(owner[tied], prepend=-1))]
+        best = _firsts(owner)
         row = owner[best]
         kept.starts[row, rank] = starts[best]
         kept.ends[row, rank] = ends[best]
         kept.scores[row, rank] = scores[best]
         kept.counts[row] = rank + 1
+        lengths = np.append(best[1:], len(owner)) - best
         best_start, best_end = np.repeat(starts[best], lengths), np.repeat(ends[best], lengths)
         inter = np.minimum(ends, best_end) - np.maximum(starts, best_start)
         union = (ends - starts) + (best_end - best_start) - inter
-        left = np.flatnonzero((inter <= 0) | (inter < threshold * union))
+        left = ((inter <= 0) | (inter < threshold * union)).nonzero()[0]
         owner, starts, ends, scores = owner[left], starts[left], ends[left], scores[left]
     return kept
+
+
+def _firsts(owner: Offsets) -> Offsets:
+    """Return the first position of each run of equal numbers."""
+    new = np.empty(len(owner), np.bool_)
+    new[:1] = True
+    np.not_equal(owner[1:], owner[:-1], out=new[1:])
+    return new.nonzero()[0]
 
 
 class OnDevice:

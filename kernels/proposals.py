@@ -208,7 +208,10 @@ class _Chunk:
         rules = self.rules
         threshold = np.where(edges > 0, edges * np.int32(ONE // BINS), np.int32(2 * ONE))
         high = np.flatnonzero(self.values >= np.repeat(threshold, self.lengths, axis=1))
-        fresh = np.flatnonzero(np.diff(places[high], prepend=-rules.gap - 2) > rules.gap + 1)
+        place, apart = places[high], np.empty(len(high), np.bool_)
+        apart[:1] = True
+        np.greater(place[1:] - place[:-1], rules.gap + 1, out=apart[1:])
+        fresh = apart.nonzero()[0]
         begin, end = high[fresh], high[np.append(fresh[1:] - 1, -1)[: len(fresh)]] + 1
         source, clip = np.divmod(begin, self.total)
         owner, length = self.owner[clip], end - begin

@@ -20,8 +20,10 @@ from granalign_fast.metrics import (
     intervals,
     score_distinct,
 )
+from granalign_fast.metrics.distinct import DISTINCT_RANKS
 from granalign_fast.metrics.records import check_ground_truth
 from granalign_fast.protocols import Rewriter
+from granalign_fast.search.all_candidates import distinct_of_many
 from granalign_fast.search.clock import Clock
 from granalign_fast.search.request import Request
 from granalign_fast.search.retriever import Retriever
@@ -131,8 +133,9 @@ def evaluate(
     predictions = [lines.get(query.qid) or _miss(query) for query in counted]
     metrics, figures = _score(annotations.dataset, predictions, truth)
     if truth:  # the list that people are shown, beside the one that the dataset scores
-        of_query = {query.qid: r for query, r in zip(answered, results, strict=False)}
-        shown = [of_query[q.qid].distinct() if q.qid in of_query else () for q in scored]
+        lists = distinct_of_many(results[: len(answered)], DISTINCT_RANKS[-1])
+        of_query = {query.qid: moments for query, moments in zip(answered, lists, strict=True)}
+        shown = [of_query.get(query.qid, ()) for query in scored]
         figures = {**figures, **distinct_of_each(shown, truth)}
         metrics.get("brief", metrics).update(score_distinct(shown, truth))
     if len(asked) > len(answered):

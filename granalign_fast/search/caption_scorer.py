@@ -112,6 +112,13 @@ class CaptionScorer:
     ) -> tuple[list[Rewrites], KeyFrames]:
         """Rewrite plain queries, and concurrently choose and prefill the key frames."""
         plain = plain_queries(requests)
+        if self.captioner is None:  # there are no key frames, and a thread would cost a millisecond
+            queries = rewrite_requests(requests, self.rewriter)
+            if plain:
+                clock.lap("rewrite")
+            else:
+                clock.restart()
+            return queries, [[] for _ in requests]
         # Key frames depend on the query's own text alone, so they need not wait for its rewrites.
         with ThreadPoolExecutor(1) as pool:
             chosen = pool.submit(self._key_frames, requests, clock)

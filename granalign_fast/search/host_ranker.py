@@ -133,7 +133,8 @@ def cut_moments(
     """
     candidates = proposals(curves.variants, curves.fused, curves.offsets, rules=config.proposals)
     clock.lap("proposals")
-    top = max(1, len(candidates.starts)) if every else config.top
+    most = (candidates.offsets[1:] - candidates.offsets[:-1]).max(initial=1)
+    top = int(most) if every else config.top
     ranked = nms(*candidates, threshold=config.nms_threshold, top=top)
     clock.lap("nms")
     return ranked

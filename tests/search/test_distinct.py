@@ -23,6 +23,7 @@ from granalign_fast import (
 )
 from granalign_fast.config import RetrieverConfig, preset
 from granalign_fast.index.records import FrameTable
+from granalign_fast.search.all_candidates import distinct_of_many
 from granalign_fast.types import FrameSet, distinct_moments
 
 QUERY = Rewrites("walk", ("walk on", "walk off"), ("walk up",))
@@ -173,3 +174,20 @@ def test_without_a_judge_nothing_is_claimed() -> None:
 def test_a_threshold_is_a_probability(value: float) -> None:
     with pytest.raises(GranAlignError, match=r"exists_threshold: got .*, expected a probability"):
         RetrieverConfig(exists_threshold=value)
+
+
+@pytest.mark.parametrize("batch", [2, 256])
+def test_many_results_have_the_lists_of_each(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
+    """Videos of different lengths, other numbers of curves, recognition, and a bare result."""
+    monkeypatch.setattr("granalign_fast.search.all_candidates._BATCH", batch)
+    retriever = MomentRetriever(BagOfWords(), replace(preset("tuned"), top=2))
+    recognition = MomentRetriever(BagOfWords(), "recognition", captioner=Recogniser())
+    videos = [walk(40 + 9 * seed, seed) for seed in range(6)]
+    results = [retriever.search(video, QUERY) for video in videos]
+    results += [retriever.search(video, "walk") for video in videos[:2]]
+    results += [recognition.search(video, "walk") for video in videos[:2]]
+    results.append(replace(results[0], rank_all=None))
+    lists = distinct_of_many(results, 5)
+    assert lists == [result.distinct(5) for result in results]
+    assert any(len(moments) > 2 for moments in lists)
+    assert distinct_of_many([], 5) == []
