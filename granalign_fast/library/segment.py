@@ -170,7 +170,7 @@ class Segment:
         Raises:
             GranAlignError: the table of clips is damaged.
         """
-        captions: list[str] = self._read_table(self._clips, CLIPS, ["caption"])["caption"]
+        captions: list[str | None] = self._read_table(self._clips, CLIPS, ["caption"])["caption"]
         return captions
 
     def _read_table(
