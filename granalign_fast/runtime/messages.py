@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from granalign_fast.parsing.json_values import parse_json
+
 _LENGTH = 8
 """Bytes that state the length of a message, and of its JSON."""
 _BUFFER = "$buffer"
@@ -77,7 +79,7 @@ def decode(message: bytes | bytearray) -> Any:
     view = memoryview(message)
     end = _LENGTH + int.from_bytes(view[:_LENGTH], "little")
     try:
-        plain = json.loads(bytes(view[_LENGTH:end]))
+        plain = parse_json(bytes(view[_LENGTH:end]))
         return _restored(plain, _Buffers(view[end:]))
     # A wrong shape, length or type of number raises one of these.
     except (ValueError, TypeError, RecursionError, OverflowError) as error:
