@@ -38,6 +38,14 @@ def _without_skips(report: Any) -> Any:
     return report
 
 
+@pytest.fixture(scope="session", autouse=True)
+def settings_folder(tmp_path_factory: pytest.TempPathFactory) -> Generator[None, None, None]:
+    """Keys of a test run lie in a folder of its own, and not in the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of benchmark data: ``GRANALIGN_SHARED_DATA``, or ``../shared/data``."""

@@ -75,7 +75,7 @@ class Engine:
     outputs: tuple[str, ...]
 
     def __init__(self, path: Path, folder: Path, *, device: int = 0) -> None:
-        self.path, self._folder = path, folder
+        self.path = path
         self.stamp = EngineStamp.read(path)
         self._trt, self._cupy = libraries()
         self.stamp.check(path, folder, Machine.current(device))
@@ -96,7 +96,7 @@ class Engine:
         """Load the engine, read its tensors' names and types, and allocate scratch memory."""
         self._log.errors.clear()
         self._runtime = self._trt.Runtime(self._log)
-        plan = read_file(self.path, MOST_ENGINE_BYTES, inside=self._folder)
+        plan = read_file(self.path, MOST_ENGINE_BYTES, inside=self.path.parent)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise GranAlignError(

@@ -12,13 +12,14 @@ from pathlib import Path
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import read_json, replacing, sha256_of
 
+from .engine_mark import is_own_mark, make_mark
 from .shapes import Bounds, Profile
 from .tensorrt_library import Machine
 
 ENGINE_FOLDER = "tensorrt"
 """Subfolder of an exported folder that holds its engines."""
 
-ENGINE_FORMAT = 1
+ENGINE_FORMAT = 2
 """Version of the format. It is raised whenever older engines have to be built again."""
 
 
@@ -31,9 +32,9 @@ def engine_path(graph: Path) -> Path:
 class EngineStamp:
     """The contents of ``<engine>.json``.
 
-    An engine is a TensorRT plan, which is machine code. It is therefore only opened if its stamp
-    fits the plan, the graph that it replaces, and this machine. The hashes guard against damage and
-    mix-ups, not against malice: whoever can change the engine can change the stamp.
+    An engine is a TensorRT plan, which is machine code. It is therefore only opened if this user
+    built it, and its stamp fits the plan, the graph that it replaces and this machine. The hashes
+    guard against damage and mix-ups, and the mark against engines that somebody else made.
 
     Attributes:
         format_version: `ENGINE_FORMAT`.
@@ -45,6 +46,7 @@ class EngineStamp:
         flags: names of the flags of the builder and of the network.
         profiles: bounds of every input, one profile for each batch size, ascending.
         validation: figures of the comparison with the graph on ONNX Runtime's CPU, by name.
+        mark: of all other fields, by this user's key; `write` sets it.
     """
 
     format_version: int = ENGINE_FORMAT
@@ -55,11 +57,23 @@ class EngineStamp:
     flags: list[str]
     profiles: list[Profile]
     validation: dict[str, float]
+    mark: str = ""
 
     def write(self, engine: Path) -> None:
-        """Write the stamp of an engine; the file appears whole or not at all."""
+        """Write the stamp of an engine, with its mark; the file appears whole or not at all.
+
+        Raises:
+            GranAlignError: the stamp or this user's key cannot be written.
+        """
+        record = asdict(self) | {"mark": make_mark(self._content())}
         with replacing(_stamp_path(engine)) as file:
-            file.write((json.dumps(asdict(self), indent=2) + "\n").encode())
+            file.write((json.dumps(record, indent=2) + "\n").encode())
+
+    def _content(self) -> bytes:
+        """Return what the mark stands for: all fields but itself."""
+        record = asdict(self)
+        del record["mark"]
+        return json.dumps(record, sort_keys=True).encode()
 
     @classmethod
     def read(cls, engine: Path) -> EngineStamp:
@@ -98,8 +112,14 @@ class EngineStamp:
         """Check that the stamp fits the engine, the graph in `folder`, and `machine`.
 
         Raises:
-            GranAlignError: something differs; the message lists all differences.
+            GranAlignError: this user has not built the engine, or something differs; the message
+                lists all differences.
         """
+        if not is_own_mark(str(self.mark), self._content()):
+            raise GranAlignError(
+                f"{engine}: got an engine that somebody else built, expected one of this user; "
+                f"{_remedy(engine)}"
+            )
         wrong = [f"an engine of {text}" for text in machine.differences(self.machine)]
         for path, expected in [(engine, self.engine_sha256)] + [
             (folder / name, digest) for name, digest in self.sources.items()
