@@ -23,6 +23,8 @@ from .reading import open_file
 
 Record = dict[str, Any]
 
+_PIECE = 1 << 20
+"""Bytes of a file that are read at once: 1 MiB."""
 _BUFFER = 1 << 16
 """Bytes that are read at once: 64 KiB, because lines may be long."""
 
@@ -86,14 +88,18 @@ def read_bytes(path: str | os.PathLike[str]) -> tuple[bytes, int]:
     try:
         with _open(path) as file:
             memory = _memory(path)
-            # The text is in memory twice, as bytes and as characters.
+            # The text is in memory twice, in pieces and whole, or as bytes and as characters.
             most = min(memory // 2, MOST_DOCUMENT_BYTES)
-            content = file.read(most + 1)
+            # In pieces: to read with a limit takes the memory of the limit at once.
+            parts = []
+            while most >= 0 and (part := file.read(_PIECE)):
+                parts.append(part)
+                most -= len(part)
     except _READ_ERRORS as error:
         raise _unreadable(path, error, str(path)) from None
-    if len(content) > most:
+    if most < 0:
         raise _too_much(path, str(path))
-    return content, memory
+    return b"".join(parts), memory
 
 
 def _is_blank(line: bytes) -> bool:

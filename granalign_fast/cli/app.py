@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import traceback
 import warnings
 from typing import Annotated
 
 import typer
 
-from granalign_fast.errors import GranAlignError
+from granalign_fast.errors import GranAlignError, one_line
 from granalign_fast.output.visible import visible
 
 from .bench import bench
@@ -24,6 +26,8 @@ from .library import library_app
 from .models import models_app
 from .search import search
 from .verbosity import logging_to_stderr, with_verbosity, write_warning
+
+_log = logging.getLogger(__name__)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -74,13 +78,17 @@ def start(
 
 
 def main() -> None:
-    """Run the command line; an error that a user can cause is one line, and the exit code 2."""
+    """Run the command line; an error is one line, and the exit code 2."""
     try:
         with warnings.catch_warnings(), logging_to_stderr():
             warnings.showwarning = write_warning
             # matplotlib warns of every character that its font lacks, and draws a box instead.
             warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")
-            app()
+            try:
+                app()
+            except BaseException as error:
+                _log_frames(error)
+                raise
     except GranAlignError as error:
         _fail(str(error))
     except BrokenPipeError:
@@ -89,6 +97,23 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         _fail(f"{error.filename or 'file system'}: {error.strerror or error}")
+    except MemoryError:
+        _fail("got too little memory; search fewer videos at once, or take smaller models")
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of a library in Rust is no Exception
+        _fail(
+            f"got {type(error).__name__} ({one_line(error)}), which is a mistake of granalign or "
+            f"of a library; run it again with -vv to see where, and report it"
+        )
+
+
+def _log_frames(error: BaseException) -> None:
+    """Log where an error comes from, a line for each call; only `-vv` shows it."""
+    if isinstance(error, SystemExit) or not _log.isEnabledFor(logging.DEBUG):
+        return
+    for frame in traceback.extract_tb(error.__traceback__):
+        _log.debug("%s:%s in %s", frame.filename, frame.lineno, frame.name)
 
 
 def _fail(message: str) -> None:

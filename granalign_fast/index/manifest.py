@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from granalign_fast.errors import GranAlignError, one_line
+from granalign_fast.errors import GranAlignError, one_line, short_repr
 from granalign_fast.files import escape_undecodable, replacing
 from granalign_fast.parsing.json_values import parse_json
-from granalign_fast.parsing.limits import MOST_JSON_BYTES
+from granalign_fast.parsing.limits import MOST_JSON_BYTES, MOST_NAME
 from granalign_fast.reading import read_file
 
 from .records import VideoSource
@@ -85,15 +85,17 @@ class IndexManifest:
         """
         path, record = folder / MANIFEST, read_manifest_record(folder)
         version = record.get("format_version")
-        if isinstance(version, bool) or version != FORMAT_VERSION:
+        if type(version) is not int or version != FORMAT_VERSION:
             raise GranAlignError(
-                f"{path}: got format version {version!r}, expected {FORMAT_VERSION}; {REINDEX}"
+                f"{path}: got format version {short_repr(version)}, expected {FORMAT_VERSION}; "
+                f"{REINDEX}"
             )
         names = {field.name for field in dataclasses.fields(cls)}
         record = {"captions": True} | record
         if set(record) != names:
             raise GranAlignError(
-                f"{path}: keys {sorted(set(record) ^ names)} are missing or unknown; {REINDEX}"
+                f"{path}: keys {short_repr(sorted(set(record) ^ names))} are missing or unknown; "
+                f"{REINDEX}"
             )
         try:
             return cls(**record | {"source": _read_source(record["source"])})._checked()
@@ -103,22 +105,35 @@ class IndexManifest:
     def _checked(self) -> IndexManifest:
         """Return the manifest, or raise if a field is wrong that no record class checks."""
         if isinstance(self.clips, bool) or not isinstance(self.clips, int) or self.clips < 1:
-            raise GranAlignError(f"got clips {self.clips!r}, expected an integer from 1")
+            raise GranAlignError(f"got clips {short_repr(self.clips)}, expected an integer from 1")
         if not isinstance(self.captions, bool):
-            raise GranAlignError(f"got captions {self.captions!r}, expected true or false")
+            raise GranAlignError(
+                f"got captions {short_repr(self.captions)}, expected true or false"
+            )
         for name, texts in (("models", self.models), ("files", self.files)):
-            if not isinstance(texts, dict) or not all(isinstance(t, str) for t in texts.values()):
-                raise GranAlignError(f"got {name} {texts!r}, expected an object of strings")
+            if not isinstance(texts, dict) or not all(
+                isinstance(text, str) and len(text) <= MOST_NAME for text in texts.values()
+            ):
+                raise GranAlignError(
+                    f"got {name} {short_repr(texts)}, expected an object of short strings"
+                )
         if self.clock != CLOCK:
-            raise GranAlignError(f"got clock {self.clock!r}, expected {CLOCK!r}")
-        if not isinstance(self.missing, list) or not all(
-            isinstance(stretch, list) and all(type(edge) in (int, float) for edge in stretch)
-            for stretch in self.missing
-        ):
-            raise GranAlignError(f"got missing {self.missing!r}, expected pairs of seconds")
+            raise GranAlignError(f"got clock {short_repr(self.clock)}, expected {CLOCK!r}")
+        if not isinstance(self.missing, list) or not all(map(_is_stretch, self.missing)):
+            raise GranAlignError(
+                f"got missing {short_repr(self.missing)}, expected pairs of seconds"
+            )
         if set(self.files) != {CLIPS, EMBEDDINGS}:
-            raise GranAlignError(f"got files {sorted(self.files)}, expected {CLIPS}, {EMBEDDINGS}")
+            raise GranAlignError(
+                f"got files {short_repr(sorted(self.files))}, expected {CLIPS}, {EMBEDDINGS}"
+            )
         return self
+
+
+def _is_stretch(value: object) -> bool:
+    return isinstance(value, list) and all(
+        type(edge) in (int, float) and 0 <= edge <= 1e9 for edge in value
+    )
 
 
 def read_manifest_record(folder: Path) -> dict[str, Any]:
@@ -139,7 +154,7 @@ def read_manifest_record(folder: Path) -> dict[str, Any]:
         raise GranAlignError(f"{path}: not JSON ({one_line(error)}); {REINDEX}") from None
     kind = record.get("kind") if isinstance(record, dict) else None
     if kind != KIND:
-        raise GranAlignError(f"{path}: got kind {kind!r}, expected {KIND!r}; {_REMEDY}")
+        raise GranAlignError(f"{path}: got kind {short_repr(kind)}, expected {KIND!r}; {_REMEDY}")
     return dict(record)
 
 
@@ -173,7 +188,9 @@ def _read_source(record: Any) -> VideoSource | None:
         return None
     keys = {"name", "path", "bytes", "sha256"}
     if not isinstance(record, dict) or set(record) - {"encoding"} != keys:
-        raise GranAlignError(f"got source {record!r}, expected name, path, bytes and sha256")
+        raise GranAlignError(
+            f"got source {short_repr(record)}, expected name, path, bytes and sha256"
+        )
     return VideoSource(read_path(record), record["bytes"], record["sha256"])
 
 
@@ -185,9 +202,9 @@ def read_path(record: Mapping[str, Any]) -> Path:
     """
     path = record["path"]
     if not isinstance(path, str):
-        raise GranAlignError(f"source: got path {path!r}, expected a string")
+        raise GranAlignError(f"source: got path {short_repr(path)}, expected a string")
     if (encoding := record.get("encoding", _PERCENT)) != _PERCENT:
-        raise GranAlignError(f"source: got encoding {encoding!r}, expected {_PERCENT!r}")
+        raise GranAlignError(f"source: got encoding {short_repr(encoding)}, expected {_PERCENT!r}")
     return Path(os.fsdecode(unquote_to_bytes(path)) if "encoding" in record else path)
 
 

@@ -12,8 +12,15 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.errors import GranAlignError
+from granalign_fast.errors import GranAlignError, short_repr
 from granalign_fast.files import known_sha256
+from granalign_fast.parsing.limits import (
+    LEAST_CLIP_SECONDS,
+    MOST_CAPTION,
+    MOST_CLIP_SECONDS,
+    MOST_CLIPS,
+    MOST_NAME,
+)
 
 CLIP_SECONDS = 2.0
 """Length of a clip in seconds: QVHighlights annotates clips of two seconds."""
@@ -46,17 +53,24 @@ class CaptionedVideo:
         _check_vid(self.vid)
         if not isinstance(self.captions, list | tuple):
             raise GranAlignError(
-                f"captions of {self.vid!r}: got {self.captions!r}, expected a list of texts"
+                f"captions of {self.vid!r}: got {short_repr(self.captions)}, expected a list of "
+                f"texts"
             )
         object.__setattr__(self, "captions", tuple(self.captions))
         if not self.captions:
             raise GranAlignError(
                 f"captions of {self.vid!r}: got none, expected a text for each clip"
             )
+        _check_clips(self.vid, len(self.captions))
         for clip, caption in enumerate(self.captions):
             if not isinstance(caption, str):
                 raise GranAlignError(
-                    f"caption {clip} of {self.vid!r}: got {caption!r}, expected a text"
+                    f"caption {clip} of {self.vid!r}: got {short_repr(caption)}, expected a text"
+                )
+            if len(caption) > MOST_CAPTION:
+                raise GranAlignError(
+                    f"caption {clip} of {self.vid!r}: got {len(caption):,} characters, expected at "
+                    f"most {MOST_CAPTION:,}; shorten it"
                 )
         _check_length(self, "captions", "drop the later captions")
 
@@ -86,7 +100,7 @@ class CaptionedVideo:
         captions = record["captions"]
         if not isinstance(captions, list):
             raise GranAlignError(
-                f"{location}: captions: got {captions!r}, expected a list of texts"
+                f"{location}: captions: got {short_repr(captions)}, expected a list of texts"
             )
         try:
             return cls(
@@ -120,8 +134,9 @@ class UncaptionedVideo:
         _check_vid(self.vid)
         if isinstance(self.clips, bool) or not isinstance(self.clips, int) or self.clips < 1:
             raise GranAlignError(
-                f"clips of {self.vid!r}: got {self.clips!r}, expected an integer from 1"
+                f"clips of {self.vid!r}: got {short_repr(self.clips)}, expected an integer from 1"
             )
+        _check_clips(self.vid, self.clips)
         _check_length(self, "clips", "drop the later clips")
 
     def seconds(self, clip: int) -> float:
@@ -138,7 +153,19 @@ IndexedVideo = CaptionedVideo | UncaptionedVideo
 
 def _check_vid(vid: object) -> None:
     if not isinstance(vid, str):
-        raise GranAlignError(f"vid: got {vid!r}, expected a string")
+        raise GranAlignError(f"vid: got {short_repr(vid)}, expected a string")
+    if len(vid) > MOST_NAME:
+        raise GranAlignError(
+            f"vid: got {len(vid):,} characters, expected at most {MOST_NAME:,}; shorten it"
+        )
+
+
+def _check_clips(vid: str, clips: int) -> None:
+    """Raise if a video has more clips than an index may have."""
+    if clips > MOST_CLIPS:
+        raise GranAlignError(
+            f"clips of {vid!r}: got {clips:,}, expected at most {MOST_CLIPS:,}; take longer clips"
+        )
 
 
 def _check_length(video: IndexedVideo, what: str, remedy: str) -> None:
@@ -149,13 +176,18 @@ def _check_length(video: IndexedVideo, what: str, remedy: str) -> None:
         what: the name of the field that gives the number of clips.
         remedy: what to do if there are too many.
     """
-    for name in ("clip_seconds", "duration"):
+    for name, least, most in (
+        ("clip_seconds", LEAST_CLIP_SECONDS, MOST_CLIP_SECONDS),
+        ("duration", 0.0, 1e9),
+    ):
         value = getattr(video, name)
         if value is None and name == "duration":
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 0 < value <= most or value < least:
             raise GranAlignError(
-                f"{name} of {video.vid!r}: got {value!r}, expected seconds above 0"
+                f"{name} of {video.vid!r}: got {short_repr(value)}, expected seconds "
+                f"{f'from {least:g}' if least else 'above 0'} to {most:g}"
             )
     last = (video.clips - 1) * video.clip_seconds
     if video.duration is not None and last >= video.duration:
@@ -197,9 +229,13 @@ class VideoSource:
         if not isinstance(self.path, Path) or not self.path.is_absolute():
             raise GranAlignError(f"source: got path {str(self.path)!r}, expected an absolute one")
         if isinstance(self.bytes, bool) or not isinstance(self.bytes, int) or self.bytes < 0:
-            raise GranAlignError(f"source: got {self.bytes!r} bytes, expected an integer from 0")
+            raise GranAlignError(
+                f"source: got {short_repr(self.bytes)} bytes, expected an integer from 0"
+            )
         if not isinstance(self.sha256, str) or not _SHA256.fullmatch(self.sha256):
-            raise GranAlignError(f"source: got SHA-256 {self.sha256!r}, expected 64 hex digits")
+            raise GranAlignError(
+                f"source: got SHA-256 {short_repr(self.sha256)}, expected 64 hex digits"
+            )
 
     def check(self, path: Path | None = None) -> Path:
         """Return the path of the file if its content is the one that was indexed.

@@ -17,6 +17,7 @@ from granalign_fast.datasets.recognition import check_vids
 from granalign_fast.datasets.records import MAX_OVERSHOOT_SECONDS
 from granalign_fast.errors import GranAlignError
 from granalign_fast.jsonl import Record
+from granalign_fast.parsing.limits import MOST_WINDOWS
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ ANNOTATORS = 3
 
 _LONGEST = 1e9
 """Seconds that no video reaches; a longer duration has another unit."""
+_WINDOW_KEYS = ("relevant_windows", "pred_relevant_windows")
 _SALIENCY_KEYS = ("relevant_clip_ids", "saliency_scores")
 _PREDICTION_KEYS = ("pred_relevant_windows", "pred_saliency_scores")
 _RATINGS = frozenset(range(5))
@@ -284,6 +286,11 @@ def _check_list(location: str, record: Record, key: str) -> Sequence[Any]:
     value = record[key]
     if not isinstance(value, list | tuple):
         raise GranAlignError(f"{location}: {key} is {_show(value)}; expected a list")
+    if key in _WINDOW_KEYS and len(value) > MOST_WINDOWS:
+        raise GranAlignError(
+            f"{location}: {key} has {len(value):,} windows; expected at most {MOST_WINDOWS:,}: "
+            f"keep the best ones"
+        )
     return value
 
 

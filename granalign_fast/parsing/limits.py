@@ -12,8 +12,14 @@ MOST_STREAMS = 256
 decoder for each."""
 MOST_CLIPS = 500_000
 """Clips of a video: 11 days of 2 s. A file of 100 KB can announce a year of still pictures."""
-MOST_CLIP_SECONDS = 1e6
-"""Seconds of a clip: 11 days, as `MOST_CLIPS` clips of 2 s. Longer ones only hide an error."""
+LEAST_CLIP_SECONDS, MOST_CLIP_SECONDS = 0.01, 3600.0
+"""Seconds of a clip: two frames of a camera for slow motion, and an hour. Arrays are as long as the
+quotient of two lengths."""
+MOST_WINDOWS = 1_000
+"""Windows of a query, annotated or predicted. QVHighlights scores ten; all queries' windows lie in
+one array, so one long list would lengthen all."""
+MOST_NAME = 4_096
+"""Characters of a video's id, of a name or of a fingerprint: the longest path of a file."""
 MOST_CHARACTERS = 4_000
 """Characters of a query or a rewrite: some 1,000 tokens, twice what any sentence encoder reads."""
 MOST_TEXTS = 64

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError, one_line
-from granalign_fast.parsing.limits import MOST_CLIPS, MOST_PIXELS
+from granalign_fast.parsing.limits import MOST_CLIPS, MOST_PIXELS, MOST_STREAMS
 from granalign_fast.reading import open_file
 
 from .demuxers import FORMAT_WHITELIST
@@ -152,6 +152,7 @@ def open_video(path: str | os.PathLike[str], *, threads: int | None = None) -> I
             container_options={
                 "protocol_whitelist": "file",
                 "format_whitelist": FORMAT_WHITELIST,
+                "max_streams": str(MOST_STREAMS + 1),
             },
             **_tolerate_bad_metadata(av.__version__),
         )
@@ -164,6 +165,11 @@ def open_video(path: str | os.PathLike[str], *, threads: int | None = None) -> I
             f"expected a whole file such as MP4, Matroska or MPEG-TS"
         ) from None
     with container:
+        if len(container.streams) > MOST_STREAMS:
+            raise GranAlignError(
+                f"{path}: got more than {MOST_STREAMS} streams, expected at most so many; remux "
+                f"the video alone"
+            )
         stream = _video_stream(path, container)
         stream.thread_type = "AUTO"
         stream.thread_count = threads or 0

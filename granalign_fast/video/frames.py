@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from granalign_fast.errors import GranAlignError, one_line
+from granalign_fast.errors import GranAlignError, one_line, short_repr
+from granalign_fast.parsing.limits import LEAST_CLIP_SECONDS, MOST_CLIP_SECONDS
 from granalign_fast.types import Image
 
 from .container import (
@@ -184,10 +185,14 @@ def _find_end_by_seeking(video: Video, clip_seconds: Fraction) -> int | None:
 
 
 def check_clip_seconds(clip_seconds: float) -> None:
-    """Raise unless the length of a clip is a number of seconds from 0.01 to 3600."""
-    if not (isinstance(clip_seconds, int | float) and 0.01 <= clip_seconds <= 3600):
+    """Raise unless the length of a clip is a number of seconds within the limits."""
+    within = isinstance(clip_seconds, int | float) and (
+        LEAST_CLIP_SECONDS <= clip_seconds <= MOST_CLIP_SECONDS
+    )
+    if not within:
         raise GranAlignError(
-            f"clip_seconds: got {clip_seconds!r}, expected seconds from 0.01 to 3600"
+            f"clip_seconds: got {short_repr(clip_seconds)}, expected seconds from "
+            f"{LEAST_CLIP_SECONDS:g} to {MOST_CLIP_SECONDS:g}"
         )
 
 
