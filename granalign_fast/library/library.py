@@ -6,12 +6,14 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal, overload
 
 import numpy as np
 
 from granalign_fast.errors import GranAlignError, short_repr
 from granalign_fast.index import VideoIndex
 from granalign_fast.search.clock import Clock
+from granalign_fast.search.isolation import search_each
 from granalign_fast.search.retriever import Retriever
 from granalign_fast.types import Rewrites
 
@@ -142,6 +144,7 @@ class Library:
             pass
         return refinement.answer(self._load)
 
+    @overload
     def search_many(
         self,
         queries: Sequence[str | Rewrites],
@@ -149,19 +152,46 @@ class Library:
         top: int = 10,
         refine: int = 20,
         filters: Filters | None = None,
-    ) -> list[LibraryResult]:
+        return_errors: Literal[False] = False,
+    ) -> list[LibraryResult]: ...
+
+    @overload
+    def search_many(
+        self,
+        queries: Sequence[str | Rewrites],
+        *,
+        top: int = 10,
+        refine: int = 20,
+        filters: Filters | None = None,
+        return_errors: Literal[True],
+    ) -> list[LibraryResult | GranAlignError]: ...
+
+    def search_many(
+        self,
+        queries: Sequence[str | Rewrites],
+        *,
+        top: int = 10,
+        refine: int = 20,
+        filters: Filters | None = None,
+        return_errors: bool = False,
+    ) -> list[LibraryResult] | list[LibraryResult | GranAlignError]:
         """Return the moments for each query; the queries share a pass over the clips.
 
-        Arguments and errors are those of `search`.
+        Arguments and errors are those of `search`. With `return_errors`, a query that fails, such
+        as one that is too long for a model, has its error in the place of its result.
         """
         if isinstance(queries, str | Rewrites):
             raise GranAlignError("queries: got one query, expected a list; put it into a list")
-        results = []
-        for begin in range(0, len(queries), _QUERIES):
-            some = self._first_stage(queries[begin : begin + _QUERIES], top, refine, filters)
-            refine_together(some, self.retriever, self._load)
-            results += [one.answer(self._load) for one in some]
-        return results
+
+        def search(some: Sequence[str | Rewrites]) -> list[LibraryResult]:
+            found = self._first_stage(some, top, refine, filters)
+            refine_together(found, self.retriever, self._load)
+            return [one.answer(self._load) for one in found]
+
+        rounds = [queries[begin : begin + _QUERIES] for begin in range(0, len(queries), _QUERIES)]
+        if return_errors:
+            return [one for some in rounds for one in search_each(some, search)]
+        return [one for some in rounds for one in search(some)]
 
     def stages(
         self,

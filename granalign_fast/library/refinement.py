@@ -123,15 +123,9 @@ def _search(pairs: Sequence[tuple[Refinement, int]], retriever: Retriever, load:
             requests.append((one, number, Request(load(video), one.first.query)))
         except GranAlignError as error:
             one.errors[video.vid] = str(error)
-    try:
-        found = retriever.search_many([request for *_, request in requests])
-    except GranAlignError as error:
-        if len(requests) > 1:
-            for one, number, _ in requests:
-                _search([(one, number)], retriever, load)
-            return
-        for one, number, _ in requests:
-            one.errors[one.hits[number].video.vid] = str(error)
-        return
+    found = retriever.search_many([request for *_, request in requests], return_errors=True)
     for (one, number, request), result in zip(requests, found, strict=True):
-        one.add(number, request.index, result)
+        if isinstance(result, GranAlignError):
+            one.errors[one.hits[number].video.vid] = str(result)
+        else:
+            one.add(number, request.index, result)

@@ -27,6 +27,7 @@ from .clock import Clock, Span
 from .device_ranker import DeviceRanker
 from .frame_scorer import FrameScorer
 from .host_ranker import HostRanker
+from .isolation import search_each
 from .ranker import Ranker
 from .recognition_scorer import RecognitionScorer
 from .request import Request, check_requests
@@ -227,21 +228,8 @@ class Retriever:
             return []
         clock = Clock({} if seconds is None else seconds, spans)
         if return_errors:
-            return self._search_each(requests, clock)
+            return search_each(requests, lambda some: self._scorer.score(some, clock))
         return self._scorer.score(requests, clock)
-
-    def _search_each(
-        self, requests: Sequence[Request], clock: Clock
-    ) -> list[SearchResult | GranAlignError]:
-        """Search requests together; if one fails, search each half by itself."""
-        try:
-            return [*self._scorer.score(requests, clock)]
-        except GranAlignError as error:
-            if len(requests) == 1:
-                return [error]
-        middle = len(requests) // 2
-        parts = requests[:middle], requests[middle:]
-        return [one for part in parts for one in self._search_each(part, clock)]
 
 
 def _check_model(name: str, model: object, method: str, example: str) -> None:
