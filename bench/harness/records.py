@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import read_json, replacing
+from granalign_fast.output.visible import visible
 
 from .timing import Samples
 
@@ -184,7 +185,7 @@ class Report:
         Raises:
             GranAlignError: the file is missing, not a report, or has another format version.
         """
-        record = read_json(Path(path))
+        record = _visible(read_json(Path(path)))
         got = record.get("format_version") if isinstance(record, dict) else None
         if got != FORMAT_VERSION:
             raise GranAlignError(
@@ -358,3 +359,12 @@ def ratios_to_ours(members: list[Record]) -> Mapping[str, float]:
     if ours is None or not ours.each:
         return {}
     return {record.runner: record.each / ours.each for record in members}
+
+
+def _visible(value: Any) -> Any:
+    """Return a JSON value whose texts can be shown; somebody else may have made the report."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, dict):
+        return {visible(key): _visible(inner) for key, inner in value.items()}
+    return [_visible(inner) for inner in value] if isinstance(value, list) else value

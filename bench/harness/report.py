@@ -126,7 +126,7 @@ def print_report(report: Report) -> None:
     for line in machine_lines(report):
         console.print(escape(line))
     for name, suite_run in report.suites.items():
-        title = f"{name}: {_suite_line(report, name)}"
+        title = f"{escape(name)}: {_suite_line(report, name)}"
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for column in _COLUMNS:
             justify: Any = "left" if column in ("task", "who") else "right"
@@ -136,11 +136,11 @@ def print_report(report: Report) -> None:
         if table.rows:
             console.print(table)
         elif not suite_run.failure:
-            console.print(f"{name}: nothing was measured")
+            console.print(f"{escape(name)}: nothing was measured")
         for note in suite_run.notes:
             console.print(f"  {escape(note)}")
         if suite_run.failure:
-            console.print(f"  [red]{name} failed: {escape(suite_run.failure)}[/]")
+            console.print(f"  [red]{escape(name)} failed: {escape(suite_run.failure)}[/]")
     console.print("* other software, in the same run")
     for peer, remedy in report.absent.items():
         console.print(f"  not installed: {escape(peer)}; {escape(remedy)}")
@@ -234,20 +234,22 @@ def markdown(report: Report, plots: Sequence[str] = ()) -> list[str]:
         "limit: the share of the machine's best measured rate that a stage reaches, and whether",
         "bytes or operations set that limit.",
         "",
-        *(f"- {line}" for line in machine_lines(report)),
+        *(f"- {_without_tags(line)}" for line in machine_lines(report)),
     ]
     for picture in plots:
         lines += ["", f"![{Path(picture).stem.replace('-', ' ')}]({picture})"]
     for name, suite_run in report.suites.items():
-        lines += ["", f"## {name}", "", f"{_suite_line(report, name)}.", ""]
+        lines += ["", f"## {_without_tags(name)}", "", f"{_suite_line(report, name)}.", ""]
         table = list(rows(report, name))
         if table:
             lines += _table(_COLUMNS, table)
         lines += [
-            line for note in suite_run.notes for line in ("", f"{note[0].upper()}{note[1:]}.")
+            line
+            for note in map(_without_tags, suite_run.notes)
+            for line in ("", f"{note[:1].upper()}{note[1:]}.")
         ]
         if suite_run.failure:
-            lines += ["", f"**Failed:** {suite_run.failure}"]
+            lines += ["", f"**Failed:** {_without_tags(suite_run.failure)}"]
     if report.absent:
         absent = (f"{peer} (`{remedy}`)" for peer, remedy in report.absent.items())
         lines += ["", "## Peers that were not installed", "", ", ".join(absent) + "."]
@@ -265,8 +267,16 @@ def markdown(report: Report, plots: Sequence[str] = ()) -> list[str]:
     return lines
 
 
+def _without_tags(text: str) -> str:
+    """Return a text for Markdown in which no tag of HTML begins."""
+    return text.replace("<", "&lt;")
+
+
 def _table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
-    cells = [[cell.replace("|", "\\|").replace("*", "\\*") for cell in line] for line in lines]
+    cells = [
+        [_without_tags(cell).replace("|", "\\|").replace("*", "\\*") for cell in line]
+        for line in lines
+    ]
     return [
         f"| {' | '.join(columns)} |",
         f"|{'---|' * len(columns)}",

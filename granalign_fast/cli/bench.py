@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from granalign_fast.bench.suites import SUITES
+from granalign_fast.output.visible import visible
 
 from .options import Device, Models, Preset, check_extra, check_target
 from .progress import Throttle
@@ -105,7 +106,7 @@ def bench(
         changes = compare(earlier, report)
         print_changes(changes)
         if differs := other_machine(earlier, report):
-            typer.echo(f"{base} was measured on another machine: {differs}", err=True)
+            typer.echo(visible(f"{base} was measured on another machine: {differs}"), err=True)
         slower = any(change.regression for change in changes)
     if report.failures or slower:
         raise typer.Exit(1)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from granalign_fast.errors import GranAlignError
+from granalign_fast.output.visible import visible
 
 from .options import Json, print_json
 from .verbosity import with_verbosity
@@ -57,7 +58,7 @@ def cache_info(as_json: Json = False) -> None:
     for kind, (files, size) in counts.items():
         table.add_row(kind, f"{files:,}", _size(size), _KINDS[kind])
     table.add_row("all", *_totals(counts))
-    typer.echo(folder)
+    typer.echo(visible(str(folder)))
     show(table)
     typer.echo(
         f"{' and '.join(EVICTABLE)}: the least recently used go above {limit / (1 << 30):g} GiB "
@@ -86,13 +87,14 @@ def cache_clear(
     chosen = [entry for entry in entries(folder) if kind in (None, entry.kind)]
     files, size = _totals(_count(chosen))
     if not chosen:
-        typer.echo(f"nothing to delete in {folder}")
+        typer.echo(f"nothing to delete in {visible(str(folder))}")
         return
     if not yes:
-        typer.confirm(f"Delete {files} files, {size}, in {folder}?", abort=True, err=True)
+        question = f"Delete {files} files, {size}, in {folder}?"
+        typer.confirm(visible(question), abort=True, err=True)
     deleted = [entry for entry in chosen if remove(entry)]
     files, size = _totals(_count(deleted))
-    typer.echo(f"deleted {files} files, {size}, in {folder}")
+    typer.echo(f"deleted {files} files, {size}, in {visible(str(folder))}")
     if len(deleted) < len(chosen):
         raise typer.Exit(1)
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from granalign_fast.errors import GranAlignError
+from granalign_fast.output.visible import visible
 
 from .options import NewFolder
 from .progress import status, weights_progress
@@ -127,7 +128,7 @@ def export_tensorrt(
 
     with status(f"building engines of {folder}; this takes minutes"):
         done = run(folder, out, precision=precision, device=device)
-    typer.echo(f"built and checked against the ONNX: {done}")
+    typer.echo(f"built and checked against the ONNX: {visible(str(done))}")
 
 
 def _export(
@@ -158,9 +159,9 @@ def report_export(out: Path) -> None:
     from granalign_fast.files import read_json
 
     if read_json(out / "manifest.json")["comparison"] != NOT_COMPARED:
-        typer.echo(f"written and checked against the source: {out}")
+        typer.echo(f"written and checked against the source: {visible(str(out))}")
         return
-    typer.echo(f"written and checked against NumPy: {out}")
+    typer.echo(f"written and checked against NumPy: {visible(str(out))}")
     if not is_quiet():
         remedy = f"run {install_command('export')}, and export again with --check"
         typer.echo(f"{NOT_COMPARED}: to compare, {remedy}", err=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from granalign_fast.errors import GranAlignError
+from granalign_fast.output.visible import visible
 
 from .export import Check, ended_by_signals, report_export
 from .options import Json, print_json
@@ -154,9 +155,9 @@ def _get(plan: SetPlan, check: bool | None) -> bool:
     for part, problem in get_planned(plan, check=check, phase=_phase):
         if problem:
             failed = True
-            typer.echo(f"granalign: {problem}", err=True)
+            typer.echo(visible(f"granalign: {problem}"), err=True)
         elif part.exported:
-            typer.echo(f"kept: {part.out}")
+            typer.echo(f"kept: {visible(str(part.out))}")
         else:
             report_export(part.out)
     return failed
@@ -165,12 +166,13 @@ def _get(plan: SetPlan, check: bool | None) -> bool:
 def _announce(plan: SetPlan) -> None:
     """Say on stderr what will be done, model by model."""
     for part in plan.parts:
-        typer.echo(f"{part.model.kind}: {part.model.source}: {_what(part)}", err=True)
+        typer.echo(visible(f"{part.model.kind}: {part.model.source}: {_what(part)}"), err=True)
     pending = [part for part in plan.parts if part.pending]
     fetched, written = (
         sum(getattr(part, name) for part in pending) / 1e9 for name in ("download", "disk")
     )
-    typer.echo(f"to fetch {fetched:.1f} GB, to write {written:.1f} GB to {plan.out}", err=True)
+    line = f"to fetch {fetched:.1f} GB, to write {written:.1f} GB to {plan.out}"
+    typer.echo(visible(line), err=True)
 
 
 def _what(part: PlannedModel) -> str:
@@ -209,7 +211,7 @@ def _phase(kind: str, text: str) -> Iterator[None]:
         with without_bars():
             yield
     elif kind == "fetch" and sys.stderr.isatty():
-        typer.echo(text, err=True)
+        typer.echo(visible(text), err=True)
         yield
     else:
         with status(text):

@@ -163,9 +163,13 @@ def _csv(timeline: Timeline) -> str:
     return sink.getvalue()
 
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""Beginnings of formulas; a spreadsheet in Japanese takes the wide forms too."""
+
+
 def _as_text(value: str) -> str:
     """Return a cell that no spreadsheet takes for a formula: an apostrophe comes before it."""
-    return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+    return f"'{value}" if value.startswith(_FORMULA) else value
 
 
 def _source_timecodes(timeline: Timeline, number: int) -> tuple[str, str]:

@@ -351,3 +351,19 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 def test_records_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         record().median = 0.0  # type: ignore[misc]
+
+
+def test_a_report_of_somebody_else_is_shown_without_escapes_and_tags(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = " \x1b[2J\u202e[/red]<script>alert(1)</script>"
+    run = SuiteRun(1.0, 1 << 20, None, text, [text, ""])
+    spoilt = report(record(), record(task=text), suites={"kernels": run})
+    spoilt.machine["cpu"] = text
+    spoilt.write(tmp_path / "run.json")
+    read = Report.read(tmp_path / "run.json")
+    print_report(read)
+    page = "\n".join(markdown(read))
+    shown = capsys.readouterr().out + page
+    assert "\x1b[2J" not in shown and "\u202e" not in shown
+    assert "<script" not in page and "&lt;script" in page

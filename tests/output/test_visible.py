@@ -63,11 +63,11 @@ def test_files_for_players_and_editors(name: str) -> None:
     assert _is_harmless(text)
 
 
-@pytest.mark.parametrize("start", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
+@pytest.mark.parametrize("start", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "＝1+1"])
 def test_no_cell_is_a_formula(start: str) -> None:
     timeline = Timeline(start, start, (Moment(2.0, 5.5, 0.93),), 60.0, captions=(start,))
     _, row = csv.reader(io.StringIO(render("csv", timeline), newline=""))
-    assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r")) for cell in row)
+    assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r", "＝")) for cell in row)
     assert sum(start.strip() in cell for cell in row) >= 3
 
 
