@@ -9,10 +9,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from granalign_fast.errors import GranAlignError
+from granalign_fast.errors import GranAlignError, short_repr
 from granalign_fast.files import read_json
 from granalign_fast.models.sources import PACKAGED_MODELS
 from granalign_fast.models.tokenizer_file import load_tokenizer
+from granalign_fast.parsing.limits import MOST_SETTING
 
 # Packages that shape an export; a manifest names their versions.
 _TOOLS = (
@@ -60,6 +61,7 @@ def read_model_config(folder: Path, expected: str, small: str) -> dict[str, Any]
     if not (folder / "config.json").is_file():
         raise GranAlignError(f"{folder}: {_no_config(folder)}no config.json; expected {expected}")
     config = read_object(folder / "config.json")
+    _check_numbers(config, folder / "config.json")
     if method := _quantisation(folder, config):
         raise GranAlignError(
             f"{folder}: got a model quantised by {method}, expected weights in float32, float16 or "
@@ -67,6 +69,25 @@ def read_model_config(folder: Path, expected: str, small: str) -> dict[str, Any]
         )
     return config
 
+
+def _check_numbers(config: dict[str, Any], path: Path) -> None:
+    """Raise for a size that no model has: arrays and loops are as long as the settings say."""
+    pending: list[tuple[str, Any]] = list(config.items())
+    while pending:
+        key, value = pending.pop()
+        if isinstance(value, dict):
+            pending += value.items()
+        elif isinstance(value, list):
+            pending += [(key, one) for one in value]
+        elif isinstance(value, int) and key.endswith(_SIZES) and abs(value) > MOST_SETTING:
+            raise GranAlignError(
+                f"{path}: got {short_repr(key)} {short_repr(value)}, expected at most "
+                f"{MOST_SETTING:,}; copy or download the model again"
+            )
+
+
+_SIZES = ("_size", "_layers", "_heads", "_dim", "_embeddings", "_channels", "_token_id", "depth")
+"""Ends of the names of settings that arrays and loops are as long as."""
 
 _FOREIGN = (
     (

@@ -12,11 +12,12 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from granalign_fast.errors import GranAlignError
+from granalign_fast.errors import GranAlignError, short_repr
 from granalign_fast.export.specs import LLM_ARCHITECTURES
 from granalign_fast.files import sha256_of
 from granalign_fast.models.chat_template import ADDITIONAL_TEMPLATES, TEMPLATE_FILES
 from granalign_fast.models.sources import combined_sha256, hash_weights
+from granalign_fast.parsing.limits import MOST_SETTING
 
 from .checkpoint import Checkpoint, Float32
 from .folder import read_model_config, read_object, read_tokenizer
@@ -271,16 +272,19 @@ def positive(config: dict[str, Any], key: str, path: Path, default: int | None =
     """Return a setting that must be a positive integer; `default` replaces null as well."""
     value = config.get(key)
     value = default if value is None else value
-    if not isinstance(value, int) or value < 1:
-        raise GranAlignError(f"{path}: got {key} {value!r}, expected a positive integer")
+    if type(value) is not int or not 1 <= value <= MOST_SETTING:
+        raise GranAlignError(
+            f"{path}: got {key} {short_repr(value)}, expected a positive integer of at most "
+            f"{MOST_SETTING:,}"
+        )
     return value
 
 
 def number(config: dict[str, Any], key: str, path: Path, default: float) -> float:
     """Return a setting that must be a positive number."""
     value = config.get(key, default)
-    if not isinstance(value, int | float) or not value > 0:
-        raise GranAlignError(f"{path}: got {key} {value!r}, expected a positive number")
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise GranAlignError(f"{path}: got {key} {short_repr(value)}, expected a positive number")
     return float(value)
 
 
@@ -294,8 +298,8 @@ def _eos_ids(
     ids = generation_config.get("eos_token_id")
     ids = config.get("eos_token_id") if ids is None else ids
     ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
-    if not all(isinstance(value, int) for value in ids):
-        raise GranAlignError(f"{folder}: got eos_token_id {ids!r}, expected token ids")
+    if not all(type(value) is int and 0 <= value <= MOST_SETTING for value in ids):
+        raise GranAlignError(f"{folder}: got eos_token_id {short_repr(ids)}, expected token ids")
     return tuple(ids)
 
 

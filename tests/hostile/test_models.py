@@ -17,6 +17,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from granalign_fast.errors import GranAlignError
+from granalign_fast.export.sources.checkpoint import Checkpoint
+from granalign_fast.export.sources.folder import read_model_config
 from granalign_fast.files import sha256_of
 from granalign_fast.miniatures import pool
 from granalign_fast.models.encoder import tokenise
@@ -235,3 +237,24 @@ def test_every_exception_becomes_one_line(raised: Callable[[], Exception]) -> No
 
     with pytest.raises(GranAlignError, match=r"cannot take a text \([\w ]+\); copy"):
         tokenise(Tokenizer(), ["a dog"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hidden_size": 10**12}, "got 'hidden_size' 1000000000000, expected at most"),
+        ({"text_config": {"num_hidden_layers": 1 << 40}}, "got 'num_hidden_layers' 109951"),
+        ({"vision_config": [{"image_size": [9, -(10**10)]}]}, "got 'image_size' -10000000000"),
+    ],
+)
+def test_sizes_of_a_source(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(GranAlignError, match=message):
+        read_model_config(tmp_path, "a model", "int4")
+
+
+def test_a_checkpoint_whose_header_is_too_long(tmp_path: Path) -> None:
+    for length in (1 << 62, 200_000_000):
+        (tmp_path / "model.safetensors").write_bytes(length.to_bytes(8, "little") + b"{}")
+        with pytest.raises(GranAlignError, match="not readable as safetensors: torn"):
+            Checkpoint(tmp_path)
