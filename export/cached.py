@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.export.checks.encoder import check_precision
 from granalign_fast.export.sources.sentence_encoder import SentenceModel
-from granalign_fast.files import default_cache
 from granalign_fast.models.manifest import fingerprint
-from granalign_fast.runtime.cache_folder import usable_cache
+from granalign_fast.runtime.cache_folder import readable_cache, usable_cache
 
 from .sentence_encoder import export_sentence_encoder
 from .specs import PRECISIONS
@@ -46,9 +44,9 @@ def cached_export(
         cache = Path(cache_dir)
     else:
         # A cache that cannot be written, such as that of a container's image, can still be read.
-        with suppress(RuntimeError):  # a user without a home folder
-            if (default_cache() / name / "manifest.json").is_file():
-                return default_cache() / name, None
+        kept = readable_cache()
+        if kept is not None and (kept / name / "manifest.json").is_file():
+            return kept / name, None
         cache = usable_cache()
         if cache is None:
             cache = temporary = Path(tempfile.mkdtemp(prefix="granalign-"))

@@ -78,8 +78,8 @@ def export_tensorrt(
     tell("reading")
     graphs = _graphs(folder, precision)
     machine = Machine.current(gpu.index or 0)
-    cache = Path(cache_dir) if cache_dir is not None else usable_cache()
-    timings = None if cache is None else cache / ENGINE_FOLDER / f"{machine.slug}.timings"
+    engines = usable_cache(ENGINE_FOLDER) if cache_dir is None else Path(cache_dir) / ENGINE_FOLDER
+    timings = None if engines is None else engines / f"{machine.slug}.timings"
     from granalign_fast.export.checks.engine import validate_engine
 
     with _draft(folder, Path(out) if out is not None else None) as draft:
@@ -346,5 +346,5 @@ def _save_timings(config: Any, path: Path | None) -> None:
     # A failure only makes the next build slow: it must not discard the engine.
     with suppress(OSError, GranAlignError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
+        with replacing(path, private=True) as file:
             file.write(bytes(config.get_timing_cache().serialize()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import hmac
 import json
 import logging
 import os
@@ -25,11 +26,15 @@ _log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+def replacing(path: str | os.PathLike[str], *, private: bool = False) -> Iterator[IO[bytes]]:
     """Yield a binary file that replaces `path` when the block ends, and is deleted on an error.
 
     The new file has the permissions of the one that it replaces. A device or a pipe, such as
     ``/dev/null`` and ``/dev/stdout``, is written to and stays what it is.
+
+    Args:
+        path: the file to write.
+        private: make a file that its owner alone reads and writes.
 
     Raises:
         GranAlignError: `path` is a link to a file, or cannot be written. Every OSError of the block
@@ -47,8 +52,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         sink = temporary.open("xb")
         try:
             with sink:
-                if mode:
-                    os.fchmod(sink.fileno(), mode)
+                if mode or private:
+                    os.fchmod(sink.fileno(), 0o600 if private else mode)
                 yield sink
             os.replace(temporary, path)
             _log.debug("wrote %s", path)
@@ -236,8 +241,10 @@ _SETTLED = 2_000_000_000
 def known_sha256(path: Path, expected: str, *, again: bool = False) -> str:
     """Return the SHA-256 of a file; a large file that had the expected one is not read again.
 
-    The user's cache then holds an empty file, a mark. Its name is a hash of the size, the times and
-    the inode number of the file, which change when the file changes. A copy is read once more.
+    The user's cache then holds an empty file, a mark. Its name is a keyed hash of the size, the
+    times and the inode number of the file, which change when the file changes. A copy is read once
+    more. The key is random and lies in the cache, which other users can neither read nor write: who
+    made the file cannot make its mark.
 
     Args:
         path: the file.
@@ -248,7 +255,7 @@ def known_sha256(path: Path, expected: str, *, again: bool = False) -> str:
         GranAlignError: the file cannot be read.
     """
     mark = _mark(path, expected)
-    if mark is not None and not again and os.access(mark, os.F_OK):
+    if mark is not None and not again and _is_own_file(mark):
         return expected
     got = sha256_of(path)
     if got == expected:
@@ -267,16 +274,21 @@ def is_sha256_cheap(path: Path, expected: str) -> bool:
     except OSError:
         return False
     mark = _mark(path, expected)
-    return mark is not None and os.access(mark, os.F_OK)
+    return mark is not None and _is_own_file(mark)
 
 
 def remember_sha256(path: Path, digest: str) -> None:
     """Keep that a file, which was read completely, has this SHA-256, for `known_sha256`."""
-    mark = _mark(path, digest)
-    if mark is not None:
-        with contextlib.suppress(OSError):  # without a mark the file is only read again
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            mark.touch()
+    with contextlib.suppress(OSError, GranAlignError):  # without a mark it is only read again
+        if _facts(path) is None:
+            return
+        make_private(default_cache())
+        marks = make_private(default_cache() / _MARKS)
+        if not (marks / _KEY).exists():
+            with replacing(marks / _KEY, private=True) as sink:
+                sink.write(os.urandom(32))
+        if (mark := _mark(path, digest)) is not None:
+            mark.touch(mode=0o600)
 
 
 def _mark(path: Path, digest: str) -> Path | None:
@@ -285,20 +297,95 @@ def _mark(path: Path, digest: str) -> Path | None:
     A change of a file that is younger than `_SETTLED` might leave its times as they are.
     """
     try:
-        status, cache = path.stat(), default_cache()
-    except (OSError, RuntimeError):  # no such file, no home
+        if (facts := _facts(path)) is None:
+            return None
+        marks = default_cache() / _MARKS
+        check_private(marks.parent)
+        check_private(marks)
+        key = read_file(marks / _KEY, 32, inside=marks)
+    except (OSError, GranAlignError):  # no such file, no cache yet, or one that others write
         return None
+    name = json.dumps([digest, *facts])
+    return marks / hmac.digest(key, name.encode(), "sha256").hex()
+
+
+def _facts(path: Path) -> tuple[int, ...] | None:
+    """Return what changes when a file changes; None for a small or a very new file.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    status = path.stat()
     times = status.st_mtime_ns, status.st_ctime_ns
     if status.st_size <= _LARGE or time.time_ns() - max(times) < _SETTLED:
         return None
-    name = json.dumps([digest, status.st_dev, status.st_ino, status.st_size, *times])
-    return cache / "verified" / hashlib.sha256(name.encode()).hexdigest()
+    return status.st_dev, status.st_ino, status.st_size, *times
+
+
+_MARKS, _KEY = "verified", "key"
+"""The folder of the marks in the cache, and the key of their names in it."""
+
+
+def _is_own_file(path: Path) -> bool:
+    """Return whether there is a file, not a link, that this user or root made."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_uid in (os.geteuid(), 0)
 
 
 def default_cache() -> Path:
     """Return ``granalign-fast`` in ``$XDG_CACHE_HOME``, or in ``~/.cache``.
 
     Raises:
-        RuntimeError: the variable is not set, and the user has no home folder.
+        GranAlignError: the variable is relative; or it is not set, and the user has no home folder.
     """
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "granalign-fast"
+    remedy = "set XDG_CACHE_HOME to a folder that can be written"
+    try:
+        parent = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        raise GranAlignError(f"cache folder: got a user without a home folder; {remedy}") from None
+    if not parent.is_absolute():
+        raise GranAlignError(
+            f"XDG_CACHE_HOME: got {str(parent)!r}, expected a path that begins with a slash"
+        )
+    return parent / "granalign-fast"
+
+
+def make_private(folder: Path) -> Path:
+    """Make a folder for this user alone, if there is none; return it.
+
+    Raises:
+        OSError: it cannot be made.
+        GranAlignError: as for `check_private`.
+    """
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700, parents=True)
+    check_private(folder)
+    return folder
+
+
+def check_private(folder: Path) -> None:
+    """Check that a folder of the cache is one that other users cannot write to.
+
+    Raises:
+        FileNotFoundError: there is none.
+        GranAlignError: it is a link or a file, belongs to another user than this one and root, or
+            others can write to it.
+    """
+    status = folder.lstat()
+    if stat.S_ISLNK(status.st_mode) or not stat.S_ISDIR(status.st_mode):
+        raise GranAlignError(
+            f"{folder}: got a link or a file, expected a folder; delete it, or name another"
+        )
+    if status.st_uid not in (os.geteuid(), 0):
+        raise GranAlignError(
+            f"{folder}: got a folder of user {status.st_uid}, expected one of user {os.geteuid()}; "
+            f"name another, for the cache folder by XDG_CACHE_HOME"
+        )
+    if status.st_mode & 0o022:
+        raise GranAlignError(
+            f"{folder}: got a folder that other users can write to, so that its content may be "
+            f"theirs; delete it, or run chmod go-w on it if they are trusted"
+        )

@@ -139,10 +139,8 @@ class ModelFolder:
         threads: int | None = None,
         cache: PrefixCache | None = None,
     ) -> None:
-        self.folder = Path(folder)
-        self.device = device
-        self.threads = threads
-        self.cache = cache
+        self.folder, self.cache = Path(folder), cache
+        self.device, self.threads = device, threads
         self.paths = exported_models(folder)
 
     def __contains__(self, kind: str) -> bool:
@@ -320,11 +318,11 @@ def open_models(folder: str | Path, *, device: str = "cpu", prefix_gib: float = 
     """
     if not 0 <= prefix_gib <= _MOST_GIB:
         raise GranAlignError(f"prefix_gib: got {prefix_gib}, expected 0 to {_MOST_GIB} GiB")
-    on_disk, cache = int(prefix_gib * (1 << 30)), usable_cache()
+    on_disk, cache = int(prefix_gib * (1 << 30)), usable_cache("prefixes")
     small = Device.parse(device).kind == "cpu" and cache is not None and on_disk
     tiers: list[MemoryTier | DiskTier] = [MemoryTier(CPU_MEMORY_BYTES if small else _MEMORY_BYTES)]
     if cache is not None:
-        tiers.append(DiskTier(cache / "prefixes", on_disk))
+        tiers.append(DiskTier(cache, on_disk))
     return ModelFolder(models_folder(folder), device=device, cache=PrefixCache(tiers))
 
 
@@ -380,21 +378,23 @@ def index_once(
 ) -> VideoIndex:
     """Return the index of a video that is searched without having been indexed.
 
-    The index lies in the user's cache folder: the next search of the same path takes it. Without a
-    cache the video is indexed in a temporary folder.
+    It lies in the cache, for the next search of the path; without one, in a temporary folder.
 
     Raises:
         GranAlignError: as `ModelFolder.index`.
     """
-    cache = usable_cache()
+    cache = usable_cache("indexes")
     if cache is None:
         with tempfile.TemporaryDirectory(prefix="granalign-") as temporary:
             (folder,) = models.index([video], temporary, progress=progress, reading=reading)
             return VideoIndex.load(folder)
-    name = hashlib.sha256(str(Path(video).resolve()).encode()).hexdigest()[:16]
-    out = cache / "indexes" / name
+    # Models with the same fingerprints can have other files.
+    captioner = models.captioner
+    used = (models.frame_encoder, captioner and captioner.model, captioner and models.encoder)
+    name = [str(Path(video).resolve()), *(model.content_key for model in used if model)]
+    out = cache / hashlib.sha256(repr(name).encode(errors="surrogateescape")).hexdigest()
     (folder,) = models.index([video], out, progress=progress, reading=reading)
     mark_used(out)
     index = VideoIndex.load(folder)
-    evict(cache)
+    evict(cache.parent)
     return index

@@ -34,13 +34,9 @@ _KINDS = {
 def cache_info(as_json: Json = False) -> None:
     """Show the cache folder, and the size and number of its files by kind."""
     from granalign_fast.files import default_cache
-    from granalign_fast.runtime.cache_folder import EVICTABLE, cache_limit, check_cache, entries
+    from granalign_fast.runtime.cache_folder import EVICTABLE, cache_limit, entries
 
-    limit = cache_limit()
-    try:
-        folder = default_cache()
-    except RuntimeError:  # without a home folder: the check says what to do
-        folder = check_cache()
+    limit, folder = cache_limit(), default_cache()
     counts = _count(entries(folder))
     if as_json:
         kinds = {kind: {"files": files, "bytes": size} for kind, (files, size) in counts.items()}
@@ -76,14 +72,11 @@ def cache_clear(
 ) -> None:
     """Delete what the cache folder holds. All of it is made again when it is needed."""
     from granalign_fast.files import default_cache
-    from granalign_fast.runtime.cache_folder import check_cache, entries, remove
+    from granalign_fast.runtime.cache_folder import entries, remove
 
     if kind is not None and kind not in _KINDS:
         raise GranAlignError(f"kind: got {kind!r}, expected one of: {', '.join(_KINDS)}")
-    try:
-        folder = default_cache()
-    except RuntimeError:
-        folder = check_cache()
+    folder = default_cache()
     chosen = [entry for entry in entries(folder) if kind in (None, entry.kind)]
     files, size = _totals(_count(chosen))
     if not chosen:

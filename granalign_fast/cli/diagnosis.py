@@ -200,7 +200,7 @@ def _cache() -> Iterator[Finding]:
         yield Finding("cache folder", str(default_cache()), True)
     try:
         folders = sorted(path.parent for path in default_cache().glob("*/manifest.json"))
-    except RuntimeError:  # a user without a home folder
+    except GranAlignError:  # reported above
         return
     for folder in folders:
         yield _export(folder)

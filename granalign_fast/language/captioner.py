@@ -264,7 +264,7 @@ class VlmCaptioner:
     def _prefixes(self, frames: FrameSet, numbers: Sequence[int]) -> list[Array]:
         """Return the prefixes of some frames, from the cache or computed and then cached."""
         keys = [self._cache_key(frames.hashes[number]) for number in numbers]
-        arrays = {key: self.cache.get(key) for key in dict.fromkeys(keys)}
+        arrays = {key: self.cache.get(key, self._fits) for key in dict.fromkeys(keys)}
         # Equal frames have equal keys: they are computed once.
         missing = [key for key, array in arrays.items() if array is None]
         rows, _ = self._limits
@@ -279,6 +279,13 @@ class VlmCaptioner:
                 arrays[key] = array
         return [arrays[key] for key in keys]
 
+    def _fits(self, array: Array) -> bool:
+        """Return whether an array has the shape and the type of a frame's prefix."""
+        manifest = self.model.manifest
+        tokens = len(self.start) - 1 + manifest.image_tokens  # the image's token stands for all
+        shape = 2 * manifest.layers, manifest.kv_heads, tokens, manifest.head_dim
+        return bool(array.shape == shape and array.dtype == manifest.cache_dtype)
+
     def _cache_key(self, frame_hash: str) -> str:
         return f"{self._prompt_key}-{frame_hash}"
 
@@ -286,9 +293,9 @@ class VlmCaptioner:
     def _prompt_key(self) -> str:
         """A hash of everything but the frame that shapes a prefix: the model and the prompt.
 
-        The model's fingerprint covers its precision and the size of its images.
+        The hash of the model's files covers its precision and the size of its images.
         """
-        text = json.dumps([self.model.fingerprint, self.start])
+        text = json.dumps([self.model.content_key, self.start])
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     @property

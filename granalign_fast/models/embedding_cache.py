@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError
-from granalign_fast.files import replacing
+from granalign_fast.files import check_private, make_private, replacing
 from granalign_fast.parsing.limits import MOST_INDEX_BYTES
 from granalign_fast.reading import read_file
 from granalign_fast.runtime.cache_folder import evict, mark_used
@@ -29,10 +29,10 @@ _log = logging.getLogger(__name__)
 class CachedEncoder:
     """A sentence encoder that stores the embeddings of each list of texts in a file of `folder`.
 
-    The file's name is a hash of the encoder's fingerprint and of the texts, so another model,
-    precision or text has another file. A file that cannot be read, or has another shape, is
-    computed again. If the folder cannot be written, the embeddings are returned without being
-    stored. The folder is bounded, see `cache_folder.evict`.
+    The file's name is a hash of the content of the encoder's files and of the texts, so another
+    model, precision or text has another file. A file that cannot be read, has another shape or
+    type, or holds NaN or infinity is computed again. If the folder cannot be written, the
+    embeddings are returned without being stored. The folder is bounded, see `cache_folder.evict`.
 
     Args:
         encoder: computes the embeddings that are not stored.
@@ -60,29 +60,40 @@ class CachedEncoder:
         Raises:
             GranAlignError: as for the encoder.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load, save
+        from safetensors.numpy import save
 
-        # The name of the file: a hash over the fingerprint and each text with its length.
-        key = hashlib.sha256(self.encoder.fingerprint.encode())
+        # The name of the file: a hash over the model's content and each text with its length.
+        key = hashlib.sha256(self.encoder.content_key.encode())
         for text in texts:
             key.update(len(text).to_bytes(8, "little") + text.encode("utf-8", "surrogatepass"))
-        path = self.folder / f"embeddings-{key.hexdigest()[:32]}.safetensors"
-        with contextlib.suppress(GranAlignError, SafetensorError, KeyError):
-            content = read_file(path, MOST_INDEX_BYTES, inside=self.folder)
-            embeddings = load(content)["embeddings"]
-            if embeddings.shape == (len(texts), self.encoder.dim):
-                mark_used(path)
-                _log.info("read the embeddings of %d texts from %s", len(texts), path)
-                if progress:
-                    progress(len(texts))
-                return np.asarray(embeddings, dtype=np.float32)
+        path = self.folder / f"embeddings-{key.hexdigest()}.safetensors"
+        kept = self._read(path, (len(texts), self.encoder.dim))
+        if kept is not None:
+            mark_used(path)
+            _log.info("read the embeddings of %d texts from %s", len(texts), path)
+            if progress:
+                progress(len(texts))
+            return kept
         embeddings = self.encoder.encode(texts, progress=progress)
         # A file that cannot be written costs only time: the next call embeds the texts again.
         with contextlib.suppress(OSError, GranAlignError):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as sink:
+            make_private(self.folder)
+            with replacing(path, private=True) as sink:
                 sink.write(save({"embeddings": embeddings}))
             _log.info("kept the embeddings of %d texts in %s", len(texts), path)
         evict(self.folder)
         return embeddings
+
+    def _read(self, path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float32] | None:
+        """Return the embeddings of a file; None if there is none, or it holds anything else."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        with contextlib.suppress(OSError, GranAlignError, SafetensorError, KeyError, ValueError):
+            check_private(self.folder)
+            content = read_file(path, MOST_INDEX_BYTES, inside=self.folder)
+            embeddings = load(content)["embeddings"]
+            fits = embeddings.shape == shape and embeddings.dtype == np.float32
+            if fits and np.isfinite(embeddings).all():
+                return embeddings
+        return None

@@ -90,6 +90,11 @@ class ExportedEncoder(Generic[_Manifest]):
         precision = self._sessions[0].precision or self.manifest.precision
         return fingerprint(self.manifest.source_sha256, precision, self.manifest.format_version)
 
+    @property
+    def content_key(self) -> str:
+        """Name of the results in a cache: the fingerprint, and a hash of the files' content."""
+        return f"{self.fingerprint}-{self.manifest.content_sha256}"
+
 
 def distinct(texts: Sequence[str]) -> tuple[list[str], npt.NDArray[np.int64]]:
     """Return the distinct texts in order of appearance, and each text's index among them.

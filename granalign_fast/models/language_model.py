@@ -139,6 +139,11 @@ class CausalLM:
         return fingerprint(self.manifest.source_sha256, self.manifest.precision + block)
 
     @property
+    def content_key(self) -> str:
+        """Name of the results in a cache: the fingerprint, and a hash of the files' content."""
+        return f"{self.fingerprint}-{self.manifest.content_sha256}"
+
+    @property
     def captured_graphs(self) -> int:
         """How many batch shapes have a decode step that is a CUDA graph so far."""
         return self._decoder.captures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -77,6 +78,17 @@ class Manifest:
     validation: dict[str, float]
     comparison: str = ""
     self_check: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def content_sha256(self) -> str:
+        """Hash of all that shapes the model's results: the digests of its files, and its settings.
+
+        `read` has compared the digests with the files. `source_sha256` is only what the folder says
+        of itself: two folders can say the same and hold other weights.
+        """
+        left_out = {"source", "tools", "validation", "comparison", "self_check"}
+        record = {name: value for name, value in asdict(self).items() if name not in left_out}
+        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
     def write(self, folder: Path) -> None:
         """Write ``manifest.json``, whole or not at all: the last step of an export.

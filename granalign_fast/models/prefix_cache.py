@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import threading
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError
-from granalign_fast.files import replacing
+from granalign_fast.files import make_private, replacing
 from granalign_fast.parsing.limits import MOST_INDEX_BYTES
 from granalign_fast.parsing.tensors import read_tensors
 from granalign_fast.reading import read_file
@@ -158,7 +159,7 @@ class DiskTier:
         self.folder = Path(folder)
         self.limit = _checked_limit(limit, self.name)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_private(self.folder)
             files = self._files(f"*{self._SUFFIX}")
             partial = self._files(f".*{self._SUFFIX}.*")
         except OSError as error:
@@ -189,51 +190,63 @@ class DiskTier:
     def get(self, key: str) -> Array | None:
         """Return a key's array and mark it as the most recently used; None if absent or unreadable.
 
-        An unreadable file is removed.
+        A file that is unreadable, or holds NaN or infinity, is removed.
         """
-        if key not in self._sizes:
+        name = _file_name(key)
+        if name not in self._sizes:
             return None
-        path = self._path(key)
+        path = self._path(name)
         try:
             content = read_file(path, MOST_INDEX_BYTES, inside=self.folder)
             array = read_tensors(content)["prefix"]
+            if not np.isfinite(array).all():
+                raise ValueError("not finite")
         except Exception:  # missing, damaged or not safetensors, which raises many types
-            self.discard(key)
+            self._remove(name)
             return None
         with suppress(OSError):
             os.utime(path)  # tells later processes the order of use
-        self._sizes.move_to_end(key)
+        self._sizes.move_to_end(name)
         return array
 
     def put(self, key: str, array: Array) -> list[tuple[str, Array]]:
         """Store an array; return nothing, as evicted files are deleted."""
         from safetensors.numpy import save
 
-        if key in self._sizes:  # equal keys name equal arrays
+        name = _file_name(key)
+        if name in self._sizes:  # equal keys name equal arrays
             return []
         data = save({"prefix": np.ascontiguousarray(_to_host(array))})
         if len(data) <= self.limit:
             self._evict_for(len(data))
             with suppress(GranAlignError):  # an array that is not stored is computed again
-                with replacing(self._path(key)) as file:
+                with replacing(self._path(name), private=True) as file:
                     file.write(data)
-                self._sizes[key] = len(data)
+                self._sizes[name] = len(data)
                 self._nbytes += len(data)
         return []
 
     def discard(self, key: str) -> None:
         """Remove a key and its file, if present."""
-        if key in self._sizes:
-            self._nbytes -= self._sizes.pop(key)
-            _remove(self._path(key))
+        self._remove(_file_name(key))
+
+    def _remove(self, name: str) -> None:
+        if name in self._sizes:
+            self._nbytes -= self._sizes.pop(name)
+            _remove(self._path(name))
 
     def _evict_for(self, size: int) -> None:
         """Evict the least recently used files until `size` more bytes fit."""
         while self._sizes and self.nbytes + size > self.limit:
-            self.discard(next(iter(self._sizes)))
+            self._remove(next(iter(self._sizes)))
 
-    def _path(self, key: str) -> Path:
-        return self.folder / f"{key}{self._SUFFIX}"
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}{self._SUFFIX}"
+
+
+def _file_name(key: str) -> str:
+    """Return the name of a key's file: hex digits, as many for every key, and never a path."""
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @dataclass(slots=True)
@@ -279,11 +292,20 @@ class PrefixCache:
         with self._lock:
             return {tier.name: tier.nbytes for tier in self.tiers}
 
-    def get(self, key: str) -> Array | None:
-        """Return a key's array; None if no tier has it."""
+    def get(self, key: str, fits: Callable[[Array], bool] | None = None) -> Array | None:
+        """Return a key's array; None if no tier has it.
+
+        Args:
+            key: the array's key.
+            fits: tells whether an array can be the one that was kept. One that cannot is removed,
+                as if it had not been there.
+        """
         with self._lock:
             for level, tier in enumerate(self.tiers):
                 array = tier.get(key)
+                if array is not None and fits is not None and not fits(array):
+                    tier.discard(key)
+                    array = None
                 if array is None:
                     continue
                 self.counts.hits[tier.name] += 1

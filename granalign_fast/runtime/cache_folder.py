@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from granalign_fast.errors import GranAlignError
-from granalign_fast.files import default_cache
+from granalign_fast.files import check_private, default_cache, make_private
 
 from .engine_stamp import ENGINE_FOLDER
 
@@ -74,13 +74,11 @@ def check_cache() -> Path:
     """Return the path of the cache folder, which need not exist yet.
 
     Raises:
-        GranAlignError: the folder cannot be made or written.
+        GranAlignError: the folder cannot be made or written, belongs to another user, or others
+            can write to it.
     """
     remedy = "set XDG_CACHE_HOME to a folder that can be written"
-    try:
-        folder = default_cache()
-    except RuntimeError:  # Path.home() of a user without one
-        raise GranAlignError(f"cache folder: got a user without a home folder; {remedy}") from None
+    folder = default_cache()
     # Unlike Path.exists, os.path.exists is False for what the user may not see.
     lineage = (folder, *folder.absolute().parents)
     existing = next(path for path in lineage if os.path.exists(path))  # noqa: PTH110
@@ -88,18 +86,29 @@ def check_cache() -> Path:
         raise GranAlignError(f"cache folder {folder}: {existing} is not a folder; {remedy}")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise GranAlignError(f"cache folder {folder}: {existing} cannot be written; {remedy}")
+    if existing == folder:
+        check_private(folder)
     return folder
 
 
-def usable_cache() -> Path | None:
-    """Return the cache folder, made if it does not exist; None if it cannot be made or written.
+def usable_cache(name: str | None = None) -> Path | None:
+    """Return the cache folder or a folder in it, for this user alone, made if it does not exist.
 
-    The first None of a process logs a warning. The caller then works without a cache.
+    Args:
+        name: of the folder in the cache folder; None for the cache folder itself.
+
+    Returns:
+        None if the folder cannot be made or written, or is not safe. The first None of a process
+        logs a warning. The caller then works without a cache.
     """
     try:
         folder = check_cache()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_private(folder)
+            if name is not None:
+                folder = make_private(folder / name)
+                if not os.access(folder, os.W_OK | os.X_OK):
+                    raise GranAlignError(f"cache folder {folder}: cannot be written")
         except OSError as error:
             reason = error.strerror or error
             raise GranAlignError(f"cache folder {folder}: cannot be made ({reason})") from None
@@ -108,6 +117,19 @@ def usable_cache() -> Path | None:
         if reason not in _warned:
             _warned.add(reason)
             _log.warning("%s; working without a cache", reason)
+        return None
+    return folder
+
+
+def readable_cache() -> Path | None:
+    """Return the cache folder if it is there and safe to read; None if not.
+
+    The cache of a container's image belongs to root and cannot be written.
+    """
+    try:
+        folder = default_cache()
+        check_private(folder)
+    except (OSError, GranAlignError):
         return None
     return folder
 
@@ -137,8 +159,10 @@ def entries(folder: Path) -> list[Entry]:
             kind = _kind(path)
             if kind is not None:
                 known.append(_entry(path, kind))
-        elif path.is_dir():
+        elif path.is_dir() and not path.is_symlink():
             known += [_entry(child, kind) for child in _children(path)]
+        else:  # nothing that this package makes: only it is removed, and not what it leads to
+            known.append(_entry(path, kind))
     return known
 
 

@@ -338,8 +338,8 @@ def _tensorrt_providers(
     # The provider names an engine by the graph's nodes only. Other weights, or another version of
     # TensorRT or ONNX Runtime, would find the same file. So each of these has its own folder.
     engines, timings = None, None
-    if (cache := usable_cache()) is not None:
-        timings = cache / ENGINE_FOLDER / f"onnxruntime-{version}-{machine.slug}"
+    if (cache := usable_cache(ENGINE_FOLDER)) is not None:
+        timings = cache / f"onnxruntime-{version}-{machine.slug}"
         engines = timings / sha256_of(path)[:16]
     options = provider_options(shapes, engines, timings)
     return [(target.provider, target.options() | options), *cuda], shapes.span

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from collections.abc import Callable
@@ -35,6 +36,11 @@ def to_host(array: Array) -> Array:
 
 def array_of(number: int, size: int = KIB) -> Array:
     return np.full((2, 1, size // 8, 1), number, np.float32)
+
+
+def file_of(folder: Path, key: str) -> Path:
+    """The file of a key: its name is a hash, whatever the key."""
+    return folder / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
 
 
 def three_tiers(folder: Path, device: int = 2, host: int = 2, disk: int = 99) -> PrefixCache:
@@ -123,9 +129,9 @@ def test_a_smaller_capacity_evicts_the_oldest_files(tmp_path: Path) -> None:
     tier = DiskTier(tmp_path, 99 * KIB)
     for age, key in enumerate("cba"):
         tier.put(key, array_of(0))
-        os.utime(tmp_path / f"{key}.safetensors", (1000 + age, 1000 + age))
+        os.utime(file_of(tmp_path, key), (1000 + age, 1000 + age))
     smaller = DiskTier(tmp_path, 2 * (KIB + 100))
-    assert sorted(path.stem for path in tmp_path.iterdir()) == ["a", "b"]
+    assert set(tmp_path.iterdir()) == {file_of(tmp_path, key) for key in "ab"}
     assert smaller.nbytes <= smaller.limit
 
 
@@ -142,7 +148,7 @@ def test_a_damaged_file_is_a_miss_and_is_removed(
 ) -> None:
     DiskTier(tmp_path, 9 * KIB).put("a", array_of(1))
     cache = PrefixCache([MemoryTier(9 * KIB), DiskTier(tmp_path, 9 * KIB)])
-    spoil(tmp_path / "a.safetensors")
+    spoil(file_of(tmp_path, "a"))
     assert cache.get("a") is None
     assert cache.counts.misses == 1 and not list(tmp_path.iterdir())
     cache.put("a", array_of(2))
@@ -158,7 +164,7 @@ def test_a_file_that_another_process_removes_meanwhile(
 
     def racing(self: Path, pattern: str) -> list[Path]:
         paths = list(glob(self, pattern))
-        (tmp_path / "a.safetensors").unlink(missing_ok=True)
+        file_of(tmp_path, "a").unlink(missing_ok=True)
         return paths
 
     monkeypatch.setattr(Path, "glob", racing)
@@ -195,7 +201,7 @@ def test_a_disk_that_refuses_operations_raises_no_error(
     assert cache.get("a") is not None
     cache.put("b", array_of(2))
     assert (cache.get("b") is None) == (broken == "replace")
-    assert {path.stem for path in tmp_path.iterdir()} == remaining
+    assert set(tmp_path.iterdir()) == {file_of(tmp_path, key) for key in remaining}
     assert DiskTier(tmp_path, 0).nbytes == 0
 
 
@@ -240,5 +246,5 @@ def test_bad_limits_and_folders(tmp_path: Path) -> None:
     with pytest.raises(GranAlignError, match="tiers: got none"):
         PrefixCache([])
     (tmp_path / "file").write_text("x")
-    with pytest.raises(GranAlignError, match="file: cannot be used"):
+    with pytest.raises(GranAlignError, match="file: got a link or a file, expected a folder"):
         DiskTier(tmp_path / "file", 1)

@@ -155,7 +155,7 @@ def test_a_bound_that_is_none(cache: Path, monkeypatch: pytest.MonkeyPatch, text
 
 
 class Encoder(BagOfWords):
-    fingerprint = "bag"
+    content_key = "bag"
 
 
 def test_embeddings_are_bounded(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
