@@ -16,7 +16,7 @@ from granalign_fast.runtime.device import Device
 from granalign_fast.runtime.session import Session
 
 from .exported_graph import open_session
-from .manifest import FrameEncoderManifest, SentenceManifest, fingerprint
+from .manifest import ExportedModel, FrameEncoderManifest, SentenceManifest, fingerprint
 from .tokenizer_file import fit, load_tokenizer, tokenizing
 
 _BATCH_TOKENS = {"cpu": 512}
@@ -29,7 +29,7 @@ _GPU_BATCH_TOKENS = 32768
 _Manifest = TypeVar("_Manifest", bound=SentenceManifest | FrameEncoderManifest)
 
 
-class ExportedEncoder(Generic[_Manifest]):
+class ExportedEncoder(ExportedModel, Generic[_Manifest]):
     """An opened encoder: its tokenizer, the sessions of its graphs, and its worker threads.
 
     On a CPU each run uses one thread, and several runs work at the same time. Their threads never
@@ -59,7 +59,7 @@ class ExportedEncoder(Generic[_Manifest]):
         device: str,
         threads: int | None,
     ) -> None:
-        self.manifest = manifest
+        self.manifest: _Manifest = manifest
         parsed = Device.parse(device)
         self._kind = parsed.kind
         self._gpu = None if parsed.kind == "cpu" else parsed.index or 0
@@ -89,11 +89,6 @@ class ExportedEncoder(Generic[_Manifest]):
         """Name of the embeddings: equal for equal weights, settings, precision and format."""
         precision = self._sessions[0].precision or self.manifest.precision
         return fingerprint(self.manifest.source_sha256, precision, self.manifest.format_version)
-
-    @property
-    def content_key(self) -> str:
-        """Name of the results in a cache: the fingerprint, and a hash of the files' content."""
-        return f"{self.fingerprint}-{self.manifest.content_sha256}"
 
 
 def distinct(texts: Sequence[str]) -> tuple[list[str], npt.NDArray[np.int64]]:

@@ -25,7 +25,7 @@ from .chat_template import Message
 from .decoder import Batch, Cache, Decoder, Ids, decode
 from .graph_contract import GRAPH, INPUT_IDS, POSITION_IDS, STATIC_GRAPH, WEIGHTS
 from .growing_cache import GrowingDecoder
-from .manifest import LlmManifest, VlmManifest, fingerprint
+from .manifest import ExportedModel, LlmManifest, VlmManifest, fingerprint
 from .prefix import Prefix, read_only
 from .static_cache import StaticDecoder
 
@@ -40,7 +40,7 @@ _MOST_CACHE_BYTES = 1 << 30
 """The same for every other model."""
 
 
-class CausalLM:
+class CausalLM(ExportedModel):
     """A language model that `export_llm` wrote. Threads may share one.
 
     On a GPU, keys, values and logits stay in its memory, decode steps are queued one behind the
@@ -137,11 +137,6 @@ class CausalLM:
         """Name of the model's results: equal for equal source, precision, blocks and format."""
         block = f"b{self.manifest.block}" if self.manifest.block else ""
         return fingerprint(self.manifest.source_sha256, self.manifest.precision + block)
-
-    @property
-    def content_key(self) -> str:
-        """Name of the results in a cache: the fingerprint, and a hash of the files' content."""
-        return f"{self.fingerprint}-{self.manifest.content_sha256}"
 
     @property
     def captured_graphs(self) -> int:
