@@ -71,11 +71,13 @@ def search_library(
     from granalign_fast.library import Library
 
     outputs.check_library()
+    if settings.media is not None and not settings.media.is_dir():
+        raise GranAlignError(f"--media {settings.media}: expected a folder for a library")
     hidden = outputs.form == "json"
     catalogue = _open_catalogue(settings.source, hidden=hidden)
     preset = _preset_of(settings, catalogue)
     _check_models(settings, catalogue, preset)
-    library = Library(catalogue, settings.open_retriever(preset))
+    library = Library(catalogue, settings.open_retriever(preset), media=settings.media)
     result = library.search(
         settings.query, top=settings.top, refine=refine, budget=budget, filters=filters
     )

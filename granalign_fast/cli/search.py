@@ -67,6 +67,14 @@ def search(
         float,
         typer.Option(min=0, metavar="SECONDS", help="Of a library: only videos as long as this."),
     ] = 0.0,
+    media: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="The video file of the index, or a folder that holds it or those of a library. "
+            "Default: where the index says.",
+        ),
+    ] = None,
     rewrites: Annotated[
         Path | None,
         typer.Option(
@@ -167,6 +175,8 @@ def search(
     outputs.check()
     if not source.is_dir():
         outputs.check_video(None if holds_captions(source) else source)
+        if media is not None:
+            raise GranAlignError(f"--media: got {source}, expected an index; leave it out")
     Rewrites(query)  # an empty query is refused
     check_preset(preset)
     settings = SearchSettings(
@@ -181,6 +191,7 @@ def search(
         device=device,
         top=top,
         captions_only=captions_only,
+        media=media,
     )
     check_source(source)
     filters = Filters(

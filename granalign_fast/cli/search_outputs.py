@@ -126,13 +126,22 @@ class Outputs:
             raise GranAlignError(f"{video}: no such file; put the video back, or name another")
         check_video(video, self.clip, self.clips, exact=self.exact)
 
-    def read_source(self, video: Path | None) -> Source | None:
-        """Return frame rate and time code for the formats that need them, if the file is there."""
-        if video is None or self.form not in (*CUT_LISTS, "csv") or not video.exists():
+    def read_source(self, source: VideoSource | None) -> Source | None:
+        """Return frame rate and time code for the formats that need them, if the file is there.
+
+        Raises:
+            GranAlignError: a cut list is wanted, and the file is gone or another one.
+        """
+        if source is None or self.form not in (*CUT_LISTS, "csv"):
             return None
         from granalign_fast.video.source import read_source
 
-        return read_source(video)
+        try:
+            return read_source(source.check())
+        except GranAlignError:
+            if self.form in CUT_LISTS:
+                raise
+            return None
 
     def write(self, answer: Answer, source: Source | None) -> None:
         """Print and write what the options ask for.
@@ -213,7 +222,10 @@ class Outputs:
             from granalign_fast.output.formats import render
             from granalign_fast.output.timeline import Timeline
 
-            sys.stdout.write(render(self.form, Timeline.of_search(index, result, source=source)))
+            media = answer.video  # of a cut list, the file was compared with the index
+            sys.stdout.write(
+                render(self.form, Timeline.of_search(index, result, media=media, source=source))
+            )
 
     def _cut(self, answer: Answer) -> None:
         """Cut the best moment, and all moments, out of the video."""

@@ -25,6 +25,8 @@ class SearchSettings:
     device: str
     top: int
     captions_only: bool
+    media: Path | None = None
+    """The video file of the index, or a folder of the video files."""
 
     @property
     def used(self) -> dict[str, tuple[str, str]]:

@@ -49,21 +49,25 @@ def search_video(
         check_encoder(settings.source, index, retriever.encoder)
     else:
         index = _make_index(settings, retriever, vid, hidden=outputs.form == "json")
-    media = outputs.read_source(None if index.frames is None else index.frames.path)
+    facts = outputs.read_source(None if index.frames is None else index.frames.source)
     # 3. Search, choose the moments to show, and show them.
     result = retriever.search(index, settings.query)
     for stage, seconds in result.seconds.items():
         _log.debug("%s took %.4f s", stage, seconds)
-    outputs.write(_answer(settings, index, result, overlapping, preset), media)
+    outputs.write(_answer(settings, index, result, overlapping, preset), facts)
 
 
 def _find_index(
     settings: SearchSettings, outputs: Outputs, vid: str | None
 ) -> tuple[VideoIndex | None, str]:
     """Return the index, or None where it is made later, and the preset of the search."""
+    from granalign_fast.index.media import with_media
+
     source, preset, models = settings.source, settings.preset, settings.models
     if source.is_dir():
         index = load_index(source, vid)
+        if settings.media is not None:
+            index = with_media(index, settings.media)
         preset = choose_preset(source, index, preset, captions_only=settings.captions_only)
         frames = index.frames
         outputs.check_video(

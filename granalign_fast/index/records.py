@@ -237,7 +237,7 @@ class VideoSource:
                 f"source: got SHA-256 {short_repr(self.sha256)}, expected 64 hex digits"
             )
 
-    def check(self, path: Path | None = None) -> Path:
+    def check(self, path: Path | None = None, *, again: bool = False) -> Path:
         """Return the path of the file if its content is the one that was indexed.
 
         An index that somebody else made could name any file of this machine. A large file is read
@@ -245,19 +245,20 @@ class VideoSource:
 
         Args:
             path: where the file is now; by default where it was.
+            again: read the file even if its hash is remembered.
 
         Raises:
             GranAlignError: there is no such file, or it is another one.
         """
         path = self.path if path is None else path
-        remedy = "put the file back, or index it where it is now"
+        remedy = "put the file back, name its place with --media, or index it again"
         try:
             size = path.stat().st_size if path.is_file() else None
         except OSError as error:
             raise GranAlignError(f"{path}: cannot be read ({error.strerror or error})") from None
         if size is None:
             raise GranAlignError(f"{path}: got no such file, expected the indexed video; {remedy}")
-        if size != self.bytes or known_sha256(path, self.sha256) != self.sha256:
+        if size != self.bytes or known_sha256(path, self.sha256, again=again) != self.sha256:
             raise GranAlignError(
                 f"{path}: got another file than the one that was indexed; {remedy}"
             )

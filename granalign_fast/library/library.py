@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, overload
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from granalign_fast.errors import GranAlignError, short_repr
 from granalign_fast.index import VideoIndex
+from granalign_fast.index.media import with_media
 from granalign_fast.search.clock import Clock
 from granalign_fast.search.isolation import search_each
 from granalign_fast.search.retriever import Retriever
@@ -54,6 +56,7 @@ class Library:
         retriever: Retriever,
         *,
         indexes: Mapping[str, VideoIndex] | None = None,
+        media: str | Path | None = None,
     ) -> None:
         """Use an open catalogue; `open` and `of` are the usual ways.
 
@@ -61,16 +64,23 @@ class Library:
             catalogue: of the videos.
             retriever: as for `open`.
             indexes: of all videos by id, if they are in memory.
+            media: as for `open`.
         """
         self.folder = catalogue.folder
         self.retriever = retriever
         self.catalogue = catalogue
         self._given = indexes
+        self._media = None if media is None else Path(media)
         self._indexes: OrderedDict[tuple[str, str], VideoIndex] = OrderedDict()
 
     @classmethod
     def open(
-        cls, folder: str | Path, retriever: Retriever, *, progress: Progress | None = None
+        cls,
+        folder: str | Path,
+        retriever: Retriever,
+        *,
+        media: str | Path | None = None,
+        progress: Progress | None = None,
     ) -> Library:
         """Open a folder of indexes, and bring its catalogue up to date.
 
@@ -78,6 +88,8 @@ class Library:
             folder: what ``granalign index`` wrote.
             retriever: its encoder must be the one that embedded the captions. Its other models
                 serve the second stage.
+            media: a folder of the video files, if they are not where the indexes say; see
+                `with_media`.
             progress: called with the number of indexes that were read into the catalogue, and of
                 all that are to be.
 
@@ -90,7 +102,7 @@ class Library:
                 f"{folder}: got no indexes, expected a folder of them; name a folder that "
                 f"`granalign index` wrote"
             )
-        return cls(catalogue, retriever)
+        return cls(catalogue, retriever, media=media)
 
     @classmethod
     def of(cls, indexes: Sequence[VideoIndex], retriever: Retriever) -> Library:
@@ -289,6 +301,9 @@ class Library:
         index = self._indexes.pop(key, None)
         if index is None:
             index = VideoIndex.load(self.folder / video.vid)
+            if self._media is not None:
+                with suppress(GranAlignError):  # not there: the path of the index may do
+                    index = with_media(index, self._media)
         self._indexes[key] = index
         while len(self._indexes) > _KEPT:
             self._indexes.popitem(last=False)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from granalign_fast.errors import GranAlignError, listed
-from granalign_fast.files import sha256_of
 from granalign_fast.index import VideoIndex
 from granalign_fast.index.naming import is_named
 from granalign_fast.index.work_folder import WorkFolder, lock_folder
@@ -152,11 +151,8 @@ def verify_library(library: Path, *, files: bool = False) -> Verification:
         try:
             index = VideoIndex.load(library / vid)
             source = None if index.frames is None else index.frames.source
-            if files and source is not None and sha256_of(source.path) != source.sha256:
-                raise GranAlignError(
-                    f"{source.path}: has another content than the file that was indexed; index it "
-                    f"again"
-                )
+            if files and source is not None:
+                source.check(again=True)
         except GranAlignError as error:
             problems[vid] = str(error)
     damage = [segment.find_damage() for segment in catalogue.segments]

@@ -103,12 +103,14 @@ class Timeline:
         Args:
             index: the video that was searched.
             result: the result of the search.
-            media: the video file or its URL; by default the file that the index was made from.
+            media: the video file or its URL, which cut lists refer to; by default the name of the
+                file that the index was made from, without its folder. An index of somebody else can
+                name any path, so compare the file with `VideoSource.check` or `with_media` first.
             frame_rate: frames per second, by default those of `source`.
             source: what `read_source` returns of the video file; cut lists need it for time codes.
         """
-        if media is None and index.frames is not None:
-            media = index.frames.path
+        if media is None and index.frames is not None and index.frames.path is not None:
+            media = index.frames.path.name
         captions = [peak_caption(index, result, moment) for moment in result.moments]
         return cls(
             title=result.vid,
