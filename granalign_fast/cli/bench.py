@@ -71,8 +71,8 @@ def bench(
     from granalign_fast.bench.harness.report import print_changes, print_report, write_markdown
     from granalign_fast.bench.harness.runner import Settings
 
-    check_target("--json", out)
-    check_target("--markdown", markdown)
+    for option, path in (("--json", out), ("--markdown", markdown)):
+        check_target(option, path, inputs=(base, known))
     if plots is not None:
         check_extra("matplotlib", "drawing", "plot")
     earlier = None if base is None else Report.read(base)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import typer
 
 from granalign_fast.errors import GranAlignError
 
-from .options import check_target, short
+from .options import check_is_no_input, check_target, short
 from .verbosity import is_quiet
 
 if TYPE_CHECKING:
@@ -27,9 +28,11 @@ _EARLY = 0.1
 """Seconds by which a copy may begin before the moment without a word: nobody sees so little."""
 
 
-def check_options(clip: Path | None, clips: Path | None, *, exact: bool) -> None:
+def check_options(
+    clip: Path | None, clips: Path | None, inputs: Sequence[Path | None] = (), *, exact: bool
+) -> None:
     """Raise before any work if the options do not fit together or nothing can be written there."""
-    check_target("--clip", clip, SUFFIXES)
+    check_target("--clip", clip, SUFFIXES, inputs)
     if exact and clip is None and clips is None:
         raise GranAlignError("--exact: got no file to cut, expected --clip or --clips with it")
     if clips is None:
@@ -44,8 +47,8 @@ def check_video(video: Path, clip: Path | None, clips: Path | None, *, exact: bo
     """Raise before the search if the video cannot be cut as the options demand.
 
     Raises:
-        GranAlignError: the container does not take the video's codecs, the file to write is the
-            searched video, or the video cannot be read or copied.
+        GranAlignError: the container does not take the video's codecs, or the video cannot be read
+            or copied.
     """
     if clip is None and clips is None:
         return
@@ -53,10 +56,6 @@ def check_video(video: Path, clip: Path | None, clips: Path | None, *, exact: bo
     from granalign_fast.video.cutting import check_cut
 
     if clip is not None:
-        if clip.exists() and clip.samefile(video):
-            raise GranAlignError(
-                f"--clip {clip}: got the searched video itself, expected another file"
-            )
         check_cut(video, clip, exact=exact)
     if clips is not None:
         check_cut(video, clips / f"moment{own_suffix(video)}", exact=exact)
@@ -94,6 +93,7 @@ def write_clips(
     for rank, moment in enumerate(moments, 1):
         path = folder / f"{rank:0{digits}}-{moment.start:.1f}-{moment.end:.1f}{suffix}"
         try:
+            check_is_no_input("--clips", path, (video,))
             written = cut(video, moment.start, moment.end, path, exact=exact)
         except GranAlignError as error:
             failed += 1

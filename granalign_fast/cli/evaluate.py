@@ -144,8 +144,11 @@ def evaluate(
     from .tables import print_comparison, print_evaluation
 
     # 1. Refuse what cannot be done, before any work.
+    read = [*(files or ()), captions, queries, ground_truth, absent, compare]
     for option, path in (("--predictions", predictions), ("--results", results)):
-        check_target(option, path)
+        check_target(option, path, inputs=read)
+    if predictions and results and predictions.absolute() == results.absolute():
+        raise GranAlignError(f"--results {results}: got the file of --predictions too")
     if predictions is not None:
         check_predictions_file(predictions, dataset)
     other = None if compare is None else evaluation.read_results(compare)

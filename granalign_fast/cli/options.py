@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -61,8 +61,20 @@ NewFolder = Annotated[Path, typer.Argument(help="A folder to write; it must not 
 InputFile = Annotated[Path, typer.Option(metavar="FILE", help="JSON Lines, plain or .gz.")]
 
 
-def check_target(option: str, path: Path | None, suffixes: Sequence[str] = ()) -> None:
-    """Raise before any work if a file cannot be written or has an unknown suffix."""
+def check_target(
+    option: str,
+    path: Path | None,
+    suffixes: Sequence[str] = (),
+    inputs: Iterable[Path | None] = (),
+) -> None:
+    """Raise before any work if a file cannot be written or has an unknown suffix.
+
+    Args:
+        option: that names the file.
+        path: the file; None if the option is not given.
+        suffixes: that its name may have; none: any.
+        inputs: files that the command reads, which it must not replace.
+    """
     if path is None:
         return
     if suffixes and path.suffix.lower() not in suffixes:
@@ -72,6 +84,24 @@ def check_target(option: str, path: Path | None, suffixes: Sequence[str] = ()) -
         raise GranAlignError(f"{option} {path}: its folder is not there; make it first")
     if path.is_dir():
         raise GranAlignError(f"{option} {path}: got a folder, expected the name of a file")
+    check_is_no_input(option, path, inputs)
+
+
+def check_is_no_input(option: str, path: Path | None, inputs: Iterable[Path | None]) -> None:
+    """Raise if a file to write is one that the command reads, under whatever name."""
+    for one in inputs:
+        if path is not None and one is not None and _is_same_file(path, one):
+            raise GranAlignError(
+                f"{option} {path}: got a file that this command reads, expected another one"
+            )
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    try:
+        # A device such as /dev/stdout is written to, and not replaced.
+        return one.is_file() and one.samefile(other)
+    except OSError:
+        return False
 
 
 def check_extra(package: str, what: str, extra: str) -> None:

@@ -172,7 +172,7 @@ def search(
         exact=exact,
         anyway=anyway,
     )
-    outputs.check()
+    outputs.check((source, rewrites, media))
     if not source.is_dir():
         outputs.check_video(None if holds_captions(source) else source)
         if media is not None:

@@ -14,7 +14,7 @@ import typer
 from granalign_fast.errors import GranAlignError
 
 from .clips import check_options, check_video, write_clip, write_clips
-from .options import check_extra, check_target, print_json, short
+from .options import check_extra, check_is_no_input, check_target, print_json, short
 
 if TYPE_CHECKING:
     from granalign_fast.index import VideoIndex
@@ -68,28 +68,35 @@ class Outputs:
     exact: bool
     anyway: bool
 
-    def check(self) -> None:
-        """Raise before any work if something cannot be written."""
+    def check(self, inputs: Sequence[Path | None] = ()) -> None:
+        """Raise before any work if something cannot be written, or is one of the inputs."""
         if self.form not in FORMATS:
             raise GranAlignError(
                 f"--format: got {self.form!r}, expected one of: {', '.join(FORMATS)}"
             )
-        check_target("--plot", self.plot, _PICTURES)
-        check_target("--contact-sheet", self.contact_sheet, _SHEETS)
-        check_target("--report", self.report, _PAGES)
-        check_options(self.clip, self.clips, exact=self.exact)
+        check_target("--plot", self.plot, _PICTURES, inputs)
+        check_target("--contact-sheet", self.contact_sheet, _SHEETS, inputs)
+        check_target("--report", self.report, _PAGES, inputs)
+        check_options(self.clip, self.clips, inputs, exact=self.exact)
         if self.plot is not None:
             check_extra("matplotlib", "drawing", "plot")
         if self.form == "otio":
             check_extra("opentimelineio", "the format otio", "editors")
 
-    def check_library(self) -> None:
-        """Raise before any work if something is wanted that is made of one video."""
-        wishes = {
+    @property
+    def _files(self) -> dict[str, Path | None]:
+        """The files to write, by their options."""
+        return {
             "--plot": self.plot,
             "--contact-sheet": self.contact_sheet,
             "--report": self.report,
             "--clip": self.clip,
+        }
+
+    def check_library(self) -> None:
+        """Raise before any work if something is wanted that is made of one video."""
+        wishes = {
+            **self._files,
             "--clips": self.clips,
             f"--format {self.form}": self.form if self.form in EXPORTS else None,
         }
@@ -106,6 +113,8 @@ class Outputs:
             video: the video file; None if only captions are known.
             source: of the index, if there is one.
         """
+        for option, path in self._files.items():
+            check_is_no_input(option, path, (video,))
         wishes = {
             "--clip": self.clip,
             "--clips": self.clips,

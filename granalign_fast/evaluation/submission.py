@@ -7,10 +7,12 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from granalign_fast.config import MOST_DOCUMENT_BYTES
 from granalign_fast.datasets import PathLike
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import replacing
 from granalign_fast.jsonl import Record, write_jsonl
+from granalign_fast.reading import open_file
 
 MEMBERS = ("hl_val_submission.jsonl", "hl_test_submission.jsonl")
 """The two files of a submission to QVHighlights' server, in no folder
@@ -75,12 +77,17 @@ def _read_members(path: Path) -> dict[str, bytes]:
         GranAlignError: it is no zip, or holds other files.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_file(path) as file, zipfile.ZipFile(file) as archive:
             names = archive.namelist()
             if unknown := set(names) - set(MEMBERS):
                 raise GranAlignError(
                     f"{path}: got a zip with {min(unknown)!r}, expected a submission of "
                     f"{' and '.join(MEMBERS)}; name another file"
+                )
+            # The sizes are those that the zip announces; more than that is not read.
+            if sum(entry.file_size for entry in archive.infolist()) > MOST_DOCUMENT_BYTES:
+                raise GranAlignError(
+                    f"{path}: got a zip of more than {MOST_DOCUMENT_BYTES:,} bytes; delete it"
                 )
             return {name: archive.read(name) for name in names}
     except (zipfile.BadZipFile, EOFError) as error:

@@ -31,6 +31,7 @@ from granalign_fast.parsing.tensors import read_tensors
 from granalign_fast.reading import read_file
 
 from .manifest import IndexManifest, write_durably
+from .own_folders import check_own_folder
 from .records import VideoSource
 from .video_index import VideoIndex, write_index
 
@@ -138,9 +139,13 @@ class WorkFolder:
 
     def recover(self) -> None:
         """Undo the step during which the last run was interrupted."""
+        if not self._check():
+            return
         with self._explain_os_errors():
             for old in _children(self._folder / "old"):
-                if (self.out / old.name).exists():
+                check_own_folder(old)
+                # A hidden folder is no index: it would take the place of one of the library's own.
+                if old.name.startswith(".") or os.path.lexists(self.out / old.name):
                     _remove_tree(old)  # the new index is complete and in its final folder
                 else:
                     old.rename(self.out / old.name)
@@ -166,6 +171,7 @@ class WorkFolder:
 
     def discard(self) -> None:
         """Remove all unfinished work."""
+        self._check()
         with self._explain_os_errors():
             self._job.unlink(missing_ok=True)  # first: no run uses parts without a job
             _remove_tree(self._folder)
@@ -173,6 +179,8 @@ class WorkFolder:
     def write_rows(self, vid: str, rows: ClipRows) -> None:
         """Write rows of a video to disk."""
         folder = self._parts_folder(vid)
+        self._check()
+        check_own_folder(folder)
         with self._explain_os_errors():
             folder.mkdir(parents=True, exist_ok=True)
         write_durably(folder / f"part-{rows.first:08d}.safetensors", rows.to_safetensors())
@@ -199,6 +207,8 @@ class WorkFolder:
         """
         vid = index.video.vid
         draft, old, final = self._folder / "draft" / vid, self._folder / "old" / vid, self.out / vid
+        self._check()
+        check_own_folder(final)
         with self._explain_os_errors():
             draft.mkdir(parents=True)
             old.parent.mkdir(exist_ok=True)
@@ -214,7 +224,20 @@ class WorkFolder:
     def update_source(self, vid: str, source: VideoSource) -> None:
         """Record the new path of a video file that was moved, in the manifest of its index."""
         folder = self.out / vid
+        check_own_folder(folder)
         replace(IndexManifest.read(folder), source=source).write(folder)
+
+    def _check(self) -> bool:
+        """Return whether there is unfinished work, after a look at its folders.
+
+        Raises:
+            GranAlignError: as for `check_own_folder`.
+        """
+        if not check_own_folder(self._folder):
+            return False
+        for name in ("parts", "draft", "old"):
+            check_own_folder(self._folder / name)
+        return True
 
     def _parts_folder(self, vid: str) -> Path:
         return self._folder / "parts" / vid

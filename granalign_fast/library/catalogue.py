@@ -25,6 +25,7 @@ from pathlib import Path
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index.manifest import write_durably
+from granalign_fast.index.own_folders import check_own_folder
 from granalign_fast.parsing.json_values import parse_json
 from granalign_fast.parsing.limits import MOST_INDEX_BYTES
 from granalign_fast.reading import read_file
@@ -216,6 +217,7 @@ def _read(library: Path) -> Catalogue:
 def _pointer_bytes(root: Path) -> bytes:
     """Return the content of the pointer; nothing if there is none."""
     try:
+        check_own_folder(root)
         return read_file(root / POINTER, MOST_INDEX_BYTES, inside=root)
     except GranAlignError:
         return b""
@@ -287,6 +289,7 @@ def _locked(library: Path) -> Iterator[None]:
         GranAlignError: the folder cannot be written, or another process does not end.
     """
     root = library / FOLDER
+    check_own_folder(root)
     with _explaining(library):
         root.mkdir(exist_ok=True)
         descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)

@@ -78,7 +78,7 @@ class SegmentRecord:
         """Read what `to_record` returned; another record raises exceptions of many types."""
         files = {str(name): (int(size), str(sha)) for name, (size, sha) in record["files"].items()}
         for name in (record["name"], *files):
-            if Path(name).name != name:
+            if Path(name).name != name or name == "..":
                 raise ValueError(f"got {name!r}, expected a name without folders")
         clips, dim, frame_dim = (int(record[name]) for name in ("clips", "dim", "frame_dim"))
         return cls(str(record["name"]), clips, dim, frame_dim, files)
@@ -113,7 +113,7 @@ class Segment:
             if (got := (folder / name).stat().st_size) != size:
                 raise GranAlignError(f"{folder / name}: got {got} bytes, expected {size}")
         try:
-            records = parse_json(read_file(folder / VIDEOS, MOST_INDEX_BYTES, inside=folder))
+            records = parse_json(read_file(folder / VIDEOS, MOST_INDEX_BYTES, inside=folder.parent))
             self.videos = tuple(map(CataloguedVideo.from_record, records))
         except (ValueError, KeyError, TypeError) as error:
             raise GranAlignError(f"{folder / VIDEOS}: damaged ({one_line(error)})") from None
@@ -140,13 +140,13 @@ class Segment:
         shape = (count,) if dim is None else (self.record.clips, dim)
         if not count:
             return np.empty(shape, dtype)  # an empty file cannot be mapped
-        with open_file(self.folder / name, inside=self.folder) as file:
+        with open_file(self.folder / name, inside=self.folder.parent) as file:
             return np.memmap(file, dtype, "r", shape=shape)
 
     def _open_table(self, name: str, schema: Any) -> Table:
         import pyarrow
 
-        path = checked_file(self.folder / name, inside=self.folder)
+        path = checked_file(self.folder / name, inside=self.folder.parent)
         try:
             return Table(pyarrow.memory_map(str(path)), schema, _MOST_ROWS)
         except (ValueError, pyarrow.ArrowException) as error:
@@ -199,7 +199,7 @@ class Segment:
     def find_damage(self) -> str | None:
         """Read all files; return the reason why the segment is damaged, or None."""
         for name, (_, expected) in self.record.files.items():
-            with open_file(self.folder / name, inside=self.folder) as file:
+            with open_file(self.folder / name, inside=self.folder.parent) as file:
                 got = hashlib.file_digest(file, "sha256").hexdigest()
             if got != expected:
                 return f"{self.folder / name}: got SHA-256 {got}, expected {expected}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from granalign_fast.errors import GranAlignError, listed
 from granalign_fast.index import VideoIndex
 from granalign_fast.index.naming import is_named
+from granalign_fast.index.own_folders import check_own_folder
 from granalign_fast.index.work_folder import WorkFolder, lock_folder
 
 from .catalogue import Catalogue, open_catalogue, update_catalogue
@@ -68,6 +69,7 @@ def remove_videos(library: Path, names: Sequence[str]) -> list[str]:
         catalogue = open_catalogue(library)
         vids = list(dict.fromkeys(_removable(catalogue, name) for name in names))
         removed = library / _REMOVED
+        check_own_folder(removed)
         try:
             shutil.rmtree(removed, ignore_errors=True)  # of a process that was killed
             removed.mkdir()
