@@ -23,7 +23,7 @@ from granalign_fast.models.exported_graph import graph_shapes
 from granalign_fast.models.graph_contract import ENGINE_GRAPHS
 from granalign_fast.models.manifest import read_manifest
 from granalign_fast.parsing.limits import MOST_GRAPH_BYTES
-from granalign_fast.reading import read_file
+from granalign_fast.reading import checked_file, read_file
 from granalign_fast.runtime.cache_folder import usable_cache
 from granalign_fast.runtime.device import Device
 from granalign_fast.runtime.engine_stamp import ENGINE_FOLDER, EngineStamp, engine_path
@@ -148,9 +148,9 @@ def _draft(folder: Path, out: Path | None) -> Iterator[Path]:
         with appearing(out) as draft:
             for path in folder.iterdir():
                 if path.is_file():
-                    shutil.copy2(path, draft / path.name)
+                    shutil.copy2(checked_file(path, inside=folder), draft / path.name)
                 elif path.name != ENGINE_FOLDER:
-                    shutil.copytree(path, draft / path.name)
+                    shutil.copytree(path, draft / path.name, symlinks=True)
             (draft / ENGINE_FOLDER).mkdir()
             yield draft / ENGINE_FOLDER
         return

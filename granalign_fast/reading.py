@@ -36,7 +36,7 @@ def open_file(
         path: of the file.
         most: bytes that the file may have; None for a file that is read in pieces or mapped.
         inside: the folder to which the file belongs, such as an index. The path, once its links are
-            followed, must lie in it.
+            followed, must lie in it; for a folder of the hub's cache, in the model's folder there.
         buffering: bytes that are read at once.
         remedy: ends every error message.
 
@@ -138,6 +138,10 @@ def checked_file(
 def _resolve(path: str | os.PathLike[str], inside: Path, end: str) -> str:
     """Return the path without links; raise if it is not in the folder."""
     target, folder = os.path.realpath(path), os.path.realpath(inside)
+    # In the hub's cache a folder of a model's commit has links to the files in ``blobs`` above it.
+    parent, commits = os.path.split(os.path.dirname(folder))  # noqa: PTH120
+    if commits == "snapshots" and os.path.basename(parent).startswith("models--"):  # noqa: PTH119
+        folder = parent
     if os.path.commonpath([target, folder]) != folder:
         raise GranAlignError(
             f"{path}: got a link to {target}, expected a file in {inside}; copy the file to its "

@@ -26,6 +26,7 @@ from granalign_fast.export.sources.tokenizer import (
     lower_case,
 )
 from granalign_fast.export.specs import CLIP_FAMILIES
+from granalign_fast.reading import checked_file
 
 from .sentences import VALIDATION
 
@@ -212,7 +213,7 @@ def _older_layout(folder: Path, saved: dict[str, Any]) -> Iterator[Path]:
     with TemporaryDirectory() as temporary:
         for file in folder.iterdir():
             if file.is_file() and file.suffix in (".json", ".txt", ".model"):
-                shutil.copy(file, temporary)
+                shutil.copy(checked_file(file), temporary)
         (Path(temporary) / "tokenizer_config.json").write_text(json.dumps(known), encoding="utf-8")
         yield Path(temporary)
 

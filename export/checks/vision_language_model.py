@@ -39,6 +39,7 @@ from granalign_fast.models.graph_contract import (
 from granalign_fast.models.manifest import VlmManifest
 from granalign_fast.models.prefix import Prefix
 from granalign_fast.models.vision_language_model import VisionLanguageModel, frame_positions
+from granalign_fast.reading import checked_file
 
 from .encoder import raise_mismatches
 from .language_model import (
@@ -150,7 +151,7 @@ def _load(folder: Path, files: list[Path]) -> tuple[Any, list[str]]:
     from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
     def names(file: Path) -> list[str]:
-        with safe_open(file, "pt") as tensors:
+        with safe_open(checked_file(file), "pt") as tensors:
             return list(tensors.keys())
 
     if not any(name.startswith(_OTHER_DECODER) for file in files for name in names(file)):
@@ -167,7 +168,7 @@ def _load(folder: Path, files: list[Path]) -> tuple[Any, list[str]]:
     model = Qwen2_5_VLForConditionalGeneration(config).float()
     unread = set(model.state_dict())
     for file in files:
-        with safe_open(file, "pt") as tensors:
+        with safe_open(checked_file(file), "pt") as tensors:
             for name in names(file):
                 own = name.removeprefix(_OTHER_DECODER)
                 own = f"model.language_model.{own[6:]}" if own.startswith("model.") else own

@@ -18,6 +18,7 @@ from granalign_fast.files import sha256_of
 from granalign_fast.models.chat_template import ADDITIONAL_TEMPLATES, TEMPLATE_FILES
 from granalign_fast.models.sources import combined_sha256, hash_weights
 from granalign_fast.parsing.limits import MOST_SETTING
+from granalign_fast.reading import checked_file
 
 from .checkpoint import Checkpoint, Float32
 from .folder import read_model_config, read_object, read_tokenizer
@@ -199,7 +200,7 @@ class ModelSource:
             if name in rewritten:
                 write_settings(folder / name, rewritten[name])
             elif (self.folder / name).is_file() and "/" not in name:
-                shutil.copyfile(self.folder / name, folder / name)
+                shutil.copyfile(checked_file(self.folder / name, inside=self.folder), folder / name)
         for name, text in self.replaced.items():
             (folder / name).write_text(text, encoding="utf-8", newline="")
 

@@ -270,7 +270,7 @@ def _of_text(path: Path) -> str | None:
     if not path.is_file():
         return None
     # Universal newlines, as transformers reads it.
-    return read_text(path, MOST_JSON_BYTES, remedy="copy the tokenizer again")
+    return read_text(path, MOST_JSON_BYTES, inside=path.parent, remedy="copy the tokenizer again")
 
 
 def _text(content: Any) -> str:

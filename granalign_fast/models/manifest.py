@@ -13,6 +13,7 @@ import numpy as np
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import known_sha256, read_json, replacing
+from granalign_fast.reading import checked_file
 
 from .manifest_checks import check_external_data, check_names, check_values
 
@@ -115,7 +116,7 @@ class Manifest:
         if not path.is_file():
             raise GranAlignError(f"{folder}: no manifest.json; {remedy}")
         # The kind and the format version decide which keys are expected, so they come first.
-        record = read_json(path)
+        record = read_json(path, inside=folder)
         kind = record.get("kind") if isinstance(record, dict) else None
         if kind != cls.kind:
             raise GranAlignError(f"{path}: got kind {kind!r}, expected {cls.kind!r}; {remedy}")
@@ -153,7 +154,8 @@ class Manifest:
             )
         check_names(folder, manifest.files, path)
         for name, digest in manifest.files.items():
-            got = known_sha256(folder / name, digest, again=again)
+            file = checked_file(folder / name, inside=folder)
+            got = known_sha256(file, digest, again=again)
             if got != digest:
                 what = "altered weights" if name.endswith(".onnx") else "altered file"
                 raise GranAlignError(

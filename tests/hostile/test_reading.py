@@ -121,6 +121,20 @@ def test_links_stay_in_their_folder(tmp_path: Path) -> None:
         open_file(tmp_path / "index2" / "a", inside=folder)
 
 
+def test_links_of_the_hubs_cache_lead_to_its_blobs(tmp_path: Path) -> None:
+    model = tmp_path / "models--org--name"
+    folder = model / "snapshots" / "0123abcd"
+    folder.mkdir(parents=True)
+    (model / "blobs").mkdir()
+    (model / "blobs" / "f00").write_text("[]")
+    (folder / "good.json").symlink_to("../../blobs/f00")
+    assert read_json(folder / "good.json", inside=folder) == []
+    (tmp_path / "secret").write_text("{}")
+    (folder / "bad.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(GranAlignError, match="got a link to"):
+        read_json(folder / "bad.json", inside=folder)
+
+
 def test_text_has_one_kind_of_line_ends(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes("ä\r\nb\rc\n".encode())
     assert read_text(tmp_path / "a", 99) == "ä\nb\nc\n"
