@@ -137,6 +137,10 @@ def checked_file(
 
 def _resolve(path: str | os.PathLike[str], inside: Path, end: str) -> str:
     """Return the path without links; raise if it is not in the folder."""
+    # Nearly always it names a file of the folder itself, which is a link or not.
+    name = os.fspath(path)
+    if os.path.dirname(name) == os.fspath(inside) and not os.path.islink(name):  # noqa: PTH114, PTH120
+        return name
     target, folder = os.path.realpath(path), os.path.realpath(inside)
     # In the hub's cache a folder of a model's commit has links to the files in ``blobs`` above it.
     parent, commits = os.path.split(os.path.dirname(folder))  # noqa: PTH120

@@ -199,7 +199,7 @@ class DiskTier:
         try:
             content = read_file(path, MOST_INDEX_BYTES, inside=self.folder)
             array = read_tensors(content)["prefix"]
-            if not np.isfinite(array).all():
+            if not _is_finite(array):
                 raise ValueError("not finite")
         except Exception:  # missing, damaged or not safetensors, which raises many types
             self._remove(name)
@@ -242,6 +242,17 @@ class DiskTier:
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}{self._SUFFIX}"
+
+
+def _is_finite(array: npt.NDArray[Any]) -> bool:
+    """Return whether an array holds neither NaN nor infinity."""
+    if array.dtype != np.float16:
+        return bool(np.isfinite(array).all())
+    # Their exponents are all ones. NumPy would convert each float16 to find that, which is slower.
+    # A piece of 128 KiB stays in a core's cache.
+    bits = array.view(np.int16).reshape(-1)
+    pieces = (bits[start : start + (1 << 16)] for start in range(0, len(bits), 1 << 16))
+    return all((piece & 0x7FFF).max() < 0x7C00 for piece in pieces)
 
 
 def _file_name(key: str) -> str:

@@ -47,7 +47,7 @@ def load_tokenizer(folder: Path, remedy: str = "export the model again") -> Any:
     except ImportError:
         raise MissingExtraError("embedding sentences", "cpu") from None
     path = folder / _FILE
-    content = read_file(path, MOST_TOKENIZER, remedy=remedy)
+    content = read_file(path, MOST_TOKENIZER, inside=folder, remedy=remedy)
     try:
         _check(parse_json(content, unique_keys=True))
     except ValueError as error:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from granalign_fast.errors import GranAlignError
-from granalign_fast.models.prefix_cache import DiskTier, MemoryTier, PrefixCache
+from granalign_fast.models.prefix_cache import DiskTier, MemoryTier, PrefixCache, _is_finite
 
 Array = np.ndarray[Any, Any]
 KIB = 1024
@@ -248,3 +248,14 @@ def test_bad_limits_and_folders(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(GranAlignError, match="file: got a link or a file, expected a folder"):
         DiskTier(tmp_path / "file", 1)
+
+
+def test_numbers_that_are_not_finite_are_found() -> None:
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    for one in every[::7]:
+        assert _is_finite(np.array([1, one], np.float16)) == bool(np.isfinite(one))
+    # Also the last one of many.
+    many = np.zeros(200_001, np.float16)
+    assert _is_finite(many)
+    many[-1] = -np.inf
+    assert not _is_finite(many) and not _is_finite(many.astype(np.float32))
