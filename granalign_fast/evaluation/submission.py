@@ -7,11 +7,11 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from granalign_fast.config import MOST_DOCUMENT_BYTES
 from granalign_fast.datasets import PathLike
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import replacing
 from granalign_fast.jsonl import Record, write_jsonl
+from granalign_fast.parsing.limits import MOST_DOCUMENT_BYTES
 from granalign_fast.reading import open_file
 
 MEMBERS = ("hl_val_submission.jsonl", "hl_test_submission.jsonl")
