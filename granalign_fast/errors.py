@@ -15,13 +15,16 @@ from .parsing.limits import MOST_MESSAGE
 class GranAlignError(ValueError):
     """Bad input. The message is one line: what was got, what was expected, what to do.
 
-    The middle of a message of more than `MOST_MESSAGE` characters is left out.
+    Line ends in it, which a name or another library's words can hold, become spaces. The middle of
+    a message of more than `MOST_MESSAGE` characters is left out.
     """
 
     def __init__(self, *arguments: object) -> None:
-        super().__init__(
-            *(_cut(one, MOST_MESSAGE) if isinstance(one, str) else one for one in arguments)
-        )
+        super().__init__(*(_message(one) if isinstance(one, str) else one for one in arguments))
+
+
+def _message(text: str) -> str:
+    return _cut(" ".join(text.splitlines()), MOST_MESSAGE)
 
 
 class MissingFileError(GranAlignError):

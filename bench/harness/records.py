@@ -13,6 +13,7 @@ from typing import Any, Self
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import read_json, replacing
 from granalign_fast.output.visible import visible
+from granalign_fast.parsing.json_types import matches, wrong_field
 
 from .timing import Samples
 
@@ -209,7 +210,17 @@ class Report:
             ) from None
 
     def _check(self) -> None:
-        """Raise if a field that every page shows is missing, or a figure is not finite."""
+        """Raise if a field that every page shows is missing or of another type, or not finite."""
+        for kind, parts in (
+            (Report, [self]),
+            (SuiteRun, self.suites.values()),
+            (Record, self.records),
+            (Breakdown, self.breakdowns),
+        ):
+            if wrong := [name for part in parts if (name := wrong_field(kind, part)) is not None]:
+                raise TypeError(f"{wrong[0]} of a {kind.__name__} has another type")
+        if not matches(list[float], self.machine["load"]):
+            raise TypeError("load of the machine has another type")
         for name in ("cpu", "cores", "memory_bytes", "load", "system", "python", "commit"):
             self.machine[name]
         self.machine["packages"].items()

@@ -240,18 +240,23 @@ def find_template(folder: Path, settings: Mapping[str, Any], *, processor: bool 
 
 def _remedy(templates: Any) -> str:
     """Return the remedy for a folder without a template for a conversation."""
-    names = [
-        str(one.get("name")) for entry in templates if isinstance(entry, list) for one in entry
-    ]
+    names = [name for entry in templates if isinstance(entry, list) for name, _ in _named(entry)]
     if names:
         return f"it has those of the names {', '.join(sorted(names))}; give the right one 'default'"
     return "a base model has none: choose its instruct version, or add the template"
 
 
+def _named(templates: list[Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the names and the texts of a list of templates; what is none is left out."""
+    for entry in templates:
+        if isinstance(entry, dict) and isinstance(entry.get("name"), str):
+            yield entry["name"], entry.get("template")
+
+
 def _default(template: Any) -> str | None:
     """Return a template, or the one for a conversation of several named ones."""
     if isinstance(template, list):
-        template = {entry.get("name"): entry.get("template") for entry in template}
+        template = dict(_named(template))
     if isinstance(template, dict):
         template = template.get("default")
     return template if isinstance(template, str) else None

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.errors import GranAlignError
+from granalign_fast.errors import GranAlignError, one_line, short_repr
 from granalign_fast.runtime.array_device import ArrayDevice
 from granalign_fast.runtime.session import Session
 from granalign_fast.types import Image, check_frames
@@ -60,6 +60,17 @@ class Preprocessing:
         image = resize(frame, height, width, self.resample)
         top, left = (height - self.crop[0]) // 2, (width - self.crop[1]) // 2
         return image[top : top + self.crop[0], left : left + self.crop[1]]
+
+    def is_possible(self) -> bool:
+        """Return whether the crop lies in the resized frame, and the filter is one of Pillow's."""
+        from PIL.Image import Resampling
+
+        return (
+            len(self.resize) in (1, 2)
+            and len(self.crop) == 2
+            and 0 < min(self.crop) <= max(self.crop) <= min(self.resize)
+            and self.resample in {entry.value for entry in Resampling}
+        )
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         if len(self.resize) == 2:
@@ -246,8 +257,12 @@ def _read_preprocessing(manifest: FrameEncoderManifest, folder: Path) -> Preproc
         for name, value in manifest.preprocessing.items()
     }
     try:
-        return Preprocessing(**settings)
+        preprocessing = Preprocessing(**settings)
+        if not preprocessing.is_possible():
+            raise TypeError(f"got {short_repr(manifest.preprocessing)}")
+        return preprocessing
     except TypeError as error:
         raise GranAlignError(
-            f"{folder / 'manifest.json'}: unusable preprocessing ({error}); export the model again"
+            f"{folder / 'manifest.json'}: unusable preprocessing ({one_line(error)}); export the "
+            f"model again"
         ) from None

@@ -7,12 +7,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self, get_args, get_origin, get_type_hints
+from typing import Any, Self, get_type_hints
 
 import numpy as np
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import known_sha256, read_json, replacing
+from granalign_fast.parsing.json_types import matches
 from granalign_fast.reading import checked_file
 
 from .manifest_checks import check_external_data, check_names, check_values
@@ -134,7 +135,7 @@ class Manifest:
             )
         types = get_type_hints(cls)
         for entry in fields(cls):
-            if entry.name in record and not _matches(types[entry.name], record[entry.name]):
+            if entry.name in record and not matches(types[entry.name], record[entry.name]):
                 raise GranAlignError(
                     f"{path}: got {entry.name} {record[entry.name]!r:.80}, expected {entry.type}; "
                     f"export the model again"
@@ -168,18 +169,6 @@ class Manifest:
 
 _ADDED = {"block", "comparison", "self_check", "prompt"}
 """Keys that folders of earlier versions lack."""
-
-
-def _matches(annotation: Any, value: Any) -> bool:
-    """Return whether a JSON value has the type of an annotation."""
-    container, inner = get_origin(annotation), get_args(annotation)
-    if container is dict:
-        return isinstance(value, dict) and all(_matches(inner[1], v) for v in value.values())
-    if container is list:
-        return isinstance(value, list) and all(_matches(inner[0], item) for item in value)
-    return annotation is Any or type(value) in (
-        (int, float) if annotation is float else (annotation,)
-    )
 
 
 class ExportedModel:

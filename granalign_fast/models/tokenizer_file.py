@@ -15,7 +15,7 @@ from typing import Any
 
 from granalign_fast.errors import GranAlignError, MissingExtraError, foreign_errors, short_repr
 from granalign_fast.parsing.json_values import parse_json
-from granalign_fast.parsing.limits import MOST_PADDED_TOKENS, MOST_TOKENIZER
+from granalign_fast.parsing.limits import MOST_PADDED_TOKENS, MOST_TOKENIZER, MOST_TOKENS
 from granalign_fast.reading import read_file
 
 _FILE = "tokenizer.json"
@@ -99,6 +99,7 @@ def _check(value: Any) -> None:
     """Raise ValueError for a tokenizer that would take too much memory, or end the process."""
     if not isinstance(value, dict):
         raise ValueError(f"got a {type(value).__name__}, expected a JSON object")
+    _check_ids(value)
     growth = 1.0
     for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
         steps = list(_steps(value.get(name)))
@@ -111,6 +112,17 @@ def _check(value: Any) -> None:
         raise ValueError(
             f"got steps that make a text {growth:.0f} times longer, expected at most {_GROWTH:.0f}"
         )
+
+
+def _check_ids(value: Mapping[str, Any]) -> None:
+    """Check the numbers of tokens: the library's tables have a place for each up to the largest."""
+    model, added = value.get("model"), value.get("added_tokens")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
+    ids += [one.get("id") for one in added or () if isinstance(one, dict)]
+    wrong = next((one for one in ids if type(one) is not int or not 0 <= one < MOST_TOKENS), None)
+    if wrong is not None:
+        raise ValueError(f"got the token id {short_repr(wrong)}, expected 0 to {MOST_TOKENS - 1:,}")
 
 
 def _steps(value: Any) -> Iterator[Mapping[str, Any]]:

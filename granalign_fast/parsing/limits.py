@@ -60,6 +60,8 @@ MOST_SETTING = 1 << 24
 300,000 tokens."""
 MOST_TOKENIZER = 1 << 26
 """Bytes of a ``tokenizer.json``. The largest published ones have 33 MB."""
+MOST_TOKENS = 1 << 22
+"""Numbers of tokens; the largest published vocabularies have 262,144."""
 MOST_PADDED_TOKENS = 1 << 12
 """Tokens to which every text is padded. SigLIP pads to 64."""
 MOST_CAPTION = 20_000
