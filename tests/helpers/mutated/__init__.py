@@ -1,0 +1,1 @@
+"""Read thousands of files that were changed at random: ``python -m helpers.mutated``."""
