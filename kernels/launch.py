@@ -257,7 +257,7 @@ def even_runs(offsets: Offsets, firsts: Offsets | None = None) -> Iterator[tuple
     >>> list(even_runs(np.array([0, 3, 6, 8, 8, 10])))
     [(slice(0, 2, None), 3), (slice(2, 3, None), 2), (slice(4, 5, None), 2)]
     """
-    lengths = np.diff(offsets)
+    lengths = offsets[1:] - offsets[:-1]
     new = lengths[1:] != lengths[:-1]
     if firsts is not None:
         new |= firsts[1:] != firsts[:-1] + lengths[:-1]

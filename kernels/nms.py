@@ -94,20 +94,23 @@ def on_host(
     )
     left = np.flatnonzero(scores > -np.inf)
     owner = np.repeat(np.arange(pairs), offsets[1:] - offsets[:-1])[left]
-    # Best first within a pair: so the best candidate of a pair is the first that is left of it.
-    left = left[np.lexsort((ends[left], starts[left], -scores[left], owner))]
     starts, ends, scores = starts[left], ends[left], scores[left]
     for rank in range(top):
         if not len(owner):
             break
         # Every round keeps the best candidate of each pair and drops what overlaps it.
-        best = _firsts(owner)
+        first = _firsts(owner)
+        lengths = np.append(first[1:], len(owner)) - first
+        greatest = np.repeat(np.maximum.reduceat(scores, first), lengths)
+        best = (scores == greatest).nonzero()[0]
+        if len(best) > len(first):
+            best = best[np.lexsort((ends[best], starts[best], owner[best]))]
+            best = best[_firsts(owner[best])]
         row = owner[best]
         kept.starts[row, rank] = starts[best]
         kept.ends[row, rank] = ends[best]
         kept.scores[row, rank] = scores[best]
         kept.counts[row] = rank + 1
-        lengths = np.append(best[1:], len(owner)) - best
         best_start, best_end = np.repeat(starts[best], lengths), np.repeat(ends[best], lengths)
         inter = np.minimum(ends, best_end) - np.maximum(starts, best_start)
         union = (ends - starts) + (best_end - best_start) - inter

@@ -116,7 +116,7 @@ class _Chunk:
         self.total = sources.shape[1]
         factors = [rules.factors] * len(sources) + [rules.fine_factors] * (rules.fine_factor > 0)
         self.sources, self.factors = len(factors), np.array(factors)
-        self.offsets, self.begins, self.lengths = offsets, offsets[:-1], np.diff(offsets)
+        self.offsets, self.begins, self.lengths = offsets, offsets[:-1], offsets[1:] - offsets[:-1]
         self.pairs = len(self.lengths)
         self.length_factors = _length_factors(rules, int(self.lengths.max(initial=0)))
         self.owner = np.repeat(np.arange(self.pairs), self.lengths)
@@ -171,14 +171,7 @@ class _Chunk:
 
     def proposals(self) -> Proposals:
         """Candidates of all pairs, pair after pair."""
-        edges = self.edges()
-        own_sums = np.concatenate([[0], self.values.ravel().cumsum(dtype=np.int64)])
-        # Far enough apart between pairs and between curves that no run crosses over.
-        places = np.arange(self.values.size) + self.rows.ravel() * (self.rules.gap + 1)
-        found = [self.runs(level, edges[level], places, own_sums) for level in range(LEVELS)]
-        owner, starts, ends, scores, means, rows = (
-            np.concatenate(column) for column in zip(*found, strict=True)
-        )
+        owner, starts, ends, scores, means, rows = self.runs(self.edges())
         if self.rules.drop > 0:
             kept = self.without_the_lowest(owner, starts, means, rows)
             owner, starts, ends, scores = owner[kept], starts[kept], ends[kept], scores[kept]
@@ -197,30 +190,31 @@ class _Chunk:
             np.concatenate([[0], np.bincount(owner, minlength=self.pairs).cumsum()]),
         )
 
-    def runs(
-        self,
-        level: int,
-        edges: npt.NDArray[np.int32],
-        places: npt.NDArray[np.int64],
-        own_sums: npt.NDArray[np.int64],
-    ) -> tuple[npt.NDArray[Any], ...]:
-        """Owner, start, end, score, fused mean and row of every run at one level."""
+    def runs(self, edges: npt.NDArray[np.int32]) -> tuple[npt.NDArray[Any], ...]:
+        """Owner, start, end, score, fused mean and row of every run, level after level."""
         rules = self.rules
         threshold = np.where(edges > 0, edges * np.int32(ONE // BINS), np.int32(2 * ONE))
-        high = np.flatnonzero(self.values >= np.repeat(threshold, self.lengths, axis=1))
-        place, apart = places[high], np.empty(len(high), np.bool_)
+        above = self.values >= np.repeat(threshold, self.lengths, axis=2)
+        high = above.ravel().nonzero()[0]
+        # Far enough apart between pairs, curves and levels that no run crosses over.
+        line, clip = np.divmod(high, self.total)
+        place = high + (line * self.pairs + self.owner[clip]) * (rules.gap + 1)
+        apart = np.empty(len(high), np.bool_)
         apart[:1] = True
         np.greater(place[1:] - place[:-1], rules.gap + 1, out=apart[1:])
         fresh = apart.nonzero()[0]
-        begin, end = high[fresh], high[np.append(fresh[1:] - 1, -1)[: len(fresh)]] + 1
-        source, clip = np.divmod(begin, self.total)
-        owner, length = self.owner[clip], end - begin
+        line, clip, length = line[fresh], clip[fresh], self.run_lengths(high, fresh)
+        level, source = np.divmod(line, self.sources)
+        owner = self.owner[clip]
 
-        row = source * self.pairs + owner
-        row_length = np.bincount(row, weights=length, minlength=self.sources * self.pairs)
+        row = line * self.pairs + owner
+        row_length = np.bincount(row, weights=length, minlength=edges.size)
         # The same operations in the same order as proposals.cu, so that the bits agree.
         scale = length * float(ONE)
-        own = (own_sums[end] - own_sums[begin]) / scale
+        own_sums = np.zeros(self.values.size + 1, np.int64)
+        self.values.ravel().cumsum(dtype=np.int64, out=own_sums[1:])
+        begin = source * self.total + clip
+        own = (own_sums[begin + length] - own_sums[begin]) / scale
         # The fused curve is the first source: its sums begin at 0.
         means = (own_sums[clip + length] - own_sums[clip]) / scale
         scores = (1 - rules.length_weight) * (rules.own_share * own + (1 - rules.own_share) * means)
@@ -231,6 +225,14 @@ class _Chunk:
         starts = (clip - self.begins[owner]).astype(np.int32)
         ends = starts + length.astype(np.int32)
         return owner, starts, ends, scores, means, source * LEVELS + level
+
+    @staticmethod
+    def run_lengths(high: npt.NDArray[np.int64], fresh: npt.NDArray[np.int64]) -> Any:
+        """The clips from the first high one of each run to its last one."""
+        last = np.empty(len(fresh), np.int64)
+        last[:-1] = high[fresh[1:] - 1]
+        last[-1:] = high[-1:]
+        return last - high[fresh] + 1
 
     def without_the_lowest(
         self,

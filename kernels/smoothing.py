@@ -61,7 +61,7 @@ def smoothed(
     if radius == 0:
         return np.concatenate([rows * np.int32(TAPS_ONE) for rows, _ in cuts])
     # Repeat the edge clips, so that the steps below are the same for all clips.
-    begins, lengths = offsets[:-1], np.diff(offsets)
+    begins, lengths = offsets[:-1], offsets[1:] - offsets[:-1]
     wide = lengths + np.where(lengths > 0, 2 * radius, 0)
     wide_begins = np.cumsum(wide) - wide
     owner = np.repeat(np.arange(len(lengths)), wide)
