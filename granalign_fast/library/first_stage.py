@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from granalign_fast.kernels import corpus
 from granalign_fast.kernels.corpus import MOST
+from granalign_fast.search.known_texts import Known
 
 from .ordering import Probe
 from .segment import Segment
@@ -85,6 +86,8 @@ class Part(NamedTuple):
 class Texts(NamedTuple):
     """A query as the first stage compares it."""
 
+    texts: Sequence[str]
+    """The query and its rewrites."""
     captions: Compared | None
     """With the embeddings of captions; None where frames alone are compared."""
     words: Weights
@@ -98,10 +101,17 @@ class Texts(NamedTuple):
         weights = np.array([QUERY_WEIGHT] + [1] * (len(texts) - 1), np.float32)
         weights /= weights.sum()
         return cls(
+            texts,
             None if captions is None else Compared(captions, weights),
             {} if captions is None else query_words([texts[0]] * QUERY_WEIGHT + list(texts[1:])),
             None if frames is None else Compared(frames, weights),
         )
+
+    @property
+    def known(self) -> Known:
+        """The embeddings of the texts, in the space in which the second stage compares them."""
+        compared = self.frames if self.captions is None else self.captions
+        return {} if compared is None else dict(zip(self.texts, compared.rows, strict=True))
 
     @property
     def probe(self) -> Probe:

@@ -261,7 +261,7 @@ class Library:
             result = LibraryResult(
                 query, (), hits, searched, left_out, complete=False, seconds=seconds
             )
-            refinements.append(Refinement(result, one.probe, top, refine))
+            refinements.append(Refinement(result, one, top, refine))
         return refinements
 
     def _parts(

@@ -12,7 +12,8 @@ from granalign_fast.search.request import Request
 from granalign_fast.search.retriever import Retriever
 from granalign_fast.types import SearchResult
 
-from .ordering import Load, Probe, captions_of, ranked_moments
+from .first_stage import Texts
+from .ordering import Load, captions_of, ranked_moments
 from .results import LibraryResult, VideoHit
 
 _BATCH = 5
@@ -26,12 +27,12 @@ class Refinement:
 
     Args:
         result: of the first stage.
-        probe: what the clips were compared with.
+        texts: what the clips were compared with.
         top: most moments of an answer.
         refine: how many videos are searched, the best first.
     """
 
-    def __init__(self, result: LibraryResult, probe: Probe, top: int, refine: int) -> None:
+    def __init__(self, result: LibraryResult, texts: Texts, top: int, refine: int) -> None:
         self.first = result
         self.hits: list[VideoHit] = list(result.videos)
         self.errors: dict[str, str] = dict(result.errors)
@@ -40,7 +41,7 @@ class Refinement:
         """How many videos have been searched, or could not be."""
         self.seconds = 0.0
         """How long their searches have taken."""
-        self._probe, self._top = probe, top
+        self.texts, self._top = texts, top
 
     def add(self, number: int, index: VideoIndex, result: SearchResult) -> None:
         """Add the search of a video.
@@ -61,7 +62,7 @@ class Refinement:
         """
         return replace(
             self.first,
-            moments=ranked_moments(self.hits, load, self._probe, self._top),
+            moments=ranked_moments(self.hits, load, self.texts.probe, self._top),
             videos=tuple(self.hits),
             complete=self.reached == self.count,
             errors=dict(self.errors),
@@ -123,7 +124,10 @@ def _search(pairs: Sequence[tuple[Refinement, int]], retriever: Retriever, load:
             requests.append((one, number, Request(load(video), one.first.query)))
         except GranAlignError as error:
             one.errors[video.vid] = str(error)
-    found = retriever.search_many([request for *_, request in requests], return_errors=True)
+    known = {text: row for one, *_ in requests for text, row in one.texts.known.items()}
+    found = retriever.search_many(
+        [request for *_, request in requests], return_errors=True, known=known
+    )
     for (one, number, request), result in zip(requests, found, strict=True):
         if isinstance(result, GranAlignError):
             one.errors[one.hits[number].video.vid] = str(result)

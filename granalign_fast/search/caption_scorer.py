@@ -29,6 +29,7 @@ from .batches import PreparedQuery, query_variants
 from .clock import Clock
 from .frame_curves import frame_curves
 from .key_frames import aware_captions, existence, frame_embeddings, frame_set, key_frames
+from .known_texts import Known, KnownTexts
 from .ranker import Ranker
 from .request import Request, query_text
 from .results import rank_groups
@@ -68,7 +69,9 @@ class CaptionScorer:
         self.captioner = captioner
         self.frame_encoder = frame_encoder
 
-    def score(self, requests: Sequence[Request], clock: Clock) -> list[SearchResult]:
+    def score(
+        self, requests: Sequence[Request], clock: Clock, known: Known | None = None
+    ) -> list[SearchResult]:
         """Return one result for each request, in order.
 
         Stages: ``rewrite``, concurrently ``key_frames`` and ``prefill``; ``wait``, ``aware``,
@@ -96,7 +99,8 @@ class CaptionScorer:
         variants = [query_variants(query, self.config) for query in queries]
         needed = [text for pair in variants for granularity in pair for text in granularity]
         needed += [caption for captions in aware for caption in captions.values()]
-        texts = self.ranker.embed(self.encoder, needed)
+        encoder = KnownTexts(self.encoder, known) if known else self.encoder
+        texts = self.ranker.embed(encoder, needed)
         clock.lap("embed")
 
         frames = None

@@ -19,6 +19,7 @@ from .batches import PreparedQuery
 from .clock import Clock
 from .frame_curves import frame_variants
 from .key_frames import frame_embeddings
+from .known_texts import Known, KnownTexts
 from .ranker import Ranker
 from .request import Request
 from .results import rank_groups
@@ -64,7 +65,9 @@ class FrameScorer:
         self.ranker = ranker
         self.rewriter = rewriter
 
-    def score(self, requests: Sequence[Request], clock: Clock) -> list[SearchResult]:
+    def score(
+        self, requests: Sequence[Request], clock: Clock, known: Known | None = None
+    ) -> list[SearchResult]:
         """Return one result for each request, in order; `exists` is None.
 
         Stages: ``rewrite``, ``embed``, those of the ranker, ``results``.
@@ -83,7 +86,8 @@ class FrameScorer:
         # Embed every text once, in the space of the frames.
         variants = [frame_variants(query) for query in queries]
         needed = [text for simplified, _ in variants for text in simplified]
-        texts = self.ranker.embed(FrameTexts(self.frame_encoder), needed)
+        encoder = FrameTexts(self.frame_encoder)
+        texts = self.ranker.embed(KnownTexts(encoder, known) if known else encoder, needed)
         clock.lap("embed")
 
         # No model looks at the frames again, so none judges whether the video shows the query.

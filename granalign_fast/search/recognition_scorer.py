@@ -21,6 +21,7 @@ from .batches import PreparedQuery
 from .clock import Clock
 from .host_ranker import cut_moments
 from .key_frames import equivalent_phrasings, frame_set, mean_of_greatest
+from .known_texts import Known
 from .request import Request, bare_rewrites
 from .results import search_results
 
@@ -36,7 +37,9 @@ class RecognitionScorer:
         self.recogniser = recogniser
         self.config = config
 
-    def score(self, requests: Sequence[Request], clock: Clock) -> list[SearchResult]:
+    def score(
+        self, requests: Sequence[Request], clock: Clock, known: Known | None = None
+    ) -> list[SearchResult]:
         """Return one result for each request, in order.
 
         Stages: ``recognise``, ``proposals``, ``nms``, ``results``.

@@ -28,6 +28,7 @@ from .device_ranker import DeviceRanker
 from .frame_scorer import FrameScorer
 from .host_ranker import HostRanker
 from .isolation import search_each
+from .known_texts import Known
 from .ranker import Ranker
 from .recognition_scorer import RecognitionScorer
 from .request import Request, check_requests
@@ -184,6 +185,7 @@ class Retriever:
         return_errors: Literal[False] = False,
         seconds: dict[str, float] | None = None,
         spans: list[Span] | None = None,
+        known: Known | None = None,
     ) -> list[SearchResult]: ...
 
     @overload
@@ -194,6 +196,7 @@ class Retriever:
         return_errors: Literal[True],
         seconds: dict[str, float] | None = None,
         spans: list[Span] | None = None,
+        known: Known | None = None,
     ) -> list[SearchResult | GranAlignError]: ...
 
     def search_many(
@@ -203,6 +206,7 @@ class Retriever:
         return_errors: bool = False,
         seconds: dict[str, float] | None = None,
         spans: list[Span] | None = None,
+        known: Known | None = None,
     ) -> list[SearchResult] | list[SearchResult | GranAlignError]:
         """Return the moments of every request, in batches; the results equal single searches.
 
@@ -218,6 +222,8 @@ class Retriever:
                 ``context`` to ``nms``, because the host does not wait in between. Every result has
                 the durations too.
             spans: receives the beginning and the end of each stage.
+            known: embeddings of texts, in the space of the captions or, for the preset ``visual``,
+                of the frames. These texts are not embedded again.
 
         Raises:
             GranAlignError: as in `search`; the message names the video. With `return_errors` only
@@ -228,8 +234,8 @@ class Retriever:
             return []
         clock = Clock({} if seconds is None else seconds, spans)
         if return_errors:
-            return search_each(requests, lambda some: self._scorer.score(some, clock))
-        return self._scorer.score(requests, clock)
+            return search_each(requests, lambda some: self._scorer.score(some, clock, known))
+        return self._scorer.score(requests, clock, known)
 
 
 def _check_model(name: str, model: object, method: str, example: str) -> None:

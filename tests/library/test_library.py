@@ -128,6 +128,19 @@ def test_many_queries_read_a_video_once(folder: Path, monkeypatch: pytest.Monkey
     assert [result.moments[0].vid for result in results] == ["street", "yard", "day"]
 
 
+def test_each_text_is_embedded_once_for_both_stages(folder: Path) -> None:
+    embedded: list[str] = []
+
+    class Counting(BagOfWords):
+        def encode(self, texts: Sequence[str], **options: Any) -> Any:
+            embedded.extend(texts)
+            return super().encode(texts, **options)
+
+    library = Library.open(folder, Retriever(Counting()))
+    library.search_many([Rewrites("a red car", ("car", "red")), Rewrites("two dogs", ("red",))])
+    assert sorted(embedded) == ["a red car", "car", "red", "two dogs"]
+
+
 def test_filters_choose_before_the_search(folder: Path, library: Library) -> None:
     tag_videos(folder, ["yard", "kitchen"], ["mine"])
     result = library.search("a red car", filters=Filters(tags=["mine"]))
