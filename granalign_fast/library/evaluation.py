@@ -11,7 +11,7 @@ from granalign_fast.metrics.corpus import MOMENT_RANKS, VIDEO_RANKS, score_corpu
 
 from .library import Library
 
-_CHUNK = 32
+_CHUNK = 256
 """Queries that are searched at a time, which bounds the curves in memory."""
 
 
