@@ -94,9 +94,13 @@ def similarities(
         int(lengths[some].sum()) * query.rows.size
         for some, query in zip(wanted, queries, strict=True)
     )
-    threads = cpu_threads(None) if work >= _WORTH_THREADS else 1
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(compare, _blocks(needed, lengths)))
+    blocks = _blocks(needed, lengths)
+    if work < _WORTH_THREADS:
+        for block in blocks:
+            compare(block)
+        return found
+    with ThreadPoolExecutor(cpu_threads(None)) as pool:
+        list(pool.map(compare, blocks))
     return found
 
 
