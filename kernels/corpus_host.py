@@ -274,12 +274,12 @@ def _kth(best: _Best, scores: _Floats) -> _Floats | None:
 
 def _add_products(best: _Best, asked: Asked, rows: _Floats, first: int, slack: _Floats) -> None:
     """Offer the clips of a block whose product says that they may be among the best."""
-    products = _products(asked.rows, rows)
-    products *= asked.scale
+    found = products(asked.rows, rows)
+    found *= asked.scale
     floors = best.bars - slack
-    if (parted := _kth(best, products)) is not None:
+    if (parted := _kth(best, found)) is not None:
         floors = np.where(np.isnan(floors), parted - slack, floors)
-    numbers, places = np.nonzero(~(products < floors[:, None]))
+    numbers, places = np.nonzero(~(found < floors[:, None]))
     if not len(numbers):
         return
     scores = np.empty(len(numbers), np.float32)
@@ -291,16 +291,16 @@ def _add_products(best: _Best, asked: Asked, rows: _Floats, first: int, slack: _
     best.offer(numbers, scores, first + places)
 
 
-def _products(asked: _Floats, rows: _Floats) -> _Floats:
+def products(asked: _Floats, rows: _Floats) -> _Floats:
     """Return ``asked @ rows.T``, in products that OpenBLAS computes on this thread unless large."""
     count, dim = asked.shape
     if asked.size >= _WORTH_WAKING:
         return np.asarray(asked @ rows.T)
-    products = np.empty((count, len(rows)), np.float32)
+    found = np.empty((count, len(rows)), np.float32)
     across = min(count, 16)
     along = max(SERIAL_PRODUCT // (across * dim), 16)
     for query in range(0, count, across):
         for clip in range(0, len(rows), along):
             some = slice(query, query + across), slice(clip, clip + along)
-            np.matmul(asked[some[0]], rows[some[1]].T, out=products[some])
-    return products
+            np.matmul(asked[some[0]], rows[some[1]].T, out=found[some])
+    return found

@@ -20,7 +20,7 @@ from granalign_fast.search.known_texts import Known
 
 from .ordering import Probe
 from .segment import Segment
-from .similarities import Compared, Floats, Ints, similarities
+from .similarities import Compared, Floats, Ints, rough_means, similarities
 from .words import Weights, query_words, word_scores
 
 WORD_WEIGHT = 0.65
@@ -138,25 +138,32 @@ def first_stage(
     )
     found: list[list[Hits]] = [[] for _ in queries]
     for number, (part, shares) in enumerate(zip(parts, by_words, strict=True)):
-        wanted = _candidates(part, queries, shares)
+        wanted = _candidates(part, queries, shares, most)
         for hits, one in zip(found, _compare(number, part, queries, wanted, shares), strict=True):
             hits.append(one)
     return [_best(hits, most, frames_weight) for hits in found]
 
 
-def _candidates(part: Part, queries: Sequence[Texts], shares: Floats) -> list[Ints]:
+def _candidates(part: Part, queries: Sequence[Texts], shares: Floats, most: int) -> list[Ints]:
     """Return the stretches of a segment that can be among the best of each query, ascending.
 
     Args:
         part: the segment, and which of its videos are searched.
         queries: the texts of each query.
         shares: of each query's words that each stretch holds, `(queries, stretches)`.
+        most: stretches of an answer.
     """
     edges, videos = part.segment.stretches
     searched = part.chosen[videos]
     allowed = np.flatnonzero(searched)
     if int((edges[allowed + 1] - edges[allowed]).sum()) <= _ALL_COMPARED:
-        return [allowed] * len(queries)
+        captions = [query.captions for query in queries if query.captions]
+        if len(allowed) <= most or not captions or queries[0].frames:
+            return [allowed] * len(queries)
+        rough = rough_means(np.asarray(part.segment.captions), edges, allowed, captions)
+        rough += np.float32(WORD_WEIGHT) * shares[:, allowed]
+        best = np.argpartition(-rough, most - 1, axis=1)[:, :most]
+        return list(allowed[np.sort(best, axis=1)])
     # The stretches of the nearest clips, and those with the most words.
     candidates = []
     captions = [query.captions for query in queries if query.captions]

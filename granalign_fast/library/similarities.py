@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.kernels.corpus_host import Asked, widen
+from granalign_fast.kernels.corpus_host import Asked, products, widen
 from granalign_fast.kernels.launch import SERIAL_PRODUCT
 from granalign_fast.models.encoder import cpu_threads
 
@@ -22,6 +22,8 @@ BEST_CLIPS = 5
 
 _BLOCK = 4096
 """Rows of a block: at 384 numbers 6 MB of float32, which stay near a core for all queries."""
+_MANY = 16
+"""Queries whose products are shared between cores, and not the blocks."""
 _WORTH_THREADS = 1 << 26
 """Multiplications from which on it pays to share the blocks between threads."""
 
@@ -74,15 +76,13 @@ def similarities(
     asked = [Asked(query.rows, rows.dtype) for query in queries]
 
     def compare(block: Ints) -> None:
-        places = edges[block, None] + np.arange(edges[block[0] + 1] - edges[block[0]])
-        buffer = np.empty((*places.shape, rows.shape[1]), np.int32)
-        clips = widen(rows[places], buffer)
+        clips, places = _widened(rows, edges, block)
         for query, one, some, out in zip(queries, asked, wanted, found, strict=True):
             at = np.searchsorted(some, block)
             inside = np.flatnonzero(some.take(at, mode="clip") == block) if len(some) else at[:0]
             if not len(inside):
                 continue
-            cosines = _products(one.rows, clips, inside)
+            cosines = _exact_products(one.rows, clips, inside)
             cosines *= one.scale
             weights = query.weights[:, None]
             out.means[at[inside]] = (best_means(cosines) * query.weights).sum(axis=1)
@@ -104,6 +104,48 @@ def similarities(
     return found
 
 
+def rough_means(
+    rows: npt.NDArray[np.float16], edges: Ints, stretches: Ints, queries: Sequence[Compared]
+) -> Floats:
+    """Return the means of `similarities` up to rounding, `(queries, stretches)`.
+
+    All texts are one matrix, whose products take a fraction of the time. Their rounding depends on
+    what else is compared, so they only choose the stretches that `similarities` is then asked for.
+
+    Args:
+        rows: as all that follow, those of `similarities`.
+        edges: of the stretches.
+        stretches: those that every query is compared with, ascending.
+        queries: at least one.
+    """
+    asked = Asked(np.concatenate([query.rows for query in queries]), rows.dtype)
+    weights = np.concatenate([query.weights for query in queries])[:, None] * asked.scale
+    firsts = np.cumsum([0, *(len(query.rows) for query in queries[:-1])])
+    means = np.empty((len(queries), len(stretches)), np.float32)
+
+    def compare(block: Ints) -> None:
+        clips, _ = _widened(rows, edges, block)
+        cosines = products(asked.rows, clips.reshape(-1, clips.shape[2]))
+        best = best_means(cosines.reshape(len(weights), *clips.shape[:2]))
+        at = np.searchsorted(stretches, block)
+        means[:, at] = np.add.reduceat(best * weights, firsts, axis=0)
+
+    # The products of many texts keep all cores busy by themselves.
+    threads = cpu_threads(None) if len(queries) < _MANY else 1
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(compare, _blocks(stretches, np.diff(edges))))
+    return means
+
+
+def _widened(
+    rows: npt.NDArray[np.float16], edges: Ints, block: Ints
+) -> tuple[npt.NDArray[Any], Ints]:
+    """Return the rows of equally long stretches, `(stretches, clips, dim)`, and their numbers."""
+    places = edges[block, None] + np.arange(edges[block[0] + 1] - edges[block[0]])
+    buffer = np.empty((*places.shape, rows.shape[1]), np.int32)
+    return widen(rows[places], buffer), places
+
+
 def _blocks(numbers: Ints, lengths: Ints) -> list[Ints]:
     """Return stretches in blocks of equally long ones."""
     order = numbers[np.argsort(lengths[numbers], kind="stable")]
@@ -117,7 +159,7 @@ def _parts(run: Ints, length: int) -> Iterator[Ints]:
         yield run[first : first + step]
 
 
-def _products(texts: Floats, clips: npt.NDArray[Any], inside: Ints) -> Floats:
+def _exact_products(texts: Floats, clips: npt.NDArray[Any], inside: Ints) -> Floats:
     """Return the products of texts with the clips of some stretches, `(stretches, texts, clips)`.
 
     Args:
@@ -126,16 +168,16 @@ def _products(texts: Floats, clips: npt.NDArray[Any], inside: Ints) -> Floats:
         inside: the numbers of the stretches.
     """
     _, length, dim = clips.shape
-    products = np.empty((len(inside), len(texts), length), np.float32)
+    cosines = np.empty((len(inside), len(texts), length), np.float32)
     step = max(SERIAL_PRODUCT // max(len(texts) * dim, 1), 1)
     for left in range(0, length, step):
         part = slice(left, left + step)
         if len(inside) == len(clips):
-            np.matmul(texts, clips[:, part].transpose(0, 2, 1), out=products[:, :, part])
+            np.matmul(texts, clips[:, part].transpose(0, 2, 1), out=cosines[:, :, part])
             continue
-        for out, number in zip(products, inside.tolist(), strict=True):  # without a copy of clips
+        for out, number in zip(cosines, inside.tolist(), strict=True):  # without a copy of clips
             np.matmul(texts, clips[number, part].T, out=out[:, part])
-    return products
+    return cosines
 
 
 def best_means(cosines: Floats) -> Floats:

@@ -170,6 +170,17 @@ def test_scattered_videos_are_searched_as_joined_ones(
     assert scattered.moments == joined.moments
 
 
+def test_the_best_stretches_are_chosen_among_many(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer of fewer stretches than there are has the best of them, with the same scores."""
+    every = library.search("a white horse jumps on two dogs", refine=0)
+    monkeypatch.setattr("granalign_fast.library.library._STRETCHES", 3)
+    few = library.search_many(["a white horse jumps on two dogs", "a car"], refine=0)[0]
+    assert 1 < len(few.videos) < len(every.videos)
+    assert few.videos == every.videos[: len(few.videos)]
+
+
 def test_the_first_stage_is_that_of_plain_loops(library: Library) -> None:
     """The weighted mean of each text's five best cosines in each stretch of each video."""
     query = Rewrites("a red car", ("red", "car on a street"))

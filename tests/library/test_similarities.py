@@ -7,7 +7,7 @@ import pytest
 from helpers.corpora import unit
 
 from granalign_fast.library import similarities as module
-from granalign_fast.library.similarities import Compared, similarities
+from granalign_fast.library.similarities import Compared, rough_means, similarities
 
 LENGTHS = [75, 3, 75, 1, 40, 75, 6, 5, 75]
 EDGES = np.cumsum([0, *LENGTHS])
@@ -58,3 +58,16 @@ def test_nothing_is_compared_with_nothing() -> None:
     (got,) = similarities(rows, EDGES, [none], queries(rng, [2]))
     assert (len(got.means), len(got.best)) == (0, 0)
     assert similarities(rows, EDGES, [], []) == []
+
+
+@pytest.mark.parametrize("many", [1, 99])
+def test_rough_means_are_the_means_up_to_rounding(
+    monkeypatch: pytest.MonkeyPatch, many: int
+) -> None:
+    monkeypatch.setattr(module, "_MANY", many)
+    rng = np.random.default_rng(3)
+    rows, asked = unit(rng, int(EDGES[-1]), 48, np.float16), queries(rng, [1, 6, 130])
+    some = np.array([0, 1, 3, 5, 8])
+    exact = similarities(rows, EDGES, [some] * 3, asked)
+    rough = rough_means(rows, EDGES, some, asked)
+    np.testing.assert_allclose(rough, [one.means for one in exact], atol=1e-6)
