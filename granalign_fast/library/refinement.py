@@ -125,10 +125,9 @@ def _search(pairs: Sequence[tuple[Refinement, int]], retriever: Retriever, load:
         except GranAlignError as error:
             one.errors[video.vid] = str(error)
     known = {text: row for one, *_ in requests for text, row in one.texts.known.items()}
-    found = retriever.search_many(
-        [request for *_, request in requests], return_errors=True, known=known
-    )
-    for (one, number, request), result in zip(requests, found, strict=True):
+    asked = [request for *_, request in requests]
+    results = retriever.search_many(asked, return_errors=True, known=known)
+    for (one, number, request), result in zip(requests, results, strict=True):
         if isinstance(result, GranAlignError):
             one.errors[one.hits[number].video.vid] = str(result)
         else:
