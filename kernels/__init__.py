@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from .context import ContextRules, context
 from .corpus import Top, corpus
+from .corpus_codes import Codes, code_blocks, code_range, make_codes
 from .feedback import FeedbackRules, Moved, feedback, refined_curves
 from .nms import Ranked, nms
 from .proposal_rules import ProposalRules
@@ -19,6 +20,7 @@ from .ranking import Ranking, RankingRules, mixed_rows, warm_up
 from .similarity import Curves, similarity
 
 __all__ = [
+    "Codes",
     "ContextRules",
     "Curves",
     "FeedbackRules",
@@ -29,9 +31,12 @@ __all__ = [
     "Ranking",
     "RankingRules",
     "Top",
+    "code_blocks",
+    "code_range",
     "context",
     "corpus",
     "feedback",
+    "make_codes",
     "mixed_rows",
     "nms",
     "proposals",

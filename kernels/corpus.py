@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .corpus_codes import Codes, coded_keys
 from .corpus_host import best_keys, key_rows, key_scores
 from .launch import (
     Array,
@@ -60,7 +61,13 @@ class Top(NamedTuple):
 
 
 def corpus(
-    queries: Array, clips: Array, *, k: int, workspace: int = WORKSPACE, finite: bool = False
+    queries: Array,
+    clips: Array,
+    *,
+    k: int,
+    workspace: int = WORKSPACE,
+    finite: bool = False,
+    codes: Codes | None = None,
 ) -> Top:
     """The `k` clips with the largest inner product with each query, out of all clips.
 
@@ -85,6 +92,8 @@ def corpus(
             out.
         finite: whether no clip holds NaN or infinity. On the host float16 is then not searched for
             them, which makes one or two queries a fifth faster. If one does, scores are wrong.
+        codes: of the clips, which are then finite. On the host they are read in place of most
+            clips, with the same results; a device does not need them.
 
     Raises:
         ValueError: a shape, dtype or value does not fit.
@@ -106,13 +115,19 @@ def corpus(
             f"workspace: got {workspace} bytes, expected at least {least}, "
             f"for lists of {k} and {_FIRST} candidates a query"
         )
+    if codes is not None and codes.rows.shape != clips.shape:
+        raise ValueError(f"codes: got shape {codes.rows.shape}, expected {clips.shape}, the clips'")
     if launcher is None:
-        return _on_host(queries, clips, k, finite)
+        return _on_host(queries, clips, k, finite, codes)
     return on_device(launcher, queries, clips, k, workspace)
 
 
-def _on_host(queries: npt.NDArray[Any], clips: npt.NDArray[Any], k: int, finite: bool) -> Top:
-    keys = best_keys(queries, clips, k, finite=finite)
+def _on_host(
+    queries: npt.NDArray[Any], clips: npt.NDArray[Any], k: int, finite: bool, codes: Codes | None
+) -> Top:
+    keys = None if codes is None else coded_keys(queries, clips, codes, k)
+    if keys is None:
+        keys = best_keys(queries, clips, k, finite=finite or codes is not None)
     return Top(key_scores(keys), key_rows(keys))
 
 

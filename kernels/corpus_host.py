@@ -77,7 +77,7 @@ def best_keys(
     asked = Asked(queries, clips.dtype)
     threads = 1  # OpenBLAS brings its own
     if queries.size < _WORTH_WAKING:
-        threads = max(min(_cores(), total * queries.size // _WORTH_A_THREAD), 1)
+        threads = max(min(cores(), total * queries.size // _WORTH_A_THREAD), 1)
     # Whichever thread is free takes the next rows: the cores may be busy with other work.
     numbers = itertools.count()
     step = _TAKEN if threads > 1 else max(total, 1)
@@ -101,6 +101,24 @@ def _quietly(scan: Callable[[], Keys]) -> Keys:
     """Scan without warnings of NaN and infinity, which are reported by their ranks."""
     with np.errstate(invalid="ignore", over="ignore"):  # of this thread alone
         return scan()
+
+
+def some_keys(asked: Asked, number: int, clips: npt.NDArray[Any], rows: _Ints) -> Keys:
+    """Return the keys of some clips for one query, with scores bit for bit as `corpus` has them.
+
+    Args:
+        asked: the queries.
+        number: of the query.
+        clips: `(clips, dim)`, finite.
+        rows: `(some,)`, of clips.
+    """
+    part = clips[rows]
+    if part.dtype == np.float16:
+        part = widen(part, np.empty(part.shape, np.int32))
+    scores = np.empty(len(rows), np.float32)
+    np.vecdot(part, asked.rows[number], out=scores)
+    scores *= asked.scale
+    return sort_keys(scores, rows)
 
 
 def row_scores(queries: npt.NDArray[Any], rows: npt.NDArray[Any]) -> _Floats:
@@ -139,7 +157,7 @@ class Asked:
             self.scale = np.float32(1 / _SHRUNK / _GROWN)
 
 
-def _cores() -> int:
+def cores() -> int:
     """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

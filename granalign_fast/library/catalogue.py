@@ -30,9 +30,10 @@ from granalign_fast.parsing.json_values import parse_json
 from granalign_fast.parsing.limits import MOST_INDEX_BYTES
 from granalign_fast.reading import read_file
 
+from .durable import sync_folder
 from .merging import Group, grouped, merge_plan, write_segments
 from .records import CataloguedVideo, VideoRows, index_stamps, read_rows
-from .segment import Segment, SegmentRecord, sync_folder
+from .segment import Segment, SegmentRecord
 
 _log = logging.getLogger(__name__)
 

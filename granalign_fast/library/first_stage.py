@@ -14,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.kernels import corpus
 from granalign_fast.kernels.corpus import MOST
 from granalign_fast.search.known_texts import Known
 
+from .codes import CodedRows
 from .ordering import Probe
 from .segment import Segment
 from .similarities import Compared, Floats, Ints, rough_means, similarities
@@ -170,9 +170,9 @@ def _candidates(part: Part, queries: Sequence[Texts], shares: Floats, most: int)
     frames = [query.frames for query in queries if query.frames]
     near = np.full((len(queries), 0), -1)
     if captions:
-        near = _nearest(captions, part.segment.captions, part.segment.offsets, part.chosen)
-    if frames and part.segment.frames is not None:
-        rows = _nearest(frames, part.segment.frames, part.segment.offsets, part.framed)
+        near = _nearest(captions, part.segment.coded_captions, part.segment.offsets, part.chosen)
+    if frames and part.segment.coded_frames is not None:
+        rows = _nearest(frames, part.segment.coded_frames, part.segment.offsets, part.framed)
         near = np.concatenate([near, rows], axis=1)
     for rows, share in zip(near, np.where(searched, shares, 0), strict=True):
         holding = np.searchsorted(edges, rows[rows >= 0], side="right") - 1
@@ -238,7 +238,7 @@ def _best(hits: Sequence[Hits], most: int, frames_weight: float) -> Ranked:
 
 def _nearest(
     queries: Sequence[Compared],
-    clips: npt.NDArray[np.float16],
+    coded: CodedRows,
     offsets: Ints,
     chosen: npt.NDArray[np.bool_],
 ) -> Ints:
@@ -246,21 +246,21 @@ def _nearest(
 
     Args:
         queries: the texts of each.
-        clips: `(clips, dim)`, of a segment.
+        coded: the embeddings of a segment.
         offsets: `(videos + 1,)`: the rows of each video.
         chosen: `(videos,)`: which of them are searched.
     """
     asked, k = np.stack([query.vector for query in queries]).astype(np.float16), MOST
     ranges = row_ranges(offsets, chosen)
     if len(ranges) <= _MOST_RANGES:
-        tops = [(begin, corpus(asked, clips[begin:end], k=k, finite=True)) for begin, end in ranges]
+        tops = [(begin, coded.top(asked, slice(begin, end), k)) for begin, end in ranges]
         rows = [np.where(top.rows < 0, -1, top.rows + begin) for begin, top in tops]
         return _merged([top.scores for _, top in tops], rows, len(asked), k)
     numbers = np.concatenate([np.arange(begin, end) for begin, end in ranges])
     scores, rows = [], []
     for first in range(0, len(numbers), _GATHERED):
         some = numbers[first : first + _GATHERED]
-        top = corpus(asked, clips[some], k=k, finite=True)
+        top = coded.top(asked, some, k)
         scores.append(top.scores)
         rows.append(np.where(top.rows < 0, -1, some[top.rows]))
     return _merged(scores, rows, len(asked), k)

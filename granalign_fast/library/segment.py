@@ -8,7 +8,9 @@ file                content
 ``videos.json``     the videos, in the order of their rows
 ``clips.parquet``   a row for each clip: video, start, end, caption
 ``captions.f16``    embeddings of the captions, float16 `(clips, dim)`; empty without captions
+``captions.u8``     their codes of 8 bits, and ``captions-scale.f32`` what the codes stand for
 ``frames.f16``      embeddings of the frames, if a frame encoder made them
+``frames.u8``       their codes, with ``frames-scale.f32``
 ``words.parquet``   the words of the inverted index, and their numbers of postings
 ``postings.i32``    the stretches of each word, int32
 ``counts.u16``      how often each of them holds the word, uint16
@@ -20,14 +22,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +39,8 @@ from granalign_fast.parsing.limits import MOST_INDEX_BYTES
 from granalign_fast.parsing.parquet import Table
 from granalign_fast.reading import checked_file, open_file, read_file
 
+from .codes import CODED, CodedRows, open_codes, write_codes
+from .durable import Sink, sync_folder
 from .records import CataloguedVideo, VideoRows
 from .stretches import Stretches, stretch_edges, stretches_of
 from .words import Postings, PostingsBuilder
@@ -126,6 +129,8 @@ class Segment:
         self.frames: Halves | None = (
             self._map(FRAMES, np.float16, record.frame_dim) if record.frame_dim else None
         )
+        self.coded_captions = self._coded(CAPTIONS, self.captions)
+        self.coded_frames = None if self.frames is None else self._coded(FRAMES, self.frames)
         self.stretches: Stretches = stretches_of(
             (video.clips, video.clip_seconds) for video in self.videos
         )
@@ -142,6 +147,11 @@ class Segment:
             return np.empty(shape, dtype)  # an empty file cannot be mapped
         with open_file(self.folder / name, inside=self.folder.parent) as file:
             return np.memmap(file, dtype, "r", shape=shape)
+
+    def _coded(self, name: str, rows: Halves) -> CodedRows:
+        codes, scale = CODED[name]
+        mapped = self._map(codes, np.uint8, rows.shape[1])
+        return CodedRows(rows, open_codes(mapped, self._map(scale, np.float32)))
 
     def _open_table(self, name: str, schema: Any) -> Table:
         import pyarrow
@@ -224,9 +234,9 @@ class SegmentWriter:
         self._builder = PostingsBuilder()
         self._dim = self._frame_dim = 0
         self._open = ExitStack()
-        self._sinks: dict[str, _Sink] = {}
+        self._sinks: dict[str, Sink] = {}
         for name in (CLIPS, CAPTIONS, FRAMES):
-            self._sinks[name] = self._open.enter_context(_Sink(folder / name))
+            self._sinks[name] = self._open.enter_context(Sink(folder / name))
         self._table = self._open.enter_context(_ClipTable(self._sinks[CLIPS]))
 
     def add(self, rows: VideoRows) -> None:
@@ -247,6 +257,8 @@ class SegmentWriter:
     def close(self) -> SegmentRecord:
         """Write the rest, wait until all of it is on disk, and return the segment's record."""
         self._open.close()
+        for name, width in ((CAPTIONS, self._dim), (FRAMES, self._frame_dim)):
+            self._sinks |= write_codes(self.folder, name, width)
         postings = self._builder.build()
         contents = {
             VIDEOS: json.dumps([video.to_record() for video in self._videos]).encode(),
@@ -256,7 +268,7 @@ class SegmentWriter:
             LENGTHS: postings.lengths.tobytes(),
         }
         for name, content in contents.items():
-            with _Sink(self.folder / name) as sink:
+            with Sink(self.folder / name) as sink:
                 self._sinks[name] = sink
                 sink.write(content)
         sync_folder(self.folder)
@@ -269,54 +281,12 @@ class SegmentWriter:
             self._open.close()
 
 
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-class _Sink:
-    """A new file that counts and hashes what is written, and is on disk when it is closed."""
-
-    def __init__(self, path: Path) -> None:
-        self.bytes, self.digest = 0, hashlib.sha256()
-        self.closed = False
-        self._file: IO[bytes] = path.open("xb")
-
-    def __enter__(self) -> _Sink:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.closed = True
-        with self._file as file:
-            file.flush()
-            os.fsync(file.fileno())
-
-    def write(self, content: Any) -> int:
-        """Append bytes."""
-        self._file.write(content)
-        self.digest.update(content)
-        size = len(content)
-        self.bytes += size
-        return size
-
-    def tell(self) -> int:
-        """Return the position, which pyarrow asks for."""
-        return self.bytes
-
-    def flush(self) -> None:
-        """Do nothing: pyarrow calls it often, and the file is flushed at its end."""
-
-
 class _ClipTable:
     """Writes ``clips.parquet``, a row group for each so many clips."""
 
     _GROUP = 1 << 16
 
-    def __init__(self, sink: _Sink) -> None:
+    def __init__(self, sink: Sink) -> None:
         from pyarrow import parquet
 
         self._schema = clip_schema()

@@ -58,6 +58,6 @@ def test_threads_and_a_memory_map_change_nothing(
     np.save(tmp_path / "clips.npy", clips)
     monkeypatch.setattr(corpus_host, "_WORTH_A_THREAD", 1)
     monkeypatch.setattr(corpus_host, "_TAKEN", 900)
-    monkeypatch.setattr(corpus_host, "_cores", lambda: 3)
+    monkeypatch.setattr(corpus_host, "cores", lambda: 3)
     mapped = np.load(tmp_path / "clips.npy", mmap_mode="r")
     check_exactly(corpus(asked, mapped, k=50), asked, clips, 50)

@@ -1,0 +1,72 @@
+"""Codes of 8 bits beside the embeddings of a segment: the first stage reads half the bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from granalign_fast.kernels import Codes, Top, code_blocks, code_range, corpus
+
+from .durable import Sink
+
+CODED = {f"{name}.f16": (f"{name}.u8", f"{name}-scale.f32") for name in ("captions", "frames")}
+"""The files of the codes and of what they stand for, by the file of the embeddings."""
+
+
+class CodedRows(NamedTuple):
+    """The embeddings of a segment, and their codes."""
+
+    rows: npt.NDArray[np.float16]
+    """`(clips, dim)`."""
+    codes: Codes
+
+    def top(self, queries: npt.NDArray[np.float16], some: Any, k: int) -> Top:
+        """Return the `k` best of some rows for each query: of a slice, or of row numbers."""
+        return corpus(queries, self.rows[some], k=k, codes=self.codes.part(some))
+
+
+def open_codes(rows: npt.NDArray[np.uint8], scale: npt.NDArray[Any]) -> Codes:
+    """Return the codes of embeddings.
+
+    Args:
+        rows: `(clips, dim)`.
+        scale: `(2 * dim + 2,)`: least values, steps, greatest error and greatest length.
+    """
+    dim = (len(scale) - 2) // 2
+    low, step, (error, length) = np.split(np.asarray(scale), [dim, 2 * dim])
+    return Codes(rows, low, step, float(error), float(length))
+
+
+def write_codes(folder: Path, name: str, dim: int) -> dict[str, Sink]:
+    """Write the codes of the embeddings in a file.
+
+    Args:
+        folder: of the segment.
+        name: of the file, which is complete.
+        dim: numbers of an embedding; 0 if there are none.
+
+    Returns:
+        The new files by name.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    codes_name, scale_name = CODED[name]
+    path = folder / name
+    shape = (path.stat().st_size // (2 * dim) if dim else 0, dim)
+    # An empty file cannot be mapped.
+    clips = np.memmap(path, np.float16, "r", shape=shape) if shape[0] else np.empty(shape, "f2")
+    low, step = code_range(clips)
+    error = length = 0.0
+    with Sink(folder / codes_name) as codes_sink:
+        for _, codes, off, size in code_blocks(clips, low, step):
+            codes_sink.write(codes.data.cast("B"))
+            error, length = max(error, off), max(length, size)
+    # Rounded up: they are bounds.
+    bounds = np.nextafter(np.array([error, length], np.float32), np.float32(np.inf))
+    with Sink(folder / scale_name) as scale_sink:
+        scale_sink.write(np.concatenate([low, step, bounds]).astype(np.float32).tobytes())
+    return {codes_name: codes_sink, scale_name: scale_sink}
