@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .language.captioner import VlmCaptioner
     from .language.llm_rewriter import LlmRewriter
     from .language.rewriters import RuleRewriter, StoredRewriter
-    from .library import Filters, Library, LibraryMoment, LibraryResult
+    from .library import Filters, Library, LibraryMoment, LibraryResult, search_video
     from .models.frame_encoder import FrameEncoder
     from .models.language_model import CausalLM
     from .models.vision_language_model import VisionLanguageModel
@@ -81,6 +81,7 @@ _MODULES = {
     "export_vlm": "export.vlm",
     "read_annotations": "datasets",
     "read_captions": "datasets",
+    "search_video": "library",
 }
 """Public names, and the module that defines each."""
 
@@ -126,6 +127,7 @@ __all__ = [
     "export_vlm",
     "read_annotations",
     "read_captions",
+    "search_video",
 ]
 
 

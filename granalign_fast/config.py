@@ -56,6 +56,12 @@ class RetrieverConfig:
     """A candidate is suppressed if its IoU with a better one is this or more."""
     top: int = 10
     """Most moments of a search; QVHighlights scores ten."""
+    whole_seconds: float = 1800.0
+    """The longest video that is searched whole; of a longer one the best stretches are. In half an
+    hour 225 frames are key, which is as many as models look at within a minute. The constants were
+    chosen on videos of 150 s."""
+    best_stretches: int = 6
+    """Stretches of a longer video that are searched: six of 150 s are a quarter of an hour."""
 
     def __post_init__(self) -> None:
         # Types first: to compare a text with a number would raise a TypeError.
@@ -89,6 +95,12 @@ class RetrieverConfig:
             raise GranAlignError(
                 f"nms_threshold: got {self.nms_threshold}, expected an IoU above 0 and at most 1"
             )
+        if not self.whole_seconds >= 300:
+            raise GranAlignError(
+                f"whole_seconds: got {self.whole_seconds}, expected seconds from 300"
+            )
+        if self.best_stretches < 1:
+            raise GranAlignError(f"best_stretches: got {self.best_stretches}, expected at least 1")
         if self.top < 1:
             raise GranAlignError(f"top: got {self.top}, expected at least 1")
 
@@ -107,6 +119,8 @@ _FIELD_TYPES: tuple[tuple[str, tuple[type, ...], str], ...] = (
     ("proposals", (ProposalRules,), "ProposalRules"),
     ("nms_threshold", (Real,), "a number above 0, at most 1"),
     ("top", (Integral,), "an integer of at least 1"),
+    ("whole_seconds", (Real,), "seconds from 300"),
+    ("best_stretches", (Integral,), "an integer of at least 1"),
 )
 """Each field of `RetrieverConfig` with its types, and how an error describes them."""
 

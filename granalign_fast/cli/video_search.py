@@ -39,6 +39,7 @@ def search_video(
     Raises:
         GranAlignError: there is no such video, or the models do not fit it.
     """
+    from granalign_fast import library
     from granalign_fast.index.model_checks import check_encoder
 
     # 1. Read the index, if there is one, and refuse models that do not fit it.
@@ -51,7 +52,7 @@ def search_video(
         index = _make_index(settings, retriever, vid, hidden=outputs.form == "json")
     facts = outputs.read_source(None if index.frames is None else index.frames.source)
     # 3. Search, choose the moments to show, and show them.
-    result = retriever.search(index, settings.query)
+    result = library.search_video(retriever, index, settings.query)
     for stage, seconds in result.seconds.items():
         _log.debug("%s took %.4f s", stage, seconds)
     outputs.write(_answer(settings, index, result, overlapping, preset), facts)

@@ -285,6 +285,8 @@ class FrameTable:
     missing: tuple[tuple[float, float], ...] = ()
     """Stretches of clips, from second to second, whose picture the file lacks: the good frame
     before takes its place."""
+    first: int = 0
+    """The number of the first clip in the file: above 0 only in a part of an index."""
 
     def __repr__(self) -> str:
         dim = None if self.embeddings is None else self.embeddings.shape[1]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +129,38 @@ class VideoIndex:
         Raises:
             GranAlignError: the folder exists or cannot be written, or a caption is not Unicode.
         """
+        if self.frames is not None and self.frames.first:
+            raise GranAlignError(
+                f"video {self.video.vid!r}: got a part of an index, expected a whole one"
+            )
         with appearing(Path(folder)) as draft:
             write_index(self, draft)
+
+    def part(self, begin: int, end: int) -> VideoIndex:
+        """Return the clips from `begin` up to `end` as the index of a video of its own.
+
+        Its seconds count from its own beginning. Arrays are not copied. It is searched like any
+        other, and cannot be saved.
+        """
+        length = self.seconds(end) - self.seconds(begin)
+        video: IndexedVideo
+        if self.video.captions is None:
+            video = replace(self.video, clips=end - begin, duration=length)
+        else:
+            captions = self.video.captions[begin:end]
+            video = replace(self.video, captions=captions, duration=length)
+        frames = self.frames
+        if frames is not None:
+            frames = replace(
+                frames,
+                times=frames.times[begin:end],
+                hashes=frames.hashes[begin:end],
+                embeddings=None if frames.embeddings is None else frames.embeddings[begin:end],
+                missing=(),
+                first=frames.first + begin,
+            )
+        embeddings = None if self.embeddings is None else self.embeddings[begin:end]
+        return VideoIndex(video, embeddings, frames, self.models)
 
     def seconds(self, clip: int) -> float:
         """Return the second at which clip number `clip` begins.

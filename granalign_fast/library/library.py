@@ -6,6 +6,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, overload
 
@@ -24,7 +25,7 @@ from .filters import Filters
 from .first_stage import Part, Ranked, Texts, first_stage
 from .records import CataloguedVideo, rows_of
 from .refinement import Refinement, refine_in_steps, refine_together
-from .results import LibraryResult, VideoHit
+from .results import LibraryResult, Stretch, VideoHit
 from .spaces import Spaces
 from .tags import read_tags
 
@@ -322,15 +323,16 @@ def _deadline(budget: float | None) -> float | None:
 def _video_hits(parts: Sequence[Part], ranked: Ranked, most: int) -> tuple[VideoHit, ...]:
     """Return the videos of stretches, each by its best stretch, best first."""
     found: dict[tuple[int, int], VideoHit] = {}
+    stretches: dict[tuple[int, int], list[Stretch]] = {}
     hits = ranked.hits
     columns = hits.parts, hits.videos, hits.begins, hits.ends, hits.best, hits.words
     for part, number, begin, end, best, words, score, similarity in zip(
         *(column.tolist() for column in (*columns, ranked.scores, ranked.similarity)), strict=True
     ):
-        if len(found) == most:
-            break
-        if (part, number) not in found:
+        key = part, number
+        stretches.setdefault(key, []).append(Stretch(begin, end, score))
+        if key not in found and len(found) < most:
             video = parts[part].segment.videos[number]
             seconds = video.second(begin), video.second(end)
-            found[part, number] = VideoHit(video, score, similarity, words, *seconds, best)
-    return tuple(found.values())
+            found[key] = VideoHit(video, score, similarity, words, *seconds, best)
+    return tuple(replace(hit, stretches=tuple(stretches[key])) for key, hit in found.items())

@@ -8,11 +8,11 @@ from dataclasses import replace
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index import VideoIndex
-from granalign_fast.search.request import Request
 from granalign_fast.search.retriever import Retriever
 from granalign_fast.types import SearchResult
 
 from .first_stage import Texts
+from .long_videos import VideoSearch, search_videos
 from .ordering import Load, captions_of, ranked_moments
 from .results import LibraryResult, VideoHit
 
@@ -117,18 +117,19 @@ def refine_together(refinements: Sequence[Refinement], retriever: Retriever, loa
 
 def _search(pairs: Sequence[tuple[Refinement, int]], retriever: Retriever, load: Load) -> None:
     """Search some videos with the method; a video that cannot be searched costs only itself."""
-    requests: list[tuple[Refinement, int, Request]] = []
+    searches: list[tuple[Refinement, int, VideoSearch]] = []
     for one, number in pairs:
-        video = one.hits[number].video
+        hit = one.hits[number]
         try:
-            requests.append((one, number, Request(load(video), one.first.query)))
+            search = VideoSearch(load(hit.video), one.first.query, hit.stretches)
         except GranAlignError as error:
-            one.errors[video.vid] = str(error)
-    known = {text: row for one, *_ in requests for text, row in one.texts.known.items()}
-    asked = [request for *_, request in requests]
-    results = retriever.search_many(asked, return_errors=True, known=known)
-    for (one, number, request), result in zip(requests, results, strict=True):
+            one.errors[hit.video.vid] = str(error)
+        else:
+            searches.append((one, number, search))
+    known = {text: row for one, *_ in searches for text, row in one.texts.known.items()}
+    found = search_videos(retriever, [search for *_, search in searches], known)
+    for (one, number, search), result in zip(searches, found, strict=True):
         if isinstance(result, GranAlignError):
             one.errors[one.hits[number].video.vid] = str(result)
         else:
-            one.add(number, request.index, result)
+            one.add(number, search.index, result)

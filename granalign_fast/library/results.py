@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from granalign_fast.types import Rewrites, SearchResult
 
 from .records import CataloguedVideo
+
+
+class Stretch(NamedTuple):
+    """A stretch of a video that fits a query."""
+
+    begin: int
+    """The number of its first clip."""
+    end: int
+    """The number behind its last clip."""
+    score: float
+    """By the first stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +35,9 @@ class VideoHit:
         start: of the stretch, in seconds.
         end: of the stretch, in seconds.
         clip: the number of the best clip in it.
-        result: the search of the whole video; None if it was not reached, or could not be read.
+        stretches: the best stretches of the video, best first, of those that the first stage ranks.
+        result: the search of the video, or of the best stretches of a long one; None if it was not
+            reached, or could not be read.
         captions: of the best clip of each moment of `result`, as many as an answer can have.
     """
 
@@ -34,6 +48,7 @@ class VideoHit:
     start: float
     end: float
     clip: int
+    stretches: tuple[Stretch, ...] = ()
     result: SearchResult | None = None
     captions: tuple[str | None, ...] = ()
 

@@ -43,7 +43,8 @@ def frame_set(index: VideoIndex) -> FrameSet:
             ) from None
         from granalign_fast.video.frames import read_clips
 
-        return read_clips(path, clips, clip_seconds=index.video.clip_seconds)
+        numbers = [table.first + clip for clip in clips]
+        return read_clips(path, numbers, clip_seconds=index.video.clip_seconds)
 
     return FrameSet(table.hashes, load)
 
