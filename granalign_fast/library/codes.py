@@ -2,30 +2,65 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from granalign_fast.errors import GranAlignError
 from granalign_fast.kernels import Codes, Top, code_blocks, code_range, corpus
+from granalign_fast.runtime.array_device import ArrayDevice
 
 from .durable import Sink
+
+_log = logging.getLogger(__name__)
 
 CODED = {f"{name}.f16": (f"{name}.u8", f"{name}-scale.f32") for name in ("captions", "frames")}
 """The files of the codes and of what they stand for, by the file of the embeddings."""
 
 
-class CodedRows(NamedTuple):
-    """The embeddings of a segment, and their codes."""
+class CodedRows:
+    """The embeddings of a segment on the host, their codes, and a copy on a GPU that searches them.
 
-    rows: npt.NDArray[np.float16]
-    """`(clips, dim)`."""
-    codes: Codes
+    Args:
+        rows: `(clips, dim)`.
+        codes: of the rows.
+    """
 
-    def top(self, queries: npt.NDArray[np.float16], some: Any, k: int) -> Top:
-        """Return the `k` best of some rows for each query: of a slice, or of row numbers."""
-        return corpus(queries, self.rows[some], k=k, codes=self.codes.part(some))
+    def __init__(self, rows: npt.NDArray[np.float16], codes: Codes) -> None:
+        self.rows, self.codes = rows, codes
+        self._copies: dict[int, Any] = {}
+        """By the number of the GPU; None where they do not fit."""
+
+    def top(self, queries: npt.NDArray[np.float16], some: Any, k: int, device: ArrayDevice) -> Top:
+        """Return the `k` best of some rows for each query, on the host.
+
+        Args:
+            queries: `(queries, dim)`.
+            some: a slice, or numbers of rows.
+            k: as for `corpus`.
+            device: where they are compared. Rows that do not fit on a GPU are compared on the host.
+        """
+        if device.index is None or (rows := self._on(device)) is None:
+            return corpus(queries, self.rows[some], k=k, codes=self.codes.part(some))
+        asked = device.put(queries)
+        with device.guarded():
+            part = rows[some] if isinstance(some, slice) else rows[device.xp.asarray(some)]
+            found = corpus(asked, part, k=k)
+        return Top(device.to_host(found.scores), device.to_host(found.rows))
+
+    def _on(self, device: ArrayDevice) -> Any:
+        """Return the rows on a GPU, where they stay for later searches; None if they do not fit."""
+        number = device.index or 0
+        if number not in self._copies:
+            try:
+                self._copies[number] = device.put(np.asarray(self.rows))
+            except GranAlignError as error:
+                _log.warning("the first stage runs on the CPU: %s", error)
+                self._copies[number] = None
+        return self._copies[number]
 
 
 def open_codes(rows: npt.NDArray[np.uint8], scale: npt.NDArray[Any]) -> Codes:

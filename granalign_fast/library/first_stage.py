@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from granalign_fast.kernels.corpus import MOST
+from granalign_fast.runtime.array_device import ArrayDevice
 from granalign_fast.search.known_texts import Known
 
 from .codes import CodedRows
@@ -123,7 +124,11 @@ class Texts(NamedTuple):
 
 
 def first_stage(
-    parts: Sequence[Part], queries: Sequence[Texts], most: int, frames_weight: float
+    parts: Sequence[Part],
+    queries: Sequence[Texts],
+    most: int,
+    frames_weight: float,
+    device: ArrayDevice,
 ) -> list[Ranked]:
     """Return the stretches that fit each query best.
 
@@ -132,19 +137,22 @@ def first_stage(
         queries: in any number, compared in the same spaces; they share a pass over the clips.
         most: stretches of a query.
         frames_weight: how much frames count beside captions; 1 where frames alone are compared.
+        device: where the nearest clips are looked for.
     """
     by_words = word_scores(
         [part.segment.postings for part in parts], [query.words for query in queries]
     )
     found: list[list[Hits]] = [[] for _ in queries]
     for number, (part, shares) in enumerate(zip(parts, by_words, strict=True)):
-        wanted = _candidates(part, queries, shares, most)
+        wanted = _candidates(part, queries, shares, most, device)
         for hits, one in zip(found, _compare(number, part, queries, wanted, shares), strict=True):
             hits.append(one)
     return [_best(hits, most, frames_weight) for hits in found]
 
 
-def _candidates(part: Part, queries: Sequence[Texts], shares: Floats, most: int) -> list[Ints]:
+def _candidates(
+    part: Part, queries: Sequence[Texts], shares: Floats, most: int, device: ArrayDevice
+) -> list[Ints]:
     """Return the stretches of a segment that can be among the best of each query, ascending.
 
     Args:
@@ -152,6 +160,7 @@ def _candidates(part: Part, queries: Sequence[Texts], shares: Floats, most: int)
         queries: the texts of each query.
         shares: of each query's words that each stretch holds, `(queries, stretches)`.
         most: stretches of an answer.
+        device: where the nearest clips are looked for.
     """
     edges, videos = part.segment.stretches
     searched = part.chosen[videos]
@@ -170,9 +179,13 @@ def _candidates(part: Part, queries: Sequence[Texts], shares: Floats, most: int)
     frames = [query.frames for query in queries if query.frames]
     near = np.full((len(queries), 0), -1)
     if captions:
-        near = _nearest(captions, part.segment.coded_captions, part.segment.offsets, part.chosen)
+        near = _nearest(
+            captions, part.segment.coded_captions, part.segment.offsets, part.chosen, device
+        )
     if frames and part.segment.coded_frames is not None:
-        rows = _nearest(frames, part.segment.coded_frames, part.segment.offsets, part.framed)
+        rows = _nearest(
+            frames, part.segment.coded_frames, part.segment.offsets, part.framed, device
+        )
         near = np.concatenate([near, rows], axis=1)
     for rows, share in zip(near, np.where(searched, shares, 0), strict=True):
         holding = np.searchsorted(edges, rows[rows >= 0], side="right") - 1
@@ -241,6 +254,7 @@ def _nearest(
     coded: CodedRows,
     offsets: Ints,
     chosen: npt.NDArray[np.bool_],
+    device: ArrayDevice,
 ) -> Ints:
     """Return the rows of the clips that are nearest to each query, `(queries, k)`, or -1.
 
@@ -249,18 +263,19 @@ def _nearest(
         coded: the embeddings of a segment.
         offsets: `(videos + 1,)`: the rows of each video.
         chosen: `(videos,)`: which of them are searched.
+        device: where the clips are compared.
     """
     asked, k = np.stack([query.vector for query in queries]).astype(np.float16), MOST
     ranges = row_ranges(offsets, chosen)
     if len(ranges) <= _MOST_RANGES:
-        tops = [(begin, coded.top(asked, slice(begin, end), k)) for begin, end in ranges]
+        tops = [(begin, coded.top(asked, slice(begin, end), k, device)) for begin, end in ranges]
         rows = [np.where(top.rows < 0, -1, top.rows + begin) for begin, top in tops]
         return _merged([top.scores for _, top in tops], rows, len(asked), k)
     numbers = np.concatenate([np.arange(begin, end) for begin, end in ranges])
     scores, rows = [], []
     for first in range(0, len(numbers), _GATHERED):
         some = numbers[first : first + _GATHERED]
-        top = coded.top(asked, some, k)
+        top = coded.top(asked, some, k, device)
         scores.append(top.scores)
         rows.append(np.where(top.rows < 0, -1, some[top.rows]))
     return _merged(scores, rows, len(asked), k)

@@ -253,7 +253,8 @@ class Library:
         clock.lap("embed")
         # 3. Choose the videos, and find the best stretches of each query.
         parts, left_out = self._parts(spaces, texts[0], filters or Filters())
-        ranked = first_stage(parts, texts, max(_STRETCHES, refine), spaces.frames_weight)
+        most, device = max(_STRETCHES, refine), self.retriever.device
+        ranked = first_stage(parts, texts, most, spaces.frames_weight, device)
         clock.lap("first_stage")
         searched = sum(int(part.chosen.sum()) for part in parts)
         refinements = []

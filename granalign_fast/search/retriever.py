@@ -87,8 +87,8 @@ class Retriever:
         self.recogniser = captioner if isinstance(captioner, Recogniser) else None
         self.frame_encoder = frame_encoder
         # The device's name is checked for all scorers, so that a wrong one never goes unnoticed.
-        array_device = ArrayDevice.of(device)
-        self._scorer = self._make_scorer(array_device)
+        self.device = ArrayDevice.of(device)
+        self._scorer = self._make_scorer(self.device)
 
     def _make_scorer(self, device: ArrayDevice) -> Scorer:
         """Return the scorer of the configuration.
