@@ -198,7 +198,7 @@ def _clients(record: Record) -> int:
 
 def _scaling(report: Report) -> Any | None:
     """Draw seconds against size on log axes, with the device's limit below."""
-    records = [r for r in report.records if r.suite == "scaling"]
+    records = [r for r in report.records if r.suite == "scaling" or r.task.startswith("clips: ")]
     named = list(dict.fromkeys(record.task for record in records))
     if not named:
         return None

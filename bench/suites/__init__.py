@@ -2,6 +2,6 @@
 
 SUITES = (
     *("kernels", "encoders", "decode", "index"),
-    *("search", "throughput", "scaling", "generation", "rewriting", "shapes"),
+    *("search", "throughput", "scaling", "library", "generation", "rewriting", "shapes"),
 )
 """Names of the suites, in the order in which they run."""
