@@ -43,11 +43,12 @@ class Used(NamedTuple):
 
 def scripts_of(hours: float) -> list[tuple[float, Script]]:
     """Return scripts that fill so many hours, each with the second at which it begins."""
-    found, start = [], 0.0
+    found: list[tuple[float, Script]] = []
+    start = 0.0
     while start < 3600 * hours:
         script = write_script(len(found))
         found.append((start, script))
-        start += np.ceil(script.duration)
+        start += float(np.ceil(script.duration))
     return found
 
 

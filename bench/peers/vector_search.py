@@ -73,7 +73,7 @@ def _filled(index: Any, clips: npt.NDArray[np.float16], best: int) -> Search:
     index.train(clips[np.sort(sample[: max(wanted, 10_000)])].astype(np.float32))
     for first in range(0, len(clips), _ADDED):
         index.add(clips[first : first + _ADDED].astype(np.float32))
-    return lambda queries: index.search(queries, best)  # type: ignore[no-any-return]
+    return lambda queries: index.search(queries, best)
 
 
 def rescored(

@@ -61,7 +61,8 @@ def _asked(clips: Halves, count: int, rng: np.random.Generator) -> npt.NDArray[n
     """Return queries near clips that are drawn, rows of unit length."""
     near = clips[np.sort(rng.integers(0, len(clips), count))].astype(np.float32)
     near += rng.standard_normal(near.shape, np.float32) / np.float32(np.sqrt(DIM))
-    return near / np.linalg.norm(near, axis=1, keepdims=True)
+    near /= np.linalg.norm(near, axis=1, keepdims=True)
+    return near
 
 
 def _race(bench: Bench, clips: Halves, codes: Codes, count: int, peer: Peer | None) -> None:
@@ -186,7 +187,7 @@ def _on_disk(folder: Path, clips: Halves, total: int) -> tuple[Halves, Codes, Se
             codes_file.write(np.roll(made[some], shift, axis=1).data.cast("B"))
     rows = np.memmap(files[0], np.float16, "r", shape=(total, DIM))
     mapped = np.memmap(files[1], np.uint8, "r", shape=(total, DIM))
-    error, length = (max(block[place] for block in blocks) for place in (2, 3))
+    error, length = max(one[2] for one in blocks), max(one[3] for one in blocks)
     return rows, Codes(mapped, low, step, error, length), files
 
 

@@ -29,7 +29,8 @@ MARGIN_SECONDS = 30.0
 """How far a window reaches beyond its stretches, so that a moment on their edge is found whole."""
 
 
-class VideoSearch(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class VideoSearch:
     """A query about one video."""
 
     index: VideoIndex
