@@ -3,7 +3,9 @@
 Each video is a sequence of the miniatures' test scenes at one frame a second. ``granalign index``
 and ``granalign search`` with the miniatures run in new processes. Of each the table has seconds,
 processor time over all cores, and the most memory. ``found`` is the share of the queries whose
-first moment has an IoU of 0.5 with a window in which the video shows the query.
+first moment has an IoU of 0.5 with a window in which the video shows the query. With ``--given``
+no video is written: the index is made of the captions that the miniatures are trained to write, and
+captions alone are compared.
 """
 
 from __future__ import annotations
@@ -23,9 +25,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from granalign_fast.bench.harness.machine import facts
+from granalign_fast.index import CaptionedVideo
 from granalign_fast.miniatures import provenance
+from granalign_fast.miniatures.language import agnostic_caption
 from granalign_fast.miniatures.queries import Query
-from granalign_fast.miniatures.videos import Script, frames_of, write_script
+from granalign_fast.miniatures.videos import CLIP_SECONDS, Script, frames_of, write_script
+from granalign_fast.pipeline import open_models, open_retriever
 
 _SIDE = 112
 """Height and width of the videos: those of the scenes, so that nothing is scaled."""
@@ -77,7 +82,7 @@ def asked(
 ) -> Iterator[tuple[Query, list[tuple[float, float]]]]:
     """Yield queries of scripts across the video, each with all windows that show it."""
     for number in np.linspace(0, len(scripts) - 1, count).astype(int).tolist():
-        query = scripts[number][1].queries[1].query
+        query = scripts[number][1].queries[0].query
         windows = [
             (start + shot.start, start + shot.end)
             for start, script in scripts
@@ -118,31 +123,58 @@ def run(folder: Path, *line: str) -> Used:
     return Used(out.read_text(), seconds, processor, usage.ru_maxrss / 1024)
 
 
-def measure(folder: Path, hours: float, queries: int) -> dict[str, Any]:
+def measure(folder: Path, hours: float, queries: int, *, given: bool) -> dict[str, Any]:
     """Write, index and search a video of so many hours; return the figures."""
     scripts = scripts_of(hours)
-    video, out = folder / f"hours-{hours:g}.mp4", folder / f"index-{hours:g}"
-    begin = time.perf_counter()
-    length = write_video(video, scripts)
-    written = time.perf_counter() - begin
-    indexed = run(folder, "index", str(video), "--models", "miniatures", "--out", str(out))
+    name = f"{'captions' if given else 'hours'}-{hours:g}"
+    options = ["--captions-only"] if given else []
+    if given:
+        index, made = _index_captions(scripts, folder / name, name), {}
+    else:
+        index, made = _index_video(scripts, folder, name)
     searches, found = [], []
-    index = next(path for path in out.iterdir() if path.name[0] != ".")
     for query, windows in asked(scripts, queries):
         line = ("search", str(index), query.text, "--models", "miniatures", "--json")
-        searches.append(run(folder, *line))
+        searches.append(run(folder, *line, *options))
         moments = json.loads(searches[-1].output)["moments"]
         found.append(bool(moments) and overlaps(moments[0], windows))
+    last, script = scripts[-1]
     return {
-        "hours": length / 3600,
-        "video_bytes": video.stat().st_size,
-        "writing_seconds": written,
+        "hours": (last + script.duration) / 3600,
+        **made,
         "index_bytes": sum(path.stat().st_size for path in index.iterdir()),
-        "index": _record([indexed]),
         "search": _record(searches),
         "found": sum(found) / len(found),
         "queries": len(found),
     }
+
+
+def _index_video(
+    scripts: Sequence[tuple[float, Script]], folder: Path, name: str
+) -> tuple[Path, dict[str, Any]]:
+    """Write a video and index it; return the index and the figures."""
+    video, out = folder / f"{name}.mp4", folder / f"index-{name}"
+    begin = time.perf_counter()
+    write_video(video, scripts)
+    written = time.perf_counter() - begin
+    indexed = run(folder, "index", str(video), "--models", "miniatures", "--out", str(out))
+    index = next(path for path in out.iterdir() if path.name[0] != ".")
+    made = {"video_bytes": video.stat().st_size, "writing_seconds": written}
+    return index, made | {"index": _record([indexed])}
+
+
+def _index_captions(scripts: Sequence[tuple[float, Script]], out: Path, vid: str) -> Path:
+    """Make the index of a video from the captions of its scenes."""
+    captions = []
+    last, script = scripts[-1]
+    starts = np.array([start for start, _ in scripts])
+    for second in np.arange(CLIP_SECONDS / 2, last + script.duration, CLIP_SECONDS).tolist():
+        start, script = scripts[int(np.searchsorted(starts, second, side="right")) - 1]
+        captions.append(agnostic_caption(script.shown_scene(second - start)[0]))
+    models = open_models("miniatures")
+    retriever = open_retriever("tuned", models=models, captions_only=True)
+    retriever.index(CaptionedVideo(vid, tuple(captions))).save(out)
+    return out
 
 
 def _record(runs: Sequence[Used]) -> dict[str, float]:
@@ -156,6 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Index and search videos of hours.")
     parser.add_argument("--hours", type=float, nargs="+", default=[1.0, 3.0, 10.0])
     parser.add_argument("--queries", type=int, default=5)
+    parser.add_argument("--given", action="store_true", help="captions in place of a video")
     parser.add_argument("--folder", type=Path, help="for videos and indexes, which stay there")
     options = parser.parse_args(arguments)
     print(json.dumps({"cpu": facts("cpu")["cpu"]}), flush=True)
@@ -163,7 +196,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = Path(name) if options.folder is None else options.folder
         folder.mkdir(exist_ok=True)
         for hours in options.hours:
-            print(json.dumps(measure(folder, hours, options.queries)), flush=True)
+            figures = measure(folder, hours, options.queries, given=options.given)
+            print(json.dumps(figures), flush=True)
 
 
 if __name__ == "__main__":
