@@ -69,8 +69,13 @@ def open_codes(rows: npt.NDArray[np.uint8], scale: npt.NDArray[Any]) -> Codes:
     Args:
         rows: `(clips, dim)`.
         scale: `(2 * dim + 2,)`: least values, steps, greatest error and greatest length.
+
+    Raises:
+        GranAlignError: `scale` is that of embeddings of another length.
     """
-    dim = (len(scale) - 2) // 2
+    dim = rows.shape[1]
+    if len(scale) != 2 * dim + 2:
+        raise GranAlignError(f"scale of codes: got {len(scale)} numbers, expected {2 * dim + 2}")
     low, step, (error, length) = np.split(np.asarray(scale), [dim, 2 * dim])
     return Codes(rows, low, step, float(error), float(length))
 

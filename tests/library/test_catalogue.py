@@ -70,6 +70,17 @@ def _tear_rows(root: Path) -> None:
     path.write_bytes(path.read_bytes()[:-2])
 
 
+def _scale_others(root: Path) -> None:
+    """The scale of codes is that of embeddings of another length, and the pointer agrees."""
+    path = next(root.glob("*/captions-scale.f32"))
+    path.write_bytes(path.read_bytes()[:-8])
+    pointer = json.loads((root / POINTER).read_text())
+    for segment in pointer["segments"]:
+        if segment["name"] == path.parent.name:
+            segment["files"][path.name][0] -= 8
+    (root / POINTER).write_text(json.dumps(pointer))
+
+
 def _tear_videos(root: Path) -> None:
     path = next(root.glob("*/videos.json"))
     path.write_bytes(b"[" + b"x" * (path.stat().st_size - 1))
@@ -94,6 +105,7 @@ def _age(root: Path) -> None:
         lambda root: (root / POINTER).write_text("[]"),
         _tear_pointer,
         _tear_rows,
+        _scale_others,
         _tear_videos,
         _tear_table,
         _age,
