@@ -57,9 +57,9 @@ class RetrieverConfig:
     top: int = 10
     """Most moments of a search; QVHighlights scores ten."""
     whole_seconds: float = 1800.0
-    """The longest video that is searched whole; of a longer one the best stretches are. In half an
-    hour 225 frames are key, which is as many as models look at within a minute. The constants were
-    chosen on videos of 150 s."""
+    """Seconds of the longest video that is searched whole; of a longer one the best stretches are.
+    In half an hour 225 frames are key, each of which a model captions for every query. The other
+    constants were chosen on videos of 150 s."""
     best_stretches: int = 6
     """Stretches of a longer video that are searched: six of 150 s are a quarter of an hour."""
 

@@ -82,10 +82,12 @@ GENAI_ENGINE = Peer(
     ("onnxruntime_genai", "onnx_ir", "torch", "transformers"),
     "'onnxruntime-genai>=0.18' onnx-ir 'transformers>=5' torch",
 )
+FAISS = Peer("Faiss", "library", ("faiss",), "faiss-cpu")
 TOWER = Peer("torch", "shapes", ("torch",), "torch")
 PEERS = (
     *(TOWER, TORCH_KERNELS, ST_TORCH, ST_ONNX, ST_OPENVINO, OPENCV, TORCHCODEC),
     *(TRANSFORMERS, COMPILED, STOCK, GENAI, LLAMA_CPP, LLAMA_SERVER, GENAI_ENGINE),
+    FAISS,
 )
 
 ON_THE_CPU = "it runs on the CPU here"

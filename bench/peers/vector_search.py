@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from .runtimes import FAISS
 
 Found = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 """Scores and rows, `(queries, best)`."""
@@ -38,7 +39,7 @@ def peers(clips: npt.NDArray[np.float16], best: int) -> Iterator[Peer]:
         best: how many clips of a query are found.
     """
     yield Peer("numpy product and partition", True, _by_product(clips, best))
-    if find_spec("faiss") is None:
+    if not FAISS.installed:
         return
     import faiss
 
