@@ -128,8 +128,9 @@ def measure(folder: Path, hours: float, queries: int, *, given: bool) -> dict[st
     scripts = scripts_of(hours)
     name = f"{'captions' if given else 'hours'}-{hours:g}"
     options = ["--captions-only"] if given else []
+    made: dict[str, Any] = {}
     if given:
-        index, made = _index_captions(scripts, folder / name, name), {}
+        index = _index_captions(scripts, folder / name, name)
     else:
         index, made = _index_video(scripts, folder, name)
     searches, found = [], []
