@@ -20,7 +20,7 @@ LINKED = ("kernels", "export", "bench")
 FLOORS = (
     {"kernels"},
     {"errors", "parsing", "reading", "files", "jsonl", "types", "config", "protocols"},
-    {"runtime", "video"},
+    {"runtime", "video", "storage"},
     {"models", "language"},
     {"export", "index", "search", "datasets", "metrics", "output", "miniatures"},
     {"library"},

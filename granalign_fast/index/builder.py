@@ -15,8 +15,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.types import FrameSet
 from granalign_fast.video.frames import Frame, read_frames
@@ -25,8 +23,8 @@ from .known_files import KnownFiles
 from .models import Descriptions, IndexModels
 from .naming import read_library
 from .prefetch import prefetch
-from .records import CLIP_SECONDS, CaptionedVideo, FrameTable, IndexedVideo, UncaptionedVideo
-from .row_arrays import concatenate, stretches
+from .records import CLIP_SECONDS
+from .row_arrays import clip_rows, join_rows
 from .stored_frames import StoredFrames
 from .video_files import (
     Reading,
@@ -36,9 +34,8 @@ from .video_files import (
     name_videos,
     probe_unindexed,
 )
-from .video_index import VideoIndex
 from .walk import OnError
-from .work_folder import ClipRows, WorkFolder, lock_folder
+from .work_folder import WorkFolder, lock_folder
 
 _log = logging.getLogger(__name__)
 
@@ -304,16 +301,7 @@ class _IndexingRun:
             begin = part.stop
             if not (frames := frames[stored:]):
                 continue
-            captions, embeddings, frame_embeddings = described
-            rows = ClipRows(
-                first=frames[0].clip,
-                times=np.array([frame.time for frame in frames], np.float64),
-                hashes=batch.frame_set.hashes[part],
-                captions=None if captions is None else captions[part],
-                embeddings=None if embeddings is None else embeddings[part],
-                frame_embeddings=None if frame_embeddings is None else frame_embeddings[part],
-                missing=np.array([frame.missing for frame in frames], np.bool_),
-            )
+            rows = clip_rows(frames, batch.frame_set.hashes[part], _cut(described, part))
             self.work.write_rows(video.vid, rows)
             self.stored_clips[video.vid] = rows.end
         done, known = sum(self.stored_clips.values()), sum(self.total_clips.values())
@@ -352,27 +340,15 @@ class _IndexingRun:
                 f"{self.work.out}: got {parts[-1].end if parts else 0} clips of {video.vid!r}, "
                 f"expected {clips}: the unfinished work was altered; index again"
             )
-        # A damaged header may announce a duration that is shorter than the video: drop it.
         assert video.info is not None  # a video without an index was probed
-        duration = video.info.duration
-        plausible = duration > (clips - 1) * self.clip_seconds
-        lengths = self.clip_seconds, duration if plausible else None
-        described: IndexedVideo = UncaptionedVideo(video.vid, clips, *lengths)
-        if self.models.captioner is not None:
-            captions = itertools.chain.from_iterable(part.captions or () for part in parts)
-            described = CaptionedVideo(video.vid, tuple(captions), *lengths)
         self.work.publish(
-            VideoIndex(
-                described,
-                concatenate([part.embeddings for part in parts], video.source.path),
-                FrameTable(
-                    np.concatenate([part.times for part in parts]),
-                    tuple(itertools.chain.from_iterable(part.hashes for part in parts)),
-                    concatenate([part.frame_embeddings for part in parts], video.source.path),
-                    video.source,
-                    stretches(np.concatenate([part.missing for part in parts]), self.clip_seconds),
-                ),
-                dict(self.models.fingerprints),
+            join_rows(
+                parts,
+                video.vid,
+                video.source,
+                duration=video.info.duration,
+                clip_seconds=self.clip_seconds,
+                fingerprints=self.models.fingerprints,
             )
         )
         self.indexed[video.vid] = clips
@@ -385,6 +361,11 @@ class _IndexingRun:
         _log.info("%s", error)
         self.total_clips[video.vid] = self.stored_clips[video.vid]
         self.on_error(video.source.path, error)
+
+
+def _cut(described: Descriptions, part: slice) -> Descriptions:
+    """Return what the models say of some frames of a batch."""
+    return Descriptions(*(None if column is None else column[part] for column in described))
 
 
 def _make_batch(

@@ -16,6 +16,7 @@ from granalign_fast.files import escape_undecodable, replacing
 from granalign_fast.parsing.json_values import parse_json
 from granalign_fast.parsing.limits import MOST_JSON_BYTES, MOST_NAME
 from granalign_fast.reading import read_file
+from granalign_fast.storage.address import Address, path_text
 
 from .records import VideoSource
 
@@ -174,9 +175,10 @@ _PERCENT = "percent"
 def path_record(path: Path) -> dict[str, str]:
     """Return the JSON keys that hold a path: ``name``, ``path`` and, if needed, ``encoding``.
 
-    JSON holds Unicode alone. A path with other bytes is percent-encoded, and marked as such.
+    JSON holds Unicode alone. A path with other bytes is percent-encoded, and marked as such. For a
+    path that stands for an address, ``path`` is the address.
     """
-    text = str(path)
+    text = path_text(path)
     if escape_undecodable(text) == text:
         return {"name": path.name, "path": text}
     encoded = escape_undecodable(text.replace("%", "%25"))
@@ -205,6 +207,8 @@ def read_path(record: Mapping[str, Any]) -> Path:
         raise GranAlignError(f"source: got path {short_repr(path)}, expected a string")
     if (encoding := record.get("encoding", _PERCENT)) != _PERCENT:
         raise GranAlignError(f"source: got encoding {short_repr(encoding)}, expected {_PERCENT!r}")
+    if (address := Address.find(path)) is not None:
+        return address.to_path()
     return Path(os.fsdecode(unquote_to_bytes(path)) if "encoding" in record else path)
 
 

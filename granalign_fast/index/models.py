@@ -82,29 +82,53 @@ class IndexModels:
         Raises:
             GranAlignError: a model refuses a frame, or its result has the wrong length or type.
         """
-        count = len(images)
-        captions, embeddings = self._caption(frames, count)
+        captions = embeddings = None
+        if self.captioner is not None and self.encoder is not None:
+            captions = caption_frames(self.captioner, frames)
+            embeddings = embed_captions(self.encoder, captions)
         if self.frame_encoder is None:
             return Descriptions(captions, embeddings, None)
         if frame_embeddings is None:
-            frame_embeddings = self.frame_encoder.encode_frames(images)
-        return Descriptions(
-            captions, embeddings, _checked_embeddings(frame_embeddings, count, "frame encoder")
-        )
+            frame_embeddings = embed_frames(self.frame_encoder, images)
+        checked = _checked_embeddings(frame_embeddings, len(images), "frame encoder")
+        return Descriptions(captions, embeddings, checked)
 
-    def _caption(
-        self, frames: FrameSet, count: int
-    ) -> tuple[tuple[str, ...], npt.NDArray[Any]] | tuple[None, None]:
-        """Return the captions of `count` frames and their embeddings."""
-        if self.captioner is None or self.encoder is None:
-            return None, None
-        captions = tuple(self.captioner.agnostic(frames))
-        if len(captions) != count:
-            raise GranAlignError(f"captioner: got {len(captions)} captions, expected {count}")
-        for text in captions:
-            if not is_text(text):
-                raise GranAlignError(f"captioner: got {text!r}, expected a Unicode text")
-        return captions, _checked_embeddings(self.encoder.encode(captions), count, "encoder")
+
+def caption_frames(captioner: Captioner, frames: FrameSet) -> tuple[str, ...]:
+    """Return a query-agnostic caption of each frame.
+
+    Raises:
+        GranAlignError: the captioner refuses a frame, or its result has the wrong length or type.
+    """
+    captions = tuple(captioner.agnostic(frames))
+    if len(captions) != len(frames):
+        raise GranAlignError(f"captioner: got {len(captions)} captions, expected {len(frames)}")
+    for text in captions:
+        if not is_text(text):
+            raise GranAlignError(f"captioner: got {text!r}, expected a Unicode text")
+    return captions
+
+
+def embed_captions(encoder: TextEncoder, captions: Sequence[str]) -> npt.NDArray[Any]:
+    """Return the embeddings of captions, `(captions, dim)`.
+
+    Raises:
+        GranAlignError: the result has the wrong shape or type.
+    """
+    return _checked_embeddings(encoder.encode(captions), len(captions), "encoder")
+
+
+def embed_frames(encoder: ImageTextEncoder, images: Sequence[Image]) -> npt.NDArray[Any]:
+    """Return the embeddings of frames, `(frames, dim)`.
+
+    Args:
+        encoder: the frame encoder.
+        images: the frames, uint8 RGB (height, width, 3) each.
+
+    Raises:
+        GranAlignError: the encoder refuses a frame, or its result has the wrong shape or type.
+    """
+    return _checked_embeddings(encoder.encode_frames(images), len(images), "frame encoder")
 
 
 def _checked_embeddings(rows: npt.NDArray[Any], count: int, model: str) -> npt.NDArray[Any]:

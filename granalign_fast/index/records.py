@@ -21,6 +21,7 @@ from granalign_fast.parsing.limits import (
     MOST_CLIPS,
     MOST_NAME,
 )
+from granalign_fast.storage.address import address_of, path_text
 
 CLIP_SECONDS = 2.0
 """Length of a clip in seconds: QVHighlights annotates clips of two seconds."""
@@ -207,7 +208,8 @@ class VideoSource:
     """The video file that an index was made from.
 
     Attributes:
-        path: the absolute path at the time of indexing; the file may have moved since.
+        path: the absolute path at the time of indexing; the file may have moved since. Of a file in
+            an object store it stands for the address, see `Address.to_path`.
         bytes: size of the file.
         sha256: SHA-256 of the content, in hex.
 
@@ -221,7 +223,7 @@ class VideoSource:
 
     def __repr__(self) -> str:
         return (
-            f"VideoSource(path={str(self.path)!r}, bytes={self.bytes}, "
+            f"VideoSource(path={path_text(self.path)!r}, bytes={self.bytes}, "
             f"sha256='{self.sha256[:12]}...')"
         )
 
@@ -251,6 +253,11 @@ class VideoSource:
             GranAlignError: there is no such file, or it is another one.
         """
         path = self.path if path is None else path
+        if (address := address_of(path)) is not None:
+            raise GranAlignError(
+                f"{address}: got a video in an object store, expected a local file; copy it to this "
+                f"machine, and name the copy"
+            )
         remedy = "put the file back, name its place with --media, or index it again"
         try:
             size = path.stat().st_size if path.is_file() else None
