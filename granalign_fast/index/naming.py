@@ -161,14 +161,14 @@ def assign_ids(
     by_content: dict[str, list[str]] = {}
     for vid, source in indexed.items():
         by_content.setdefault(source.sha256, []).append(vid)
-    taken = {_folded(vid) for vid in indexed}
+    taken = {folded(vid) for vid in indexed}
     for source in new:
         equal = by_content.setdefault(source.sha256, [])
         vid = _find_index(source, {vid: indexed[vid].path for vid in equal})
         if vid is None:
-            vid = next(vid for vid in _possible_ids(source) if _folded(vid) not in taken)
+            vid = next(vid for vid in _possible_ids(source) if folded(vid) not in taken)
             equal.append(vid)
-            taken.add(_folded(vid))
+            taken.add(folded(vid))
         ids[source.path] = vid
         # The file of the index: unless this is a copy, it is the new path from now on.
         if vid not in indexed or indexed[vid].path not in ids:
@@ -207,6 +207,6 @@ def _cut(text: str, most: int) -> str:
     return text.encode()[:most].decode(errors="ignore")
 
 
-def _folded(vid: str) -> str:
+def folded(vid: str) -> str:
     """Return equal texts for names that a file system may take for the same."""
     return unicodedata.normalize("NFC", vid).casefold()

@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 
 from granalign_fast.errors import GranAlignError
 
@@ -66,6 +66,12 @@ class Address:
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.path}"
+
+    @property
+    def full(self) -> str:
+        """The address with its options."""
+        options = f"?{urlencode(self.options, safe=':/')}" if self.options else ""
+        return f"{self}{options}"
 
     @property
     def name(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,55 +165,21 @@ class Store:
             except FileNotFoundError:
                 return
 
-    def fetch(
-        self, name: str, target: Path, advance: Callable[[int], None] | None = None
-    ) -> StoredFile:
-        """Copy a file to a local one, whole or not at all.
-
-        Args:
-            name: of the file.
-            target: the local file; one of this name is replaced.
-            advance: called with the number of bytes that were copied since the last call.
+    def fetch(self, name: str, target: Path) -> str:
+        """Copy a file to a local one, whole or not at all; one of this name is replaced.
 
         Returns:
-            The file that was copied; the time is that before the copy.
+            The SHA-256 of the content, in hex.
 
         Raises:
             GranAlignError: there is no such file, or one of both cannot be read or written.
         """
-        found, _ = self.fetch_hashed(name, target, advance, hashed=False)
-        return found
-
-    def fetch_hashed(
-        self,
-        name: str,
-        target: Path,
-        advance: Callable[[int], None] | None = None,
-        *,
-        hashed: bool = True,
-    ) -> tuple[StoredFile, str]:
-        """Copy a file as `fetch` does; also return the SHA-256 of its content, in hex.
-
-        Arguments and errors are those of `fetch`.
-        """
-        found = self.find(name)
-        if found is None:
-            raise GranAlignError(f"{self._name(name)}: no such file")
-        digest, size = hashlib.sha256(), 0
+        digest = hashlib.sha256()
         with replacing(target) as sink:
             for chunk in self._chunks(name):
                 sink.write(chunk)
-                size += len(chunk)
-                if hashed:
-                    digest.update(chunk)
-                if advance is not None:
-                    advance(len(chunk))
-        if size != found.bytes:
-            raise GranAlignError(
-                f"{self._name(name)}: got {size} bytes, expected {found.bytes}: it changed while "
-                f"it was read; try again"
-            )
-        return found, digest.hexdigest() if hashed else ""
+                digest.update(chunk)
+        return digest.hexdigest()
 
     def sha256(self, name: str = "") -> str:
         """Return the SHA-256 of a file's content, in hex; the file is read to its end.
