@@ -21,6 +21,7 @@ cache_app = typer.Typer(no_args_is_help=True, help="Show or clear the cache fold
 _KINDS = {
     "embeddings": "of captions and queries",
     "indexes": "of videos that `search VIDEO` indexed",
+    "libraries": "copies of libraries in object stores",
     "prefixes": "of frames, by the vision-language model; bound: --prefix-gib",
     "exports": "models exported on first use",
     "engines": "of TensorRT",

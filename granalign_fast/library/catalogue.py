@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index.manifest import write_durably
@@ -31,8 +32,9 @@ from granalign_fast.parsing.limits import MOST_INDEX_BYTES
 from granalign_fast.reading import read_file
 
 from .durable import sync_folder
+from .indexes import FolderIndexes, Indexes
 from .merging import Group, grouped, merge_plan, write_segments
-from .records import CataloguedVideo, VideoRows, index_stamps, read_rows
+from .records import CataloguedVideo, VideoRows
 from .segment import Segment, SegmentRecord
 
 _log = logging.getLogger(__name__)
@@ -49,6 +51,14 @@ Progress = Callable[[int, int], None]
 """Called with the number of indexes that were read, and of all that are to be."""
 
 
+class RemoteIndexes(Indexes, Protocol):
+    """The indexes of a library in an object store."""
+
+    def index_folder(self, vid: str, stamp: str) -> Path:
+        """Return a local copy of an index."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Catalogue:
     """An open catalogue.
@@ -60,6 +70,8 @@ class Catalogue:
             or removed.
         damaged: stamp and error of each index that cannot be read, by video id.
         missing: the stamps of indexes that no segment has, by video id.
+        remote: the indexes, if they lie in an object store; `folder` is then a copy of the catalogue
+            on this machine.
     """
 
     folder: Path
@@ -67,6 +79,22 @@ class Catalogue:
     live: tuple[tuple[int, ...], ...] = ()
     damaged: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
+    remote: RemoteIndexes | None = None
+
+    @property
+    def name(self) -> str:
+        """The library as its user names it: the folder, or the address in an object store."""
+        return str(self.folder if self.remote is None else self.remote)
+
+    def index_folder(self, video: CataloguedVideo) -> Path:
+        """Return the folder of a video's index; from an object store it is copied first.
+
+        Raises:
+            GranAlignError: it cannot be copied.
+        """
+        if self.remote is not None:
+            return self.remote.index_folder(video.vid, video.stamp)
+        return self.folder / video.vid
 
     def videos(self) -> list[CataloguedVideo]:
         """Return all videos, sorted by id."""
@@ -75,7 +103,9 @@ class Catalogue:
         return sorted(found, key=lambda video: video.vid)
 
 
-def open_catalogue(library: Path, *, progress: Progress | None = None) -> Catalogue:
+def open_catalogue(
+    library: Path, *, indexes: Indexes | None = None, progress: Progress | None = None
+) -> Catalogue:
     """Open the catalogue of a library; it is brought up to date first if it is not.
 
     Where another process is writing it, or the folder cannot be written, what the catalogue lacks
@@ -83,22 +113,25 @@ def open_catalogue(library: Path, *, progress: Progress | None = None) -> Catalo
 
     Args:
         library: a folder of indexes.
+        indexes: the indexes, if they do not lie in the folder.
         progress: called while indexes are read.
 
     Raises:
         GranAlignError: there is no such folder, or it cannot be read.
     """
-    catalogue = _read(library)
+    indexes = FolderIndexes(library) if indexes is None else indexes
+    catalogue = _read(library, indexes)
     if not catalogue.missing:
         return catalogue
     try:
-        return update_catalogue(library, progress=progress)
+        return update_catalogue(library, indexes=indexes, progress=progress)
     except GranAlignError as error:
         _log.info("the catalogue of %s is not written: %s", library, error)
-    catalogue = _read(library)
+    catalogue = _read(library, indexes)
     damaged = dict(catalogue.damaged)
     known = {video.vid: video for segment in catalogue.segments for video in segment.videos}
-    added = temporary_catalogue(library, _read_indexes(catalogue, known, damaged, progress))
+    rows = _read_indexes(indexes, catalogue.missing, known, damaged, progress)
+    added = temporary_catalogue(library, rows)
     return Catalogue(
         library,
         (*catalogue.segments, *added.segments),
@@ -126,7 +159,11 @@ def temporary_catalogue(library: Path, rows: Iterable[VideoRows]) -> Catalogue:
 
 
 def update_catalogue(
-    library: Path, *, rebuild: bool = False, progress: Progress | None = None
+    library: Path,
+    *,
+    indexes: Indexes | None = None,
+    rebuild: bool = False,
+    progress: Progress | None = None,
 ) -> Catalogue:
     """Bring the catalogue on disk up to date, and open it.
 
@@ -135,6 +172,7 @@ def update_catalogue(
 
     Args:
         library: a folder of indexes.
+        indexes: the indexes, if they do not lie in the folder.
         rebuild: forget what the catalogue holds, and read all indexes.
         progress: called while indexes are read.
 
@@ -142,10 +180,11 @@ def update_catalogue(
         GranAlignError: the folder cannot be read or written, the disk is full, or another process
             is writing the catalogue.
     """
-    stamps = index_stamps(library)  # also of a folder that is no library: before anything is made
+    indexes = FolderIndexes(library) if indexes is None else indexes
+    stamps = indexes.stamps()  # also of a folder that is no library: before anything is made
     with _locked(library):
         # 1. Read what there is, and find out what it lacks.
-        before = _read(library)
+        before = _read(library, indexes)
         known = {video.vid: video for segment in before.segments for video in segment.videos}
         if rebuild:
             before = Catalogue(library, missing=stamps)
@@ -160,7 +199,7 @@ def update_catalogue(
         ]
         try:
             with _explaining(library):
-                rows = _read_indexes(before, known, damaged, progress)
+                rows = _read_indexes(indexes, before.missing, known, damaged, progress)
                 records = write_segments(root, rows)
                 new = [Segment(root / record.name, record) for record in records]
                 kept += [Group(segment, tuple(range(len(segment.videos)))) for segment in new]
@@ -175,7 +214,7 @@ def update_catalogue(
             _remove_others(root, [segment.folder.name for segment in before.segments])
             raise
         _remove_others(root, [segment.folder.name for segment in segments])
-        return _read(library)
+        return _read(library, indexes)
 
 
 def _merged(root: Path, groups: list[Group]) -> Segment:
@@ -184,12 +223,12 @@ def _merged(root: Path, groups: list[Group]) -> Segment:
     return Segment(root / record.name, record)
 
 
-def _read(library: Path) -> Catalogue:
+def _read(library: Path, indexes: Indexes) -> Catalogue:
     """Read the catalogue as it is on disk, and compare it with the indexes."""
     root = library / FOLDER
     for _ in range(_ATTEMPTS):
         content = _pointer_bytes(root)
-        records, damaged = _parse_pointer(root / POINTER, content)
+        records, damaged = parse_pointer(root / POINTER, content)
         segments = []
         for record in records:
             try:
@@ -199,7 +238,7 @@ def _read(library: Path) -> Catalogue:
         # A part can be missing because a writer has replaced the catalogue since.
         if len(segments) == len(records) or _pointer_bytes(root) == content:
             break
-    stamps = index_stamps(library)
+    stamps = indexes.stamps()
     seen: set[str] = set()
     live = []
     for segment in segments:
@@ -224,8 +263,8 @@ def _pointer_bytes(root: Path) -> bytes:
         return b""
 
 
-def _parse_pointer(
-    path: Path, content: bytes
+def parse_pointer(
+    path: object, content: bytes
 ) -> tuple[list[SegmentRecord], dict[str, tuple[str, str]]]:
     """Return the segments and the damaged indexes; none if the pointer is missing or torn."""
     if not content:
@@ -245,29 +284,38 @@ def _write_pointer(
     root: Path, records: list[SegmentRecord], damaged: Mapping[str, tuple[str, str]]
 ) -> None:
     """Replace the pointer; from then on these segments are the catalogue."""
+    write_durably(root / POINTER, pointer_content(records, damaged))
+    sync_folder(root)
+
+
+def pointer_content(
+    records: Iterable[SegmentRecord], damaged: Mapping[str, tuple[str, str]], **more: object
+) -> bytes:
+    """Return the content of a pointer, which `parse_pointer` reads; it leaves out what is more."""
     pointer = {
         "format": _FORMAT,
         "segments": [record.to_record() for record in records],
         "damaged": dict(damaged),
+        **more,
     }
-    write_durably(root / POINTER, (json.dumps(pointer, indent=1) + "\n").encode())
-    sync_folder(root)
+    return (json.dumps(pointer, indent=1) + "\n").encode()
 
 
 def _read_indexes(
-    catalogue: Catalogue,
+    indexes: Indexes,
+    missing: Mapping[str, str],
     known: Mapping[str, CataloguedVideo],
     damaged: dict[str, tuple[str, str]],
     progress: Progress | None,
 ) -> Iterator[VideoRows]:
     """Yield the rows of the indexes that a catalogue lacks; add those that cannot be read."""
-    for number, (vid, stamp) in enumerate(catalogue.missing.items(), 1):
-        try:
-            yield read_rows(catalogue.folder / vid, stamp, known.get(vid))
-        except GranAlignError as error:
-            damaged[vid] = stamp, str(error)
+    for number, (vid, rows) in enumerate(indexes.rows(missing, known), 1):
+        if isinstance(rows, GranAlignError):
+            damaged[vid] = missing[vid], str(rows)
+        else:
+            yield rows
         if progress:
-            progress(number, len(catalogue.missing))
+            progress(number, len(missing))
 
 
 def _remove_others(root: Path, names: list[str]) -> None:

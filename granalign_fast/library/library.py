@@ -20,9 +20,10 @@ from granalign_fast.search.isolation import search_each
 from granalign_fast.search.retriever import Retriever
 from granalign_fast.types import Rewrites
 
-from .catalogue import Catalogue, Progress, open_catalogue, temporary_catalogue
+from .catalogue import Catalogue, Progress, temporary_catalogue
 from .filters import Filters
 from .first_stage import Part, Ranked, Texts, first_stage
+from .opening import open_library_catalogue
 from .records import CataloguedVideo, rows_of
 from .refinement import Refinement, refine_in_steps, refine_together
 from .results import LibraryResult, Stretch, VideoHit
@@ -86,7 +87,9 @@ class Library:
         """Open a folder of indexes, and bring its catalogue up to date.
 
         Args:
-            folder: what ``granalign index`` wrote.
+            folder: what ``granalign index`` wrote; also the address of a prefix in an object store,
+                such as ``s3://bucket/library``. Its catalogue is then copied to the user's cache,
+                and each index when it is needed.
             retriever: its encoder must be the one that embedded the captions. Its other models
                 serve the second stage.
             media: a folder of the video files, if they are not where the indexes say; see
@@ -97,7 +100,7 @@ class Library:
         Raises:
             GranAlignError: the folder is missing or holds no index.
         """
-        catalogue = open_catalogue(Path(folder), progress=progress)
+        catalogue = open_library_catalogue(folder, progress=progress)
         if not any(catalogue.live) and not catalogue.damaged:
             raise GranAlignError(
                 f"{folder}: got no indexes, expected a folder of them; name a folder that "
@@ -302,7 +305,7 @@ class Library:
         key = video.vid, video.stamp
         index = self._indexes.pop(key, None)
         if index is None:
-            index = VideoIndex.load(self.folder / video.vid)
+            index = VideoIndex.load(self.catalogue.index_folder(video))
             if self._media is not None:
                 with suppress(GranAlignError):  # not there: the path of the index may do
                     index = with_media(index, self._media)

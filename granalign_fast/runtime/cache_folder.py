@@ -4,6 +4,8 @@ Each kind of content can be made again, so everything here may be deleted at any
 
 - ``embeddings-<hash>.safetensors``: embeddings of a list of texts;
 - ``indexes/<hash>``: indexes that ``granalign search VIDEO`` made;
+- ``libraries/<hash>``: copies of libraries in object stores: the catalogue, and indexes that were
+  searched, which are bounded as those above are;
 - ``prefixes``: what the vision-language model computed of frames; bounded by `DiskTier`;
 - ``verified``: marks of large model files whose hash was found right;
 - ``tensorrt``: engines and timings of TensorRT;
@@ -38,11 +40,14 @@ _DEFAULT_GIB = 2.0
 _IN_USE = 3600
 """Seconds since its last change within which an index may still be read or written."""
 
-KINDS = ("embeddings", "indexes", "prefixes", "exports", "engines", "verified")
+LIBRARIES = "libraries"
+"""The folder of copies of libraries in object stores."""
+KINDS = ("embeddings", "indexes", LIBRARIES, "prefixes", "exports", "engines", "verified")
 EVICTABLE = ("embeddings", "indexes")
 """Kinds that are made again in seconds or by the search that needs them."""
 _FOLDERS = {
     "indexes": "indexes",
+    LIBRARIES: LIBRARIES,
     "prefixes": "prefixes",
     "verified": "verified",
     ENGINE_FOLDER: "engines",

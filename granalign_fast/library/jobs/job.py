@@ -14,7 +14,7 @@ from typing import Protocol
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index.records import CLIP_SECONDS
 from granalign_fast.index.work_folder import WorkFolder, lock_folder
-from granalign_fast.storage import Store
+from granalign_fast.storage import Address, Store
 from granalign_fast.video.frames import DamagedVideoWarning, check_clip_seconds
 
 from .local import LocalExecutor
@@ -83,7 +83,7 @@ def index_sources(
 ) -> JobResult:
     """Index videos of folders and object stores into a folder or an object store.
 
-    The indexes equal those of `index_videos`, but for rounding in the embeddings: batches are cut
+    Into an object store the catalogue is published as well. The indexes equal those of `index_videos`, but for rounding in the embeddings: batches are cut
     otherwise. A call that was interrupted is resumed by the same call: videos that have an index
     are left alone, and stored rows of other videos are used.
 
@@ -135,6 +135,10 @@ def index_sources(
             run.execute()
             vids = (*planned.current, *run.done)
             indexed, clips = len(run.done), run.clips
+        if isinstance(store.place, Address):
+            from granalign_fast.library.remote import publish_catalogue
+
+            publish_catalogue(store.place)
     if failures and on_error is None:
         raise next(iter(failures.values()))
     return JobResult(vids, indexed, clips, captions)
@@ -145,9 +149,7 @@ def _locked(store: Store) -> AbstractContextManager[None]:
     return lock_folder(store.place) if isinstance(store.place, Path) else nullcontext()
 
 
-def _executor(
-    ray: str | None, workers: Mapping[str, Workers]
-) -> AbstractContextManager[Executor]:
+def _executor(ray: str | None, workers: Mapping[str, Workers]) -> AbstractContextManager[Executor]:
     if ray is None:
         return nullcontext(LocalExecutor())
     from .ray_data import open_ray

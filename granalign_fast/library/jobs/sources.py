@@ -129,9 +129,7 @@ class Plan:
     moved: list[tuple[str, VideoSource]] = field(default_factory=list)
 
 
-def plan(
-    job: Job, files: Mapping[str, StoredFile], hasher: Hasher, on_error: OnFailure
-) -> Plan:
+def plan(job: Job, files: Mapping[str, StoredFile], hasher: Hasher, on_error: OnFailure) -> Plan:
     """Give each video its id, and find those whose index is missing or out of date.
 
     A file is read for its hash only if its name is that of another file, of this job or of an index

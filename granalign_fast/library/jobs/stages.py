@@ -116,9 +116,7 @@ def _chunk(
     if (first, end) in stored:
         return Chunk(video, first, end, last, duration=duration)
     hashes = FrameSet.of([frame.image for frame in frames]).hashes
-    return Chunk(
-        video, first, end, last, duration=duration, frames=tuple(frames), hashes=hashes
-    )
+    return Chunk(video, first, end, last, duration=duration, frames=tuple(frames), hashes=hashes)
 
 
 @contextmanager
