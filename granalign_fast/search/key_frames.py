@@ -12,6 +12,7 @@ import numpy.typing as npt
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index import VideoIndex
 from granalign_fast.protocols import BatchCaptioner, Captioner, ImageTextEncoder, Recogniser
+from granalign_fast.storage.address import address_of
 from granalign_fast.types import FrameSet, Image, Rewrites
 
 
@@ -34,6 +35,17 @@ def frame_set(index: VideoIndex) -> FrameSet:
             raise GranAlignError(
                 f"video {index.video.vid!r}: its frames are needed, and its index names no video "
                 f"file; index the file"
+            )
+        if (address := address_of(table.source.path)) is not None:
+            from granalign_fast.video.remote_frames import read_remote_clips
+
+            return read_remote_clips(
+                address,
+                clips,
+                times=[float(table.times[clip]) for clip in clips],
+                hashes=[table.hashes[clip] for clip in clips],
+                sha256=table.source.sha256,
+                clip_seconds=index.video.clip_seconds,
             )
         try:
             path = table.source.check()

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from granalign_fast.errors import GranAlignError, one_line
 from granalign_fast.parsing.limits import MOST_CLIPS, MOST_PIXELS, MOST_STREAMS
 from granalign_fast.reading import open_file
+from granalign_fast.storage.address import path_text
 
 from .demuxers import FORMAT_WHITELIST
 
@@ -137,17 +138,42 @@ def open_video(path: str | os.PathLike[str], *, threads: int | None = None) -> I
     Raises:
         GranAlignError: the file does not exist, cannot be read, or has no video stream.
     """
+    path = Path(path)
+    _check_file(path)
+    # Without "file:", FFmpeg would read a name such as "http:x.mp4" as a URL.
+    with _opened(f"file:{path}", path, threads, {}) as video:
+        yield video
+
+
+@contextmanager
+def open_video_stream(stream: Any, path: Path, *, buffer_bytes: int) -> Iterator[Video]:
+    """Open the best video stream of a file-like object, as `open_video` does of a file.
+
+    Args:
+        stream: has `read`, `seek` and `tell`.
+        path: the name of the video in messages.
+        buffer_bytes: the bytes that FFmpeg reads at a time.
+
+    Raises:
+        GranAlignError: as for `open_video`.
+    """
+    with _opened(stream, path, None, {"buffer_size": buffer_bytes}) as video:
+        yield video
+
+
+@contextmanager
+def _opened(
+    source: Any, path: Path, threads: int | None, more: dict[str, Any]
+) -> Iterator[Video]:
+    """Open a video that FFmpeg reads from `source`; `path` names it in messages."""
     import av
     from av.error import FFmpegError
 
-    path = Path(path)
-    _check_file(path)
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise GranAlignError(f"threads: got {threads!r}, expected an integer from 1, or None")
     try:
         container = av.open(
-            # Without "file:", FFmpeg would read a name such as "http:x.mp4" as a URL.
-            f"file:{path}",
+            source,
             options=_DECODING,
             container_options={
                 "protocol_whitelist": "file",
@@ -155,13 +181,14 @@ def open_video(path: str | os.PathLike[str], *, threads: int | None = None) -> I
                 "max_streams": str(MOST_STREAMS + 1),
             },
             **_tolerate_bad_metadata(av.__version__),
+            **more,
         )
     except (FFmpegError, ValueError, IndexError) as error:
         # FFmpeg has no error of its own for a format that is not on the list.
         is_listed = getattr(error, "errno", None) != errno.EINVAL
         reason = ffmpeg_reason(error) if is_listed else "no format of videos"
         raise GranAlignError(
-            f"{path}: not a video that can be read ({reason}); "
+            f"{path_text(path)}: not a video that can be read ({reason}); "
             f"expected a whole file such as MP4, Matroska or MPEG-TS"
         ) from None
     with container:
