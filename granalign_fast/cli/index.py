@@ -14,6 +14,7 @@ import typer
 from granalign_fast.files import escape_undecodable
 from granalign_fast.output.visible import visible
 
+from .index_job import is_job, parse_workers, refuse_options, run_job
 from .options import Device, Json, PrefixGib, print_json, short
 from .progress import progress_bar
 from .verbosity import is_quiet
@@ -28,7 +29,12 @@ _log = logging.getLogger(__name__)
 
 def index(
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="A folder; each video gets a folder in it.")
+        Path,
+        typer.Option(
+            metavar="DIR",
+            help="A folder, or a prefix such as s3://bucket/library; each video gets a folder in "
+            "it.",
+        ),
     ],
     videos: Annotated[
         list[str] | None, typer.Argument(help="Video files, and folders of them.")
@@ -74,11 +80,30 @@ def index(
         list[str] | None,
         typer.Option(help="A tag for these videos, by which a search chooses; can be repeated."),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Let Ray do the work: the address of a cluster, such as 10.0.0.1:6379 or auto; or "
+            "local, which starts workers on this machine.",
+        ),
+    ] = None,
+    workers: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STAGE=COUNT",
+            help="With --ray: workers of decode, frames, captions or texts, such as captions=4, "
+            "captions=2-16 for at least and at most, or captions=4:0.5 for half a GPU each; can be "
+            "repeated.",
+        ),
+    ] = None,
     device: Device = "cpu",
     prefix_gib: PrefixGib = 4.0,
     as_json: Json = False,
 ) -> None:
     """Caption and embed videos. Run the same command again to resume.
+
+    Videos and --out may lie in an object store, such as s3://bucket/videos/*.mp4.
 
     A file that cannot be indexed is named at the end, and the exit code is then 1.
     """
@@ -86,8 +111,8 @@ def index(
     # Names as they were given: a Path cannot hold a URL, of which two slashes become one.
     given = {path: name for name in videos or () for path in (Path(name), Path(name).absolute())}
 
-    def add_failure(path: Path, error: GranAlignError) -> None:
-        name = given.get(path, str(path))
+    def add_failure(path: Path, error: GranAlignError, name: str | None = None) -> None:
+        name = given.get(path, str(path) if name is None else name)
         failed[name] = str(error).removeprefix(f"{name}: ").removeprefix(f"{path}: ")
 
     on_error = None if strict else add_failure
@@ -111,6 +136,28 @@ def index(
     from granalign_fast.pipeline import open_models
 
     tags = check_tags(tag or ())
+    if is_job(videos, out, ray):
+        refuse_options(strict=strict, verify=verify)
+        places, captioned = run_job(
+            videos,
+            out,
+            models,
+            ray=ray,
+            workers=parse_workers(workers or (), device),
+            device=device,
+            prefix_gib=prefix_gib,
+            clip_seconds=clip_seconds,
+            rows=rows,
+            recursive=recursive,
+            include=include or (),
+            tags=tags,
+            on_error=lambda name, error: add_failure(Path(name), error, name),
+            hidden=as_json,
+        )
+        _report(places, [] if captioned else places, failed, "indexed", as_json=as_json)
+        return
+    if workers:
+        raise typer.BadParameter("it goes with --ray", param_hint="--workers")
     opened = open_models(models, device=device, prefix_gib=prefix_gib)
     files = find_videos(videos, recursive=recursive, include=include or (), on_error=on_error)
     folders = []
@@ -148,6 +195,24 @@ def report_indexes(
     from granalign_fast.index.manifest import IndexManifest
 
     bare = [folder for folder in folders if not IndexManifest.read(folder).captions]
+    _report(
+        [str(folder) if as_json else short(folder) for folder in folders],
+        [str(folder) for folder in bare],
+        failed,
+        done,
+        as_json=as_json,
+    )
+
+
+def _report(
+    places: Sequence[str],
+    bare: Sequence[str],
+    failed: Mapping[str, str],
+    done: str,
+    *,
+    as_json: bool,
+) -> None:
+    """Print the places of indexes, those of them without captions, and the files that failed."""
     if as_json:
         failures = [
             {"path": escape_undecodable(name), "error": escape_undecodable(reason)}
@@ -155,24 +220,24 @@ def report_indexes(
         ]
         print_json(
             {
-                "indexes": [str(folder) for folder in folders],
-                "without_captions": [str(folder) for folder in bare],
+                "indexes": list(places),
+                "without_captions": list(bare),
                 "failed": failures,
             }
         )
     else:
-        for folder in folders:
-            typer.echo(f"{done}: {short(folder)}")
+        for place in places:
+            typer.echo(f"{done}: {visible(place)}")
         if bare:
             _log.warning(
                 "%d of %d indexes have no captions and serve the preset visual, which granalign "
                 "search takes for them; to add captions, run the same command with models of which "
                 "one is a vlm",
                 len(bare),
-                len(folders),
+                len(places),
             )
     if failed:
-        total = len(folders) + len(failed)
+        total = len(places) + len(failed)
         sys.stderr.write(f"granalign: {len(failed)} of {total} could not be {done}:\n")
         for name, reason in failed.items():
             sys.stderr.write(visible(f"  {name}: {reason}") + "\n")

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from granalign_fast.errors import GranAlignError
 from granalign_fast.files import escape_undecodable
 from granalign_fast.output.visible import visible
+from granalign_fast.storage import Address
+from granalign_fast.storage.address import path_text
 
 from .options import Json, print_json, short
 from .verbosity import with_verbosity
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 
 library_app = typer.Typer(no_args_is_help=True, help="Show a library of videos, and keep it up.")
 
-Folder = Annotated[Path, typer.Argument(metavar="LIB", help="What `granalign index` wrote.")]
+Folder = Annotated[Path, typer.Argument(metavar="LIB", help="What `granalign index` wrote: a folder, or s3://...")]
 Names = Annotated[
     list[str],
     typer.Argument(metavar="VIDEO...", help="Ids, or the names or paths of files."),
@@ -38,11 +41,12 @@ def library_list(
     as_json: Json = False,
 ) -> None:
     """Show the videos: id, length, clips, date, tags, file."""
-    from granalign_fast.library.catalogue import open_catalogue
     from granalign_fast.library.filters import Filters
+    from granalign_fast.library.opening import open_library_catalogue
     from granalign_fast.library.tags import read_tags
 
-    catalogue, tags = open_catalogue(library), read_tags(library)
+    catalogue = open_library_catalogue(library)
+    tags = read_tags(catalogue.folder)
     filters = Filters(tags=tuple(tag or ()))
     videos = [video for video in catalogue.videos() if filters.passes(video, tags)]
     damaged = {vid: reason for vid, (_, reason) in catalogue.damaged.items()}
@@ -61,12 +65,12 @@ def library_show(
     as_json: Json = False,
 ) -> None:
     """Show what a library knows about one video."""
-    from granalign_fast.library.catalogue import open_catalogue
+    from granalign_fast.library.opening import open_library_catalogue
     from granalign_fast.library.tags import read_tags
     from granalign_fast.library.upkeep import find_video
 
-    found = find_video(open_catalogue(library), video)
-    record = _record(found, read_tags(library))
+    catalogue = open_library_catalogue(library)
+    record = _record(find_video(catalogue, video), read_tags(catalogue.folder))
     if as_json:
         print_json(record)
         return
@@ -80,9 +84,13 @@ def library_show(
 @with_verbosity
 def library_remove(library: Folder, videos: Names, as_json: Json = False) -> None:
     """Remove videos: their indexes and tags. The video files stay."""
+    from granalign_fast.library.remote import remove_remote
     from granalign_fast.library.upkeep import remove_videos
 
-    vids = remove_videos(library, videos)
+    address = Address.find(library)
+    vids = (
+        remove_videos(library, videos) if address is None else remove_remote(address, videos)
+    )
     if as_json:
         print_json({"removed": vids})
         return
@@ -100,14 +108,18 @@ def library_tag(
     as_json: Json = False,
 ) -> None:
     """Add tags to videos, and remove others."""
-    from granalign_fast.library.catalogue import open_catalogue
+    from granalign_fast.library.opening import open_library_catalogue
+    from granalign_fast.library.remote import tag_remote
     from granalign_fast.library.upkeep import find_video, tag_videos
 
     if not add and not remove:
         raise typer.BadParameter("name a tag with --add or --remove", param_hint="TAGS")
-    catalogue = open_catalogue(library)
+    catalogue = open_library_catalogue(library)
     vids = [find_video(catalogue, name).vid for name in videos]
-    tags = tag_videos(library, vids, add or (), remove or ())
+    if (address := Address.find(library)) is not None:
+        tags = tag_remote(address, vids, add or (), remove or ())
+    else:
+        tags = tag_videos(library, vids, add or (), remove or ())
     if as_json:
         print_json({"tags": tags})
         return
@@ -125,6 +137,7 @@ def library_verify(
     """Read every file, and compare it with its hash. The exit code is 1 if one is damaged."""
     from granalign_fast.library.upkeep import verify_library
 
+    _refuse_remote(library)
     found = verify_library(library, files=files)
     if as_json:
         print_json(
@@ -146,12 +159,16 @@ def library_verify(
 def library_rebuild(library: Folder, as_json: Json = False) -> None:
     """Write the catalogue anew from the indexes. No model is needed."""
     from granalign_fast.library.catalogue import update_catalogue
+    from granalign_fast.library.remote import publish_catalogue
 
     from .progress import progress_bar
 
     with progress_bar("reading indexes", "videos", hidden=as_json) as advance:
         progress = None if advance is None else lambda _, total: advance(1, total)
-        catalogue = update_catalogue(library, rebuild=True, progress=progress)
+        if (address := Address.find(library)) is not None:
+            catalogue = publish_catalogue(address, rebuild=True, progress=progress)
+        else:
+            catalogue = update_catalogue(library, rebuild=True, progress=progress)
     damaged = {vid: reason for vid, (_, reason) in catalogue.damaged.items()}
     videos = catalogue.videos()
     clips = sum(video.clips for video in videos)
@@ -176,6 +193,7 @@ def library_move(
 
     from .index import index_progress, report_indexes
 
+    _refuse_remote(library)
     failed: dict[str, str] = {}
     with index_progress(hidden=as_json) as (_, reading):
         moved = relocate_videos(
@@ -189,11 +207,20 @@ def library_move(
     report_indexes(moved, failed, "relocated", as_json=as_json)
 
 
+def _refuse_remote(library: Path) -> None:
+    """Raise if a library lies in an object store, for a command that reads or changes folders."""
+    if (address := Address.find(library)) is not None:
+        raise GranAlignError(
+            f"{address}: got a library in an object store, expected a folder; copy it to this "
+            f"machine first"
+        )
+
+
 def _record(video: CataloguedVideo, tags: Tags) -> dict[str, Any]:
     """Return a video as JSON."""
     return {
         "vid": video.vid,
-        "video": None if video.path is None else escape_undecodable(str(video.path)),
+        "video": None if video.path is None else escape_undecodable(path_text(video.path)),
         "seconds": video.seconds,
         "clips": video.clips,
         "clip_seconds": video.clip_seconds,

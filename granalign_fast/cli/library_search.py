@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import escape_undecodable
+from granalign_fast.storage import Address
+from granalign_fast.storage.address import path_text
 
 from .options import print_json
 from .progress import progress_bar
@@ -24,8 +26,18 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
+def is_remote(source: Path) -> bool:
+    """Return whether a source lies in an object store."""
+    return Address.find(source) is not None
+
+
 def is_library(source: Path) -> bool:
-    """Return whether a folder holds the indexes of several videos, and is not one itself."""
+    """Return whether a folder holds the indexes of several videos, and is not one itself.
+
+    A source in an object store is one, unless it was copied as an index.
+    """
+    if is_remote(source):
+        return True
     from granalign_fast.index.manifest import MANIFEST
     from granalign_fast.library.records import index_stamps
 
@@ -40,11 +52,11 @@ def open_library(source: Path, retriever: Retriever, *, hidden: bool) -> Library
 
 
 def _open_catalogue(source: Path, *, hidden: bool) -> Catalogue:
-    from granalign_fast.library.catalogue import open_catalogue
+    from granalign_fast.library.opening import open_library_catalogue
 
     with progress_bar("reading new indexes", "videos", hidden=hidden) as advance:
         progress = None if advance is None else lambda _, total: advance(1, total)
-        return open_catalogue(source, progress=progress)
+        return open_library_catalogue(source, progress=progress)
 
 
 def search_library(
@@ -86,7 +98,7 @@ def search_library(
     if not result.searched:
         reasons = ", ".join(f"{count} {reason}" for reason, count in result.left_out.items())
         raise GranAlignError(
-            f"{library.folder}: got no video to search ({reasons or 'there is none'}); choose "
+            f"{library.catalogue.name}: got no video to search ({reasons or 'there is none'}); choose "
             f"others, or give the models that made the indexes"
         )
     if hidden:
@@ -118,9 +130,9 @@ def _check_models(settings: SearchSettings, catalogue: Catalogue, preset: str) -
         models |= video.models
     scorer = resolve_config(preset).scorer
     if scorer == "frames" and "clip" in models:
-        check_frame_encoder(catalogue.folder, models["clip"], settings.used)
+        check_frame_encoder(catalogue.name, models["clip"], settings.used)
     elif scorer != "frames" and not settings.captions_only:
-        check_models(catalogue.folder, models, settings.used, frames=scorer == "captions")
+        check_models(catalogue.name, models, settings.used, frames=scorer == "captions")
 
 
 def library_record(library: Library, result: LibraryResult) -> dict[str, Any]:
@@ -129,7 +141,7 @@ def library_record(library: Library, result: LibraryResult) -> dict[str, Any]:
     return {
         "query": result.query.query,
         "rewrites": result.query.to_record(),
-        "library": escape_undecodable(str(library.folder)),
+        "library": escape_undecodable(library.catalogue.name),
         "searched": result.searched,
         "left_out": dict(result.left_out),
         "complete": result.complete,
@@ -143,7 +155,7 @@ def library_record(library: Library, result: LibraryResult) -> dict[str, Any]:
 def _moment_record(moment: LibraryMoment, path: Path | None) -> dict[str, Any]:
     return {
         "vid": moment.vid,
-        "video": None if path is None else escape_undecodable(str(path)),
+        "video": None if path is None else escape_undecodable(path_text(path)),
         "start": moment.start,
         "end": moment.end,
         "score": round(moment.score, 6),
@@ -157,7 +169,7 @@ def _video_record(hit: VideoHit) -> dict[str, Any]:
     path = hit.video.path
     return {
         "vid": hit.video.vid,
-        "video": None if path is None else escape_undecodable(str(path)),
+        "video": None if path is None else escape_undecodable(path_text(path)),
         "score": round(hit.score, 6),
         "similarity": round(hit.similarity, 6),
         "words": round(hit.words, 6),
@@ -198,6 +210,6 @@ def _print(library: Library, result: LibraryResult, *, chosen: bool) -> None:
         show(f"warning: {warning}")
     if result.moments:
         show(
-            f"more about a video: granalign search {library.folder} "
+            f"more about a video: granalign search {library.catalogue.name} "
             f"--vid {result.moments[0].vid} with the query"
         )

@@ -9,18 +9,21 @@ import typer
 
 from granalign_fast.errors import GranAlignError
 
-from .library_search import is_library, search_library
+from .library_search import is_library, is_remote, search_library
 from .options import CaptionsOnly, Device, Encoder, Models, Precision, PrefixGib, SearchPreset
 from .search_outputs import FORMATS, Outputs
 from .search_settings import SearchSettings, check_preset
-from .search_sources import check_source, holds_captions
+from .search_sources import check_source, fetch_source, holds_captions
 from .video_search import search_video
 
 
 def search(
     source: Annotated[
         Path,
-        typer.Argument(help="An index, a folder of indexes, a video, or JSON Lines of captions."),
+        typer.Argument(
+            help="An index, a folder of indexes, either also in an object store (s3://, gs://), a "
+            "video, or JSON Lines of captions."
+        ),
     ],
     query: Annotated[str, typer.Argument(help="The sentence that describes the moment.")],
     models: Models = None,
@@ -173,7 +176,8 @@ def search(
         anyway=anyway,
     )
     outputs.check((source, rewrites, media))
-    if not source.is_dir():
+    source, vid = fetch_source(source, vid)
+    if not source.is_dir() and not is_remote(source):
         outputs.check_video(None if holds_captions(source) else source)
         if media is not None:
             raise GranAlignError(f"--media: got {source}, expected an index; leave it out")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from granalign_fast.errors import GranAlignError
+from granalign_fast.storage import Address
 
 from .index import index_progress
 
@@ -20,7 +21,9 @@ def holds_captions(source: Path) -> bool:
 
 
 def check_source(source: Path) -> None:
-    """Raise unless there is such a file or folder."""
+    """Raise unless there is such a file or folder; an object store is asked when it is opened."""
+    if Address.find(source) is not None:
+        return
     from granalign_fast.index.walk import check_is_file_name
 
     if not holds_captions(source):
@@ -29,6 +32,24 @@ def check_source(source: Path) -> None:
         raise GranAlignError(
             f"{source}: no such file or folder; expected an index, a video or captions"
         )
+
+
+def fetch_source(source: Path, vid: str | None) -> tuple[Path, str | None]:
+    """Return a local copy of an index in an object store, and no name; other sources as they are.
+
+    Args:
+        source: of the search.
+        vid: the name of one of its videos, or None for all of them.
+
+    Raises:
+        GranAlignError: the store cannot be read, or has no such video.
+    """
+    if (address := Address.find(source)) is None:
+        return source, vid
+    from granalign_fast.library.remote import fetch_index
+
+    folder = fetch_index(address, vid)
+    return (source, vid) if folder is None else (folder, None)
 
 
 def load_index(folder: Path, vid: str | None) -> VideoIndex:

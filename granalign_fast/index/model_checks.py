@@ -14,12 +14,12 @@ from .video_index import VideoIndex
 
 
 def check_models(
-    source: Path, models: Mapping[str, str], given: Iterable[str], *, frames: bool
+    source: str | Path, models: Mapping[str, str], given: Iterable[str], *, frames: bool
 ) -> None:
     """Raise unless the models that looked at the frames of indexes are there to look again.
 
     Args:
-        source: the folder of the index or the library.
+        source: the folder of the index or the library, or its address.
         models: fingerprints of the models that made it, by kind.
         given: kinds of the models that search.
         frames: whether the search needs the encoder of frames.
@@ -60,7 +60,7 @@ def check_frames(source: Path, index: VideoIndex, given: Iterable[str]) -> None:
     check_frame_encoder(source, made, given)
 
 
-def check_frame_encoder(source: Path, made: str, given: Iterable[str]) -> None:
+def check_frame_encoder(source: str | Path, made: str, given: Iterable[str]) -> None:
     """Raise unless the encoder of the frames of indexes is there.
 
     Args:

@@ -16,9 +16,10 @@ import shutil
 import tempfile
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -41,6 +42,8 @@ from .jobs.output import list_manifests
 from .records import CataloguedVideo, VideoRows, read_rows
 from .segment import Segment, SegmentRecord
 from .tags import FILE as TAGS
+from .tags import read_tags, write_tags
+from .upkeep import find_video, tag_videos
 
 _log = logging.getLogger(__name__)
 
@@ -97,6 +100,72 @@ def publish_catalogue(
     catalogue = update_catalogue(remote.folder, indexes=remote, rebuild=rebuild, progress=progress)
     remote.push(catalogue)
     return remote.named(catalogue)
+
+
+def fetch_index(address: Address, name: str | None) -> Path | None:
+    """Return a local copy of one index; None if an address is a library and no video is named.
+
+    Args:
+        address: of an index, or of a library.
+        name: of a video of the library, as for `find_video`.
+
+    Raises:
+        GranAlignError: the store cannot be read, or has no such video.
+    """
+    parent, _, vid = address.path.rpartition("/")
+    manifest = Store(address).find(MANIFEST) if parent else None
+    if manifest is not None:
+        if name is not None:
+            raise GranAlignError(
+                f"--vid {name}: got {address}, which is the index of one video; leave --vid out"
+            )
+        library = RemoteLibrary(replace(address, path=parent))
+        return library.index_folder(vid, manifest.stamp)
+    if name is None:
+        return None
+    catalogue = open_remote(address)
+    return catalogue.index_folder(find_video(catalogue, name))
+
+
+def remove_remote(address: Address, names: Sequence[str]) -> list[str]:
+    """Remove videos from a library in an object store: indexes, rows and tags. Videos stay.
+
+    The manifest of an index is deleted first. From then on the video is in no catalogue that is
+    made later. If this process is killed, the same call removes the rest.
+
+    Arguments, result and errors are those of `remove_videos`.
+    """
+    catalogue = publish_catalogue(address)
+    remote = RemoteLibrary(address)
+    damaged = catalogue.damaged.keys()
+    vids = list(
+        dict.fromkeys(
+            name if name in damaged else find_video(catalogue, name).vid for name in names
+        )
+    )
+    remote.store.remove(f"{vid}/{MANIFEST}" for vid in vids)
+    for vid in vids:
+        remote.store.remove_folder(vid)
+    tags = read_tags(remote.folder)
+    if tags.keys() & set(vids):
+        write_tags(remote.folder, {vid: tags[vid] for vid in tags.keys() - set(vids)})
+        remote.store.write(TAGS, (remote.folder / TAGS).read_bytes())
+    publish_catalogue(address)
+    return vids
+
+
+def tag_remote(
+    address: Address, vids: Iterable[str], add: Sequence[str] = (), remove: Sequence[str] = ()
+) -> dict[str, tuple[str, ...]]:
+    """Add tags to videos of a library in an object store, and remove others.
+
+    Arguments, result and errors are those of `tag_videos`.
+    """
+    remote = RemoteLibrary(address)
+    remote.pull_tags()
+    tags = tag_videos(remote.folder, vids, add, remove)
+    remote.store.write(TAGS, (remote.folder / TAGS).read_bytes())
+    return tags
 
 
 class RemoteLibrary:
@@ -217,9 +286,13 @@ class RemoteLibrary:
         records, _ = parse_pointer(f"{self.address}/{pointer}", content)
         with ThreadPoolExecutor(_REQUESTS) as pool:
             list(pool.map(self._pull_segment, records))
+        self.pull_tags()
+        return content
+
+    def pull_tags(self) -> None:
+        """Copy the tags of the videos."""
         if self.store.find(TAGS) is not None:
             self.store.fetch(TAGS, self.folder / TAGS)
-        return content
 
     def _pull_segment(self, record: SegmentRecord) -> None:
         target = self._segments / record.name
