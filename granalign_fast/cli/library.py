@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 library_app = typer.Typer(no_args_is_help=True, help="Show a library of videos, and keep it up.")
 
-Folder = Annotated[Path, typer.Argument(metavar="LIB", help="What `granalign index` wrote: a folder, or s3://...")]
+Folder = Annotated[
+    Path, typer.Argument(metavar="LIB", help="What `granalign index` wrote: a folder, or s3://...")
+]
 Names = Annotated[
     list[str],
     typer.Argument(metavar="VIDEO...", help="Ids, or the names or paths of files."),
@@ -88,9 +90,7 @@ def library_remove(library: Folder, videos: Names, as_json: Json = False) -> Non
     from granalign_fast.library.upkeep import remove_videos
 
     address = Address.find(library)
-    vids = (
-        remove_videos(library, videos) if address is None else remove_remote(address, videos)
-    )
+    vids = remove_videos(library, videos) if address is None else remove_remote(address, videos)
     if as_json:
         print_json({"removed": vids})
         return

@@ -98,8 +98,8 @@ def search_library(
     if not result.searched:
         reasons = ", ".join(f"{count} {reason}" for reason, count in result.left_out.items())
         raise GranAlignError(
-            f"{library.catalogue.name}: got no video to search ({reasons or 'there is none'}); choose "
-            f"others, or give the models that made the indexes"
+            f"{library.catalogue.name}: got no video to search ({reasons or 'there is none'}); "
+            f"choose others, or give the models that made the indexes"
         )
     if hidden:
         print_json(library_record(library, result))

@@ -255,8 +255,8 @@ class VideoSource:
         path = self.path if path is None else path
         if (address := address_of(path)) is not None:
             raise GranAlignError(
-                f"{address}: got a video in an object store, expected a local file; copy it to this "
-                f"machine, and name the copy"
+                f"{address}: got a video in an object store, expected a local file; copy it to "
+                f"this machine, and name the copy"
             )
         remedy = "put the file back, name its place with --media, or index it again"
         try:

@@ -70,8 +70,8 @@ class Catalogue:
             or removed.
         damaged: stamp and error of each index that cannot be read, by video id.
         missing: the stamps of indexes that no segment has, by video id.
-        remote: the indexes, if they lie in an object store; `folder` is then a copy of the catalogue
-            on this machine.
+        remote: the indexes, if they lie in an object store; `folder` is then a copy of the
+            catalogue on this machine.
     """
 
     folder: Path

@@ -23,6 +23,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+from granalign_fast.config import MOST_INDEX_BYTES, MOST_JSON_BYTES
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index.manifest import CLIPS, EMBEDDINGS, MANIFEST, write_durably
 from granalign_fast.runtime.cache_folder import LIBRARIES, cache_limit, mark_used, usable_cache
@@ -149,7 +150,7 @@ def remove_remote(address: Address, names: Sequence[str]) -> list[str]:
     tags = read_tags(remote.folder)
     if tags.keys() & set(vids):
         write_tags(remote.folder, {vid: tags[vid] for vid in tags.keys() - set(vids)})
-        remote.store.write(TAGS, (remote.folder / TAGS).read_bytes())
+        remote.store.put(TAGS, remote.folder / TAGS)
     publish_catalogue(address)
     return vids
 
@@ -164,7 +165,7 @@ def tag_remote(
     remote = RemoteLibrary(address)
     remote.pull_tags()
     tags = tag_videos(remote.folder, vids, add, remove)
-    remote.store.write(TAGS, (remote.folder / TAGS).read_bytes())
+    remote.store.put(TAGS, remote.folder / TAGS)
     return tags
 
 
@@ -268,7 +269,7 @@ class RemoteLibrary:
     def _copy_index(self, vid: str, folder: Path) -> None:
         folder.mkdir(parents=True)
         for file in (MANIFEST, CLIPS, EMBEDDINGS):
-            self.store.fetch(f"{vid}/{file}", folder / file)
+            self.store.fetch(f"{vid}/{file}", folder / file, MOST_INDEX_BYTES)
 
     def pull(self) -> bytes | None:
         """Copy the pointer of the published catalogue, its segments, and the tags.
@@ -282,7 +283,7 @@ class RemoteLibrary:
         pointer = f"{FOLDER}/{POINTER}"
         if self.store.find(pointer) is None:
             return None
-        content = self.store.read(pointer)
+        content = self.store.read(pointer, MOST_JSON_BYTES)
         records, _ = parse_pointer(f"{self.address}/{pointer}", content)
         with ThreadPoolExecutor(_REQUESTS) as pool:
             list(pool.map(self._pull_segment, records))
@@ -292,7 +293,7 @@ class RemoteLibrary:
     def pull_tags(self) -> None:
         """Copy the tags of the videos."""
         if self.store.find(TAGS) is not None:
-            self.store.fetch(TAGS, self.folder / TAGS)
+            self.store.fetch(TAGS, self.folder / TAGS, MOST_JSON_BYTES)
 
     def _pull_segment(self, record: SegmentRecord) -> None:
         target = self._segments / record.name
@@ -301,9 +302,9 @@ class RemoteLibrary:
         with tempfile.TemporaryDirectory(prefix=".", dir=self._segments) as name:
             draft = Path(name, "segment")
             draft.mkdir()
-            for file, (_, sha256) in record.files.items():
+            for file, (size, sha256) in record.files.items():
                 try:
-                    got = self.store.fetch(f"{FOLDER}/{record.name}/{file}", draft / file)
+                    got = self.store.fetch(f"{FOLDER}/{record.name}/{file}", draft / file, size)
                 except GranAlignError as error:  # a job may have replaced it since
                     _log.info("%s", error)
                     return
@@ -351,12 +352,12 @@ class RemoteLibrary:
         there = self.store.list(FOLDER)
         before: list[SegmentRecord] = []
         if pointer in there:
-            before, _ = parse_pointer(self.address, self.store.read(pointer))
+            before, _ = parse_pointer(self.address, self.store.read(pointer, MOST_JSON_BYTES))
         for segment in catalogue.segments:
             for file, (size, _) in segment.record.files.items():
                 name = f"{FOLDER}/{segment.record.name}/{file}"
                 if name not in there or there[name].bytes != size:
-                    self.store.write(name, (segment.folder / file).read_bytes())
+                    self.store.put(name, segment.folder / file)
         records = [segment.record for segment in catalogue.segments]
         dead = {
             segment.record.name: sorted(set(range(len(segment.videos))) - set(live))

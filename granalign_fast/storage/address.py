@@ -49,8 +49,8 @@ class Address:
         scheme, (path, _, query) = match[1], match[2].partition("?")
         if "@" in path.partition("/")[0]:
             raise GranAlignError(
-                f"{scheme}://...: got an address with a key in it, expected {scheme}://bucket/name; "
-                f"put keys into the environment"
+                f"{scheme}://...: got an address with a key in it, expected "
+                f"{scheme}://bucket/name; put keys into the environment"
             )
         path = path.strip("/")
         if not path or "//" in path:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from granalign_fast.errors import GranAlignError, one_line
 from granalign_fast.files import replacing
+from granalign_fast.reading import open_file
 
 from .address import Address
 
@@ -99,15 +100,17 @@ class Store:
             info = system.get_file_info(_join(root, name))
         return StoredFile(info.size, info.mtime_ns or 0) if info.type == FileType.File else None
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int) -> bytes:
         """Return the content of a file.
 
+        Args:
+            name: of the file.
+            most: bytes that it may have.
+
         Raises:
-            GranAlignError: there is no such file, or it cannot be read.
+            GranAlignError: there is no such file, it is too large, or it cannot be read.
         """
-        system, root = self._system()
-        with self._explaining("read", name), system.open_input_file(_join(root, name)) as file:
-            return file.read()  # type: ignore[no-any-return]
+        return b"".join(self._chunks(name, most))
 
     def open(self, name: str = "") -> Any:
         """Return a file that can seek; what is read of it is fetched by range requests.
@@ -138,6 +141,21 @@ class Store:
         with self._explaining("written", name), system.open_output_stream(_join(root, name)) as out:
             out.write(content)
 
+    def put(self, name: str, source: Path) -> None:
+        """Copy a local file to an object store; a file of this name is replaced.
+
+        Raises:
+            GranAlignError: the local file cannot be read, or the store cannot be written.
+        """
+        system, root = self._system()
+        with (
+            open_file(source) as file,
+            self._explaining("written", name),
+            system.open_output_stream(_join(root, name)) as out,
+        ):
+            while chunk := file.read(_CHUNK):
+                out.write(chunk)
+
     def remove(self, names: Iterable[str]) -> None:
         """Delete files; one that is not there is no error.
 
@@ -165,8 +183,13 @@ class Store:
             except FileNotFoundError:
                 return
 
-    def fetch(self, name: str, target: Path) -> str:
+    def fetch(self, name: str, target: Path, most: int | None = None) -> str:
         """Copy a file to a local one, whole or not at all; one of this name is replaced.
+
+        Args:
+            name: of the file.
+            target: the local file.
+            most: bytes that the file may have; None for any number.
 
         Returns:
             The SHA-256 of the content, in hex.
@@ -176,7 +199,7 @@ class Store:
         """
         digest = hashlib.sha256()
         with replacing(target) as sink:
-            for chunk in self._chunks(name):
+            for chunk in self._chunks(name, most):
                 sink.write(chunk)
                 digest.update(chunk)
         return digest.hexdigest()
@@ -192,11 +215,16 @@ class Store:
             digest.update(chunk)
         return digest.hexdigest()
 
-    def _chunks(self, name: str) -> Iterator[bytes]:
+    def _chunks(self, name: str, most: int | None = None) -> Iterator[bytes]:
         system, root = self._system()
-        path = _join(root, name)
+        path, size = _join(root, name), 0
         with self._explaining("read", name), system.open_input_stream(path) as source:
             while chunk := source.read(_CHUNK):
+                size += len(chunk)
+                if most is not None and size > most:
+                    raise GranAlignError(
+                        f"{self._name(name)}: got more than {most:,} bytes, expected at most that"
+                    )
                 yield chunk
 
     def _name(self, name: str) -> str:

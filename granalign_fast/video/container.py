@@ -162,9 +162,7 @@ def open_video_stream(stream: Any, path: Path, *, buffer_bytes: int) -> Iterator
 
 
 @contextmanager
-def _opened(
-    source: Any, path: Path, threads: int | None, more: dict[str, Any]
-) -> Iterator[Video]:
+def _opened(source: Any, path: Path, threads: int | None, more: dict[str, Any]) -> Iterator[Video]:
     """Open a video that FFmpeg reads from `source`; `path` names it in messages."""
     import av
     from av.error import FFmpegError

@@ -83,9 +83,10 @@ def index_sources(
 ) -> JobResult:
     """Index videos of folders and object stores into a folder or an object store.
 
-    Into an object store the catalogue is published as well. The indexes equal those of `index_videos`, but for rounding in the embeddings: batches are cut
-    otherwise. A call that was interrupted is resumed by the same call: videos that have an index
-    are left alone, and stored rows of other videos are used.
+    In an object store the catalogue is published as well. The indexes equal those of
+    `index_videos`, but for rounding in the embeddings: batches are cut otherwise. A call that was
+    interrupted is resumed by the same call: videos that have an index are left alone, and stored
+    rows of other videos are used.
 
     Args:
         names: as for `find_sources`.

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+from granalign_fast.config import MOST_JSON_BYTES
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index import VideoIndex, VideoSource
 from granalign_fast.index.manifest import CLIPS, EMBEDDINGS, MANIFEST, IndexManifest
@@ -46,7 +47,7 @@ def put_index(out: Store, index: VideoIndex) -> None:
     with tempfile.TemporaryDirectory(prefix="granalign-") as name:
         write_index(index, Path(name))
         for file in (CLIPS, EMBEDDINGS, MANIFEST):
-            out.write(f"{vid}/{file}", Path(name, file).read_bytes())
+            out.put(f"{vid}/{file}", Path(name, file))
 
 
 def update_source(out: Store, vid: str, source: VideoSource) -> None:
@@ -59,9 +60,9 @@ def update_source(out: Store, vid: str, source: VideoSource) -> None:
         WorkFolder(out.place).update_source(vid, source)
         return
     with tempfile.TemporaryDirectory(prefix="granalign-") as name:
-        out.fetch(f"{vid}/{MANIFEST}", Path(name, MANIFEST))
+        out.fetch(f"{vid}/{MANIFEST}", Path(name, MANIFEST), MOST_JSON_BYTES)
         replace(IndexManifest.read(Path(name)), source=source).write(Path(name))
-        out.write(f"{vid}/{MANIFEST}", Path(name, MANIFEST).read_bytes())
+        out.put(f"{vid}/{MANIFEST}", Path(name, MANIFEST))
 
 
 def list_manifests(out: Store) -> dict[str, StoredFile]:
@@ -100,7 +101,7 @@ def read_manifests(out: Store, vids: Iterable[str]) -> Mapping[str, IndexManifes
             folder = Path(name, str(number))
             folder.mkdir()
             try:
-                out.fetch(f"{vid}/{MANIFEST}", folder / MANIFEST)
+                out.fetch(f"{vid}/{MANIFEST}", folder / MANIFEST, MOST_JSON_BYTES)
             except GranAlignError:
                 return None
             manifest = _read(folder)

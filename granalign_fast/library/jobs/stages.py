@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from granalign_fast.config import MOST_INDEX_BYTES
 from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.files import sha256_of
 from granalign_fast.index.models import caption_frames, embed_captions, embed_frames
@@ -248,7 +249,7 @@ def join(job: Job, outcome: Outcome) -> Outcome:
         parts = stored_parts(job, video)
         rows, folder = [], job.parts_folder(video)
         for (first, end), name in sorted(parts.items()):
-            part = _read_part(first, job.out.read(f"{folder}/{name}"))
+            part = _read_part(first, job.out.read(f"{folder}/{name}", MOST_INDEX_BYTES))
             if part is None or part.end != end or first != (rows[-1].end if rows else 0):
                 job.out.remove([f"{folder}/{name}"])
                 raise GranAlignError(
