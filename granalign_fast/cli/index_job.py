@@ -25,7 +25,7 @@ _SHARES = {"decode": 0.0, "frames": 0.2, "captions": 0.6, "texts": 0.2}
 
 def is_job(names: Sequence[str], out: Path, ray: str | None) -> bool:
     """Return whether a run goes through the stages of a job."""
-    return ray is not None or any(Address.find(name) for name in (*names, out))
+    return ray is not None or any(map(Address.find, (*names, str(out))))
 
 
 def parse_workers(texts: Sequence[str], device: str) -> dict[str, Workers]:

@@ -365,7 +365,12 @@ class _IndexingRun:
 
 def _cut(described: Descriptions, part: slice) -> Descriptions:
     """Return what the models say of some frames of a batch."""
-    return Descriptions(*(None if column is None else column[part] for column in described))
+    captions, embeddings, frames = described
+    return Descriptions(
+        None if captions is None else captions[part],
+        None if embeddings is None else embeddings[part],
+        None if frames is None else frames[part],
+    )
 
 
 def _make_batch(

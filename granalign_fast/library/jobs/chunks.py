@@ -111,9 +111,14 @@ class Chunk:
             frames.append(Frame(clip, time, flat[begin:end].reshape(shape), missing))
             begin = end
         captions = record["captions"]
+        first, last_clip, last, sha256, duration = record["chunk"]
         return cls(
             SourceVideo(*record["video"]),
-            *record["chunk"],
+            first,
+            last_clip,
+            last,
+            sha256,
+            duration,
             frames=tuple(frames),
             hashes=tuple(record["hashes"]),
             captions=None if captions is None else tuple(captions),

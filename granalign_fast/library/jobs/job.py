@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from granalign_fast.video.frames import DamagedVideoWarning, check_clip_seconds
 from .local import LocalExecutor
 from .output import update_source
 from .records import PARTS, Job, Outcome, SourceVideo, StageModels, Workers
-from .sources import Hasher, OnFailure, find_sources, plan, shown
+from .sources import OnFailure, find_sources, plan, shown
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +31,9 @@ Progress = Callable[[int, int, str], None]
 class Executor(Protocol):
     """Runs the stages of a job: in this process, or by Ray."""
 
-    hasher: Hasher
+    def hasher(self, names: Sequence[str], /) -> Iterable[str | GranAlignError]:
+        """Return the SHA-256 of each of the named files, or the reason why it cannot be read."""
+        ...
 
     def fingerprints(self, open_models: Callable[[], StageModels]) -> dict[str, str]:
         """Return the fingerprints of the models."""

@@ -32,7 +32,7 @@ class LocalExecutor:
         self._models: StageModels | None = None
         self._joined: list[Outcome] = []
 
-    def hasher(self, names: Sequence[str]) -> Iterable[str | GranAlignError]:
+    def hasher(self, names: Sequence[str], /) -> Iterable[str | GranAlignError]:
         """Return the hash of each file."""
         with ThreadPoolExecutor(_READERS) as pool:
             return list(pool.map(hash_file, names))

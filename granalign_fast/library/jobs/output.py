@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,13 @@ from pathlib import Path
 from granalign_fast.config import MOST_JSON_BYTES
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index import VideoIndex, VideoSource
-from granalign_fast.index.manifest import CLIPS, EMBEDDINGS, MANIFEST, IndexManifest
+from granalign_fast.index.manifest import (
+    CLIPS,
+    EMBEDDINGS,
+    MANIFEST,
+    IndexManifest,
+    read_manifest_record,
+)
 from granalign_fast.index.video_index import write_index
 from granalign_fast.index.work_folder import WorkFolder
 from granalign_fast.storage import Store, StoredFile
@@ -81,6 +87,32 @@ def list_manifests(out: Store) -> dict[str, StoredFile]:
         for parts, file in names
         if len(parts) == 2 and parts[1] == MANIFEST and parts[0][0] != "."
     }
+
+
+def check_replaceable(out: Store, vid: str, manifests: Container[str]) -> None:
+    """Check that a folder of this name may be replaced: that it is an index, or not there.
+
+    Args:
+        out: the output.
+        vid: the id of a video.
+        manifests: the ids of `list_manifests`.
+
+    Raises:
+        GranAlignError: the folder is something else.
+    """
+    if not isinstance(out.place, Path) or not (out.place / vid).exists():
+        return
+    reason = "it has no manifest"
+    if vid in manifests:
+        try:
+            read_manifest_record(out.place / vid)
+            return
+        except GranAlignError as error:
+            reason = str(error)
+    raise GranAlignError(
+        f"{out.place / vid}: got something else, expected the index of a video or nothing; move it "
+        f"away, or index into another folder ({reason})"
+    )
 
 
 def read_manifests(out: Store, vids: Iterable[str]) -> Mapping[str, IndexManifest | None]:

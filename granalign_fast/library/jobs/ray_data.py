@@ -105,7 +105,7 @@ class RayExecutor:
         self._waiting: list[tuple[Job, Outcome]] = []
         self._running: list[Any] = []
 
-    def hasher(self, names: Sequence[str]) -> Iterable[str | GranAlignError]:
+    def hasher(self, names: Sequence[str], /) -> Iterable[str | GranAlignError]:
         """Return the hash of each file; each is read by a worker."""
         if not names:
             return []

@@ -194,10 +194,16 @@ class Outcome:
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Outcome:
         """Read what `to_record` returned."""
+        first, end, last, indexed = record["chunk"]
+        duration, sha256 = record["file"]
         return cls(
             SourceVideo(*record["video"]),
-            *record["chunk"],
+            first,
+            end,
+            last,
+            indexed,
             record["error"],
             tuple(record["warnings"]),
-            *record["file"],
+            duration,
+            sha256,
         )

@@ -18,7 +18,7 @@ from granalign_fast.models.manifest import VLM
 from granalign_fast.storage import Address, Store, StoredFile
 from granalign_fast.storage.address import path_text
 
-from .output import list_manifests, read_manifests
+from .output import check_replaceable, list_manifests, read_manifests
 from .records import Job, SourceVideo
 
 OnFailure = Callable[[str, GranAlignError], None]
@@ -157,6 +157,7 @@ def plan(job: Job, files: Mapping[str, StoredFile], hasher: Hasher, on_error: On
             continue
         seen.add(vid)
         try:
+            check_replaceable(job.out, vid, times)
             state = _state(job, source, name in hashed, files[name], manifests.get(vid), times, vid)
         except GranAlignError as error:
             on_error(name, error)

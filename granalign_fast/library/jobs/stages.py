@@ -92,7 +92,8 @@ def _chunks(job: Job, video: SourceVideo, path: Path, said: list[str]) -> Iterat
         with _collecting(said, path, video.name):
             frame = next(frames, None)
         if frame is not None and not held and not most:
-            most = chunk_frames(*frame.image.shape[:2], job.rows)
+            height, width = frame.image.shape[:2]
+            most = chunk_frames(height, width, job.rows)
         # A chunk leaves when it is known whether the video goes on.
         if held and (frame is None or len(held) == most):
             if frame is None:
@@ -247,7 +248,8 @@ def join(job: Job, outcome: Outcome) -> Outcome:
     video = outcome.video
     try:
         parts = stored_parts(job, video)
-        rows, folder = [], job.parts_folder(video)
+        rows: list[ClipRows] = []
+        folder = job.parts_folder(video)
         for (first, end), name in sorted(parts.items()):
             part = _read_part(first, job.out.read(f"{folder}/{name}", MOST_INDEX_BYTES))
             if part is None or part.end != end or first != (rows[-1].end if rows else 0):
