@@ -13,6 +13,7 @@ from granalign_fast.index import VideoIndex
 from granalign_fast.index.naming import is_named
 from granalign_fast.index.own_folders import check_own_folder
 from granalign_fast.index.work_folder import WorkFolder, lock_folder
+from granalign_fast.storage.address import path_text
 
 from .catalogue import Catalogue, open_catalogue, update_catalogue
 from .records import CataloguedVideo, index_stamps
@@ -35,13 +36,13 @@ def find_video(catalogue: Catalogue, name: str) -> CataloguedVideo:
     if len(matches) == 1:
         return matches[0]
     if matches:
-        ids = listed([f"{video.vid!r} of {video.path}" for video in matches])
+        ids = listed([f"{video.vid!r} of {path_text(video.path or Path())}" for video in matches])
         raise GranAlignError(
-            f"{catalogue.folder}: has {len(matches)} videos {name!r}; name one by its id: {ids}"
+            f"{catalogue.name}: has {len(matches)} videos {name!r}; name one by its id: {ids}"
         )
     known = f", such as {listed(list(map(repr, videos)))}" if videos else ""
     raise GranAlignError(
-        f"{catalogue.folder}: has no video {name!r}; expected one of its {len(videos)}{known}"
+        f"{catalogue.name}: has no video {name!r}; expected one of its {len(videos)}{known}"
     )
 
 
