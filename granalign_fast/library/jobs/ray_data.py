@@ -164,6 +164,7 @@ class RayExecutor:
         )
         for row in stored.iter_rows():
             yield Outcome.from_record(_loaded(row["outcome"]))
+        _log.debug("%s", stored.stats())
 
     def join(self, job: Job, outcome: Outcome) -> None:
         """Let a worker write the index of a video from its stored rows."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.command import runner
-from helpers.job_models import JobModels, write_job_videos
+from helpers.job_models import JobModels
 
 from granalign_fast.index import VideoIndex
 from granalign_fast.index.builder import index_videos
@@ -74,17 +74,10 @@ def cluster(s3: Any) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("videos")
-    write_job_videos(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def clean(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def clean(job_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of the indexes that this machine makes without Ray."""
     out = tmp_path_factory.mktemp("clean")
-    paths = sorted(videos.iterdir())
+    paths = sorted(job_videos.iterdir())
     index_videos(paths, out, JobModels().of_this_machine(), clip_seconds=SHORT, rows=4)
     return files(out)
 
@@ -101,13 +94,13 @@ def run(names: Any, out: Path, models: JobModels, **settings: Any) -> Any:
 
 
 def test_indexes_equal_those_of_one_machine(
-    cluster: Any, videos: Path, clean: dict[str, bytes], tmp_path: Path
+    cluster: Any, job_videos: Path, clean: dict[str, bytes], tmp_path: Path
 ) -> None:
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     failed: dict[str, Any] = {}
     done: list[tuple[int, int]] = []
     result = run(
-        [videos, tmp_path / "bad.mp4"],
+        [job_videos, tmp_path / "bad.mp4"],
         tmp_path / "out",
         JobModels(),
         on_error=failed.__setitem__,
@@ -120,9 +113,9 @@ def test_indexes_equal_those_of_one_machine(
 
 
 def test_a_worker_dies_on_the_way(
-    cluster: Any, videos: Path, clean: dict[str, bytes], tmp_path: Path
+    cluster: Any, job_videos: Path, clean: dict[str, bytes], tmp_path: Path
 ) -> None:
-    result = run([videos], tmp_path / "out", JobModels(kill_in=tmp_path))
+    result = run([job_videos], tmp_path / "out", JobModels(kill_in=tmp_path))
     assert (tmp_path / "dead").exists()
     assert files(tmp_path / "out") == clean and result.indexed == 3
 
@@ -140,10 +133,11 @@ index_sources(
 
 
 def test_the_driver_dies_and_is_started_again(
-    videos: Path, clean: dict[str, bytes], tmp_path: Path
+    job_videos: Path, clean: dict[str, bytes], tmp_path: Path
 ) -> None:
+    pytest.importorskip("ray")
     out, log = tmp_path / "out", tmp_path / "log"
-    words = [sys.executable, "-c", DRIVER, str(videos), str(out), str(log)]
+    words = [sys.executable, "-c", DRIVER, str(job_videos), str(out), str(log)]
     settings = {"env": os.environ | {"PYTHONPATH": PYTHONPATH}, "stderr": subprocess.DEVNULL}
     driver = subprocess.Popen(words, start_new_session=True, **settings)  # type: ignore[call-overload]
     until = time.monotonic() + 90
@@ -172,12 +166,12 @@ def granalign(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
 
 
 def test_index_resume_and_search_in_an_object_store(
-    s3: Any, cluster: Any, videos: Path, granalign: Any
+    s3: Any, cluster: Any, job_videos: Path, granalign: Any
 ) -> None:
     s3.create_bucket(Bucket="media")
     s3.create_bucket(Bucket="library")
     for name in ("yard", "kitchen"):
-        s3.upload_file(str(videos / f"{name}.mp4"), "media", f"a/{name}.mp4")
+        s3.upload_file(str(job_job_videos / f"{name}.mp4"), "media", f"a/{name}.mp4")
     index = ("index", "--out", "s3://library/all", "--models", "miniatures", "--json")
     # 1. On this machine, then by Ray: what is there is left alone, what is new is added.
     code, out, err = granalign(*index, "s3://media/a/yard.mp4")
@@ -217,17 +211,17 @@ def test_index_resume_and_search_in_an_object_store(
     assert code == 2 and "copy it to this machine" in err
 
 
-def test_frames_of_a_stored_video(s3: Any, videos: Path, tmp_path: Path) -> None:
+def test_frames_of_a_stored_video(s3: Any, job_videos: Path, tmp_path: Path) -> None:
     s3.create_bucket(Bucket="frames")
-    s3.upload_file(str(videos / "street.mp4"), "frames", "street.mp4")
+    s3.upload_file(str(job_job_videos / "street.mp4"), "frames", "street.mp4")
     index_sources(["s3://frames/street.mp4"], tmp_path / "out", JobModels())
     index = VideoIndex.load(tmp_path / "out" / "street")
     images = frame_set(index).load([0, 7, 19])
-    assert all(map(np.array_equal, images, read_clips(videos / "street.mp4", [0, 7, 19])))
+    assert all(map(np.array_equal, images, read_clips(job_videos / "street.mp4", [0, 7, 19])))
 
 
-def test_a_bucket_that_is_not_there(s3: Any, granalign: Any, videos: Path) -> None:
-    words = ("index", videos / "yard.mp4", "--models", "miniatures", "--out", "s3://missing/all")
+def test_a_bucket_that_is_not_there(s3: Any, granalign: Any, job_videos: Path) -> None:
+    words = ("index", job_videos / "yard.mp4", "--models", "miniatures", "--out", "s3://missing/all")
     code, _, err = granalign(*words)
     assert code in (1, 2) and "s3://missing/all" in err and len(err.splitlines()) <= 3
     code, _, err = granalign("search", "s3://missing/all", "a car", "--models", "miniatures")
