@@ -171,7 +171,7 @@ def test_index_resume_and_search_in_an_object_store(
     s3.create_bucket(Bucket="media")
     s3.create_bucket(Bucket="library")
     for name in ("yard", "kitchen"):
-        s3.upload_file(str(job_job_videos / f"{name}.mp4"), "media", f"a/{name}.mp4")
+        s3.upload_file(str(job_videos / f"{name}.mp4"), "media", f"a/{name}.mp4")
     index = ("index", "--out", "s3://library/all", "--models", "miniatures", "--json")
     # 1. On this machine, then by Ray: what is there is left alone, what is new is added.
     code, out, err = granalign(*index, "s3://media/a/yard.mp4")
@@ -213,7 +213,7 @@ def test_index_resume_and_search_in_an_object_store(
 
 def test_frames_of_a_stored_video(s3: Any, job_videos: Path, tmp_path: Path) -> None:
     s3.create_bucket(Bucket="frames")
-    s3.upload_file(str(job_job_videos / "street.mp4"), "frames", "street.mp4")
+    s3.upload_file(str(job_videos / "street.mp4"), "frames", "street.mp4")
     index_sources(["s3://frames/street.mp4"], tmp_path / "out", JobModels())
     index = VideoIndex.load(tmp_path / "out" / "street")
     images = frame_set(index).load([0, 7, 19])
@@ -221,7 +221,14 @@ def test_frames_of_a_stored_video(s3: Any, job_videos: Path, tmp_path: Path) -> 
 
 
 def test_a_bucket_that_is_not_there(s3: Any, granalign: Any, job_videos: Path) -> None:
-    words = ("index", job_videos / "yard.mp4", "--models", "miniatures", "--out", "s3://missing/all")
+    words = (
+        "index",
+        job_videos / "yard.mp4",
+        "--models",
+        "miniatures",
+        "--out",
+        "s3://missing/all",
+    )
     code, _, err = granalign(*words)
     assert code in (1, 2) and "s3://missing/all" in err and len(err.splitlines()) <= 3
     code, _, err = granalign("search", "s3://missing/all", "a car", "--models", "miniatures")

@@ -57,7 +57,8 @@ class JobResult:
     """The result of a job.
 
     Attributes:
-        vids: ids of the videos that have an index, of this run or of an earlier one.
+        vids: ids of the videos that have an index, of this run or of an earlier one, in the order
+            of their files.
         indexed: how many of them this run has indexed.
         clips: how many clips these have.
         captions: whether the models of the job write captions.
@@ -136,7 +137,8 @@ def index_sources(
                 update_source(store, vid, source)
             run = _Run(job, executor, planned.pending, progress, fail)
             run.execute()
-            vids = (*planned.current, *run.done)
+            there = {*planned.current, *run.done}
+            vids = tuple(vid for vid in planned.order if vid in there)
             indexed, clips = len(run.done), run.clips
         if isinstance(store.place, Address):
             from granalign_fast.library.remote import publish_catalogue

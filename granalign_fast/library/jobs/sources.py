@@ -122,11 +122,13 @@ class Plan:
         pending: the videos to index.
         current: ids of those whose index is up to date.
         moved: those whose index only has to learn their new place.
+        order: ids of all videos, in the order of their files.
     """
 
     pending: list[SourceVideo] = field(default_factory=list)
     current: list[str] = field(default_factory=list)
     moved: list[tuple[str, VideoSource]] = field(default_factory=list)
+    order: list[str] = field(default_factory=list)
 
 
 def plan(job: Job, files: Mapping[str, StoredFile], hasher: Hasher, on_error: OnFailure) -> Plan:
@@ -156,6 +158,7 @@ def plan(job: Job, files: Mapping[str, StoredFile], hasher: Hasher, on_error: On
         if vid in seen:  # a copy shares the index
             continue
         seen.add(vid)
+        done.order.append(vid)
         try:
             check_replaceable(job.out, vid, times)
             state = _state(job, source, name in hashed, files[name], manifests.get(vid), times, vid)
