@@ -223,8 +223,9 @@ def _merged(root: Path, groups: list[Group]) -> Segment:
     return Segment(root / record.name, record)
 
 
-def _read(library: Path, indexes: Indexes) -> Catalogue:
+def _read(library: Path, indexes: Indexes | None = None) -> Catalogue:
     """Read the catalogue as it is on disk, and compare it with the indexes."""
+    indexes = FolderIndexes(library) if indexes is None else indexes
     root = library / FOLDER
     for _ in range(_ATTEMPTS):
         content = _pointer_bytes(root)

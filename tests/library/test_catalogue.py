@@ -16,6 +16,7 @@ from helpers.libraries import contents, expected_contents, write_index
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.library import catalogue as module
+from granalign_fast.library import indexes
 from granalign_fast.library.catalogue import FOLDER, POINTER, open_catalogue, update_catalogue
 from granalign_fast.library.upkeep import remove_videos
 
@@ -49,9 +50,9 @@ def test_a_rebuilt_catalogue_is_equal(library: Path) -> None:
 def test_appending_reads_only_the_new_index(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_index(library / "new", 5, seed=9)
     read: list[str] = []
-    real = module.read_rows
+    real = indexes.read_rows
     monkeypatch.setattr(
-        module,
+        indexes,
         "read_rows",
         lambda folder, *rest: (read.append(folder.name), real(folder, *rest))[1],
     )
@@ -155,7 +156,7 @@ def test_a_damaged_index_costs_itself_and_is_not_read_twice(
     catalogue = open_catalogue(library)
     assert [video.vid for video in catalogue.videos()] == [f"video {i}" for i in range(6)]
     assert "bad/clips.parquet: altered" in catalogue.damaged["bad"][1]
-    monkeypatch.setattr(module, "read_rows", None)
+    monkeypatch.setattr(indexes, "read_rows", None)
     assert open_catalogue(library).damaged.keys() == {"bad"}
 
 
