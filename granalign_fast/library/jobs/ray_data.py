@@ -40,6 +40,8 @@ def open_ray(address: str, workers: Mapping[str, Workers]) -> Iterator[RayExecut
         GranAlignError: Ray is not installed, the cluster cannot be reached, it lacks what the
             workers need, or it fails.
     """
+    # Ray's core writes hints for its developers to stderr.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         import ray
         from ray.exceptions import RayError
