@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-import tempfile
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from .config import RetrieverConfig, resolve_config
 from .errors import GranAlignError
-from .index import CLIP_SECONDS, IndexModels, VideoIndex
+from .index import CLIP_SECONDS, IndexModels
 from .language.rewriters import RuleRewriter
 from .models.deferred_encoder import DeferredEncoder
 from .models.embedding_cache import CachedEncoder
@@ -24,7 +22,7 @@ from .models.prefix_cache import CPU_MEMORY_BYTES, DiskTier, MemoryTier, PrefixC
 from .models.sentence_encoder import OnnxSentenceEncoder
 from .models.sources import resolve_model
 from .protocols import Captioner, ImageTextEncoder, Rewriter, TextEncoder
-from .runtime.cache_folder import evict, mark_used, usable_cache
+from .runtime.cache_folder import usable_cache
 from .runtime.device import Device
 from .search.retriever import Retriever
 
@@ -33,7 +31,10 @@ if TYPE_CHECKING:
     from .index.video_files import Reading
     from .index.walk import OnError
     from .language.captioner import VlmCaptioner
+    from .language.remote_captioner import RemoteCaptioner
+    from .language.remote_models import RemoteModels
     from .models.frame_encoder import FrameEncoder
+    from .models.remote.embeddings import RemoteEncoder
 
 
 class SentenceEncoder(OnnxSentenceEncoder):
@@ -114,14 +115,15 @@ class MomentRetriever(Retriever):
 
 
 class ModelFolder:
-    """The models below a folder, each loaded when it is first used.
+    """The models below a folder, and those on servers, each opened when it is first used.
 
     Args:
-        folder: as for `exported_models`.
-        device: of every model, as for `open_session`.
+        folder: as for `exported_models`; None where all models are on servers.
+        device: of every model of the folder, as for `open_session`.
         threads: CPU threads; None for all that this process may use.
         cache: of the key/value prefixes that the vision-language model computes of frames; None
             for 1 GiB of memory.
+        remote: models on servers, which take the place of those of the folder; None for none.
 
     Raises:
         GranAlignError: as for `exported_models`; later, when a model is loaded, as its class.
@@ -133,22 +135,30 @@ class ModelFolder:
 
     def __init__(
         self,
-        folder: str | Path,
+        folder: str | Path | None,
         *,
         device: str = "cpu",
         threads: int | None = None,
         cache: PrefixCache | None = None,
+        remote: RemoteModels | None = None,
     ) -> None:
-        self.folder, self.cache = Path(folder), cache
+        self.folder = None if folder is None else Path(folder)
         self.device, self.threads = device, threads
-        self.paths = exported_models(folder)
+        self.cache, self.remote = cache, remote
+        self.paths = {} if folder is None else exported_models(folder)
 
     def __contains__(self, kind: str) -> bool:
-        return kind in self.paths
+        return kind in self.paths or self._served(kind) is not None
+
+    def _served(self, kind: str) -> RemoteModels | None:
+        """Return the models on servers if one of this kind is among them."""
+        return self.remote if self.remote is not None and kind in self.remote else None
 
     @cached_property
-    def encoder(self) -> SentenceEncoder:
-        """The sentence encoder of the folder; all-MiniLM-L6-v2 if it has none."""
+    def encoder(self) -> SentenceEncoder | RemoteEncoder:
+        """The sentence encoder; all-MiniLM-L6-v2 if there is none."""
+        if remote := self._served(SENTENCE_ENCODER):
+            return remote.encoder
         path = self.paths.get(SENTENCE_ENCODER)
         return SentenceEncoder(path, device=self.device, threads=self.threads)
 
@@ -164,6 +174,8 @@ class ModelFolder:
     @cached_property
     def rewriter(self) -> Rewriter:
         """The rewriter that uses the language model; the one that uses rules if there is none."""
+        if remote := self._served(LLM):
+            return remote.rewriter
         if LLM not in self.paths:
             return RuleRewriter()
         from .language.llm_rewriter import LlmRewriter
@@ -174,8 +186,10 @@ class ModelFolder:
         return LlmRewriter(model, kept_bytes=kept)
 
     @cached_property
-    def captioner(self) -> VlmCaptioner | None:
-        """The captioner and recogniser; None if the folder has no vision-language model."""
+    def captioner(self) -> VlmCaptioner | RemoteCaptioner | None:
+        """The captioner and recogniser; None if there is no vision-language model."""
+        if remote := self._served(VLM):
+            return remote.captioner
         from .language.captioner import VlmCaptioner
         from .models.vision_language_model import VisionLanguageModel
 
@@ -187,7 +201,7 @@ class ModelFolder:
     @property
     def sources(self) -> dict[str, tuple[str, str]]:
         """The source's name and its SHA-256 of each model, by kind; no model is loaded for it."""
-        return model_sources(self.paths)
+        return model_sources(self.paths) | ({} if self.remote is None else self.remote.sources)
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -203,17 +217,23 @@ class ModelFolder:
             fingerprints[VLM] = self.captioner.fingerprint
         return fingerprints
 
+    @property
+    def content_keys(self) -> list[str]:
+        """Names of the models that index, which differ where the content of their files does."""
+        used = (self.frame_encoder, self.captioner, self.captioner and self.encoder)
+        return [model.content_key for model in used if model]
+
     def check_indexing(self) -> None:
         """Raise unless there is a model that captions or embeds frames; none is loaded.
 
         Raises:
             GranAlignError: there is neither a vision-language model nor a frame encoder.
         """
-        if VLM not in self.paths and CLIP not in self.paths:
+        if VLM not in self and CLIP not in self:
+            folder = self.folder or Path("models")
             raise GranAlignError(
-                f"{self.folder}: got no model of kind 'vlm' or 'clip', expected one that captions "
-                f"frames or one that embeds them; run granalign export clip SOURCE "
-                f"{self.folder / CLIP}"
+                f"{folder}: got no model of kind 'vlm' or 'clip', expected one that captions "
+                f"frames or one that embeds them; run granalign export clip SOURCE {folder / CLIP}"
             )
 
     def index(
@@ -240,7 +260,7 @@ class ModelFolder:
         from .index.builder import index_videos
 
         self.check_indexing()
-        encoder = self.encoder if VLM in self.paths else None
+        encoder = self.encoder if VLM in self else None
         return index_videos(
             videos,
             out,
@@ -272,6 +292,8 @@ class ModelFolder:
         """
         config = resolve_config(config)
         recognising, visual = config.scorer == "recognition", config.scorer == "frames"
+        if recognising and not captions_only and (remote := self._served(VLM)):
+            remote.check_recognition()
         if encoder is None:
             # The preset visual compares no captions.
             encoder = DeferredEncoder(lambda: self.encoder) if visual else self.encoder
@@ -304,14 +326,21 @@ def models_folder(name: str | Path) -> Path:
     return path
 
 
-def open_models(folder: str | Path, *, device: str = "cpu", prefix_gib: float = 4.0) -> ModelFolder:
+def open_models(
+    folder: str | Path | None,
+    *,
+    device: str = "cpu",
+    prefix_gib: float = 4.0,
+    remote: RemoteModels | None = None,
+) -> ModelFolder:
     """Return the models of a folder, with a cache for prefixes of frames in memory and on disk.
 
     Args:
-        folder: a folder of exported models, or ``"miniatures"``.
+        folder: a folder of exported models, or ``"miniatures"``; None where all are on servers.
         device: as for `ModelFolder`.
         prefix_gib: the bound of the prefixes on disk, in GiB. They lie in the user's cache folder,
             so that a search finds what an earlier process computed.
+        remote: as for `ModelFolder`.
 
     Raises:
         GranAlignError: `prefix_gib` is out of range, or as `ModelFolder`.
@@ -323,7 +352,8 @@ def open_models(folder: str | Path, *, device: str = "cpu", prefix_gib: float = 
     tiers: list[MemoryTier | DiskTier] = [MemoryTier(CPU_MEMORY_BYTES if small else _MEMORY_BYTES)]
     if cache is not None:
         tiers.append(DiskTier(cache, on_disk))
-    return ModelFolder(models_folder(folder), device=device, cache=PrefixCache(tiers))
+    path = None if folder is None else models_folder(folder)
+    return ModelFolder(path, device=device, cache=PrefixCache(tiers), remote=remote)
 
 
 def open_retriever(
@@ -355,7 +385,7 @@ def open_retriever(
     config = resolve_config(config)
     if top is not None:
         config = replace(config, top=top)
-    model: OnnxSentenceEncoder
+    model: OnnxSentenceEncoder | RemoteEncoder
     if models is not None and encoder is None and precision is None:
         if config.scorer == "frames":
             return models.retriever(config, captions_only=captions_only)
@@ -367,34 +397,3 @@ def open_retriever(
     if models is not None:
         return models.retriever(config, encoder=used, captions_only=captions_only)
     return MomentRetriever(used, config, device=device)
-
-
-def index_once(
-    video: str | Path,
-    models: ModelFolder,
-    *,
-    progress: Progress | None = None,
-    reading: Reading | None = None,
-) -> VideoIndex:
-    """Return the index of a video that is searched without having been indexed.
-
-    It lies in the cache, for the next search of the path; without one, in a temporary folder.
-
-    Raises:
-        GranAlignError: as `ModelFolder.index`.
-    """
-    cache = usable_cache("indexes")
-    if cache is None:
-        with tempfile.TemporaryDirectory(prefix="granalign-") as temporary:
-            (folder,) = models.index([video], temporary, progress=progress, reading=reading)
-            return VideoIndex.load(folder)
-    # Models with the same fingerprints can have other files.
-    captioner = models.captioner
-    used = (models.frame_encoder, captioner and captioner.model, captioner and models.encoder)
-    name = [str(Path(video).resolve()), *(model.content_key for model in used if model)]
-    out = cache / hashlib.sha256(repr(name).encode(errors="surrogateescape")).hexdigest()
-    (folder,) = models.index([video], out, progress=progress, reading=reading)
-    mark_used(out)
-    index = VideoIndex.load(folder)
-    evict(cache.parent)
-    return index

@@ -18,6 +18,7 @@ from granalign_fast.bench.harness.machine import facts
 from granalign_fast.bench.harness.workloads import sentence, video
 from granalign_fast.files import replacing
 from granalign_fast.index import VideoIndex
+from granalign_fast.language.captioner import VlmCaptioner
 from granalign_fast.miniatures import MODELS
 from granalign_fast.models.prefix_cache import PrefixCache
 from granalign_fast.output.plot import CURVE, INK, MOMENT, new_figure, plain, save_figure
@@ -45,7 +46,7 @@ def searches(
     (path,) = models.index([video(folder, side=224, frame_rate=10)], folder / "index")
     index, rng, results = VideoIndex.load(path), np.random.default_rng(0), []
     for _ in range(2 + count):
-        if not keep_prefixes and models.captioner:
+        if not keep_prefixes and isinstance(models.captioner, VlmCaptioner):
             models.captioner.cache = PrefixCache()
         spans: list[Span] = []
         retriever.search_many([Request(index, sentence(rng))], spans=spans)

@@ -30,6 +30,7 @@ from granalign_fast.bench.peers.generators import Generate, generators
 from granalign_fast.export.sizes import block_bytes
 from granalign_fast.export.specs import HEAD, LINEAR
 from granalign_fast.language import prompts
+from granalign_fast.language.captioner import VlmCaptioner
 from granalign_fast.models.language_model import CausalLM
 from granalign_fast.models.manifest import LLM
 from granalign_fast.models.prefix_cache import PrefixCache
@@ -318,7 +319,7 @@ def _prefix(bench: Bench, model: CausalLM) -> None:
 def _captions(bench: Bench) -> None:
     """Measure query-aware captions and recognition of frames, with and without kept prefixes."""
     captioner = models_of(bench).captioner
-    if captioner is None:
+    if not isinstance(captioner, VlmCaptioner):
         bench.note("captions: these models have no vision-language model")
         return
     frames = bench.settings.scaled(_FRAMES, 2)

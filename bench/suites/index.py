@@ -76,7 +76,7 @@ def captioner_of(models: ModelFolder) -> VlmCaptioner:
     Raises:
         GranAlignError: the folder has no vision-language model.
     """
-    if models.captioner is None:
+    if not isinstance(models.captioner, VlmCaptioner):
         raise GranAlignError(
             f"{models.folder}: got no model of kind 'vlm', expected one to caption frames"
         )

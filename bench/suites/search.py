@@ -156,6 +156,7 @@ def _with_models(bench: Bench) -> None:
         bench.breakdown(name, stages.medians(samples[OURS].median))
     bench.constant("models_seconds_per_query", samples[OURS].median)
     captioner.cache = cache
+    assert models.folder is not None  # no server takes part
     _cold_start(bench, models.folder, folder, parameters)
 
 

@@ -27,6 +27,7 @@ from .options import (
     print_json,
 )
 from .progress import progress_bar
+from .remote import RemoteOptions, open_chosen, with_remote_models
 from .verbosity import write_warning
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from granalign_fast.evaluation import Difference, Missing
 
 
+@with_remote_models
 def evaluate(
     dataset: Annotated[
         str,
@@ -130,6 +132,7 @@ def evaluate(
     prefix_gib: PrefixGib = 4.0,
     cache: Annotated[bool, typer.Option(help="Keep embeddings on disk, and use kept ones.")] = True,
     as_json: Json = False,
+    remote: RemoteOptions | None = None,
 ) -> None:
     """Search for every query of a benchmark in captions or videos, and score the moments.
 
@@ -137,7 +140,7 @@ def evaluate(
     """
     from granalign_fast import evaluation
     from granalign_fast.evaluation.submission import check_predictions_file, write_predictions
-    from granalign_fast.pipeline import open_models, open_retriever
+    from granalign_fast.pipeline import open_retriever
 
     from .evaluate_corpus import evaluate_in_library
     from .evaluate_sources import open_source, rewriter_of, setup_record
@@ -166,9 +169,9 @@ def evaluate(
     annotations = None
     if dataset != "corpus":
         annotations = _read_annotations(named, dataset, scoring=scoring)
-    opened = None
-    if models is not None:
-        opened = open_models(models, device=device, prefix_gib=prefix_gib)
+    opened = open_chosen(
+        models, remote, device=device, prefix_gib=prefix_gib, encoder=encoder or precision
+    )
     chosen = rewriter_of(rewriter, opened)
     settings: Any = {
         "models": opened,

@@ -17,6 +17,7 @@ from granalign_fast.output.visible import visible
 from .index_job import is_job, parse_workers, refuse_options, run_job
 from .options import Device, Json, PrefixGib, print_json, short
 from .progress import progress_bar
+from .remote import RemoteOptions, open_chosen, with_remote_models
 from .verbosity import is_quiet
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
+@with_remote_models
 def index(
     out: Annotated[
         Path,
@@ -44,8 +46,8 @@ def index(
         typer.Option(
             metavar="DIR",
             help="A folder of exported models (vlm, clip), or: miniatures. Needed unless "
-            "--relocate is given. Without a vlm, indexes have no captions; a later run with one "
-            "adds them.",
+            "--relocate or --vlm-url is given. Without a vlm, indexes have no captions; a later "
+            "run with one adds them.",
         ),
     ] = None,
     recursive: Annotated[bool, typer.Option(help="Also index the folders inside a folder.")] = True,
@@ -100,6 +102,7 @@ def index(
     device: Device = "cpu",
     prefix_gib: PrefixGib = 4.0,
     as_json: Json = False,
+    remote: RemoteOptions | None = None,
 ) -> None:
     """Caption and embed videos. Run the same command again to resume.
 
@@ -127,13 +130,10 @@ def index(
         return
     if not videos:
         raise typer.BadParameter("name video files, or folders of them", param_hint="VIDEOS")
-    if models is None:
-        raise typer.BadParameter("name a folder of models, or: miniatures", param_hint="--models")
     from granalign_fast.index.walk import find_videos
     from granalign_fast.library.catalogue import open_catalogue
     from granalign_fast.library.tags import check_tags
     from granalign_fast.library.upkeep import tag_videos
-    from granalign_fast.pipeline import open_models
 
     tags = check_tags(tag or ())
     if is_job(videos, out, ray):
@@ -158,7 +158,12 @@ def index(
         return
     if workers:
         raise typer.BadParameter("it goes with --ray", param_hint="--workers")
-    opened = open_models(models, device=device, prefix_gib=prefix_gib)
+    opened = open_chosen(models, remote, device=device, prefix_gib=prefix_gib)
+    if opened is None:
+        raise typer.BadParameter(
+            "name a folder of models, or: miniatures; or a server with --vlm-url",
+            param_hint="--models",
+        )
     files = find_videos(videos, recursive=recursive, include=include or (), on_error=on_error)
     folders = []
     if files:

@@ -11,12 +11,14 @@ from granalign_fast.errors import GranAlignError
 
 from .library_search import is_library, is_remote, search_library
 from .options import CaptionsOnly, Device, Encoder, Models, Precision, PrefixGib, SearchPreset
+from .remote import RemoteOptions, open_chosen, with_remote_models
 from .search_outputs import FORMATS, Outputs
 from .search_settings import SearchSettings, check_preset
 from .search_sources import check_source, fetch_source, holds_captions
 from .video_search import search_video
 
 
+@with_remote_models
 def search(
     source: Annotated[
         Path,
@@ -157,11 +159,11 @@ def search(
             "and draw, but write no file for other programs.",
         ),
     ] = False,
+    remote: RemoteOptions | None = None,
 ) -> None:
     """Rank the moments of a video, or of all videos of a library, that fit a query."""
     from granalign_fast.language.rewriters import StoredRewriter
     from granalign_fast.library import Filters
-    from granalign_fast.pipeline import open_models
     from granalign_fast.types import Rewrites
 
     # 1. Refuse what cannot be done, before any work.
@@ -187,9 +189,9 @@ def search(
         source=source,
         query=query if rewrites is None else StoredRewriter(rewrites).rewrite([query])[0],
         preset=preset,
-        models=None
-        if models is None
-        else open_models(models, device=device, prefix_gib=prefix_gib),
+        models=open_chosen(
+            models, remote, device=device, prefix_gib=prefix_gib, encoder=encoder or precision
+        ),
         encoder=encoder,
         precision=precision,
         device=device,

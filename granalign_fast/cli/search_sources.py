@@ -106,7 +106,7 @@ def check_video_source(source: Path, vid: str | None, models: ModelFolder | None
 
 def index_video(source: Path, models: ModelFolder, *, hidden: bool) -> VideoIndex:
     """Index a video for this search, and for the next ones; show progress unless `hidden`."""
-    from granalign_fast.pipeline import index_once
+    from granalign_fast.index.once import index_once
 
     with index_progress(hidden=hidden) as (progress, reading):
         return index_once(source, models, progress=progress, reading=reading)

@@ -27,10 +27,6 @@ from granalign_fast.types import FrameSet, check_queries, frame_hash
 
 from . import prompts
 
-_YES, _NO = ("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No")
-"""The words whose first tokens answer a recognition prompt: with and without a space before them,
-because tokenizers differ."""
-
 CPU_TOKENS = 512
 """Tokens that are prefilled in one batch on a CPU. More make no product faster, and need more
 memory for what the layers compute."""
@@ -85,6 +81,11 @@ class VlmCaptioner:
         key = json.dumps([self._prompt(prompts.AGNOSTIC_CAPTION), self.max_new_tokens])
         return f"{self.model.fingerprint}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
+    @property
+    def content_key(self) -> str:
+        """The fingerprint, and a hash of the content of the model's files."""
+        return f"{self.fingerprint}-{self.model.manifest.content_sha256}"
+
     def agnostic(self, frames: FrameSet) -> list[str]:
         """Caption each frame without knowing a query.
 
@@ -113,11 +114,6 @@ class VlmCaptioner:
         # One suffix a frame, those of all targets in one list.
         suffixes: list[list[int]] = []
         for frames, focus in targets:
-            if not focus or not all(text.strip() for text in focus):
-                raise GranAlignError(
-                    f"focus: got {short_repr(list(focus))}, expected what to look for; give the "
-                    f"query itself if nothing is known about it"
-                )
             suffixes += [self._suffix(prompts.aware_caption(focus))] * len(frames)
 
         all_frames = FrameSet.joined([frames for frames, _ in targets])
@@ -311,7 +307,9 @@ class VlmCaptioner:
             GranAlignError: the tokenizer has no single tokens for them.
         """
         encode = self.model.tokenizer.encode
-        yes, no = (sorted(set(_single_tokens(map(encode, words)))) for words in (_YES, _NO))
+        yes, no = (
+            sorted(set(_single_tokens(map(encode, words)))) for words in (prompts.YES, prompts.NO)
+        )
         if not yes or not no or set(yes) & set(no):
             raise GranAlignError(
                 "tokenizer: got no tokens of their own for 'yes' and 'no', which recognition "

@@ -15,8 +15,7 @@ from granalign_fast.models.thoughts import opens_thought
 from granalign_fast.types import Rewrites, check_queries
 
 from . import prompts
-from .answers import clean, listed_items
-from .items import find_items
+from .assembly import assemble
 from .rewriters import fallback_warning
 
 _log = logging.getLogger(__name__)
@@ -152,41 +151,8 @@ class LlmRewriter:
 
     def _assemble(self, query: str, answers: Sequence[Sequence[int]]) -> Rewrites:
         """Make `Rewrites` of the answers to all tasks, in the order of the tasks."""
-        *rewritten, word_list = [
-            (self.model.decode(ids), is_cut_off(ids, self.max_new_tokens)) for ids in answers
-        ]
-        cleaned = [
-            clean(
-                answer,
-                query=query,
-                request=f"{prompts.SYSTEM} {task}",
-                opened=self._opened,
-                cut_off=cut_off,
-            )
-            for task, (answer, cut_off) in zip(prompts.REWRITING_TASKS, rewritten, strict=False)
-        ]
-        texts = tuple(text or query for text in cleaned)
-        simplified = len(prompts.SIMPLIFIED)
-        # What the model lists; rules find what it does not.
-        answer, cut_off = word_list
-        found = {
-            label: listed_items(label, answer, opened=self._opened, cut_off=cut_off)
-            for label in ("entities", "actions")
-        }
-        if None in found.values():
-            entities, actions = find_items(query)
-            found = {
-                label: by_rule if found[label] is None else found[label]
-                for label, by_rule in (("entities", entities), ("actions", actions))
-            }
-        return Rewrites(
-            query=query,
-            simplified=texts[:simplified],
-            detailed=texts[simplified:],
-            entities=found["entities"] or (),
-            actions=found["actions"] or (),
-            fallbacks=cleaned.count(None),
-        )
+        texts = [(self.model.decode(ids), is_cut_off(ids, self.max_new_tokens)) for ids in answers]
+        return assemble(query, texts, opened=self._opened)
 
     def _prompt(self, task: str, query: str) -> list[int]:
         """Return the token ids of a prompt."""

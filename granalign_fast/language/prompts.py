@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from granalign_fast.errors import GranAlignError, short_repr
+
 SYSTEM = """\
 You rewrite sentences that people type to find a moment in a video. A rewrite is compared with \
 captions of single frames, such as "a man in a blue shirt is driving a car". So name what can be \
@@ -74,12 +76,25 @@ def aware_caption(focus: Sequence[str]) -> str:
 
     The task says to mention only what is there: the embedding of a caption such as "there is no
     dog" is near every query about dogs.
+
+    Raises:
+        GranAlignError: there is no focus, or a part of it is blank.
     """
+    if not focus or not all(text.strip() for text in focus):
+        raise GranAlignError(
+            f"focus: got {short_repr(list(focus))}, expected what to look for; give the query "
+            f"itself if nothing is known about it"
+        )
     names = ", ".join(focus)
     return (
         "Describe this frame in one sentence, in detail where it shows any of these: "
         f"{names}. Mention only what is there."
     )
+
+
+YES, NO = ("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No")
+"""The words whose first tokens answer a recognition prompt: with and without a space before them,
+because tokenizers differ."""
 
 
 def recognition(query: str) -> str:

@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,14 +16,25 @@ import numpy.typing as npt
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import check_private, make_private, replacing
 from granalign_fast.parsing.limits import MOST_INDEX_BYTES
+from granalign_fast.protocols import TextEncoder
 from granalign_fast.reading import read_file
 from granalign_fast.runtime.cache_folder import evict, mark_used
 
-if TYPE_CHECKING:
-    from .sentence_encoder import OnnxSentenceEncoder
-
-
 _log = logging.getLogger(__name__)
+
+
+class NamedEncoder(TextEncoder, Protocol):
+    """A `TextEncoder` whose embeddings have a name."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The name of the embeddings: equal for equal model and precision."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Number of values in an embedding."""
+        ...
 
 
 class CachedEncoder:
@@ -39,7 +50,7 @@ class CachedEncoder:
         folder: created when the first file is written.
     """
 
-    def __init__(self, encoder: OnnxSentenceEncoder, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, encoder: NamedEncoder, folder: str | os.PathLike[str]) -> None:
         self.encoder = encoder
         self.folder = Path(folder)
 

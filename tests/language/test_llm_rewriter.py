@@ -9,7 +9,8 @@ from helpers.tiny_llm import LLAMA, write_unchecked
 from granalign_fast import GranAlignError, Rewrites, StoredRewriter
 from granalign_fast.jsonl import write_jsonl
 from granalign_fast.language import prompts as words
-from granalign_fast.language.llm_rewriter import LlmRewriter, clean
+from granalign_fast.language.answers import clean
+from granalign_fast.language.llm_rewriter import LlmRewriter
 from granalign_fast.models.language_model import CausalLM
 
 TASKS = [*words.SIMPLIFIED, *words.DETAILED, words.ENTITIES]

@@ -1,0 +1,249 @@
+"""Frames to captions and to probabilities by a vision-language model on a chat server.
+
+Every prompt begins with the same system message and the frame, and what is asked about it comes
+last: a server that keeps prefixes computes those of a frame once.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import itertools
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from granalign_fast.errors import GranAlignError, counted
+from granalign_fast.models.remote.chat import ChatServer, TokenOdds
+from granalign_fast.models.thoughts import visible_text
+from granalign_fast.types import FrameSet, Image, check_queries
+
+from . import prompts
+
+_log = logging.getLogger(__name__)
+
+ROWS = 16
+"""Frames that are in memory as pictures at a time."""
+SIDE = 768
+"""Pixels of the longer side of a frame that is sent. Larger frames are made smaller: a model of the
+Qwen2.5-VL family makes some 430 tokens of 768 x 432 pixels."""
+_QUALITY = 90
+"""JPEG's quality of a frame that is sent."""
+_SPACES = " \u2581\u0120\u010a\n\t"
+"""The spaces that tokenizers write before a word, in all of their spellings."""
+
+
+class RemoteCaptioner:
+    """A `Captioner` with the prompts of `VlmCaptioner`, by a model on a server.
+
+    Args:
+        chat: an instruction-tuned vision-language model.
+        max_new_tokens: where a caption is cut off.
+        lossless: send frames as PNG in their own size. By default they are JPEG, with no side over
+            `SIDE`.
+    """
+
+    def __init__(
+        self, chat: ChatServer, *, max_new_tokens: int = 64, lossless: bool = False
+    ) -> None:
+        self.chat = chat
+        self.max_new_tokens = max_new_tokens
+        self.lossless = lossless
+
+    @property
+    def fingerprint(self) -> str:
+        """The name of the agnostic captions: equal for equal server, model, prompt and pictures."""
+        picture = "png" if self.lossless else f"jpeg {_QUALITY} {SIDE}"
+        prompt = prompts.about_frame(prompts.AGNOSTIC_CAPTION)
+        key = json.dumps([prompt, self.max_new_tokens, picture])
+        digest = hashlib.sha256(key.encode()).hexdigest()[:8]
+        return f"{self.chat.identity[:16]}-remote-{digest} {self.chat.name}"
+
+    @property
+    def content_key(self) -> str:
+        """The fingerprint: a server does not say what its files are."""
+        return self.fingerprint
+
+    def agnostic(self, frames: FrameSet) -> list[str]:
+        """Caption each frame without knowing a query.
+
+        Raises:
+            GranAlignError: a frame cannot be read, or the server fails.
+        """
+        return self._captions(frames, [prompts.AGNOSTIC_CAPTION] * len(frames))
+
+    def aware(self, frames: FrameSet, focus: Sequence[str]) -> list[str]:
+        """Caption each frame, guided by the entities and actions of a query.
+
+        Raises:
+            GranAlignError: as in `agnostic`, or there is no focus.
+        """
+        return self.aware_many([(frames, focus)])[0]
+
+    def aware_many(self, targets: Sequence[tuple[FrameSet, Sequence[str]]]) -> list[list[str]]:
+        """Caption several sets of frames, each with its own focus.
+
+        Returns:
+            For each target what `aware` returns.
+
+        Raises:
+            GranAlignError: as in `aware`.
+        """
+        tasks = [
+            task
+            for frames, focus in targets
+            for task in [prompts.aware_caption(focus)] * len(frames)
+        ]
+        frames = FrameSet.joined([frames for frames, _ in targets])
+        captions = iter(self._captions(frames, tasks))
+        return [list(itertools.islice(captions, len(frames))) for frames, _ in targets]
+
+    def _captions(self, frames: FrameSet, tasks: Sequence[str]) -> list[str]:
+        """Return the answer to a task about each frame, in one line."""
+        captions = []
+        for numbers, pictures in self._pictures(frames):
+            chats = [
+                about_picture(picture, tasks[number])
+                for number, picture in zip(numbers, pictures, strict=True)
+            ]
+            answers = self.chat.answers(chats, self.max_new_tokens)
+            captions += [" ".join(visible_text(answer.text).split()) for answer in answers]
+        return captions
+
+    def _pictures(self, frames: FrameSet) -> Iterator[tuple[range, list[str]]]:
+        """Yield the numbers of some frames, and their pictures as data URLs."""
+        for start in range(0, len(frames), ROWS):
+            numbers = range(start, min(start + ROWS, len(frames)))
+            images = frames.load(numbers)
+            yield numbers, [data_url(image, lossless=self.lossless) for image in images]
+
+
+class RemoteRecogniser(RemoteCaptioner):
+    """A `RemoteCaptioner` whose server gives log probabilities, so that it can recognise."""
+
+    def recognise(self, frames: FrameSet, queries: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Return how likely each frame shows each query, `(queries, frames)` float32, 0 to 1.
+
+        It is the probability of the words for yes over that of the words for yes and no (Li, Gou
+        and Cai, arXiv 2608.04480), from the likeliest first tokens; see `share_of_yes`. Where
+        neither is among them, nothing is known, and the result is 0.5.
+
+        Raises:
+            GranAlignError: a frame cannot be read, a query is empty or not valid text, the server
+                fails, or it gives no log probabilities.
+        """
+        check_queries(queries)
+        probabilities = np.empty((len(queries), len(frames)), np.float32)
+        unknown = 0
+        for numbers, pictures in self._pictures(frames):
+            # All questions about a frame in a row, so that the server still has its prefix.
+            pairs = [(number, row) for number in numbers for row in range(len(queries))]
+            chats = [
+                about_picture(pictures[number - numbers.start], prompts.recognition(queries[row]))
+                for number, row in pairs
+            ]
+            for (number, row), odds in zip(pairs, self.chat.first_tokens(chats), strict=True):
+                if not odds:
+                    raise GranAlignError(no_odds(self.chat))
+                share = share_of_yes(odds)
+                unknown += share is None
+                probabilities[row, number] = 0.5 if share is None else share
+        if unknown:
+            _log.warning(
+                "%s: %s of %d have neither yes nor no among the likeliest first tokens and count "
+                "as 0.5; choose an instruction-tuned model without thinking",
+                self.chat.name,
+                counted(unknown, "answer"),
+                probabilities.size,
+            )
+        return probabilities
+
+
+def open_captioner(chat: ChatServer) -> RemoteCaptioner:
+    """Ask a server about a small picture, and return what it can do.
+
+    Returns:
+        A `RemoteRecogniser`, or a `RemoteCaptioner` if the server gives no log probabilities.
+
+    Raises:
+        GranAlignError: the server fails, or takes no pictures.
+    """
+    grey = np.full((64, 64, 3), 128, np.uint8)
+    question = about_picture(data_url(grey, lossless=True), prompts.recognition("a grey square"))
+    (odds,) = chat.first_tokens([question])
+    return RemoteRecogniser(chat) if odds else RemoteCaptioner(chat)
+
+
+def no_odds(chat: ChatServer) -> str:
+    """Return the error of a server without log probabilities."""
+    return (
+        f"{chat.server.address.url}: got an answer without log probabilities, expected those of "
+        f"the first token, which recognition reads; serve the model with vLLM, SGLang or "
+        f"llama.cpp, or take another preset"
+    )
+
+
+def about_picture(picture: str, task: str) -> list[dict[str, Any]]:
+    """Return the messages of a task about one frame, in OpenAI's form.
+
+    Args:
+        picture: its URL.
+        task: what is asked; it comes last.
+    """
+    system, user = prompts.about_frame(task)
+    parts = [
+        {"type": "image_url", "image_url": {"url": picture}} if part["type"] == "image" else part
+        for part in user["content"]
+    ]
+    return [system, user | {"content": parts}]
+
+
+def data_url(image: Image, *, lossless: bool) -> str:
+    """Return a frame as a data URL.
+
+    Args:
+        image: uint8 RGB (height, width, 3).
+        lossless: PNG in the frame's own size; otherwise JPEG with no side over `SIDE`.
+    """
+    from PIL import Image as pillow
+
+    picture, file = pillow.fromarray(image), io.BytesIO()
+    if lossless:
+        picture.save(file, "PNG", compress_level=1)
+    else:
+        picture.thumbnail((SIDE, SIDE), pillow.Resampling.BICUBIC)
+        picture.save(file, "JPEG", quality=_QUALITY, subsampling=0)
+    content = base64.b64encode(file.getvalue()).decode()
+    return f"data:image/{'png' if lossless else 'jpeg'};base64,{content}"
+
+
+def share_of_yes(odds: Sequence[TokenOdds]) -> float | None:
+    """Return the probability of yes over that of yes and no; None if neither is listed.
+
+    The variants of a word are summed. A word that is not listed is not impossible: it is at most
+    as likely as the last token of the list, and as all that are not listed together. It counts as
+    that much.
+
+    Args:
+        odds: the likeliest first tokens.
+
+    >>> share_of_yes([TokenOdds("Yes", 0.6), TokenOdds(" yes", 0.1), TokenOdds("No", 0.3)])
+    0.7
+    >>> share_of_yes([TokenOdds("Yes", 0.75), TokenOdds("It", 0.25)])
+    1.0
+    """
+    yes, no = (
+        sum(one.probability for one in odds if one.token.strip(_SPACES) in words)
+        for words in (prompts.YES, prompts.NO)
+    )
+    if not yes and not no:
+        return None
+    least = min(one.probability for one in odds)
+    bound = min(least, max(0.0, 1 - sum(one.probability for one in odds)))
+    share = (yes or bound) / ((yes or bound) + (no or bound))
+    return round(share, 9)

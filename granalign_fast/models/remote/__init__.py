@@ -1,0 +1,1 @@
+"""Models that a server runs: chat completions and embeddings over HTTP."""

@@ -1,0 +1,220 @@
+"""A chat server with OpenAI's API: conversations to answers, or to the odds of the first token.
+
+vLLM, llama.cpp, SGLang, TensorRT-LLM and Ollama have this API.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from granalign_fast.config import MOST_CHARACTERS
+from granalign_fast.errors import GranAlignError, listed
+
+from .server import RemoteError, Server
+
+_log = logging.getLogger(__name__)
+
+Message = Mapping[str, Any]
+
+TOP_TOKENS = 20
+"""Tokens whose probabilities are asked for; servers give no more."""
+_OPTIONAL: dict[str, Any] = {
+    "chat_template_kwargs": {"enable_thinking": False},
+    "repetition_penalty": 1.0,
+    "repeat_penalty": 1.0,
+}
+"""Fields beyond OpenAI's: a thought would use up the tokens of the answer, and a model's folder may
+bring a penalty. They are left out for a server that refuses them."""
+_LEAST = -9999
+"""The log probability that servers write for minus infinity."""
+_MOST_NAME = 200
+"""Characters of a model's name."""
+_CONTROLS = {code: " " for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n\r"}
+
+
+class Answer(NamedTuple):
+    """A model's answer."""
+
+    text: str
+    cut_off: bool
+    """Whether it has no end, because the model wrote too long."""
+
+
+class TokenOdds(NamedTuple):
+    """A token and its probability."""
+
+    token: str
+    probability: float
+
+
+class ChatServer:
+    """A language model, or a vision-language model, on a chat server. Threads may share one.
+
+    Args:
+        server: the server.
+        model: the model's name there; None for the only one that it has.
+    """
+
+    def __init__(self, server: Server, model: str | None = None) -> None:
+        self.server = server
+        self._named = model
+        self._optional = dict(_OPTIONAL)
+
+    @functools.cached_property
+    def model(self) -> str:
+        """The model's name at the server.
+
+        Raises:
+            GranAlignError: none is given, and the server has none or several, or does not say.
+        """
+        if self._named is not None:
+            return self._named
+        return only_model(self.server)
+
+    @property
+    def name(self) -> str:
+        """The model and the server in words."""
+        return f"{self.model} at {self.server.address.url}"
+
+    @property
+    def identity(self) -> str:
+        """A SHA-256 of the model's name and the server's URL."""
+        return identity(self.server.address.url, self.model)
+
+    def answers(self, chats: Sequence[Sequence[Message]], max_tokens: int) -> list[Answer]:
+        """Return the likeliest answer to each conversation.
+
+        Args:
+            chats: the messages of each.
+            max_tokens: where an answer is cut off.
+
+        Raises:
+            GranAlignError: the server fails, or its reply has no answer.
+        """
+        replies = self._complete(chats, {"max_tokens": max_tokens})
+        return [self._answer(reply) for reply in replies]
+
+    def first_tokens(self, chats: Sequence[Sequence[Message]]) -> list[list[TokenOdds]]:
+        """Return the likeliest first tokens of the answer to each conversation.
+
+        Returns:
+            Up to `TOP_TOKENS` for each; none where the server gives no log probabilities.
+
+        Raises:
+            GranAlignError: as in `answers`.
+        """
+        asked = {"max_tokens": 1, "logprobs": True, "top_logprobs": TOP_TOKENS}
+        return [_odds(self._choice(reply)) for reply in self._complete(chats, asked)]
+
+    def _complete(self, chats: Sequence[Sequence[Message]], asked: Mapping[str, Any]) -> list[Any]:
+        """Send the conversations; leave out optional fields that the server refuses."""
+        optional = self._optional
+        try:
+            return self._post(chats, {**asked, **optional})
+        except RemoteError as error:
+            if error.status not in (400, 422) or not optional:
+                raise
+            refusal = error
+        # Is it the optional fields? Ask without them before they are given up for good.
+        try:
+            replies = self._post(chats, asked)
+        except RemoteError:
+            raise refusal from None
+        self._optional = {}
+        _log.info(
+            "%s: takes no %s; they are left out", self.server.address.url, ", ".join(optional)
+        )
+        return replies
+
+    def _post(self, chats: Sequence[Sequence[Message]], fields: Mapping[str, Any]) -> list[Any]:
+        common = {"model": self.model, "temperature": 0, "stream": False, **fields}
+        bodies = [common | {"messages": list(chat)} for chat in chats]
+        return self.server.post_many("/chat/completions", bodies)
+
+    def _choice(self, reply: Any) -> Mapping[str, Any]:
+        """Return the only choice of a reply, of which the message is an object."""
+        choices = reply.get("choices") if isinstance(reply, dict) else None
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        if not isinstance(choice, dict) or not isinstance(choice.get("message"), dict):
+            raise GranAlignError(
+                f"{self.server.address.url}: got a reply without choices[0].message, expected "
+                f"that of a chat server; check {self.server.address.option}"
+            )
+        return choice
+
+    def _answer(self, reply: Any) -> Answer:
+        choice = self._choice(reply)
+        content = choice["message"].get("content")
+        text = content if isinstance(content, str) else ""  # null where all was a thought
+        # JSON can hold control characters, and half of a surrogate pair, which is no text. A server
+        # that ignores the bound on tokens could write books.
+        cut_off = choice.get("finish_reason") == "length" or len(text) > MOST_CHARACTERS
+        text = text[:MOST_CHARACTERS].encode("utf-8", "replace").decode().translate(_CONTROLS)
+        return Answer(text, cut_off)
+
+
+def _odds(choice: Mapping[str, Any]) -> list[TokenOdds]:
+    """Return the first token's probabilities in a choice; none if it has no log probabilities."""
+    logprobs = choice.get("logprobs")
+    content = logprobs.get("content") if isinstance(logprobs, dict) else None
+    first = content[0] if isinstance(content, list) and content else None
+    top = first.get("top_logprobs") if isinstance(first, dict) else None
+    odds = []
+    for entry in top[:TOP_TOKENS] if isinstance(top, list) else ():
+        if not isinstance(entry, dict):
+            continue
+        token, logprob = entry.get("token"), entry.get("logprob")
+        if isinstance(token, str) and isinstance(logprob, int | float) and logprob == logprob:
+            odds.append(TokenOdds(token, math.exp(max(min(logprob, 0), _LEAST))))
+    return odds
+
+
+def only_model(server: Server) -> str:
+    """Return the name of the only model of a server.
+
+    Raises:
+        GranAlignError: it has none or several, or does not say which.
+    """
+    address = server.address
+    option = f"--{address.role}-model"
+    try:
+        reply = server.get("/models")
+    except RemoteError as error:
+        if error.status not in (404, 405, 501):
+            raise
+        raise GranAlignError(
+            f"{address.url}: does not say which models it has; name one with {option}, and check "
+            f"{address.option}"
+        ) from None
+    entries = reply.get("data") if isinstance(reply, dict) else None
+    found = [entry.get("id") for entry in entries or () if isinstance(entry, dict)]
+    names = [checked_name(name) for name in found if isinstance(name, str) and name]
+    if len(names) != 1:
+        got = f"several models: {listed(names)}" if names else "no model"
+        raise GranAlignError(f"{address.url}: got {got}, expected one; name one with {option}")
+    return names[0]
+
+
+def checked_name(name: str) -> str:
+    """Return the name of a model, or raise if it is not one that can be shown.
+
+    Raises:
+        GranAlignError: it is empty, too long, or holds characters that cannot be seen.
+    """
+    if not name.strip() or not name.isprintable() or len(name) > _MOST_NAME:
+        raise GranAlignError(
+            f"model: got a name of {len(name)} characters, expected up to {_MOST_NAME} that can "
+            f"be seen; give the model another name at the server"
+        )
+    return name
+
+
+def identity(*parts: str) -> str:
+    """Return a SHA-256 of a server and a model, which stands where local models have their own."""
+    return hashlib.sha256(json.dumps(["remote", *parts]).encode()).hexdigest()
