@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import pytest
 
 if TYPE_CHECKING:
     from helpers.command import Granalign
+    from helpers.model_server import ModelServer
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # There is a process for each core: NumPy's own threads would only wait for each other. NumPy
@@ -73,3 +74,21 @@ def granalign(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     from helpers.command import runner
 
     return runner(capsys, monkeypatch)
+
+
+@pytest.fixture
+def model_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelServer]:
+    """A server of models by script; the client's waits are short, and no key is in the environment.
+
+    It is skipped without the extra [remote].
+    """
+    pytest.importorskip("httpx2", reason="install the extra [remote]")
+    from helpers.model_server import serving
+
+    from granalign_fast.models.remote import server
+
+    monkeypatch.setattr(server, "FIRST_WAIT", 0.01)
+    for role in ("LLM", "VLM", "EMBED"):
+        monkeypatch.delenv(f"GRANALIGN_{role}_API_KEY", raising=False)
+    with serving() as running:
+        yield running

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError, counted
 from granalign_fast.models.remote.chat import ChatServer, TokenOdds
+from granalign_fast.models.remote.server import REFUSALS, RemoteError
 from granalign_fast.models.thoughts import visible_text
 from granalign_fast.types import FrameSet, Image, check_queries
 
@@ -175,7 +176,13 @@ def open_captioner(chat: ChatServer) -> RemoteCaptioner:
     """
     grey = np.full((64, 64, 3), 128, np.uint8)
     question = about_picture(data_url(grey, lossless=True), prompts.recognition("a grey square"))
-    (odds,) = chat.first_tokens([question])
+    try:
+        (odds,) = chat.first_tokens([question])
+    except RemoteError as error:
+        if error.status not in REFUSALS:
+            raise
+        chat.answers([question], 1)  # it may refuse the log probabilities, and not the picture
+        odds = []
     return RemoteRecogniser(chat) if odds else RemoteCaptioner(chat)
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from granalign_fast.config import MOST_CHARACTERS
 from granalign_fast.errors import GranAlignError, listed
 
-from .server import RemoteError, Server
+from .server import REFUSALS, RemoteError, Server
 
 _log = logging.getLogger(__name__)
 
@@ -24,13 +24,11 @@ Message = Mapping[str, Any]
 
 TOP_TOKENS = 20
 """Tokens whose probabilities are asked for; servers give no more."""
-_OPTIONAL: dict[str, Any] = {
-    "chat_template_kwargs": {"enable_thinking": False},
-    "repetition_penalty": 1.0,
-    "repeat_penalty": 1.0,
-}
+_NO_THOUGHT: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": False}}
+_NO_PENALTY: dict[str, Any] = {"repetition_penalty": 1.0, "repeat_penalty": 1.0}
+_DIALECTS = ({**_NO_THOUGHT, **_NO_PENALTY}, _NO_THOUGHT, {})
 """Fields beyond OpenAI's: a thought would use up the tokens of the answer, and a model's folder may
-bring a penalty. They are left out for a server that refuses them."""
+bring a penalty for repetitions. A server that refuses them is asked with fewer."""
 _LEAST = -9999
 """The log probability that servers write for minus infinity."""
 _MOST_NAME = 200
@@ -64,7 +62,7 @@ class ChatServer:
     def __init__(self, server: Server, model: str | None = None) -> None:
         self.server = server
         self._named = model
-        self._optional = dict(_OPTIONAL)
+        self._dialect = 0
 
     @functools.cached_property
     def model(self) -> str:
@@ -113,24 +111,24 @@ class ChatServer:
         return [_odds(self._choice(reply)) for reply in self._complete(chats, asked)]
 
     def _complete(self, chats: Sequence[Sequence[Message]], asked: Mapping[str, Any]) -> list[Any]:
-        """Send the conversations; leave out optional fields that the server refuses."""
-        optional = self._optional
-        try:
-            return self._post(chats, {**asked, **optional})
-        except RemoteError as error:
-            if error.status not in (400, 422) or not optional:
-                raise
-            refusal = error
-        # Is it the optional fields? Ask without them before they are given up for good.
-        try:
-            replies = self._post(chats, asked)
-        except RemoteError:
-            raise refusal from None
-        self._optional = {}
-        _log.info(
-            "%s: takes no %s; they are left out", self.server.address.url, ", ".join(optional)
-        )
-        return replies
+        """Send the conversations, with the first dialect that the server does not refuse."""
+        refusal = None
+        for dialect in range(self._dialect, len(_DIALECTS)):
+            try:
+                replies = self._post(chats, {**asked, **_DIALECTS[dialect]})
+            except RemoteError as error:
+                if error.status not in REFUSALS:
+                    raise
+                refusal = refusal or error
+                continue
+            if refusal is not None:
+                left_out = ", ".join(_DIALECTS[self._dialect].keys() - _DIALECTS[dialect].keys())
+                _log.info("%s: takes no %s", self.server.address.url, left_out)
+                self._dialect = dialect
+            return replies
+        # It is not these fields that the server refuses.
+        assert refusal is not None
+        raise refusal
 
     def _post(self, chats: Sequence[Sequence[Message]], fields: Mapping[str, Any]) -> list[Any]:
         common = {"model": self.model, "temperature": 0, "stream": False, **fields}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -27,22 +28,25 @@ class Circuit:
         self._until = 0.0
         self._reason = ""
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether requests pass as usual. Otherwise they pass one at a time, after a `check`."""
+        return self._failures < FAILURES
+
     def check(self) -> None:
         """Let a request pass, or raise.
 
         Raises:
-            GranAlignError: the circuit is open.
+            GranAlignError: the circuit is open, and its pause is not over.
         """
-        if self._failures < FAILURES:
+        if self.is_closed:
             return
         wait = self._until - self._clock()
         if wait > 0:
             raise GranAlignError(
                 f"{self._name}: {self._failures} requests in a row failed ({self._reason}), so "
-                f"none is sent for {wait:.0f} s; check the server, then run the command again"
+                f"none is sent for {math.ceil(wait)} s; check the server, then run it again"
             )
-        # This request is the trial; others wait for its result.
-        self._until = self._clock() + PAUSE
 
     def succeeded(self) -> None:
         """Count a success: the circuit closes."""

@@ -102,6 +102,8 @@ class RemoteEncoder:
 
     def _embed(self, batches: Sequence[list[str]]) -> list[npt.NDArray[np.float32]]:
         """Return the embeddings of each batch of texts."""
+        # Servers refuse a text of no character. A space has the same tokens.
+        batches = [[text or " " for text in batch] for batch in batches]
         if self._tei:
             bodies: list[dict[str, Any]] = [
                 {"inputs": batch, "normalize": True, "truncate": True} for batch in batches

@@ -30,6 +30,8 @@ MOST_BYTES = 1 << 24
 _CONNECT_SECONDS = 10.0
 _TRANSIENT = frozenset((408, 425, 429, 500, 502, 503, 504, 529))
 """Answers after which the same request may succeed."""
+REFUSALS = (400, 422)
+"""Answers to a request with a field that the server does not take."""
 
 
 class RemoteError(GranAlignError):
@@ -135,17 +137,25 @@ class Server:
         """Send a request until it succeeds, fails for good, or its time is over."""
         connections = self._connect()
         async with connections.slots:
-            connections.circuit.check()
-            try:
-                answer = await self._attempts(connections, method, url, body)
-            except _Failure as failure:
-                connections.circuit.failed(failure.reason)
-                raise RemoteError(
-                    f"{self.address.url}: {failure.reason}; {self._remedy(failure.status)}",
-                    failure.status,
-                ) from None
-            connections.circuit.succeeded()
-            return answer
+            if connections.circuit.is_closed:
+                return await self._counted(connections, method, url, body)
+            # One request tries whether the server is back; the others wait for what it finds.
+            async with connections.trial:
+                connections.circuit.check()
+                return await self._counted(connections, method, url, body)
+
+    async def _counted(self, connections: _Connections, method: str, url: str, body: Any) -> Any:
+        """Send a request, and tell the circuit how it ended."""
+        try:
+            answer = await self._attempts(connections, method, url, body)
+        except _Failure as failure:
+            connections.circuit.failed(failure.reason)
+            raise RemoteError(
+                f"{self.address.url}: {failure.reason}; {self._remedy(failure.status)}",
+                failure.status,
+            ) from None
+        connections.circuit.succeeded()
+        return answer
 
     async def _attempts(self, connections: _Connections, method: str, url: str, body: Any) -> Any:
         """Send a request up to `ATTEMPTS` times.
@@ -277,7 +287,7 @@ class _Connections:
 
         self.loop = background_loop()
         self.slots = asyncio.Semaphore(server.requests)
-        self.circuit = Circuit(server.address.url)
+        self.circuit, self.trial = Circuit(server.address.url), asyncio.Lock()
         try:
             self.client = httpx.AsyncClient(
                 # The time of a whole request is bounded where it is sent.
