@@ -260,11 +260,12 @@ class ModelFolder:
         from .index.builder import index_videos
 
         self.check_indexing()
-        encoder = self.encoder if VLM in self else None
+        captioner = self.captioner  # a server that cannot be used is found out first
+        encoder = None if captioner is None else self.encoder
         return index_videos(
             videos,
             out,
-            IndexModels(self.captioner, encoder, self.frame_encoder, self.fingerprints),
+            IndexModels(captioner, encoder, self.frame_encoder, self.fingerprints),
             clip_seconds=clip_seconds,
             rows=rows,
             progress=progress,
