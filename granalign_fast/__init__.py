@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .index import CaptionedVideo, UncaptionedVideo, VideoIndex
     from .language.captioner import VlmCaptioner
     from .language.llm_rewriter import LlmRewriter
+    from .language.remote_models import RemoteModels
     from .language.rewriters import RuleRewriter, StoredRewriter
     from .library import Filters, Library, LibraryMoment, LibraryResult, search_video
     from .models.frame_encoder import FrameEncoder
@@ -58,6 +59,7 @@ _MODULES = {
     "ModelFolder": "pipeline",
     "Moment": "types",
     "MomentRetriever": "pipeline",
+    "RemoteModels": "language.remote_models",
     "Request": "search.request",
     "RetrieverConfig": "config",
     "Rewrites": "types",
@@ -104,6 +106,7 @@ __all__ = [
     "ModelFolder",
     "Moment",
     "MomentRetriever",
+    "RemoteModels",
     "Request",
     "RetrieverConfig",
     "Rewrites",

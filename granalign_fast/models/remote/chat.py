@@ -26,7 +26,7 @@ TOP_TOKENS = 20
 """Tokens whose probabilities are asked for; servers give no more."""
 _NO_THOUGHT: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": False}}
 _NO_PENALTY: dict[str, Any] = {"repetition_penalty": 1.0, "repeat_penalty": 1.0}
-_DIALECTS = ({**_NO_THOUGHT, **_NO_PENALTY}, _NO_THOUGHT, {})
+_DIALECTS: tuple[dict[str, Any], ...] = ({**_NO_THOUGHT, **_NO_PENALTY}, _NO_THOUGHT, {})
 """Fields beyond OpenAI's: a thought would use up the tokens of the answer, and a model's folder may
 bring a penalty for repetitions. A server that refuses them is asked with fewer."""
 _LEAST = -9999
