@@ -119,14 +119,14 @@ class ChatServer:
             except RemoteError as error:
                 if error.status not in REFUSALS:
                     raise
-                refusal = refusal or error
+                refusal = error
                 continue
             if refusal is not None:
                 left_out = ", ".join(_DIALECTS[self._dialect].keys() - _DIALECTS[dialect].keys())
                 _log.info("%s: takes no %s", self.server.address.url, left_out)
                 self._dialect = dialect
             return replies
-        # It is not these fields that the server refuses.
+        # It is not these fields that the server refuses: the last refusal says what it is.
         assert refusal is not None
         raise refusal
 
