@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from granalign_fast.config import MOST_TEXTS
+from granalign_fast.parsing.limits import MOST_TEXTS
 from granalign_fast.types import Rewrites
 
 from . import prompts

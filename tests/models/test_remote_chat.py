@@ -159,7 +159,7 @@ def test_log_probabilities_of_another_form_are_none(
 
 
 def test_odd_numbers_become_probabilities(model_server: ModelServer) -> None:
-    top = [{"token": "a", "logprob": p} for p in (3, -math.inf, -(10**400), -0.0)] * 9
+    top = [{"token": "a", "logprob": p} for p in (3, -math.inf, -(10**30), -0.0)] * 9
     choice = {"message": {}, "logprobs": {"content": [{"top_logprobs": top}]}}
     model_server.answer = in_turn(Reply(json.dumps({"choices": [choice]}).encode()))
     (odds,) = chat_of(model_server).first_tokens([CHAT])

@@ -13,8 +13,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from granalign_fast.config import MOST_CHARACTERS
 from granalign_fast.errors import GranAlignError, listed
+from granalign_fast.parsing.limits import MOST_CHARACTERS
 
 from .server import REFUSALS, RemoteError, Server
 

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from granalign_fast.errors import GranAlignError, MissingExtraError, one_line
+from granalign_fast.parsing.json_values import parse_json
 
 from .address import Address
 from .background_loop import background_loop, run
@@ -221,8 +222,8 @@ class Server:
                 f"compressed one, expected plain JSON; check that it is a server of models"
             )
         try:
-            return json.loads(reply)
-        except (ValueError, RecursionError):
+            return parse_json(reply)
+        except ValueError:
             start = self._safe(reply[:60].decode("utf-8", "replace"))
             raise _Failure(f"got a reply that is not JSON ({start})", status=200) from None
 
@@ -327,8 +328,8 @@ def _message(reply: bytes | None) -> str:
         return ""
     text = reply[:4000].decode("utf-8", "replace")
     try:
-        record = json.loads(reply)
-    except (ValueError, RecursionError):
+        record = parse_json(reply)
+    except ValueError:
         return "" if text.lstrip().startswith("<") else text  # a page says nothing
     if not isinstance(record, dict):
         return text
