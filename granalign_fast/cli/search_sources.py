@@ -100,7 +100,7 @@ def check_video_source(source: Path, vid: str | None, models: ModelFolder | None
     if models is None:
         raise GranAlignError(
             f"{source}: got a video and no models, expected --models DIR with a "
-            f"vision-language model or a frame encoder; or give captions as .jsonl"
+            f"vision-language model or a frame encoder, or --vlm-url; or give captions as .jsonl"
         )
 
 

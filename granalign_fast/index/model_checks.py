@@ -34,6 +34,8 @@ def check_models(
     named = ", ".join(f"{kind} {models[kind]}" for kind in missing)
     miniature = are_miniatures(models[kind] for kind in missing)
     remedy = "--models miniatures" if miniature else "--models DIR with them"
+    if "-remote" in models.get("vlm", ""):
+        remedy = "--vlm-url with the server that is named"
     raise GranAlignError(
         f"{source}: was made with models that are not given ({named}), expected {remedy}; or "
         f"compare captions alone with --captions-only"

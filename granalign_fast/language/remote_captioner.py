@@ -29,7 +29,7 @@ from . import prompts
 _log = logging.getLogger(__name__)
 
 ROWS = 16
-"""Frames that are in memory as pictures at a time."""
+"""Frames that are in memory as pictures at a time, or as many as there are requests at a time."""
 SIDE = 768
 """Pixels of the longer side of a frame that is sent. Larger frames are made smaller: a model of the
 Qwen2.5-VL family makes some 430 tokens of 768 x 432 pixels."""
@@ -118,8 +118,9 @@ class RemoteCaptioner:
 
     def _pictures(self, frames: FrameSet) -> Iterator[tuple[range, list[str]]]:
         """Yield the numbers of some frames, and their pictures as data URLs."""
-        for start in range(0, len(frames), ROWS):
-            numbers = range(start, min(start + ROWS, len(frames)))
+        rows = max(ROWS, self.chat.server.requests)
+        for start in range(0, len(frames), rows):
+            numbers = range(start, min(start + rows, len(frames)))
             images = frames.load(numbers)
             yield numbers, [data_url(image, lossless=self.lossless) for image in images]
 

@@ -93,6 +93,7 @@ def test_an_index_is_not_searched_by_other_models(
     assert granalign("index", video, "--out", "lib", *urls(model_server)[1:])[0] == 0
     code, _, err = granalign("search", "lib", "a dog", urls(model_server)[2])
     assert code == 2 and "was made with models that are not given (vlm" in err
+    assert "expected --vlm-url with the server that is named" in err
     # Another model on the same server.
     model_server.models = ["other"]
     code, _, err = granalign("search", "lib", "a dog", *urls(model_server))

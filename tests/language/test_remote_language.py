@@ -13,7 +13,7 @@ from helpers.model_server import ModelServer, Reply, Request, chat_reply, in_tur
 from PIL import Image
 
 from granalign_fast import GranAlignError
-from granalign_fast.language import prompts
+from granalign_fast.language import prompts, remote_captioner
 from granalign_fast.language.remote_captioner import (
     SIDE,
     RemoteCaptioner,
@@ -110,6 +110,13 @@ def test_each_picture_is_that_of_its_frame(model_server: ModelServer) -> None:
     frames = [np.full((20, 30, 3), value, np.uint8) for value in range(0, 250, 10)]
     captions = captioner_of(model_server).agnostic(FrameSet.of(frames))
     assert [abs(int(text) - 10 * i) <= 1 for i, text in enumerate(captions)] == [True] * 25
+
+
+def test_more_requests_take_more_frames_together(model_server: ModelServer) -> None:
+    model_server.answer = lambda _: chat_reply("x", wait=0.3)
+    frames = [np.full((8, 8, 3), value, np.uint8) for value in range(40)]
+    captioner_of(model_server, requests=40).agnostic(FrameSet.of(frames))
+    assert model_server.most_at_once > remote_captioner.ROWS
 
 
 @pytest.mark.parametrize("shape", [(60, 80, 3), (2160, 3840, 3), (3, 4000, 3)])

@@ -293,7 +293,9 @@ class _Connections:
             self.client = httpx.AsyncClient(
                 # The time of a whole request is bounded where it is sent.
                 timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
-                limits=httpx.Limits(max_connections=server.requests),
+                limits=httpx.Limits(
+                    max_connections=server.requests, max_keepalive_connections=server.requests
+                ),
                 follow_redirects=False,
                 trust_env=not server.address.is_local,
             )
