@@ -18,7 +18,7 @@ from .remote_rewriter import RemoteRewriter
 _log = logging.getLogger(__name__)
 
 _ROLES = {LLM: "llm", VLM: "vlm", SENTENCE_ENCODER: "embed"}
-"""What each kind of model is called in options and variables."""
+"""The name of each kind of model in options and variables."""
 
 
 class RemoteModels:

@@ -17,7 +17,7 @@ from typing import Any
 
 @dataclass
 class Reply:
-    """What a request gets."""
+    """The reply to a request."""
 
     body: bytes = b""
     status: int = 200

@@ -75,7 +75,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> CausalLM:
 
 
 def test_the_first_token_is_as_likely_as_here(llama: str, local: CausalLM) -> None:
-    """Of questions by text: the same ids go in on both sides, as the server counts them."""
+    """Questions as text; the same ids go in on both sides, as the next test counts."""
     chat = RemoteModels(llm_url=llama, timeout=SECONDS).rewriter.chat
     chats = [[{"role": "user", "content": f"{one} Answer yes or no."}] for one in QUESTIONS]
     odds = chat.first_tokens(chats)
