@@ -39,6 +39,14 @@ pytestmark = pytest.mark.needs_servers
 
 QUERY = "A dog runs along the beach with a stick in its mouth"
 QUESTIONS = ("Is a dog an animal?", "Is the sun cold?", "Is water wet?", "Can a stone swim?")
+TASKS = (
+    "Name three animals.",
+    "What is a bicycle?",
+    "Describe a beach in one sentence.",
+    "What do cats eat?",
+    "What can one see in a kitchen?",
+    "Describe a red car in one sentence.",
+)
 SECONDS = 600
 """Time of a request: these servers answer one after another, on a machine that has other work."""
 TOLERANCE = 0.08
@@ -101,19 +109,25 @@ def test_the_server_counts_the_tokens_that_we_send(llama: str, local: CausalLM) 
 
 
 def test_answers_are_those_of_the_model_here(llama: str, local: CausalLM) -> None:
-    """Greedy answers part where two tokens are nearly equally likely; most never do.
+    """Greedy answers part where two tokens are nearly equally likely; most do not so soon."""
+    chat = RemoteModels(llm_url=llama, timeout=SECONDS).rewriter.chat
+    chats = [[{"role": "user", "content": task}] for task in TASKS]
+    theirs = [answer.text.strip() for answer in chat.answers(chats, 16)]
+    prompt_ids = [local.chat(messages) for messages in chats]
+    ours = [local.decode(ids).strip() for ids in local.generate(prompt_ids, max_new_tokens=16)]
+    assert sum(one == other for one, other in zip(theirs, ours, strict=True)) >= 3, (theirs, ours)
+    assert len(set(ours)) == len(TASKS)
 
-    The answers themselves are compared: of this small model most are no rewrites, and the query in
-    their place would be equal on both sides. Most of its answers repeat the query as well.
+
+def test_rewriting_answers_are_those_of_the_model_here(llama: str, local: CausalLM) -> None:
+    """The answers themselves are compared: of this small model most are no rewrites, and the query
+    in their place would be equal on both sides. Most of its answers repeat the query as well.
     """
     remote, here = RemoteModels(llm_url=llama, timeout=SECONDS).rewriter, LlmRewriter(local)
     chats = [prompts.rewriting(task, QUERY) for task in prompts.REWRITING_TASKS]
     theirs = [answer.text.strip() for answer in remote.chat.answers(chats, here.max_new_tokens)]
     ours = [local.decode(ids).strip() for ids in here.answers([QUERY])]
     assert sum(one == other for one, other in zip(theirs, ours, strict=True)) >= 5, (theirs, ours)
-    assert len(set(ours)) > 1 and all(len(answer.split()) > 3 for answer in ours)
-    (rewrites,) = remote.rewrite([QUERY])
-    assert rewrites.query == QUERY and rewrites.entities and rewrites.actions
 
 
 def test_a_server_that_is_too_small_says_so(llama: str) -> None:
