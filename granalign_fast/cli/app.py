@@ -25,6 +25,7 @@ from .index import index
 from .library import library_app
 from .models import models_app
 from .search import search
+from .serve import serve
 from .verbosity import logging_to_stderr, with_verbosity, write_warning
 
 _log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (index, search, demo, evaluate, score, doctor, bench):
+for command in (index, search, serve, demo, evaluate, score, doctor, bench):
     app.command()(with_verbosity(command))
 app.add_typer(export_app, name="export")
 app.add_typer(models_app, name="models")

@@ -1,0 +1,92 @@
+"""``granalign serve``: the HTTP service of a library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from granalign_fast.errors import GranAlignError
+
+from .options import CaptionsOnly, Device, Models, PrefixGib, SearchPreset, check_extra
+
+
+def serve(
+    library: Annotated[
+        Path, typer.Argument(metavar="LIB", help="A folder that `granalign index` wrote, or empty.")
+    ],
+    models: Models = None,
+    host: Annotated[
+        str,
+        typer.Option(
+            help="The address to listen on. Any but this machine's own needs --token-file, or "
+            "--no-auth."
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: one that is free.")] = 8000,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A line NAME SCOPES TOKEN for each token; scopes: read, or read,write.",
+        ),
+    ] = None,
+    no_auth: Annotated[
+        bool, typer.Option("--no-auth", help="Let everybody who reaches the address do everything.")
+    ] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A name by which clients reach the service; can be repeated. Default: any name, "
+            "but on this machine's own addresses only localhost and these addresses.",
+        ),
+    ] = None,
+    cors: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN",
+            help="A site whose pages may call the service, such as https://example.org; can be "
+            "repeated. Default: none.",
+        ),
+    ] = None,
+    preset: SearchPreset = None,
+    captions_only: CaptionsOnly = False,
+    device: Device = "cpu",
+    prefix_gib: PrefixGib = 4.0,
+    log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
+) -> None:
+    """Serve a library over HTTP: searches, videos, frames, clips; see /docs there."""
+    check_extra("fastapi", "the service", "serve")
+    check_extra("uvicorn", "the service", "serve")
+    if log_format not in ("text", "json"):
+        raise GranAlignError(f"--log-format: got {log_format!r}, expected text or json")
+    from granalign_fast.server.access import is_loopback
+    from granalign_fast.server.serving import serve as run
+    from granalign_fast.server.settings import Settings
+
+    own = is_loopback(host)
+    if not own and token_file is None and not no_auth:
+        raise GranAlignError(
+            f"--host {host}: other machines can reach it, expected --token-file FILE; or --no-auth "
+            f"to let everybody search, upload and delete"
+        )
+    if token_file is not None and no_auth:
+        raise GranAlignError("--no-auth and --token-file: got both, expected one of them")
+    names = tuple(allow_host or ())
+    if own and not names and token_file is None:
+        names = ("localhost", "127.0.0.1", "::1", host)
+    settings = Settings(
+        library=library,
+        models=models,
+        device=device,
+        prefix_gib=prefix_gib,
+        preset=preset,
+        captions_only=captions_only,
+        tokens=token_file,
+        hosts=names,
+        origins=tuple(cors or ()),
+        log_json=log_format == "json",
+    )
+    raise typer.Exit(run(settings, host, port))

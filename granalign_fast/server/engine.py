@@ -1,0 +1,194 @@
+"""The models and the library of the service: opened once, refreshed when videos come or go."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from granalign_fast.config import PRESETS
+from granalign_fast.errors import GranAlignError
+from granalign_fast.index import VideoIndex
+from granalign_fast.index.model_checks import check_models
+from granalign_fast.library import Library
+from granalign_fast.library.catalogue import Catalogue, open_catalogue
+from granalign_fast.library.records import CataloguedVideo, index_stamps
+from granalign_fast.library.tags import Tags, read_tags
+from granalign_fast.pipeline import MomentRetriever, open_models, open_retriever
+
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from granalign_fast.pipeline import ModelFolder
+
+_log = logging.getLogger(__name__)
+
+_WARM_UP = "a person walks"
+"""The query that each preset is asked before the service is ready."""
+
+
+class Engine:
+    """Holds the models, a library for each preset over one catalogue, and the tags.
+
+    Searches run on one thread, that of the `Batcher`; `refresh` gives it a new catalogue, which it
+    takes up between two batches. Everything else may be called on any thread.
+
+    Args:
+        settings: of the service.
+
+    Raises:
+        GranAlignError: the folder of the library or of the models cannot be used.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.folder = settings.library
+        index_stamps(self.folder)  # raises unless it is a folder
+        self.models: ModelFolder | None = None
+        if settings.models is not None:
+            self.models = open_models(
+                settings.models, device=settings.device, prefix_gib=settings.prefix_gib
+            )
+        self.catalogue: Catalogue | None = None
+        self.libraries: dict[str, Library] = {}
+        self.unavailable: dict[str, str] = {}
+        """Why a preset cannot be used, by its name."""
+        self.tags: Tags = {}
+        self.ready = threading.Event()
+        self._videos: Mapping[str, CataloguedVideo] = {}
+        self._stamps: Mapping[str, str] = {}
+        self._refreshing = threading.Lock()
+
+    def open(self) -> None:
+        """Load all models, open the library, and search once with each preset.
+
+        Raises:
+            GranAlignError: a model cannot be loaded, or is not the one that made the indexes.
+        """
+        catalogue = open_catalogue(self.folder)
+        self._check(catalogue)
+        for name in PRESETS:
+            try:
+                retriever = self._open_retriever(name)
+            except GranAlignError as error:
+                self.unavailable[name] = str(error)
+            else:
+                self.libraries[name] = Library(catalogue, retriever)
+        if self.preset not in self.libraries:
+            raise GranAlignError(f"preset {self.preset!r}: {self.unavailable[self.preset]}")
+        self._take(catalogue)
+        for library in self.libraries.values():
+            library.search(_WARM_UP, top=1, refine=1)
+        self.ready.set()
+
+    def _open_retriever(self, name: str) -> MomentRetriever:
+        return open_retriever(
+            name,
+            models=self.models,
+            device=self.settings.device,
+            captions_only=self.settings.captions_only,
+        )
+
+    def _check(self, catalogue: Catalogue) -> None:
+        """Raise unless the models that looked at frames are there to look again."""
+        if self.settings.captions_only:
+            return
+        made: dict[str, str] = {}
+        for video in catalogue.videos():
+            made |= video.models
+        given = () if self.models is None else self.models.paths
+        check_models(self.folder, made, given, frames=True)
+
+    @property
+    def preset(self) -> str:
+        """The preset of a search that names none."""
+        if self.settings.preset is not None:
+            return self.settings.preset
+        return "tuned"
+
+    @property
+    def model_records(self) -> dict[str, dict[str, str]]:
+        """Name and SHA-256 of the source of each model, by kind."""
+        if self.models is None:
+            return {}
+        return {
+            kind: {"name": name, "sha256": sha256}
+            for kind, (name, sha256) in self.models.sources.items()
+        }
+
+    def library(self, preset: str | None) -> Library:
+        """Return the library that searches with a preset.
+
+        Raises:
+            GranAlignError: the preset is unknown, or needs a model that is not there.
+        """
+        name = self.preset if preset is None else preset
+        if name in self.libraries:
+            return self.libraries[name]
+        if name in self.unavailable:
+            raise GranAlignError(f"preset {name!r}: {self.unavailable[name]}")
+        raise GranAlignError(f"preset: got {name!r}, expected one of: {', '.join(self.libraries)}")
+
+    def videos(self) -> Sequence[CataloguedVideo]:
+        """Return the videos of the library, sorted by id."""
+        return list(self._videos.values())
+
+    def video(self, vid: str) -> CataloguedVideo | None:
+        """Return a video by its id; None if there is none."""
+        return self._videos.get(vid)
+
+    @property
+    def damaged(self) -> Mapping[str, str]:
+        """Why an index cannot be searched, by the id of its video."""
+        catalogue = self.catalogue
+        if catalogue is None:
+            return {}
+        return {vid: reason for vid, (_, reason) in catalogue.damaged.items()}
+
+    def index(self, video: CataloguedVideo) -> VideoIndex:
+        """Read the index of a video.
+
+        Raises:
+            GranAlignError: it was removed or damaged meanwhile.
+        """
+        return VideoIndex.load(self.folder / video.vid)
+
+    def is_stale(self) -> bool:
+        """Return whether indexes came, went or changed since the catalogue was opened."""
+        try:
+            return index_stamps(self.folder) != self._stamps
+        except GranAlignError:
+            return False  # the folder is not there for now, such as one on a network
+
+    def refresh(self) -> None:
+        """Open the catalogue anew, if it is stale, and let the next batch search it."""
+        with self._refreshing:
+            try:
+                self.tags = read_tags(self.folder)
+                if self.is_stale():
+                    self._take(open_catalogue(self.folder))
+            except GranAlignError as error:
+                _log.warning("the library is as it was: %s", error)
+
+    def _take(self, catalogue: Catalogue) -> None:
+        """Make a catalogue the one that is served."""
+        videos = {video.vid: video for video in catalogue.videos()}
+        stamps = {vid: video.stamp for vid, video in videos.items()}
+        stamps |= {vid: stamp for vid, (stamp, _) in catalogue.damaged.items()}
+        self.tags = read_tags(self.folder)
+        self.catalogue, self._videos, self._stamps = catalogue, videos, stamps
+
+    def take_catalogue(self) -> None:
+        """Let the libraries search the newest catalogue; the thread that searches calls this."""
+        catalogue = self.catalogue
+        for library in self.libraries.values():
+            if catalogue is not None and library.catalogue is not catalogue:
+                library.catalogue = catalogue
+
+    def named(self, path: Path | None) -> str | None:
+        """Return the name of a video file, without the folders of this machine."""
+        from granalign_fast.files import escape_undecodable
+
+        return None if path is None else escape_undecodable(path.name)

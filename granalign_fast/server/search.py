@@ -1,0 +1,254 @@
+"""The route that searches: all videos of the library, by one query or several."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from starlette.responses import Response
+
+from granalign_fast.errors import GranAlignError
+from granalign_fast.library import LibraryResult
+from granalign_fast.types import Rewrites
+
+from .batcher import Options, QueueFull, Ticket
+from .events import Event, event_stream, queued_events
+from .problems import Problem
+from .records import search_answer
+from .schemas import PROBLEM, GivenRewrites, SearchAnswer, SearchRequest
+from .service import Current, Service
+
+router = APIRouter(tags=["search"])
+
+
+@router.post(
+    "/v1/search",
+    summary="Find the moments that fit a query",
+    response_model=None,
+    responses={
+        200: {
+            "model": SearchAnswer,
+            "description": "The answers. With `stream`, events: `first`, `refined`, `done`.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        },
+        422: PROBLEM,
+        429: PROBLEM,
+        503: PROBLEM,
+        504: PROBLEM,
+    },
+)
+async def search(body: SearchRequest, request: Request, service: Current) -> Response:
+    """Search all videos, or those that the filters choose.
+
+    Queries of requests that come at the same time are searched together. With `stream`, the events
+    `first` and `refined` each have a whole answer, as `done` has, which is the last event; `error`
+    ends a search that failed.
+    """
+    service.check_ready()
+    queries = _queries(body, service)
+    options = _options(body, service)
+    timeout = min(body.timeout or service.settings.limits.timeout, service.settings.limits.timeout)
+    if body.stream:
+        return _stream(body, queries[0], options, timeout, service)
+    results = await _search(queries, options, timeout, request, service)
+    answer = search_answer(service.engine, options.preset, results, saliency=body.saliency)
+    return JSONResponse(answer)
+
+
+def _queries(body: SearchRequest, service: Service) -> list[str | Rewrites]:
+    """Return the queries of a request.
+
+    Raises:
+        GranAlignError: there is none, there are too many, or one cannot be read.
+    """
+    if (body.query is None) == (body.queries is None):
+        raise GranAlignError("query, queries: expected one of the two")
+    given = [body.query] if body.query is not None else list(body.queries or ())
+    most = service.settings.limits.queries
+    if not 1 <= len(given) <= most:
+        raise GranAlignError(f"queries: got {len(given)}, expected 1 to {most}")
+    if body.stream and len(given) > 1:
+        raise GranAlignError(f"stream: got {len(given)} queries, expected one")
+    queries: list[str | Rewrites] = []
+    for query in given:
+        if isinstance(query, GivenRewrites):
+            queries.append(Rewrites(**query.model_dump()))
+        elif query is not None:
+            queries.append(Rewrites(query).query)  # an empty one is refused
+    longest = max(len(query if isinstance(query, str) else query.query) for query in queries)
+    if longest > service.settings.limits.query_characters:
+        raise GranAlignError(
+            f"query: got {longest:,} characters, expected at most "
+            f"{service.settings.limits.query_characters:,}"
+        )
+    return queries
+
+
+def _options(body: SearchRequest, service: Service) -> Options:
+    """Return the options of a request.
+
+    Raises:
+        GranAlignError: one is out of range, or the preset cannot be used.
+    """
+    limits = service.settings.limits
+    for name, got, most in (("top", body.top, limits.top), ("refine", body.refine, limits.refine)):
+        if got > most:
+            raise GranAlignError(f"{name}: got {got}, expected at most {most}")
+    preset = service.engine.preset if body.preset is None else body.preset
+    service.engine.library(preset)  # raises unless it can be used
+    options = Options(
+        preset=preset,
+        top=body.top,
+        refine=body.refine,
+        budget=body.budget,
+        videos=tuple(body.filters.videos),
+        tags=tuple(body.filters.tags),
+        after=body.filters.after,
+        before=body.filters.before,
+        min_length=body.filters.min_length,
+    )
+    _ = options.filters  # raises if a date cannot be read
+    return options
+
+
+async def _search(
+    queries: Sequence[str | Rewrites],
+    options: Options,
+    timeout: float,
+    request: Request,
+    service: Service,
+) -> list[LibraryResult]:
+    """Search queries in common batches, and wait for the answers.
+
+    Raises:
+        Problem: too many queries wait, or the time is up.
+        GranAlignError: the search was refused.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = time.monotonic() + timeout
+    futures: list[asyncio.Future[LibraryResult]] = [loop.create_future() for _ in queries]
+    tickets = []
+    for query, future in zip(queries, futures, strict=True):
+
+        def answer(
+            result: LibraryResult | Exception,
+            last: bool,
+            future: asyncio.Future[LibraryResult] = future,
+        ) -> None:
+            if last:
+                with contextlib.suppress(RuntimeError):  # the loop has ended
+                    loop.call_soon_threadsafe(_resolve, future, result)
+
+        tickets.append(Ticket(query, options, answer, deadline=deadline))
+    _submit(service, tickets)
+    everything = asyncio.gather(*futures)
+    gone = asyncio.ensure_future(_until_gone(request))
+    ends: set[asyncio.Future[Any]] = {everything, gone}
+    try:
+        await asyncio.wait(ends, timeout=timeout, return_when="FIRST_COMPLETED")
+        if everything.done():
+            return everything.result()
+        raise _too_late(timeout)
+    finally:
+        for ticket in tickets:
+            ticket.cancelled = True
+        gone.cancel()
+        everything.cancel()
+
+
+def _resolve(future: asyncio.Future[LibraryResult], result: LibraryResult | Exception) -> None:
+    if future.done():  # nobody waits any more
+        return
+    if isinstance(result, Exception):
+        future.set_exception(_shown(result))
+    else:
+        future.set_result(result)
+
+
+def _shown(error: Exception) -> Exception:
+    """Return an error as a client may see it."""
+    if isinstance(error, GranAlignError | Problem):
+        return error
+    return Problem("internal", "the search failed; the log of the service says why")
+
+
+def _submit(service: Service, tickets: list[Ticket]) -> None:
+    try:
+        service.batcher.submit(tickets)
+    except QueueFull as full:
+        service.metrics.refused.labels("too-many").inc()
+        raise Problem(
+            "too-many",
+            f"got {service.batcher.waiting} queries that wait, expected fewer; try again in "
+            f"{full.seconds:.0f} s",
+            headers={"Retry-After": str(round(full.seconds))},
+        ) from None
+
+
+def _too_late(timeout: float) -> Problem:
+    return Problem(
+        "too-late",
+        f"got no answer in {timeout:g} s; ask for less (refine, budget), or try again later",
+    )
+
+
+async def _until_gone(request: Request) -> None:
+    """Wait until the client has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _stream(
+    body: SearchRequest,
+    query: str | Rewrites,
+    options: Options,
+    timeout: float,
+    service: Service,
+) -> Response:
+    """Answer by events."""
+    loop = asyncio.get_running_loop()
+    events: asyncio.Queue[Event | None] = asyncio.Queue()
+    count = 0
+
+    def put(event: Event | None) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+    def answer(result: LibraryResult | Exception, last: bool) -> None:
+        nonlocal count
+        if isinstance(result, Exception):
+            put(("error", _problem(result).to_record()))
+        else:
+            name = "first" if count == 0 and not last else "done" if last else "refined"
+            data: dict[str, Any] = search_answer(
+                service.engine, options.preset, [result], saliency=body.saliency
+            )
+            put((name, data))
+        count += 1
+        if last:
+            put(None)
+
+    deadline = time.monotonic() + timeout
+    ticket = Ticket(query, options, answer, staged=True, deadline=deadline)
+    _submit(service, [ticket])
+
+    async def until_done() -> AsyncIterator[Event | None]:
+        try:
+            async for event in queued_events(events, deadline):
+                yield event
+        except TimeoutError:
+            yield ("error", _too_late(timeout).to_record())
+        finally:
+            ticket.cancelled = True
+
+    return event_stream(until_done())
+
+
+def _problem(error: Exception) -> Problem:
+    shown = _shown(error)
+    return shown if isinstance(shown, Problem) else Problem("invalid", str(shown))

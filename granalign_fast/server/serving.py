@@ -1,0 +1,143 @@
+"""Running the application: sockets, slow clients, signals, worker processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from granalign_fast.errors import GranAlignError
+
+from .app import create_app
+from .logs import configure_logs
+from .settings import Settings
+
+_HEADER_BYTES = 32 << 10
+"""Most bytes of a request's headers."""
+
+
+class PatientProtocol(H11Protocol):
+    """HTTP/1.1 that does not wait for ever: headers must be complete within some seconds."""
+
+    header_seconds = 10.0
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for headers."""
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """Take a part of a request."""
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End the wait."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        """Wait if a request has begun whose headers are not complete."""
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_waiting()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(self.header_seconds, self._give_up)
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _give_up(self) -> None:
+        self._timer = None
+        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+            self.transport.close()
+
+
+def serve(settings: Settings, host: str, port: int) -> int:
+    """Serve until a signal ends it; return the exit code.
+
+    Args:
+        settings: of the service.
+        host: to listen on.
+        port: to listen on; 0 for one that is free.
+
+    Raises:
+        GranAlignError: the address cannot be listened on, or the library cannot be used.
+    """
+    configure_logs(as_json=settings.log_json)
+    app = create_app(settings, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    listener = _listen(host, port)
+    config = uvicorn.Config(app, **_options(settings))
+    server = DrainingServer(config)
+    _announce(listener)
+    server.run(sockets=[listener])
+    return 0
+
+
+class DrainingServer(uvicorn.Server):
+    """A server that tells its application at once when it is to end, and ends with exit code 0."""
+
+    on_exit: Callable[[], None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain."""
+        super().handle_exit(sig, frame)
+        self._captured_signals.clear()  # otherwise the signal is raised again at the end
+        if self.on_exit is not None:
+            self.on_exit()
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    limits = settings.limits
+    PatientProtocol.header_seconds = limits.header_seconds
+    return {
+        "http": PatientProtocol,
+        "ws": "none",
+        "lifespan": "on",
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": False,
+        "limit_concurrency": limits.connections,
+        "h11_max_incomplete_event_size": _HEADER_BYTES,
+        "timeout_graceful_shutdown": round(limits.drain_seconds),
+    }
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens.
+
+    Raises:
+        GranAlignError: the address is not this machine's, or is in use.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise GranAlignError(
+            f"--host {host} --port {port}: cannot listen there ({error.strerror or error}); name "
+            f"another --port, or an address of this machine"
+        ) from None
+    listener.set_inheritable(True)
+    return listener
+
+
+def _announce(listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    sys.stderr.write(f"granalign: serving at http://{shown}:{port} (Ctrl-C ends it)\n")
+    sys.stderr.flush()

@@ -1,0 +1,103 @@
+"""The settings of the service: what it serves, to whom, and its limits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from granalign_fast.config import MOST_CHARACTERS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The bounds on what one request, and all of them together, may take."""
+
+    body_bytes: int = 1 << 18
+    """A JSON body: 64 queries of the greatest length fit."""
+    upload_bytes: int = 8 << 30
+    """A video that is uploaded."""
+    query_characters: int = MOST_CHARACTERS
+    """A query or a rewrite."""
+    queries: int = 16
+    """Queries of one search request."""
+    top: int = 100
+    """Moments of an answer."""
+    refine: int = 100
+    """Videos that the method searches for one query."""
+    batch: int = 16
+    """Queries that share a batch."""
+    batch_delay: float = 0.005
+    """Seconds that the first query of a batch waits for others."""
+    queue: int = 64
+    """Queries that wait for a batch; past them a request gets 429."""
+    timeout: float = 60.0
+    """Seconds after which a search gets 504; a request may ask for less."""
+    media_threads: int = 2
+    """Frames, cuts and exports that are made at the same time."""
+    media_queue: int = 32
+    """Requests for them that wait; past them a request gets 429."""
+    clip_seconds: float = 600.0
+    """Length of a clip that is cut out."""
+    jobs: int = 1000
+    """Jobs that wait; past them an upload gets 429."""
+    connections: int = 512
+    """Open connections; past them a request gets 503."""
+    header_seconds: float = 10.0
+    """Seconds in which a client must have sent its headers."""
+    body_seconds: float = 20.0
+    """Seconds in which the next part of a body must arrive."""
+    drain_seconds: float = 30.0
+    """Seconds that requests in work have after SIGTERM."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All that `granalign serve` was told."""
+
+    library: Path
+    models: Path | None = None
+    """A folder of models, or ``miniatures``; None for the sentence encoder alone."""
+    device: str = "cpu"
+    prefix_gib: float = 4.0
+    preset: str | None = None
+    """The preset of a search that names none; None for that which fits the models."""
+    captions_only: bool = False
+    roots: tuple[Path, ...] = ()
+    """Folders of which a client may have videos indexed, by path."""
+    tokens: Path | None = None
+    """A file of tokens; None if everybody may do everything."""
+    hosts: tuple[str, ...] = ()
+    """Names by which clients reach the service; empty for any."""
+    origins: tuple[str, ...] = ()
+    """Origins of other sites whose pages may call the service (CORS)."""
+    log_json: bool = False
+    workers: int = 1
+    limits: Limits = field(default_factory=Limits)
+
+    def to_json(self) -> str:
+        """Return the settings as text, for the environment of a worker process."""
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> Settings:
+        """Read what `to_json` returned."""
+        record: dict[str, Any] = json.loads(text)
+        limits: Mapping[str, Any] = record.pop("limits")
+        paths = {
+            name: None if record[name] is None else Path(record[name])
+            for name in ("models", "tokens")
+        }
+        return cls(
+            **record
+            | paths
+            | {
+                "library": Path(record["library"]),
+                "roots": tuple(map(Path, record["roots"])),
+                "hosts": tuple(record["hosts"]),
+                "origins": tuple(record["origins"]),
+                "limits": Limits(**limits),
+            }
+        )
