@@ -51,15 +51,40 @@ def serve(
             "repeated. Default: none.",
         ),
     ] = None,
+    root: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR",
+            help="A folder of which clients may have videos indexed by path; can be repeated.",
+        ),
+    ] = None,
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="Change nothing: no uploads, no removals.")
+    ] = False,
     preset: SearchPreset = None,
     captions_only: CaptionsOnly = False,
     device: Device = "cpu",
     prefix_gib: PrefixGib = 4.0,
+    workers: Annotated[
+        int,
+        typer.Option(min=1, help="Processes that search, each with models of its own in memory."),
+    ] = 1,
+    otlp: Annotated[
+        bool,
+        typer.Option(
+            "--otlp",
+            help="Send traces and metrics by OTLP, to the OTEL_EXPORTER_OTLP_ENDPOINT of the "
+            "environment.",
+        ),
+    ] = False,
     log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
 ) -> None:
     """Serve a library over HTTP: searches, videos, frames, clips; see /docs there."""
     check_extra("fastapi", "the service", "serve")
     check_extra("uvicorn", "the service", "serve")
+    if otlp:
+        check_extra("opentelemetry.sdk", "--otlp", "serve-otlp")
+        check_extra("opentelemetry.exporter", "--otlp", "serve-otlp")
     if log_format not in ("text", "json"):
         raise GranAlignError(f"--log-format: got {log_format!r}, expected text or json")
     from granalign_fast.server.access import is_loopback
@@ -84,9 +109,13 @@ def serve(
         prefix_gib=prefix_gib,
         preset=preset,
         captions_only=captions_only,
+        roots=tuple(path.absolute() for path in root or ()),
+        read_only=read_only,
         tokens=token_file,
         hosts=names,
         origins=tuple(cors or ()),
+        workers=workers,
+        telemetry=otlp,
         log_json=log_format == "json",
     )
     raise typer.Exit(run(settings, host, port))

@@ -5,23 +5,33 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from . import health, media, problems, search, videos
+from . import health, job_routes, media, problems, reference, search, sessions, uploads, videos
 from .access import Tokens
 from .batcher import Batcher
 from .engine import Engine
 from .files import CheckedFiles
 from .gate import Gate
+from .indexing import Indexer
+from .jobs import STATES, Jobs
+from .logs import configure_logs
 from .metrics import Metrics
 from .pictures import Pictures
+from .records import can_index
+from .schemas import ProblemRecord
 from .service import Service
 from .settings import Settings
 
@@ -30,45 +40,55 @@ _log = logging.getLogger(__name__)
 _REFRESH_SECONDS = 5.0
 """How often the service looks whether another process has indexed or removed videos."""
 
-_DESCRIPTION = """
-Find the moments in a library of videos that a sentence describes. Times are in seconds on the clock
-of players. Errors are problem details (RFC 9457).
-"""
+_DESCRIPTION = (
+    "Find the moments in a library of videos that a sentence describes. Times are in seconds on "
+    "the clock of players. Errors are problem details (RFC 9457)."
+)
 
 
-def create_app(settings: Settings, failed: Callable[[], None] | None = None) -> ASGIApp:
-    """Return the application; the models are loaded after it has started.
-
-    Args:
-        settings: of the service.
-        failed: called if the models cannot be loaded.
+def create_service(settings: Settings) -> Service:
+    """Return the parts of a service; its models are loaded when the application starts.
 
     Raises:
         GranAlignError: the library, the models or the tokens cannot be used.
     """
-    metrics = Metrics()
-    engine = Engine(settings)
-    service = Service(
+    metrics, engine, jobs = Metrics(), Engine(settings), Jobs(settings.library)
+    if not settings.read_only:
+        jobs.create_folders()
+    return Service(
         settings=settings,
         engine=engine,
         metrics=metrics,
+        tokens=None if settings.tokens is None else Tokens.read(settings.tokens),
         batcher=Batcher(engine, metrics),
         files=CheckedFiles(engine),
         pictures=Pictures(),
+        jobs=jobs,
+        indexer=Indexer(engine, jobs),
         media=ThreadPoolExecutor(settings.limits.media_threads, "media"),
     )
-    tokens = None if settings.tokens is None else Tokens.read(settings.tokens)
+
+
+def create_app(service: Service, failed: Callable[[str], None] | None = None) -> ASGIApp:
+    """Return the application of a service.
+
+    Args:
+        service: its parts.
+        failed: called with the reason if the models cannot be loaded.
+    """
+    settings = service.settings
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        loader = threading.Thread(target=_load, args=(service, failed), daemon=True)
-        loader.start()
+        _drain_at_signals(service)
+        threading.Thread(target=_load, args=(service, failed), daemon=True).start()
         refreshing = asyncio.create_task(_keep_fresh(service))
         yield
         service.draining.set()
         refreshing.cancel()
         with suppress(asyncio.CancelledError):
             await refreshing
+        await asyncio.to_thread(service.indexer.stop)
         await asyncio.to_thread(service.batcher.stop)
         service.media.shutdown(wait=False, cancel_futures=True)
 
@@ -79,13 +99,15 @@ def create_app(settings: Settings, failed: Callable[[], None] | None = None) -> 
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
+        telemetry={"auto_configure": settings.telemetry, "logs": False},
     )
     app.state.service = service
-    for part in (health, search, videos, media):
+    for part in (health, search, videos, uploads, job_routes, media, sessions, reference):
         app.include_router(part.router)
     problems.install(app)
-    metrics.before_text.append(lambda: _update_gauges(service))
-    gate: ASGIApp = Gate(app, settings, metrics, tokens, lambda method, path: False)
+    _describe_problems(app)
+    service.metrics.before_text.append(lambda: _update_gauges(service))
+    gate: ASGIApp = Gate(app, settings, service.metrics, service.tokens, _is_upload)
     if settings.origins:
         gate = CORSMiddleware(
             gate,
@@ -97,15 +119,62 @@ def create_app(settings: Settings, failed: Callable[[], None] | None = None) -> 
     return gate
 
 
-def _load(service: Service, failed: Callable[[], None] | None) -> None:
+def _describe_problems(app: FastAPI) -> None:
+    """Put problem details in the place of the framework's own errors in the OpenAPI."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        described = generate()
+        components = described["components"]["schemas"]
+        if "ProblemRecord" not in components:
+            components["ProblemRecord"] = ProblemRecord.model_json_schema()
+            for name in ("HTTPValidationError", "ValidationError"):
+                components.pop(name, None)
+            content = {
+                "application/problem+json": {
+                    "schema": {"$ref": "#/components/schemas/ProblemRecord"}
+                }
+            }
+            for methods in described["paths"].values():
+                for route in methods.values():
+                    if "422" in route["responses"]:
+                        route["responses"]["422"]["content"] = content
+        return described
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _is_upload(method: str, path: str) -> bool:
+    return method == "POST" and path == "/v1/videos"
+
+
+def _drain_at_signals(service: Service) -> None:
+    """Let the service know at once that it is to end; the server's own handlers run as well."""
+    if threading.current_thread() is not threading.main_thread():
+        return  # a server in a thread has no signals
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before = signal.getsignal(number)
+
+        def drain(got: int, frame: FrameType | None, before: Any = before) -> None:
+            loop.call_soon_threadsafe(service.draining.set)
+            if callable(before):
+                before(got, frame)
+
+        signal.signal(number, drain)
+
+
+def _load(service: Service, failed: Callable[[str], None] | None) -> None:
     service.open()
-    if service.failure is None:
-        service.batcher.start()
-        _log.info("ready: %d videos", len(service.engine.videos()))
+    if service.failure is not None:
+        _log.error("%s", service.failure)
+        if failed is not None:
+            failed(service.failure)
         return
-    _log.error("%s", service.failure)
-    if failed is not None:
-        failed()
+    service.batcher.start()
+    if not service.settings.read_only and can_index(service.engine):
+        service.indexer.start()
+    _log.info("ready: %d videos", len(service.engine.videos()))
 
 
 async def _keep_fresh(service: Service) -> None:
@@ -121,8 +190,22 @@ def _update_gauges(service: Service) -> None:
     service.metrics.videos.set(len(videos))
     service.metrics.clips.set(sum(video.clips for video in videos))
     service.metrics.queued.set(service.batcher.waiting)
+    states = Counter(job.state for job in service.jobs.all())
+    for state in STATES:
+        service.metrics.jobs.labels(state).set(states[state])
+
+
+SETTINGS, FAILURE = "GRANALIGN_SERVE", "GRANALIGN_SERVE_FAILURE"
+"""Variables that tell a worker process its settings, and the file for the reason of a failure."""
 
 
 def app_of_worker() -> ASGIApp:
     """Return the application of one of several worker processes, by its environment."""
-    return create_app(Settings.from_json(os.environ["GRANALIGN_SERVE"]))
+    settings = Settings.from_json(os.environ[SETTINGS])
+    configure_logs(as_json=settings.log_json)
+
+    def failed(reason: str) -> None:
+        Path(os.environ[FAILURE]).write_text(reason, encoding="utf-8")
+        os.kill(os.getppid(), signal.SIGTERM)  # every worker would fail so
+
+    return create_app(create_service(settings), failed)

@@ -130,7 +130,7 @@ class Gate:
         if self._tokens is None or self._is_open(path) or method == "OPTIONS":
             return
         token = self._token(self._tokens, headers)
-        scope["token_name"] = token.name
+        scope["token"] = token
         reads = method in ("GET", "HEAD") or _READING_POSTS.fullmatch(path)
         needed = "read" if reads else "write"
         if needed not in token.scopes:
@@ -230,7 +230,7 @@ class Gate:
                     "status": status,
                     "seconds": round(seconds, 4),
                     "client": client[0] if client else None,
-                    "token": scope.get("token_name"),
+                    "token": token.name if (token := scope.get("token")) else None,
                 }
             },
         )

@@ -100,7 +100,7 @@ class Metrics:
         )
         self.jobs = Gauge(
             "granalign_jobs",
-            "Indexing jobs, by state.",
+            "Jobs that index videos, by state.",
             ("state",),
             registry=registry,
             multiprocess_mode="max",

@@ -35,6 +35,7 @@ TITLES: Mapping[str, tuple[int, str]] = {
     "internal": (500, "The service failed"),
     "not-available": (501, "The service was started without what this needs"),
     "not-ready": (503, "The service is not ready"),
+    "no-space": (507, "The disk of the library is full"),
     "too-late": (504, "The answer was not ready in time"),
 }
 """Status and title of each kind of problem."""

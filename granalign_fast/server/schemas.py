@@ -213,3 +213,33 @@ PROBLEM: dict[str, Any] = {
         "application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemRecord"}}
     },
 }
+
+
+class PathRequest(Strict):
+    """A video file below a folder that the service was started with."""
+
+    path: Name = Field(description="From the folder on, or absolute inside it.")
+    tags: Names = []
+
+
+class JobRecord(Record):
+    """A video that is taken in."""
+
+    id: str
+    state: Literal["receiving", "queued", "indexing", "done", "failed", "cancelled"]
+    name: str = Field(description="Of the video file.")
+    vid: str | None = Field(description="Id of the video, once the state is done.")
+    done: int = Field(description="Clips that are indexed; bytes, while it is received.")
+    total: int | None = Field(description="Clips that are to be, or bytes; null if unknown.")
+    unit: Literal["byte", "clip"] = Field(description="Of `done` and `total`.")
+    error: str | None = Field(description="Why it failed.")
+    tags: list[str]
+    created: str = Field(description="ISO 8601.")
+    changed: str = Field(description="When the state changed last, in ISO 8601.")
+
+
+class JobList(Record):
+    """Jobs, the newest first."""
+
+    version: str = VERSION
+    jobs: list[JobRecord]

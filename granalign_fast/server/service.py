@@ -14,9 +14,12 @@ from fastapi import Depends, Request
 from granalign_fast.errors import GranAlignError
 from granalign_fast.library.records import CataloguedVideo
 
+from .access import Tokens
 from .batcher import Batcher
 from .engine import Engine
 from .files import CheckedFiles
+from .indexing import Indexer
+from .jobs import Jobs
 from .metrics import Metrics
 from .pictures import Pictures
 from .problems import Problem
@@ -36,8 +39,11 @@ class Service:
         engine: the models and the library.
         batcher: searches.
         metrics: of everything.
+        tokens: None if nobody needs one.
         files: of the videos, checked.
         pictures: that were made.
+        jobs: that index videos.
+        indexer: runs them.
         media: the threads that decode frames and cut clips.
         draining: set when the service is to end: streams of events end, it is not ready.
         failure: why the models could not be loaded.
@@ -46,13 +52,18 @@ class Service:
     settings: Settings
     engine: Engine
     metrics: Metrics
+    tokens: Tokens | None
     batcher: Batcher
     files: CheckedFiles
     pictures: Pictures
+    jobs: Jobs
+    indexer: Indexer
     media: ThreadPoolExecutor
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     failure: str | None = None
     media_waiting: int = 0
+    receiving: int = 0
+    """Uploads that are under way."""
 
     def check_ready(self) -> None:
         """Raise unless the models are loaded and warm, and the service is not ending.
@@ -65,6 +76,15 @@ class Service:
         if not self.engine.ready.is_set():
             detail = self.failure or "the models are being loaded; try again soon"
             raise Problem("not-ready", detail, headers={"Retry-After": "2"})
+
+    def check_writable(self) -> None:
+        """Raise if the service must not change the library.
+
+        Raises:
+            Problem: it was started to read alone.
+        """
+        if self.settings.read_only:
+            raise Problem("not-available", "the service was started with --read-only")
 
     def video(self, vid: str) -> CataloguedVideo:
         """Return a video by its id.

@@ -7,28 +7,31 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+import tempfile
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.supervisors.multiprocess import Multiprocess
 
 from granalign_fast.errors import GranAlignError
 
-from .app import create_app
+from .app import FAILURE, SETTINGS, create_app, create_service
 from .logs import configure_logs
 from .settings import Settings
 
 _HEADER_BYTES = 32 << 10
 """Most bytes of a request's headers."""
+_HEADER_SECONDS = 10.0
+"""Seconds in which a client must have sent them."""
 
 
 class PatientProtocol(H11Protocol):
     """HTTP/1.1 that does not wait for ever: headers must be complete within some seconds."""
 
-    header_seconds = 10.0
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -51,7 +54,7 @@ class PatientProtocol(H11Protocol):
         if self.conn.their_state is not h11.IDLE:
             self._stop_waiting()
         elif self._timer is None:
-            self._timer = self.loop.call_later(self.header_seconds, self._give_up)
+            self._timer = self.loop.call_later(_HEADER_SECONDS, self._give_up)
 
     def _stop_waiting(self) -> None:
         if self._timer is not None:
@@ -76,31 +79,48 @@ def serve(settings: Settings, host: str, port: int) -> int:
         GranAlignError: the address cannot be listened on, or the library cannot be used.
     """
     configure_logs(as_json=settings.log_json)
-    app = create_app(settings, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    service = create_service(settings)
     listener = _listen(host, port)
-    config = uvicorn.Config(app, **_options(settings))
-    server = DrainingServer(config)
     _announce(listener)
-    server.run(sockets=[listener])
-    return 0
+    if settings.workers > 1:
+        return _serve_by_workers(settings, listener)
+    app = create_app(service, lambda reason: os.kill(os.getpid(), signal.SIGTERM))
+    QuietServer(uvicorn.Config(app, **_options(settings))).run(sockets=[listener])
+    return 0 if service.failure is None else 2
 
 
-class DrainingServer(uvicorn.Server):
-    """A server that tells its application at once when it is to end, and ends with exit code 0."""
-
-    on_exit: Callable[[], None] | None = None
+class QuietServer(uvicorn.Server):
+    """A server that ends with an exit code, where uvicorn raises the signal that ended it again."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain."""
         super().handle_exit(sig, frame)
-        self._captured_signals.clear()  # otherwise the signal is raised again at the end
-        if self.on_exit is not None:
-            self.on_exit()
+        self._captured_signals.clear()
+
+
+def _serve_by_workers(settings: Settings, listener: socket.socket) -> int:
+    """Serve by several processes, which share the socket; return the exit code."""
+    with tempfile.TemporaryDirectory(prefix="granalign-serve-") as name:
+        failure = Path(name) / "failure"
+        metrics = Path(name) / "metrics"
+        metrics.mkdir()
+        os.environ |= {
+            SETTINGS: settings.to_json(),
+            FAILURE: str(failure),
+            "PROMETHEUS_MULTIPROC_DIR": str(metrics),
+        }
+        config = uvicorn.Config(
+            "granalign_fast.server.app:app_of_worker",
+            factory=True,
+            workers=settings.workers,
+            **_options(settings),
+        )
+        Multiprocess(config, sockets=[listener]).run()
+        return 2 if failure.exists() else 0
 
 
 def _options(settings: Settings) -> dict[str, Any]:
     limits = settings.limits
-    PatientProtocol.header_seconds = limits.header_seconds
     return {
         "http": PatientProtocol,
         "ws": "none",

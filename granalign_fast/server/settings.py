@@ -43,10 +43,14 @@ class Limits:
     """Length of a clip that is cut out."""
     jobs: int = 1000
     """Jobs that wait; past them an upload gets 429."""
+    uploads: int = 8
+    """Uploads at the same time; past them a request gets 429."""
+    spare_bytes: int = 1 << 30
+    """Free space that an upload leaves on the disk of the library."""
+    job_seconds: float = 24 * 3600.0
+    """Seconds that the indexing of a video may take."""
     connections: int = 512
     """Open connections; past them a request gets 503."""
-    header_seconds: float = 10.0
-    """Seconds in which a client must have sent its headers."""
     body_seconds: float = 20.0
     """Seconds in which the next part of a body must arrive."""
     drain_seconds: float = 30.0
@@ -73,7 +77,11 @@ class Settings:
     """Names by which clients reach the service; empty for any."""
     origins: tuple[str, ...] = ()
     """Origins of other sites whose pages may call the service (CORS)."""
+    read_only: bool = False
+    """Whether nothing of the library is changed: no uploads, no removals, no jobs."""
     log_json: bool = False
+    telemetry: bool = False
+    """Whether traces and metrics are sent by OTLP, as variables of OpenTelemetry say."""
     workers: int = 1
     limits: Limits = field(default_factory=Limits)
 

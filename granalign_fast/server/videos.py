@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
+
+from granalign_fast.errors import GranAlignError
+from granalign_fast.library.upkeep import remove_videos
 
 from .problems import Problem
 from .records import service_record, video_record
@@ -65,14 +69,18 @@ def remove_video(vid: str, service: Current) -> dict[str, list[str]]:
 
     A file that was uploaded to the service is deleted with them; every other file stays.
     """
-    from granalign_fast.errors import GranAlignError
-    from granalign_fast.library.upkeep import remove_videos
-
-    service.video(vid)
+    service.check_writable()
+    path = service.video(vid).path
     try:
         removed = remove_videos(service.engine.folder, [vid])
-    except GranAlignError as error:
-        raise Problem("conflict", str(error), headers={"Retry-After": "5"}) from None
+    except GranAlignError:
+        raise Problem(
+            "conflict",
+            f"video {vid!r}: a video is being indexed, or the library cannot be changed; try again",
+            headers={"Retry-After": "5"},
+        ) from None
     finally:
         service.engine.refresh()
+    if path is not None and (upload := service.jobs.uploaded(path)) is not None:
+        shutil.rmtree(upload, ignore_errors=True)
     return {"removed": removed}
