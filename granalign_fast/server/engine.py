@@ -16,7 +16,8 @@ from granalign_fast.library import Library
 from granalign_fast.library.catalogue import Catalogue, open_catalogue
 from granalign_fast.library.records import CataloguedVideo, index_stamps
 from granalign_fast.library.tags import Tags, read_tags
-from granalign_fast.pipeline import MomentRetriever, open_models, open_retriever
+from granalign_fast.models.manifest import SENTENCE_ENCODER
+from granalign_fast.pipeline import MomentRetriever, SentenceEncoder, open_models
 
 from .settings import Settings
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _WARM_UP = "a person walks"
-"""The query that each preset is asked before the service is ready."""
+"""The query that is asked before the service is ready."""
 
 
 class Engine:
@@ -55,6 +56,8 @@ class Engine:
         self.libraries: dict[str, Library] = {}
         self.unavailable: dict[str, str] = {}
         """Why a preset cannot be used, by its name."""
+        self.model_records: dict[str, dict[str, str]] = {}
+        """Name and SHA-256 of the source of each model that answers, by kind."""
         self.tags: Tags = {}
         self.ready = threading.Event()
         self._videos: Mapping[str, CataloguedVideo] = {}
@@ -62,16 +65,17 @@ class Engine:
         self._refreshing = threading.Lock()
 
     def open(self) -> None:
-        """Load all models, open the library, and search once with each preset.
+        """Load all models, open the library, and search it once.
 
         Raises:
             GranAlignError: a model cannot be loaded, or is not the one that made the indexes.
         """
         catalogue = open_catalogue(self.folder)
         self._check(catalogue)
+        encoder = self._open_encoder()
         for name in PRESETS:
             try:
-                retriever = self._open_retriever(name)
+                retriever = self._open_retriever(name, encoder)
             except GranAlignError as error:
                 self.unavailable[name] = str(error)
             else:
@@ -79,16 +83,27 @@ class Engine:
         if self.preset not in self.libraries:
             raise GranAlignError(f"preset {self.preset!r}: {self.unavailable[self.preset]}")
         self._take(catalogue)
-        for library in self.libraries.values():
-            library.search(_WARM_UP, top=1, refine=1)
+        self.libraries[self.preset].search(_WARM_UP, top=1, refine=1)
         self.ready.set()
 
-    def _open_retriever(self, name: str) -> MomentRetriever:
-        return open_retriever(
-            name,
-            models=self.models,
-            device=self.settings.device,
-            captions_only=self.settings.captions_only,
+    def _open_encoder(self) -> SentenceEncoder:
+        """Load the sentence encoder, and note which models answer."""
+        if self.models is None:
+            encoder, sources = SentenceEncoder(device=self.settings.device), {}
+        else:
+            encoder, sources = self.models.encoder, self.models.sources
+        manifest = encoder.manifest
+        sources = {SENTENCE_ENCODER: (manifest.source, manifest.source_sha256)} | sources
+        self.model_records = {
+            kind: {"name": name, "sha256": sha256} for kind, (name, sha256) in sources.items()
+        }
+        return encoder
+
+    def _open_retriever(self, name: str, encoder: SentenceEncoder) -> MomentRetriever:
+        if self.models is None:
+            return MomentRetriever(encoder, name, device=self.settings.device)
+        return self.models.retriever(
+            name, encoder=encoder, captions_only=self.settings.captions_only
         )
 
     def _check(self, catalogue: Catalogue) -> None:
@@ -107,16 +122,6 @@ class Engine:
         if self.settings.preset is not None:
             return self.settings.preset
         return "tuned"
-
-    @property
-    def model_records(self) -> dict[str, dict[str, str]]:
-        """Name and SHA-256 of the source of each model, by kind."""
-        if self.models is None:
-            return {}
-        return {
-            kind: {"name": name, "sha256": sha256}
-            for kind, (name, sha256) in self.models.sources.items()
-        }
 
     def library(self, preset: str | None) -> Library:
         """Return the library that searches with a preset.

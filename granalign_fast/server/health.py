@@ -12,12 +12,14 @@ from .service import Current
 router = APIRouter(tags=["health"])
 
 
+@router.head("/health/live", include_in_schema=False)
 @router.get("/health/live", summary="Is the process alive?")
 async def live() -> dict[str, str]:
     """Answer 200 as long as the process answers at all."""
     return {"status": "alive"}
 
 
+@router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready", summary="Can it search?", responses={503: PROBLEM})
 async def ready(service: Current) -> dict[str, str]:
     """Answer 200 once the models are loaded and warm, 503 before and while the service ends."""

@@ -114,13 +114,11 @@ class Indexer:
 
     def _next_job(self) -> Job | None:
         """Return the oldest job that waits; those that were cancelled meanwhile are ended."""
-        for job in self._jobs.all():
-            if job.state != QUEUED:
-                continue
-            if not self._jobs.is_to_cancel(job):
-                return job
+        waiting = [job for job in self._jobs.all() if job.state == QUEUED]
+        cancelled = [job for job in waiting if self._jobs.is_to_cancel(job)]
+        for job in cancelled:
             self._end_cancelled(job)
-        return None
+        return next((job for job in waiting if job not in cancelled), None)
 
     def _run_job(self, job: Job, workers: Workers) -> None:
         """Index the video of a job; whatever happens to it is written into the job."""

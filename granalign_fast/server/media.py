@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -62,16 +64,24 @@ _QUALITY = 85
 Width = Annotated[int, Query(ge=16, le=3840, description="Of the picture, in pixels.")]
 
 
+@router.head("/v1/videos/{vid}/media", include_in_schema=False)
+@router.get("/v1/videos/{vid}/media/{name}", include_in_schema=False)
+@router.head("/v1/videos/{vid}/media/{name}", include_in_schema=False)
 @router.get(
     "/v1/videos/{vid}/media",
     summary="Play the file",
     response_class=FileResponse,
     responses={206: {"description": "A range."}, 404: PROBLEM, 410: PROBLEM, 416: PROBLEM},
 )
-async def media(vid: str, service: Current) -> FileResponse:
-    """Send the video file, or the ranges of it that are asked for."""
+async def media(vid: str, service: Current, name: str | None = None) -> FileResponse:
+    """Send the video file, or the ranges of it that are asked for.
+
+    The name of the file may follow in the path, as cut lists have it.
+    """
     video = service.video(vid)
     path = await service.run(lambda: service.files.path(vid, video.stamp))
+    if name not in (None, path.name):
+        raise Problem("not-found", f"media: got {name!r}, expected the name of the file, or none")
     kind = _TYPES.get(path.suffix.lower(), "application/octet-stream")
     return FileResponse(
         path,
@@ -83,6 +93,7 @@ async def media(vid: str, service: Current) -> FileResponse:
     )
 
 
+@router.head("/v1/videos/{vid}/frame", include_in_schema=False)
 @router.get(
     "/v1/videos/{vid}/frame",
     summary="Show the frame at a time",
@@ -99,6 +110,7 @@ async def frame(
     return await _picture(service, service.video(vid), t, width)
 
 
+@router.head("/v1/videos/{vid}/thumbnail", include_in_schema=False)
 @router.get(
     "/v1/videos/{vid}/thumbnail",
     summary="Show a small picture of the video",
@@ -224,6 +236,14 @@ async def export(
         ),
     ],
     query: Annotated[str, Query(min_length=1, max_length=4000, description="Their query.")],
+    file: Annotated[
+        str | None,
+        Query(
+            max_length=4096,
+            description="Path or URL of the video, as the other program shall find it. Default: "
+            "its URL here.",
+        ),
+    ] = None,
 ) -> Response:
     """Send chosen moments of a video as subtitles, chapters, a cut list or a table.
 
@@ -236,6 +256,9 @@ async def export(
 
     video = service.video(vid)
     moments = tuple(map(_moment, moment))
+    if file is not None and not re.match(r"/|[a-z][a-z0-9+.-]*://", file):
+        raise Problem("invalid", f"file: got {file[:100]!r}, expected an absolute path or a URL")
+    where = f"{request.base_url}v1/videos/{quote(vid, safe='')}/media"
     text = Rewrites(query).query
 
     def make() -> tuple[str, str]:
@@ -254,7 +277,7 @@ async def export(
                 if captions is None
                 else tuple(captions[min(middle, len(captions) - 1)] for middle in middles)
             ),
-            media=None if path is None else path.name,
+            media=None if path is None else file or f"{where}/{quote(os.fsencode(path.name))}",
             source=None if path is None else read_source(path),
         )
         return render(format, timeline), FORMATS[format].suffix

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from granalign_fast.config import PRESETS
@@ -38,6 +39,7 @@ def search_answer(
     }
 
 
+@cache
 def software() -> str:
     """Return name and version of the package."""
     from importlib.metadata import version

@@ -18,7 +18,7 @@ Names = Annotated[list[Name], Field(max_length=1000)]
 class Strict(BaseModel):
     """A request, in which an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class GivenRewrites(Strict):
@@ -49,8 +49,6 @@ class SearchRequest(Strict):
     """A search of the library by one query or several."""
 
     model_config = ConfigDict(
-        extra="forbid",
-        allow_inf_nan=False,
         json_schema_extra={
             "examples": [
                 {"query": "a red car on the road", "top": 5},
