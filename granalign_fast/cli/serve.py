@@ -77,6 +77,18 @@ def serve(
             "environment.",
         ),
     ] = False,
+    max_queue: Annotated[
+        int, typer.Option(min=1, help="Queries that wait; past them a client gets 429.")
+    ] = 64,
+    max_batch: Annotated[int, typer.Option(min=1, help="Queries that are searched together.")] = 16,
+    max_delay: Annotated[
+        float,
+        typer.Option(min=0, metavar="SECONDS", help="How long a query waits for others."),
+    ] = 0.005,
+    max_seconds: Annotated[
+        float, typer.Option(min=0.1, help="Seconds after which a search gets 504.")
+    ] = 60.0,
+    max_upload_gib: Annotated[float, typer.Option(min=0, help="GiB of a video.")] = 8.0,
     log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
 ) -> None:
     """Serve a library over HTTP: searches, videos, frames, clips; see /docs there."""
@@ -87,10 +99,16 @@ def serve(
         check_extra("opentelemetry.exporter", "--otlp", "serve-otlp")
     if log_format not in ("text", "json"):
         raise GranAlignError(f"--log-format: got {log_format!r}, expected text or json")
+    from granalign_fast.config import resolve_config
     from granalign_fast.server.access import is_loopback
     from granalign_fast.server.serving import serve as run
-    from granalign_fast.server.settings import Settings
+    from granalign_fast.server.settings import Limits, Settings
 
+    for path in root or ():
+        if not path.is_dir():
+            raise GranAlignError(f"--root {path}: got no folder, expected one of videos")
+    if preset is not None:
+        resolve_config(preset)  # an unknown name is refused
     own = is_loopback(host)
     if not own and token_file is None and not no_auth:
         raise GranAlignError(
@@ -116,6 +134,13 @@ def serve(
         origins=tuple(cors or ()),
         workers=workers,
         telemetry=otlp,
+        limits=Limits(
+            queue=max_queue,
+            batch=max_batch,
+            batch_delay=max_delay,
+            timeout=max_seconds,
+            upload_bytes=int(max_upload_gib * (1 << 30)),
+        ),
         log_json=log_format == "json",
     )
     raise typer.Exit(run(settings, host, port))

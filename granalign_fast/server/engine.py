@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from granalign_fast.config import PRESETS
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index import VideoIndex
+from granalign_fast.index.manifest import MANIFEST
 from granalign_fast.index.model_checks import check_models
 from granalign_fast.library import Library
 from granalign_fast.library.catalogue import Catalogue, open_catalogue
@@ -47,6 +48,11 @@ class Engine:
         self.settings = settings
         self.folder = settings.library
         index_stamps(self.folder)  # raises unless it is a folder
+        if (self.folder / MANIFEST).exists():
+            raise GranAlignError(
+                f"{self.folder}: got the index of one video, expected the folder of it; name "
+                f"{self.folder.parent}"
+            )
         self.models: ModelFolder | None = None
         if settings.models is not None:
             self.models = open_models(

@@ -29,6 +29,7 @@ _OPEN = ("/health/", "/docs", "/openapi.json", "/page/")
 """Beginnings of paths that need no token: they tell nothing about the library."""
 _READING_POSTS = re.compile(r"/v1/(search|session|videos/[^/]+/export)")
 """Routes that change nothing, though their method is POST."""
+_MOST_HEADERS = 100
 _SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -118,6 +119,10 @@ class Gate:
             Problem: it is refused.
         """
         method, path = scope["method"], scope["path"]
+        if len(headers) > _MOST_HEADERS:
+            raise Problem(
+                "too-many-headers", f"got {len(headers)}, expected at most {_MOST_HEADERS}"
+            )
         host = host_name(headers.get("host", ""))
         # A page of another site whose name leads to this machine must not read the library.
         if self._hosts and host not in self._hosts:
@@ -131,7 +136,8 @@ class Gate:
             return
         token = self._token(self._tokens, headers)
         scope["token"] = token
-        reads = method in ("GET", "HEAD") or _READING_POSTS.fullmatch(path)
+        reads = method in ("GET", "HEAD")
+        reads = reads or (method == "POST" and _READING_POSTS.fullmatch(path) is not None)
         needed = "read" if reads else "write"
         if needed not in token.scopes:
             raise Problem(

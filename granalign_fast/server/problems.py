@@ -32,6 +32,7 @@ TITLES: Mapping[str, tuple[int, str]] = {
     "invalid": (422, "The request asks for something that cannot be done"),
     "probably-absent": (422, "The video probably does not show the query"),
     "too-many": (429, "Too many requests wait"),
+    "too-many-headers": (431, "The headers of the request are too many"),
     "internal": (500, "The service failed"),
     "not-available": (501, "The service was started without what this needs"),
     "not-ready": (503, "The service is not ready"),
