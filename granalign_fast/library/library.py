@@ -25,7 +25,7 @@ from .filters import Filters
 from .first_stage import Part, Ranked, Texts, first_stage
 from .opening import open_library_catalogue
 from .records import CataloguedVideo, rows_of
-from .refinement import Refinement, refine_in_steps, refine_together
+from .refinement import Refinement, refine_in_steps, refine_together, step_of
 from .results import LibraryResult, Stretch, VideoHit
 from .spaces import Spaces
 from .tags import read_tags
@@ -227,6 +227,36 @@ class Library:
         yield refinement.answer(self._load)
         for _ in refine_in_steps(refinement, self.retriever, self._load, until):
             yield refinement.answer(self._load)
+
+    def begin(
+        self,
+        queries: Sequence[str | Rewrites],
+        *,
+        top: int = 10,
+        refine: int = 20,
+        filters: Filters | None = None,
+    ) -> list[Refinement]:
+        """Return the first stage of each query, which `advance` goes on from.
+
+        A service needs these steps: between them queries come and go. Arguments and errors are
+        those of `search`.
+        """
+        return self._first_stage(queries, top, refine, filters)
+
+    def advance(self, refinements: Sequence[Refinement], *, limited: bool = False) -> None:
+        """Search the next videos of several queries together, or all that are left.
+
+        Args:
+            refinements: what `begin` returned, also at different times.
+            limited: search a few videos, because the time is limited. With models that look at
+                frames it is one of each query in any case.
+        """
+        step = step_of(self.retriever, limited=limited)
+        refine_together(refinements, self.retriever, self._load, step)
+
+    def answer(self, refinement: Refinement) -> LibraryResult:
+        """Return the answer to a query with the videos that have been searched so far."""
+        return refinement.answer(self._load)
 
     def _first_stage(
         self,

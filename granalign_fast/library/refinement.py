@@ -81,22 +81,31 @@ def refine_in_steps(
         load: reads the index of a video.
         until: the time of `time.monotonic` after which no further video is searched; None for all.
     """
-    # Models that look at frames take seconds for a video; captions alone are one batch.
-    slow = retriever.captioner is not None or retriever.recogniser is not None
-    step = 1 if slow else _BATCH if until is not None else max(refinement.count, 1)
+    step = step_of(retriever, limited=until is not None)
     while refinement.reached < refinement.count:
         if until is not None and time.monotonic() >= until:
             return
-        begin = time.perf_counter()
-        last = min(refinement.reached + step, refinement.count)
-        _search([(refinement, n) for n in range(refinement.reached, last)], retriever, load)
-        refinement.reached = last
-        refinement.seconds += time.perf_counter() - begin
+        refine_together([refinement], retriever, load, step)
         yield
 
 
-def refine_together(refinements: Sequence[Refinement], retriever: Retriever, load: Load) -> None:
-    """Search the videos of many queries.
+def step_of(retriever: Retriever, *, limited: bool) -> int | None:
+    """Return how many videos of a query are searched between two looks at the clock; None for all.
+
+    Args:
+        retriever: searches them.
+        limited: whether the time of the search is limited.
+    """
+    # Models that look at frames take seconds for a video; captions alone are one batch.
+    if retriever.captioner is not None or retriever.recogniser is not None:
+        return 1
+    return _BATCH if limited else None
+
+
+def refine_together(
+    refinements: Sequence[Refinement], retriever: Retriever, load: Load, most: int | None = None
+) -> None:
+    """Search the next videos of many queries.
 
     A video is read, and its captions are mixed, once for all queries that want it.
 
@@ -104,15 +113,24 @@ def refine_together(refinements: Sequence[Refinement], retriever: Retriever, loa
         refinements: the queries; they receive the searches.
         retriever: searches videos.
         load: reads the index of a video.
+        most: how many videos of each query are searched; None for all that are left.
     """
     begin = time.perf_counter()
-    pairs = [(one, number) for one in refinements for number in range(one.count)]
+    ends = [
+        one.count if most is None else min(one.reached + most, one.count) for one in refinements
+    ]
+    pairs = [
+        (one, number)
+        for one, end in zip(refinements, ends, strict=True)
+        for number in range(one.reached, end)
+    ]
     pairs.sort(key=lambda pair: pair[0].hits[pair[1]].video.vid)
     for first in range(0, len(pairs), _PAIRS):
         _search(pairs[first : first + _PAIRS], retriever, load)
     each = (time.perf_counter() - begin) / max(len(refinements), 1)
-    for one in refinements:
-        one.reached, one.seconds = one.count, each
+    for one, end in zip(refinements, ends, strict=True):
+        one.reached = end
+        one.seconds += each
 
 
 def _search(pairs: Sequence[tuple[Refinement, int]], retriever: Retriever, load: Load) -> None:

@@ -1,9 +1,10 @@
 """Queries of many requests in common batches, on the one thread that searches.
 
-A batch begins with the first query that waits. It takes what else has come after a short delay, or
-at once when it is full. All plain queries of a batch are rewritten in one call, and queries with
-equal options share the first stage and the method's batches. A query whose client has gone, or
-whose time is up, is dropped before it costs anything.
+The thread goes round. In each round it takes the queries that wait, rewrites them in one call, and
+answers their first stage in common passes over the clips; then it searches the next videos of all
+queries in work together, so that captions and embeddings are computed in common batches. A round
+begins with a short wait for further queries only if nothing is in work. A query whose client has
+gone, or whose time is up, is dropped between two rounds.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from granalign_fast.errors import GranAlignError
-from granalign_fast.library import Filters, LibraryResult
+from granalign_fast.library import Filters, Library, LibraryResult
+from granalign_fast.library.refinement import Refinement
+from granalign_fast.protocols import Rewriter
 from granalign_fast.types import Rewrites
 
 from .engine import Engine
@@ -55,7 +58,7 @@ Answer = Callable[[LibraryResult | Exception, bool], None]
 """Called on the searching thread with an answer, and whether it is the last one."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Ticket:
     """A query that waits or is being searched.
 
@@ -82,13 +85,20 @@ class Ticket:
         return not self.cancelled and time.monotonic() < self.deadline
 
 
-@dataclass(slots=True)
-class _Staged:
-    """A query whose answer comes in stages."""
+@dataclass(slots=True, eq=False)
+class _Work:
+    """A query in work."""
 
     ticket: Ticket
-    steps: Iterator[LibraryResult]
-    last: LibraryResult | None = None
+    library: Library
+    refinement: Refinement
+    until: float
+    """Of `time.monotonic`, after which no further video is searched."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing more is to be searched."""
+        return self.refinement.reached == self.refinement.count or time.monotonic() >= self.until
 
 
 class QueueFull(Exception):
@@ -116,8 +126,8 @@ class Batcher:
         self._engine, self._metrics = engine, metrics
         self._most, self._delay, self._room = limits.batch, limits.batch_delay, limits.queue
         self._waiting: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
-        self._staged: list[_Staged] = []
-        self._seconds_per_query = 0.1
+        self._works: list[_Work] = []
+        self._pace = _Pace()
         self._thread = threading.Thread(target=self._run, name="search", daemon=True)
         self._ended = False
 
@@ -145,7 +155,7 @@ class Batcher:
         """
         waiting = self.waiting
         if waiting + len(tickets) > self._room:
-            raise QueueFull(max(1.0, waiting * self._seconds_per_query))
+            raise QueueFull(max(1.0, (waiting + len(self._works)) * self._pace.seconds))
         for ticket in tickets:
             self._waiting.put(ticket)
 
@@ -153,17 +163,18 @@ class Batcher:
         while not self._ended:
             tickets = self._collect()
             self._engine.take_catalogue()
-            if tickets:
-                self._search(tickets)
-            self._advance_staged()
+            self._begin(tickets)
+            self._drop_unwanted()
+            self._advance()
+            self._answer()
 
     def _collect(self) -> list[Ticket]:
-        """Wait for a query, and return it with those that come within the delay."""
+        """Return the queries that wait; if nothing is in work, wait for one and some after it."""
         tickets: list[Ticket] = []
         until = None
-        while len(tickets) < self._most:
+        while len(tickets) + len(self._works) < self._most:
             try:
-                if self._staged:  # an answer in stages is under way: do not wait
+                if self._works:
                     ticket = self._waiting.get_nowait()
                 elif until is None:
                     ticket = self._waiting.get()
@@ -173,34 +184,57 @@ class Batcher:
                 break
             if ticket is None:
                 break
+            if until is None:
+                until = time.monotonic() + self._delay
+                self._pace.begin(idle=not self._works)
             if ticket.is_wanted:
                 tickets.append(ticket)
             else:
                 self._metrics.dropped.inc()
-            if until is None:
-                until = time.monotonic() + self._delay
         return tickets
 
-    def _search(self, tickets: list[Ticket]) -> None:
-        """Search a batch."""
-        begin = time.monotonic()
+    def _begin(self, tickets: Sequence[Ticket]) -> None:
+        """Answer the first stage of queries, those with equal options together."""
+        if not tickets:
+            return
+        now = time.monotonic()
         for ticket in tickets:
-            self._metrics.waited.observe(begin - ticket.came)
+            self._metrics.waited.observe(now - ticket.came)
         self._metrics.batches.observe(len(tickets))
         groups: dict[Options, list[Ticket]] = {}
         for ticket in self._rewrite(tickets):
-            if ticket.staged or ticket.options.budget is not None:
-                self._staged.append(_Staged(ticket, self._stages(ticket)))
-            else:
-                groups.setdefault(ticket.options, []).append(ticket)
+            groups.setdefault(ticket.options, []).append(ticket)
         for options, group in groups.items():
-            self._search_group(options, group)
-        spent = (time.monotonic() - begin) / len(tickets)
-        self._seconds_per_query += 0.2 * (spent - self._seconds_per_query)
+            self._begin_group(options, group)
+
+    def _begin_group(self, options: Options, group: list[Ticket]) -> None:
+        """Begin queries with equal options; one that is refused does not fail the others."""
+        library = self._engine.library(options.preset)
+        budget = float("inf") if options.budget is None else options.budget
+        until = time.monotonic() + budget
+        try:
+            refinements = library.begin(
+                [ticket.query for ticket in group],
+                top=options.top,
+                refine=options.refine,
+                filters=options.filters,
+            )
+        except Exception as error:
+            if len(group) == 1:
+                self._fail(group[0], error)
+                return
+            for ticket in group:
+                self._begin_group(options, [ticket])
+            return
+        for ticket, refinement in zip(group, refinements, strict=True):
+            work = _Work(ticket, library, refinement, until)
+            self._works.append(work)
+            if ticket.staged and not work.is_complete:
+                self._tell(work)
 
     def _rewrite(self, tickets: Sequence[Ticket]) -> list[Ticket]:
-        """Rewrite all plain queries of a batch, those of one rewriter in one call."""
-        rewriters = {}
+        """Rewrite all plain queries, those of one rewriter in one call; return what can go on."""
+        rewriters: dict[int, Rewriter] = {}
         plain: dict[int, list[Ticket]] = {}
         for ticket in tickets:
             if isinstance(ticket.query, str):
@@ -223,65 +257,80 @@ class Batcher:
                 ticket.query = written[str(ticket.query)]
         return [ticket for ticket in tickets if id(ticket) not in failed]
 
-    def _search_group(self, options: Options, group: list[Ticket]) -> None:
-        """Search queries with equal options together; one that fails does not fail the others."""
-        library = self._engine.library(options.preset)
+    def _drop_unwanted(self) -> None:
+        wanted = [work for work in self._works if work.ticket.is_wanted]
+        if dropped := len(self._works) - len(wanted):
+            self._metrics.dropped.inc(dropped)
+        self._works = wanted
+
+    def _advance(self) -> None:
+        """Search the next videos of all queries in work, those of one preset together."""
+        groups: dict[tuple[int, bool], list[_Work]] = {}
+        for work in self._works:
+            if not work.is_complete:
+                limited = work.ticket.options.budget is not None
+                groups.setdefault((id(work.library), limited), []).append(work)
+        for (_, limited), group in groups.items():
+            self._advance_group(group, limited)
+
+    def _advance_group(self, group: Sequence[_Work], limited: bool) -> None:
         try:
-            results = library.search_many(
-                [ticket.query for ticket in group],
-                top=options.top,
-                refine=options.refine,
-                filters=options.filters,
-            )
+            group[0].library.advance([work.refinement for work in group], limited=limited)
         except Exception as error:
-            if len(group) == 1:
-                self._fail(group[0], error)
+            if len(group) > 1:
+                for work in group:
+                    self._advance_group([work], limited)
                 return
-            for ticket in group:
-                self._search_group(options, [ticket])
+            self._works.remove(group[0])
+            self._fail(group[0].ticket, error)
             return
-        self._observe(results[0])
-        for ticket, result in zip(group, results, strict=True):
-            ticket.answer(result, True)
+        for work in group:
+            if work.ticket.staged and not work.is_complete:
+                self._tell(work)
 
-    def _stages(self, ticket: Ticket) -> Iterator[LibraryResult]:
-        options = ticket.options
-        return self._engine.library(options.preset).stages(
-            ticket.query,
-            top=options.top,
-            refine=options.refine,
-            budget=options.budget,
-            filters=options.filters,
-        )
+    def _answer(self) -> None:
+        """Give the last answers of the queries that are complete."""
+        complete = [work for work in self._works if work.is_complete]
+        self._works = [work for work in self._works if work not in complete]
+        for work in complete:
+            self._tell(work, last=True)
+        if complete:
+            self._pace.finish(len(complete))
 
-    def _advance_staged(self) -> None:
-        """Take one step in each answer that comes in stages."""
-        going = []
-        for staged in self._staged:
-            ticket = staged.ticket
-            if not ticket.is_wanted:
-                self._metrics.dropped.inc()
-                continue
-            try:
-                result = next(staged.steps, None)
-            except Exception as error:
-                self._fail(ticket, error)
-                continue
-            if result is not None and not result.complete:
-                staged.last = result
-                ticket.answer(result, False)
-                going.append(staged)
-            elif (last := result or staged.last) is not None:  # without a result, time is up
-                self._observe(last)
-                ticket.answer(last, True)
-        self._staged = going
-
-    def _observe(self, result: LibraryResult) -> None:
-        for stage, seconds in result.seconds.items():
-            if stage != "rewrite":  # measured for the whole batch
-                self._metrics.stages.labels(stage).observe(seconds)
+    def _tell(self, work: _Work, *, last: bool = False) -> None:
+        try:
+            result = work.library.answer(work.refinement)
+        except Exception as error:
+            if not last:  # the last answer fails so too
+                return
+            self._fail(work.ticket, error)
+            return
+        if last:
+            for stage, seconds in result.seconds.items():
+                if stage != "rewrite":  # measured for the whole batch
+                    self._metrics.stages.labels(stage).observe(seconds)
+        work.ticket.answer(result, last)
 
     def _fail(self, ticket: Ticket, error: Exception) -> None:
         if not isinstance(error, GranAlignError):
             _log.error("a search failed: %s: %s", type(error).__name__, error, exc_info=error)
         ticket.answer(error, True)
+
+
+class _Pace:
+    """How long a query takes while others wait: a mean in which the last ones count most."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.1
+        self._since = 0.0
+
+    def begin(self, *, idle: bool) -> None:
+        """Note that there is work again."""
+        if idle:
+            self._since = time.monotonic()
+
+    def finish(self, count: int) -> None:
+        """Note that some queries were answered."""
+        now = time.monotonic()
+        self.seconds += 0.2 * ((now - self._since) / count - self.seconds)
+        self._since = now

@@ -1,0 +1,218 @@
+"""The thread that searches: what queries share, and that none harms another."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.fakes import BagOfWords
+from helpers.libraries import write_index
+
+from granalign_fast.errors import GranAlignError
+from granalign_fast.library import Library, LibraryResult
+from granalign_fast.search.retriever import Retriever
+from granalign_fast.server.batcher import Batcher, Options, QueueFull, Ticket
+from granalign_fast.server.metrics import Metrics
+from granalign_fast.server.settings import Limits, Settings
+from granalign_fast.types import Rewrites
+
+OPTIONS = Options("tuned", 3, 4)
+
+
+class Rewriter:
+    """Notes its calls; a gate holds it, as a slow model does."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+
+    def rewrite(self, queries: Sequence[str]) -> list[Rewrites]:
+        self.calls.append(list(queries))
+        self.entered.set()
+        assert self.gate.wait(20)
+        if "a bad one" in queries:
+            raise GranAlignError("query: got a bad one")
+        if "a bug" in queries:
+            raise ZeroDivisionError
+        return [Rewrites(query, (query,)) for query in queries]
+
+
+class Engine:
+    """An engine over a library of words."""
+
+    def __init__(self, folder: Path, limits: Limits) -> None:
+        self.settings = Settings(library=folder, limits=limits)
+        self.rewriter = Rewriter()
+        retriever = Retriever(BagOfWords(), "tuned", rewriter=self.rewriter)
+        self.libraries = {name: Library.open(folder, retriever) for name in ("tuned", "single")}
+        self.searches: list[int] = []
+        search_many = retriever.search_many
+
+        def counted(requests: Sequence[Any], **options: Any) -> Any:
+            self.searches.append(len(requests))
+            return search_many(requests, **options)
+
+        retriever.search_many = counted  # type: ignore[method-assign]
+
+    def library(self, preset: str) -> Library:
+        return self.libraries[preset]
+
+    def take_catalogue(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("words")
+    for number in range(6):
+        write_index(folder / f"v{number}", 40, number)
+    return folder
+
+
+@pytest.fixture
+def engine(words: Path) -> Engine:
+    return Engine(words, Limits(batch=8, queue=12, batch_delay=0.2))
+
+
+@pytest.fixture
+def batcher(engine: Engine) -> Iterator[Batcher]:
+    made = Batcher(engine, Metrics())  # type: ignore[arg-type]
+    made.start()
+    yield made
+    engine.rewriter.gate.set()
+    made.stop()
+
+
+def ticket(
+    query: str | Rewrites, options: Options = OPTIONS, **more: Any
+) -> tuple[Ticket, Future[Any]]:
+    """Return a ticket, and what becomes of it: the last answer, with those before."""
+    future: Future[Any] = Future()
+    before: list[LibraryResult] = []
+
+    def answer(result: LibraryResult | Exception, last: bool) -> None:
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        elif last:
+            future.set_result((before, result))
+        else:
+            before.append(result)
+
+    return Ticket(query, options, answer, **more), future
+
+
+def test_queries_that_come_together_share_their_batches(engine: Engine, batcher: Batcher) -> None:
+    queries = ["a red car", "the dog runs", "a red car", "a man sits"]
+    pairs = [ticket(query) for query in queries]
+    batcher.submit([pair[0] for pair in pairs[:2]])
+    batcher.submit([pair[0] for pair in pairs[2:]])
+    results = [future.result(20)[1] for _, future in pairs]
+    assert engine.rewriter.calls == [["a red car", "the dog runs", "a man sits"]]
+    assert engine.searches == [4 * OPTIONS.refine]
+    alone = engine.library("tuned")
+    for query, result in zip(queries, results, strict=True):
+        expected = alone.search(query, top=3, refine=4)
+        assert result.moments == expected.moments
+        assert [hit.video.vid for hit in result.videos] == [
+            hit.video.vid for hit in expected.videos
+        ]
+
+
+def test_options_are_kept_apart(batcher: Batcher, engine: Engine) -> None:
+    one, first = ticket("a red car", replace(OPTIONS, videos=("v1",)))
+    two, second = ticket("a red car", replace(OPTIONS, top=1, refine=0))
+    three, third = ticket("a red car", replace(OPTIONS, preset="single"))
+    batcher.submit([one, two, three])
+    assert {moment.vid for moment in first.result(20)[1].moments} == {"v1"}
+    unrefined = second.result(20)[1]
+    assert len(unrefined.moments) == 1 and unrefined.complete
+    assert not unrefined.moments[0].refined
+    assert third.result(20)[1].complete
+    assert len(engine.rewriter.calls) == 1
+
+
+def test_a_query_that_fails_fails_alone(batcher: Batcher) -> None:
+    good, answer = ticket(Rewrites("a red car", ("a car",)))
+    bad, error = ticket("a bad one")
+    batcher.submit([good, bad])
+    assert answer.result(20)[1].moments
+    with pytest.raises(GranAlignError, match="a bad one"):
+        error.result(20)
+    wrong, refused = ticket("a dog", replace(OPTIONS, after="soon"))
+    fine, answer = ticket("a dog")
+    batcher.submit([wrong, fine])
+    with pytest.raises(GranAlignError, match="after: got 'soon'"):
+        refused.result(20)
+    assert answer.result(20)[1].moments
+    bug, error = ticket("a bug")
+    batcher.submit([bug])
+    with pytest.raises(ZeroDivisionError):
+        error.result(20)
+    last, answer = ticket("a dog")
+    batcher.submit([last])
+    assert answer.result(20)[1].moments
+
+
+def test_answers_in_stages(batcher: Batcher, engine: Engine) -> None:
+    limited, answer = ticket("a red car", replace(OPTIONS, refine=6, budget=60.0), staged=True)
+    batcher.submit([limited])
+    before, last = answer.result(20)
+    assert [result.complete for result in before] == [False, False] and last.complete
+    assert [sum(hit.result is not None for hit in result.videos) for result in before] == [0, 5]
+    assert last.moments == engine.library("tuned").search("a red car", top=3, refine=6).moments
+    none, answer = ticket("a red car", replace(OPTIONS, budget=0.0))
+    batcher.submit([none])
+    before, last = answer.result(20)
+    assert before == [] and not last.complete and last.moments
+
+
+def test_the_queue_is_bounded_and_what_nobody_wants_is_dropped(
+    batcher: Batcher, engine: Engine
+) -> None:
+    engine.rewriter.gate.clear()
+    held, first = ticket("a red car")
+    batcher.submit([held])
+    assert engine.rewriter.entered.wait(20)
+    waiting = [ticket("the dog runs") for _ in range(12)]
+    batcher.submit([one for one, _ in waiting])
+    with pytest.raises(QueueFull) as full:
+        batcher.submit([ticket("one more")[0]])
+    assert full.value.seconds >= 1
+    assert batcher.waiting == 12
+    for one, _ in waiting[:5]:
+        one.cancelled = True
+    waiting[5][0].deadline = time.monotonic()
+    engine.rewriter.gate.set()
+    first.result(20)
+    for _, future in waiting[6:]:
+        future.result(20)
+    assert not any(future.done() for _, future in waiting[:6])
+    assert batcher.waiting == 0
+
+
+def test_a_query_that_is_cancelled_in_work_is_dropped(batcher: Batcher, engine: Engine) -> None:
+    options = replace(OPTIONS, refine=6, budget=60.0)
+    made, future = ticket("a red car", options, staged=True)
+    answer = made.answer
+
+    def cancel(result: LibraryResult | Exception, last: bool) -> None:
+        answer(result, last)
+        made.cancelled = True
+
+    made.answer = cancel
+    batcher.submit([made])
+    other, done = ticket("a dog")
+    batcher.submit([other])
+    done.result(20)
+    after, done = ticket("a dog")
+    batcher.submit([after])
+    done.result(20)
+    assert not future.done()
