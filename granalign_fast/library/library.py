@@ -31,7 +31,7 @@ from .spaces import Spaces
 from .tags import read_tags
 
 _KEPT = 64
-"""Indexes that stay in memory after a search, the last used ones."""
+"""Indexes that stay in memory after a search, the last used ones, unless `Library.kept` differs."""
 _QUERIES = 256
 """Queries that are searched together, which bounds their results in memory."""
 _STRETCHES = 400
@@ -73,6 +73,7 @@ class Library:
         self.catalogue = catalogue
         self._given = indexes
         self._media = None if media is None else Path(media)
+        self.kept = _KEPT
         self._indexes: OrderedDict[tuple[str, str], VideoIndex] = OrderedDict()
 
     @classmethod
@@ -340,7 +341,7 @@ class Library:
                 with suppress(GranAlignError):  # not there: the path of the index may do
                     index = with_media(index, self._media)
         self._indexes[key] = index
-        while len(self._indexes) > _KEPT:
+        while len(self._indexes) > self.kept:
             self._indexes.popitem(last=False)
         return index
 

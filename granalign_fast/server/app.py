@@ -53,6 +53,12 @@ def create_service(settings: Settings) -> Service:
         GranAlignError: the library, the models or the tokens cannot be used.
     """
     metrics, engine, jobs = Metrics(), Engine(settings), Jobs(settings.library)
+
+    def count_texts(kept: int, others: int) -> None:
+        metrics.cache.labels("texts", "hit").inc(kept)
+        metrics.cache.labels("texts", "miss").inc(others)
+
+    engine.seen = count_texts
     if not settings.read_only:
         jobs.create_folders()
     return Service(

@@ -226,6 +226,9 @@ class Batcher:
             for ticket in group:
                 self._begin_group(options, [ticket])
             return
+        for stage, seconds in refinements[0].first.seconds.items():
+            if stage != "rewrite":  # measured for all groups together
+                self._metrics.stages.labels(stage).observe(seconds)
         for ticket, refinement in zip(group, refinements, strict=True):
             work = _Work(ticket, library, refinement, until)
             self._works.append(work)
@@ -274,6 +277,7 @@ class Batcher:
             self._advance_group(group, limited)
 
     def _advance_group(self, group: Sequence[_Work], limited: bool) -> None:
+        begin = time.monotonic()
         try:
             group[0].library.advance([work.refinement for work in group], limited=limited)
         except Exception as error:
@@ -284,6 +288,7 @@ class Batcher:
             self._works.remove(group[0])
             self._fail(group[0].ticket, error)
             return
+        self._metrics.stages.labels("refine").observe(time.monotonic() - begin)
         for work in group:
             if work.ticket.staged and not work.is_complete:
                 self._tell(work)
@@ -305,10 +310,6 @@ class Batcher:
                 return
             self._fail(work.ticket, error)
             return
-        if last:
-            for stage, seconds in result.seconds.items():
-                if stage != "rewrite":  # measured for the whole batch
-                    self._metrics.stages.labels(stage).observe(seconds)
         work.ticket.answer(result, last)
 
     def _fail(self, ticket: Ticket, error: Exception) -> None:

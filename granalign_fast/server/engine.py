@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,9 @@ from granalign_fast.library.catalogue import Catalogue, open_catalogue
 from granalign_fast.library.records import CataloguedVideo, index_stamps
 from granalign_fast.library.tags import Tags, read_tags
 from granalign_fast.models.manifest import SENTENCE_ENCODER
+from granalign_fast.models.recent_texts import RecentTexts
 from granalign_fast.pipeline import MomentRetriever, SentenceEncoder, open_models
+from granalign_fast.protocols import TextEncoder
 
 from .settings import Settings
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_KEPT = 512
+"""Indexes that stay in memory for each preset: 60 MB of videos of 150 seconds."""
 _WARM_UP = "a person walks"
 """The query that is asked before the service is ready."""
 
@@ -64,6 +68,8 @@ class Engine:
         """Why a preset cannot be used, by its name."""
         self.model_records: dict[str, dict[str, str]] = {}
         """Name and SHA-256 of the source of each model that answers, by kind."""
+        self.seen: Callable[[int, int], None] | None = None
+        """Called with the number of texts whose embeddings were kept, and of others."""
         self.tags: Tags = {}
         self.ready = threading.Event()
         self._videos: Mapping[str, CataloguedVideo] = {}
@@ -85,14 +91,15 @@ class Engine:
             except GranAlignError as error:
                 self.unavailable[name] = str(error)
             else:
-                self.libraries[name] = Library(catalogue, retriever)
+                self.libraries[name] = library = Library(catalogue, retriever)
+                library.kept = _KEPT
         if self.preset not in self.libraries:
             raise GranAlignError(f"preset {self.preset!r}: {self.unavailable[self.preset]}")
         self._take(catalogue)
         self.libraries[self.preset].search(_WARM_UP, top=1, refine=1)
         self.ready.set()
 
-    def _open_encoder(self) -> SentenceEncoder:
+    def _open_encoder(self) -> TextEncoder:
         """Load the sentence encoder, and note which models answer."""
         if self.models is None:
             encoder, sources = SentenceEncoder(device=self.settings.device), {}
@@ -103,9 +110,11 @@ class Engine:
         self.model_records = {
             kind: {"name": name, "sha256": sha256} for kind, (name, sha256) in sources.items()
         }
-        return encoder
+        if self.settings.device != "cpu":
+            return encoder  # its embeddings stay on the device
+        return RecentTexts(encoder, seen=self.seen)
 
-    def _open_retriever(self, name: str, encoder: SentenceEncoder) -> MomentRetriever:
+    def _open_retriever(self, name: str, encoder: TextEncoder) -> MomentRetriever:
         if self.models is None:
             return MomentRetriever(encoder, name, device=self.settings.device)
         return self.models.retriever(

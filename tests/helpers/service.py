@@ -26,10 +26,12 @@ class Service:
     Args:
         library: that it serves.
         *options: of the command.
+        models: a folder; None for the sentence encoder alone.
     """
 
-    def __init__(self, library: Path, *options: object, models: str = "miniatures") -> None:
-        words = ["serve", library, "--port", 0, "--models", models, *options]
+    def __init__(self, library: Path, *options: object, models: str | None = "miniatures") -> None:
+        words = ["serve", library, "--port", 0, *options]
+        words += [] if models is None else ["--models", models]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "granalign_fast", *map(str, words)],
@@ -89,7 +91,9 @@ class Service:
 
 
 @contextmanager
-def running(library: Path, *options: object, models: str = "miniatures") -> Iterator[Service]:
+def running(
+    library: Path, *options: object, models: str | None = "miniatures"
+) -> Iterator[Service]:
     """Run a service for the block, and end it whatever happens."""
     service = Service(library, *options, models=models)
     try:

@@ -71,7 +71,7 @@ def test_a_budget_ends_the_second_stage(service: Service) -> None:
     (result,) = service.client.post("/v1/search", json=body).json()["results"]
     assert not result["complete"] and not any(one["refined"] for one in result["videos"])
     with service.client.stream("POST", "/v1/search", json=body | {"stream": True}) as response:
-        assert [name for name, _ in events(response)] == ["first", "done"]
+        assert [name for name, _ in events(response)] == ["done"]
 
 
 def test_time_that_is_up(service: Service) -> None:
