@@ -25,6 +25,10 @@ from .settings import Settings
 
 _HEADER_BYTES = 32 << 10
 """Most bytes of a request's headers."""
+_BACKLOG = 2048
+"""Connections that wait to be accepted."""
+_WORKER_SECONDS = 120
+"""Seconds after which a worker process that does not answer is replaced: it may load models."""
 _HEADER_SECONDS = 10.0
 """Seconds in which a client must have sent them."""
 
@@ -113,6 +117,7 @@ def _serve_by_workers(settings: Settings, listener: socket.socket) -> int:
             "granalign_fast.server.app:app_of_worker",
             factory=True,
             workers=settings.workers,
+            timeout_worker_healthcheck=_WORKER_SECONDS,
             **_options(settings),
         )
         Multiprocess(config, sockets=[listener]).run()
@@ -146,6 +151,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(_BACKLOG)  # from now on clients wait, where they would be refused
     except OSError as error:
         listener.close()
         raise GranAlignError(
