@@ -27,7 +27,7 @@ _access = logging.getLogger("granalign_fast.server.access")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _OPEN = ("/health/", "/docs", "/openapi.json", "/page/")
 """Beginnings of paths that need no token: they tell nothing about the library."""
-_READING_POSTS = re.compile(r"/v1/(search|session|videos/[^/]+/export)")
+_READING_POSTS = re.compile("/v1/(search|session)")
 """Routes that change nothing, though their method is POST."""
 _MOST_HEADERS = 100
 _SECURITY_HEADERS = {
@@ -136,9 +136,7 @@ class Gate:
             return
         token = self._token(self._tokens, headers)
         scope["token"] = token
-        reads = method in ("GET", "HEAD")
-        reads = reads or (method == "POST" and _READING_POSTS.fullmatch(path) is not None)
-        needed = "read" if reads else "write"
+        needed = "read" if _only_reads(method, path) else "write"
         if needed not in token.scopes:
             raise Problem(
                 "forbidden", f"got a token for {_listed(token)}, expected one to {needed}"
@@ -240,6 +238,13 @@ class Gate:
                 }
             },
         )
+
+
+def _only_reads(method: str, path: str) -> bool:
+    """Return whether a request changes nothing of the library."""
+    if method == "POST":
+        return _READING_POSTS.fullmatch(path) is not None
+    return method in ("GET", "HEAD") or (method, path) == ("DELETE", "/v1/session")
 
 
 def _cookie(headers: Headers) -> str | None:
