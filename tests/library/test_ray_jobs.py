@@ -140,7 +140,7 @@ def test_the_driver_dies_and_is_started_again(
     words = [sys.executable, "-c", DRIVER, str(job_videos), str(out), str(log)]
     settings = {"env": os.environ | {"PYTHONPATH": PYTHONPATH}, "stderr": subprocess.DEVNULL}
     driver = subprocess.Popen(words, start_new_session=True, **settings)  # type: ignore[call-overload]
-    until = time.monotonic() + 90
+    until = time.monotonic() + 300
     # A chunk of the longest video, or a whole short one, is stored.
     while not (list(out.glob("*/manifest.json")) or list(out.glob(".indexing/parts/*/*/0*"))):
         assert driver.poll() is None and time.monotonic() < until
@@ -151,7 +151,7 @@ def test_the_driver_dies_and_is_started_again(
     assert whole.items() <= clean.items() and len(whole) < len(clean)
     stored = [path.name for path in out.glob(".indexing/parts/*/*/0*")]
     again = tmp_path / "again"
-    subprocess.run([*words[:-1], str(again)], check=True, timeout=120, **settings)  # type: ignore[call-overload]
+    subprocess.run([*words[:-1], str(again)], check=True, timeout=300, **settings)  # type: ignore[call-overload]
     assert files(out) == clean and not (out / ".indexing").exists()
     # What was there was not captioned again. Workers of the first driver may have added to it.
     clips = {folder.name: VideoIndex.load(folder).video.clips for folder in out.glob("[!.]*")}
