@@ -172,7 +172,10 @@ class Segment:
         table = self._read_table(self._words, WORDS)
         sizes = table["stretches"]
         offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        return Postings(table["word"], offsets, *self._postings, self._lengths)
+        found = Postings(table["word"], offsets, *self._postings, self._lengths)
+        if not found.is_whole(len(self.stretches.videos)):
+            raise self._damaged(WORDS, "its counts are not those of the other files")
+        return found
 
     def read_captions(self) -> list[str | None]:
         """Return the captions of all clips; None for a clip without one.
@@ -189,10 +192,13 @@ class Segment:
         try:
             return table.read(columns)
         except ValueError as error:
-            raise GranAlignError(
-                f"{self.folder / name}: damaged ({one_line(error)}); run granalign library rebuild "
-                f"{self.folder.parent.parent}"
-            ) from None
+            raise self._damaged(name, one_line(error)) from None
+
+    def _damaged(self, name: str, reason: str) -> GranAlignError:
+        return GranAlignError(
+            f"{self.folder / name}: damaged ({reason}); run granalign library rebuild "
+            f"{self.folder.parent.parent}"
+        )
 
     def rows(self, numbers: Iterable[int]) -> Iterator[VideoRows]:
         """Yield the rows of some videos, by their numbers in the segment."""

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from granalign_fast.errors import GranAlignError
+
 _WORD = re.compile(r"\w+")
 
 SATURATION = 4.0
@@ -58,6 +60,40 @@ class Postings:
     """`(postings,)` uint16: how often the document holds the word."""
     lengths: npt.NDArray[Any]
     """`(documents,)` int32: words of each document."""
+
+    def is_whole(self, documents: int) -> bool:
+        """Return whether the lengths of the arrays fit together.
+
+        The postings themselves are not read: they may be large, and a query needs few of them.
+
+        Args:
+            documents: how many there are.
+        """
+        postings = len(self.documents)
+        return (
+            len(self.lengths) == documents
+            and bool(np.all(self.lengths >= 0))
+            and bool(np.all(np.diff(self.offsets) >= 0))
+            and self.offsets[-1] == postings == len(self.counts)
+        )
+
+    def of_word(self, begin: int, end: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Return the documents that hold a word, and how often each does.
+
+        Args:
+            begin: the first of the word's postings.
+            end: the one behind the last.
+
+        Raises:
+            GranAlignError: there are no such documents.
+        """
+        documents = self.documents[begin:end]
+        if len(documents) and not 0 <= documents.min() <= documents.max() < len(self.lengths):
+            raise GranAlignError(
+                f"catalogue: damaged, got the stretches {documents.min()} to {documents.max()}, "
+                f"expected 0 to {len(self.lengths) - 1}; run granalign library rebuild"
+            )
+        return documents, self.counts[begin:end].astype(np.float32)
 
 
 class PostingsBuilder:
@@ -111,6 +147,9 @@ def word_scores(parts: Sequence[Postings], queries: Sequence[Weights]) -> list[n
 
     Returns:
         For each part an array `(queries, documents)`, float32.
+
+    Raises:
+        GranAlignError: a part names documents that it does not have.
     """
     lookups = [_lookup(part, queries) for part in parts]
     total = sum(len(part.lengths) for part in parts)
@@ -131,9 +170,7 @@ def word_scores(parts: Sequence[Postings], queries: Sequence[Weights]) -> list[n
             most = sum(count * idf.get(word, unknown) for word, count in query.items())
             for word, count in query.items():
                 if word in lookup:
-                    some = slice(*lookup[word])
-                    documents = part.documents[some]
-                    counts = part.counts[some].astype(np.float32)
+                    documents, counts = part.of_word(*lookup[word])
                     gain = counts / (counts + norms[documents])
                     row[documents] += np.float32(count * idf[word] / most) * gain
         scores.append(rows)

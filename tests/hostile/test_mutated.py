@@ -7,16 +7,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from helpers.fakes import BagOfWords
 from helpers.mutated.__main__ import main
 from helpers.mutated.case import make
 from helpers.mutated.cases import CASES
+from helpers.mutated.indexes import repair_library, write_library
 from helpers.mutated.texts import write_reports
 from helpers.tiny_bert import edit_json
 from helpers.tiny_clip import write_tiny_export
 from helpers.tiny_llm import write_tiny_llm
+from pyarrow import parquet
 
-from granalign_fast import FrameEncoder, GranAlignError
+from granalign_fast import FrameEncoder, GranAlignError, Library, MomentRetriever
 from granalign_fast.bench.harness.records import Report
 from granalign_fast.jsonl import read_jsonl
 from granalign_fast.models.chat import ChatTokenizer
@@ -118,3 +122,20 @@ def test_altered_reports_are_refused(tmp_path: Path, place: tuple[Any, ...], val
 def test_a_message_is_one_line() -> None:
     assert str(GranAlignError("a\nb\r\nc\u2028d\x85e")) == "a b c d e"
     assert str(GranAlignError("  two  spaces  ")) == "  two  spaces  "
+
+
+@pytest.mark.parametrize("name", ["postings.i32", "lengths.i32", "counts.u16", "words.parquet"])
+def test_a_catalogue_that_names_other_stretches(tmp_path: Path, name: str) -> None:
+    write_library(tmp_path)
+    (segment,) = (tmp_path / ".catalogue").glob("segment-*")
+    file = segment / name
+    if name == "words.parquet":
+        table = parquet.read_table(file)
+        sizes = pyarrow.array([9] * table.num_rows, table.schema.field("stretches").type)
+        parquet.write_table(table.set_column(1, "stretches", sizes), file)
+    else:
+        file.write_bytes(b"\xfe" * file.stat().st_size if name != "counts.u16" else b"")
+    repair_library(tmp_path)
+    library = Library.open(tmp_path, MomentRetriever(BagOfWords()))
+    with pytest.raises(GranAlignError, match="run granalign library rebuild"):
+        library.search("a red car")

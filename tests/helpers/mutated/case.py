@@ -92,9 +92,9 @@ def repair_manifest(folder: Path) -> None:
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_bytes())
-        for name in manifest["files"]:
-            if (folder / name).is_file():
-                manifest["files"][name] = sha256(folder / name)
-        path.write_text(json.dumps(manifest))
-    except (ValueError, KeyError, TypeError, RecursionError, OSError):
+        hashes = {n: sha256(folder / n) for n in manifest["files"] if (folder / n).is_file()}
+        if not hashes.items() <= manifest["files"].items():  # a catalogue knows other manifests
+            manifest["files"] |= hashes
+            path.write_text(json.dumps(manifest))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError):
         pass
