@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from . import health, job_routes, media, problems, reference, search, sessions, uploads, videos
+from . import health, job_routes, media, page, problems, reference, search, sessions, uploads, videos
 from .access import Tokens
 from .batcher import Batcher
 from .engine import Engine
@@ -108,7 +108,7 @@ def create_app(service: Service, failed: Callable[[str], None] | None = None) ->
         telemetry={"auto_configure": settings.telemetry, "logs": False},
     )
     app.state.service = service
-    for part in (health, search, videos, uploads, job_routes, media, sessions, reference):
+    for part in (page, health, search, videos, uploads, job_routes, media, sessions, reference):
         app.include_router(part.router)
     problems.install(app)
     _describe_problems(app)
