@@ -81,7 +81,8 @@ def collect(library: Library, queries: Sequence[AnnotatedQuery]) -> list[Evidenc
     for first in range(0, len(queries), _CHUNK):
         some = queries[first : first + _CHUNK]
         rewrites = [query.rewrites for query in some]
-        ranked = first_stage(parts, spaces.embed(rewrites), sys.maxsize, 0.0)
+        device = library.retriever.device
+        ranked = first_stage(parts, spaces.embed(rewrites), sys.maxsize, 0.0, device)
         results = library.search_many(rewrites, top=_TOP, refine=_TOP)
         for query, result, one in zip(some, results, ranked, strict=True):
             hits = one.hits

@@ -137,7 +137,13 @@ def index(
 
     tags = check_tags(tag or ())
     if is_job(videos, out, ray):
-        refuse_options(strict=strict, verify=verify)
+        served = {f"--{name.replace('_', '-')}": url for name, url in (remote or {}).items()}
+        urls = {option: url for option, url in served.items() if option.endswith("-url")}
+        refuse_options({"--strict": strict, "--verify": verify} | urls)
+        if models is None:
+            raise typer.BadParameter(
+                "name a folder of models, or: miniatures", param_hint="--models"
+            )
         places, captioned = run_job(
             videos,
             out,

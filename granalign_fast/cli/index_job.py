@@ -121,10 +121,14 @@ def run_job(
     return [str(out / vid) for vid in result.vids], result.captions
 
 
-def refuse_options(*, strict: bool, verify: bool) -> None:
-    """Raise if an option is given that a job does not have."""
-    for option, given in (("--strict", strict), ("--verify", verify)):
-        if given:
+def refuse_options(given: Mapping[str, object]) -> None:
+    """Raise if an option is given that a job does not have.
+
+    Args:
+        given: values by the names of the options; empty ones were not given.
+    """
+    for option, value in given.items():
+        if value:
             raise typer.BadParameter(
                 "it is for files of this machine, indexed into a folder without --ray",
                 param_hint=option,

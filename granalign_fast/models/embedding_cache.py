@@ -32,6 +32,11 @@ class NamedEncoder(TextEncoder, Protocol):
         ...
 
     @property
+    def content_key(self) -> str:
+        """The fingerprint, and what tells apart models whose files have other content."""
+        ...
+
+    @property
     def dim(self) -> int:
         """Number of values in an embedding."""
         ...

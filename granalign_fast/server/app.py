@@ -19,7 +19,18 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from . import health, job_routes, media, page, problems, reference, search, sessions, uploads, videos
+from . import (
+    health,
+    job_routes,
+    media,
+    page,
+    problems,
+    reference,
+    search,
+    sessions,
+    uploads,
+    videos,
+)
 from .access import Tokens
 from .batcher import Batcher
 from .engine import Engine

@@ -101,12 +101,14 @@ class Engine:
 
     def _open_encoder(self) -> TextEncoder:
         """Load the sentence encoder, and note which models answer."""
+        encoder: TextEncoder
         if self.models is None:
             encoder, sources = SentenceEncoder(device=self.settings.device), {}
         else:
             encoder, sources = self.models.encoder, self.models.sources
-        manifest = encoder.manifest
-        sources = {SENTENCE_ENCODER: (manifest.source, manifest.source_sha256)} | sources
+        if isinstance(encoder, SentenceEncoder):
+            manifest = encoder.manifest
+            sources = {SENTENCE_ENCODER: (manifest.source, manifest.source_sha256)} | sources
         self.model_records = {
             kind: {"name": name, "sha256": sha256} for kind, (name, sha256) in sources.items()
         }

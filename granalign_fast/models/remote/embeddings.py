@@ -32,6 +32,7 @@ class RemoteEncoder:
         self.server = server
         self._named = model
         self._tei = server.address.route == "/embed"
+        self._dim: int | None = None
 
     @functools.cached_property
     def model(self) -> str:
@@ -64,10 +65,12 @@ class RemoteEncoder:
         """The fingerprint: a server does not say what its files are."""
         return self.fingerprint
 
-    @functools.cached_property
+    @property
     def dim(self) -> int:
-        """Number of values in an embedding; the server is asked for one."""
-        return int(self.encode(["a"]).shape[1])
+        """Number of values in an embedding; the server is asked for one, once."""
+        if self._dim is None:
+            self._dim = int(self.encode(["a"]).shape[1])
+        return self._dim
 
     def encode(
         self, texts: Sequence[str], *, progress: Callable[[int], None] | None = None

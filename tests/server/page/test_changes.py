@@ -41,7 +41,8 @@ def test_a_video_is_uploaded_searched_and_removed(own: Tab, new_video: Path) -> 
     assert set(page.locator(".moment .name").all_text_contents()) == {"new.mp4"}
     page.locator(".moment .open").first.click()
     page.locator("#video").evaluate(
-        "video => video.readyState > 1 || new Promise((done) => video.addEventListener('canplay', done))"
+        "video => video.readyState > 1 || "
+        "new Promise((done) => video.addEventListener('canplay', done))"
     )
     page.click("#open-library")
     remove = page.get_by_role("button", name="Remove new.mp4")
@@ -97,7 +98,9 @@ def save(tab: Tab, format_name: str) -> tuple[str, Path]:
 
 
 def test_moments_are_saved_for_other_programs(chosen: Tab) -> None:
-    times = [text.split(" – ") for text in chosen.page.locator(".moment .times").all_text_contents()]
+    times = [
+        text.split(" – ") for text in chosen.page.locator(".moment .times").all_text_contents()
+    ]
     name, path = save(chosen, "srt")
     assert name.endswith(".srt")
     starts = re.findall(r"^00:(\d\d):(\d\d),(\d)", path.read_text(encoding="utf-8"), re.M)
@@ -156,7 +159,9 @@ def test_problems_are_said(tab: Tab) -> None:
     page.press("#query", "Enter")
     page.locator("#problem", has_text="try again in 3 s").wait_for()
     page.unroute("**/v1/search")
-    page.route("**/v1/search", lambda route: route.fulfill(body="event: first\ndata: {", status=200))
+    page.route(
+        "**/v1/search", lambda route: route.fulfill(body="event: first\ndata: {", status=200)
+    )
     page.press("#query", "Enter")
     page.locator("#problem", has_text="The connection was cut").wait_for()
     page.unroute("**/v1/search")

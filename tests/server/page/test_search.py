@@ -93,7 +93,11 @@ def test_the_timeline_jumps_and_its_blocks_are_moments(tab: Tab) -> None:
     for place, one in enumerate(boxes):
         for other in boxes[:place]:
             apart = abs(one["y"] - other["y"]) >= one["height"] - 1
-            assert apart or one["x"] >= other["x"] + other["width"] - 25 or other["x"] >= one["x"] + one["width"] - 25
+            assert (
+                apart
+                or one["x"] >= other["x"] + other["width"] - 25
+                or other["x"] >= one["x"] + one["width"] - 25
+            )
     bar = tab.page.locator(".timeline").bounding_box()
     tab.page.mouse.click(bar["x"] + bar["width"] / 2, bar["y"] + 10)
     video = tab.page.locator("#video")
