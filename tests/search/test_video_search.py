@@ -188,8 +188,14 @@ def test_a_table_of_captions_alone(granalign: Any) -> None:
         (("search", "text.mp4", QUERY, "--models", "{models}"), "text.mp4: "),
         (("index", "{video}", "--models", "empty", "--out", "o"), "no exported model"),
         (("search", "words.jsonl", "dog", "--clip", "x.mp4"), "got captions alone"),
-        (("search", "own.mp4", QUERY, "--models", "{models}", "--clip", "own.mp4"), "searched vid"),
-        (("search", "own.mp4", QUERY, "--models", "{models}", "--clip", "link.mkv"), "searched vi"),
+        (
+            ("search", "own.mp4", QUERY, "--models", "{models}", "--clip", "own.mp4"),
+            "this command reads",
+        ),
+        (
+            ("search", "own.mp4", QUERY, "--models", "{models}", "--clip", "link.mkv"),
+            "this command reads",
+        ),
         (("search", "gone.mp4", QUERY, "--models", "{models}", "--clip", "x.mp4"), "no such file"),
         (("search", "words.jsonl", "dog", "--clips", "x"), "--clips: got captions alone"),
     ],
