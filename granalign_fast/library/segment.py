@@ -170,8 +170,9 @@ class Segment:
             GranAlignError: its table is damaged.
         """
         table = self._read_table(self._words, WORDS)
-        sizes = table["stretches"]
-        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        if None in table["word"] or None in table["stretches"]:
+            raise self._damaged(WORDS, "a cell is empty")
+        offsets = np.concatenate([[0], np.cumsum(table["stretches"])]).astype(np.int64)
         found = Postings(table["word"], offsets, *self._postings, self._lengths)
         if not found.is_whole(len(self.stretches.videos)):
             raise self._damaged(WORDS, "its counts are not those of the other files")
