@@ -170,9 +170,10 @@ class Segment:
             GranAlignError: its table is damaged.
         """
         table = self._read_table(self._words, WORDS)
-        if None in table["word"] or None in table["stretches"]:
+        sizes = np.asarray(table["stretches"])
+        if None in table["word"] or sizes.dtype.kind not in "iu":  # empty cells make it floats
             raise self._damaged(WORDS, "a cell is empty")
-        offsets = np.concatenate([[0], np.cumsum(table["stretches"])]).astype(np.int64)
+        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         found = Postings(table["word"], offsets, *self._postings, self._lengths)
         if not found.is_whole(len(self.stretches.videos)):
             raise self._damaged(WORDS, "its counts are not those of the other files")
