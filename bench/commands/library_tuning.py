@@ -83,7 +83,7 @@ def collect(library: Library, queries: Sequence[AnnotatedQuery]) -> list[Evidenc
         rewrites = [query.rewrites for query in some]
         device = library.retriever.device
         ranked = first_stage(parts, spaces.embed(rewrites), sys.maxsize, 0.0, device)
-        results = library.search_many(rewrites, top=_TOP, refine=_TOP)
+        results = library.search_many(rewrites, top=_TOP, refine=_TOP, overlapping=True)
         for query, result, one in zip(some, results, ranked, strict=True):
             hits = one.hits
             videos = np.array(

@@ -66,6 +66,7 @@ def search_library(
     filters: Filters,
     refine: int,
     budget: float | None,
+    overlapping: bool,
 ) -> None:
     """Search a library, and print the moments of all its videos.
 
@@ -75,6 +76,7 @@ def search_library(
         filters: which videos are searched.
         refine: how many videos the second stage searches.
         budget: seconds after which it begins no further one; None for no limit.
+        overlapping: show the list that benchmarks score, not distinct moments.
 
     Raises:
         GranAlignError: something is wanted that is made of one video, a model is missing, or no
@@ -91,7 +93,12 @@ def search_library(
     _check_models(settings, catalogue, preset)
     library = Library(catalogue, settings.open_retriever(preset), media=settings.media)
     result = library.search(
-        settings.query, top=settings.top, refine=refine, budget=budget, filters=filters
+        settings.query,
+        top=settings.top,
+        refine=refine,
+        budget=budget,
+        filters=filters,
+        overlapping=overlapping,
     )
     for stage, seconds in result.seconds.items():
         _log.debug("%s took %.4f s", stage, seconds)

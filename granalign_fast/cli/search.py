@@ -210,7 +210,14 @@ def search(
 
     # 2. Search all videos of a library, or one video.
     if vid is None and is_library(source):
-        search_library(settings, outputs, filters=filters, refine=refine, budget=budget)
+        search_library(
+            settings,
+            outputs,
+            filters=filters,
+            refine=refine,
+            budget=budget,
+            overlapping=overlapping,
+        )
         return
     if not filters.is_empty or budget is not None:
         raise GranAlignError(

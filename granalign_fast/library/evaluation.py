@@ -55,7 +55,10 @@ def evaluate_corpus(
         some = queries[first : first + _CHUNK]
         begin = time.perf_counter()
         results = library.search_many(
-            [query.rewrites for query in some], top=MOMENT_RANKS[-1], refine=refine
+            [query.rewrites for query in some],
+            top=MOMENT_RANKS[-1],
+            refine=refine,
+            overlapping=True,
         )
         elapsed = time.perf_counter() - begin
         # The queries of a chunk share the first stages; what is left is the second one.

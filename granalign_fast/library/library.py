@@ -141,6 +141,7 @@ class Library:
         refine: int = 20,
         budget: float | None = None,
         filters: Filters | None = None,
+        overlapping: bool = False,
     ) -> LibraryResult:
         """Return the moments of all videos that fit a query.
 
@@ -151,12 +152,14 @@ class Library:
             budget: seconds after which the second stage ends; None for no limit. A search of one
                 video that has begun is not broken off.
             filters: which videos are searched; None for all.
+            overlapping: whether moments of one video may overlap, as in the lists that benchmarks
+                score. Otherwise they hardly do, which people prefer to look at.
 
         Raises:
             GranAlignError: an argument is of the wrong type or out of range.
         """
         until = _deadline(budget)
-        (refinement,) = self._first_stage([query], top, refine, filters)
+        (refinement,) = self._first_stage([query], top, refine, filters, overlapping)
         for _ in refine_in_steps(refinement, self.retriever, self._load, until):
             pass
         return refinement.answer(self._load)
@@ -169,6 +172,7 @@ class Library:
         top: int = 10,
         refine: int = 20,
         filters: Filters | None = None,
+        overlapping: bool = False,
         return_errors: Literal[False] = False,
     ) -> list[LibraryResult]: ...
 
@@ -180,6 +184,7 @@ class Library:
         top: int = 10,
         refine: int = 20,
         filters: Filters | None = None,
+        overlapping: bool = False,
         return_errors: Literal[True],
     ) -> list[LibraryResult | GranAlignError]: ...
 
@@ -190,6 +195,7 @@ class Library:
         top: int = 10,
         refine: int = 20,
         filters: Filters | None = None,
+        overlapping: bool = False,
         return_errors: bool = False,
     ) -> list[LibraryResult] | list[LibraryResult | GranAlignError]:
         """Return the moments for each query; the queries share a pass over the clips.
@@ -201,7 +207,7 @@ class Library:
             raise GranAlignError("queries: got one query, expected a list; put it into a list")
 
         def search(some: Sequence[str | Rewrites]) -> list[LibraryResult]:
-            found = self._first_stage(some, top, refine, filters)
+            found = self._first_stage(some, top, refine, filters, overlapping)
             refine_together(found, self.retriever, self._load)
             return [one.answer(self._load) for one in found]
 
@@ -218,13 +224,14 @@ class Library:
         refine: int = 20,
         budget: float | None = None,
         filters: Filters | None = None,
+        overlapping: bool = False,
     ) -> Iterator[LibraryResult]:
         """Yield the answer of the first stage at once, then a better one after each refinement.
 
         Arguments and errors are those of `search`, whose answer is the last one.
         """
         until = _deadline(budget)
-        (refinement,) = self._first_stage([query], top, refine, filters)
+        (refinement,) = self._first_stage([query], top, refine, filters, overlapping)
         yield refinement.answer(self._load)
         for _ in refine_in_steps(refinement, self.retriever, self._load, until):
             yield refinement.answer(self._load)
@@ -236,13 +243,14 @@ class Library:
         top: int = 10,
         refine: int = 20,
         filters: Filters | None = None,
+        overlapping: bool = False,
     ) -> list[Refinement]:
         """Return the first stage of each query, which `advance` goes on from.
 
         A service needs these steps: between them queries come and go. Arguments and errors are
         those of `search`.
         """
-        return self._first_stage(queries, top, refine, filters)
+        return self._first_stage(queries, top, refine, filters, overlapping)
 
     def advance(self, refinements: Sequence[Refinement], *, limited: bool = False) -> None:
         """Search the next videos of several queries together, or all that are left.
@@ -265,6 +273,7 @@ class Library:
         top: int,
         refine: int,
         filters: Filters | None,
+        overlapping: bool,
     ) -> list[Refinement]:
         """Rewrite and embed the queries, and compare them with all clips."""
         for name, value, least in (("top", top, 1), ("refine", refine, 0)):
@@ -297,7 +306,7 @@ class Library:
             result = LibraryResult(
                 query, (), hits, searched, left_out, complete=False, seconds=seconds
             )
-            refinements.append(Refinement(result, one, top, refine))
+            refinements.append(Refinement(result, one, top, refine, overlapping=overlapping))
         return refinements
 
     def _parts(

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index import VideoIndex
 from granalign_fast.kernels.corpus_host import row_scores
-from granalign_fast.types import SearchResult
+from granalign_fast.types import SearchResult, distinct_moments
 
 from .records import CataloguedVideo
 from .results import LibraryMoment, VideoHit
@@ -53,7 +53,7 @@ class Probe(NamedTuple):
 
 
 def ranked_moments(
-    hits: Sequence[VideoHit], load: Load, probe: Probe, top: int
+    hits: Sequence[VideoHit], load: Load, probe: Probe, top: int, *, overlapping: bool
 ) -> tuple[LibraryMoment, ...]:
     """Return the best moments of all videos, best first.
 
@@ -62,12 +62,13 @@ def ranked_moments(
         load: reads an index. A video whose index cannot be read has no moments.
         probe: what the clips were compared with.
         top: how many moments there are at most.
+        overlapping: whether moments of one video may overlap, as benchmarks score them.
     """
     # A moment is never better than its video: later videos than the first `top` have none.
     scored = [
-        (hit.score - RANK_COST * place, hit, place)
+        (hit.score - RANK_COST * rank, hit, place)
         for hit in hits[:top]
-        for place in range(1 if hit.result is None else min(len(hit.result.moments), top))
+        for rank, place in enumerate(_places(hit.result, top, overlapping=overlapping))
     ]
     found: list[LibraryMoment] = []
     for score, hit, place in sorted(scored, key=lambda one: -one[0]):
@@ -81,6 +82,16 @@ def ranked_moments(
         except GranAlignError:
             continue
     return tuple(found)
+
+
+def _places(result: SearchResult | None, top: int, *, overlapping: bool) -> Sequence[int]:
+    """Return the places of the moments of a video that can be in an answer, best first."""
+    if result is None:
+        return (0,)
+    moments = result.moments[:top]
+    if overlapping:
+        return range(len(moments))
+    return [moments.index(moment) for moment in distinct_moments(moments, top)]
 
 
 def captions_of(index: VideoIndex, result: SearchResult, top: int) -> tuple[str | None, ...]:

@@ -30,9 +30,12 @@ class Refinement:
         texts: what the clips were compared with.
         top: most moments of an answer.
         refine: how many videos are searched, the best first.
+        overlapping: whether moments of one video may overlap.
     """
 
-    def __init__(self, result: LibraryResult, texts: Texts, top: int, refine: int) -> None:
+    def __init__(
+        self, result: LibraryResult, texts: Texts, top: int, refine: int, *, overlapping: bool
+    ) -> None:
         self.first = result
         self.hits: list[VideoHit] = list(result.videos)
         self.errors: dict[str, str] = dict(result.errors)
@@ -41,7 +44,7 @@ class Refinement:
         """How many videos have been searched, or could not be."""
         self.seconds = 0.0
         """How long their searches have taken."""
-        self.texts, self._top = texts, top
+        self.texts, self._top, self._overlapping = texts, top, overlapping
 
     def add(self, number: int, index: VideoIndex, result: SearchResult) -> None:
         """Add the search of a video.
@@ -60,9 +63,12 @@ class Refinement:
         Args:
             load: reads the index of a video that has not been searched.
         """
+        moments = ranked_moments(
+            self.hits, load, self.texts.probe, self._top, overlapping=self._overlapping
+        )
         return replace(
             self.first,
-            moments=ranked_moments(self.hits, load, self.texts.probe, self._top),
+            moments=moments,
             videos=tuple(self.hits),
             complete=self.reached == self.count,
             errors=dict(self.errors),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from granalign_fast.library.evaluation import evaluate_corpus
 from granalign_fast.library.similarities import best_means
 from granalign_fast.library.upkeep import remove_videos, tag_videos
 from granalign_fast.search.retriever import Retriever
-from granalign_fast.types import Rewrites
+from granalign_fast.types import Moment, Rewrites, distinct_moments
 
 PLAIN = "a man sits"
 
@@ -79,6 +80,23 @@ def test_finds_the_video_and_the_moment(
     assert [moment.score for moment in result.moments] == sorted(
         (moment.score for moment in result.moments), reverse=True
     )
+
+
+def test_moments_of_a_video_hardly_overlap_unless_asked_for(library: Library) -> None:
+    shown, scored = (
+        [
+            Moment(one.start, one.end, one.score)
+            for one in library.search("a red car", top=10, overlapping=overlapping).moments
+            if one.vid == "street"
+        ]
+        for overlapping in (False, True)
+    )
+    found = library.retriever.search(VideoIndex.load(library.folder / "street"), "a red car")
+    assert tuple(shown) == distinct_moments(shown, 10)
+    assert tuple(scored) != distinct_moments(scored, 10)
+    assert shown[0] == scored[0]
+    spans = [(one.start, one.end) for one in found.moments]
+    assert [(one.start, one.end) for one in scored] == spans[: len(scored)]
 
 
 def test_stages_come_one_after_another(library: Library) -> None:
@@ -178,7 +196,10 @@ def test_the_best_stretches_are_chosen_among_many(
     monkeypatch.setattr("granalign_fast.library.library._STRETCHES", 3)
     few = library.search_many(["a white horse jumps on two dogs", "a car"], refine=0)[0]
     assert 1 < len(few.videos) < len(every.videos)
-    assert few.videos == every.videos[: len(few.videos)]
+    # The other stretches of a video are among those that were left out.
+    assert [replace(hit, stretches=()) for hit in few.videos] == [
+        replace(hit, stretches=()) for hit in every.videos[: len(few.videos)]
+    ]
 
 
 def test_the_first_stage_is_that_of_plain_loops(library: Library) -> None:
