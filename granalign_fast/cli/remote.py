@@ -102,6 +102,14 @@ def with_remote_models(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def served_options(remote: RemoteOptions | None) -> RemoteOptions | None:
+    """Return the arguments of `RemoteModels`; None if the options name no server."""
+    options = {name.removeprefix("remote_"): value for name, value in (remote or {}).items()}
+    if any(options.get(f"{role}_{part}") for role in _ROLES for part in ("url", "model")):
+        return options
+    return None
+
+
 def open_chosen(
     models: Path | None,
     remote: RemoteOptions | None,
@@ -124,9 +132,8 @@ def open_chosen(
     """
     from granalign_fast.pipeline import open_models
 
-    servers = None
-    options = {name.removeprefix("remote_"): value for name, value in (remote or {}).items()}
-    if any(options.get(f"{role}_{part}") for role in _ROLES for part in ("url", "model")):
+    servers, options = None, served_options(remote)
+    if options is not None:
         from granalign_fast.language.remote_models import RemoteModels
 
         servers = RemoteModels(**options)

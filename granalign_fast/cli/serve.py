@@ -10,8 +10,10 @@ import typer
 from granalign_fast.errors import GranAlignError
 
 from .options import CaptionsOnly, Device, Models, PrefixGib, SearchPreset, check_extra
+from .remote import RemoteOptions, served_options, with_remote_models
 
 
+@with_remote_models
 def serve(
     library: Annotated[
         Path, typer.Argument(metavar="LIB", help="A folder that `granalign index` wrote, or empty.")
@@ -90,6 +92,7 @@ def serve(
     ] = 60.0,
     max_upload_gib: Annotated[float, typer.Option(min=0, help="GiB of a video.")] = 8.0,
     log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
+    remote: RemoteOptions | None = None,
 ) -> None:
     """Serve a library over HTTP: searches, videos, frames, clips; see /docs there."""
     check_extra("fastapi", "the service", "serve")
@@ -123,6 +126,7 @@ def serve(
     settings = Settings(
         library=library,
         models=models,
+        remote=served_options(remote),
         device=device,
         prefix_gib=prefix_gib,
         preset=preset,

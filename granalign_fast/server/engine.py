@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from granalign_fast.config import PRESETS
 from granalign_fast.errors import GranAlignError
@@ -58,9 +58,9 @@ class Engine:
                 f"{self.folder.parent}"
             )
         self.models: ModelFolder | None = None
-        if settings.models is not None:
-            self.models = open_models(
-                settings.models, device=settings.device, prefix_gib=settings.prefix_gib
+        if settings.models is not None or settings.remote is not None:
+            self.models = open_service_models(
+                settings.models, settings.remote, settings.device, settings.prefix_gib
             )
         self.catalogue: Catalogue | None = None
         self.libraries: dict[str, Library] = {}
@@ -130,7 +130,7 @@ class Engine:
         made: dict[str, str] = {}
         for video in catalogue.videos():
             made |= video.models
-        given = () if self.models is None else self.models.paths
+        given = [] if self.models is None else [kind for kind in made if kind in self.models]
         check_models(self.folder, made, given, frames=True)
 
     @property
@@ -214,3 +214,25 @@ class Engine:
         from granalign_fast.files import escape_undecodable
 
         return None if path is None else escape_undecodable(path.name)
+
+
+def open_service_models(
+    models: Path | None, remote: Mapping[str, Any] | None, device: str, prefix_gib: float
+) -> ModelFolder:
+    """Open the models of a folder, on servers, or both; nothing is loaded yet.
+
+    Args:
+        models: the folder.
+        remote: the arguments of `RemoteModels`.
+        device: of the folder's models.
+        prefix_gib: as for `open_models`.
+
+    Raises:
+        GranAlignError: the folder or a server cannot be used.
+    """
+    servers = None
+    if remote is not None:
+        from granalign_fast.language.remote_models import RemoteModels
+
+        servers = RemoteModels(**remote)
+    return open_models(models, device=device, prefix_gib=prefix_gib, remote=servers)

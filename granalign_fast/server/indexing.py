@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index.manifest import read_manifest_source
@@ -135,7 +135,8 @@ class Indexer:
             vid = workers.run(
                 index_video,
                 str(settings.library),
-                str(settings.models),
+                None if settings.models is None else str(settings.models),
+                None if settings.remote is None else dict(settings.remote),
                 settings.device,
                 settings.prefix_gib,
                 str(path),
@@ -207,7 +208,8 @@ class _Progress:
 
 def index_video(
     library: str,
-    models: str,
+    models: str | None,
+    remote: dict[str, Any] | None,
     device: str,
     prefix_gib: float,
     video: str,
@@ -218,8 +220,9 @@ def index_video(
 
     Args:
         library: the folder of the library.
-        models: a folder of models, or ``miniatures``.
-        device: of the models.
+        models: a folder of models, or ``miniatures``; None if all are on servers.
+        remote: the arguments of `RemoteModels`; None for none.
+        device: of the folder's models.
         prefix_gib: as for `open_models`.
         video: the path of the file.
         progress: called with the clips that are indexed, and all that there are.
@@ -230,23 +233,26 @@ def index_video(
     Raises:
         GranAlignError: the file is no video, or cannot be indexed.
     """
-    opened = _models(models, device, prefix_gib)
+    opened = _models(models, remote, device, prefix_gib)
     (folder,) = opened.index(
         [video], library, progress=lambda done, total, _: progress(done, total)
     )
     return folder.name
 
 
-_opened: dict[tuple[str, str, float], ModelFolder] = {}
+_opened: dict[str, ModelFolder] = {}
 
 
-def _models(models: str, device: str, prefix_gib: float) -> ModelFolder:
-    from granalign_fast.pipeline import open_models
+def _models(
+    models: str | None, remote: dict[str, Any] | None, device: str, prefix_gib: float
+) -> ModelFolder:
+    from .engine import open_service_models
 
-    key = models, device, prefix_gib
+    key = repr((models, remote, device, prefix_gib))
     if key not in _opened:
         _opened.clear()
-        _opened[key] = open_models(models, device=device, prefix_gib=prefix_gib)
+        folder = None if models is None else Path(models)
+        _opened[key] = open_service_models(folder, remote, device, prefix_gib)
     return _opened[key]
 
 
