@@ -65,7 +65,7 @@ class Settings:
     models: Path | None = None
     """A folder of models, or ``miniatures``; None for the sentence encoder alone."""
     remote: Mapping[str, Any] | None = None
-    """The arguments of `RemoteModels`, whose keys are in the environment; None if there are none."""
+    """The arguments of `RemoteModels`; None for none. Keys come from the environment."""
     device: str = "cpu"
     prefix_gib: float = 4.0
     preset: str | None = None
