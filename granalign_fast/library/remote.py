@@ -26,6 +26,7 @@ from pathlib import Path
 from granalign_fast.config import MOST_INDEX_BYTES, MOST_JSON_BYTES
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index.manifest import CLIPS, EMBEDDINGS, MANIFEST, write_durably
+from granalign_fast.parsing.json_values import parse_json
 from granalign_fast.runtime.cache_folder import LIBRARIES, cache_limit, mark_used, usable_cache
 from granalign_fast.storage import Address, Store
 
@@ -322,7 +323,7 @@ class RemoteLibrary:
         """
         records, damaged = parse_pointer(self.address, content)
         try:
-            dead = json.loads(content).get("dead", {})
+            dead = parse_json(content).get("dead", {})
             segments = [Segment(self._segments / one.name, one) for one in records]
         except (OSError, GranAlignError, LookupError, ValueError, ArithmeticError) as error:
             _log.info("%s: a part of the catalogue cannot be read: %s", self.address, error)

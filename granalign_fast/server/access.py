@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from granalign_fast.errors import GranAlignError
+from granalign_fast.reading import read_text
 
 _log = logging.getLogger(__name__)
 
@@ -65,19 +66,9 @@ class Tokens:
         Raises:
             GranAlignError: it cannot be read, or a line is not a token.
         """
-        try:
-            status = path.stat()
-            if status.st_size > _MOST_BYTES:
-                raise GranAlignError(
-                    f"{path}: got {status.st_size:,} bytes, expected a file of tokens"
-                )
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise GranAlignError(
-                f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'}); "
-                f"name a file with a line NAME SCOPES TOKEN for each token"
-            ) from None
-        if status.st_mode & 0o007:
+        remedy = "name a file with a line NAME SCOPES TOKEN for each token"
+        text = read_text(path, _MOST_BYTES, remedy=remedy)
+        if path.stat().st_mode & 0o007:
             _log.warning("%s: everybody on this machine may read it; run chmod 600", path)
         return cls.parse(text, str(path))
 

@@ -18,6 +18,8 @@ from typing import Any
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import escape_undecodable, remove_abandoned, replacing
 from granalign_fast.index.manifest import write_durably
+from granalign_fast.parsing.json_values import parse_json
+from granalign_fast.reading import read_file
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +30,8 @@ STATES = (RECEIVING, QUEUED, INDEXING, DONE, FAILED, CANCELLED)
 ENDED = (DONE, FAILED, CANCELLED)
 _KEPT = 1000
 """Jobs that have ended whose files stay."""
+_MOST_BYTES = 1 << 20
+"""Bytes of the file of a job: its tags are the largest part."""
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -154,14 +158,14 @@ class Jobs:
 
     def _read(self, path: Path) -> Job | None:
         try:
-            record = json.loads(path.read_bytes())
+            record = parse_json(read_file(path, _MOST_BYTES, inside=self.folder))
             where = record.pop("path")
             job = Job(
                 **record
                 | {"path": None if where is None else Path(os.fsdecode(bytes.fromhex(where)))}
                 | {"tags": tuple(record["tags"])}
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (GranAlignError, ValueError, KeyError, TypeError, AttributeError):
             return None
         return job if job.state in STATES and job.id == path.stem else None
 

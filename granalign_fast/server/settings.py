@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from granalign_fast.config import MOST_CHARACTERS
+from granalign_fast.parsing.json_values import parse_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +95,7 @@ class Settings:
     @classmethod
     def from_json(cls, text: str) -> Settings:
         """Read what `to_json` returned."""
-        record: dict[str, Any] = json.loads(text)
+        record: dict[str, Any] = parse_json(text.encode())
         limits: Mapping[str, Any] = record.pop("limits")
         paths = {
             name: None if record[name] is None else Path(record[name])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
 import stat
@@ -20,6 +19,7 @@ from fastapi.responses import JSONResponse
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import appearing
 from granalign_fast.library.tags import check_tags
+from granalign_fast.parsing.json_values import parse_json
 
 from .forms import FormReader
 from .jobs import QUEUED, RECEIVING, Job, file_name
@@ -115,8 +115,8 @@ async def _add_path(request: Request, service: Service) -> Job:
         if len(content) > most:
             raise Problem("too-large", f"got more than {most:,} bytes, expected at most that")
     try:
-        asked = PathRequest.model_validate(json.loads(content))
-    except (ValueError, RecursionError):
+        asked = PathRequest.model_validate(parse_json(content))
+    except ValueError:
         raise Problem(
             "bad-request", 'got no such JSON, expected {"path": "...", "tags": ["..."]}'
         ) from None

@@ -84,7 +84,7 @@ def test_completion_is_offered() -> None:
     assert shown.returncode == 0 and "_GRANALIGN_COMPLETE=complete_bash" in shown.stdout
     words = {"COMP_WORDS": "granalign se", "COMP_CWORD": "1"}
     completed = python("-c", script, _GRANALIGN_COMPLETE="complete_bash", **words)
-    assert completed.stdout.split() == ["search"]
+    assert completed.stdout.split() == ["search", "serve"]
 
 
 @pytest.mark.parametrize("module", ["granalign_fast", "granalign_fast.cli"])

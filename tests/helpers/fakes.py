@@ -13,7 +13,7 @@ class BagOfWords:
     """An encoder that counts words, hashed into 64 numbers: cosines measure shared words."""
 
     dim = 64
-    fingerprint = "bag-of-words"
+    fingerprint = content_key = "bag-of-words"
 
     def encode(
         self, texts: Sequence[str], *, progress: Callable[[int], None] | None = None
@@ -30,7 +30,7 @@ class BagOfWords:
 class SeenWords:
     """A frame encoder of texts alone, in another space than `BagOfWords` has."""
 
-    fingerprint = "seen-words"
+    fingerprint = content_key = "seen-words"
 
     def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         return np.ascontiguousarray(BagOfWords().encode(texts)[:, ::-1])

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from granalign_fast.index.models import Descriptions
 from granalign_fast.index.row_arrays import clip_rows
 from granalign_fast.index.work_folder import ClipRows
+from granalign_fast.parsing.json_values import parse_json
 from granalign_fast.types import Image
 from granalign_fast.video.frames import Frame
 
@@ -103,7 +104,7 @@ class Chunk:
         """Read what `to_row` returned; the frames share the memory of `pixels`."""
         from safetensors.numpy import load
 
-        record, loaded = json.loads(head), load(arrays)
+        record, loaded = parse_json(head), load(arrays)
         flat = np.frombuffer(pixels, np.uint8)
         frames, begin = [], 0
         for clip, time, missing, shape in record["frames"]:

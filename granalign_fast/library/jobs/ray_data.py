@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from granalign_fast.errors import GranAlignError, MissingExtraError, one_line
+from granalign_fast.parsing.json_values import parse_json
 
 from .chunks import Chunk
 from .local import hash_file
@@ -214,9 +215,7 @@ def _looks_at_frames(stage: str) -> int:
 
 
 def _loaded(content: bytes) -> Any:
-    import json
-
-    return json.loads(content)
+    return parse_json(content)
 
 
 class _Decode:
