@@ -171,7 +171,8 @@ class Segment:
         """
         table = self._read_table(self._words, WORDS)
         sizes = np.asarray(table["stretches"])
-        if None in table["word"] or sizes.dtype.kind not in "iu":  # empty cells make it floats
+        # Empty cells make it floats; so does a table without rows, of videos without captions.
+        if None in table["word"] or (len(sizes) and sizes.dtype.kind not in "iu"):
             raise self._damaged(WORDS, "a cell is empty")
         offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         found = Postings(table["word"], offsets, *self._postings, self._lengths)
