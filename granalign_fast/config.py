@@ -50,6 +50,9 @@ class RetrieverConfig:
     first_stage_frames: float = 0.0
     """Weight of the frames' cosines beside those of the captions where all videos of a library are
     compared, for videos that have both and a search with the frame encoder; 0 leaves them out."""
+    approximate: float = 0.0
+    """Share of a library's approximate indexes that the first stage reads; 0 compares all clips,
+    with the exact result. It counts where `granalign library approximate` made such indexes."""
     proposals: ProposalRules = field(default_factory=ProposalRules)
     """How candidates are cut out of the curves and scored."""
     nms_threshold: float = 0.75
@@ -91,6 +94,8 @@ class RetrieverConfig:
             raise GranAlignError(
                 f"first_stage_frames: got {self.first_stage_frames}, expected from 0 to 100"
             )
+        if not 0 <= self.approximate <= 1:
+            raise GranAlignError(f"approximate: got {self.approximate}, expected from 0 to 1")
         if not 0 < self.nms_threshold <= 1:
             raise GranAlignError(
                 f"nms_threshold: got {self.nms_threshold}, expected an IoU above 0 and at most 1"
@@ -116,6 +121,7 @@ _FIELD_TYPES: tuple[tuple[str, tuple[type, ...], str], ...] = (
     ("feedback", (FeedbackRules, type(None)), "FeedbackRules or None"),
     ("frames_weight", (Real,), "a number from 0 to below 1"),
     ("first_stage_frames", (Real,), "a number from 0 to 100"),
+    ("approximate", (Real,), "a number from 0 to 1"),
     ("proposals", (ProposalRules,), "ProposalRules"),
     ("nms_threshold", (Real,), "a number above 0, at most 1"),
     ("top", (Integral,), "an integer of at least 1"),

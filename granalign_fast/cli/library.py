@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +16,7 @@ from granalign_fast.output.visible import visible
 from granalign_fast.storage import Address
 from granalign_fast.storage.address import path_text
 
-from .options import Json, print_json, short
+from .options import Json, check_extra, print_json, short
 from .verbosity import with_verbosity
 
 if TYPE_CHECKING:
@@ -177,6 +178,27 @@ def library_rebuild(library: Folder, as_json: Json = False) -> None:
     else:
         typer.echo(f"catalogue of {len(videos)} videos, {clips} clips")
     _report_damaged(damaged)
+
+
+@library_app.command("approximate")
+@with_verbosity
+def library_approximate(library: Folder, as_json: Json = False) -> None:
+    """Make approximate indexes of large parts, for `search --approximate`. No model is needed."""
+    from granalign_fast.library.upkeep import approximate_library
+
+    from .progress import progress_bar
+
+    check_extra("faiss", "an approximate index", "approximate")
+    with progress_bar("sorting clips into lists", "matrices", hidden=as_json) as advance:
+        progress = None if advance is None else lambda _, total: advance(1, total)
+        found = approximate_library(library, progress=progress)
+    if as_json:
+        print_json(asdict(found))
+        return
+    typer.echo(
+        f"approximate indexes: {found.made} made, {found.kept} kept; {found.compared} parts are so "
+        f"small that all their clips are compared"
+    )
 
 
 @library_app.command("move")

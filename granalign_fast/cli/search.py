@@ -72,6 +72,16 @@ def search(
         float,
         typer.Option(min=0, metavar="SECONDS", help="Of a library: only videos as long as this."),
     ] = 0.0,
+    approximate: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="SHARE",
+            help="Of a library with approximate indexes: the share of them that is read, such as "
+            "0.05. 0: compare all clips.",
+        ),
+    ] = 0.0,
     media: Annotated[
         Path | None,
         typer.Option(
@@ -198,6 +208,7 @@ def search(
         top=top,
         captions_only=captions_only,
         media=media,
+        approximate=approximate,
     )
     check_source(source)
     filters = Filters(
@@ -219,9 +230,9 @@ def search(
             overlapping=overlapping,
         )
         return
-    if not filters.is_empty or budget is not None:
+    if not filters.is_empty or budget is not None or approximate:
         raise GranAlignError(
             f"{source}: got one video, expected a library for --budget, --video, --tag, --after, "
-            f"--before and --min-length; leave them out"
+            f"--before, --min-length and --approximate; leave them out"
         )
     search_video(settings, outputs, vid=vid, overlapping=overlapping)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,8 @@ class SearchSettings:
     captions_only: bool
     media: Path | None = None
     """The video file of the index, or a folder of the video files."""
+    approximate: float = 0.0
+    """The share of a library's approximate indexes that is read."""
 
     @property
     def used(self) -> dict[str, tuple[str, str]]:
@@ -38,10 +40,11 @@ class SearchSettings:
 
     def open_retriever(self, preset: str) -> MomentRetriever:
         """Load the models that a preset uses."""
+        from granalign_fast.config import resolve_config
         from granalign_fast.pipeline import open_retriever
 
         return open_retriever(
-            preset,
+            replace(resolve_config(preset), approximate=self.approximate),
             models=self.models,
             encoder=self.encoder,
             precision=self.precision,

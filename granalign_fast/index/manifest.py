@@ -212,7 +212,7 @@ def read_path(record: Mapping[str, Any]) -> Path:
     return Path(os.fsdecode(unquote_to_bytes(path)) if "encoding" in record else path)
 
 
-def write_durably(path: Path, content: bytes) -> None:
+def write_durably(path: Path, content: bytes | memoryview) -> None:
     """Write a file completely or not at all, and wait until it is on disk.
 
     Raises:

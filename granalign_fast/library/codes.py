@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from granalign_fast.errors import GranAlignError
 from granalign_fast.kernels import Codes, Top, code_blocks, code_range, corpus
 from granalign_fast.runtime.array_device import ArrayDevice
 
+from .approximate import ApproximateIndex, open_approximate_index
 from .durable import Sink
 
 _log = logging.getLogger(__name__)
@@ -27,10 +29,15 @@ class CodedRows:
     Args:
         rows: `(clips, dim)`.
         codes: of the rows.
+        path: where their approximate index lies, if there is one.
+        sha256: of the file of the rows.
     """
 
-    def __init__(self, rows: npt.NDArray[np.float16], codes: Codes) -> None:
+    def __init__(
+        self, rows: npt.NDArray[np.float16], codes: Codes, path: Path, sha256: str
+    ) -> None:
         self.rows, self.codes = rows, codes
+        self.path, self.sha256 = path, sha256
         self._copies: dict[int, Any] = {}
         """By the number of the GPU; None where they do not fit."""
 
@@ -50,6 +57,19 @@ class CodedRows:
             part = rows[some] if isinstance(some, slice) else rows[device.xp.asarray(some)]
             found = corpus(asked, part, k=k)
         return Top(device.to_host(found.scores), device.to_host(found.rows))
+
+    @cached_property
+    def approximate(self) -> ApproximateIndex | None:
+        """The approximate index of the rows; None, and a warning, if none can be used."""
+        try:
+            return self.open_approximate()
+        except GranAlignError as error:
+            _log.warning("all clips of a segment are compared: %s", error)
+            return None
+
+    def open_approximate(self, *, again: bool = False) -> ApproximateIndex:
+        """Open the approximate index; arguments and errors as of `open_approximate_index`."""
+        return open_approximate_index(self.path, self.rows, self.sha256, again=again)
 
     def _on(self, device: ArrayDevice) -> Any:
         """Return the rows on a GPU, where they stay for later searches; None if they do not fit."""

@@ -32,7 +32,7 @@ with words alone for 19.7%."""
 QUERY_WEIGHT = 3
 """How much the query itself counts beside each of its rewrites, in cosines and in words."""
 
-_ALL_COMPARED = 1 << 17
+ALL_COMPARED = 1 << 17
 """Rows up to which all stretches are compared: to find those of the nearest clips first, and to
 read their rows once more, takes longer."""
 _BY_WORDS = 200
@@ -129,6 +129,7 @@ def first_stage(
     most: int,
     frames_weight: float,
     device: ArrayDevice,
+    share: float = 0.0,
 ) -> list[Ranked]:
     """Return the stretches that fit each query best.
 
@@ -138,20 +139,26 @@ def first_stage(
         most: stretches of a query.
         frames_weight: how much frames count beside captions; 1 where frames alone are compared.
         device: where the nearest clips are looked for.
+        share: of an approximate index that is read where a segment has one; 0 for the exact result.
     """
     by_words = word_scores(
         [part.segment.postings for part in parts], [query.words for query in queries]
     )
     found: list[list[Hits]] = [[] for _ in queries]
     for number, (part, shares) in enumerate(zip(parts, by_words, strict=True)):
-        wanted = _candidates(part, queries, shares, most, device)
+        wanted = _candidates(part, queries, shares, most, device, share)
         for hits, one in zip(found, _compare(number, part, queries, wanted, shares), strict=True):
             hits.append(one)
     return [_best(hits, most, frames_weight) for hits in found]
 
 
 def _candidates(
-    part: Part, queries: Sequence[Texts], shares: Floats, most: int, device: ArrayDevice
+    part: Part,
+    queries: Sequence[Texts],
+    shares: Floats,
+    most: int,
+    device: ArrayDevice,
+    share: float,
 ) -> list[Ints]:
     """Return the stretches of a segment that can be among the best of each query, ascending.
 
@@ -161,11 +168,12 @@ def _candidates(
         shares: of each query's words that each stretch holds, `(queries, stretches)`.
         most: stretches of an answer.
         device: where the nearest clips are looked for.
+        share: as for `first_stage`.
     """
     edges, videos = part.segment.stretches
     searched = part.chosen[videos]
     allowed = np.flatnonzero(searched)
-    if int((edges[allowed + 1] - edges[allowed]).sum()) <= _ALL_COMPARED:
+    if int((edges[allowed + 1] - edges[allowed]).sum()) <= ALL_COMPARED:
         captions = [query.captions for query in queries if query.captions]
         if len(allowed) <= most or not captions or queries[0].frames:
             return [allowed] * len(queries)
@@ -177,21 +185,19 @@ def _candidates(
     candidates = []
     captions = [query.captions for query in queries if query.captions]
     frames = [query.frames for query in queries if query.frames]
-    near = np.full((len(queries), 0), -1)
-    if captions:
-        near = _nearest(
-            captions, part.segment.coded_captions, part.segment.offsets, part.chosen, device
-        )
-    if frames and part.segment.coded_frames is not None:
-        rows = _nearest(
-            frames, part.segment.coded_frames, part.segment.offsets, part.framed, device
-        )
-        near = np.concatenate([near, rows], axis=1)
-    for rows, share in zip(near, np.where(searched, shares, 0), strict=True):
+    near, segment = np.full((len(queries), 0), -1), part.segment
+    for asked, coded, chosen in (
+        (captions, segment.coded_captions, part.chosen),
+        (frames, segment.coded_frames, part.framed),
+    ):
+        if asked and coded is not None:
+            rows = _nearest(asked, coded, segment.offsets, chosen, device, share)
+            near = np.concatenate([near, rows], axis=1)
+    for rows, held in zip(near, np.where(searched, shares, 0), strict=True):
         holding = np.searchsorted(edges, rows[rows >= 0], side="right") - 1
-        count = min(_BY_WORDS, len(share))
-        wordy = np.argpartition(-share, count - 1)[:count]
-        candidates.append(np.unique(np.concatenate([holding, wordy[share[wordy] > 0]])))
+        count = min(_BY_WORDS, len(held))
+        wordy = np.argpartition(-held, count - 1)[:count]
+        candidates.append(np.unique(np.concatenate([holding, wordy[held[wordy] > 0]])))
     return candidates
 
 
@@ -255,6 +261,7 @@ def _nearest(
     offsets: Ints,
     chosen: npt.NDArray[np.bool_],
     device: ArrayDevice,
+    share: float,
 ) -> Ints:
     """Return the rows of the clips that are nearest to each query, `(queries, k)`, or -1.
 
@@ -264,8 +271,12 @@ def _nearest(
         offsets: `(videos + 1,)`: the rows of each video.
         chosen: `(videos,)`: which of them are searched.
         device: where the clips are compared.
+        share: as for `first_stage`.
     """
     asked, k = np.stack([query.vector for query in queries]).astype(np.float16), MOST
+    if share and (index := coded.approximate) is not None:
+        some = None if chosen.all() else np.repeat(chosen, np.diff(offsets))
+        return index.nearest(asked, k, share, some)
     ranges = row_ranges(offsets, chosen)
     if len(ranges) <= _MOST_RANGES:
         tops = [(begin, coded.top(asked, slice(begin, end), k, device)) for begin, end in ranges]

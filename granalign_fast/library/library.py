@@ -297,7 +297,8 @@ class Library:
         # 3. Choose the videos, and find the best stretches of each query.
         parts, left_out = self._parts(spaces, texts[0], filters or Filters())
         most, device = max(_STRETCHES, refine), self.retriever.device
-        ranked = first_stage(parts, texts, most, spaces.frames_weight, device)
+        share = self.retriever.config.approximate
+        ranked = first_stage(parts, texts, most, spaces.frames_weight, device, share)
         clock.lap("first_stage")
         searched = sum(int(part.chosen.sum()) for part in parts)
         refinements = []

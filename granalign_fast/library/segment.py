@@ -16,6 +16,8 @@ file                content
 ``counts.u16``      how often each of them holds the word, uint16
 ``lengths.i32``     words of each stretch, int32
 ==================  ==========================================================
+
+An approximate index of the embeddings (``captions.ivf``, ``frames.ivf``) can be added later.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from granalign_fast.parsing.limits import MOST_INDEX_BYTES
 from granalign_fast.parsing.parquet import Table
 from granalign_fast.reading import checked_file, open_file, read_file
 
+from .approximate import FILE_SUFFIX
 from .codes import CODED, CodedRows, open_codes, write_codes
 from .durable import Sink, sync_folder
 from .records import CataloguedVideo, VideoRows
@@ -151,7 +154,15 @@ class Segment:
     def _coded(self, name: str, rows: Halves) -> CodedRows:
         codes, scale = CODED[name]
         mapped = self._map(codes, np.uint8, rows.shape[1])
-        return CodedRows(rows, open_codes(mapped, self._map(scale, np.float32)))
+        approximate = (self.folder / name).with_suffix(FILE_SUFFIX)
+        codes_of_rows = open_codes(mapped, self._map(scale, np.float32))
+        return CodedRows(rows, codes_of_rows, approximate, self.record.files[name][1])
+
+    @property
+    def coded(self) -> tuple[CodedRows, ...]:
+        """The embeddings that the segment has: of captions, of frames, or of both."""
+        every = (self.coded_captions, self.coded_frames)
+        return tuple(one for one in every if one is not None and one.rows.size)
 
     def _open_table(self, name: str, schema: Any) -> Table:
         import pyarrow
@@ -222,6 +233,12 @@ class Segment:
                 got = hashlib.file_digest(file, "sha256").hexdigest()
             if got != expected:
                 return f"{self.folder / name}: got SHA-256 {got}, expected {expected}"
+        for coded in self.coded:
+            if coded.path.exists():
+                try:
+                    coded.open_approximate(again=True)
+                except GranAlignError as error:
+                    return str(error)
         return None
 
 

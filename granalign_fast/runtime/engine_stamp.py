@@ -12,7 +12,7 @@ from pathlib import Path
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import read_json, replacing, sha256_of
 
-from .engine_mark import is_own_mark, make_mark
+from .own_mark import is_own_mark, make_mark
 from .shapes import Bounds, Profile
 from .tensorrt_library import Machine
 

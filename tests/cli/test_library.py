@@ -13,6 +13,7 @@ from test_schemas import check
 from granalign_fast.cli.app import app
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index import VideoIndex
+from granalign_fast.library import upkeep
 from granalign_fast.library.upkeep import remove_videos
 
 
@@ -84,6 +85,24 @@ def test_nothing_is_removed_if_one_name_is_wrong(library: Path) -> None:
     with pytest.raises(GranAlignError, match="no video 'lake'"):
         remove_videos(library, ["yard", "lake"])
     VideoIndex.load(library / "yard")
+
+
+def test_approximate_indexes_are_made(
+    library: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("faiss", reason="the extra [approximate]")
+    code, out, _ = run(capsys, "approximate", library)
+    assert code == 0
+    assert out.startswith("approximate indexes: 0 made, 0 kept; 1 parts are so small")
+    monkeypatch.setattr(upkeep, "ALL_COMPARED", 0)
+    code, out, _ = run(capsys, "approximate", library, "--json")
+    check(json.loads(out), "library-approximate")
+    assert json.loads(out) == {"made": 1, "kept": 0, "compared": 0}
+    stamp = next((library / ".catalogue").glob("*/captions.ivf.json"))
+    stamp.write_text("{}")
+    code, _, err = run(capsys, "verify", library)
+    assert code == 1
+    assert "captions.ivf.json: got no stamp; run `granalign library approximate`" in err
 
 
 def test_damage_is_named(library: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from test_schemas import check
 from granalign_fast import CaptionedVideo, MomentRetriever, SentenceEncoder
 from granalign_fast.cli.app import app
 from granalign_fast.errors import GranAlignError
-from granalign_fast.library.upkeep import tag_videos
+from granalign_fast.library import first_stage, upkeep
+from granalign_fast.library.approximate import ApproximateIndex
+from granalign_fast.library.upkeep import approximate_library, tag_videos
 
 SCENES = {
     "street": ["a man sits on a bench"] * 8 + ["a red car on the road"] * 4 + ["an empty road"] * 8,
@@ -66,6 +69,33 @@ def test_all_videos_are_searched(
     assert "street" not in table
 
 
+def test_a_share_of_an_approximate_index_is_read(
+    library: Path,
+    minilm: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("faiss", reason="the extra [approximate]")
+    for module in (first_stage, upkeep):
+        monkeypatch.setattr(module, "ALL_COMPARED", 0)
+    shutil.copytree(library, tmp_path / "copy")
+    approximate_library(tmp_path / "copy")
+    read: list[float] = []
+    real = ApproximateIndex.nearest
+    monkeypatch.setattr(
+        ApproximateIndex,
+        "nearest",
+        lambda index, *rest: (read.append(rest[2]), real(index, *rest))[1],
+    )
+    words = (tmp_path / "copy", "a vehicle drives by", "--json")
+    every = json.loads(run(capsys, minilm, *words))
+    assert not read
+    answer = json.loads(run(capsys, minilm, *words, "--approximate=1"))
+    assert read == [1.0]
+    assert answer["moments"] == every["moments"]
+
+
 def test_one_video_of_it_is_searched_as_before(
     library: Path, minilm: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,6 +112,7 @@ def test_one_video_of_it_is_searched_as_before(
         (("", "--format=srt"), "--format srt: got a library"),
         (("", "--after=soon"), "after: got 'soon', expected a date"),
         (("", "--tag=none"), r"got no video to search \(3 not chosen by the filters\)"),
+        (("yard", "--approximate=0.1"), "--min-length and --approximate; leave them out"),
         (("yard", "--tag=trip"), "yard: got one video, expected a library for --budget, --video"),
     ],
 )

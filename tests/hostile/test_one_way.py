@@ -28,6 +28,7 @@ METHODS = {
     "loadtxt",
     "read_table",
     "InferenceSession",
+    "read_index",
     "copyfile",
     "copytree",
     "copy2",
@@ -55,6 +56,7 @@ ALLOWED = {
     ("granalign_fast/server/jobs.py", "os.open"): "a folder",
     ("granalign_fast/server/indexing.py", "os.open"): "a folder",
     # Libraries that open files by name, after a check, or that get an open file.
+    ("granalign_fast/library/approximate.py", "faiss.read_index"): "after checked_file and a mark",
     ("granalign_fast/library/segment.py", "np.memmap"): "gets an open file",
     ("granalign_fast/library/segment.py", "pyarrow.memory_map"): "after checked_file",
     ("granalign_fast/library/durable.py", "path.open"): "a new file in a folder made here",

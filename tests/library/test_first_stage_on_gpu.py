@@ -22,7 +22,7 @@ SCENES = ("a dog runs", "a red car", "an empty road", "a man cooks soup", "soup 
 @pytest.fixture
 def indexes(monkeypatch: pytest.MonkeyPatch) -> list[VideoIndex]:
     """Twelve videos, of which only the nearest clips are compared, as in a large library."""
-    monkeypatch.setattr(module, "_ALL_COMPARED", 0)
+    monkeypatch.setattr(module, "ALL_COMPARED", 0)
     rng = np.random.default_rng(0)
     videos = [
         CaptionedVideo(f"v-{number}", tuple(rng.choice(SCENES, int(rng.integers(1, 90)))))

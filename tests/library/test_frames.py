@@ -140,5 +140,5 @@ def test_candidates_of_many_clips_come_from_both_spaces(
         library = Library.open(folder, retriever)
         every = library.search("two dogs run", refine=0)
         with monkeypatch.context() as patch:
-            patch.setattr(module, "_ALL_COMPARED", 0)
+            patch.setattr(module, "ALL_COMPARED", 0)
             assert library.search("two dogs run", refine=0).moments == every.moments

@@ -179,7 +179,7 @@ def test_scattered_videos_are_searched_as_joined_ones(
     library = Library.open(tmp_path, Retriever(BagOfWords()))
     filters = Filters(videos=["v[13579]"])
     joined = library.search("a red dog jumps", filters=filters)
-    monkeypatch.setattr(module, "_ALL_COMPARED", 0)
+    monkeypatch.setattr(module, "ALL_COMPARED", 0)
     assert library.search("a red dog jumps", filters=filters).moments == joined.moments
     monkeypatch.setattr(module, "_MOST_RANGES", 1)
     monkeypatch.setattr(module, "_GATHERED", 30)

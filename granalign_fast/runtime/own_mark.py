@@ -1,7 +1,7 @@
-"""The mark of an engine that this user built here: an HMAC, whose key nobody else has.
+"""The mark of a file that this user made here: an HMAC, whose key nobody else has.
 
-A TensorRT plan is machine code. Whoever gives a folder away can write any stamp beside a plan, but
-not its mark.
+A TensorRT plan is machine code, and Faiss trusts what it reads. Whoever gives a folder away can
+write any stamp beside such a file, but not its mark.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def is_own_mark(mark: str, content: bytes) -> bool:
         GranAlignError: the key cannot be read.
     """
     key = _read_key()
-    return key is not None and hmac.compare_digest(mark.encode(), _mark(key, content).encode())
+    return key is not None and hmac.compare_digest(
+        mark.encode(errors="replace"), _mark(key, content).encode()
+    )
 
 
 def _mark(key: bytes, content: bytes) -> str:
@@ -48,7 +50,7 @@ def _key_path() -> Path:
         folder = Path(given) if Path(given).is_absolute() else Path.home() / ".config"
     except RuntimeError:  # no home folder
         raise GranAlignError(
-            "engine key: got a user without a home folder; set XDG_CONFIG_HOME"
+            "key of own files: got a user without a home folder; set XDG_CONFIG_HOME"
         ) from None
     return folder / "granalign-fast" / "engine.key"
 
@@ -67,13 +69,13 @@ def _read_key() -> bytes | None:
     if status.st_uid != os.geteuid() or status.st_mode & 0o077:
         raise GranAlignError(
             f"{path}: got a key that others own or can read, expected mode 0600; delete it, and "
-            f"export the engines again"
+            f"make engines and approximate indexes again"
         )
     key = read_file(path, _BYTES, inside=path.parent)
     if len(key) != _BYTES:
         raise GranAlignError(
-            f"{path}: got {len(key)} bytes, expected {_BYTES}; delete it, and export the engines "
-            f"again"
+            f"{path}: got {len(key)} bytes, expected {_BYTES}; delete it, and make engines and "
+            f"approximate indexes again"
         )
     return key
 
