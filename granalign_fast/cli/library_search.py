@@ -85,13 +85,14 @@ def search_library(
     from granalign_fast.library import Library
 
     outputs.check_library()
-    if settings.media is not None and not settings.media.is_dir():
-        raise GranAlignError(f"--media {settings.media}: expected a folder for a library")
+    media = settings.media
+    if media is not None and Address.find(media) is None and not media.is_dir():
+        raise GranAlignError(f"--media {media}: expected a folder for a library, or s3://...")
     hidden = outputs.form == "json"
     catalogue = _open_catalogue(settings.source, hidden=hidden)
     preset = _preset_of(settings, catalogue)
     _check_models(settings, catalogue, preset)
-    library = Library(catalogue, settings.open_retriever(preset), media=settings.media)
+    library = Library(catalogue, settings.open_retriever(preset), media=media)
     result = library.search(
         settings.query,
         top=settings.top,

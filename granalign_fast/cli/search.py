@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from granalign_fast.errors import GranAlignError
+from granalign_fast.storage import Address
 
 from .library_search import is_library, is_remote, search_library
 from .options import CaptionsOnly, Device, Encoder, Models, Precision, PrefixGib, SearchPreset
@@ -87,6 +88,7 @@ def search(
         typer.Option(
             metavar="PATH",
             help="The video file of the index, or a folder that holds it or those of a library. "
+            "Also s3://BUCKET, if the index names a video there and is not there itself. "
             "Default: where the index says.",
         ),
     ] = None,
@@ -188,6 +190,7 @@ def search(
         anyway=anyway,
     )
     outputs.check((source, rewrites, media))
+    store = Address.find(source)
     source, vid = fetch_source(source, vid)
     if not source.is_dir() and not is_remote(source):
         outputs.check_video(None if holds_captions(source) else source)
@@ -208,6 +211,7 @@ def search(
         top=top,
         captions_only=captions_only,
         media=media,
+        store=store,
         approximate=approximate,
     )
     check_source(source)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from granalign_fast.pipeline import ModelFolder, MomentRetriever
+    from granalign_fast.storage import Address
     from granalign_fast.types import Rewrites
 
 
@@ -26,7 +27,9 @@ class SearchSettings:
     top: int
     captions_only: bool
     media: Path | None = None
-    """The video file of the index, or a folder of the video files."""
+    """The video file of the index, a folder of the video files, or their address."""
+    store: Address | None = None
+    """The place of the index or library, if it was opened by its address in an object store."""
     approximate: float = 0.0
     """The share of a library's approximate indexes that is read."""
 

@@ -62,11 +62,13 @@ def _find_index(
     settings: SearchSettings, outputs: Outputs, vid: str | None
 ) -> tuple[VideoIndex | None, str]:
     """Return the index, or None where it is made later, and the preset of the search."""
-    from granalign_fast.index.media import with_media
+    from granalign_fast.index.media import with_media, with_store
 
     source, preset, models = settings.source, settings.preset, settings.models
     if source.is_dir():
         index = load_index(source, vid)
+        if settings.store is not None:
+            index = with_store(index, settings.store)
         if settings.media is not None:
             index = with_media(index, settings.media)
         preset = choose_preset(source, index, preset, captions_only=settings.captions_only)

@@ -71,6 +71,7 @@ class IndexManifest:
         record = asdict(self)
         if self.source is not None:
             record["source"] |= path_record(self.source.path)
+            del record["source"]["store"]  # the user's, not the index's
         if self.captions:
             del record["captions"]
         content = json.dumps(record, indent=2, sort_keys=True) + "\n"

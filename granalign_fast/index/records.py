@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,7 +21,7 @@ from granalign_fast.parsing.limits import (
     MOST_CLIPS,
     MOST_NAME,
 )
-from granalign_fast.storage.address import address_of, path_text
+from granalign_fast.storage.address import Address, address_of, path_text
 
 CLIP_SECONDS = 2.0
 """Length of a clip in seconds: QVHighlights annotates clips of two seconds."""
@@ -212,6 +212,8 @@ class VideoSource:
             an object store it stands for the address, see `Address.to_path`.
         bytes: size of the file.
         sha256: SHA-256 of the content, in hex.
+        store: the bucket from which the user lets the file be read, with the options of the
+            connection; None for no bucket. It is not saved.
 
     Raises:
         GranAlignError: a field has the wrong type, or the path is relative.
@@ -220,6 +222,7 @@ class VideoSource:
     path: Path
     bytes: int
     sha256: str
+    store: Address | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
         return (
@@ -238,6 +241,25 @@ class VideoSource:
             raise GranAlignError(
                 f"source: got SHA-256 {short_repr(self.sha256)}, expected 64 hex digits"
             )
+
+    def address(self) -> Address | None:
+        """Return the address of a file in an object store; None for a file of this machine.
+
+        An index that somebody else made could name any bucket. To ask for it takes the keys of the
+        user, who must have named it: by the address of the library, or as the media.
+
+        Raises:
+            GranAlignError: the user has not named the bucket.
+        """
+        if (address := address_of(self.path)) is None:
+            return None
+        bucket = replace(address, path=address.bucket)
+        if self.store is None or not address.is_below(replace(self.store, path=self.store.bucket)):
+            raise GranAlignError(
+                f"{address}: got a video in a bucket that the index alone names, expected one that "
+                f"you name; give --media {bucket} if your keys may be used there"
+            )
+        return replace(address, options=self.store.options)
 
     def check(self, path: Path | None = None, *, again: bool = False) -> Path:
         """Return the path of the file if its content is the one that was indexed.

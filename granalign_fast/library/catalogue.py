@@ -30,6 +30,7 @@ from granalign_fast.index.own_folders import check_own_folder
 from granalign_fast.parsing.json_values import parse_json
 from granalign_fast.parsing.limits import MOST_INDEX_BYTES
 from granalign_fast.reading import read_file
+from granalign_fast.storage import Address
 
 from .durable import sync_folder
 from .indexes import FolderIndexes, Indexes
@@ -53,6 +54,11 @@ Progress = Callable[[int, int], None]
 
 class RemoteIndexes(Indexes, Protocol):
     """The indexes of a library in an object store."""
+
+    @property
+    def address(self) -> Address:
+        """The address of the library."""
+        ...
 
     def index_folder(self, vid: str, stamp: str) -> Path:
         """Return a local copy of an index."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from granalign_fast.errors import GranAlignError, short_repr
 from granalign_fast.index import VideoIndex
-from granalign_fast.index.media import with_media
+from granalign_fast.index.media import with_media, with_store
 from granalign_fast.search.clock import Clock
 from granalign_fast.search.isolation import search_each
 from granalign_fast.search.retriever import Retriever
@@ -72,7 +72,7 @@ class Library:
         self.retriever = retriever
         self.catalogue = catalogue
         self._given = indexes
-        self._media = None if media is None else Path(media)
+        self._media = media
         self.kept = _KEPT
         self._indexes: OrderedDict[tuple[str, str], VideoIndex] = OrderedDict()
 
@@ -93,8 +93,8 @@ class Library:
                 and each index when it is needed.
             retriever: its encoder must be the one that embedded the captions. Its other models
                 serve the second stage.
-            media: a folder of the video files, if they are not where the indexes say; see
-                `with_media`.
+            media: a folder of the video files, if they are not where the indexes say; or the
+                address of videos in another bucket than the library. See `with_media`.
             progress: called with the number of indexes that were read into the catalogue, and of
                 all that are to be.
 
@@ -347,6 +347,8 @@ class Library:
         index = self._indexes.pop(key, None)
         if index is None:
             index = VideoIndex.load(self.catalogue.index_folder(video))
+            if self.catalogue.remote is not None:
+                index = with_store(index, self.catalogue.remote.address)
             if self._media is not None:
                 with suppress(GranAlignError):  # not there: the path of the index may do
                     index = with_media(index, self._media)

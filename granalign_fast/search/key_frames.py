@@ -12,7 +12,6 @@ import numpy.typing as npt
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index import VideoIndex
 from granalign_fast.protocols import BatchCaptioner, Captioner, ImageTextEncoder, Recogniser
-from granalign_fast.storage.address import address_of
 from granalign_fast.types import FrameSet, Image, Rewrites
 
 
@@ -36,7 +35,14 @@ def frame_set(index: VideoIndex) -> FrameSet:
                 f"video {index.video.vid!r}: its frames are needed, and its index names no video "
                 f"file; index the file"
             )
-        if (address := address_of(table.source.path)) is not None:
+        try:
+            address = table.source.address()
+            path = table.source.path if address else table.source.check()
+        except GranAlignError as error:
+            raise GranAlignError(
+                f"video {index.video.vid!r}: its frames are needed; {error}"
+            ) from None
+        if address is not None:
             from granalign_fast.video.remote_frames import read_remote_clips
 
             return read_remote_clips(
@@ -47,12 +53,6 @@ def frame_set(index: VideoIndex) -> FrameSet:
                 sha256=table.source.sha256,
                 clip_seconds=index.video.clip_seconds,
             )
-        try:
-            path = table.source.check()
-        except GranAlignError as error:
-            raise GranAlignError(
-                f"video {index.video.vid!r}: its frames are needed; {error}"
-            ) from None
         from granalign_fast.video.frames import read_clips
 
         numbers = [table.first + clip for clip in clips]

@@ -87,6 +87,11 @@ class Address:
         """Return the address of what lies below."""
         return replace(self, path=f"{self.path}/{name}")
 
+    def is_below(self, place: Address) -> bool:
+        """Return whether this is an address or lies below it, whatever the options are."""
+        below = f"{self.path}/".startswith(f"{place.path}/")
+        return self.scheme == place.scheme and below
+
     def to_path(self) -> Path:
         """Return an absolute path that stands for the address, for records that hold a path.
 

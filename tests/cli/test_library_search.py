@@ -69,6 +69,18 @@ def test_all_videos_are_searched(
     assert "street" not in table
 
 
+def test_a_bucket_can_be_named_as_the_media(
+    library: Path, minilm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (library, "a vehicle drives by", "--json")
+    expected = json.loads(run(capsys, minilm, *words))["moments"]
+    found = json.loads(run(capsys, minilm, *words, "--media=s3://bucket"))
+    assert found["moments"] == expected
+    with pytest.raises(GranAlignError, match=r"expected a folder for a library, or s3://\.\.\."):
+        arguments = ["search", *map(str, words), "--encoder", str(minilm), "--media=/nowhere"]
+        typer.main.get_command(app)(arguments)
+
+
 def test_a_share_of_an_approximate_index_is_read(
     library: Path,
     minilm: Path,

@@ -20,6 +20,7 @@ from helpers.job_models import JobModels
 
 from granalign_fast.index import VideoIndex
 from granalign_fast.index.builder import index_videos
+from granalign_fast.index.media import with_media
 from granalign_fast.library.jobs import Workers, index_sources
 from granalign_fast.search.key_frames import frame_set
 from granalign_fast.video.frames import read_clips
@@ -191,6 +192,7 @@ def test_index_resume_and_search_in_an_object_store(
     assert not [key for key in keys if key.startswith("all/.indexing")]
     # 2. Search the library, and one video of it; its frames come by range requests.
     search = ("search", "s3://library/all", "a red picture", "--models", "miniatures", "--json")
+    search += ("--media", "s3://media")
     code, out, err = granalign(*search, "--tag", "new")
     found = json.loads(out)
     assert code == 0 and found["library"] == "s3://library/all" and found["searched"] == 2, err
@@ -216,7 +218,7 @@ def test_frames_of_a_stored_video(s3: Any, job_videos: Path, tmp_path: Path) -> 
     s3.upload_file(str(job_videos / "street.mp4"), "frames", "street.mp4")
     index_sources(["s3://frames/street.mp4"], tmp_path / "out", JobModels())
     index = VideoIndex.load(tmp_path / "out" / "street")
-    images = frame_set(index).load([0, 7, 19])
+    images = frame_set(with_media(index, "s3://frames")).load([0, 7, 19])
     assert all(map(np.array_equal, images, read_clips(job_videos / "street.mp4", [0, 7, 19])))
 
 

@@ -15,6 +15,7 @@ from helpers.videos import constant, render
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index import VideoIndex
+from granalign_fast.index.media import with_media
 from granalign_fast.library import Filters, Library
 from granalign_fast.library.jobs import index_sources
 from granalign_fast.library.opening import open_library_catalogue
@@ -24,6 +25,7 @@ from granalign_fast.library.remote import (
     remove_remote,
     tag_remote,
 )
+from granalign_fast.library.upkeep import find_video
 from granalign_fast.search.key_frames import frame_set
 from granalign_fast.search.retriever import Retriever
 from granalign_fast.storage import Address, Store
@@ -102,6 +104,25 @@ def test_a_search_copies_what_it_needs(films: Path, tmp_path: Path):
     result = Library.open(PLACE, Retriever(BagOfWords())).search("a red car", refine=3)
     assert result.errors["street"].startswith(f"{PLACE}/street/manifest.json: no such file")
     assert again.search("a red car").moments
+
+
+def test_frames_come_from_the_bucket_of_the_library_and_from_the_media(
+    job_videos: Path, buckets: Path
+):
+    for bucket, vid in (("bucket", "street"), ("media", "yard")):
+        (buckets / bucket).mkdir(exist_ok=True)
+        shutil.copy(job_videos / f"{vid}.mp4", buckets / bucket)
+        index_sources([f"s3://{bucket}/{vid}.mp4"], PLACE, JobModels())
+
+    def load(media: str | None, vid: str) -> int:
+        library = Library.open(PLACE, Retriever(BagOfWords()), media=media)
+        video = find_video(library.catalogue, vid)
+        return len(frame_set(library._load(video)).load([0, 1]))
+
+    assert load(None, "street") == 2
+    with pytest.raises(GranAlignError, match="give --media s3://media if your keys may be used"):
+        load(None, "yard")
+    assert (load("s3://media", "street"), load("s3://media", "yard")) == (2, 2)
 
 
 def test_a_damaged_catalogue_is_never_read(films: Path, tmp_path: Path):
@@ -210,7 +231,7 @@ def stored(job_videos: Path, buckets: Path, tmp_path: Path) -> VideoIndex:
     shutil.copytree(job_videos, buckets / "media")
     write_noise(buckets / "media" / "street.mp4")
     index_sources(["s3://media/street.mp4"], tmp_path / "out", JobModels())
-    return VideoIndex.load(tmp_path / "out" / "street")
+    return with_media(VideoIndex.load(tmp_path / "out" / "street"), "s3://media")
 
 
 def test_frames_come_by_range_requests(
