@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,18 @@ from granalign_fast.bench.harness.records import OURS
 from granalign_fast.bench.harness.runner import Bench, Runner
 from granalign_fast.bench.harness.timing import require
 from granalign_fast.bench.harness.workloads import CLIPS, DIM, embeddings
+from granalign_fast.bench.peers.runtimes import FAISS
 from granalign_fast.bench.peers.vector_search import Peer, peers
 from granalign_fast.kernels import Codes, code_blocks, code_range, corpus, make_codes
+from granalign_fast.library.approximate import ApproximateIndex
 
 _RACED = 1_000_000
 _QUERIES = (1, 16, 256)
 _GROWTH = (10_000, 100_000, 1_000_000, 10_000_000)
 _BEST = 100
 """Clips of a query that are found."""
+_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)
+"""Shares of an approximate index that are read."""
 _VIDEOS = 1_000
 """Videos that are drawn at a time."""
 _TOLERANCE = 1e-5
@@ -44,6 +49,7 @@ def run(bench: Bench) -> None:
         # One index at a time is in memory beside the clips.
         for count in _QUERIES:
             _race(bench, clips, codes, count, peer)
+    _approximate(bench, clips, codes)
     del codes
     _grow(bench, clips)
 
@@ -112,6 +118,54 @@ def _race(bench: Bench, clips: Halves, codes: Codes, count: int, peer: Peer | No
     )
     if peer is not None and not peer.exact and recalls:
         bench.constant(f"recall at {_BEST}: {peer.name}, {count}", float(np.mean(recalls)))
+
+
+def _approximate(bench: Bench, clips: Halves, codes: Codes) -> None:
+    """Race searches of parts of an approximate index with the exact one, and record their recall.
+
+    Each query goes alone: many at once read most lists together.
+    """
+    if not FAISS.installed:
+        bench.note("approximate indexes: not measured, because faiss-cpu is not installed")
+        return
+    begin = time.process_time()
+    index = ApproximateIndex.of(clips)
+    seconds = time.process_time() - begin
+    bench.constant(f"approximate index of {len(clips):,} clips, processor seconds", seconds)
+    names = {f"{OURS}, approximate {share:.0%}": share for share in _SHARES}
+    recalls: dict[str, list[float]] = {name: [] for name in names}
+
+    def judge(inputs: Any, outputs: Mapping[str, Any]) -> None:
+        best = outputs[OURS]
+        _require_exact(clips, inputs.astype(np.float16), best)
+        for name in names:
+            ((found,), (exact,)) = outputs[name].tolist(), best.rows.tolist()
+            recalls[name].append(len({*found} & {*exact}) / _BEST)
+
+    bench.race(
+        f"best {_BEST} of a library, approximate, 1 query",
+        [
+            Runner(
+                run=lambda queries: corpus(queries.astype(np.float16), clips, k=_BEST, codes=codes),
+                work=Work(1.0 * clips.size, 2.0 * clips.size, "int8"),
+            ),
+            *(
+                Runner(
+                    name=name,
+                    run=lambda queries, share=share: index.nearest(  # type: ignore[misc]
+                        queries.astype(np.float16), _BEST, share
+                    ),
+                )
+                for name, share in names.items()
+            ),
+        ],
+        lambda rng: _asked(clips, 1, rng),
+        judge,
+        unit="query",
+        parameters={"queries": 1, "clips": len(clips), "beside": "approximate"},
+    )
+    for name, values in recalls.items():
+        bench.constant(f"recall at {_BEST}: {name}", float(np.mean(values)))
 
 
 def _require_exact(clips: Halves, queries: Halves, found: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,9 @@ def test_searches_are_raced_and_grown(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert [record.items for record in grown] == [100, 100, 1000, 10_000]
     constants = report.suites["library"].constants
     assert constants["memory that is not in files, 10,000 clips, bytes"] > 1 << 20
+    if find_spec("faiss") is not None:
+        recalls = [constants[f"recall at 100: ours, approximate {share}%"] for share in (1, 20)]
+        assert 0 < recalls[0] < recalls[1] <= 1
     pytest.importorskip("matplotlib")
     assert [path.name for path in draw_report(report, tmp_path)] == ["scaling.png", "limits.png"]
 
