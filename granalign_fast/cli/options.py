@@ -56,6 +56,16 @@ CaptionsOnly = Annotated[
         help="Compare captions alone, without the models that looked at the frames of the index.",
     ),
 ]
+Approximate = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=1,
+        metavar="SHARE",
+        help="Of a library with approximate indexes: the share of them that is read, such as 0.05. "
+        "0: compare all clips.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 NewFolder = Annotated[Path, typer.Argument(help="A folder to write; it must not exist.")]
 InputFile = Annotated[Path, typer.Option(metavar="FILE", help="JSON Lines, plain or .gz.")]

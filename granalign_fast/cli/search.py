@@ -11,7 +11,16 @@ from granalign_fast.errors import GranAlignError
 from granalign_fast.storage import Address
 
 from .library_search import is_library, is_remote, search_library
-from .options import CaptionsOnly, Device, Encoder, Models, Precision, PrefixGib, SearchPreset
+from .options import (
+    Approximate,
+    CaptionsOnly,
+    Device,
+    Encoder,
+    Models,
+    Precision,
+    PrefixGib,
+    SearchPreset,
+)
 from .remote import RemoteOptions, open_chosen, with_remote_models
 from .search_outputs import FORMATS, Outputs
 from .search_settings import SearchSettings, check_preset
@@ -73,16 +82,7 @@ def search(
         float,
         typer.Option(min=0, metavar="SECONDS", help="Of a library: only videos as long as this."),
     ] = 0.0,
-    approximate: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=1,
-            metavar="SHARE",
-            help="Of a library with approximate indexes: the share of them that is read, such as "
-            "0.05. 0: compare all clips.",
-        ),
-    ] = 0.0,
+    approximate: Approximate = 0.0,
     media: Annotated[
         Path | None,
         typer.Option(

@@ -9,7 +9,7 @@ import typer
 
 from granalign_fast.errors import GranAlignError
 
-from .options import CaptionsOnly, Device, Models, PrefixGib, SearchPreset, check_extra
+from .options import Approximate, CaptionsOnly, Device, Models, PrefixGib, SearchPreset, check_extra
 from .remote import RemoteOptions, served_options, with_remote_models
 
 
@@ -65,6 +65,7 @@ def serve(
     ] = False,
     preset: SearchPreset = None,
     captions_only: CaptionsOnly = False,
+    approximate: Approximate = 0.0,
     device: Device = "cpu",
     prefix_gib: PrefixGib = 4.0,
     workers: Annotated[
@@ -131,6 +132,7 @@ def serve(
         prefix_gib=prefix_gib,
         preset=preset,
         captions_only=captions_only,
+        approximate=approximate,
         roots=tuple(path.absolute() for path in root or ()),
         read_only=read_only,
         tokens=token_file,

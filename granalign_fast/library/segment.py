@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.errors import GranAlignError, one_line
+from granalign_fast.errors import GranAlignError, MissingExtraError, one_line
 from granalign_fast.parsing.json_values import parse_json
 from granalign_fast.parsing.limits import MOST_INDEX_BYTES
 from granalign_fast.parsing.parquet import Table
@@ -237,6 +237,8 @@ class Segment:
             if coded.path.exists():
                 try:
                     coded.open_approximate(again=True)
+                except MissingExtraError:
+                    continue  # its content is right, which is known before Faiss is needed
                 except GranAlignError as error:
                     return str(error)
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,10 +118,11 @@ class Engine:
         return RecentTexts(encoder, seen=self.seen)
 
     def _open_retriever(self, name: str, encoder: TextEncoder) -> MomentRetriever:
+        config = replace(PRESETS[name], approximate=self.settings.approximate)
         if self.models is None:
-            return MomentRetriever(encoder, name, device=self.settings.device)
+            return MomentRetriever(encoder, config, device=self.settings.device)
         return self.models.retriever(
-            name, encoder=encoder, captions_only=self.settings.captions_only
+            config, encoder=encoder, captions_only=self.settings.captions_only
         )
 
     def _check(self, catalogue: Catalogue) -> None:

@@ -72,6 +72,8 @@ class Settings:
     preset: str | None = None
     """The preset of a search that names none; None for that which fits the models."""
     captions_only: bool = False
+    approximate: float = 0.0
+    """The share of the library's approximate indexes that a search reads; 0 compares all clips."""
     roots: tuple[Path, ...] = ()
     """Folders of which a client may have videos indexed, by path."""
     tokens: Path | None = None

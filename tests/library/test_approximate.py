@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from helpers.fakes import BagOfWords
 from helpers.libraries import write_framed_index, write_index
 
 from granalign_fast.config import PRESETS
-from granalign_fast.errors import GranAlignError
+from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.library import Filters, Library, first_stage, upkeep
 from granalign_fast.library.approximate import ApproximateIndex
 from granalign_fast.library.catalogue import FOLDER, open_catalogue, update_catalogue
@@ -168,6 +169,18 @@ def test_the_index_of_other_embeddings_is_not_used(library: Path, tmp_path: Path
     (segment,) = open_catalogue(library).segments
     with pytest.raises(GranAlignError, match="got an index of other embeddings"):
         segment.coded_captions.open_approximate()
+
+
+def test_without_faiss_all_clips_are_compared(
+    library: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    exact = search(library, 0.0)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    assert search(library, 0.1).moments == exact.moments
+    assert "needs the extra [approximate]" in caplog.text
+    assert not verify_library(library).catalogue  # it is whole
+    with pytest.raises(MissingExtraError):
+        approximate_library(library)
 
 
 def test_only_new_segments_get_an_index(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:

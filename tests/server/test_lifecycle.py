@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,6 +17,9 @@ import pytest
 from helpers.service import Service, events, running
 
 from granalign_fast import CaptionedVideo, MomentRetriever, SentenceEncoder
+from granalign_fast.config import PRESETS
+from granalign_fast.server.engine import Engine
+from granalign_fast.server.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +31,15 @@ def captions(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Path:
         texts = tuple(f"a {colour} car in the {name}" for colour in ("red", "blue", "green") * 4)
         retriever.index(CaptionedVideo(name, texts)).save(folder / name)
     return folder
+
+
+def test_a_service_reads_a_share_of_approximate_indexes(captions: Path) -> None:
+    settings = Settings.from_json(Settings(library=captions, approximate=0.25).to_json())
+    engine = Engine(settings)
+    engine.open()
+    configs = [library.retriever.config for library in engine.libraries.values()]
+    assert {config.approximate for config in configs} == {0.25}
+    assert replace(configs[0], approximate=0.0) in PRESETS.values()
 
 
 def test_a_service_is_ready_when_its_models_are(captions: Path) -> None:
