@@ -82,8 +82,8 @@ ALLOWED = {
     ("granalign_fast/server/service.py", "self.engine.open"): "no file",
     ("granalign_fast/video/remote_frames.py", "store.open"): "no file",
     # The system, and what this package brings or makes.
-    ("granalign_fast/runtime/engine_mark.py", "os.open"): "a new key in a private folder",
-    ("granalign_fast/runtime/engine_mark.py", "open"): "the same",
+    ("granalign_fast/runtime/own_mark.py", "os.open"): "a new key in a private folder",
+    ("granalign_fast/runtime/own_mark.py", "open"): "the same",
     ("granalign_fast/server/app.py", "Path().write_text"): "a temporary file of the parent process",
     ("granalign_fast/server/page.py", "entry.read_bytes"): _SYSTEM,
     ("granalign_fast/cli/app.py", "os.open"): "/dev/null",

@@ -58,6 +58,7 @@ def fill(cache: Path) -> None:
     put(cache / "tensorrt" / "sm90.timings", 512)
     put(cache / "tensorrt" / "onnxruntime-1" / "ab" / "one.engine", 1024)
     put(cache / "verified" / "ab", 0)
+    put(cache / "libraries" / "h2" / "catalogue.json", 2048)
     put(cache / "notes.txt")
     put(cache / "mine" / "notes.txt")
 
@@ -80,6 +81,7 @@ def test_everything_has_its_kind(cache: Path) -> None:
         "exports": (3, 448),
         "engines": (2, 1536),
         "verified": (1, 0),
+        "libraries": (1, 2048),
     }
     assert sums(cache).keys() == set(cache_folder.KINDS)
 
