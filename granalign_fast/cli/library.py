@@ -184,7 +184,7 @@ def library_rebuild(library: Folder, as_json: Json = False) -> None:
 @with_verbosity
 def library_approximate(library: Folder, as_json: Json = False) -> None:
     """Make approximate indexes of large parts, for `search --approximate`. No model is needed."""
-    from granalign_fast.library.upkeep import approximate_library
+    from granalign_fast.library.approximation import approximate_library
 
     from .progress import progress_bar
 

@@ -1,4 +1,4 @@
-"""The upkeep of a library: removals, tags, approximate indexes, and checks of all its files."""
+"""The upkeep of a library: removing videos, and checking that all its files are whole."""
 
 from __future__ import annotations
 
@@ -8,18 +8,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from granalign_fast.errors import GranAlignError, MissingExtraError, listed
+from granalign_fast.errors import GranAlignError, listed
 from granalign_fast.index import VideoIndex
 from granalign_fast.index.naming import is_named
 from granalign_fast.index.own_folders import check_own_folder
 from granalign_fast.index.work_folder import WorkFolder, lock_folder
 from granalign_fast.storage.address import path_text
 
-from .approximate import ApproximateIndex
-from .catalogue import Catalogue, Progress, open_catalogue, update_catalogue
-from .codes import CodedRows
-from .first_stage import ALL_COMPARED
-from .opening import open_library_catalogue
+from .catalogue import Catalogue, open_catalogue, update_catalogue
 from .records import CataloguedVideo, index_stamps
 from .tags import check_tags, read_tags, write_tags
 
@@ -124,57 +120,6 @@ def tag_videos(
             tags[vid] = tuple(word for word in words if word not in removed)
         write_tags(library, tags)
     return {vid: tags[vid] for vid in vids}
-
-
-@dataclass(frozen=True, slots=True)
-class Approximated:
-    """The outcome of `approximate_library`: numbers of matrices of embeddings.
-
-    Attributes:
-        made: that have an approximate index now, and had none.
-        kept: that had one before.
-        compared: of segments so small that all their clips are compared.
-    """
-
-    made: int
-    kept: int
-    compared: int
-
-
-def approximate_library(library: str | Path, *, progress: Progress | None = None) -> Approximated:
-    """Make an approximate index of each segment that is large enough and has none of this user.
-
-    Args:
-        library: a folder of indexes; or an address in an object store, of whose catalogue the copy
-            on this machine gets the indexes.
-        progress: called with the number of matrices that are done, and of all.
-
-    Raises:
-        GranAlignError: there is no such library, it cannot be written, another process is at work
-            on it, or Faiss is not installed.
-    """
-    catalogue = open_library_catalogue(library)
-    every = [coded for segment in catalogue.segments for coded in segment.coded]
-    large = [coded for coded in every if len(coded.rows) > ALL_COMPARED]
-    made = 0
-    with lock_folder(catalogue.folder):
-        for number, coded in enumerate(large, 1):
-            if not _has_approximate(coded):
-                ApproximateIndex.of(coded.rows).write(coded.path, coded.sha256)
-                made += 1
-            if progress:
-                progress(number, len(large))
-    return Approximated(made, len(large) - made, len(every) - len(large))
-
-
-def _has_approximate(coded: CodedRows) -> bool:
-    try:
-        coded.open_approximate()
-    except MissingExtraError:
-        raise
-    except GranAlignError:
-        return False
-    return True
 
 
 @dataclass(frozen=True, slots=True)

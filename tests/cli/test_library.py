@@ -13,7 +13,7 @@ from test_schemas import check
 from granalign_fast.cli.app import app
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index import VideoIndex
-from granalign_fast.library import upkeep
+from granalign_fast.library import approximation
 from granalign_fast.library.upkeep import remove_videos
 
 
@@ -94,7 +94,7 @@ def test_approximate_indexes_are_made(
     code, out, _ = run(capsys, "approximate", library)
     assert code == 0
     assert out.startswith("approximate indexes: 0 made, 0 kept; 1 parts are so small")
-    monkeypatch.setattr(upkeep, "ALL_COMPARED", 0)
+    monkeypatch.setattr(approximation, "ALL_COMPARED", 0)
     code, out, _ = run(capsys, "approximate", library, "--json")
     check(json.loads(out), "library-approximate")
     assert json.loads(out) == {"made": 1, "kept": 0, "compared": 0}

@@ -14,9 +14,10 @@ from test_schemas import check
 from granalign_fast import CaptionedVideo, MomentRetriever, SentenceEncoder
 from granalign_fast.cli.app import app
 from granalign_fast.errors import GranAlignError
-from granalign_fast.library import first_stage, upkeep
+from granalign_fast.library import approximation, first_stage
 from granalign_fast.library.approximate import ApproximateIndex
-from granalign_fast.library.upkeep import approximate_library, tag_videos
+from granalign_fast.library.approximation import approximate_library
+from granalign_fast.library.upkeep import tag_videos
 
 SCENES = {
     "street": ["a man sits on a bench"] * 8 + ["a red car on the road"] * 4 + ["an empty road"] * 8,
@@ -89,7 +90,7 @@ def test_a_share_of_an_approximate_index_is_read(
     tmp_path: Path,
 ) -> None:
     pytest.importorskip("faiss", reason="the extra [approximate]")
-    for module in (first_stage, upkeep):
+    for module in (first_stage, approximation):
         monkeypatch.setattr(module, "ALL_COMPARED", 0)
     shutil.copytree(library, tmp_path / "copy")
     approximate_library(tmp_path / "copy")

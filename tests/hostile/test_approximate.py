@@ -12,9 +12,9 @@ from helpers.libraries import write_index
 
 from granalign_fast.config import PRESETS
 from granalign_fast.files import sha256_of
-from granalign_fast.library import Library, first_stage, upkeep
+from granalign_fast.library import Library, approximation, first_stage
+from granalign_fast.library.approximation import Approximated, approximate_library
 from granalign_fast.library.catalogue import FOLDER
-from granalign_fast.library.upkeep import Approximated, approximate_library
 from granalign_fast.search.retriever import Retriever
 
 faiss = pytest.importorskip("faiss", reason="the extra [approximate]")
@@ -23,7 +23,7 @@ faiss = pytest.importorskip("faiss", reason="the extra [approximate]")
 @pytest.fixture
 def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A library whose approximate index another user made, with a mark of their own key."""
-    for module in (first_stage, upkeep):
+    for module in (first_stage, approximation):
         monkeypatch.setattr(module, "ALL_COMPARED", 0)
     write_index(tmp_path / "library" / "v", 50, seed=0)
     with monkeypatch.context() as patch:

@@ -17,12 +17,13 @@ from helpers.libraries import write_framed_index, write_index
 
 from granalign_fast.config import PRESETS
 from granalign_fast.errors import GranAlignError, MissingExtraError
-from granalign_fast.library import Filters, Library, first_stage, upkeep
+from granalign_fast.library import Filters, Library, approximation, first_stage
 from granalign_fast.library.approximate import ApproximateIndex
+from granalign_fast.library.approximation import Approximated, approximate_library
 from granalign_fast.library.catalogue import FOLDER, open_catalogue, update_catalogue
 from granalign_fast.library.codes import CodedRows
 from granalign_fast.library.results import LibraryResult
-from granalign_fast.library.upkeep import Approximated, approximate_library, verify_library
+from granalign_fast.library.upkeep import verify_library
 from granalign_fast.search.retriever import Retriever
 
 pytest.importorskip("faiss", reason="the extra [approximate]")
@@ -31,7 +32,7 @@ QUERY = "a red dog jumps"
 
 @pytest.fixture(autouse=True)
 def _every_segment_is_large(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for module in (first_stage, upkeep):
+    for module in (first_stage, approximation):
         monkeypatch.setattr(module, "ALL_COMPARED", 0)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -186,7 +187,7 @@ def test_without_faiss_all_clips_are_compared(
 def test_only_new_segments_get_an_index(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_index(library / "new", 30, seed=30)
     assert approximate_library(library) == Approximated(1, 1, 0)
-    monkeypatch.setattr(upkeep, "ALL_COMPARED", 50)
+    monkeypatch.setattr(approximation, "ALL_COMPARED", 50)
     assert approximate_library(library) == Approximated(0, 1, 1)
     update_catalogue(library, rebuild=True)
     assert not files(library)
