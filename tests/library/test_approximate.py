@@ -22,9 +22,11 @@ from granalign_fast.library.approximate import ApproximateIndex
 from granalign_fast.library.approximation import Approximated, approximate_library
 from granalign_fast.library.catalogue import FOLDER, open_catalogue, update_catalogue
 from granalign_fast.library.codes import CodedRows
+from granalign_fast.library.remote import publish_catalogue
 from granalign_fast.library.results import LibraryResult
 from granalign_fast.library.upkeep import verify_library
 from granalign_fast.search.retriever import Retriever
+from granalign_fast.storage import Address
 
 pytest.importorskip("faiss", reason="the extra [approximate]")
 QUERY = "a red dog jumps"
@@ -55,7 +57,7 @@ def library(plain: Path, tmp_path: Path) -> Path:
     return tmp_path / "library"
 
 
-def search(folder: Path, share: float, filters: Filters | None = None) -> LibraryResult:
+def search(folder: str | Path, share: float, filters: Filters | None = None) -> LibraryResult:
     config = replace(PRESETS["tuned"], approximate=share)
     return Library.open(folder, Retriever(BagOfWords(), config)).search(QUERY, filters=filters)
 
@@ -191,6 +193,24 @@ def test_only_new_segments_get_an_index(library: Path, monkeypatch: pytest.Monke
     assert approximate_library(library) == Approximated(0, 1, 1)
     update_catalogue(library, rebuild=True)
     assert not files(library)
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_a_library_in_an_object_store(
+    plain: Path, buckets: Path, published: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy of its catalogue on this machine has the index, and the store does not."""
+    (buckets / "bucket").mkdir()
+    shutil.copytree(plain, buckets / "bucket" / "films", ignore=lambda *_: [FOLDER])
+    place = Address("s3", "bucket/films")
+    if published:
+        publish_catalogue(place)
+    exact = search(str(place), 0.0)
+    assert approximate_library(str(place)) == Approximated(1, 0, 0)
+    assert approximate_library(str(place)) == Approximated(0, 1, 0)
+    monkeypatch.setattr(CodedRows, "top", lambda *_: pytest.fail("all clips were compared"))
+    assert search(str(place), 1.0).moments == exact.moments
+    assert not list(buckets.rglob("*.ivf*"))
 
 
 def test_captions_and_frames_have_one_each(tmp_path: Path) -> None:
