@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,12 +49,20 @@ def approximate_library(library: str | Path, *, progress: Progress | None = None
     made = 0
     with lock_folder(catalogue.folder):
         for number, coded in enumerate(large, 1):
+            _remove_drafts(coded.path)
             if not _has_approximate(coded):
                 ApproximateIndex.of(coded.rows).write(coded.path, coded.sha256)
                 made += 1
             if progress:
                 progress(number, len(large))
     return Approximated(made, len(large) - made, len(every) - len(large))
+
+
+def _remove_drafts(path: Path) -> None:
+    """Delete what a killed process has left of an index; the lock says that none is at work."""
+    for draft in path.parent.glob(f".{path.name}.*"):
+        with suppress(OSError):
+            draft.unlink()
 
 
 def _has_approximate(coded: CodedRows) -> bool:

@@ -186,6 +186,19 @@ def test_without_faiss_all_clips_are_compared(
         approximate_library(library)
 
 
+@pytest.mark.parametrize("left", ["a part of the index", "the index without its stamp"])
+def test_a_process_that_was_killed(library: Path, left: str) -> None:
+    exact = search(library, 0.0)
+    index, stamp = files(library)
+    stamp.unlink()
+    if left == "a part of the index":
+        index.rename(index.with_name(f".{index.name}.0123abcd"))
+    assert search(library, 0.1).moments == exact.moments
+    assert approximate_library(library) == Approximated(1, 0, 0)
+    assert not [path.name for path in index.parent.iterdir() if path.name[0] == "."]
+    assert not verify_library(library).catalogue
+
+
 def test_only_new_segments_get_an_index(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_index(library / "new", 30, seed=30)
     assert approximate_library(library) == Approximated(1, 1, 0)
