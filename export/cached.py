@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from granalign_fast.errors import GranAlignError
 from granalign_fast.export.checks.encoder import check_precision
 from granalign_fast.export.sources.sentence_encoder import SentenceModel
 from granalign_fast.models.manifest import fingerprint
+from granalign_fast.models.sources import resolve_model
 from granalign_fast.runtime.cache_folder import readable_cache, usable_cache
 
 from .sentence_encoder import export_sentence_encoder
@@ -61,3 +63,19 @@ def cached_export(
             if not (out / "manifest.json").is_file():  # otherwise another process was quicker
                 raise
     return out, temporary
+
+
+def exported_minilm() -> Path:
+    """Return the exported folder of all-MiniLM-L6-v2, which is exported if it never was.
+
+    Raises:
+        GranAlignError: the model is not installed, or there is no cache folder to keep it in.
+    """
+    folder, temporary = cached_export(resolve_model(None), None, "fp32", None)
+    if temporary is not None:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise GranAlignError(
+            "got no cache folder that can be written, expected one for all-MiniLM-L6-v2; run "
+            "granalign export sentence-encoder, or set XDG_CACHE_HOME"
+        )
+    return folder

@@ -15,10 +15,12 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -53,42 +55,47 @@ HEAD = """| clients | searches/s | p50 ms | p95 ms | p99 ms | batch | other answ
 |---|---|---|---|---|---|---|"""
 
 
+Ask = Callable[[Any], int]
+"""Sends a request and reads the answer; returns its status, 200 if it is one."""
+
+
 def put_load(
-    url: str, bodies: Sequence[bytes], clients: int, seconds: float, token: str | None = None
+    connect: Callable[[], AbstractContextManager[Ask]],
+    requests: Sequence[Any],
+    clients: int,
+    seconds: float,
+    batches: Callable[[], tuple[float, float]],
 ) -> Load:
     """Let clients search for some seconds, each one search after another.
 
     Args:
-        url: of the service.
-        bodies: requests, which take turns.
+        connect: returns the connection of one client.
+        requests: which take turns.
         clients: how many search at the same time.
         seconds: how long.
-        token: of the service.
+        batches: returns the sum of all batch sizes so far, and the number of batches.
     """
-    before = _batches(url, token)
-    turns, lock = itertools.cycle(bodies), threading.Lock()
+    before = batches()
+    turns, lock = itertools.cycle(requests), threading.Lock()
     times: list[float] = []
     others: Counter[int] = Counter()
     begin = time.monotonic()
 
     def search() -> None:
-        connection = _connect(url)
-        while time.monotonic() - begin < seconds:
-            with lock:
-                body = next(turns)
-            start = time.monotonic()
-            connection.request("POST", "/v1/search", body, _headers(token))
-            response = connection.getresponse()
-            response.read()
-            took = time.monotonic() - start
-            with lock:
-                if response.status == 200:
-                    times.append(took)
-                else:
-                    others[response.status] += 1
-            if response.status == 429:
-                time.sleep(0.05)
-        connection.close()
+        with connect() as ask:
+            while time.monotonic() - begin < seconds:
+                with lock:
+                    request = next(turns)
+                start = time.monotonic()
+                status = ask(request)
+                took = time.monotonic() - start
+                with lock:
+                    if status == 200:
+                        times.append(took)
+                    else:
+                        others[status] += 1
+                if status == 429:
+                    time.sleep(0.05)
 
     threads = [threading.Thread(target=search) for _ in range(clients)]
     for thread in threads:
@@ -96,10 +103,25 @@ def put_load(
     for thread in threads:
         thread.join()
     spent = time.monotonic() - begin
-    total, count = (
-        after - earlier for after, earlier in zip(_batches(url, token), before, strict=True)
-    )
+    total, count = (after - earlier for after, earlier in zip(batches(), before, strict=True))
     return Load(clients, spent, tuple(times), others, total / count if count else 0.0)
+
+
+@contextmanager
+def connected(url: str, token: str | None = None) -> Iterator[Ask]:
+    """Yield a connection to a service; its requests are bodies of POST /v1/search."""
+    connection = _connect(url)
+
+    def ask(body: bytes) -> int:
+        connection.request("POST", "/v1/search", body, _headers(token))
+        response = connection.getresponse()
+        response.read()
+        return response.status
+
+    try:
+        yield ask
+    finally:
+        connection.close()
 
 
 def _connect(url: str) -> HTTPConnection:
@@ -122,7 +144,7 @@ def _batches(url: str, token: str | None) -> tuple[float, float]:
     return float(found.get("sum", 0)), float(found.get("count", 0))
 
 
-def _read_queries(path: Path) -> Iterator[object]:
+def read_queries(path: Path) -> Iterator[object]:
     """Yield the queries of a file, with their rewrites where it has some."""
     for record in read_jsonl(path, required=("query",)):
         rewrites = record.get("rewrites") or []
@@ -140,12 +162,15 @@ def main() -> None:
     arguments = parser.parse_args()
     bodies = [
         json.dumps({"query": query, "refine": arguments.refine}).encode()
-        for query in _read_queries(arguments.queries)
+        for query in read_queries(arguments.queries)
     ]
     token = os.environ.get("GRANALIGN_TOKEN")
     print(HEAD)
+    connect = partial(connected, arguments.url, token)
+    batches = partial(_batches, arguments.url, token)
     for clients in arguments.clients:
-        print(put_load(arguments.url, bodies, clients, arguments.seconds, token).line(), flush=True)
+        load = put_load(connect, bodies, clients, arguments.seconds, batches)
+        print(load.line(), flush=True)
 
 
 if __name__ == "__main__":

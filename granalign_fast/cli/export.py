@@ -14,7 +14,7 @@ import typer
 from granalign_fast.errors import GranAlignError
 from granalign_fast.output.visible import visible
 
-from .options import NewFolder
+from .options import CaptionsOnly, NewFolder, SearchPreset
 from .progress import status, weights_progress
 from .verbosity import is_quiet, with_verbosity
 
@@ -129,6 +129,62 @@ def export_tensorrt(
     with status(f"building engines of {folder}; this takes minutes"):
         done = run(folder, out, precision=precision, device=device)
     typer.echo(f"built and checked against the ONNX: {visible(str(done))}")
+
+
+@export_app.command("triton")
+@with_verbosity
+def export_triton(
+    models: Annotated[Path, typer.Argument(help="A folder of exported models, or: miniatures.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="REPO", help="A model repository; it must not exist.")
+    ],
+    library: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="A library that the repository's granalign_search searches, as a path on the "
+            "server. Default: no such model, the encoders alone.",
+        ),
+    ] = None,
+    models_at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where MODELS is on the server, whose language models the search uses. Default: "
+            "the same path.",
+        ),
+    ] = None,
+    backend: Annotated[
+        str, typer.Option(help="Of the encoders: onnxruntime, or python.")
+    ] = "onnxruntime",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, tensorrt, ...")] = "cpu",
+    instances: Annotated[int, typer.Option(min=1, help="Instances of each encoder.")] = 1,
+    preset: SearchPreset = None,
+    captions_only: CaptionsOnly = False,
+) -> None:
+    """Write a model repository for Triton: the encoders, and the search of a library."""
+    from granalign_fast.config import resolve_config
+    from granalign_fast.export.cached import exported_minilm
+    from granalign_fast.export.triton import SearchPlace
+    from granalign_fast.export.triton import export_triton as run
+    from granalign_fast.models.manifest import LLM, SENTENCE_ENCODER, VLM, exported_models
+    from granalign_fast.pipeline import MINIATURES, models_folder
+
+    if preset is not None:
+        resolve_config(preset)  # an unknown name is refused
+    folder = models_folder(models)
+    kinds = exported_models(folder)
+    place = None
+    if library is not None:
+        language = None
+        if not captions_only and {LLM, VLM} & kinds.keys():
+            here = MINIATURES if str(models) == MINIATURES else str(folder.absolute())
+            language = models_at or here
+        place = SearchPlace(str(Path(library).absolute()), language, preset, captions_only)
+        kinds.setdefault(SENTENCE_ENCODER, exported_minilm())
+    with status(f"copying the models to {out}"):
+        run(kinds, out, search=place, backend=backend, device=device, instances=instances)
+    typer.echo(f"written: {visible(str(out))}")
 
 
 def _export(

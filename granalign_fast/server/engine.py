@@ -44,12 +44,13 @@ class Engine:
 
     Args:
         settings: of the service.
+        models: in the place of those that the settings name; None to open these.
 
     Raises:
         GranAlignError: the folder of the library or of the models cannot be used.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, models: ModelFolder | None = None) -> None:
         self.settings = settings
         self.folder = settings.library
         index_stamps(self.folder)  # raises unless it is a folder
@@ -58,8 +59,9 @@ class Engine:
                 f"{self.folder}: got the index of one video, expected the folder of it; name "
                 f"{self.folder.parent}"
             )
-        self.models: ModelFolder | None = None
-        if settings.models is not None or settings.remote is not None:
+        self.models = models
+        wanted = settings.models is not None or settings.remote is not None
+        if models is None and wanted:
             self.models = open_service_models(
                 settings.models, settings.remote, settings.device, settings.prefix_gib
             )
@@ -77,8 +79,11 @@ class Engine:
         self._stamps: Mapping[str, str] = {}
         self._refreshing = threading.Lock()
 
-    def open(self) -> None:
+    def open(self, *, warm_up: bool = True) -> None:
         """Load all models, open the library, and search it once.
+
+        Args:
+            warm_up: whether to search it.
 
         Raises:
             GranAlignError: a model cannot be loaded, or is not the one that made the indexes.
@@ -97,7 +102,8 @@ class Engine:
         if self.preset not in self.libraries:
             raise GranAlignError(f"preset {self.preset!r}: {self.unavailable[self.preset]}")
         self._take(catalogue)
-        self.libraries[self.preset].search(_WARM_UP, top=1, refine=1)
+        if warm_up:
+            self.libraries[self.preset].search(_WARM_UP, top=1, refine=1)
         self.ready.set()
 
     def _open_encoder(self) -> TextEncoder:

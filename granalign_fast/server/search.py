@@ -19,8 +19,9 @@ from granalign_fast.types import Rewrites
 from .batcher import Options, QueueFull, Ticket
 from .events import Event, event_stream, queued_events
 from .problems import Problem
+from .queries import options_of, queries_of
 from .records import search_answer
-from .schemas import PROBLEM, GivenRewrites, SearchAnswer, SearchRequest
+from .schemas import PROBLEM, SearchAnswer, SearchRequest
 from .service import Current, Service
 
 router = APIRouter(tags=["search"])
@@ -50,70 +51,14 @@ async def search(body: SearchRequest, request: Request, service: Current) -> Res
     ends a search that failed.
     """
     service.check_ready()
-    queries = _queries(body, service)
-    options = _options(body, service)
+    queries = queries_of(body, service.engine)
+    options = options_of(body, service.engine)
     timeout = min(body.timeout or service.settings.limits.timeout, service.settings.limits.timeout)
     if body.stream:
         return _stream(body, queries[0], options, timeout, service)
     results = await _search(queries, options, timeout, request, service)
     answer = search_answer(service.engine, options.preset, results, saliency=body.saliency)
     return JSONResponse(answer)
-
-
-def _queries(body: SearchRequest, service: Service) -> list[str | Rewrites]:
-    """Return the queries of a request.
-
-    Raises:
-        GranAlignError: there is none, there are too many, or one cannot be read.
-    """
-    if (body.query is None) == (body.queries is None):
-        raise GranAlignError("query, queries: expected one of the two")
-    given = [body.query] if body.query is not None else list(body.queries or ())
-    most = service.settings.limits.queries
-    if not 1 <= len(given) <= most:
-        raise GranAlignError(f"queries: got {len(given)}, expected 1 to {most}")
-    if body.stream and len(given) > 1:
-        raise GranAlignError(f"stream: got {len(given)} queries, expected one")
-    queries: list[str | Rewrites] = []
-    for query in given:
-        if isinstance(query, GivenRewrites):
-            queries.append(Rewrites(**query.model_dump()))
-        elif query is not None:
-            queries.append(Rewrites(query).query)  # an empty one is refused
-    longest = max(len(query if isinstance(query, str) else query.query) for query in queries)
-    if longest > service.settings.limits.query_characters:
-        raise GranAlignError(
-            f"query: got {longest:,} characters, expected at most "
-            f"{service.settings.limits.query_characters:,}"
-        )
-    return queries
-
-
-def _options(body: SearchRequest, service: Service) -> Options:
-    """Return the options of a request.
-
-    Raises:
-        GranAlignError: one is out of range, or the preset cannot be used.
-    """
-    limits = service.settings.limits
-    for name, got, most in (("top", body.top, limits.top), ("refine", body.refine, limits.refine)):
-        if got > most:
-            raise GranAlignError(f"{name}: got {got}, expected at most {most}")
-    preset = service.engine.preset if body.preset is None else body.preset
-    service.engine.library(preset)  # raises unless it can be used
-    options = Options(
-        preset=preset,
-        top=body.top,
-        refine=body.refine,
-        budget=body.budget,
-        videos=tuple(body.filters.videos),
-        tags=tuple(body.filters.tags),
-        after=body.filters.after,
-        before=body.filters.before,
-        min_length=body.filters.min_length,
-    )
-    _ = options.filters  # raises if a date cannot be read
-    return options
 
 
 async def _search(
