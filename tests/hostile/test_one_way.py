@@ -75,6 +75,7 @@ ALLOWED = {
     ("export/checks/vision_language_model.py", "safe_open"): "after checked_file",
     ("export/checks/encoder_tokens.py", "shutil.copy"): "after checked_file",
     ("export/sources/language_model.py", "shutil.copyfile"): "after checked_file",
+    ("export/triton.py", "shutil.copyfile"): "after checked_file",
     ("export/tensorrt.py", "shutil.copy2"): "after checked_file",
     ("export/tensorrt.py", "shutil.copytree"): "the engines of a folder; links are kept as links",
     # Not files: the models of a service, an object of a store.
@@ -115,6 +116,7 @@ ALLOWED = {
     ("export/sources/language_model.py", "().write_text"): _DRAFT,
     ("export/sources/layouts.py", "path.write_text"): "a temporary folder",
     ("export/tensorrt.py", "path.write_bytes"): _DRAFT,
+    ("export/triton.py", "().write_text"): _DRAFT,
     ("export/vlm.py", "().open"): _DRAFT,
     ("export/vlm.py", "path.write_bytes"): _DRAFT,
 }
