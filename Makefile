@@ -19,7 +19,7 @@ help:
 	@echo "make serve  the HTTP service over the demo's video (http://127.0.0.1:8000)"
 	@echo "make demo-llm  rewrite ten queries with a real language model of 135 million weights"
 	@echo "make test   run the tests"
-	@echo "make lint   ruff, mypy, pyright"
+	@echo "make lint   ruff, mypy, pyright; the Dockerfile, and the file for Kubernetes"
 	@echo "make docs   build the documentation (site/index.html)"
 	@echo "make bench  measure this machine: every stage, every peer that is installed (out/bench)"
 	@echo "make gpu    on a machine with CUDA: tests, none skipped, then every benchmark (bench/results)"
@@ -52,6 +52,8 @@ lint: .venv/.lint
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pyright
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/kubernetes-validate --strict deploy/kubernetes.yaml
 
 # Broken links and unknown names are errors. The site needs nothing from elsewhere; links work from
 # the disk, search where a server serves it: python3 -m http.server -d site
