@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.errors import GranAlignError
+from granalign_fast.errors import GranAlignError, short_repr
 from granalign_fast.files import escape_undecodable, is_sha256_cheap
 from granalign_fast.index import VideoIndex, VideoSource
 from granalign_fast.index.columns import is_text
 from granalign_fast.index.manifest import MANIFEST, path_record, read_path
 from granalign_fast.models.manifest import CLIP, SENTENCE_ENCODER
+from granalign_fast.parsing.json_types import matches, wrong_field
+from granalign_fast.parsing.limits import LEAST_CLIP_SECONDS, MOST_CLIP_SECONDS, MOST_CLIPS
 from granalign_fast.video.container import open_video
 
 
@@ -77,6 +79,16 @@ class CataloguedVideo:
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> CataloguedVideo:
         """Read what `to_record` returned; another record raises exceptions of many types."""
+        plain = {key: value for key, value in record.items() if key not in ("path", "models")}
+        wrong = wrong_field(cls, plain)
+        if wrong is None and not matches(dict[str, str], record["models"]):
+            wrong = "models"
+        if wrong is None and not 0 < record["clips"] <= MOST_CLIPS:
+            wrong = "clips"
+        if wrong is None and not LEAST_CLIP_SECONDS <= record["clip_seconds"] <= MOST_CLIP_SECONDS:
+            wrong = "clip_seconds"
+        if wrong is not None:
+            raise ValueError(f"got {wrong} {short_repr(record[wrong])}")
         path = None if record["path"] is None else read_path(record["path"])
         return cls(**{**record, "path": path})
 
