@@ -10,7 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 """Results of measurements: they belong to the repository, not to the package."""
-SUFFIXES = {".py", ".cu", ".cuh", ".css", ".typed", ".onnx", ".onnx_data", ".json", ".jinja"}
+SUFFIXES = {".py", ".cu", ".cuh", ".css", ".html", ".js", ".svg", ".typed"}
+SUFFIXES |= {".onnx", ".onnx_data", ".json", ".jinja"}
 
 
 def in_the_tree() -> dict[str, str]:

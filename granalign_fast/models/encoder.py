@@ -29,6 +29,19 @@ _GPU_BATCH_TOKENS = 32768
 _Manifest = TypeVar("_Manifest", bound=SentenceManifest | FrameEncoderManifest)
 
 
+def checked_rows(rows: Any, shape: tuple[int, int], folder: Path) -> Any:
+    """Return embeddings that a graph gave, if they have the shape that its manifest promises.
+
+    Raises:
+        GranAlignError: they have another one: the graph is not that of the manifest.
+    """
+    if rows.shape != shape:
+        raise GranAlignError(
+            f"{folder}: its graph gave an array {rows.shape}, expected {shape}; export it again"
+        )
+    return rows
+
+
 class ExportedEncoder(ExportedModel, Generic[_Manifest]):
     """An opened encoder: its tokenizer, the sessions of its graphs, and its worker threads.
 

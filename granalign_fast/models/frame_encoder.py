@@ -20,7 +20,14 @@ from granalign_fast.runtime.session import Session
 from granalign_fast.types import Image, check_frames
 from granalign_fast.video.images import resize
 
-from .encoder import ExportedEncoder, check_finite, distinct, equal_length_batches, tokenise
+from .encoder import (
+    ExportedEncoder,
+    check_finite,
+    checked_rows,
+    distinct,
+    equal_length_batches,
+    tokenise,
+)
 from .graph_contract import EMBEDDINGS, IMAGE_GRAPH, TEXT_GRAPH
 from .manifest import FrameEncoderManifest
 
@@ -221,7 +228,8 @@ class FrameEncoder(ExportedEncoder[FrameEncoderManifest]):
         for _ in pending:
             pass
         with self._run_lock:
-            rows[: len(batch)] = self._image(frames=batch)[EMBEDDINGS]
+            found = self._image(frames=batch)[EMBEDDINGS]
+            rows[: len(batch)] = checked_rows(found, (len(batch), self.dim), self._folder)
         return len(batch)
 
     def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -242,7 +250,8 @@ class FrameEncoder(ExportedEncoder[FrameEncoderManifest]):
         def run(batch: npt.NDArray[np.int64]) -> None:
             ids = np.array([tokens[i] for i in batch], np.int32)
             with self._run_lock:
-                rows[batch] = text_tower(input_ids=ids)[EMBEDDINGS]
+                found = text_tower(input_ids=ids)[EMBEDDINGS]
+                rows[batch] = checked_rows(found, (len(batch), self.dim), self._folder)
 
         with ThreadPoolExecutor(self._workers) as pool:
             list(pool.map(run, equal_length_batches(tokens, self._batch_tokens)))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.errors import GranAlignError
+from granalign_fast.errors import GranAlignError, listed, short_repr
 from granalign_fast.runtime.array_device import Array, ArrayDevice
 from granalign_fast.runtime.capture_lock import CAPTURE_LOCK
 from granalign_fast.runtime.device import Device
@@ -20,6 +20,7 @@ from granalign_fast.runtime.device import Device
 from .encoder import (
     ExportedEncoder,
     check_finite,
+    checked_rows,
     distinct,
     equal_length_batches,
     tokenise,
@@ -167,9 +168,8 @@ class OnnxSentenceEncoder(ExportedEncoder[SentenceManifest]):
 
         def run(batch: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
             selected = [tokens[i - start] for i in batch]
-            rows[batch] = (
-                self._run_packed(selected) if self._packs else self._run(self._ids(selected))
-            )
+            found = self._run_packed(selected) if self._packs else self._run(self._ids(selected))
+            rows[batch] = checked_rows(found, (len(batch), self.dim), self._folder)
             return batch
 
         with ThreadPoolExecutor(self._workers) as pool:
@@ -242,7 +242,12 @@ class OnnxSentenceEncoder(ExportedEncoder[SentenceManifest]):
 
 def _check_device(precision: str, device: Device) -> None:
     """Raise an error if a device cannot run a precision."""
-    allowed = ENCODER_DEVICES[precision]
+    allowed = ENCODER_DEVICES.get(precision)
+    if allowed is None:
+        raise GranAlignError(
+            f"precision: got {short_repr(precision)}, expected one of {listed(ENCODER_DEVICES)}; "
+            f"export the model again"
+        )
     if device.kind not in allowed:
         raise GranAlignError(
             f"precision {precision!r}: got device {device.kind!r}, expected one of {allowed}; "

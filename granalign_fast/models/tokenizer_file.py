@@ -119,7 +119,8 @@ def _check_ids(value: Mapping[str, Any]) -> None:
     model, added = value.get("model"), value.get("added_tokens")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
-    ids += [one.get("id") for one in added or () if isinstance(one, dict)]
+    if isinstance(added, list):
+        ids += [one.get("id") for one in added if isinstance(one, dict)]
     wrong = next((one for one in ids if type(one) is not int or not 0 <= one < MOST_TOKENS), None)
     if wrong is not None:
         raise ValueError(f"got the token id {short_repr(wrong)}, expected 0 to {MOST_TOKENS - 1:,}")

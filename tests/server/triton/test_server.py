@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -143,6 +144,10 @@ def test_requests_at_the_same_time_share_batches(triton: Triton) -> None:
     for query, answer in zip(queries, answers, strict=True):
         assert answer["videos"].tolist() == alone[query]["videos"].tolist()
         np.testing.assert_allclose(answer["moments"], alone[query]["moments"], atol=2e-6)
+    # The server counts a batch after it has answered.
+    until = time.monotonic() + 10
+    while counts()[0] - before[0] < len(queries) and time.monotonic() < until:
+        time.sleep(0.05)
     inferences, executions = (after - first for after, first in zip(counts(), before, strict=True))
     assert inferences == len(queries)
     assert executions < inferences
