@@ -25,6 +25,7 @@ from granalign_fast.models.manifest import FrameEncoderManifest
 from granalign_fast.models.sources import resolve_model
 
 from .progress import Written, watch
+from .sources.failures import names_source
 from .space import check_space, encoder_bytes
 from .specs import CLIP_PRECISIONS, PRECISIONS, Tolerance
 
@@ -32,6 +33,7 @@ _WIDTHS = {"fp32": 4, "fp16": 2, "int8": 1.1}
 """Bytes of a weight; int8 has scales, and some small tensors in float32."""
 
 
+@names_source
 def export_clip(
     source: str | Path,
     out: str | Path,

@@ -29,12 +29,14 @@ from granalign_fast.models.manifest import LlmManifest
 from granalign_fast.models.sources import resolve_model
 
 from .progress import Written, watch
+from .sources.failures import names_source
 from .space import check_space, decoder_bytes
 from .specs import LINEAR, LLM_PRECISIONS
 
 _Kind = TypeVar("_Kind", bound=LlmManifest)
 
 
+@names_source
 def export_llm(
     source: str | Path,
     out: str | Path,

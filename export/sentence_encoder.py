@@ -30,6 +30,7 @@ from granalign_fast.models.sources import resolve_model
 
 from .progress import Written, watch
 from .sources.checkpoint import Checkpoint
+from .sources.failures import names_source
 from .sources.language_model import positive
 from .sources.sentence_encoder import SentenceModel
 from .space import check_space, encoder_bytes
@@ -40,6 +41,7 @@ _SPACE = {"fp32": (4, 3), "fp16": (2, 2), "int8": (4, 2)}
 weights of the one that is being written."""
 
 
+@names_source
 def export_sentence_encoder(
     source: str | Path | None,
     out: str | Path,

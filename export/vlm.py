@@ -32,10 +32,12 @@ from granalign_fast.models.sources import resolve_model
 
 from .llm import complete
 from .progress import Written, watch
+from .sources.failures import names_source
 from .space import check_space, decoder_bytes
 from .specs import IMAGE_SIZE, VLM_PRECISIONS
 
 
+@names_source
 def export_vlm(
     source: str | Path,
     out: str | Path,
