@@ -2,7 +2,7 @@
 
 import { getJson, send, videoUrl } from "./api.js";
 import { element, find } from "./elements.js";
-import { clock, counted } from "./text.js";
+import { clock } from "./text.js";
 
 const PAGE = 100;
 
@@ -79,7 +79,7 @@ export class Videos {
       if (dialog.returnValue !== "remove") return;
       try {
         await send(videoUrl(video.vid), { method: "DELETE" });
-        this.say(`${video.file ?? video.vid} is removed. ${counted(1, "video")} less is searched.`);
+        this.say(`${video.file ?? video.vid} is removed.`);
         await this.refresh();
       } catch (error) {
         this.fail(error);
