@@ -79,6 +79,8 @@ class CataloguedVideo:
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> CataloguedVideo:
         """Read what `to_record` returned; another record raises exceptions of many types."""
+        if not isinstance(record, dict):
+            raise ValueError(f"got {short_repr(record)}, expected an object")
         plain = {key: value for key, value in record.items() if key not in ("path", "models")}
         wrong = wrong_field(cls, plain)
         if wrong is None and not matches(dict[str, str], record["models"]):

@@ -15,6 +15,7 @@ from typing import Any
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import read_json
+from granalign_fast.parsing.limits import MOST_TOKEN_CHARACTERS
 
 from .tokenizer_file import load_tokenizer, tokenizing
 
@@ -177,6 +178,11 @@ def _add_tokens(tokenizer: Any, tokens: SpecialTokens) -> None:
         AddedToken(name, special=True, normalized=False) for name in names if name not in present
     ]
     for token in wanted:
+        if len(token.content) > MOST_TOKEN_CHARACTERS:
+            raise ValueError(
+                f"got a token of {len(token.content):,} characters, expected at most "
+                f"{MOST_TOKEN_CHARACTERS:,}"
+            )
         token.special = token.special or token.content in names
     if wanted:
         tokenizer.add_tokens(wanted)

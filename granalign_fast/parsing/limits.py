@@ -55,6 +55,9 @@ MOST_TENSOR_HEADER = 1 << 20
 MOST_MODEL_HEADER = 100_000_000
 """Bytes of the header of a model's safetensors; the format's own library has this limit too."""
 
+MOST_TOKEN_CHARACTERS = 1 << 12
+"""Characters of a special token; published ones have some dozens. The time to add a token grows
+with the square of its length."""
 MOST_SETTING = 1 << 24
 """The greatest integer in a source model's settings that a size depends on; vocabularies have up to
 300,000 tokens."""

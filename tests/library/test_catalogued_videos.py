@@ -46,3 +46,9 @@ def test_a_record_is_read_back() -> None:
 def test_a_wrong_value_is_refused(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"got {name} "):
         CataloguedVideo.from_record(RECORD | {name: value})
+
+
+@pytest.mark.parametrize("record", [None, 3, "street", []])
+def test_what_is_no_object_is_refused(record: Any) -> None:
+    with pytest.raises(ValueError, match="expected an object"):
+        CataloguedVideo.from_record(record)
