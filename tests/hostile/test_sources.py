@@ -1,4 +1,4 @@
-"""Checkpoints and graphs of strangers: what the changed files of `helpers.mutated` found in them."""
+"""Checkpoints and graphs of strangers: what changed files found in the readers of them."""
 
 from __future__ import annotations
 
