@@ -58,7 +58,7 @@ __all__ = ["TritonPythonModel"]
 
 @dataclass(frozen=True)
 class SearchPlace:
-    """What the search model opens on the server.
+    """The library and the models that the search model opens on the server.
 
     Attributes:
         library: the folder of the library there.

@@ -40,7 +40,7 @@ Ranks = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What decides the order for one query, before constants weigh it."""
+    """The evidence for the order of one query, before constants weigh it."""
 
     videos: npt.NDArray[np.int64]
     """`(stretches,)`: the number of each one's video."""
@@ -49,7 +49,7 @@ class Evidence:
     right: int
     """The number of the query's video."""
     moments: Sequence[tuple[float, Sequence[float]]]
-    """Of each video that was searched, best first: its score, and the IoU of each moment."""
+    """The score of each searched video, best first, and the IoU of each of its moments."""
 
     def video_rank(self, weight: float) -> float:
         """Return how many videos come before the right one."""

@@ -29,7 +29,7 @@ from granalign_fast.jsonl import read_jsonl
 
 
 class Load(NamedTuple):
-    """What a number of clients got."""
+    """The answers and times that a number of clients got."""
 
     clients: int
     seconds: float

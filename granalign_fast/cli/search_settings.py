@@ -1,4 +1,4 @@
-"""What a search on the command line looks for, and the models that it uses."""
+"""The settings of a search on the command line: its source, its query and its models."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from granalign_fast.reading import checked_file, read_file
 from granalign_fast.runtime.own_mark import is_own_mark, make_mark
 
 FILE_SUFFIX = ".ivf"
-"""Of the file of an approximate index, which otherwise has the name of that of the embeddings."""
+"""The suffix of an approximate index; the rest of its name is that of the embeddings."""
 
 Halves = npt.NDArray[np.float16]
 Ints = npt.NDArray[np.int64]

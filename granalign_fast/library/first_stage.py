@@ -71,7 +71,7 @@ class Ranked(NamedTuple):
     hits: Hits
     scores: Floats
     similarity: Floats
-    """Of a score, the part of the embeddings."""
+    """The part of a score that the embeddings give."""
 
 
 class Part(NamedTuple):

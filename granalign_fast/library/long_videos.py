@@ -47,7 +47,7 @@ class Window(NamedTuple):
     end: int
     """The number behind its last clip."""
     score: float
-    """Of its best stretch."""
+    """The score of its best stretch."""
 
 
 def is_long(index: VideoIndex, config: RetrieverConfig) -> bool:

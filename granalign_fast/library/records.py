@@ -101,7 +101,7 @@ class VideoRows:
 
     video: CataloguedVideo
     captions: tuple[str, ...]
-    """Of each clip; none if the index has none."""
+    """The caption of each clip; none if the index has none."""
     embeddings: npt.NDArray[np.float16]
     """`(clips, dim)`, of the captions; `dim` is 0 without any."""
     frames: npt.NDArray[np.float16] | None

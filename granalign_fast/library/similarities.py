@@ -46,7 +46,7 @@ class Compared(NamedTuple):
 
 
 class Similarities(NamedTuple):
-    """What stretches have for a query; arrays of one length."""
+    """The evidence of stretches for a query; arrays of one length."""
 
     means: Floats
     """The mean cosine of the best clips, each text with its own ones, and of that the weighted mean

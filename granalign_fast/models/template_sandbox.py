@@ -49,7 +49,7 @@ class TemplateTooLongError(GranAlignError):
 
 
 class _Budget:
-    """What is left of the steps and the time of one rendering."""
+    """The steps and the time that one rendering has left."""
 
     def __init__(self) -> None:
         self.steps = MOST_RENDER_STEPS

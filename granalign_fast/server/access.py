@@ -22,7 +22,7 @@ COOKIE = "granalign_session"
 SESSION_SECONDS = 12 * 3600
 """How long a session of the page lasts."""
 _LEAST_CHARACTERS = 16
-"""Of a token; `openssl rand -hex 32` gives 64."""
+"""The length of a token; `openssl rand -hex 32` gives 64."""
 _MOST_BYTES = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 

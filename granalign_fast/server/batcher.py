@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a query asks for; queries with equal options can be searched together."""
+    """The options of a query; queries with equal options can be searched together."""
 
     preset: str
     top: int
@@ -93,7 +93,7 @@ class _Work:
     library: Library
     refinement: Refinement
     until: float
-    """Of `time.monotonic`, after which no further video is searched."""
+    """The time of `time.monotonic` after which no further video is searched."""
 
     @property
     def is_complete(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 VERSION = "1"
-"""Of the JSON: it changes when a key goes or changes its meaning, not when one is added."""
+"""The version of the JSON. It changes when a key goes or changes its meaning."""
 
 Text = Annotated[str, Field(min_length=1, max_length=4000)]
 Texts = Annotated[list[Text], Field(max_length=64)]
@@ -101,7 +101,7 @@ class Model(Record):
 
 
 class Rewritten(Record):
-    """What was searched for."""
+    """The query and its rewrites."""
 
     query: str
     simplified: list[str]

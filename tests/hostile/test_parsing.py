@@ -157,7 +157,7 @@ def test_other_schemas(tmp_path: Path, columns: dict[str, object], message: str)
 
 
 def test_texts_and_numbers_of_parquet() -> None:
-    """What is read as a dictionary, because texts repeat, equals what was written."""
+    """A column read as a dictionary, because texts repeat, equals the one written."""
     rows = 200_000
     captions = [f"caption {number % 7} " + "x" * 900 * (number % 2) for number in range(rows)]
     schema = pyarrow.schema({"text": pyarrow.string(), "number": pyarrow.float64()})

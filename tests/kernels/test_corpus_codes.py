@@ -32,7 +32,7 @@ def _outlying(rng: np.random.Generator) -> Any:
 
 
 def _repeated(rng: np.random.Generator) -> Any:
-    """Of equal scores the lower row is better."""
+    """The lower row is better where scores are equal."""
     return unit(rng, 30, 64, np.float16)[rng.integers(0, 30, 9000)]
 
 

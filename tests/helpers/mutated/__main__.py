@@ -30,7 +30,8 @@ LIMITS = Limits(seconds=180, processor_seconds=20, memory=2 << 30, file_bytes=1 
 MOST_GROWTH = 200 * 10**6
 MOST_TIMES = 10
 VIDEO_GROWTH = 1200 * 10**6
-"""Of videos. `config.MOST_PIXELS` allows more, but the files that are changed have small frames."""
+"""The growth for videos. `config.MOST_PIXELS` allows more, but the changed files have small frames.
+"""
 MOST_MESSAGE = 2000
 
 

@@ -41,7 +41,7 @@ def mutated(rng: random.Random, name: str, data: bytes, other: bytes) -> bytes:
 
 
 _BOMBS = ((b" ", b""), (b"\n", b""), (b"{}\n", b""), (b'"a",', b"1]"), (b"x", b""))
-"""What a long text repeats, and how it ends: one line, many lines, one value."""
+"""The parts that a long text repeats, and its end: one line, many lines, one value."""
 
 
 @functools.cache
