@@ -8,8 +8,9 @@ import logging
 from granalign_fast.errors import GranAlignError
 from granalign_fast.models.manifest import LLM, SENTENCE_ENCODER, VLM
 from granalign_fast.models.remote.address import Address
-from granalign_fast.models.remote.chat import ChatServer, checked_name
+from granalign_fast.models.remote.chat import ChatServer
 from granalign_fast.models.remote.embeddings import RemoteEncoder
+from granalign_fast.models.remote.served_model import checked_name
 from granalign_fast.models.remote.server import Server
 
 from .remote_captioner import RemoteCaptioner, RemoteRecogniser, no_odds, open_captioner

@@ -5,17 +5,15 @@ vLLM, llama.cpp, SGLang, TensorRT-LLM and Ollama have this API.
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from granalign_fast.errors import GranAlignError, listed
+from granalign_fast.errors import GranAlignError
 from granalign_fast.parsing.limits import MOST_CHARACTERS
 
+from .served_model import ServedModel
 from .server import REFUSALS, RemoteError, Server
 
 _log = logging.getLogger(__name__)
@@ -31,8 +29,6 @@ _DIALECTS: tuple[dict[str, Any], ...] = ({**_NO_THOUGHT, **_NO_PENALTY}, _NO_THO
 bring a penalty for repetitions. A server that refuses them is asked with fewer."""
 _LEAST = -9999
 """The log probability that servers write for minus infinity."""
-_MOST_NAME = 200
-"""Characters of a model's name."""
 _CONTROLS = {code: " " for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n\r"}
 
 
@@ -51,7 +47,7 @@ class TokenOdds(NamedTuple):
     probability: float
 
 
-class ChatServer:
+class ChatServer(ServedModel):
     """A language model, or a vision-language model, on a chat server. Threads may share one.
 
     Args:
@@ -60,30 +56,8 @@ class ChatServer:
     """
 
     def __init__(self, server: Server, model: str | None = None) -> None:
-        self.server = server
-        self._named = model
+        super().__init__(server, model)
         self._dialect = 0
-
-    @functools.cached_property
-    def model(self) -> str:
-        """The model's name at the server.
-
-        Raises:
-            GranAlignError: none is given, and the server has none or several, or does not say.
-        """
-        if self._named is not None:
-            return self._named
-        return only_model(self.server)
-
-    @property
-    def name(self) -> str:
-        """The model and the server in words."""
-        return f"{self.model} at {self.server.address.url}"
-
-    @property
-    def identity(self) -> str:
-        """A SHA-256 of the model's name and the server's URL."""
-        return identity(self.server.address.url, self.model)
 
     def answers(self, chats: Sequence[Sequence[Message]], max_tokens: int) -> list[Answer]:
         """Return the likeliest answer to each conversation.
@@ -171,48 +145,3 @@ def _odds(choice: Mapping[str, Any]) -> list[TokenOdds]:
         if isinstance(token, str) and isinstance(logprob, int | float) and logprob == logprob:
             odds.append(TokenOdds(token, math.exp(max(min(logprob, 0), _LEAST))))
     return odds
-
-
-def only_model(server: Server) -> str:
-    """Return the name of the only model of a server.
-
-    Raises:
-        GranAlignError: it has none or several, or does not say which.
-    """
-    address = server.address
-    option = f"--{address.role}-model"
-    try:
-        reply = server.get("/models")
-    except RemoteError as error:
-        if error.status not in (404, 405, 501):
-            raise
-        raise GranAlignError(
-            f"{address.url}: does not say which models it has; name one with {option}, and check "
-            f"{address.option}"
-        ) from None
-    entries = reply.get("data") if isinstance(reply, dict) else None
-    found = [entry.get("id") for entry in entries or () if isinstance(entry, dict)]
-    names = [checked_name(name) for name in found if isinstance(name, str) and name]
-    if len(names) != 1:
-        got = f"several models: {listed(names)}" if names else "no model"
-        raise GranAlignError(f"{address.url}: got {got}, expected one; name one with {option}")
-    return names[0]
-
-
-def checked_name(name: str) -> str:
-    """Return the name of a model, or raise if it is not one that can be shown.
-
-    Raises:
-        GranAlignError: it is empty, too long, or holds characters that cannot be seen.
-    """
-    if not name.strip() or not name.isprintable() or len(name) > _MOST_NAME:
-        raise GranAlignError(
-            f"model: got a name of {len(name)} characters, expected up to {_MOST_NAME} that can "
-            f"be seen; give the model another name at the server"
-        )
-    return name
-
-
-def identity(*parts: str) -> str:
-    """Return a SHA-256 of a server and a model, which stands where local models have their own."""
-    return hashlib.sha256(json.dumps(["remote", *parts]).encode()).hexdigest()

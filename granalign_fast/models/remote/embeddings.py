@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy.typing as npt
 from granalign_fast.errors import GranAlignError, short_repr
 from granalign_fast.models.encoder import distinct
 
-from .chat import checked_name, identity, only_model
+from .served_model import ServedModel, checked_name
 from .server import Server
 
 BATCH = 32
@@ -20,7 +19,7 @@ BATCH = 32
 _MOST_DIM = 65_536
 
 
-class RemoteEncoder:
+class RemoteEncoder(ServedModel):
     """A `TextEncoder` on a server. Threads may share one.
 
     Args:
@@ -29,31 +28,9 @@ class RemoteEncoder:
     """
 
     def __init__(self, server: Server, model: str | None = None) -> None:
-        self.server = server
-        self._named = model
+        super().__init__(server, model)
         self._tei = server.address.route == "/embed"
         self._dim: int | None = None
-
-    @functools.cached_property
-    def model(self) -> str:
-        """The model's name at the server.
-
-        Raises:
-            GranAlignError: none is given, and the server has none or several, or does not say.
-        """
-        if self._named is not None:
-            return self._named
-        return self._tei_model() if self._tei else only_model(self.server)
-
-    @property
-    def name(self) -> str:
-        """The model and the server in words."""
-        return f"{self.model} at {self.server.address.url}"
-
-    @property
-    def identity(self) -> str:
-        """A SHA-256 of the model's name and the server's URL."""
-        return identity(self.server.address.url, self.model)
 
     @property
     def fingerprint(self) -> str:
@@ -154,8 +131,10 @@ class RemoteEncoder:
             f"that {self.server.address.option} is a server of embeddings"
         )
 
-    def _tei_model(self) -> str:
-        """Return the name and the commit of TEI's model."""
+    def _only_model(self) -> str:
+        """Return the name and the commit of the server's model."""
+        if not self._tei:
+            return super()._only_model()
         info = self.server.get("/info")
         name = info.get("model_id") if isinstance(info, dict) else None
         if not isinstance(name, str):
