@@ -32,7 +32,7 @@ from granalign_fast.models.published import (
     precision_of,
 )
 
-from .specs import HEAD, IMAGE_SIZE, LINEAR, Rounding
+from .specs import HEAD, IMAGE_GRID, LINEAR, Rounding
 
 _CHARACTERS = 3
 """Characters of English that a token stands for, at least: byte-level vocabularies have 4 to 5."""
@@ -181,8 +181,8 @@ def _work(model: PublishedModel, precision: str, *, prefilling: bool = False) ->
         asked = (prompts.AGNOSTIC_CAPTION, prompts.aware_caption([_QUERY]))
         longest = max(map(len, (*asked, prompts.recognition(_QUERY))))
         rows, prefilled = _default(VlmCaptioner, "batch"), _default(VlmCaptioner, "rows")
-        patches = IMAGE_SIZE[0] * IMAGE_SIZE[1] // t.patch**2
-        tokens = patches // t.merge**2 + _tokens(len(prompts.VISION_SYSTEM) + longest)
+        image = IMAGE_GRID[0] * IMAGE_GRID[1]
+        patches, tokens = image * t.merge**2, image + _tokens(len(prompts.VISION_SYSTEM) + longest)
         answer, kept = _default(VlmCaptioner, "max_new_tokens"), 0
         if on_cpu:
             prefilled = min(prefilled, max(1, CPU_TOKENS // tokens))

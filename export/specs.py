@@ -205,15 +205,17 @@ the graph's frames are resized before."""
 PREPROCESSOR = "preprocessor_config.json"
 """File with the settings of the image processor."""
 
-IMAGE_SIZE = (336, 560)
-"""Default height and width of frames: 12 x 20 tokens, near 16:9, and whole windows of 112 pixels,
-so that windowed attention is one batch."""
+IMAGE_GRID = (12, 20)
+"""Rows and columns of a frame's tokens by default: near 16:9. In Qwen2.5-VL these are 336 x 560
+pixels and whole windows of 112 pixels, so that windowed attention is one batch. In Qwen3-VL they
+are 384 x 640 pixels."""
 
 VISION_EPSILON = 1e-6
-"""Epsilon of every norm in the vision tower. The source has it in its code, not in its settings."""
+"""Epsilon of every norm in the vision towers of Qwen. The sources have it in their code, not in
+their settings."""
 
 VISION_THETA = 10000.0
-"""Base of the vision tower's rotary positions, also from the source's code."""
+"""Base of the rotary positions of Qwen's vision towers, also from the sources' code."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The exporter of vision-language models: a Qwen2.5-VL folder in, checked ONNX out."""
+"""The exporter of vision-language models: a transformers folder in, checked ONNX out."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from granalign_fast.export.checks import vision_language_model as checks
+from granalign_fast.export.checks import vlm_reference
 from granalign_fast.export.checks.encoder import check_precision
 from granalign_fast.export.checks.prompts import check_prompts
 from granalign_fast.export.checks.self_check import check_vlm
 from granalign_fast.export.checks.tokens import check_token_ids, plain
 from granalign_fast.export.checks.transformers import compares, finish
+from granalign_fast.export.families import family_of, read_vlm, tower_graphs
 from granalign_fast.export.graphs.tensor_file import TensorFile
-from granalign_fast.export.graphs.vision_tower import VisionGraph
 from granalign_fast.export.graphs.vlm_decoder import EmbeddingGraph, VlmDecoderGraph
 from granalign_fast.export.sources.folder import read_tokenizer, source_name
 from granalign_fast.export.sources.vision_language_model import VlmSource
@@ -21,9 +22,7 @@ from granalign_fast.files import appearing
 from granalign_fast.models.graph_contract import (
     EMBEDDING_GRAPH,
     GRAPH,
-    PATCHES_GRAPH,
     STATIC_GRAPH,
-    VISION_GRAPH,
     VISION_WEIGHTS,
     WEIGHTS,
 )
@@ -34,7 +33,7 @@ from .llm import complete
 from .progress import Written, watch
 from .sources.failures import names_source
 from .space import check_space, decoder_bytes
-from .specs import IMAGE_SIZE, VLM_PRECISIONS
+from .specs import VLM_PRECISIONS
 
 
 @names_source
@@ -43,15 +42,16 @@ def export_vlm(
     out: str | Path,
     *,
     precision: str = "fp32",
-    image_size: tuple[int, int] = IMAGE_SIZE,
+    image_size: tuple[int, int] | None = None,
     check: bool | None = None,
     progress: Callable[[str], None] | None = None,
     written: Written | None = None,
 ) -> Path:
-    """Export a Qwen2.5-VL model to `out`, for frames of one size.
+    """Export a vision-language model to `out`, for frames of one size.
 
     The folder holds the vision tower twice over one file of weights: ``vision.onnx`` takes frames,
-    ``patches.onnx`` takes the pixels of transformers' processor. It holds ``embedding.onnx``, and
+    ``patches.onnx`` takes the pixels of transformers' processor. Where an image of the tower spans
+    several frames, ``clips.onnx`` takes clips. The folder holds ``embedding.onnx``, and
     the decoder twice: ``model.onnx``, and ``static.onnx``, which a GPU runs. See `graph_contract`.
 
     The first layers of the graphs are checked against NumPy. If torch and transformers are
@@ -63,8 +63,9 @@ def export_vlm(
         source: a transformers folder, or ``org/name`` on the hub.
         out: a folder to write; it must not exist.
         precision: ``"fp32"``, ``"fp16"`` or ``"int4"``, as `VLM_PRECISIONS` says.
-        image_size: height and width in pixels, positive multiples of a token's edge (28). The
-            processor's bounds on the number of pixels do not apply.
+        image_size: height and width in pixels, positive multiples of a token's edge, which is 28 in
+            Qwen2.5-VL and 32 in Qwen3-VL. The processor's bounds on the number of pixels do not
+            apply. None for 12 x 20 tokens.
         check: whether to compare with transformers; None to do so if it is installed.
         progress: called with the name of each step as it begins.
         written: called as weights are written.
@@ -83,7 +84,7 @@ def export_vlm(
     # Read and check the source's settings.
     tell("reading")
     folder = resolve_model(source)
-    model = VlmSource.read(folder, image_size)
+    model = read_vlm(folder, image_size)
     check_space(out, decoder_bytes(model, precision))
     check_token_ids(folder, plain(read_tokenizer(folder)), model.shape.vocabulary)
     model = check_prompts(model, compare=compared)
@@ -92,7 +93,7 @@ def export_vlm(
         if compared:
             # Run the source first: its weights leave memory before ours need it.
             tell("running the source")
-            expected = checks.run_vlm_source(model, precision)
+            expected = vlm_reference.run_vlm_source(model, precision)
         tell("writing the graphs")
         watch(model.checkpoint, written)
         vision = _write_vision(model, draft, precision)
@@ -131,20 +132,21 @@ def _manifest(model: VlmSource, folder: Path, precision: str, name: str) -> VlmM
         precision,
         name,
         image_size=list(model.image_size),
-        image_grid=list(model.grid),
-        image_token=model.image_token,
+        layouts={str(count): layout.record() for count, layout in model.layouts.items()},
         resample=model.pixels.resample,
         hidden=model.shape.hidden,
+        deepstack=model.deepstack,
     )
 
 
 def _write_vision(model: VlmSource, folder: Path, precision: str) -> TensorFile:
-    """Write ``vision.onnx`` and ``patches.onnx`` over one file of weights; return its store."""
+    """Write the vision tower's graphs over one file of weights; return its store."""
     with (folder / VISION_WEIGHTS).open("wb") as file:
         tensors = TensorFile(file, VISION_WEIGHTS)
-        for graph, frames in ((VISION_GRAPH, True), (PATCHES_GRAPH, False)):
-            builder = VisionGraph(model, tensors, precision=precision, frames=frames)
-            _save(builder.model(), folder / graph)
+        for graph in tower_graphs(model):
+            builder = family_of(model).vision_graph
+            written = builder(model, tensors, precision=precision, graph=graph)
+            _save(written.model(), folder / graph)
     return tensors
 
 

@@ -216,9 +216,9 @@ def write_export(name: str, folder: Path, *, precision: str | None = None) -> Pa
     Raises:
         GranAlignError: as for `write_source`.
     """
+    from granalign_fast.export.families import read_vlm
     from granalign_fast.export.llm import write_llm
     from granalign_fast.export.sources.language_model import LlmSource
-    from granalign_fast.export.sources.vision_language_model import VlmSource
     from granalign_fast.export.vlm import write_vlm
     from granalign_fast.files import appearing
     from granalign_fast.models.manifest import LlmManifest
@@ -234,7 +234,7 @@ def write_export(name: str, folder: Path, *, precision: str | None = None) -> Pa
         if shape.kind == "llm":
             manifest = write_llm(LlmSource.read(source), draft, precision=precision, name=name)
         else:
-            read = VlmSource.read(source, shape.image_size)
+            read = read_vlm(source, shape.image_size)
             manifest = write_vlm(read, draft, precision=precision, name=name)
         replace(manifest, validation={"random_weights": 1.0}).write(draft)
     return out

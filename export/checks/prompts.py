@@ -105,7 +105,8 @@ def _send(model: ModelSource, rendered: _Rendered, queries: Sequence[str]) -> No
     if not isinstance(model, VlmSource):
         LlmRewriter(stand_in).prompt_ids(queries)
         return
-    stand_in.manifest = SimpleNamespace(image_token=model.image_token)
+    layouts, encode = model.layouts, rendered.tokenizer.encode
+    stand_in.layout = lambda frames=1, seconds=0.0: layouts[frames].timed(seconds, encode)
     captioner = VlmCaptioner(stand_in)
     captioner._suffix(prompts.AGNOSTIC_CAPTION)
     for query in queries:

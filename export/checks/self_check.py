@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from granalign_fast.export.families import family_of, tower_graphs
 from granalign_fast.export.graphs.decoder import DecoderGraph
 from granalign_fast.export.graphs.tensor_file import GraphTensors
-from granalign_fast.export.graphs.vision_tower import VisionGraph
 from granalign_fast.export.graphs.vlm_decoder import EmbeddingGraph, VlmDecoderGraph
 from granalign_fast.export.sources.checkpoint import Float32
 from granalign_fast.export.sources.language_model import DecoderShape, LlmSource
-from granalign_fast.export.sources.vision_language_model import VisionShape, VlmSource
+from granalign_fast.export.sources.vision_language_model import VlmSource
 from granalign_fast.export.specs import LlmTolerance, VlmTolerance
 from granalign_fast.models.graph_contract import (
     ATTENTION_MASK,
@@ -35,16 +35,17 @@ from granalign_fast.models.graph_contract import (
     INPUTS_EMBEDS,
     LAST,
     LOGITS,
+    PATCHES_GRAPH,
     PIXEL_VALUES,
     POSITION_IDS,
+    VISION_GRAPH,
     WRITE_INDICES,
     is_past,
     present_of,
 )
-from granalign_fast.models.vision_language_model import frame_positions
 
 from .encoder import raise_mismatches
-from .float64_decoder import decoder_logits, image_embeddings, token_embeddings
+from .float64_decoder import decoder_logits, token_embeddings
 from .language_model import compare_values
 from .lean_session import LeanSession
 
@@ -53,6 +54,9 @@ LAYERS = 2
 
 _TOKENS, _PREFIX = 13, 5
 """Tokens of the prompt, and how many of them run before the others."""
+
+_AT = 2
+"""Tokens of the prompt before an image."""
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -127,30 +131,17 @@ def check_vlm(
     Raises:
         GranAlignError: as for `check_decoder`.
     """
-    few = replace(source, shape=_first(source.shape), vision=_first_vision(source.vision))
-    # A frame, as bytes and as the pixels of transformers' processor.
-    height, width = source.image_size
-    frame = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    images: dict[str, Float32] = {}
-    for name, frames, inputs in (
-        ("vision.onnx", True, {FRAMES: frame[None]}),
-        ("patches.onnx", False, {PIXEL_VALUES: _pixels(source, frame)[None]}),
-    ):
-        graph = VisionGraph(few, vision, precision=precision, frames=frames).model()
-        with _session(graph, folder, precision) as session:
-            images[name] = session(**inputs)[IMAGE_EMBEDS][0]
+    shape = _first(source.shape)
+    few = replace(source, shape=shape, vision=source.vision.first(LAYERS))
+    measured, embeds = _check_towers(few, folder, vision, precision, tolerance)
     quantised = precision == "int4"
-    expected = image_embeddings(few, frame, quantised=quantised).astype(np.float32)
-    measured, failures = compare_values(images, expected, tolerance.image)
-    raise_mismatches(failures, tolerance)
     # A prompt with the frame, and the positions of its tokens.
-    embeds = images["vision.onnx"]
+    layout = source.layouts[1]
     words = np.random.default_rng(0).integers(source.shape.vocabulary, size=_TOKENS)
     words[words == source.image_token] = source.image_token - 1
-    at = 2
-    ids = [*words[:at], *[source.image_token] * len(embeds), *words[at:]]
-    ids = [int(i) for i in ids[: source.shape.context - 1]]
-    positions = frame_positions(at, source.grid, len(ids) - at - len(embeds))
+    prompt = layout.expand([*words[:_AT].tolist(), *layout.placeholder, *words[_AT:].tolist()])
+    ids = prompt.ids[: source.shape.context - 1]
+    positions, at = prompt.positions[:, : len(ids)], int(prompt.visual[0])
     runs = _Runs(few, positions, precision)
     with _session(
         EmbeddingGraph(few, decoder, precision=precision).model(), folder, precision
@@ -168,11 +159,36 @@ def check_vlm(
     # The same in float64, from the embeddings that the decoder got.
     tokens = token_embeddings(few, ids, quantised=quantised)
     tokens[at : at + len(embeds)] = embeds
-    axes = np.repeat(np.arange(3), source.sections)
-    angles = positions[axes].T.astype(np.float32) * source.shape.frequencies
+    angles = positions[list(source.axes)].T.astype(np.float32) * source.shape.frequencies
     logits = decoder_logits(few, tokens, angles, quantised=quantised)
     measured = {f"image_{name}": value for name, value in measured.items()}
     return measured | _judged(found, logits, tolerance.logits, few)
+
+
+def _check_towers(
+    few: VlmSource,
+    folder: Path,
+    vision: GraphTensors,
+    precision: str,
+    tolerance: VlmTolerance,
+) -> tuple[dict[str, float], Float32]:
+    """Check the graphs of a vision tower; return their errors, and the embeddings of a frame."""
+    height, width = few.image_size
+    frame = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    # A frame, as bytes and as the pixels of transformers' processor.
+    inputs: dict[str, Arrays] = {
+        VISION_GRAPH: {FRAMES: frame[None]},
+        PATCHES_GRAPH: {PIXEL_VALUES: _pixels(few, frame)[None]},
+    }
+    family, images = family_of(few), {}
+    for name in tower_graphs(few):
+        graph = family.vision_graph(few, vision, precision=precision, graph=name).model()
+        with _session(graph, folder, precision) as session:
+            images[name] = session(**inputs[name])[IMAGE_EMBEDS][0]
+    expected = family.images(few, frame[None], quantised=precision == "int4")[IMAGE_EMBEDS]
+    measured, failures = compare_values(images, expected.astype(np.float32), tolerance.image)
+    raise_mismatches(failures, tolerance)
+    return measured, images[VISION_GRAPH]
 
 
 class _Runs:
@@ -263,18 +279,6 @@ def _judged(
 
 def _first(shape: DecoderShape) -> DecoderShape:
     return replace(shape, layers=min(LAYERS, shape.layers))
-
-
-def _first_vision(shape: VisionShape) -> VisionShape:
-    """Return a vision tower of the first layers: one within windows, one without, if it has both.
-
-    Weights of a layer have the same names and shapes in both kinds.
-    """
-    layers = min(LAYERS, shape.layers)
-    full = frozenset(range(shape.layers)) & shape.full_layers
-    if layers > 1 and 0 < len(full) < shape.layers:
-        return replace(shape, layers=layers, full_layers=frozenset({1}))
-    return replace(shape, layers=layers)
 
 
 def _pixels(source: VlmSource, frame: npt.NDArray[np.uint8]) -> Float32:

@@ -103,11 +103,13 @@ class DecoderGraph(CheckpointGraph):
         self.cosine, self.sine = self._rotary("cosine"), self._rotary("sine")
 
     def _rotary(self, name: str) -> str:
-        return self._op("Gather", self._table(name, slice(None)), POSITION_IDS, axis=0)
+        return self._op(
+            "Gather", self._table(name, list(range(self.shape.head_dim // 2))), POSITION_IDS, axis=0
+        )
 
-    def _table(self, name: str, pairs: slice) -> str:
+    def _table(self, name: str, pairs: list[int]) -> str:
         """Store the cosines or sines (context, pairs) of some rotary pairs."""
-        tensor = f"rotary.{name}.{pairs.start or 0}"
+        tensor = f"rotary.{name}.{pairs[0]}"
         if tensor not in self.tensors:
             positions = np.arange(self.shape.context, dtype=np.float32)[:, None]
             angles = positions * self.shape.frequencies[pairs]

@@ -19,7 +19,12 @@ import numpy.typing as npt
 from granalign_fast.export.sources.checkpoint import Float32
 from granalign_fast.export.sources.vision_language_model import VlmSource
 from granalign_fast.export.specs import HEAD, VISION_EPSILON, VISION_THETA
-from granalign_fast.models.graph_contract import FRAMES, IMAGE_EMBEDS, PIXEL_VALUES
+from granalign_fast.models.graph_contract import (
+    FRAMES,
+    IMAGE_EMBEDS,
+    PIXEL_VALUES,
+    VISION_GRAPH,
+)
 
 from .builder import CheckpointGraph
 from .tensor_file import GraphTensors, converted
@@ -66,18 +71,18 @@ class VisionGraph(CheckpointGraph):
         source: the model, with its image size.
         tensors: the store. Weights that it holds already are not written again.
         precision: ``"fp32"``, ``"fp16"`` or ``"int4"``.
-        frames: whether the input is `FRAMES`, which the graph cuts into patches and normalises;
-            otherwise it is `PIXEL_VALUES`.
+        graph: `VISION_GRAPH`, which takes `FRAMES`, cuts them into patches and normalises them; or
+            `PATCHES_GRAPH`, which takes `PIXEL_VALUES`.
     """
 
     def __init__(
-        self, source: VlmSource, tensors: GraphTensors, *, precision: str, frames: bool
+        self, source: VlmSource, tensors: GraphTensors, *, precision: str, graph: str
     ) -> None:
         dtype = np.float16 if precision == "fp16" else np.float32
         super().__init__(source.checkpoint, tensors, dtype)
         self.shape, self.pixels = source.vision, source.pixels
         self.image_size, self.grid = source.image_size, source.grid
-        self.frames = frames
+        self.frames = graph == VISION_GRAPH
         self.fused = precision == "fp16"
         self.quantised = precision == "int4"
         self.unit = self.shape.merge**2  # patches of a token

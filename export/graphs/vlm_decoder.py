@@ -29,7 +29,7 @@ class VlmDecoderGraph(DecoderGraph):
         self, source: VlmSource, tensors: GraphTensors, *, precision: str, static: bool = False
     ) -> None:
         super().__init__(source, tensors, precision=precision, static=static)
-        self.sections = source.sections
+        self.axes = source.axes
 
     def _inputs(self) -> list[Any]:
         hidden = self.shape.hidden
@@ -50,15 +50,20 @@ class VlmDecoderGraph(DecoderGraph):
         return self._op("TensorScatter", super()._embed(), IMAGE_EMBEDS, IMAGE_AT, axis=1)
 
     def _rotary(self, name: str) -> str:
-        # A head's rotary pairs are three sections: by time, by row and by column.
-        ends = np.cumsum(self.sections).tolist()
-        sections = []
-        for axis, (end, pairs) in enumerate(zip(ends, self.sections, strict=True)):
+        if not self.axes:
+            return super()._rotary(name)
+        # The rotary pairs of a head that follow time, those that follow the row, and the column.
+        parts, order = [], []
+        for axis in range(3):
+            pairs = [pair for pair, follows in enumerate(self.axes) if follows == axis]
             if pairs:
                 positions = self._op("Gather", POSITION_IDS, self._constant(f"axis.{axis}", axis))
-                table = self._table(name, slice(end - pairs, end))
-                sections.append(self._op("Gather", table, positions, axis=0))
-        return self._op("Concat", *sections, axis=-1)
+                parts.append(self._op("Gather", self._table(name, pairs), positions, axis=0))
+                order += pairs
+        joined = self._op("Concat", *parts, axis=-1)
+        if order == sorted(order):
+            return joined
+        return self._op("Gather", joined, self._constant("pairs", np.argsort(order)), axis=-1)
 
 
 class EmbeddingGraph(DecoderGraph):

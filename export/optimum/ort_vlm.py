@@ -183,7 +183,7 @@ class ORTModelForImageTextToText(ORTModelForCausalLM):  # type: ignore[misc]
         The positions of a frame's tokens count from the position of its first token. A frame takes
         as many positions as its longer side has tokens. Those of padding have no meaning.
         """
-        rows, columns = self.manifest.image_grid
+        _, rows, columns = self.manifest.layout().runs[0].grid
         frame = (ids == self.manifest.image_token) & (mask == 1)
         # Number of each token in its row, and of each frame token in its frame.
         index = mask.cumsum(-1) - 1
@@ -207,7 +207,8 @@ class ORTModelForImageTextToText(ORTModelForCausalLM):  # type: ignore[misc]
         _, patches, values = self._patches.get_inputs()[0].shape
         height, width = self.manifest.image_size
         merge = round((patches / self.manifest.image_tokens) ** 0.5)
-        expected = [1, *(merge * side for side in self.manifest.image_grid)]
+        _, rows, columns = self.manifest.layout().runs[0].grid
+        expected = [1, merge * rows, merge * columns]
         got = [] if grids is None else grids.tolist()
         if not got or any(grid != expected for grid in got) or len(pixels) != patches * len(got):
             raise GranAlignError(

@@ -69,11 +69,13 @@ class VlmCaptioner:
         self.max_new_tokens = max_new_tokens
         self.start = common_start(self._prompt("Describe it."), self._prompt("What is it?"))
         """The token ids that every prompt begins with, the image's among them."""
-        if self.start.count(model.manifest.image_token) != 1:
+        try:
+            self._start = model.layout().expand(self.start)
+        except GranAlignError:
             raise GranAlignError(
                 "chat template: got no prompt that begins with the image, expected its token "
-                "once, before the text; choose a model of the Qwen2.5-VL family"
-            )
+                "once, before the text; choose another vision-language model"
+            ) from None
 
     @property
     def fingerprint(self) -> str:
@@ -182,7 +184,7 @@ class VlmCaptioner:
     @property
     def _prefix_tokens(self) -> int:
         """Tokens of a frame's prefix."""
-        return len(self.start) - 1 + self.model.manifest.image_tokens
+        return len(self._start.ids)
 
     def prefill(self, frames: FrameSet) -> None:
         """Compute and cache the prefixes of frames.
@@ -278,8 +280,7 @@ class VlmCaptioner:
     def _fits(self, array: Array) -> bool:
         """Return whether an array has the shape and the type of a frame's prefix."""
         manifest = self.model.manifest
-        tokens = len(self.start) - 1 + manifest.image_tokens  # the image's token stands for all
-        shape = 2 * manifest.layers, manifest.kv_heads, tokens, manifest.head_dim
+        shape = 2 * manifest.layers, manifest.kv_heads, self._prefix_tokens, manifest.head_dim
         return bool(array.shape == shape and array.dtype == manifest.cache_dtype)
 
     def _cache_key(self, frame_hash: str) -> str:

@@ -159,9 +159,13 @@ PATCHES_GRAPH = "patches.onnx"
 EMBEDDING_GRAPH = "embedding.onnx"
 """From token ids to `INPUTS_EMBEDS`, for `GRAPH`."""
 
+CLIPS_GRAPH = "clips.onnx"
+"""The vision tower for clips of several frames, with the same weights, where an image of the tower
+spans several frames. Its `FRAMES` have shape (batch, span, height, width, 3)."""
+
 VISION_WEIGHTS = "vision.onnx_data"
-"""External data of `VISION_GRAPH` and `PATCHES_GRAPH`. All other graphs keep theirs in `WEIGHTS`.
-"""
+"""External data of `VISION_GRAPH`, `CLIPS_GRAPH` and `PATCHES_GRAPH`. All other graphs keep theirs
+in `WEIGHTS`."""
 
 PIXEL_VALUES = "pixel_values"
 """float32 (batch, patches, channels * frames * height * width of a patch): normalised patches in
@@ -169,6 +173,12 @@ the order of transformers' processor, which goes through the merged tokens row b
 
 IMAGE_EMBEDS = "image_embeds"
 """(batch, image tokens, hidden) in the decoder's dtype: rows of tokens from the top."""
+
+DEEPSTACK = "deepstack"
+"""Features of the vision tower that are added after each of the decoder's first layers, in the
+decoder's dtype. The vision graphs give (batch, layers, image tokens, hidden). The decoders take
+(rows, layers, tokens, hidden), 0 at text; each of rows and tokens may be 1, which stands for all.
+Only some families have it."""
 
 INPUTS_EMBEDS = "inputs_embeds"
 """(batch, sequence, hidden) in the decoder's dtype: `GRAPH` takes these in place of token ids."""

@@ -16,6 +16,7 @@ from granalign_fast.files import known_sha256, read_json, replacing
 from granalign_fast.parsing.json_types import matches
 from granalign_fast.reading import checked_file
 
+from .image_layout import ImageLayout, still_image
 from .manifest_checks import check_external_data, check_names, check_values
 
 FORMAT_VERSION = 1
@@ -81,6 +82,11 @@ class Manifest:
     comparison: str = ""
     self_check: dict[str, float] = field(default_factory=dict)
 
+    @classmethod
+    def _current(cls, record: dict[str, Any]) -> dict[str, Any]:
+        """Return a record with the keys of this version."""
+        return record
+
     @property
     def content_sha256(self) -> str:
         """Hash of all that shapes the model's results: the digests of its files, and its settings.
@@ -127,6 +133,7 @@ class Manifest:
                 f"{cls.format_version}; export the model again"
             )
         # The keys and the types of their values.
+        record = cls._current(record)
         expected = {entry.name for entry in fields(cls)}
         needed = {entry.name for entry in fields(cls) if entry.name not in _ADDED}
         if wrong := (needed - set(record)) | (set(record) - expected):
@@ -167,7 +174,7 @@ class Manifest:
         return manifest
 
 
-_ADDED = {"block", "comparison", "self_check", "prompt"}
+_ADDED = {"block", "comparison", "self_check", "prompt", "deepstack"}
 """Keys that folders of earlier versions lack."""
 
 
@@ -268,24 +275,58 @@ class VlmManifest(LlmManifest):
 
     Attributes:
         image_size: height and width in pixels, to which every frame is resized.
-        image_grid: rows and columns of a frame's tokens.
-        image_token: the id that stands for a frame in a prompt.
+        layouts: how a prompt holds a clip, by the number of the clip's frames: what
+            `ImageLayout.record` returned. Every model takes single frames, ``"1"``.
         resample: Pillow's number of the filter that resizes frames.
         hidden: values of a token's embedding.
+        deepstack: how many of the decoder's first layers are followed by a sum with features of the
+            vision tower.
     """
 
     kind: str = VLM
     image_size: list[int]
-    image_grid: list[int]
-    image_token: int
+    layouts: dict[str, dict[str, Any]]
     resample: int
     hidden: int
+    deepstack: int = 0
+
+    @classmethod
+    def _current(cls, record: dict[str, Any]) -> dict[str, Any]:
+        # Earlier versions exported Qwen2.5-VL alone, and wrote the grid of its frames.
+        keys = {"image_grid", "image_token"}
+        if "layouts" in record or not isinstance(record.get("image_grid"), list):
+            return record
+        kept = {key: value for key, value in record.items() if key not in keys}
+        layout = still_image(record.get("image_token"), record["image_grid"])
+        return kept | {"layouts": {"1": layout.record()}}
+
+    def layout(self, frames: int = 1) -> ImageLayout:
+        """Return how a prompt holds a clip of so many frames.
+
+        Raises:
+            GranAlignError: the export takes no clips of that many frames.
+        """
+        if str(frames) not in self.layouts:
+            raise GranAlignError(
+                f"frames: got clips of {frames}, expected one of: {', '.join(self.layouts)}, as "
+                f"this model takes; choose another number, or another model"
+            )
+        return ImageLayout.read(self.layouts[str(frames)])
+
+    @property
+    def position_axes(self) -> int:
+        """Numbers of a token's position: 3 where it is a time, a row and a column, else 1."""
+        return self.layout().axes
+
+    @property
+    def image_token(self) -> int:
+        """The id of the visual tokens of a single frame."""
+        return self.layout().runs[0].token
 
     @property
     def image_tokens(self) -> int:
-        """Tokens of one frame."""
-        rows, columns = self.image_grid
-        return rows * columns
+        """Visual tokens of a single frame."""
+        return self.layout().visual_tokens
 
 
 def exported_models(folder: str | Path) -> dict[str, Path]:

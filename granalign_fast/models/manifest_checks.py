@@ -15,6 +15,8 @@ from typing import Any
 from granalign_fast.errors import GranAlignError, short_repr
 from granalign_fast.runtime.external_data import external_files
 
+from .image_layout import ImageLayout
+
 _OPENED = (".onnx", ".json", ".jinja", ".txt", ".engine", ".model", ".safetensors", ".bin")
 """Ends of the names that readers of a model's folder look for, ours and optimum's."""
 _TEMPLATES = "additional_chat_templates"
@@ -30,13 +32,13 @@ _MOST: Mapping[str, int] = {
     "vocabulary": 1 << 24,
     "context": 1 << 24,
     "block": 1 << 16,
-    "image_token": 1 << 24,
     "resample": 5,
     "hidden": 1 << 17,
+    "deepstack": 1 << 6,
 }
 """The greatest value of each number, some times that of the largest published models. Arrays are
 allocated by them."""
-_FROM_ZERO = frozenset({"block", "image_token", "resample"})
+_FROM_ZERO = frozenset({"block", "deepstack", "resample"})
 _MOST_EDGE = 1 << 12
 """Pixels, or tokens, of an edge of a frame for a model; published ones take up to 1,024 pixels."""
 _MOST_IDS = 1 << 10
@@ -53,9 +55,11 @@ def check_values(record: Mapping[str, Any], path: Path) -> None:
         least = 0 if name in _FROM_ZERO else 1
         if name in record and not least <= record[name] <= most:
             raise _wrong(path, name, record[name], f"an integer from {least} to {most:,}")
-    for name in ("image_size", "image_grid"):
-        if name in record and not _is_size(record[name]):
-            raise _wrong(path, name, record[name], f"two integers from 1 to {_MOST_EDGE:,}")
+    if "image_size" in record and not _is_size(record["image_size"]):
+        size = record["image_size"]
+        raise _wrong(path, "image_size", size, f"two integers from 1 to {_MOST_EDGE:,}")
+    if "layouts" in record:
+        _check_layouts(record["layouts"], path)
     ids = record.get("eos_ids", [])
     if len(ids) > _MOST_IDS or not all(0 <= one <= _MOST["vocabulary"] for one in ids):
         raise _wrong(path, "eos_ids", ids, "some numbers of tokens")
@@ -108,6 +112,19 @@ def check_external_data(folder: Path, files: Collection[str], path: Path) -> Non
                 f"{folder / name}: got weights in {short_repr(unlisted[0])}, expected a file that "
                 f"{path.name} lists; export the model again"
             )
+
+
+def _check_layouts(layouts: Mapping[str, Any], path: Path) -> None:
+    """Check that every layout can be read, and that there is one of single frames."""
+    for frames, layout in layouts.items():
+        try:
+            read = ImageLayout.read(layout)
+        except (TypeError, ValueError) as error:
+            raise _wrong(path, f"layouts of {short_repr(frames)}", layout, str(error)) from None
+        if frames != str(read.frames):
+            raise _wrong(path, "frames of a layout", read.frames, frames)
+    if "1" not in layouts:
+        raise _wrong(path, "layouts", sorted(layouts), "one of single frames, '1', among them")
 
 
 def _is_size(value: Any) -> bool:

@@ -1,12 +1,13 @@
 """A vision-language model on ONNX Runtime: frames and token ids in, greedily decoded ids out.
 
-Each frame is processed once. The keys and values of the tokens up to and including it are a
-`Prefix`, behind which any number of prompts cost only their own text.
+Each clip, of one frame or several, is processed once. The keys and values of the tokens up to and
+including it are a `Prefix`, behind which any number of prompts cost only their own text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -20,7 +21,10 @@ from granalign_fast.video.images import resize
 
 from .decoder import Cache
 from .graph_contract import (
+    CLIPS_GRAPH,
+    DEEPSTACK,
     EMBEDDING_GRAPH,
+    FRAMES,
     IMAGE_AT,
     IMAGE_EMBEDS,
     INPUT_IDS,
@@ -28,6 +32,7 @@ from .graph_contract import (
     POSITION_IDS,
     VISION_GRAPH,
 )
+from .image_layout import Expanded, ImageLayout
 from .language_model import CausalLM
 from .manifest import LlmManifest, VlmManifest
 from .prefix import Prefix
@@ -44,9 +49,28 @@ class VisionLanguageModel(CausalLM):
 
     def _open_input_graphs(self, open_graph: Callable[[str], Session]) -> None:
         self._vision = open_graph(VISION_GRAPH)
-        self._empty_images: dict[int, dict[str, Array]] = {}  # by number of rows
+        self._open_graph = open_graph
+        self._axes = self.manifest.position_axes
+        self._no_images: dict[int, dict[str, Array]] = {}  # by number of rows
         if not self._static:  # the static graph contains the embedding table
             self._embedding = open_graph(EMBEDDING_GRAPH)
+
+    @functools.cached_property
+    def _clips(self) -> Session:
+        """The vision tower of clips, opened when the first is seen."""
+        return self._open_graph(CLIPS_GRAPH)
+
+    def layout(self, frames: int = 1, seconds: float = 0.0) -> ImageLayout:
+        """Return how a prompt holds a clip.
+
+        Args:
+            frames: of the clip.
+            seconds: from a frame of the clip to the next.
+
+        Raises:
+            GranAlignError: the model takes no clips of that many frames.
+        """
+        return self.manifest.layout(frames).timed(seconds, self.tokenizer.encode)
 
     def prefill_frames(
         self, frames: npt.NDArray[np.uint8] | Sequence[Image], token_ids: Sequence[int]
@@ -56,81 +80,139 @@ class VisionLanguageModel(CausalLM):
         Args:
             frames: uint8 RGB (frames, height, width, 3), or a sequence of (height, width, 3) of any
                 sizes. They are resized to the model's `image_size`, whatever their shape.
-            token_ids: the beginning, in which one `image_token` stands for the frame.
+            token_ids: the beginning, in which the layout's placeholder stands for the frame.
 
         Returns:
             A prefix with a row for each frame.
 
         Raises:
             GranAlignError: there is no frame, a frame has another shape or type, the tokens do not
-                hold exactly one `image_token`, a token is unknown, or the context is too short.
+                hold exactly one placeholder, a token is unknown, or the context is too short.
         """
         check_frames(frames)
-        ids, image = list(token_ids), self.manifest.image_token
-        if ids.count(image) != 1:
+        return self._prefill([[frame] for frame in frames], token_ids, self.layout())
+
+    def prefill_clips(
+        self,
+        clips: npt.NDArray[np.uint8] | Sequence[Sequence[Image]],
+        token_ids: Sequence[int],
+        *,
+        seconds: float = 0.0,
+    ) -> Prefix:
+        """Compute the keys and values of the beginning of prompts about clips, as one batch.
+
+        Args:
+            clips: uint8 RGB (clips, frames, height, width, 3), or a sequence of clips of equally
+                many frames (height, width, 3) of any sizes, which are resized.
+            token_ids: the beginning, with the placeholder of `layout`.
+            seconds: from a frame of a clip to the next. Times count from a clip's first frame.
+
+        Returns:
+            A prefix with a row for each clip.
+
+        Raises:
+            GranAlignError: there is no clip, the model takes no clips of that many frames, or as
+                `prefill_frames`.
+        """
+        if not len(clips):
+            raise GranAlignError("clips: got none, expected at least one")
+        for clip in clips:
+            check_frames(clip)
+        counts = sorted({len(clip) for clip in clips})
+        if len(counts) > 1:
             raise GranAlignError(
-                f"token_ids: got {ids.count(image)} times the image token {image}, expected it "
-                f"once, at the position of the frame"
+                f"clips: got {counts[0]} and {counts[-1]} frames, expected equally many in every "
+                f"clip"
             )
-        self._check([ids], None, self.manifest.image_tokens, "token_ids")
-        image_index = ids.index(image)
-        positions = self._positions(ids)
+        return self._prefill(
+            [list(clip) for clip in clips], token_ids, self.layout(counts[0], seconds)
+        )
+
+    def _prefill(
+        self, clips: Sequence[Sequence[Image]], token_ids: Sequence[int], layout: ImageLayout
+    ) -> Prefix:
+        """Compute a prefix with a row for each clip; frames are checked."""
+        self._check([list(token_ids)], None, 0, "token_ids")
+        prompt = layout.expand(token_ids)
+        self._check([prompt.ids], None, 1, "token_ids")
 
         def compute() -> Cache:
             put = self.device.put
             # 1. Frames to embeddings, with the vision tower.
             with self.device.activate():
-                embeds = self._embed_frames(frames)
-                count, tokens = len(embeds), positions.shape[1]
+                images = self._embed_clips(clips, layout)
+                count, tokens = len(clips), len(prompt.ids)
                 batch = self._decoder.begin(count, None, tokens, 0, self._feed)
-            # 2. Text and embeddings to keys and values, with the decoder: one row a frame.
+            # 2. Text and embeddings to keys and values, with the decoder: one row a clip.
             with self.device.guarded():
-                position_ids = put(np.repeat(positions[:, None], count, axis=1))
-                batch.extend_with(position_ids, **self._frame_inputs(ids, image_index, embeds))
+                for part, inputs in self._clip_inputs(prompt, images):
+                    positions = self._position_rows(prompt.positions[:, part], count)
+                    batch.extend_with(put(positions), **inputs)
                 return batch.cache()
 
         cache = self._decoder.execute(compute)
         self._release()
-        return self._prefix(cache, int(positions.max()) + 1)
+        return self._prefix(cache, prompt.next_position)
 
     def position_after(self, token_ids: Sequence[int]) -> int:
         """Return the position of the token that follows the `token_ids` of `prefill_frames`."""
-        return int(self._positions(token_ids).max()) + 1
+        return self.layout().expand(token_ids).next_position
 
-    def _positions(self, ids: Sequence[int]) -> npt.NDArray[np.int64]:
-        """Return the positions (3, tokens) of token ids in which one stands for a frame."""
-        image_index = list(ids).index(self.manifest.image_token)
-        return frame_positions(image_index, self.manifest.image_grid, len(ids) - image_index - 1)
+    def _embed_clips(
+        self, clips: Sequence[Sequence[Image]], layout: ImageLayout
+    ) -> dict[str, Array]:
+        """Return `IMAGE_EMBEDS` (clips, visual tokens, hidden), and `DEEPSTACK` if there is any."""
+        if layout.span == 1:
+            outputs = self._embed_frames([frame for clip in clips for frame in clip])
+        else:
+            missing = layout.images * layout.span - layout.frames
+            frames = self._resized([f for clip in clips for f in [*clip, *[clip[-1]] * missing]])
+            spans = frames.reshape(-1, layout.span, *frames.shape[1:])
+            outputs = self._clips(**{FRAMES: self.device.put(spans)})
+        return {name: _by_clip(array, len(clips)) for name, array in outputs.items()}
 
-    def _embed_frames(self, frames: Sequence[Image] | npt.NDArray[np.uint8]) -> Array:
-        """Return the embeddings of the frames' tokens, (frames, image_tokens, hidden)."""
+    def _embed_frames(self, frames: Sequence[Image] | npt.NDArray[np.uint8]) -> dict[str, Array]:
+        """Return the outputs of the vision tower for single frames; see `graph_contract`."""
+        return self._vision(**{FRAMES: self.device.put(self._resized(frames))})
+
+    def _resized(self, frames: Sequence[Image] | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         height, width = self.manifest.image_size
-        images = [resize(frame, height, width, self.manifest.resample) for frame in frames]
-        return self._vision(frames=self.device.put(np.stack(images)))[IMAGE_EMBEDS]
+        return np.stack([resize(frame, height, width, self.manifest.resample) for frame in frames])
 
-    def _frame_inputs(self, ids: list[int], image_index: int, embeds: Array) -> dict[str, Array]:
-        """Return the decoder's inputs for a text about frames, one row for each frame.
+    def _clip_inputs(
+        self, prompt: Expanded, images: dict[str, Array]
+    ) -> Iterator[tuple[slice, dict[str, Array]]]:
+        """Yield consecutive parts of a prompt and the decoder's inputs for each, one row a clip.
 
         Args:
-            ids: the text.
-            image_index: the index in `ids` of the token that stands for the frame.
-            embeds: from `_embed_frames`.
+            prompt: the text about a clip.
+            images: from `_embed_clips`.
         """
-        xp, put, count = self.device.xp, self.device.put, len(embeds)
-        before, after = ids[:image_index], ids[image_index + 1 :]
-        # The static graph embeds token ids itself, and writes `embeds` over the image tokens.
-        if self._static:
-            image = [ids[image_index]] * self.manifest.image_tokens
-            tokens = np.tile(np.array(before + image + after, np.int64), (count, 1))
-            index = put(np.full(count, image_index))
-            return {INPUT_IDS: put(tokens), IMAGE_EMBEDS: embeds, IMAGE_AT: index}
-        # The other graph takes embeddings: of the text before, the frame, and the text after.
-        text = self._embed_tokens(put(np.array([ids], np.int64)))
-        text_before, text_after = (
-            xp.broadcast_to(part, (count, *part.shape[1:]))
-            for part in (text[:, :image_index], text[:, image_index + 1 :])
-        )
-        return {INPUTS_EMBEDS: xp.concatenate([text_before, embeds, text_after], axis=1)}
+        xp, put, embeds = self.device.xp, self.device.put, images[IMAGE_EMBEDS]
+        count = len(embeds)
+        # The static graph embeds token ids itself, and writes `embeds` over adjacent visual tokens.
+        # The other graph takes embeddings, and all tokens at once.
+        parts = prompt.parts() if self._static else [slice(0, len(prompt.ids))]
+        for part in parts:
+            ids = np.array([prompt.ids[part]], np.int64)
+            first, last = np.searchsorted(prompt.visual, [part.start, part.stop])
+            at, seen = prompt.visual[first:last] - part.start, slice(first, last)
+            if self._static:
+                inputs = {
+                    INPUT_IDS: put(np.tile(ids, (count, 1))),
+                    IMAGE_EMBEDS: xp.ascontiguousarray(embeds[:, seen]),
+                    IMAGE_AT: put(np.full(count, at[0])),
+                }
+            else:
+                rows = xp.repeat(self._embed_tokens(put(ids)), count, axis=0)
+                rows[:, put(at)] = embeds
+                inputs = {INPUTS_EMBEDS: rows}
+            if DEEPSTACK in images:
+                layers, hidden = self.manifest.deepstack, self.manifest.hidden
+                features = xp.zeros((count, layers, ids.size, hidden), embeds.dtype)
+                features[:, :, put(at)] = images[DEEPSTACK][:, :, seen]
+                inputs[DEEPSTACK] = features
+            yield part, inputs
 
     def _embed_tokens(self, ids: Array) -> Array:
         """Return the embeddings of text tokens, (rows, tokens, hidden)."""
@@ -138,52 +220,44 @@ class VisionLanguageModel(CausalLM):
 
     def _feed(self, ids: Array, positions: Array) -> dict[str, Array]:
         # A text token has the same position in time, height and width.
-        position_ids = self.device.xp.repeat(positions[None], 3, axis=0)
+        if self._axes > 1:
+            positions = self.device.xp.repeat(positions[None], self._axes, axis=0)
+        inputs = {POSITION_IDS: positions, **self._no_image(len(ids))}
         if self._static:
-            return {INPUT_IDS: ids, POSITION_IDS: position_ids, **self._no_image(len(ids))}
-        return {INPUTS_EMBEDS: self._embed_tokens(ids), POSITION_IDS: position_ids}
+            return {INPUT_IDS: ids, **inputs}
+        return {INPUTS_EMBEDS: self._embed_tokens(ids), **inputs}
 
     def _no_image(self, rows: int) -> dict[str, Array]:
-        """Return the static graph's image inputs for a text without an image.
+        """Return the inputs for images of a text without one.
 
         Each call with the same number of rows returns the same arrays, so a CUDA graph can hold
         their addresses.
         """
-        if rows not in self._empty_images:
+        if rows not in self._no_images:
             xp, manifest = self.device.xp, self.manifest
-            self._empty_images[rows] = {
-                IMAGE_EMBEDS: xp.empty((rows, 0, manifest.hidden), manifest.cache_dtype),
-                IMAGE_AT: xp.zeros(rows, np.int64),
-            }
-        return self._empty_images[rows]
+            hidden, dtype = manifest.hidden, manifest.cache_dtype
+            inputs: dict[str, Array] = {}
+            if self._static:
+                inputs[IMAGE_EMBEDS] = xp.empty((rows, 0, hidden), dtype)
+                inputs[IMAGE_AT] = xp.zeros(rows, np.int64)
+            if manifest.deepstack:
+                inputs[DEEPSTACK] = xp.zeros((1, manifest.deepstack, 1, hidden), dtype)
+            self._no_images[rows] = inputs
+        return self._no_images[rows]
+
+    def _position_rows(self, positions: npt.NDArray[np.int64], rows: int) -> npt.NDArray[np.int64]:
+        """Return the positions (axes, tokens) of each of equal rows, as the decoder takes them."""
+        repeated = np.repeat(positions[:, None], rows, axis=1)
+        return repeated if self._axes > 1 else repeated[0]
 
 
-def frame_positions(before: int, grid: Sequence[int], after: int) -> npt.NDArray[np.int64]:
-    """Return the positions in time, height and width, (3, tokens), of text, a frame and text.
-
-    All tokens of the frame have the same time, and count rows and columns from it. The text behind
-    the frame continues after the greatest of these (M-RoPE: Qwen2-VL, arXiv 2409.12191, section
-    2.1).
-
-    Args:
-        before: tokens of the text before the frame.
-        grid: rows and columns of the frame's tokens.
-        after: tokens of the text behind the frame.
-
-    >>> frame_positions(1, (2, 3), 1).tolist()
-    [[0, 1, 1, 1, 1, 1, 1, 4], [0, 1, 1, 1, 2, 2, 2, 4], [0, 1, 2, 3, 1, 2, 3, 4]]
-    """
-    rows, columns = grid
-    image = np.stack(
-        [
-            np.zeros(rows * columns, np.int64),
-            np.repeat(np.arange(rows), columns),
-            np.tile(np.arange(columns), rows),
-        ]
-    )
-    parts = (
-        np.tile(np.arange(before), (3, 1)),
-        before + image,
-        before + max(rows, columns) + np.tile(np.arange(after), (3, 1)),
-    )
-    return np.concatenate(parts, axis=1)
+def _by_clip(array: Array, clips: int) -> Array:
+    """Join the outputs of a clip's images, which stand next to each other: (clips, ..., hidden)."""
+    images = len(array) // clips
+    if images == 1:
+        return array
+    split = array.reshape(clips, images, *array.shape[1:])
+    if array.ndim == 4:  # deepstack: (images, layers, tokens, hidden)
+        split = split.swapaxes(1, 2)
+        return split.reshape(clips, array.shape[1], -1, array.shape[-1])
+    return split.reshape(clips, -1, array.shape[-1])

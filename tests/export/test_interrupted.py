@@ -20,12 +20,12 @@ from helpers.tiny_vlm import IMAGE_SIZE, write_tiny_vlm
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.export import space
+from granalign_fast.export.families import read_vlm
 from granalign_fast.export.frame_encoder import export_clip
 from granalign_fast.export.llm import export_llm
 from granalign_fast.export.sentence_encoder import export_sentence_encoder
 from granalign_fast.export.sources.clip import ClipSource
 from granalign_fast.export.sources.language_model import LlmSource
-from granalign_fast.export.sources.vision_language_model import VlmSource
 from granalign_fast.export.vlm import export_vlm
 from granalign_fast.files import appearing
 from granalign_fast.models.language_model import CausalLM
@@ -153,7 +153,7 @@ def test_the_needed_space_is_what_is_written(
     out = export_vlm(
         source, tmp_path / "vlm-out", precision=precision, check=False, image_size=IMAGE_SIZE
     )
-    read = VlmSource.read(source, IMAGE_SIZE)
+    read = read_vlm(source, IMAGE_SIZE)
     slack = page * len(read.checkpoint.names) * 3 + 200_000  # the kernel of patches, twice
     assert abs(space.decoder_bytes(read, precision) - size(out)) < slack
     if precision != "int4":

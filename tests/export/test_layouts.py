@@ -23,6 +23,7 @@ from helpers.tiny_vlm import CONFIGS as VLM_CONFIGS
 from helpers.tiny_vlm import IMAGE_SIZE, PREPROCESSOR, write_tiny_vlm, write_unchecked_vlm
 
 from granalign_fast.errors import GranAlignError
+from granalign_fast.export.families import read_vlm
 from granalign_fast.export.sources.language_model import LlmSource, UnsupportedError
 from granalign_fast.export.sources.layouts import (
     image_settings,
@@ -30,7 +31,6 @@ from granalign_fast.export.sources.layouts import (
     uniform_files,
     uniform_folder,
 )
-from granalign_fast.export.sources.vision_language_model import VlmSource
 from granalign_fast.models.language_model import CausalLM
 
 
@@ -198,9 +198,9 @@ def test_a_vision_language_model_in_both_layouts_is_one_export(
 def test_names_of_weights_in_other_versions(
     tmp_path: Path, name: str, prefixes: list[tuple[str, str]]
 ) -> None:
-    published = VlmSource.read(write_tiny_vlm(tmp_path / "a", VLM_CONFIGS[name]), IMAGE_SIZE)
+    published = read_vlm(write_tiny_vlm(tmp_path / "a", VLM_CONFIGS[name]), IMAGE_SIZE)
     folder = rename_weights(write_tiny_vlm(tmp_path / "b", VLM_CONFIGS[name]), *prefixes)
-    renamed = VlmSource.read(folder, IMAGE_SIZE)
+    renamed = read_vlm(folder, IMAGE_SIZE)
     for weight in published.checkpoint._entries:
         np.testing.assert_array_equal(
             renamed.checkpoint.read(weight), published.checkpoint.read(weight)
@@ -210,7 +210,7 @@ def test_names_of_weights_in_other_versions(
 def test_settings_that_are_left_out_have_their_defaults(tmp_path: Path) -> None:
     """Files need hold only what differs from the family's defaults."""
     source = write_tiny_vlm(tmp_path / "source")
-    full = VlmSource.read(source, IMAGE_SIZE)
+    full = read_vlm(source, IMAGE_SIZE)
     config, images = read(source / "config.json"), read(source / "preprocessor_config.json")
     for key in ("patch_size", "spatial_merge_size", "temporal_patch_size", "window_size"):
         del config["vision_config"][key]
@@ -218,7 +218,7 @@ def test_settings_that_are_left_out_have_their_defaults(tmp_path: Path) -> None:
         del images[key]
     write_json(source / "config.json", config)
     write_json(source / "preprocessor_config.json", images)
-    lean = VlmSource.read(source, IMAGE_SIZE)
+    lean = read_vlm(source, IMAGE_SIZE)
     assert (lean.vision, lean.pixels) == (full.vision, full.pixels)
 
     shape = {"num_hidden_layers": 1, "max_position_embeddings": 32768, "num_key_value_heads": 32}
@@ -257,10 +257,10 @@ def test_a_processor_without_images_names_both_files(tmp_path: Path) -> None:
     write_json(source / "processor_config.json", {"processor_class": "Qwen2_5_VLProcessor"})
     message = "no preprocessor_config.json; .* or processor_config.json"
     with pytest.raises(GranAlignError, match=message):
-        VlmSource.read(source)
+        read_vlm(source)
     # The remedy works: the file, taken from another copy.
     write_json(source / "preprocessor_config.json", PREPROCESSOR)
-    assert VlmSource.read(source, IMAGE_SIZE).pixels.resample == 3
+    assert read_vlm(source, IMAGE_SIZE).pixels.resample == 3
 
 
 def test_special_tokens_of_version_5(tmp_path: Path) -> None:
@@ -280,4 +280,4 @@ def test_another_rotation_of_the_vision_tower(tmp_path: Path) -> None:
     config["vision_config"]["rope_parameters"]["rope_theta"] = 500.0
     write_json(source / "config.json", config)
     with pytest.raises(GranAlignError, match="in vision_config, expected rope_type 'axial'"):
-        VlmSource.read(source)
+        read_vlm(source)

@@ -15,9 +15,9 @@ from helpers.tiny_vlm import write_tiny_vlm
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.export.checks.prompts import check_prompts
+from granalign_fast.export.families import read_vlm
 from granalign_fast.export.llm import export_llm
 from granalign_fast.export.sources.language_model import LlmSource
-from granalign_fast.export.sources.vision_language_model import VlmSource
 from granalign_fast.language import prompts
 from granalign_fast.models.chat import ChatTokenizer
 
@@ -150,7 +150,7 @@ def test_the_vision_template_is_that_of_auto_processor(tmp_path: Path, place: st
         (source / place).write_text(marked)
     else:
         edit_json(source / "tokenizer_config.json", chat_template=marked)
-    model = check_prompts(VlmSource.read(source), compare=True)
+    model = check_prompts(read_vlm(source), compare=True)
     out = tmp_path / "out"
     out.mkdir()
     model.copy_files(out)
@@ -170,4 +170,4 @@ def test_json_goes_before_jinja_for_a_processor(tmp_path: Path) -> None:
     settings, _ = transformers.ProcessorMixin.get_processor_dict(source)
     ours = ChatTokenizer(source, processor=True).template.source
     assert ours == settings["chat_template"] == VLM_TEMPLATE + "json"
-    check_prompts(VlmSource.read(source), compare=True)
+    check_prompts(read_vlm(source), compare=True)

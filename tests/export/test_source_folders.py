@@ -15,11 +15,11 @@ from helpers.tiny_vlm import write_tiny_vlm
 from safetensors.numpy import load_file, save_file
 
 from granalign_fast.errors import GranAlignError
+from granalign_fast.export.families import read_vlm
 from granalign_fast.export.frame_encoder import export_clip
 from granalign_fast.export.sentence_encoder import export_sentence_encoder
 from granalign_fast.export.sources.checkpoint import Checkpoint
 from granalign_fast.export.sources.language_model import LlmSource
-from granalign_fast.export.sources.vision_language_model import VlmSource
 from granalign_fast.models.sources import INDEX, hash_weights, weights_files
 
 Export = Callable[[Path, Path], Path]
@@ -29,7 +29,7 @@ EXPORTERS: dict[str, tuple[Callable[[Path], Path], Export, str]] = {
     "sentence-encoder": (write_tiny_bert, export_sentence_encoder, "int8"),
     "clip": (write_bare_source, export_clip, "fp16"),
     "llm": (write_tiny_llm, lambda source, _: LlmSource.read(source).folder, "int4"),
-    "vlm": (write_tiny_vlm, lambda source, _: VlmSource.read(source, (56, 84)).folder, "int4"),
+    "vlm": (write_tiny_vlm, lambda source, _: read_vlm(source, (56, 84)).folder, "int4"),
 }
 
 

@@ -30,12 +30,11 @@ from helpers.tiny_vlm import (
 from safetensors.numpy import load_file, save_file
 
 from granalign_fast.errors import GranAlignError, MissingExtraError
+from granalign_fast.export.families import read_vlm
 from granalign_fast.export.graphs.vision_tower import window_order
-from granalign_fast.export.sources.vision_language_model import VlmSource
 from granalign_fast.export.vlm import export_vlm
 from granalign_fast.models.exported_graph import open_session
 from granalign_fast.models.manifest import VlmManifest
-from granalign_fast.models.vision_language_model import frame_positions
 
 Exported = Callable[..., Path]
 
@@ -119,7 +118,7 @@ def test_bad_sources(tmp_path: Path, spoil: Callable[[Path], Any], message: str)
 @pytest.mark.parametrize("size", [(0, 28), (28, -28), (30, 28), (28,), (28.0, 28), (28, 28, 28)])
 def test_bad_image_sizes(tmp_path: Path, size: Any) -> None:
     with pytest.raises(GranAlignError, match="positive multiples of 28 pixels"):
-        VlmSource.read(write_tiny_vlm(tmp_path / "source"), size)
+        read_vlm(write_tiny_vlm(tmp_path / "source"), size)
 
 
 def test_an_unknown_precision(tmp_path: Path) -> None:
@@ -202,8 +201,9 @@ def test_the_manifest_holds_what_readers_need(tmp_path: Path) -> None:
     assert record["kind"] == "vlm" and record["eos_ids"] == [EOS, PAD]
     assert record["architecture"] == "Qwen2_5_VLForConditionalGeneration"
     assert (record["layers"], record["kv_heads"], record["head_dim"]) == (2, 6, 16)
-    assert (record["image_size"], record["image_grid"]) == ([84, 140], [3, 5])
-    assert (record["image_token"], record["resample"], record["hidden"]) == (IMAGE, 3, 96)
+    assert (record["image_size"], record["resample"], record["hidden"]) == ([84, 140], 3, 96)
+    assert list(record["layouts"]) == ["1"]
+    assert record["layouts"]["1"]["pieces"] == [{"token": IMAGE, "grid": [1, 3, 5]}]
     assert set(record["files"]) == {
         "config.json",
         "embedding.onnx",
@@ -222,12 +222,12 @@ def test_the_manifest_holds_what_readers_need(tmp_path: Path) -> None:
 
 def test_the_hash_covers_what_shapes_an_answer(tmp_path: Path) -> None:
     source = write_tiny_vlm(tmp_path / "source")
-    hashes = [VlmSource.read(source, size).sha256 for size in (IMAGE_SIZE, IMAGE_SIZE, (28, 28))]
+    hashes = [read_vlm(source, size).sha256 for size in (IMAGE_SIZE, IMAGE_SIZE, (28, 28))]
     assert hashes[0] == hashes[1]
     pixels(image_mean=[0.5, 0.5, 0.5])(source)
-    hashes.append(VlmSource.read(source, IMAGE_SIZE).sha256)
+    hashes.append(read_vlm(source, IMAGE_SIZE).sha256)
     write_json(source / "chat_template.json", {"chat_template": "{{ messages }}"})
-    hashes.append(VlmSource.read(source, IMAGE_SIZE).sha256)
+    hashes.append(read_vlm(source, IMAGE_SIZE).sha256)
     assert len(set(hashes)) == 4
     assert "chat_template.json" in VlmManifest.read(write_unchecked_vlm(tmp_path)).files
 
@@ -267,7 +267,9 @@ def test_frames_and_logits_are_those_of_numpy(
     ids = [7, 8, VISION_START, *[IMAGE] * manifest.image_tokens, VISION_END, 9, 10, 11]
     row = open_session(out / "embedding.onnx")(input_ids=np.array([ids]))["inputs_embeds"]
     row[0, np.array(ids) == IMAGE] = embeds[0]
-    positions = frame_positions(3, manifest.image_grid, 4)[:, None]
+    prompt = manifest.layout().expand([7, 8, VISION_START, IMAGE, VISION_END, 9, 10, 11])
+    assert prompt.ids == ids
+    positions = prompt.positions[:, None]
     expected = reference_vlm_logits(source, ids, frames[:1])
     count = len(ids)
     growing = np.empty((1, manifest.kv_heads, 0, manifest.head_dim), np.float32)

@@ -17,10 +17,12 @@ from safetensors.numpy import load_file, save_file
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.export.checks import vision_language_model as checks
+from granalign_fast.export.checks import vlm_reference
 from granalign_fast.export.checks.transformers_calls import load_image_processor, pooled
 from granalign_fast.export.graphs.decoder import DecoderGraph
 from granalign_fast.export.llm import export_llm
-from granalign_fast.export.sources.vision_language_model import Pixels, VlmSource
+from granalign_fast.export.sources.pixels import Pixels
+from granalign_fast.export.sources.vision_language_model import VlmSource
 from granalign_fast.export.specs import VLM_PRECISIONS
 from granalign_fast.export.vlm import export_vlm
 from granalign_fast.models.exported_graph import open_session
@@ -139,14 +141,14 @@ def test_a_wrong_graph_is_found_and_leaves_nothing(
 ) -> None:
     """The reference reads the source itself; the graphs are written from misread settings."""
     source = write_tiny_vlm(tmp_path / "source")
-    run = checks.run_vlm_source
+    run = vlm_reference.run_vlm_source
 
     def then_misread(model: VlmSource, precision: str) -> Any:
         expected = run(model, precision)
         spoil(model)
         return expected
 
-    monkeypatch.setattr(checks, "run_vlm_source", then_misread)
+    monkeypatch.setattr(vlm_reference, "run_vlm_source", then_misread)
     with pytest.raises(GranAlignError, match=message) as error:
         export_vlm(source, tmp_path / "out", precision=precision, image_size=IMAGE_SIZE)
     assert "\n" not in str(error.value)
@@ -183,7 +185,7 @@ def test_shards_of_bfloat16_as_transformers_saves_them(
     assert len(steps) == 5
     assert capfd.readouterr() == ("", ""), "warnings and progress bars are not for the user"
     manifest = VlmManifest.read(out)
-    assert manifest.image_size == [336, 560] and manifest.image_grid == [12, 20]
+    assert manifest.image_size == [336, 560] and manifest.layout().runs[0].grid == (1, 12, 20)
     assert manifest.eos_ids == [EOS, PAD]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from granalign_fast.export.sources.vision_language_model import VlmSource
+from granalign_fast.export.families import read_vlm
 from granalign_fast.export.vlm import write_vlm
 from helpers.tiny_bert import write_json
 from helpers.tiny_llm import UNCHECKED, write_tokenizer
@@ -209,7 +209,7 @@ def write_unchecked_vlm(
     if not source.exists():
         write_tiny_vlm(source, config)
     out.mkdir()
-    model = VlmSource.read(source, image_size)
+    model = read_vlm(source, image_size)
     manifest = write_vlm(model, out, precision=precision, name="source")
     replace(manifest, validation=UNCHECKED).write(out)
     return out

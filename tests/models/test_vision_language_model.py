@@ -19,7 +19,7 @@ from granalign_fast.language.captioner import VlmCaptioner
 from granalign_fast.models import language_model as generation
 from granalign_fast.models.language_model import CausalLM
 from granalign_fast.models.prefix_cache import DiskTier, MemoryTier, PrefixCache
-from granalign_fast.models.vision_language_model import VisionLanguageModel, frame_positions
+from granalign_fast.models.vision_language_model import VisionLanguageModel
 from granalign_fast.protocols import Captioner, Recogniser
 from granalign_fast.types import FrameSet, frame_hash
 from granalign_fast.video.images import resize
@@ -80,14 +80,6 @@ def test_a_wrong_position_behind_the_image_shows(model: VisionLanguageModel) -> 
         assert np.abs(model.logits(suffixes, prefix=prefix) - right).max() > 1e-2
 
 
-def test_positions_of_a_frame() -> None:
-    assert frame_positions(2, (1, 4), 3).tolist() == [
-        [0, 1, 2, 2, 2, 2, 6, 7, 8],
-        [0, 1, 2, 2, 2, 2, 6, 7, 8],
-        [0, 1, 2, 3, 4, 5, 6, 7, 8],
-    ]
-
-
 def test_a_frame_does_not_depend_on_the_batch_or_its_size(model: VisionLanguageModel) -> None:
     height, width = model.manifest.image_size
     large = [frame.repeat(2, axis=0).repeat(3, axis=1) for frame in frames_of(4)]
@@ -120,7 +112,8 @@ def test_other_precisions_stay_near(
     error = np.sqrt(np.mean((near - exact) ** 2) / np.mean(exact**2))
     assert error < {"fp16": 0.02, "int4": 0.8}[precision]
     # The tower is rounded too: cosines of tokens.
-    rows = [one._embed_frames(frames).astype(np.float32) for one in (other, model)]
+    rows = [one._embed_frames(frames)["image_embeds"] for one in (other, model)]
+    rows = [row.astype(np.float32) for row in rows]
     rows = [row / np.linalg.norm(row, axis=-1, keepdims=True) for row in rows]
     cosine = (rows[0] * rows[1]).sum(axis=-1).min()
     assert 0.998 < cosine < {"fp16": 1.001, "int4": 0.99999}[precision]

@@ -1,0 +1,208 @@
+"""What transformers computes of a vision-language model's source, for comparison with an export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from granalign_fast.errors import GranAlignError, one_line
+from granalign_fast.export.families import family_of
+from granalign_fast.export.sources.checkpoint import Float32
+from granalign_fast.export.sources.folder import quiet
+from granalign_fast.export.sources.layouts import uniform_folder
+from granalign_fast.export.sources.vision_language_model import VlmSource
+from granalign_fast.export.specs import HEAD
+from granalign_fast.models.graph_contract import IMAGE_EMBEDS
+from granalign_fast.reading import checked_file
+
+from .language_model import (
+    ReferenceLogits,
+    check_frequencies,
+    require_weights,
+    round_products,
+    round_weights,
+)
+from .transformers_calls import image_tokens, load_image_processor
+
+_SIZES = ((97, 161), (180, 320), (320, 180))
+"""Heights and widths of the validation frames before they are resized."""
+BEFORE = 5
+"""Tokens before the frame of each prompt."""
+_AFTER = (2, 17, 9)
+"""Tokens after the frame of each prompt: ragged, so that rows are padded."""
+
+
+@dataclass(frozen=True)
+class VlmReference:
+    """The source's inputs and its float32 outputs.
+
+    Attributes:
+        frames: bytes of the image size, (frames, height, width, 3).
+        pixels: the same frames after the source's image processor, (frames, patches, values).
+        embeds: embeddings of the source, its weights rounded as in the export, (frames, image
+            tokens, hidden).
+        original_embeds: those of the source as it is.
+        prompts: token ids, one prompt for each frame.
+        logits: the source's logits after each prompt.
+    """
+
+    frames: npt.NDArray[np.uint8]
+    pixels: Float32
+    embeds: Float32
+    original_embeds: Float32
+    prompts: list[list[int]]
+    logits: ReferenceLogits
+
+
+def run_vlm_source(source: VlmSource, precision: str) -> VlmReference:
+    """Run the source with transformers on the validation frames and prompts.
+
+    Raises:
+        GranAlignError: transformers cannot load the source, or has other rotary positions than the
+            graph that we write.
+    """
+    import torch
+
+    frames = validation_frames(source)
+    with quiet(), uniform_folder(source.folder) as folder, torch.inference_mode():
+        try:
+            model, missing = _load(folder, source)
+            # Frames to pixels to embeddings.
+            processor = load_image_processor(folder, local_files_only=True)
+            images = processor(images=list(frames), do_resize=False, return_tensors="pt")
+            run_tower = family_of(source).run_tower
+            original_embeds = embeds = run_tower(model, images)[IMAGE_EMBEDS]
+            decoder = model.model.language_model
+            # Logits of the source's weights.
+            prompts = validation_prompts(source, model.config)
+            original = logits = _logits(model, prompts, images)
+            # The same of the weights as exported.
+            if precision == "int4":
+                round_weights(model.lm_head, decoder)
+                round_products(model.model.visual, HEAD)
+                embeds = run_tower(model, images)[IMAGE_EMBEDS]
+                logits = _logits(model, prompts, images)
+        except Exception as error:  # a damaged file can raise anything in transformers
+            raise GranAlignError(
+                f"{source.folder}: transformers cannot run it ({one_line(error)}); "
+                f"copy or download the model again"
+            ) from None
+    require_weights(source.folder, missing)
+    # Short prompts and small frames would hardly show wrong frequencies of the slow pairs, or a
+    # slow pair that follows the wrong one of time, row and column: compare the settings as well.
+    check_frequencies(decoder.rotary_emb.inv_freq.numpy(), source)
+    # Version 5 has rope_parameters in the place of rope_scaling.
+    rotary = getattr(decoder.config, "rope_parameters", None) or decoder.config.rope_scaling
+    sections = rotary.get("mrope_section", [])
+    if tuple(sections) != source.sections:
+        raise GranAlignError(
+            f"{source.folder}: got mrope_section {sections} from transformers, expected "
+            f"{list(source.sections)}, as config.json says; report this model"
+        )
+    pixels = images["pixel_values"].numpy()
+    return VlmReference(
+        frames=frames,
+        pixels=pixels.reshape(len(frames), -1, pixels.shape[-1]),
+        embeds=embeds.numpy(),
+        original_embeds=original_embeds.numpy(),
+        prompts=prompts,
+        logits=ReferenceLogits(logits, original),
+    )
+
+
+def _load(folder: Path, source: VlmSource) -> tuple[Any, list[str]]:
+    """Load a folder with transformers; return the float32 model and the names of absent weights."""
+    import torch
+    import transformers
+    from safetensors import safe_open
+
+    def names(file: Path) -> list[str]:
+        with safe_open(checked_file(file), "pt") as tensors:
+            return list(tensors.keys())
+
+    files, kind = source.checkpoint.files, getattr(transformers, source.shape.architecture)
+    if not any(name.startswith(_OTHER_DECODER) for file in files for name in names(file)):
+        model, report = kind.from_pretrained(
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+        return model.eval(), sorted(report["missing_keys"])
+    # Names that transformers does not look for: give it the weights under its own.
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    model = kind(config).float()
+    unread = set(model.state_dict())
+    for file in files:
+        with safe_open(checked_file(file), "pt") as tensors:
+            for name in names(file):
+                own = name.removeprefix(_OTHER_DECODER)
+                own = f"model.language_model.{own[6:]}" if own.startswith("model.") else own
+                own = f"model.{own}" if own.startswith("visual.") else own
+                model.load_state_dict({own: tensors.get_tensor(name).float()}, strict=False)
+                unread.discard(own)
+    model.tie_weights()
+    if config.tie_word_embeddings:
+        unread.discard("lm_head.weight")
+    return model.eval(), sorted(unread)
+
+
+_OTHER_DECODER = "language_model."
+"""Prefixes of the names of a decoder's weights in folders of other libraries."""
+
+
+def validation_frames(source: VlmSource) -> npt.NDArray[np.uint8]:
+    """Return frames of coloured blocks under noise, resized like a user's to the image size."""
+    from PIL import Image
+
+    height, width = source.image_size
+    frames = []
+    for seed, (rows, columns) in enumerate(_SIZES):
+        random = np.random.default_rng(seed)
+        blocks = random.integers(0, 192, (7, 7, 3))
+        frame = blocks[np.ix_(np.arange(rows) * 7 // rows, np.arange(columns) * 7 // columns)]
+        frame = (frame + random.integers(0, 64, frame.shape)).astype(np.uint8)
+        image = Image.fromarray(frame)
+        frames.append(np.asarray(image.resize((width, height), source.pixels.resample)))
+    return np.stack(frames)
+
+
+def validation_prompts(source: VlmSource, config: Any) -> list[list[int]]:
+    """Return token ids of one prompt for each frame: text, the frame, text. They never change."""
+    start, end = config.vision_start_token_id, config.vision_end_token_id
+    special = [start, end, source.image_token, config.video_token_id]
+    words = np.setdiff1d(np.arange(source.shape.vocabulary), special)
+    random = np.random.default_rng(0)
+    before = [*random.choice(words, BEFORE - 1).tolist(), start]
+    layout = source.layouts[1]
+    return [
+        layout.expand(
+            [*before, *layout.placeholder, end, *random.choice(words, length).tolist()]
+        ).ids
+        for length in _AFTER
+    ]
+
+
+def _logits(model: Any, prompts: list[list[int]], images: Any) -> Float32:
+    """Return the source's logits after each prompt; each prompt runs alone."""
+    import torch
+
+    rows = []
+    pixels = images["pixel_values"].reshape(len(prompts), -1, images["pixel_values"].shape[-1])
+    for ids, values, grid in zip(prompts, pixels, images["image_grid_thw"], strict=True):
+        model.model.rope_deltas = None  # the model keeps those of the last prompt
+        row = torch.tensor([ids])
+        outputs = model(
+            input_ids=row,
+            pixel_values=values,
+            image_grid_thw=grid[None],
+            logits_to_keep=1,
+            **image_tokens(model, row),
+        )
+        rows.append(outputs.logits[0, -1].numpy())
+    return np.stack(rows)
