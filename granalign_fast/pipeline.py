@@ -242,6 +242,7 @@ class ModelFolder:
         out: str | Path,
         *,
         clip_seconds: float = CLIP_SECONDS,
+        frames_per_clip: int = 1,
         rows: int = 16,
         progress: Progress | None = None,
         on_error: OnError | None = None,
@@ -254,8 +255,7 @@ class ModelFolder:
         loaded. They serve the preset ``visual``. A later call with such a model adds captions.
 
         Raises:
-            GranAlignError: there is neither a vision-language model nor a frame encoder, or as
-                `index_videos`.
+            GranAlignError: as `check_indexing` and `index_videos`.
         """
         from .index.builder import index_videos
 
@@ -267,6 +267,7 @@ class ModelFolder:
             out,
             IndexModels(captioner, encoder, self.frame_encoder, self.fingerprints),
             clip_seconds=clip_seconds,
+            frames_per_clip=frames_per_clip,
             rows=rows,
             progress=progress,
             on_error=on_error,
@@ -386,7 +387,6 @@ def open_retriever(
     config = resolve_config(config)
     if top is not None:
         config = replace(config, top=top)
-    model: OnnxSentenceEncoder | RemoteEncoder
     if models is not None and encoder is None and precision is None:
         if config.scorer == "frames":
             return models.retriever(config, captions_only=captions_only)

@@ -318,15 +318,19 @@ def check_frames(frames: npt.NDArray[Any] | Sequence[npt.NDArray[Any]]) -> None:
 class FrameSet:
     """Frames that are identified by hashes, and decoded only when they are loaded.
 
-    A frame whose prefix is cached under its hash need not be decoded at all.
+    A frame whose prefix is cached under its hash need not be decoded at all. With several frames
+    per clip an item is a clip: all its frames, one hash, one caption.
 
     Attributes:
-        hashes: of each frame, as `frame_hash` returns it.
-        load: returns the frames with these numbers, uint8 RGB (height, width, 3) each.
+        hashes: of each item, as `frame_hash` returns it.
+        load: returns the items with these numbers, uint8 RGB (height, width, 3) each; with several
+            frames per clip (frames, height, width, 3).
+        frames_per_clip: the number of frames in each item.
     """
 
     hashes: tuple[str, ...]
     load: Callable[[Sequence[int]], Sequence[Image]]
+    frames_per_clip: int = 1
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -337,18 +341,32 @@ class FrameSet:
 
     @classmethod
     def of(cls, frames: npt.NDArray[np.uint8] | Sequence[Image]) -> FrameSet:
-        """Make a set of frames that are in memory.
+        """Make a set of frames, or of clips of several frames each, that are in memory.
 
         Raises:
-            GranAlignError: there is no frame, or an item is not one.
+            GranAlignError: there is no frame, an item is not one, or clips differ in their number
+                of frames.
         """
-        check_frames(frames)
+        sizes = {len(frame) if np.ndim(frame) == 4 else 1 for frame in frames}
+        if len(sizes) > 1:
+            raise GranAlignError(
+                f"frames: got clips of {sorted(sizes)} frames, expected one number; make a set of "
+                f"each"
+            )
+        per_clip = max(sizes, default=1)
+        check_frames(frames if per_clip == 1 else [image for clip in frames for image in clip])
         hashes = tuple(frame_hash(frame) for frame in frames)
-        return cls(hashes, lambda numbers: [frames[i] for i in numbers])
+        return cls(hashes, lambda numbers: [frames[i] for i in numbers], per_clip)
 
     @classmethod
     def joined(cls, sets: Sequence[FrameSet]) -> FrameSet:
-        """Join sets, one after another; each set loads its frames in one call."""
+        """Join sets, one after another; each set loads its frames in one call.
+
+        Raises:
+            ValueError: their numbers of frames per clip differ.
+        """
+        if len(per_clip := {part.frames_per_clip for part in sets}) > 1:
+            raise ValueError(f"frames_per_clip: got {sorted(per_clip)}, expected one number")
         # The set and the number within it of every frame.
         origins = [(part, number) for part in sets for number in range(len(part))]
 
@@ -361,17 +379,21 @@ class FrameSet:
             frames = {key: iter(part.load(within)) for key, (part, within) in by_set.items()}
             return [next(frames[id(origins[i][0])]) for i in numbers]
 
-        return cls(tuple(part.hashes[number] for part, number in origins), load)
+        hashes = tuple(part.hashes[number] for part, number in origins)
+        return cls(hashes, load, max(per_clip, default=1))
 
     def take(self, numbers: Sequence[int]) -> FrameSet:
         """Return the frames with these numbers, in this order."""
         chosen = list(numbers)
-        hashes = tuple(self.hashes[i] for i in chosen)
-        return FrameSet(hashes, lambda within: self.load([chosen[i] for i in within]))
+        return FrameSet(
+            tuple(self.hashes[i] for i in chosen),
+            lambda within: self.load([chosen[i] for i in within]),
+            self.frames_per_clip,
+        )
 
 
 def frame_hash(frame: Image) -> str:
-    """Return a name of a frame, made of its size and pixels: 32 hex digits."""
+    """Return a name of a frame or of a clip of frames, of its size and pixels: 32 hex digits."""
     digest = hashlib.blake2b(repr(frame.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(frame).data)
     return digest.hexdigest()

@@ -69,6 +69,14 @@ def index(
         ),
     ] = False,
     clip_seconds: Annotated[float, typer.Option(help="Length of a clip in seconds.")] = 2.0,
+    frames_per_clip: Annotated[
+        int,
+        typer.Option(
+            metavar="1|2|4|6",
+            help="Frames of each clip. Several show what moves; decoding and models take about so "
+            "many times as long.",
+        ),
+    ] = 1,
     rows: Annotated[int, typer.Option(min=1, help="Frames in a batch.")] = 16,
     relocate: Annotated[
         tuple[Path, Path] | None,
@@ -153,6 +161,7 @@ def index(
             device=device,
             prefix_gib=prefix_gib,
             clip_seconds=clip_seconds,
+            frames_per_clip=frames_per_clip,
             rows=rows,
             recursive=recursive,
             include=include or (),
@@ -178,6 +187,7 @@ def index(
                 files,
                 out,
                 clip_seconds=clip_seconds,
+                frames_per_clip=frames_per_clip,
                 rows=rows,
                 progress=progress,
                 on_error=on_error,

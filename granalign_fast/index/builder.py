@@ -17,14 +17,14 @@ from pathlib import Path
 
 from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.types import FrameSet
-from granalign_fast.video.frames import Frame, read_frames
+from granalign_fast.video.frames import Frame, check_frames_per_clip, read_frames
 
 from .known_files import KnownFiles
 from .models import Descriptions, IndexModels
 from .naming import read_library
 from .prefetch import prefetch
 from .records import CLIP_SECONDS
-from .row_arrays import clip_rows, join_rows
+from .row_arrays import clip_rows, clips_in_batch, join_rows
 from .stored_frames import StoredFrames
 from .video_files import (
     Reading,
@@ -49,19 +49,21 @@ def index_videos(
     models: IndexModels,
     *,
     clip_seconds: float = CLIP_SECONDS,
+    frames_per_clip: int = 1,
     rows: int = 16,
     progress: Progress | None = None,
     on_error: OnError | None = None,
     verify: bool = False,
     reading: Reading | None = None,
 ) -> list[Path]:
-    """Index video files: one frame per clip, its caption, and the embeddings of both.
+    """Index video files: the frames of each clip, their caption, and the embeddings of both.
 
     If the call is interrupted at any moment, even by ``kill -9``, the same call resumes the work,
     and every byte of the indexes equals that of an undisturbed run. A video that has an index is
-    skipped as long as its content, the fingerprints of `models` and `clip_seconds` are the same.
-    Otherwise a new index replaces the old one as soon as the new one is complete. A call with
-    other arguments discards the unfinished work of an interrupted call.
+    skipped as long as its content, the fingerprints of `models`, `clip_seconds` and
+    `frames_per_clip` are the same. Otherwise a new index replaces the old one as soon as the new
+    one is complete. A call with other arguments discards the unfinished work of an interrupted
+    call.
 
     Without a captioner, indexes have no captions. A later call with one and the same frame encoder
     adds them: it decodes the frames again, which a captioner must see, and keeps their embeddings.
@@ -79,7 +81,10 @@ def index_videos(
         models: the models that describe the frames; when one of their fingerprints changes, the
             videos are indexed again.
         clip_seconds: length of a clip in seconds.
-        rows: frames in a batch. Two batches are in memory at a time, in the size of the files.
+        frames_per_clip: 1, 2, 4 or 6: how many frames represent a clip, see `read_frames`. The
+            captioner is asked about all of them together.
+        rows: frames in a batch, which holds at least one whole clip. Two batches are in memory at a
+            time, in the size of the files.
         progress: called after each batch.
         on_error: called with each file that cannot be indexed, and the reason: it is not a video,
             it cannot be decoded, or it changed during the run. None raises the first such error.
@@ -98,6 +103,7 @@ def index_videos(
     """
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise GranAlignError(f"rows: got {rows!r}, expected an integer from 1")
+    check_frames_per_clip(frames_per_clip)
     out = Path(out)
     known = KnownFiles(out, trusted=not verify)
     files = inspect_videos(videos, clip_seconds, known, on_error, reading)
@@ -111,7 +117,9 @@ def index_videos(
         files = list({file.vid: file for file in named.values()}.values())
         # Videos with an up-to-date index need no work, unless they are part of a resumed run: its
         # batches begin with their frames.
-        counts = count_indexed_clips(files, work, models, clip_seconds, on_error)
+        counts = count_indexed_clips(
+            files, work, models, clip_seconds, on_error, frames_per_clip=frames_per_clip
+        )
         files = probe_unindexed(files, counts, clip_seconds, on_error)
         paths = {vid: source.path for vid, source in library.items()}
         paths |= {file.vid: file.source.path for file in files}
@@ -123,6 +131,8 @@ def index_videos(
             "clip_seconds": clip_seconds,
             "rows": rows,
         }
+        if frames_per_clip > 1:  # with one, work that an older version began is resumed
+            request["frames_per_clip"] = frames_per_clip
         pending = work.read_job(request)
         if pending is None or {file.vid for file in files} - indexed.keys() - set(pending):
             pending = [file.vid for file in files if file.vid not in indexed]
@@ -134,7 +144,8 @@ def index_videos(
             work=work,
             models=models,
             clip_seconds=clip_seconds,
-            rows=rows,
+            frames_per_clip=frames_per_clip,
+            rows=clips_in_batch(rows, frames_per_clip),
             progress=progress,
             on_error=on_error,
         )
@@ -179,7 +190,9 @@ class _IndexingRun:
     work: WorkFolder
     models: IndexModels
     clip_seconds: float
+    frames_per_clip: int
     rows: int
+    """Clips in a batch."""
     progress: Progress | None
     on_error: OnError | None
     """Without it, the first video that fails ends the run."""
@@ -197,7 +210,10 @@ class _IndexingRun:
         # 1. Find out what an earlier run has left on disk.
         self.stored_clips = {video.vid: self._count_stored_clips(video) for video in self.videos}
         self.stored_frames = StoredFrames(
-            self.work.out, self.models.fingerprints.get("clip"), self.clip_seconds
+            self.work.out,
+            self.models.fingerprints.get("clip"),
+            self.clip_seconds,
+            self.frames_per_clip,
         )
         estimates = {video.vid: video.info.clips for video in self.videos if video.info}
         self.total_clips = estimates | self.indexed
@@ -272,7 +288,11 @@ class _IndexingRun:
         """Yield the frames of a video from clip `first_clip` on."""
         # Decode from the start: in a damaged stretch a frame depends on the frames decoded before.
         try:
-            for frame in read_frames(video.source.path, clip_seconds=self.clip_seconds):
+            for frame in read_frames(
+                video.source.path,
+                clip_seconds=self.clip_seconds,
+                frames_per_clip=self.frames_per_clip,
+            ):
                 if self.cancelled.is_set():
                     raise _Cancelled
                 if frame.clip >= first_clip:
@@ -301,7 +321,7 @@ class _IndexingRun:
             begin = part.stop
             if not (frames := frames[stored:]):
                 continue
-            rows = clip_rows(frames, batch.frame_set.hashes[part], _cut(described, part))
+            rows = clip_rows(frames, batch.frame_set.hashes[part], described.cut(part))
             self.work.write_rows(video.vid, rows)
             self.stored_clips[video.vid] = rows.end
         done, known = sum(self.stored_clips.values()), sum(self.total_clips.values())
@@ -361,16 +381,6 @@ class _IndexingRun:
         _log.info("%s", error)
         self.total_clips[video.vid] = self.stored_clips[video.vid]
         self.on_error(video.source.path, error)
-
-
-def _cut(described: Descriptions, part: slice) -> Descriptions:
-    """Return what the models say of some frames of a batch."""
-    captions, embeddings, frames = described
-    return Descriptions(
-        None if captions is None else captions[part],
-        None if embeddings is None else embeddings[part],
-        None if frames is None else frames[part],
-    )
 
 
 def _make_batch(

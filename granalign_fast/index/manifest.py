@@ -14,7 +14,7 @@ from urllib.parse import unquote_to_bytes
 from granalign_fast.errors import GranAlignError, one_line, short_repr
 from granalign_fast.files import escape_undecodable, replacing
 from granalign_fast.parsing.json_values import parse_json
-from granalign_fast.parsing.limits import MOST_JSON_BYTES, MOST_NAME
+from granalign_fast.parsing.limits import FRAMES_PER_CLIP, MOST_JSON_BYTES, MOST_NAME
 from granalign_fast.reading import read_file
 from granalign_fast.storage.address import Address, path_text
 
@@ -36,6 +36,9 @@ MANIFEST, CLIPS, EMBEDDINGS = "manifest.json", "clips.parquet", "embeddings.safe
 REINDEX = "delete the folder and index the video again"
 """The remedy in the error messages about a damaged index."""
 
+_DEFAULTS: Mapping[str, Any] = {"frames_per_clip": 1, "captions": True}
+"""The values of keys that a manifest may lack."""
+
 _REMEDY = "name a folder that `granalign index` wrote"
 
 
@@ -48,6 +51,7 @@ class IndexManifest:
         clock: what second 0 of all times is, `CLOCK`.
         missing: stretches in seconds whose picture the file lacks.
         clips: number of rows of the clip table and of the embeddings.
+        frames_per_clip: the number of frames of each clip. The file says it only if it is not 1.
         captions: whether the clips have captions. The file says it only if they have none.
         models: fingerprints of the models that made the index, by kind.
         files: SHA-256 of the other files, by name.
@@ -62,6 +66,7 @@ class IndexManifest:
     clock: str = CLOCK
     missing: list[list[float]] = dataclasses.field(default_factory=list)
     clips: int
+    frames_per_clip: int = 1
     captions: bool = True
     models: dict[str, str]
     files: dict[str, str]
@@ -72,8 +77,10 @@ class IndexManifest:
         if self.source is not None:
             record["source"] |= path_record(self.source.path)
             del record["source"]["store"]  # the user's, not the index's
-        if self.captions:
-            del record["captions"]
+        # A default is left out: older versions read such an index, and refuse any other.
+        for name, default in _DEFAULTS.items():
+            if record[name] == default:
+                del record[name]
         content = json.dumps(record, indent=2, sort_keys=True) + "\n"
         write_durably(folder / MANIFEST, content.encode())
 
@@ -93,7 +100,7 @@ class IndexManifest:
                 f"{REINDEX}"
             )
         names = {field.name for field in dataclasses.fields(cls)}
-        record = {"captions": True} | record
+        record = {**_DEFAULTS, **record}
         if set(record) != names:
             raise GranAlignError(
                 f"{path}: keys {short_repr(sorted(set(record) ^ names))} are missing or unknown; "
@@ -108,6 +115,11 @@ class IndexManifest:
         """Return the manifest, or raise if a field is wrong that no record class checks."""
         if isinstance(self.clips, bool) or not isinstance(self.clips, int) or self.clips < 1:
             raise GranAlignError(f"got clips {short_repr(self.clips)}, expected an integer from 1")
+        if type(self.frames_per_clip) is not int or self.frames_per_clip not in FRAMES_PER_CLIP:
+            raise GranAlignError(
+                f"got frames_per_clip {short_repr(self.frames_per_clip)}, expected one of "
+                f"{', '.join(map(str, FRAMES_PER_CLIP))}"
+            )
         if not isinstance(self.captions, bool):
             raise GranAlignError(
                 f"got captions {short_repr(self.captions)}, expected true or false"

@@ -26,6 +26,15 @@ class Descriptions(NamedTuple):
     frame_embeddings: npt.NDArray[Any] | None
     """`(frames, dim)`; None without a frame encoder."""
 
+    def cut(self, part: slice) -> Descriptions:
+        """Return the results for some frames of the batch."""
+        captions, embeddings, frames = self
+        return Descriptions(
+            None if captions is None else captions[part],
+            None if embeddings is None else embeddings[part],
+            None if frames is None else frames[part],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class IndexModels:
@@ -76,8 +85,9 @@ class IndexModels:
 
         Args:
             frames: the batch, with the hash of each frame.
-            images: the same frames, uint8 RGB (height, width, 3) each.
-            frame_embeddings: of these frames, `(frames, dim)`, if they are known already.
+            images: the same frames, uint8 RGB (height, width, 3) each; with several frames per clip
+                the clips, (frames, height, width, 3).
+            frame_embeddings: of these, `(frames, dim)` or `(clips, dim)`, if they are known.
 
         Raises:
             GranAlignError: a model refuses a frame, or its result has the wrong length or type.
@@ -119,16 +129,26 @@ def embed_captions(encoder: TextEncoder, captions: Sequence[str]) -> npt.NDArray
 
 
 def embed_frames(encoder: ImageTextEncoder, images: Sequence[Image]) -> npt.NDArray[Any]:
-    """Return the embeddings of frames, `(frames, dim)`.
+    """Return the embeddings of frames, `(frames, dim)`, or of clips, `(clips, dim)`.
+
+    The embedding of a clip is the mean of those of its frames, rescaled to unit length.
 
     Args:
         encoder: the frame encoder.
-        images: the frames, uint8 RGB (height, width, 3) each.
+        images: the frames, uint8 RGB (height, width, 3) each; or clips of equally many frames,
+            (frames, height, width, 3) each.
 
     Raises:
         GranAlignError: the encoder refuses a frame, or its result has the wrong shape or type.
     """
-    return _checked_embeddings(encoder.encode_frames(images), len(images), "frame encoder")
+    if images[0].ndim == 3:
+        return _checked_embeddings(encoder.encode_frames(images), len(images), "frame encoder")
+    frames = [frame for clip in images for frame in clip]
+    rows = _checked_embeddings(encoder.encode_frames(frames), len(frames), "frame encoder")
+    means = rows.reshape(len(images), -1, rows.shape[1]).mean(axis=1, dtype=np.float64)
+    # Frames that cancel each other out have no direction: their mean is left as it is.
+    lengths = np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+    return np.asarray(means / lengths).astype(rows.dtype)
 
 
 def _checked_embeddings(rows: npt.NDArray[Any], count: int, model: str) -> npt.NDArray[Any]:

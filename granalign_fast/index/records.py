@@ -296,19 +296,20 @@ class VideoSource:
 
 @dataclass(frozen=True, slots=True)
 class FrameTable:
-    """The frames of a video index, one for each clip.
+    """The frames of a video index: for each clip one, or several.
 
     Raises:
         GranAlignError: the fields differ in length or have the wrong type, or the times decrease.
     """
 
     times: npt.NDArray[np.float64]
-    """`(clips,)`, seconds from the container's start at which each frame appears; two clips may
-    share a frame and a time."""
+    """`(clips,)`, seconds from the container's start at which the first frame of each clip appears;
+    two clips may share a frame and a time."""
     hashes: tuple[str, ...]
-    """The hash of each frame, by `granalign_fast.types.frame_hash`."""
+    """The hash of the frames of each clip, by `granalign_fast.types.frame_hash`."""
     embeddings: npt.NDArray[Any] | None = None
-    """`(clips, dim)`, float32 or float16, rows of unit length; None without a frame encoder."""
+    """`(clips, dim)`, float32 or float16, rows of unit length, see
+    `granalign_fast.index.models.embed_frames`; None without a frame encoder."""
     source: VideoSource | None = None
     """The video file; None if unknown."""
     missing: tuple[tuple[float, float], ...] = ()
@@ -316,13 +317,27 @@ class FrameTable:
     before takes its place."""
     first: int = 0
     """The number of the first clip in the file: above 0 only in a part of an index."""
+    later: npt.NDArray[np.float64] | None = None
+    """`(clips, frames - 1)`, the times of the frames of each clip after the first; None for one
+    frame per clip."""
+
+    @property
+    def frames_per_clip(self) -> int:
+        """The number of frames of each clip."""
+        return 1 if self.later is None else 1 + self.later.shape[1]
+
+    def times_of(self, clip: int) -> tuple[float, ...]:
+        """Return the seconds at which the frames of a clip appear."""
+        later = () if self.later is None else self.later[clip].tolist()
+        return (float(self.times[clip]), *later)
 
     def __repr__(self) -> str:
         dim = None if self.embeddings is None else self.embeddings.shape[1]
         missing = f", missing={self.missing}" if self.missing else ""
+        several = "" if self.later is None else f", frames_per_clip={self.frames_per_clip}"
         return (
             f"FrameTable(frames={len(self.hashes)}, embedding_dim={dim}, source={self.source!r}"
-            f"{missing})"
+            f"{several}{missing})"
         )
 
     def __post_init__(self) -> None:
@@ -332,6 +347,13 @@ class FrameTable:
                 f"times of frames: got {times.dtype} {times.shape}, expected float64 ({clips},), "
                 f"one for each hash"
             )
+        if self.later is not None:
+            if self.later.dtype != np.float64 or self.later.shape[:-1] != (clips,):
+                raise GranAlignError(
+                    f"later times of frames: got {self.later.dtype} {self.later.shape}, expected "
+                    f"float64 ({clips}, frames - 1)"
+                )
+            times = np.column_stack([times, self.later]).reshape(-1)
         if not np.isfinite(times).all() or (times < 0).any() or (np.diff(times) < 0).any():
             raise GranAlignError("times of frames: expected seconds from 0 that never decrease")
         for clip, name in enumerate(self.hashes):

@@ -23,6 +23,11 @@ from .video_index import VideoIndex
 from .work_folder import ClipRows
 
 
+def clips_in_batch(rows: int, frames_per_clip: int) -> int:
+    """Return the number of clips in a batch of `rows` frames, at least one."""
+    return max(1, rows // frames_per_clip)
+
+
 def clip_rows(frames: Sequence[Frame], hashes: Sequence[str], described: Descriptions) -> ClipRows:
     """Return the rows of consecutive frames of one video.
 
@@ -39,6 +44,7 @@ def clip_rows(frames: Sequence[Frame], hashes: Sequence[str], described: Descrip
         embeddings=described.embeddings,
         frame_embeddings=described.frame_embeddings,
         missing=np.array([frame.missing for frame in frames], np.bool_),
+        later=np.array([frame.later for frame in frames], np.float64) if frames[0].later else None,
     )
 
 
@@ -80,6 +86,7 @@ def join_rows(
             concatenate([part.frame_embeddings for part in parts], path),
             source,
             stretches(np.concatenate([part.missing for part in parts]), clip_seconds),
+            later=concatenate([part.later for part in parts], path),
         ),
         dict(fingerprints),
     )

@@ -26,12 +26,16 @@ class StoredFrames:
         out: the folder of indexes.
         fingerprint: of the frame encoder; None: nothing is taken from the indexes.
         clip_seconds: length of a clip in seconds.
+        frames_per_clip: the number of frames of each clip.
     """
 
-    def __init__(self, out: Path, fingerprint: str | None, clip_seconds: float) -> None:
+    def __init__(
+        self, out: Path, fingerprint: str | None, clip_seconds: float, frames_per_clip: int
+    ) -> None:
         self._out = out
         self._fingerprint = fingerprint
         self._clip_seconds = clip_seconds
+        self._frames_per_clip = frames_per_clip
         # A batch begins with the video that the last batch ended with: one table is kept.
         self._latest: tuple[str, FrameTable | None] = "", None
 
@@ -109,6 +113,7 @@ class StoredFrames:
             index.video.captions is None
             and index.models.get("clip") == self._fingerprint
             and index.video.clip_seconds == self._clip_seconds
+            and index.frames_per_clip == self._frames_per_clip
             and index.frames is not None
             and index.frames.source is not None
             and index.frames.source.sha256 == video.source.sha256

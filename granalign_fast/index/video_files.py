@@ -194,12 +194,14 @@ def count_indexed_clips(
     models: IndexModels,
     clip_seconds: float,
     on_error: OnError | None = None,
+    *,
+    frames_per_clip: int = 1,
 ) -> dict[str, int]:
     """Return, by video id, the clip count of every video's index; 0 if it is to be indexed.
 
-    An index is up to date if the file's content, the models' fingerprints and `clip_seconds` are
-    the same. Models that write no captions leave an index with captions as it is. If only the
-    file's path has changed, the new path is written to the index.
+    An index is up to date if the file's content, the models' fingerprints, `clip_seconds` and
+    `frames_per_clip` are the same. Models that write no captions leave an index with captions as it
+    is. If only the file's path has changed, the new path is written to the index.
 
     Args:
         videos: the files.
@@ -207,6 +209,7 @@ def count_indexed_clips(
         models: that are to describe the frames.
         clip_seconds: length of a clip in seconds.
         on_error: as for `index_videos`; a video that is reported has no count.
+        frames_per_clip: the number of frames of each clip.
 
     Raises:
         GranAlignError: without `on_error`, the folder of an index holds something that is not the
@@ -215,14 +218,18 @@ def count_indexed_clips(
     counts: dict[str, int] = {}
     for video in videos:
         with reporting(video.source.path, on_error):
-            counts[video.vid] = _indexed_clips(video, work, models, clip_seconds)
+            wanted = clip_seconds, frames_per_clip
+            counts[video.vid] = _indexed_clips(video, work, models, wanted)
     return counts
 
 
 def _indexed_clips(
-    video: VideoFile, work: WorkFolder, models: IndexModels, clip_seconds: float
+    video: VideoFile, work: WorkFolder, models: IndexModels, wanted: tuple[float, int]
 ) -> int:
-    """Return the clip count of a video's index; 0 if there is none or it is out of date."""
+    """Return the clip count of a video's index; 0 if there is none or it is out of date.
+
+    `wanted` is the length of a clip in seconds, and its number of frames.
+    """
     folder = work.out / video.vid
     if not folder.exists():
         return 0
@@ -249,7 +256,8 @@ def _indexed_clips(
         video.source.sha256,
     ):
         return 0
-    if index.video.clip_seconds != clip_seconds or not _are_made_by(index, models):
+    clips = index.video.clip_seconds, index.frames_per_clip
+    if clips != wanted or not _are_made_by(index, models):
         if index.video.captions is not None and models.captioner is None:
             raise GranAlignError(
                 f"{folder}: got an index with captions, which these models would lose; give the "

@@ -99,6 +99,11 @@ class VideoIndex:
             )
 
     @property
+    def frames_per_clip(self) -> int:
+        """The number of frames of each clip; 1 for an index of captions alone."""
+        return 1 if self.frames is None else self.frames.frames_per_clip
+
+    @property
     def caption_embeddings(self) -> npt.NDArray[Any]:
         """The embeddings of the captions, `(clips, dim)`, rows of unit length.
 
@@ -154,6 +159,7 @@ class VideoIndex:
             frames = replace(
                 frames,
                 times=frames.times[begin:end],
+                later=None if frames.later is None else frames.later[begin:end],
                 hashes=frames.hashes[begin:end],
                 embeddings=None if frames.embeddings is None else frames.embeddings[begin:end],
                 missing=(),
@@ -197,6 +203,7 @@ def write_index(index: VideoIndex, folder: Path) -> None:
         duration=video.duration,
         missing=[] if frames is None else [list(stretch) for stretch in frames.missing],
         clips=video.clips,
+        frames_per_clip=index.frames_per_clip,
         captions=video.captions is not None,
         models=dict(index.models),
         files={name: _sha256(content) for name, content in contents.items()},
@@ -215,15 +222,20 @@ def _read_index(folder: Path) -> VideoIndex:
         name: _read_verified(folder / name, digest) for name, digest in manifest.files.items()
     }
     captioned = manifest.captions
-    captions, times, hashes = read_clip_table(folder / CLIPS, contents[CLIPS], captioned=captioned)
+    table = read_clip_table(
+        folder / CLIPS,
+        contents[CLIPS],
+        captioned=captioned,
+        frames_per_clip=manifest.frames_per_clip,
+    )
     tensors = read_embeddings(folder / EMBEDDINGS, contents[EMBEDDINGS], captioned=captioned)
     # 2. Check that the files agree with the manifest and with each other.
-    if len(times) != manifest.clips:
+    if len(table.times) != manifest.clips:
         raise GranAlignError(
-            f"{folder / CLIPS}: got {len(times)} clips, expected {manifest.clips} as "
+            f"{folder / CLIPS}: got {len(table.times)} clips, expected {manifest.clips} as "
             f"in {MANIFEST}; {REINDEX}"
         )
-    if hashes is None and ("frames" in tensors or manifest.source is not None):
+    if table.hashes is None and ("frames" in tensors or manifest.source is not None):
         raise GranAlignError(
             f"{folder / CLIPS}: got no frames, expected those of {EMBEDDINGS} and {MANIFEST}; "
             f"{REINDEX}"
@@ -232,18 +244,19 @@ def _read_index(folder: Path) -> VideoIndex:
     try:
         lengths = manifest.clip_seconds, manifest.duration
         video: IndexedVideo
-        if captions is None:
+        if table.captions is None:
             video = UncaptionedVideo(manifest.vid, manifest.clips, *lengths)
         else:
-            video = CaptionedVideo(manifest.vid, captions, *lengths)
+            video = CaptionedVideo(manifest.vid, table.captions, *lengths)
         frames = None
-        if hashes is not None:
+        if table.hashes is not None:
             frames = FrameTable(
-                times,
-                hashes,
+                table.times,
+                table.hashes,
                 tensors.get("frames"),
                 manifest.source,
                 tuple((begin, end) for begin, end in manifest.missing),
+                later=table.later,
             )
         return VideoIndex(video, tensors.get("captions"), frames, manifest.models)
     except (GranAlignError, ValueError) as error:  # the latter of a stretch that is no pair

@@ -45,6 +45,7 @@ class ClipRows:
 
     first: int
     times: npt.NDArray[np.float64]
+    """`(rows,)`, of the first frame of each clip."""
     hashes: tuple[str, ...]
     captions: tuple[str, ...] | None
     """None for an index without captions."""
@@ -53,7 +54,10 @@ class ClipRows:
     frame_embeddings: npt.NDArray[Any] | None
     """`(rows, dim)`, of the frames; None without a frame encoder."""
     missing: npt.NDArray[np.bool_]
-    """`(rows,)`: True if the file lacks the picture of the clip."""
+    """`(rows,)`: True if the file lacks a picture of the clip."""
+    later: npt.NDArray[np.float64] | None = None
+    """`(rows, frames - 1)`, the times of the frames of each clip after the first; None for one
+    frame per clip."""
 
     @property
     def end(self) -> int:
@@ -70,6 +74,8 @@ class ClipRows:
             "times": np.ascontiguousarray(self.times),
             "missing": np.ascontiguousarray(self.missing),
         }
+        if self.later is not None:
+            tensors["later"] = np.ascontiguousarray(self.later)
         if self.embeddings is not None:
             tensors["embeddings"] = np.ascontiguousarray(self.embeddings)
         if self.frame_embeddings is not None:
@@ -85,12 +91,13 @@ class ClipRows:
         captions = None if listed is None else tuple(listed)
         times, missing = tensors["times"], tensors["missing"]
         embeddings, frames = tensors.get("embeddings"), tensors.get("frames")
-        columns = captions, times, embeddings, frames, missing
+        later = tensors.get("later")
+        columns = captions, times, later, embeddings, frames, missing
         if {len(part) for part in columns if part is not None} != {len(hashes)}:
             raise ValueError("the columns differ in length")
         if (captions is None) != (embeddings is None):
             raise ValueError("captions and their embeddings do not fit together")
-        return cls(first, times, hashes, captions, embeddings, frames, missing)
+        return cls(first, times, hashes, captions, embeddings, frames, missing, later)
 
 
 @contextmanager

@@ -15,6 +15,8 @@ MOST_CLIPS = 500_000
 LEAST_CLIP_SECONDS, MOST_CLIP_SECONDS = 0.01, 3600.0
 """Seconds of a clip: two frames of a camera for slow motion, and an hour. Arrays are as long as the
 quotient of two lengths."""
+FRAMES_PER_CLIP = (1, 2, 4, 6)
+"""The numbers of frames that a clip can have: one, or pairs, which video models take together."""
 MOST_WINDOWS = 1_000
 """Windows of a query, annotated or predicted. QVHighlights scores ten; all queries' windows lie in
 one array, so one long list would lengthen all."""

@@ -16,7 +16,7 @@ from granalign_fast.types import FrameSet, Image, Rewrites
 
 
 def frame_set(index: VideoIndex) -> FrameSet:
-    """Return the frames of an indexed video; they are decoded only when they are loaded.
+    """Return the frames of the clips of an indexed video; they are decoded when they are loaded.
 
     Raises:
         GranAlignError: the index has captions alone; on loading, the video file is gone or
@@ -48,7 +48,7 @@ def frame_set(index: VideoIndex) -> FrameSet:
             return read_remote_clips(
                 address,
                 clips,
-                times=[float(table.times[clip]) for clip in clips],
+                times=[table.times_of(clip) for clip in clips],
                 hashes=[table.hashes[clip] for clip in clips],
                 sha256=table.source.sha256,
                 clip_seconds=index.video.clip_seconds,
@@ -56,9 +56,14 @@ def frame_set(index: VideoIndex) -> FrameSet:
         from granalign_fast.video.frames import read_clips
 
         numbers = [table.first + clip for clip in clips]
-        return read_clips(path, numbers, clip_seconds=index.video.clip_seconds)
+        return read_clips(
+            path,
+            numbers,
+            clip_seconds=index.video.clip_seconds,
+            frames_per_clip=table.frames_per_clip,
+        )
 
-    return FrameSet(table.hashes, load)
+    return FrameSet(table.hashes, load, table.frames_per_clip)
 
 
 def frame_embeddings(index: VideoIndex, frame_encoder: ImageTextEncoder) -> npt.NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Read one frame per clip from a video file, each with its presentation time."""
+"""Read the frames of clips from a video file, each with its presentation time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from granalign_fast.errors import GranAlignError, one_line, short_repr
-from granalign_fast.parsing.limits import LEAST_CLIP_SECONDS, MOST_CLIP_SECONDS
+from granalign_fast.parsing.limits import (
+    FRAMES_PER_CLIP,
+    LEAST_CLIP_SECONDS,
+    MOST_CLIP_SECONDS,
+)
 from granalign_fast.types import Image
 
 from .container import (
@@ -24,6 +28,7 @@ from .container import (
     clip_count,
     open_video,
 )
+from .images import resize
 from .packets import PacketReader
 from .picture import conversion_reason, displayed_size, quarter_turns
 from .reader import ClipNumbers, FalseKeyFrame, Frame, FrameReader
@@ -33,6 +38,9 @@ __all__ = ["DamagedVideoWarning", "Frame", "VideoInfo", "probe", "read_clips", "
 _CUDA_BATCH = 16
 """Frames that torchcodec decodes on a GPU in one call."""
 
+_BICUBIC = 3
+"""Pillow's number of the filter."""
+
 _TAIL = 10_000_000
 """Microseconds before a file's announced end from which `probe` reads its last packets."""
 
@@ -41,18 +49,21 @@ def read_frames(
     path: str | os.PathLike[str],
     *,
     clip_seconds: float = 2.0,
+    frames_per_clip: int = 1,
     clips: Iterable[int] | None = None,
     threads: int | None = None,
     device: str = "cpu",
 ) -> Iterator[Frame]:
-    """Yield one frame per clip, in order; each is decoded when the caller asks for it.
+    """Yield the frames of each clip, in order; they are decoded when the caller asks for them.
 
     Times are seconds on the clock that players, ``ffmpeg -ss``, subtitles and chapters use: zero is
     the container's start, which is that of its earliest stream. They come from presentation time
     stamps, never from a frame number and a rate, except in AVI, which numbers its packets. A clip's
     frame is the one that a player shows at the clip's middle. The last clip ends with the video and
     may be shorter; its middle is the middle of that shorter stretch. One frame can represent
-    several clips if it is shown for long. Where the picture begins later than the audio, the clips
+    several clips if it is shown for long. With several frames per clip, the clip is divided into
+    so many equal parts, and each frame is the one shown at the middle of a part; all have the size
+    of the first. Where the picture begins later than the audio, the clips
     before it have a black frame; where it ends earlier, the clips end with it.
 
     Images are the pictures that a player shows: upright, in square pixels, deinterlaced, and in
@@ -78,6 +89,7 @@ def read_frames(
     Args:
         path: a local video file of any format and codec that FFmpeg reads.
         clip_seconds: length of a clip in seconds, 0.01 to 3600.
+        frames_per_clip: 1, 2, 4 or 6. With several, `Frame.image` is (frames, height, width, 3).
         clips: the clips whose frames to return, by default all. Their frames are the same as among
             all clips. Numbers that the video does not have are ignored. The packets between the
             clips are read but hardly decoded.
@@ -91,29 +103,55 @@ def read_frames(
             decoded; its frames have no presentation times; or an argument is out of range.
     """
     check_clip_seconds(clip_seconds)
+    check_frames_per_clip(frames_per_clip)
     numbers = None if clips is None else _sorted_clips(clips)
     if device == "cuda":
         info = probe(path, clip_seconds=clip_seconds)
-        return _read_on_cuda(info, Path(path), clip_seconds, numbers)
-    if device != "cpu":
+        frames = _read_on_cuda(info, Path(path), clip_seconds, numbers, frames_per_clip)
+    elif device == "cpu":
+        frames = _read_on_cpu(
+            Path(path),
+            Fraction(clip_seconds),
+            threads,
+            skip=True,
+            clips=numbers,
+            frames_per_clip=frames_per_clip,
+        )
+    else:
         raise GranAlignError(f"device: got {device!r}, expected 'cpu' or 'cuda'")
-    return _read_on_cpu(Path(path), Fraction(clip_seconds), threads, skip=True, clips=numbers)
+    return frames if frames_per_clip == 1 else _joined(frames, frames_per_clip)
 
 
 def read_clips(
-    path: str | os.PathLike[str], clips: Sequence[int], *, clip_seconds: float = 2.0
+    path: str | os.PathLike[str],
+    clips: Sequence[int],
+    *,
+    clip_seconds: float = 2.0,
+    frames_per_clip: int = 1,
 ) -> list[Image]:
-    """Return the frames of these clips, uint8 RGB (height, width, 3), in the order of `clips`.
+    """Return the frames of these clips in the order of `clips`.
+
+    Returns:
+        For each clip uint8 RGB (height, width, 3), or (frames, height, width, 3) with several
+        frames per clip.
 
     Raises:
         GranAlignError: as for `read_frames`, or the video has no clip of this number.
     """
     check_clip_seconds(clip_seconds)
-    numbers = _sorted_clips(clips)
+    check_frames_per_clip(frames_per_clip)
     # No warning of damage: it was given when the video was indexed, and only these clips matter.
     frames = _read_on_cpu(
-        Path(path), Fraction(clip_seconds), None, skip=True, clips=numbers, warn=False
+        Path(path),
+        Fraction(clip_seconds),
+        None,
+        skip=True,
+        clips=_sorted_clips(clips),
+        warn=False,
+        frames_per_clip=frames_per_clip,
     )
+    if frames_per_clip > 1:
+        frames = _joined(frames, frames_per_clip)
     images = {frame.clip: frame.image for frame in frames}
     if missing := sorted(set(clips) - images.keys()):
         raise GranAlignError(
@@ -196,10 +234,43 @@ def check_clip_seconds(clip_seconds: float) -> None:
         )
 
 
+def check_frames_per_clip(number: object) -> None:
+    """Raise unless a clip can have so many frames."""
+    if type(number) is not int or number not in FRAMES_PER_CLIP:
+        raise GranAlignError(
+            f"frames_per_clip: got {short_repr(number)}, expected one of: "
+            f"{', '.join(map(str, FRAMES_PER_CLIP))}"
+        )
+
+
 def _sorted_clips(clips: Iterable[int]) -> ClipNumbers:
     if isinstance(clips, range) and clips.step > 0:
         return clips
     return tuple(sorted(set(clips)))
+
+
+def _joined(frames: Iterator[Frame], per_clip: int) -> Iterator[Frame]:
+    """Join frames that `FrameReader.frames` has numbered, so many at a time, to those of clips."""
+    parts: list[Frame] = []
+    for frame in frames:
+        parts.append(frame)
+        if len(parts) == per_clip:
+            yield _join(parts, per_clip)
+            parts = []
+    if parts:  # a truncated file ends within a clip: its last frame stands for those that it lacks
+        last = replace(parts[-1], missing=True)
+        yield _join([*parts, *[last] * (per_clip - len(parts))], per_clip)
+
+
+def _join(parts: Sequence[Frame], per_clip: int) -> Frame:
+    """Return the frames of a clip as one record."""
+    first = parts[0]
+    height, width = first.image.shape[:2]
+    # A stream can change its size in the midst of a clip.
+    images = [resize(frame.image, height, width, _BICUBIC) for frame in parts]
+    missing = any(frame.missing for frame in parts)
+    later = tuple(frame.time for frame in parts[1:])
+    return Frame(first.clip // per_clip, first.time, np.stack(images), missing, later)
 
 
 def _read_on_cpu(
@@ -210,19 +281,26 @@ def _read_on_cpu(
     skip: bool,
     clips: ClipNumbers | None = None,
     warn: bool = True,
+    frames_per_clip: int = 1,
 ) -> Iterator[Frame]:
-    """Read frames on the CPU: `skip` skips unneeded packets, `warn` warns of damage.
+    """Read frames on the CPU, numbered as `FrameReader.frames` says.
+
+    `skip` skips unneeded packets, and `warn` warns of damage.
 
     The file is opened by the call, not by the first iteration, so that a wrong path raises at once.
     """
     opened = ExitStack()
     video = opened.enter_context(open_video(path, threads=threads))
 
+    def read(video: Video, *, skip: bool) -> Iterator[Frame]:
+        reader = FrameReader(video, clip_seconds, skip=skip, frames_per_clip=frames_per_clip)
+        return reader.frames(clips, warn=warn)
+
     def generate() -> Iterator[Frame]:
         last: Frame | None = None
         try:
             with opened:
-                for frame in FrameReader(video, clip_seconds, skip=skip).frames(clips, warn=warn):
+                for frame in read(video, skip=skip):
                     yield frame
                     last = frame
             return
@@ -230,7 +308,7 @@ def _read_on_cpu(
             pass
         # Read from the start again and decode everything: rare and slow, but right.
         with open_video(path, threads=threads) as again:
-            for frame in FrameReader(again, clip_seconds, skip=False).frames(clips, warn=warn):
+            for frame in read(again, skip=False):
                 if last is None:
                     yield frame
                 elif frame.clip > last.clip:
@@ -243,9 +321,13 @@ def _read_on_cpu(
 
 
 def _read_on_cuda(
-    info: VideoInfo, path: Path, clip_seconds: float, numbers: ClipNumbers | None
+    info: VideoInfo,
+    path: Path,
+    clip_seconds: float,
+    numbers: ClipNumbers | None,
+    frames_per_clip: int,
 ) -> Iterator[Frame]:
-    """Read frames with NVDEC through torchcodec; never run on a GPU yet."""
+    """Read frames with NVDEC through torchcodec, numbered as on the CPU; not run on a GPU yet."""
     try:
         # Imported by name, which type checkers ignore: torchcodec is not a dependency.
         decoders = import_module("torchcodec.decoders")
@@ -265,19 +347,25 @@ def _read_on_cuda(
     def generate() -> Iterator[Frame]:
         try:
             decoder = decoders.VideoDecoder(str(path), dimension_order="NHWC", device="cuda")
-            chosen = [clip for clip in range(info.clips) if numbers is None or clip in numbers]
+            chosen = [
+                clip * frames_per_clip + part
+                for clip in range(info.clips)
+                if numbers is None or clip in numbers
+                for part in range(frames_per_clip)
+            ]
             for first in range(0, len(chosen), _CUDA_BATCH):
-                clips = chosen[first : first + _CUDA_BATCH]
-                ends = [min((clip + 1) * clip_seconds, info.duration) for clip in clips]
-                middles = [
-                    info.start + (clip * clip_seconds + end) / 2
-                    for clip, end in zip(clips, ends, strict=True)
-                ]
-                batch = decoder.get_frames_played_at(middles)
-                images = batch.data.cpu().numpy()
-                times = batch.pts_seconds.tolist()
-                for clip, time, image in zip(clips, times, images, strict=True):
-                    yield Frame(clip, time - info.start, np.ascontiguousarray(image))
+                batch = chosen[first : first + _CUDA_BATCH]
+                middles = []
+                for number in batch:
+                    clip, part = divmod(number, frames_per_clip)
+                    begin, end = clip * clip_seconds, min((clip + 1) * clip_seconds, info.duration)
+                    step = (end - begin) / frames_per_clip
+                    middles.append(info.start + begin + step * part + step / 2)
+                played = decoder.get_frames_played_at(middles)
+                images = played.data.cpu().numpy()
+                times = played.pts_seconds.tolist()
+                for number, time, image in zip(batch, times, images, strict=True):
+                    yield Frame(number, time - info.start, np.ascontiguousarray(image))
         except (RuntimeError, ValueError, IndexError) as error:
             raise GranAlignError(
                 f"{path}: cannot be decoded on the GPU ({one_line(error)}); use device 'cpu'"

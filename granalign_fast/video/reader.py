@@ -1,4 +1,4 @@
-"""Choose one frame per clip from an open video, and decode as few packets as these frames need.
+"""Choose the frames of clips in an open video, and decode as few packets as these frames need.
 
 PTS is a presentation time stamp in units of the stream's time base.
 """
@@ -42,22 +42,24 @@ ClipNumbers = range | tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The frame that represents a clip.
+    """The frame that represents a clip, or the frames of a clip of several.
 
     Attributes:
         clip: the clip's number k; the clip covers ``[k * clip_seconds, (k + 1) * clip_seconds)``.
-        time: seconds from the container's start to the presentation of this frame; 0 for the black
-            frame of a clip before the first picture.
+        time: seconds from the container's start to the presentation of this frame, of several the
+            first; 0 for the black frame of a clip before the first picture.
         image: uint8 RGB (height, width, 3), C-contiguous: the picture that a player shows,
-            upright, in square pixels and in BT.709.
-        missing: True if the file lacks the picture that belongs to the clip: its packets are
+            upright, in square pixels and in BT.709. Of several frames (frames, height, width, 3).
+        missing: True if the file lacks a picture that belongs to the clip: its packets are
             missing or damaged, and the last good frame before takes its place.
+        later: the times of the clip's frames after the first, in seconds; they never decrease.
     """
 
     clip: int
     time: float
     image: npt.NDArray[np.uint8]
     missing: bool = False
+    later: tuple[float, ...] = ()
 
 
 class FalseKeyFrame(Exception):
@@ -65,10 +67,11 @@ class FalseKeyFrame(Exception):
 
 
 class FrameReader:
-    """A reader of one frame per clip; with `skip`, it does not decode unneeded packets.
+    """A reader of the frames of clips; with `skip`, it does not decode unneeded packets.
 
+    A clip has as many equal parts as frames; each frame is the one shown at the middle of its part.
     For each clip, packets are read up to the clip's end before they are decoded. Their time stamps
-    tell which packet is shown at the clip's middle, and at which key frame decoding can start.
+    tell which packets are shown at these times, and at which key frame decoding can start.
 
     Seeking to every clip was measured as an alternative and is nowhere better: reading packets
     without decoding takes a hundredth of the time, so a seek saves little, and it goes back to
@@ -87,11 +90,14 @@ class FrameReader:
     ==================  ====  ====  ====  =====
     """
 
-    def __init__(self, video: Video, clip_seconds: Fraction, *, skip: bool) -> None:
+    def __init__(
+        self, video: Video, clip_seconds: Fraction, *, skip: bool, frames_per_clip: int = 1
+    ) -> None:
         self._video = video
         self._decoder = video.stream.codec_context
         self._codec = self._decoder.codec.canonical_name
         self._clip_seconds = clip_seconds
+        self._per_clip = frames_per_clip
         self._packets = PacketReader(video, clip_seconds)
         # The number of a packet in decoding order is not that of its frame: decode everything.
         self._in_display_order = not video.is_reordered
@@ -162,52 +168,60 @@ class FrameReader:
         raise GranAlignError(f"{path}: no frame of it can be shown ({reason}); get it again")
 
     def frames(self, clips: ClipNumbers | None = None, *, warn: bool = True) -> Iterator[Frame]:
-        """Yield the frames of these clips, or of all; `warn` if the video is damaged.
+        """Yield the frames of these clips, or of all, one by one; `warn` if the video is damaged.
+
+        The field `clip` of each is its number among all frames of the video: with F frames in a
+        clip, clip k has the numbers from F * k on. A truncated file may end within a clip.
 
         Raises:
             GranAlignError: no frame can be decoded.
             FalseKeyFrame: decoding restarted at a packet that is no key frame; read the video
                 again without `skip`.
         """
-        last = math.inf if clips is None else max(clips[-1:], default=-1)
+        per_clip = self._per_clip
+        last = math.inf if clips is None else (max(clips[-1:], default=-1) + 1) * per_clip - 1
         video, packets = self._video, self._packets
         start, first = self.decode_first()
         length = video.ticks(self._clip_seconds)
-        clip = decoded = 0
-        # Clips without a picture of their own, and the good frame before them. They are returned
-        # when a good frame follows: the video goes on there.
+        number = decoded = 0
+        # Frames without a picture of their own, returned when a good one follows, and the good one
+        # before them.
         held: list[int] = []
         good: VideoFrame | None = None
         reason = None
-        while clip <= last or held:
+        while number <= last or held:
             # 1. Read packets up to the clip's end. The video may end before that.
+            clip, part = divmod(number, per_clip)
             begin, limit = start + clip * length, start + (clip + 1) * length
             self._read_ahead(math.ceil(limit))
-            middle = begin + length / 2
+            end: Fraction | int = limit
             if packets.done and packets.end is not None and packets.end < limit:
                 seconds = float((packets.end - start) * video.time_base)
                 if clip and clip >= clip_count(seconds, float(self._clip_seconds)):
                     break
-                middle = (begin + packets.end) / 2
-            # 2. Drop packets that the frame at the clip's middle does not need.
+                end = packets.end
+            # 2. Drop packets that the frame at the middle of this part of the clip does not need.
+            step = (end - begin) / per_clip
+            middle = begin + step * part + step / 2
             if self._skip:
                 self._skip_to_key_frame(math.floor(middle))
             expected = packets.pts_shown_at(math.floor(middle))
             requested = clips is None or clip in clips
             if not requested and self._skip and expected is not None:
                 packets.forget_before(expected)
-                decoded = clip = clip + 1
+                decoded = number = number + 1
                 continue
             # 3. Decode up to that frame.
             self._decode_until(math.floor(middle), expected)
             frame = self._current
+            limit = limit if part + 1 == per_clip else begin + step * (part + 1)
             if frame is None and self._ready and (self._ready[0].pts or 0) < limit:
-                frame = self._ready[0]  # the first frame appears after the middle of this clip
+                frame = self._ready[0]  # the first frame appears after this middle
             if frame is None and expected is None and self._ready:
                 # 4. Before the first picture a player shows black.
                 if requested:
-                    yield Frame(clip, 0.0, np.zeros_like(self._picture(first)))
-                decoded = clip + 1
+                    yield Frame(number, 0.0, np.zeros_like(self._picture(first)))
+                decoded = number + 1
             elif frame is None or frame.pts is None or (expected or 0) - frame.pts > length:
                 # 5. The picture cannot be decoded. Skipping may be the cause.
                 if self._skip:
@@ -215,32 +229,32 @@ class FrameReader:
                 if not self._ready and self._drained:
                     reason = "it cannot be decoded further"
                     break
-                held.append(clip)
+                held.append(number)
             else:
-                # 6. The picture is there; the clips before it that lack theirs get the one before.
+                # 6. The picture is there; those before it that lack theirs get the one before.
                 packets.forget_before(frame.pts)
-                for number in held:
-                    if clips is None or number in clips:
+                for lacking in held:
+                    if clips is None or lacking // per_clip in clips:
                         if good is None:  # nothing before it can be decoded
-                            yield Frame(number, 0.0, np.zeros_like(self._picture(first)), True)
+                            yield Frame(lacking, 0.0, np.zeros_like(self._picture(first)), True)
                         else:
-                            yield self._frame(number, good, start, missing=True)
+                            yield self._frame(lacking, good, start, missing=True)
                 held.clear()
                 good = frame
                 if requested:
-                    yield self._frame(clip, frame, start, missing=self._is_in_gap(middle))
-                decoded = clip + 1
-            clip += 1
-            check_clip_count(video.path, clip)
+                    yield self._frame(number, frame, start, missing=self._is_in_gap(middle))
+                decoded = number + 1
+            number += 1
+            check_clip_count(video.path, number // per_clip)
         if decoded == 0 and last >= 0:
             self._raise_undecodable("its beginning cannot be decoded")
-        if warn and (reason is not None or clip <= last):
-            self._warn_of_damage(reason, start, decoded)
+        if warn and (reason is not None or number <= last):
+            self._warn_of_damage(reason, start, Fraction(decoded, per_clip))
 
-    def _frame(self, clip: int, frame: VideoFrame, start: Fraction, *, missing: bool) -> Frame:
-        """Return a decoded frame as the one of a clip."""
+    def _frame(self, number: int, frame: VideoFrame, start: Fraction, *, missing: bool) -> Frame:
+        """Return a decoded frame as the one of this number."""
         time = float(((frame.pts or 0) - start) * self._video.time_base)
-        return Frame(clip, max(0.0, time), self._picture(frame), missing)
+        return Frame(number, max(0.0, time), self._picture(frame), missing)
 
     def _picture(self, frame: VideoFrame) -> npt.NDArray[np.uint8]:
         return displayed_picture(frame, self._video.pixel_aspect)
@@ -249,7 +263,7 @@ class FrameReader:
         """Return True if the packets of this time are missing in the file."""
         return any(begin <= time < end for begin, end in self._packets.gaps)
 
-    def _warn_of_damage(self, reason: str | None, start: Fraction, clips: int) -> None:
+    def _warn_of_damage(self, reason: str | None, start: Fraction, clips: Fraction) -> None:
         """Warn of a discontinuous clock, of frames that end early, and of decoded damage."""
         path, packets = self._video.path, self._packets
 

@@ -16,6 +16,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from granalign_fast.errors import GranAlignError, one_line
 from granalign_fast.storage import Address, Store
 from granalign_fast.types import Image, frame_hash
@@ -37,18 +39,18 @@ def read_remote_clips(
     address: Address,
     clips: Sequence[int],
     *,
-    times: Sequence[float],
+    times: Sequence[tuple[float, ...]],
     hashes: Sequence[str],
     sha256: str,
     clip_seconds: float,
 ) -> list[Image]:
-    """Return the frames of these clips, uint8 RGB (height, width, 3), in the order of `clips`.
+    """Return the frames of these clips, as `read_clips` does, in the order of `clips`.
 
     Args:
         address: of the video file.
         clips: numbers of clips.
-        times: of the frames of these clips, in seconds from the container's start.
-        hashes: of these frames, by `frame_hash`.
+        times: for each clip those of its frames, in seconds from the container's start.
+        hashes: for each clip that of its frames, by `frame_hash`.
         sha256: of the file, in hex.
         clip_seconds: length of a clip in seconds.
 
@@ -63,23 +65,31 @@ def read_remote_clips(
     except GranAlignError as error:
         _log.info("%s: cannot be read in parts: %s", address, error)
     if missing := sorted(wanted.keys() - images.keys()):
-        _log.info("%s: the whole file is copied for %d frames", address, len(missing))
-        images |= _copied_frames(store, address, missing, sha256, clip_seconds)
+        _log.info("%s: the whole file is copied for %d clips", address, len(missing))
+        clip_form = clip_seconds, len(times[0])
+        images |= _copied_frames(store, address, missing, sha256, clip_form)
     return [images[clip] for clip in clips]
 
 
 def _seek_frames(
-    store: Store, address: Address, wanted: dict[int, tuple[float, str]]
+    store: Store, address: Address, wanted: dict[int, tuple[tuple[float, ...], str]]
 ) -> dict[int, Image]:
-    """Return the frames that seeking finds and whose hashes are right."""
+    """Return the frames of the clips that seeking finds and whose hashes are right."""
     found: dict[int, Image] = {}
     with store.open() as file:
         ranges = RangeReader(file)
         with open_video_stream(ranges, address.to_path(), buffer_bytes=_BLOCK) as video:
             start, _ = FrameReader(video, Fraction(2), skip=False).decode_first()
-            for clip, (time, name) in sorted(wanted.items()):
-                image = _frame_at(video, round(start + video.ticks(Fraction(time))))
-                if image is not None and frame_hash(image) == name:
+            for clip, (times, name) in sorted(wanted.items()):
+                seen = [
+                    _frame_at(video, round(start + video.ticks(Fraction(time)))) for time in times
+                ]
+                images = [image for image in seen if image is not None]
+                # A clip whose frames differ in size is never right here: the whole file is read.
+                if len(images) < len(times) or len({image.shape for image in images}) > 1:
+                    continue
+                image = images[0] if len(images) == 1 else np.stack(images)
+                if frame_hash(image) == name:
                     found[clip] = image
         _log.debug("%s: %d bytes of %d were fetched", address, ranges.fetched, ranges.size)
     return found
@@ -103,8 +113,13 @@ def _frame_at(video: Any, pts: int) -> Image | None:
 
 
 def _copied_frames(
-    store: Store, address: Address, clips: Sequence[int], sha256: str, clip_seconds: float
+    store: Store,
+    address: Address,
+    clips: Sequence[int],
+    sha256: str,
+    clip_form: tuple[float, int],
 ) -> dict[int, Image]:
+    """Return the frames of clips, whose seconds and number of frames are `clip_form`."""
     with tempfile.TemporaryDirectory(prefix="granalign-") as name:
         path = Path(name, f"video{Path(address.name).suffix}")
         if store.fetch("", path) != sha256:
@@ -112,7 +127,9 @@ def _copied_frames(
                 f"{address}: got another file than the one that was indexed; put the file back, or "
                 f"index it again"
             )
-        return dict(zip(clips, read_clips(path, clips, clip_seconds=clip_seconds), strict=True))
+        seconds, frames = clip_form
+        read = read_clips(path, clips, clip_seconds=seconds, frames_per_clip=frames)
+        return dict(zip(clips, read, strict=True))
 
 
 class RangeReader:

@@ -64,7 +64,7 @@ class Projection:
 
 
 def colour(image: Array) -> str:
-    red, green, blue = (image.mean(axis=(0, 1)) > 128).tolist()
+    red, green, blue = (image.reshape(-1, 3).mean(axis=0) > 128).tolist()
     return COLOURS[4 * red + 2 * green + blue]
 
 

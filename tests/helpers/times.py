@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from granalign_fast.video.frames import Frame, probe, read_frames
 from helpers.ffmpeg import ffmpeg, ffprobe
@@ -72,20 +73,25 @@ def shown_frames(path: Path) -> list[Shown]:
     return [Shown(time, read(one)) for time, one in zip(times, pictures, strict=True)]
 
 
-def frames_of(path: Path, clip_seconds: float) -> list[Frame]:
+def frames_of(path: Path, clip_seconds: float, frames_per_clip: int = 1) -> list[Frame]:
     """Return our frames of a file; a warning is an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return list(read_frames(path, clip_seconds=clip_seconds))
+        return list(read_frames(path, clip_seconds=clip_seconds, frames_per_clip=frames_per_clip))
 
 
-def check_times(path: Path, clip_seconds: float, shown: list[Shown] | None = None) -> list[Shown]:
-    """Assert that every clip's frame is the one that ffprobe and ffmpeg name for its middle.
+def check_times(
+    path: Path, clip_seconds: float, shown: list[Shown] | None = None, *, frames_per_clip: int = 1
+) -> list[Shown]:
+    """Assert that every frame of a clip is the one that ffprobe and ffmpeg name for its time.
+
+    A clip is divided into as many equal parts as it has frames; the time is the middle of a part.
 
     Args:
         path: a video whose frames show their numbers.
         clip_seconds: length of a clip in seconds.
         shown: what an earlier call returned for the file.
+        frames_per_clip: the number of frames of each clip.
 
     Returns:
         All frames of the file.
@@ -96,26 +102,41 @@ def check_times(path: Path, clip_seconds: float, shown: list[Shown] | None = Non
     end = probe(path, clip_seconds=clip_seconds).duration
     last = max((after - before for before, after in pairwise(times)), default=1.0)
     assert times[-1] - ROUNDING <= end <= times[-1] + last + ROUNDING
-    frames = frames_of(path, clip_seconds)
+    frames = frames_of(path, clip_seconds, frames_per_clip)
     assert [frame.clip for frame in frames] == list(range(len(frames)))
     assert abs(len(frames) * clip_seconds - end) < clip_seconds
     for frame in frames:
         begin = frame.clip * clip_seconds
-        middle = (begin + min(begin + clip_seconds, end)) / 2
-        # Where a frame begins within rounding of the middle, it or the one before may be right.
-        low = bisect_right(times, middle - ROUNDING) - 1
-        high = bisect_right(times, middle + ROUNDING) - 1
-        if high < 0:
-            if begin + clip_seconds <= times[0]:  # before the first picture a player shows black
-                assert frame.time == 0 and not frame.image.any()
-                continue
-            high = 0
-        candidates = shown[max(0, low) : high + 1]
-        nearest = min(candidates, key=lambda one: abs(one.time - frame.time))
-        assert abs(nearest.time - frame.time) < ROUNDING, (
-            f"clip {frame.clip}, middle {middle}: got {frame.time}, expected {candidates}"
-        )
-        assert read(frame.image) == nearest.number, (
-            f"clip {frame.clip}: got picture {read(frame.image)}, expected {nearest}"
-        )
+        length = (min(begin + clip_seconds, end) - begin) / frames_per_clip
+        part_times = (frame.time, *frame.later)
+        images = frame.image if frames_per_clip > 1 else frame.image[None]
+        assert len(part_times) == len(images) == frames_per_clip
+        for part, (time, image) in enumerate(zip(part_times, images, strict=True)):
+            _check_frame(shown, times, begin + part * length, length, (time, image))
     return shown
+
+
+def _check_frame(
+    shown: list[Shown],
+    times: list[float],
+    begin: float,
+    length: float,
+    frame: tuple[float, npt.NDArray[np.uint8]],
+) -> None:
+    """Assert that a frame, its time and its picture, is the one at the middle of a stretch."""
+    time, image = frame
+    middle = begin + length / 2
+    # Where a frame begins within rounding of the middle, it or the one before may be right.
+    low = bisect_right(times, middle - ROUNDING) - 1
+    high = bisect_right(times, middle + ROUNDING) - 1
+    if high < 0:
+        if begin + length <= times[0]:  # before the first picture a player shows black
+            assert time == 0 and not image.any()
+            return
+        high = 0
+    candidates = shown[max(0, low) : high + 1]
+    nearest = min(candidates, key=lambda one: abs(one.time - time))
+    assert abs(nearest.time - time) < ROUNDING, (
+        f"middle {middle}: got {time}, expected {candidates}"
+    )
+    assert read(image) == nearest.number, f"middle {middle}: got {read(image)}, expected {nearest}"

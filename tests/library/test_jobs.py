@@ -40,7 +40,7 @@ def clean(job_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The longest video has ten chunks, the others one each."""
-    monkeypatch.setattr(chunks, "MOST_FRAMES", 12)
+    monkeypatch.setattr(chunks, "MOST_CLIPS", 12)
 
 
 def run(names: Any, out: Any, models: JobModels | None = None, **settings: Any) -> Any:
@@ -305,3 +305,22 @@ def test_names_that_stand_for_nothing(stored: Path, tmp_path: Path):
     names = ["s3://media/videos/*.avi", "s3://media/nothing", str(tmp_path / "none.mp4")]
     assert run(names, tmp_path / "out", on_error=failed.__setitem__).vids == ()
     assert len(failed) == 3 and "got no video there" in str(failed["s3://media/nothing"])
+
+
+def test_clips_of_several_frames(job_videos: Path, tmp_path: Path):
+    settings = {"clip_seconds": 1.0, "frames_per_clip": 4}
+    index_videos(
+        sorted(job_videos.iterdir()),
+        tmp_path / "clean",
+        JobModels().of_this_machine(),
+        rows=8,
+        **settings,
+    )
+    result = run([job_videos], tmp_path / "out", rows=8, **settings)
+    assert result.indexed == 3
+    assert indexes(tmp_path / "out") == indexes(tmp_path / "clean")
+    # They are up to date; another number of frames is not.
+    assert run([job_videos], tmp_path / "out", rows=8, **settings).indexed == 0
+    assert run([job_videos], tmp_path / "out", rows=8, clip_seconds=1.0).indexed == 3
+    with pytest.raises(GranAlignError, match="frames_per_clip: got 5"):
+        run([job_videos], tmp_path / "out", frames_per_clip=5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -251,6 +252,20 @@ def test_frames_come_by_range_requests(
     expected = read_clips(video, [18, 3])
     assert all(map(np.array_equal, frame_set(stored).load([18, 3]), expected))
     assert 0 < len(fetched) * 4096 < video.stat().st_size / 2
+
+
+def test_clips_of_several_frames_come_by_range_requests(
+    stored: VideoIndex, buckets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    settings: dict[str, Any] = {"clip_seconds": 2.0, "frames_per_clip": 4}
+    index_sources(["s3://media/street.mp4"], tmp_path / "several", JobModels(), **settings)
+    several = with_media(VideoIndex.load(tmp_path / "several" / "street"), "s3://media")
+    expected = read_clips(buckets / "media" / "street.mp4", [18, 3], **settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "fetch", lambda *_: pytest.fail("the whole file was copied"))
+        assert all(map(np.array_equal, frame_set(several).load([18, 3]), expected))
+    monkeypatch.setattr(remote_frames, "_frame_at", lambda *_: None)
+    assert all(map(np.array_equal, frame_set(several).load([18, 3]), expected))
 
 
 def test_a_format_that_cannot_seek_is_copied(

@@ -20,8 +20,8 @@ from .records import SourceVideo
 
 MOST_BYTES = 1 << 26
 """Bytes of the pictures of a chunk: 64 MiB are 77 frames of 640 x 480, or 10 of 1920 x 1080."""
-MOST_FRAMES = 128
-"""Frames of a chunk. The rows of a chunk are one file until the video is complete."""
+MOST_CLIPS = 128
+"""Clips of a chunk. The rows of a chunk are one file until the video is complete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Chunk:
 
     @property
     def images(self) -> list[Image]:
-        """The pictures of the frames, uint8 RGB (height, width, 3) each."""
+        """The pictures of the frames, as `Frame.image`."""
         return [frame.image for frame in self.frames]
 
     def failed(self, error: str) -> Chunk:
@@ -85,7 +85,7 @@ class Chunk:
         head = {
             "video": [video.vid, video.name, video.bytes, video.modified_ns],
             "chunk": [self.first, self.end, self.last, self.sha256, self.duration],
-            "frames": [[f.clip, f.time, f.missing, f.image.shape] for f in self.frames],
+            "frames": [[f.clip, f.time, f.missing, f.image.shape, f.later] for f in self.frames],
             "hashes": self.hashes,
             "captions": self.captions,
             "error": self.error,
@@ -107,9 +107,10 @@ class Chunk:
         record, loaded = parse_json(head), load(arrays)
         flat = np.frombuffer(pixels, np.uint8)
         frames, begin = [], 0
-        for clip, time, missing, shape in record["frames"]:
+        for clip, time, missing, shape, later in record["frames"]:
             end = begin + int(np.prod(shape))
-            frames.append(Frame(clip, time, flat[begin:end].reshape(shape), missing))
+            image = flat[begin:end].reshape(shape)
+            frames.append(Frame(clip, time, image, missing, tuple(later)))
             begin = end
         captions = record["captions"]
         first, last_clip, last, sha256, duration = record["chunk"]
@@ -130,7 +131,12 @@ class Chunk:
         )
 
 
-def chunk_frames(height: int, width: int, rows: int) -> int:
-    """Return how many frames of a size form a chunk: whole batches of `rows`, at least one."""
-    fit = min(MOST_BYTES // max(height * width * 3, 1), MOST_FRAMES)
-    return max(fit // rows, 1) * rows
+def chunk_clips(image: Image, batch: int) -> int:
+    """Return how many clips form a chunk: whole batches of so many clips, at least one.
+
+    Args:
+        image: of the first clip, as `Frame.image`.
+        batch: clips in a batch.
+    """
+    fit = min(MOST_BYTES // max(image.nbytes, 1), MOST_CLIPS)
+    return max(fit // batch, 1) * batch

@@ -15,7 +15,11 @@ from granalign_fast.errors import GranAlignError
 from granalign_fast.index.records import CLIP_SECONDS
 from granalign_fast.index.work_folder import WorkFolder, lock_folder
 from granalign_fast.storage import Address, Store
-from granalign_fast.video.frames import DamagedVideoWarning, check_clip_seconds
+from granalign_fast.video.frames import (
+    DamagedVideoWarning,
+    check_clip_seconds,
+    check_frames_per_clip,
+)
 
 from .local import LocalExecutor
 from .output import update_source
@@ -78,6 +82,7 @@ def index_sources(
     ray: str | None = None,
     workers: Mapping[str, Workers] | None = None,
     clip_seconds: float = CLIP_SECONDS,
+    frames_per_clip: int = 1,
     rows: int = 16,
     recursive: bool = True,
     include: Sequence[str] = (),
@@ -99,7 +104,8 @@ def index_sources(
             job. None indexes in this process.
         workers: of the stages ``decode``, ``frames``, ``captions`` and ``texts``; with Ray.
         clip_seconds: length of a clip in seconds.
-        rows: frames in a batch.
+        frames_per_clip: 1, 2, 4 or 6: how many frames represent a clip.
+        rows: frames in a batch, which holds at least one whole clip.
         recursive: also walk the folders inside the named ones.
         include: as for `find_videos`.
         progress: called after each video.
@@ -111,6 +117,7 @@ def index_sources(
             indexing into the folder, or Ray has failed.
     """
     check_clip_seconds(clip_seconds)
+    check_frames_per_clip(frames_per_clip)
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise GranAlignError(f"rows: got {rows!r}, expected an integer from 1")
     failures: dict[str, GranAlignError] = {}
@@ -131,7 +138,7 @@ def index_sources(
         with _locked(store), _executor(ray, workers or {}) as executor:
             fingerprints = executor.fingerprints(open_models)
             captions = "vlm" in fingerprints
-            job = Job(store, open_models, fingerprints, clip_seconds, rows)
+            job = Job(store, open_models, fingerprints, clip_seconds, rows, frames_per_clip)
             planned = plan(job, files, executor.hasher, fail)
             for vid, source in planned.moved:
                 update_source(store, vid, source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index.prefetch import prefetch
@@ -44,7 +45,7 @@ class LocalExecutor:
 
     def run(self, job: Job, videos: Sequence[SourceVideo]) -> Iterator[Outcome]:
         """Yield an outcome for each chunk of the videos."""
-        shared = Job(job.out, self._shared, job.fingerprints, job.clip_seconds, job.rows)
+        shared = replace(job, open_models=self._shared)
         stages = [make(shared) for make in model_stages(job).values()]
         with prefetch(_decode_all(job, videos)) as chunks:
             for chunk in chunks:

@@ -122,6 +122,7 @@ class Job:
         fingerprints: of the models, by kind.
         clip_seconds: length of a clip in seconds.
         rows: frames in a batch.
+        frames_per_clip: the number of frames of each clip.
         threads: CPU threads of each worker with a model; None for all of the machine.
     """
 
@@ -130,6 +131,7 @@ class Job:
     fingerprints: Mapping[str, str]
     clip_seconds: float
     rows: int
+    frames_per_clip: int = 1
     threads: int | None = None
 
     def models(self) -> StageModels:
@@ -146,6 +148,8 @@ class Job:
         """
         request = [video.name, video.bytes, video.modified_ns, sorted(self.fingerprints.items())]
         request += [self.clip_seconds, self.rows]
+        if self.frames_per_clip > 1:
+            request.append(self.frames_per_clip)
         digest = hashlib.sha256(json.dumps(request).encode()).hexdigest()[:16]
         return f"{PARTS}/{video.vid}/{digest}"
 

@@ -250,7 +250,11 @@ def _state(
         return "pending"
     made, wanted = dict(manifest.models), dict(job.fingerprints)
     fits = made == wanted if VLM in wanted else made == made | wanted
-    if manifest.clip_seconds != job.clip_seconds or not fits:
+    same = (manifest.clip_seconds, manifest.frames_per_clip) == (
+        job.clip_seconds,
+        job.frames_per_clip,
+    )
+    if not same or not fits:
         if manifest.captions and VLM not in wanted:
             raise GranAlignError(
                 f"{job.out}/{vid}: got an index with captions, which these models would lose; give "

@@ -20,7 +20,7 @@ from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.files import sha256_of
 from granalign_fast.index.models import caption_frames, embed_captions, embed_frames
 from granalign_fast.index.records import VideoSource
-from granalign_fast.index.row_arrays import join_rows
+from granalign_fast.index.row_arrays import clips_in_batch, join_rows
 from granalign_fast.index.work_folder import ClipRows
 from granalign_fast.models.manifest import CLIP, VLM
 from granalign_fast.protocols import Captioner, ImageTextEncoder, TextEncoder
@@ -28,7 +28,7 @@ from granalign_fast.storage import Address, Store
 from granalign_fast.types import FrameSet
 from granalign_fast.video.frames import Frame, probe, read_frames
 
-from .chunks import Chunk, chunk_frames
+from .chunks import Chunk, chunk_clips
 from .output import put_index
 from .records import Job, Outcome, SourceVideo
 
@@ -85,15 +85,16 @@ def _chunks(job: Job, video: SourceVideo, path: Path, said: list[str]) -> Iterat
     stored = set(stored_parts(job, video))
     with _collecting(said, path, video.name):
         duration = probe(path, clip_seconds=job.clip_seconds).duration
-        frames = read_frames(path, clip_seconds=job.clip_seconds)
+        frames = read_frames(
+            path, clip_seconds=job.clip_seconds, frames_per_clip=job.frames_per_clip
+        )
     held: list[Frame] = []
     most = 0
     while True:
         with _collecting(said, path, video.name):
             frame = next(frames, None)
         if frame is not None and not held and not most:
-            height, width = frame.image.shape[:2]
-            most = chunk_frames(height, width, job.rows)
+            most = chunk_clips(frame.image, clips_in_batch(job.rows, job.frames_per_clip))
         # A chunk leaves when it is known whether the video goes on.
         if held and (frame is None or len(held) == most):
             if frame is None:
@@ -138,7 +139,7 @@ class Stage:
     """
 
     def __init__(self, job: Job) -> None:
-        self._rows = job.rows
+        self._rows = clips_in_batch(job.rows, job.frames_per_clip)
         self._model: Any = self._open(job)
 
     def __call__(self, chunk: Chunk) -> Chunk:
@@ -185,7 +186,11 @@ class CaptionStage(Stage):
     def _run(self, chunk: Chunk) -> Chunk:
         images = chunk.images
         # The frames were hashed when they were decoded.
-        frames = FrameSet(chunk.hashes, lambda numbers: [images[number] for number in numbers])
+        frames = FrameSet(
+            chunk.hashes,
+            lambda numbers: [images[number] for number in numbers],
+            1 + len(chunk.frames[0].later),
+        )
         numbers = range(len(images))
         captions: tuple[str, ...] = ()
         for part in self._batches(chunk):
