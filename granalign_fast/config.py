@@ -11,6 +11,7 @@ from .kernels import ContextRules, FeedbackRules, ProposalRules
 
 # The limits of what is read are part of the configuration; they lie where nothing is imported.
 from .parsing.limits import *  # noqa: F403
+from .parsing.limits import FRAMES_PER_CLIP, LEAST_CLIP_SECONDS, MOST_CLIP_SECONDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +66,11 @@ class RetrieverConfig:
     constants were chosen on videos of 150 s."""
     best_stretches: int = 6
     """Stretches of a longer video that are searched: six of 150 s are a quarter of an hour."""
+    clip_seconds: float | None = None
+    """Seconds of the clips that the constants are made for. An index of other clips is searched
+    with a warning; None: without."""
+    frames_per_clip: int | None = None
+    """Frames of the clips that the constants are made for; likewise."""
 
     def __post_init__(self) -> None:
         # Types first: to compare a text with a number would raise a TypeError.
@@ -106,6 +112,18 @@ class RetrieverConfig:
             )
         if self.best_stretches < 1:
             raise GranAlignError(f"best_stretches: got {self.best_stretches}, expected at least 1")
+        if self.clip_seconds is not None and not (
+            LEAST_CLIP_SECONDS <= self.clip_seconds <= MOST_CLIP_SECONDS
+        ):
+            raise GranAlignError(
+                f"clip_seconds: got {self.clip_seconds}, expected seconds from "
+                f"{LEAST_CLIP_SECONDS:g} to {MOST_CLIP_SECONDS:g}, or None"
+            )
+        if self.frames_per_clip not in (None, *FRAMES_PER_CLIP):
+            raise GranAlignError(
+                f"frames_per_clip: got {self.frames_per_clip}, expected one of "
+                f"{', '.join(map(str, FRAMES_PER_CLIP))}, or None"
+            )
         if self.top < 1:
             raise GranAlignError(f"top: got {self.top}, expected at least 1")
 
@@ -127,6 +145,8 @@ _FIELD_TYPES: tuple[tuple[str, tuple[type, ...], str], ...] = (
     ("top", (Integral,), "an integer of at least 1"),
     ("whole_seconds", (Real,), "seconds from 300"),
     ("best_stretches", (Integral,), "an integer of at least 1"),
+    ("clip_seconds", (Real, type(None)), "seconds or None"),
+    ("frames_per_clip", (Integral, type(None)), "an integer or None"),
 )
 """Each field of `RetrieverConfig` with its types, and how an error describes them."""
 
@@ -175,6 +195,15 @@ _WHOLE: Mapping[str, RetrieverConfig] = {
     "recognition": RetrieverConfig(
         scorer="recognition",
         proposals=ProposalRules(sigma=1.0, high_factor=0.5, low_factor=0.9),
+    ),
+    # Li, Gou and Cai, arXiv 2608.04480: clips of 3 s with 6 frames, a softmax over yes and no, a
+    # Gaussian of a fixed 3 s, which is one clip, and Otsu's threshold once. The question, the score
+    # of a run and the suppression of others are those of `recognition`.
+    "reze": RetrieverConfig(
+        scorer="recognition",
+        proposals=ProposalRules(sigma=1.0),
+        clip_seconds=3.0,
+        frames_per_clip=6,
     ),
 }
 """Presets that name all values that are not the defaults."""

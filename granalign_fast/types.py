@@ -285,7 +285,6 @@ class SearchResult:
 Image = npt.NDArray[np.uint8]
 """uint8 RGB (height, width, 3)."""
 
-
 _FRAMES = "expected uint8 (height, width, 3) in RGB"
 
 
@@ -326,11 +325,13 @@ class FrameSet:
         load: returns the items with these numbers, uint8 RGB (height, width, 3) each; with several
             frames per clip (frames, height, width, 3).
         frames_per_clip: the number of frames in each item.
+        frame_seconds: from a frame of a clip to the next, for models that are told; 0 if unknown.
     """
 
     hashes: tuple[str, ...]
     load: Callable[[Sequence[int]], Sequence[Image]]
     frames_per_clip: int = 1
+    frame_seconds: float = 0.0
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -339,34 +340,38 @@ class FrameSet:
         """Return the number of frames: hundreds of hashes would tell nothing."""
         return f"FrameSet({len(self)} frames)"
 
+    @property
+    def form(self) -> tuple[int, float]:
+        """`frames_per_clip` and `frame_seconds`."""
+        return self.frames_per_clip, self.frame_seconds
+
     @classmethod
-    def of(cls, frames: npt.NDArray[np.uint8] | Sequence[Image]) -> FrameSet:
+    def of(
+        cls, frames: npt.NDArray[np.uint8] | Sequence[Image], *, frame_seconds: float = 0.0
+    ) -> FrameSet:
         """Make a set of frames, or of clips of several frames each, that are in memory.
 
         Raises:
-            GranAlignError: there is no frame, an item is not one, or clips differ in their number
-                of frames.
+            GranAlignError: there is no frame, an item is not one, or clips differ in length.
         """
         sizes = {len(frame) if np.ndim(frame) == 4 else 1 for frame in frames}
         if len(sizes) > 1:
-            raise GranAlignError(
-                f"frames: got clips of {sorted(sizes)} frames, expected one number; make a set of "
-                f"each"
-            )
-        per_clip = max(sizes, default=1)
-        check_frames(frames if per_clip == 1 else [image for clip in frames for image in clip])
+            raise GranAlignError(f"frames: got clips of {sorted(sizes)} frames; make a set of each")
+        count = max(sizes, default=1)
+        check_frames(frames if count == 1 else [image for clip in frames for image in clip])
         hashes = tuple(frame_hash(frame) for frame in frames)
-        return cls(hashes, lambda numbers: [frames[i] for i in numbers], per_clip)
+        return cls(hashes, lambda numbers: [frames[i] for i in numbers], count, frame_seconds)
 
     @classmethod
     def joined(cls, sets: Sequence[FrameSet]) -> FrameSet:
         """Join sets, one after another; each set loads its frames in one call.
 
         Raises:
-            ValueError: their numbers of frames per clip differ.
+            ValueError: the sets have clips of different forms.
         """
-        if len(per_clip := {part.frames_per_clip for part in sets}) > 1:
-            raise ValueError(f"frames_per_clip: got {sorted(per_clip)}, expected one number")
+        forms = {part.form for part in sets} or {(1, 0.0)}
+        if len(forms) > 1:
+            raise ValueError(f"sets: got clips of the forms {sorted(forms)}, expected one")
         # The set and the number within it of every frame.
         origins = [(part, number) for part in sets for number in range(len(part))]
 
@@ -379,17 +384,13 @@ class FrameSet:
             frames = {key: iter(part.load(within)) for key, (part, within) in by_set.items()}
             return [next(frames[id(origins[i][0])]) for i in numbers]
 
-        hashes = tuple(part.hashes[number] for part, number in origins)
-        return cls(hashes, load, max(per_clip, default=1))
+        return cls(tuple(part.hashes[number] for part, number in origins), load, *forms.pop())
 
     def take(self, numbers: Sequence[int]) -> FrameSet:
         """Return the frames with these numbers, in this order."""
         chosen = list(numbers)
-        return FrameSet(
-            tuple(self.hashes[i] for i in chosen),
-            lambda within: self.load([chosen[i] for i in within]),
-            self.frames_per_clip,
-        )
+        hashes = tuple(self.hashes[i] for i in chosen)
+        return FrameSet(hashes, lambda some: self.load([chosen[i] for i in some]), *self.form)
 
 
 def frame_hash(frame: Image) -> str:

@@ -139,6 +139,7 @@ def evaluate(
     A video that cannot be indexed or read is named at the end, and the exit code is then 1.
     """
     from granalign_fast import evaluation
+    from granalign_fast.config import resolve_config
     from granalign_fast.evaluation.submission import check_predictions_file, write_predictions
     from granalign_fast.pipeline import open_retriever
 
@@ -196,7 +197,15 @@ def evaluate(
             as_json=as_json,
         )
         return
-    source = open_source(captions, videos, indexes, opened, encoder or precision, hidden=as_json)
+    source = open_source(
+        captions,
+        videos,
+        indexes,
+        opened,
+        encoder or precision,
+        config=resolve_config(preset),
+        hidden=as_json,
+    )
 
     # 2. Search and score.
     retriever = open_retriever(preset, **settings)

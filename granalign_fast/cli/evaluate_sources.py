@@ -12,6 +12,7 @@ from .diagnosis import installed_version
 from .index import index_progress
 
 if TYPE_CHECKING:
+    from granalign_fast.config import RetrieverConfig
     from granalign_fast.evaluation import Videos
     from granalign_fast.pipeline import ModelFolder, MomentRetriever
     from granalign_fast.protocols import Rewriter
@@ -27,6 +28,7 @@ def open_source(
     models: ModelFolder | None,
     other_encoder: str | None,
     *,
+    config: RetrieverConfig,
     hidden: bool,
 ) -> Videos:
     """Return the videos of an evaluation.
@@ -37,6 +39,7 @@ def open_source(
         indexes: a folder of indexes; with `videos`, where their indexes are kept.
         models: index the video files.
         other_encoder: the value of an option that replaces the sentence encoder of `models`.
+        config: of the searches; video files are indexed in clips for which it is made.
         hidden: show no progress.
 
     Raises:
@@ -44,6 +47,7 @@ def open_source(
             cannot be used.
     """
     from granalign_fast.evaluation import CaptionFile, IndexFolder, VideoFiles
+    from granalign_fast.index import CLIP_SECONDS
 
     if captions is not None and videos is None and indexes is None:
         return CaptionFile(captions)
@@ -63,7 +67,14 @@ def open_source(
             f"--videos: got another sentence encoder, {other_encoder}, expected that of --models, "
             f"by which they are indexed; leave --encoder and --precision out"
         )
-    return VideoFiles(videos, models, indexes, bars=lambda: index_progress(hidden=hidden))
+    return VideoFiles(
+        videos,
+        models,
+        indexes,
+        bars=lambda: index_progress(hidden=hidden),
+        clip_seconds=config.clip_seconds or CLIP_SECONDS,
+        frames_per_clip=config.frames_per_clip or 1,
+    )
 
 
 def rewriter_of(name: str, models: ModelFolder | None) -> Rewriter | None:

@@ -189,6 +189,7 @@ def _video_record(hit: VideoHit) -> dict[str, Any]:
 
 def _warnings(result: LibraryResult) -> Iterable[str]:
     """Yield what else there is to say about an answer."""
+    yield from result.warnings
     for vid, reason in result.errors.items():
         yield f"{vid}: {reason}"
     for reason, count in result.left_out.items():

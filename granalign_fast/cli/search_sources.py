@@ -11,6 +11,7 @@ from granalign_fast.storage import Address
 from .index import index_progress
 
 if TYPE_CHECKING:
+    from granalign_fast.config import RetrieverConfig
     from granalign_fast.index import CaptionedVideo, VideoIndex
     from granalign_fast.pipeline import ModelFolder
 
@@ -104,12 +105,25 @@ def check_video_source(source: Path, vid: str | None, models: ModelFolder | None
         )
 
 
-def index_video(source: Path, models: ModelFolder, *, hidden: bool) -> VideoIndex:
-    """Index a video for this search, and for the next ones; show progress unless `hidden`."""
+def index_video(
+    source: Path, models: ModelFolder, config: RetrieverConfig, *, hidden: bool
+) -> VideoIndex:
+    """Index a video for this search, and for the next ones; show progress unless `hidden`.
+
+    It is indexed in clips for which the configuration is made.
+    """
+    from granalign_fast.index import CLIP_SECONDS
     from granalign_fast.index.once import index_once
 
     with index_progress(hidden=hidden) as (progress, reading):
-        return index_once(source, models, progress=progress, reading=reading)
+        return index_once(
+            source,
+            models,
+            clip_seconds=config.clip_seconds or CLIP_SECONDS,
+            frames_per_clip=config.frames_per_clip or 1,
+            progress=progress,
+            reading=reading,
+        )
 
 
 def choose_preset(

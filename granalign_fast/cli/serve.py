@@ -68,6 +68,19 @@ def serve(
     approximate: Approximate = 0.0,
     device: Device = "cpu",
     prefix_gib: PrefixGib = 4.0,
+    clip_seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Length of a clip of videos that are indexed. Default: that of the preset, or 2."
+        ),
+    ] = None,
+    frames_per_clip: Annotated[
+        int | None,
+        typer.Option(
+            metavar="1|2|4|6",
+            help="Frames of each clip of these videos. Default: that of the preset, or 1.",
+        ),
+    ] = None,
     workers: Annotated[
         int,
         typer.Option(min=1, help="Processes that search, each with models of its own in memory."),
@@ -104,15 +117,20 @@ def serve(
     if log_format not in ("text", "json"):
         raise GranAlignError(f"--log-format: got {log_format!r}, expected text or json")
     from granalign_fast.config import resolve_config
+    from granalign_fast.index import CLIP_SECONDS
     from granalign_fast.server.access import is_loopback
     from granalign_fast.server.serving import serve as run
     from granalign_fast.server.settings import Limits, Settings
+    from granalign_fast.video.frames import check_clip_seconds, check_frames_per_clip
 
     for path in root or ():
         if not path.is_dir():
             raise GranAlignError(f"--root {path}: got no folder, expected one of videos")
-    if preset is not None:
-        resolve_config(preset)  # an unknown name is refused
+    config = resolve_config("tuned" if preset is None else preset)  # an unknown name is refused
+    clip_seconds = clip_seconds or config.clip_seconds or CLIP_SECONDS
+    frames_per_clip = frames_per_clip or config.frames_per_clip or 1
+    check_clip_seconds(clip_seconds)
+    check_frames_per_clip(frames_per_clip)
     own = is_loopback(host)
     if not own and token_file is None and not no_auth:
         raise GranAlignError(
@@ -130,6 +148,8 @@ def serve(
         remote=served_options(remote),
         device=device,
         prefix_gib=prefix_gib,
+        clip_seconds=clip_seconds,
+        frames_per_clip=frames_per_clip,
         preset=preset,
         captions_only=captions_only,
         approximate=approximate,

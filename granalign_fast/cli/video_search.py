@@ -104,7 +104,7 @@ def _make_index(
     if holds_captions(settings.source):
         return retriever.index(read_captioned(settings.source, vid))
     assert settings.models is not None  # a video without models was refused
-    return index_video(settings.source, settings.models, hidden=hidden)
+    return index_video(settings.source, settings.models, retriever.config, hidden=hidden)
 
 
 def _answer(
@@ -115,6 +115,7 @@ def _answer(
     preset: str,
 ) -> Answer:
     """Choose the moments to show, and collect what is to be said about them."""
+    from granalign_fast.config import resolve_config
     from granalign_fast.output.warnings import search_warnings
 
     note, top, models = None, settings.top, settings.used
@@ -127,5 +128,6 @@ def _answer(
         "Preset": preset,
         "Moments": "the ranked list, which may overlap" if overlapping else "distinct ones",
     }
-    warnings = search_warnings(index, result, {kind: sha for kind, (_, sha) in models.items()})
+    sources = {kind: sha for kind, (_, sha) in models.items()}
+    warnings = search_warnings(index, result, sources, resolve_config(preset))
     return Answer(index, replace(result, moments=shown), overlapping, warnings, note, facts)

@@ -149,7 +149,7 @@ def evaluate(
         *annotations.warnings,
         *length_warning(indexes, answered),
         *_rewrite_warning(retriever, rewriter, annotations),
-        *result_warnings(indexes, vids, results, sources),
+        *result_warnings(indexes, vids, results, sources, retriever.config),
     )
     captions = sum(len(index.video.captions or ()) for index in indexes.values())
     return Evaluation(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from granalign_fast.datasets import PathLike, fit_captions, read_captions, too_many
 from granalign_fast.errors import GranAlignError, counted, listed
-from granalign_fast.index import CaptionedVideo, VideoIndex
+from granalign_fast.index import CLIP_SECONDS, CaptionedVideo, VideoIndex
 from granalign_fast.index.manifest import read_manifest_source
 from granalign_fast.index.walk import find_videos
 
@@ -133,8 +133,11 @@ class VideoFiles:
     Args:
         folder: of the files; folders inside it count too.
         models: index the videos.
-        indexes: where the indexes are kept; None for ``FOLDER-indexes`` beside the folder.
+        indexes: where the indexes are kept; None for ``FOLDER-indexes`` beside the folder, or
+            ``FOLDER-indexes-3s-6`` for clips of 3 s with 6 frames.
         bars: shows how far the indexing is.
+        clip_seconds: length of a clip in seconds.
+        frames_per_clip: the number of frames of each clip.
 
     Raises:
         GranAlignError: there is no such folder, it holds no video, or the models can
@@ -150,6 +153,8 @@ class VideoFiles:
         indexes: PathLike | None = None,
         *,
         bars: IndexingBars | None = None,
+        clip_seconds: float = CLIP_SECONDS,
+        frames_per_clip: int = 1,
     ) -> None:
         path = Path(folder)
         self.name = str(folder)
@@ -157,7 +162,10 @@ class VideoFiles:
             raise GranAlignError(f"{folder}: no such folder; expected the videos of the dataset")
         models.check_indexing()
         absolute = path.absolute()
-        self.indexes = Path(indexes or absolute.with_name(f"{absolute.name}-indexes"))
+        self._form = clip_seconds, frames_per_clip
+        usual = self._form == (CLIP_SECONDS, 1)
+        form = "" if usual else f"-{clip_seconds:g}s-{frames_per_clip}"
+        self.indexes = Path(indexes or absolute.with_name(f"{absolute.name}-indexes{form}"))
         self._models = models
         self._bars = bars or (lambda: nullcontext((None, None)))
         self._unreadable: list[str] = []
@@ -189,10 +197,13 @@ class VideoFiles:
         def add_failure(path: Path, error: GranAlignError) -> None:
             opened.failed[vid_of[path.absolute()]] = str(error)
 
+        clip_seconds, frames_per_clip = self._form
         with self._bars() as (progress, reading):
             folders = self._models.index(
                 list(vid_of),
                 self.indexes,
+                clip_seconds=clip_seconds,
+                frames_per_clip=frames_per_clip,
                 progress=progress,
                 reading=reading,
                 on_error=add_failure,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from granalign_fast.config import RetrieverConfig
 from granalign_fast.errors import counted, listed
 from granalign_fast.index import VideoIndex
 from granalign_fast.language.rewriters import fallback_warning
@@ -17,6 +18,7 @@ def result_warnings(
     vids: Sequence[str],
     results: Sequence[SearchResult],
     sources: Mapping[str, str] | None,
+    config: RetrieverConfig,
 ) -> list[str]:
     """Return warnings about searches, equal ones of many videos as one.
 
@@ -25,11 +27,13 @@ def result_warnings(
         vids: the video of each search.
         results: of the searches.
         sources: the SHA-256 of the source of each model that searched, by kind.
+        config: the configuration of the searches.
     """
     # What concerns the video is the same for all of its queries, so one result of each will do.
     videos_of: dict[str, list[str]] = {}
     for vid, result in dict(zip(vids, results, strict=True)).items():
-        for text in search_warnings(indexes[vid], replace(result, rewrites=None), sources):
+        bare = replace(result, rewrites=None)
+        for text in search_warnings(indexes[vid], bare, sources, config):
             videos_of.setdefault(text, []).append(vid)
     warnings = [f"{listed(vids)}: {text}" for text, vids in videos_of.items()]
     if len(warnings) > _MOST:

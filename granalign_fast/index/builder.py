@@ -23,7 +23,7 @@ from .known_files import KnownFiles
 from .models import Descriptions, IndexModels
 from .naming import read_library
 from .prefetch import prefetch
-from .records import CLIP_SECONDS
+from .records import CLIP_SECONDS, frame_seconds
 from .row_arrays import clip_rows, clips_in_batch, join_rows
 from .stored_frames import StoredFrames
 from .video_files import (
@@ -259,6 +259,7 @@ class _IndexingRun:
 
     def _read_batches(self, position: int, first_clip: int) -> Generator[_Batch, None, None]:
         """Yield batches of frames, from clip `first_clip` of the video at `position` on."""
+        seconds = frame_seconds(self.clip_seconds, self.frames_per_clip)
         pairs: list[tuple[VideoFile, Frame]] = []
         ended: list[tuple[VideoFile, int]] = []
         failed: list[tuple[VideoFile, GranAlignError]] = []
@@ -270,7 +271,7 @@ class _IndexingRun:
                     clips = frame.clip + 1
                     pairs.append((video, frame))
                     if len(pairs) == self.rows:
-                        yield _make_batch(pairs, ended, failed)
+                        yield _make_batch(pairs, ended, failed, seconds)
                         pairs, ended, failed = [], [], []
                 ended.append((video, clips))
             except GranAlignError as error:
@@ -282,7 +283,7 @@ class _IndexingRun:
                     break
         # The last batch may be short.
         if ended or failed:
-            yield _make_batch(pairs, ended, failed)
+            yield _make_batch(pairs, ended, failed, seconds)
 
     def _decode_frames(self, video: VideoFile, first_clip: int) -> Iterator[Frame]:
         """Yield the frames of a video from clip `first_clip` on."""
@@ -387,8 +388,10 @@ def _make_batch(
     frames: list[tuple[VideoFile, Frame]],
     ended: list[tuple[VideoFile, int]],
     failed: list[tuple[VideoFile, GranAlignError]],
+    seconds: float,
 ) -> _Batch:
+    """Return a batch; `seconds` is the time from a frame of a clip to the next."""
     images = [frame.image for _, frame in frames]
     # Frames are hashed in the decoding thread, while the models run.
-    frame_set = FrameSet.of(images) if images else FrameSet((), lambda _: [])
+    frame_set = FrameSet.of(images, frame_seconds=seconds) if images else FrameSet.joined([])
     return _Batch(frames, frame_set, ended, failed)

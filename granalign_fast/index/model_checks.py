@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from granalign_fast.errors import GranAlignError
+from granalign_fast.config import RetrieverConfig
+from granalign_fast.errors import GranAlignError, counted
 from granalign_fast.miniatures.provenance import are_miniatures
 from granalign_fast.models.manifest import same_weights
 from granalign_fast.protocols import TextEncoder
@@ -39,6 +40,19 @@ def check_models(
     raise GranAlignError(
         f"{source}: was made with models that are not given ({named}), expected {remedy}; or "
         f"compare captions alone with --captions-only"
+    )
+
+
+def clips_warning(index: VideoIndex, config: RetrieverConfig) -> str | None:
+    """Return a warning if a configuration is made for other clips than an index has; else None."""
+    seconds, frames = index.video.clip_seconds, index.frames_per_clip
+    wanted = config.clip_seconds or seconds, config.frames_per_clip or frames
+    if wanted == (seconds, frames):
+        return None
+    return (
+        f"the preset is made for clips of {wanted[0]:g} s with {counted(wanted[1], 'frame')}, and "
+        f"this index has clips of {seconds:g} s with {frames}: index the video again with "
+        f"--clip-seconds {wanted[0]:g} --frames-per-clip {wanted[1]}"
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from granalign_fast.runtime.cache_folder import evict, mark_used, usable_cache
 
+from .records import CLIP_SECONDS
 from .video_index import VideoIndex
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class Indexer(Protocol):
         videos: Sequence[str | Path],
         out: str | Path,
         *,
+        clip_seconds: float = CLIP_SECONDS,
+        frames_per_clip: int = 1,
         progress: Progress | None = None,
         reading: Reading | None = None,
     ) -> list[Path]:
@@ -41,6 +44,8 @@ def index_once(
     video: str | Path,
     models: Indexer,
     *,
+    clip_seconds: float = CLIP_SECONDS,
+    frames_per_clip: int = 1,
     progress: Progress | None = None,
     reading: Reading | None = None,
 ) -> VideoIndex:
@@ -52,15 +57,28 @@ def index_once(
     Raises:
         GranAlignError: as the indexer.
     """
+
+    def index_into(out: str | Path) -> Path:
+        (folder,) = models.index(
+            [video],
+            out,
+            clip_seconds=clip_seconds,
+            frames_per_clip=frames_per_clip,
+            progress=progress,
+            reading=reading,
+        )
+        return folder
+
     cache = usable_cache("indexes")
     if cache is None:
         with tempfile.TemporaryDirectory(prefix="granalign-") as temporary:
-            (folder,) = models.index([video], temporary, progress=progress, reading=reading)
-            return VideoIndex.load(folder)
-    # Models with the same fingerprints can have other files.
-    name = repr([str(Path(video).resolve()), *models.content_keys])
+            return VideoIndex.load(index_into(temporary))
+    # Models with the same fingerprints can have other files. Indexes of other clips stay.
+    form = (clip_seconds, frames_per_clip)
+    keys = [str(Path(video).resolve()), *models.content_keys]
+    name = repr(keys if form == (CLIP_SECONDS, 1) else [*keys, form])
     out = cache / hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()
-    (folder,) = models.index([video], out, progress=progress, reading=reading)
+    folder = index_into(out)
     mark_used(out)
     index = VideoIndex.load(folder)
     evict(cache.parent)

@@ -26,6 +26,12 @@ from granalign_fast.storage.address import Address, address_of, path_text
 CLIP_SECONDS = 2.0
 """Length of a clip in seconds: QVHighlights annotates clips of two seconds."""
 
+
+def frame_seconds(clip_seconds: float, frames_per_clip: int) -> float:
+    """Return the seconds from a frame of a clip to the next; 0 for one frame per clip."""
+    return 0.0 if frames_per_clip == 1 else clip_seconds / frames_per_clip
+
+
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 

@@ -30,6 +30,7 @@ from .records import (
     IndexedVideo,
     UncaptionedVideo,
     check_rows,
+    frame_seconds,
 )
 
 
@@ -102,6 +103,11 @@ class VideoIndex:
     def frames_per_clip(self) -> int:
         """The number of frames of each clip; 1 for an index of captions alone."""
         return 1 if self.frames is None else self.frames.frames_per_clip
+
+    @property
+    def frame_seconds(self) -> float:
+        """The seconds from a frame of a clip to the next; 0 for one frame per clip."""
+        return frame_seconds(self.video.clip_seconds, self.frames_per_clip)
 
     @property
     def caption_embeddings(self) -> npt.NDArray[Any]:

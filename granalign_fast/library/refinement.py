@@ -6,8 +6,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from granalign_fast.config import RetrieverConfig
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index import VideoIndex
+from granalign_fast.index.model_checks import clips_warning
 from granalign_fast.search.retriever import Retriever
 from granalign_fast.types import SearchResult
 
@@ -46,16 +48,23 @@ class Refinement:
         """How long their searches have taken."""
         self.texts, self._top, self._overlapping = texts, top, overlapping
 
-    def add(self, number: int, index: VideoIndex, result: SearchResult) -> None:
+    def add(
+        self, number: int, index: VideoIndex, result: SearchResult, config: RetrieverConfig
+    ) -> None:
         """Add the search of a video.
 
         Args:
             number: of the video in `hits`.
             index: of the video.
             result: of the search.
+            config: of the search.
         """
-        captions = captions_of(index, result, self._top)
-        self.hits[number] = replace(self.hits[number], result=result, captions=captions)
+        self.hits[number] = replace(
+            self.hits[number],
+            result=result,
+            captions=captions_of(index, result, self._top),
+            warning=clips_warning(index, config),
+        )
 
     def answer(self, load: Load) -> LibraryResult:
         """Return the answer with the videos that have been searched so far.
@@ -156,4 +165,4 @@ def _search(pairs: Sequence[tuple[Refinement, int]], retriever: Retriever, load:
         if isinstance(result, GranAlignError):
             one.errors[one.hits[number].video.vid] = str(result)
         else:
-            one.add(number, search.index, result)
+            one.add(number, search.index, result, retriever.config)

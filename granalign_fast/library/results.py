@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from granalign_fast.errors import listed
 from granalign_fast.types import Rewrites, SearchResult
 
 from .records import CataloguedVideo
@@ -39,6 +40,7 @@ class VideoHit:
         result: the search of the video, or of the best stretches of a long one; None if it was not
             reached, or could not be read.
         captions: of the best clip of each moment of `result`, as many as an answer can have.
+        warning: what is to be said about `result`; None for nothing.
     """
 
     video: CataloguedVideo
@@ -51,6 +53,7 @@ class VideoHit:
     stretches: tuple[Stretch, ...] = ()
     result: SearchResult | None = None
     captions: tuple[str | None, ...] = ()
+    warning: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,15 @@ class LibraryResult:
     complete: bool = True
     errors: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is to be said about searches of videos, each once, with its videos."""
+        said: dict[str, list[str]] = {}
+        for hit in self.videos:
+            if hit.warning is not None:
+                said.setdefault(hit.warning, []).append(hit.video.vid)
+        return tuple(f"{listed(vids)}: {text}" for text, vids in said.items())
 
     def __repr__(self) -> str:
         best = "None"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from granalign_fast.config import RetrieverConfig
 from granalign_fast.errors import listed
 from granalign_fast.index import VideoIndex
+from granalign_fast.index.model_checks import clips_warning
 from granalign_fast.language.rewriters import fallback_warning
 from granalign_fast.miniatures.provenance import are_miniatures, is_rendered
 from granalign_fast.models.manifest import same_weights
@@ -15,7 +17,10 @@ from .tables import clock, missing_stretches
 
 
 def search_warnings(
-    index: VideoIndex, result: SearchResult, models: Mapping[str, str] | None = None
+    index: VideoIndex,
+    result: SearchResult,
+    models: Mapping[str, str] | None = None,
+    config: RetrieverConfig | None = None,
 ) -> list[str]:
     """Return warnings about the answer of a search, each in one line.
 
@@ -24,6 +29,7 @@ def search_warnings(
         result: the result of the search.
         models: fingerprints of the models that searched, or the SHA-256 of their sources, by kind;
             None if only a sentence encoder did.
+        config: the configuration of the search; None for one that suits all clips.
     """
     models = models or {}
     warnings = []
@@ -47,6 +53,8 @@ def search_warnings(
             "this index has no captions: the query was compared with frames alone, and no model "
             "judged whether the video shows it"
         )
+    if config is not None and (other := clips_warning(index, config)):
+        warnings.append(other)
     if result.rewrites is not None and (fallback := fallback_warning(result.rewrites)):
         warnings.append(fallback)
     return warnings

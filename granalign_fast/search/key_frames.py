@@ -63,7 +63,7 @@ def frame_set(index: VideoIndex) -> FrameSet:
             frames_per_clip=table.frames_per_clip,
         )
 
-    return FrameSet(table.hashes, load, table.frames_per_clip)
+    return FrameSet(table.hashes, load, table.frames_per_clip, index.frame_seconds)
 
 
 def frame_embeddings(index: VideoIndex, frame_encoder: ImageTextEncoder) -> npt.NDArray[Any]:

@@ -139,6 +139,7 @@ class Indexer:
                 None if settings.remote is None else dict(settings.remote),
                 settings.device,
                 settings.prefix_gib,
+                (settings.clip_seconds, settings.frames_per_clip),
                 str(path),
                 progress=progress,
                 cancel=self._cancel,
@@ -212,6 +213,7 @@ def index_video(
     remote: dict[str, Any] | None,
     device: str,
     prefix_gib: float,
+    clip_form: tuple[float, int],
     video: str,
     *,
     progress: Callable[[int, int], None],
@@ -224,6 +226,7 @@ def index_video(
         remote: the arguments of `RemoteModels`; None for none.
         device: of the folder's models.
         prefix_gib: as for `open_models`.
+        clip_form: length of a clip in seconds, and its number of frames.
         video: the path of the file.
         progress: called with the clips that are indexed, and all that there are.
 
@@ -234,8 +237,13 @@ def index_video(
         GranAlignError: the file is no video, or cannot be indexed.
     """
     opened = _models(models, remote, device, prefix_gib)
+    clip_seconds, frames_per_clip = clip_form
     (folder,) = opened.index(
-        [video], library, progress=lambda done, total, _: progress(done, total)
+        [video],
+        library,
+        clip_seconds=clip_seconds,
+        frames_per_clip=frames_per_clip,
+        progress=lambda done, total, _: progress(done, total),
     )
     return folder.name
 

@@ -98,6 +98,7 @@ def _hit_record(engine: Engine, hit: VideoHit, *, saliency: bool) -> dict[str, A
 
 
 def _warnings(result: LibraryResult) -> Iterator[str]:
+    yield from result.warnings
     for vid, reason in result.errors.items():
         yield f"{vid}: {reason}"
     for reason, count in result.left_out.items():

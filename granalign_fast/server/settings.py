@@ -69,6 +69,10 @@ class Settings:
     """The arguments of `RemoteModels`; None for none. Keys come from the environment."""
     device: str = "cpu"
     prefix_gib: float = 4.0
+    clip_seconds: float = 2.0
+    """Length of a clip of videos that are indexed."""
+    frames_per_clip: int = 1
+    """Frames of each clip of videos that are indexed."""
     preset: str | None = None
     """The preset of a search that names none; None for that which fits the models."""
     captions_only: bool = False

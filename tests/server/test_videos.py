@@ -31,7 +31,8 @@ def test_videos_are_listed(service: Service) -> None:
 def test_the_service_says_what_it_can_do(service: Service) -> None:
     answer = service.client.get("/v1").json()
     assert answer["preset"] == "tuned" and answer["uploads"] and answer["roots"] == []
-    assert set(answer["presets"]) == {"tuned", "single", "paper", "visual", "recognition"}
+    names = {"tuned", "single", "paper", "visual", "recognition", "reze"}
+    assert set(answer["presets"]) == names
     assert not any(answer["presets"].values())
     assert answer["limits"]["queries"] == 16
 

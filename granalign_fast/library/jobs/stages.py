@@ -19,7 +19,7 @@ from granalign_fast.config import MOST_INDEX_BYTES
 from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.files import sha256_of
 from granalign_fast.index.models import caption_frames, embed_captions, embed_frames
-from granalign_fast.index.records import VideoSource
+from granalign_fast.index.records import VideoSource, frame_seconds
 from granalign_fast.index.row_arrays import clips_in_batch, join_rows
 from granalign_fast.index.work_folder import ClipRows
 from granalign_fast.models.manifest import CLIP, VLM
@@ -139,7 +139,9 @@ class Stage:
     """
 
     def __init__(self, job: Job) -> None:
-        self._rows = clips_in_batch(job.rows, job.frames_per_clip)
+        per_clip = job.frames_per_clip
+        self._rows = clips_in_batch(job.rows, per_clip)
+        self._form = per_clip, frame_seconds(job.clip_seconds, per_clip)
         self._model: Any = self._open(job)
 
     def __call__(self, chunk: Chunk) -> Chunk:
@@ -189,7 +191,7 @@ class CaptionStage(Stage):
         frames = FrameSet(
             chunk.hashes,
             lambda numbers: [images[number] for number in numbers],
-            1 + len(chunk.frames[0].later),
+            *self._form,
         )
         numbers = range(len(images))
         captions: tuple[str, ...] = ()
