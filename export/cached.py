@@ -9,6 +9,7 @@ from pathlib import Path
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.export.checks.encoder import check_precision
+from granalign_fast.export.encoder_families import encoder_family
 from granalign_fast.export.sources.sentence_encoder import SentenceModel
 from granalign_fast.models.manifest import fingerprint
 from granalign_fast.models.sources import resolve_model
@@ -57,7 +58,7 @@ def cached_export(
         _log.info("exporting %s to %s", folder, out)
         try:
             # The comparison would load torch, which takes longer than all the rest.
-            check = None if not model.is_plain_bert else False
+            check = None if encoder_family(model.config) is None else False
             export_sentence_encoder(source, out, precision=precision, check=check)
         except GranAlignError:
             if not (out / "manifest.json").is_file():  # otherwise another process was quicker

@@ -21,7 +21,8 @@ from granalign_fast.export.checks.encoder_tokens import check_sentence_tokens
 from granalign_fast.export.checks.sentences import CALIBRATION, VALIDATION
 from granalign_fast.export.checks.tokens import check_token_ids
 from granalign_fast.export.checks.transformers import compares, finish
-from granalign_fast.export.sources.bert import Bert
+from granalign_fast.export.encoder_families import EncoderFamily, encoder_family
+from granalign_fast.export.sources.encoders.encoder import Encoder
 from granalign_fast.export.sources.folder import quiet, source_name, tool_versions
 from granalign_fast.files import appearing, sha256_of
 from granalign_fast.models.graph_contract import PACKED_GRAPH, SENTENCE_GRAPH
@@ -85,21 +86,22 @@ def export_sentence_encoder(
         model = check_sentence_tokens(model)
     name = source_name(source, folder)
     tolerance = PRECISIONS[precision].tolerance
-    if not model.is_plain_bert and check is False:
+    family = encoder_family(model.config)
+    if family is None and check is False:
         raise GranAlignError(
             f"{folder}: got a model that optimum exports, expected a comparison of it with "
             f"transformers; leave out --no-check"
         )
     vocabulary = positive(model.config, "vocab_size", folder / "config.json")
     check_token_ids(folder, model.tokenise, vocabulary, model.max_tokens)
-    if model.is_plain_bert:
+    if family is not None:
         check_space(out, encoder_bytes(Checkpoint(model.weights.parent), *_SPACE[precision]))
     with appearing(out) as draft:
         (draft / "tokenizer.json").write_text(model.tokenizer_json, encoding="utf-8")
         self_check: dict[str, float] = {}
         reference: Reference | None = None
-        if model.is_plain_bert:
-            dim, self_check = _export_bert(model, draft, precision, name, tell, written)
+        if family is not None:
+            dim, self_check = _export_family(family, model, draft, precision, name, tell, written)
             if compared:
                 reference = transformers_reference(model)
         else:
@@ -143,7 +145,8 @@ def _manifest(
     )
 
 
-def _export_bert(
+def _export_family(
+    family: EncoderFamily,
     model: SentenceModel,
     draft: Path,
     precision: str,
@@ -151,50 +154,59 @@ def _export_bert(
     tell: Callable[[str], None],
     written: Written | None,
 ) -> tuple[int, dict[str, float]]:
-    """Write our own graphs of a BERT and check them; return an embedding's columns, and errors."""
+    """Write our own graphs of a model and check them; return an embedding's columns, and errors."""
     from granalign_fast.export.graphs.int8 import measure_ranges
 
     tell("writing the graph")
-    bert = Bert.load(model.weights, model.config, opened=lambda weights: watch(weights, written))
-    layers = checked_layers(bert.checkpoint)
-    exact = Bert.load(model.weights, model.config, np.float64)
-    ranges = measure_ranges(bert, model.tokenise(CALIBRATION)) if precision == "int8" else None
+    encoder = family.load(
+        model.weights, model.config, opened=lambda weights: watch(weights, written)
+    )
+    layers = checked_layers(encoder.checkpoint)
+    exact = family.load(model.weights, model.config, np.float64)
+    ranges = measure_ranges(encoder, model.tokenise(CALIBRATION)) if precision == "int8" else None
     if layers:
         # A large model's first layers are checked first, in a folder of their own.
         tell("checking the first layers")
         check = draft / "check"
         check.mkdir()
         (check / "tokenizer.json").write_text(model.tokenizer_json, encoding="utf-8")
-        _write_bert(model, bert.first(layers), check, precision, ranges)
+        _write_graphs(family, model, encoder.first(layers), check, precision, ranges)
         exact = exact.first(layers)
-        measured = _check(model, exact, check, _manifest(model, check, precision, name, bert.dim))
+        manifest = _manifest(model, check, precision, name, encoder.dim)
+        measured = _check(model, exact, check, manifest)
         shutil.rmtree(check)
         tell("writing the graph")
-    _write_bert(model, bert, draft, precision, ranges)
-    watch(bert.checkpoint, None)
+    _write_graphs(family, model, encoder, draft, precision, ranges)
+    watch(encoder.checkpoint, None)
     if layers:
-        return bert.dim, measured | {"layers": layers}
+        return encoder.dim, measured | {"layers": layers}
     tell("checking the layers")
-    manifest = _manifest(model, draft, precision, name, bert.dim)
-    return bert.dim, _check(model, exact, draft, manifest)
+    manifest = _manifest(model, draft, precision, name, encoder.dim)
+    return encoder.dim, _check(model, exact, draft, manifest)
 
 
-def _write_bert(
-    model: SentenceModel, bert: Bert, folder: Path, precision: str, ranges: dict[str, Any] | None
+def _write_graphs(
+    family: EncoderFamily,
+    model: SentenceModel,
+    encoder: Encoder,
+    folder: Path,
+    precision: str,
+    ranges: dict[str, Any] | None,
 ) -> None:
-    """Write the graphs of a BERT, each with the weights in it."""
+    """Write the graphs of an encoder, each with the weights in it."""
     try:
-        from granalign_fast.export.graphs.bert import build_bert
-        from granalign_fast.export.graphs.tensor_file import SpooledTensors
+        import onnx  # noqa: F401 - the graphs need it
     except ImportError:
         raise MissingExtraError("exporting a sentence encoder", "cpu") from None
+    from granalign_fast.export.graphs.tensor_file import SpooledTensors
+
     # Packed texts read the weights fewer times: int8's are small, and fp16 is for a GPU.
     for name in [SENTENCE_GRAPH] + [PACKED_GRAPH] * (precision == "fp32"):
         spool = folder / "weights"
         with spool.open("w+b") as weights, (folder / name).open("wb") as file:
             tensors = SpooledTensors(weights)
-            graph = build_bert(
-                bert,
+            graph = family.build(
+                encoder,
                 pooling=model.pooling,
                 normalise=model.normalise,
                 precision=precision,
@@ -207,7 +219,7 @@ def _write_bert(
 
 
 def _check(
-    model: SentenceModel, exact: Bert, folder: Path, manifest: SentenceManifest
+    model: SentenceModel, exact: Encoder, folder: Path, manifest: SentenceManifest
 ) -> dict[str, float]:
     """Compare the graphs of a folder with NumPy in float64."""
 

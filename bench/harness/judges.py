@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from granalign_fast.bench.peers import plain_method as plain
 from granalign_fast.config import RetrieverConfig
-from granalign_fast.export.sources.bert import Bert
+from granalign_fast.export.sources.encoders.bert import Bert
 from granalign_fast.export.sources.sentence_encoder import SentenceModel
 from granalign_fast.index import VideoIndex
 from granalign_fast.language import prompts

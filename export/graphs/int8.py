@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.export.sources.bert import Array, Bert
+from granalign_fast.export.sources.encoders.encoder import Array, Encoder
 from granalign_fast.export.specs import RANGE_HEADROOM, WEIGHT_LEVELS
 
 _TINY = 1e-5
@@ -62,8 +62,8 @@ class Range:
         return np.float32(scale), np.uint8(round(-low / scale))
 
 
-def measure_ranges(model: Bert, tokens: Iterable[list[int]]) -> dict[str, Range]:
-    """Measure the range of every product's input over tokenised texts, by `Bert.hidden`'s names."""
+def measure_ranges(model: Encoder, tokens: Iterable[list[int]]) -> dict[str, Range]:
+    """Measure the range of every product's input over tokenised texts, by `Encoder.run`'s names."""
     ranges: dict[str, Range] = {}
 
     def observe(site: str, value: Array) -> None:

@@ -145,15 +145,6 @@ class SentenceModel:
         ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    @property
-    def is_plain_bert(self) -> bool:
-        """Whether our own BERT graph fits; optimum exports the others."""
-        return (
-            self.config.get("model_type") == "bert"
-            and self.config.get("hidden_act") == "gelu"
-            and self.config.get("position_embedding_type", "absolute") == "absolute"
-        )
-
     def tokenise(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text behind the prompt, cut to the model's length."""
         from tokenizers import Tokenizer

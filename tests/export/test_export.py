@@ -25,7 +25,7 @@ from granalign_fast.export import sentence_encoder as module
 from granalign_fast.export.checks.sentences import CALIBRATION, VALIDATION
 from granalign_fast.export.graphs.int8 import Range, quantise_columns
 from granalign_fast.export.sentence_encoder import export_sentence_encoder
-from granalign_fast.export.sources.bert import Bert
+from granalign_fast.export.sources.encoders.bert import Bert
 from granalign_fast.export.sources.sentence_encoder import SentenceModel
 from granalign_fast.export.specs import PRECISIONS, Precision, Tolerance
 from granalign_fast.models.graph_contract import PACKED_GRAPH

@@ -25,8 +25,8 @@ from granalign_fast.export.graphs.tensor_file import EmbeddedTensors, GraphTenso
 from granalign_fast.export.llm import export_llm
 from granalign_fast.export.sentence_encoder import export_sentence_encoder
 from granalign_fast.export.sources import checkpoint as checkpoints
-from granalign_fast.export.sources.bert import Bert
 from granalign_fast.export.sources.checkpoint import Checkpoint
+from granalign_fast.export.sources.encoders.bert import Bert
 from granalign_fast.export.sources.language_model import LlmSource
 from granalign_fast.export.sources.sentence_encoder import SentenceModel
 from granalign_fast.export.specs import Rounding

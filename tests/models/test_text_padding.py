@@ -11,7 +11,7 @@ import pytest
 from helpers.tiny_bert import edit_json, write_tiny_bert
 
 from granalign_fast.export.sentence_encoder import export_sentence_encoder
-from granalign_fast.export.sources.bert import Bert
+from granalign_fast.export.sources.encoders.bert import Bert
 from granalign_fast.export.sources.sentence_encoder import SentenceModel
 from granalign_fast.models import text_padding
 from granalign_fast.models.graph_contract import PADDED_IDS

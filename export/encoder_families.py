@@ -1,0 +1,43 @@
+"""The families of sentence encoders that we write node by node: one entry for each.
+
+An entry names what is in two other files: the encoder in NumPy (`sources.encoders`) and its graph
+(`graphs`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .graphs.bert import build_bert
+from .sources.encoders.bert import Bert, fits_bert
+from .sources.encoders.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class EncoderFamily:
+    """A family of sentence encoders.
+
+    Attributes:
+        fits: whether a model with this ``config.json`` is one that we compute; others of the same
+            `model_type` go through optimum.
+        load: reads the weights; arguments and errors as of `Bert.load`.
+        build: writes a graph; arguments as of `build_bert`.
+    """
+
+    fits: Callable[[Mapping[str, Any]], bool]
+    load: Callable[..., Encoder]
+    build: Callable[..., Any]
+
+
+ENCODER_FAMILIES: Mapping[str, EncoderFamily] = {
+    "bert": EncoderFamily(fits_bert, Bert.load, build_bert),
+}
+"""Families by the `model_type` of ``config.json``."""
+
+
+def encoder_family(config: Mapping[str, Any]) -> EncoderFamily | None:
+    """Return the family of a model with these settings; None if optimum has to export it."""
+    family = ENCODER_FAMILIES.get(str(config.get("model_type")))
+    return family if family is not None and family.fits(config) else None
