@@ -13,6 +13,8 @@ from typing import Any
 from .graphs.bert import build_bert
 from .sources.encoders.bert import Bert, fits_bert
 from .sources.encoders.encoder import Encoder
+from .sources.encoders.mpnet import fits_mpnet, load_mpnet
+from .sources.encoders.roberta import fits_roberta, load_roberta
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,14 @@ class EncoderFamily:
     build: Callable[..., Any]
 
 
+_ROBERTA = EncoderFamily(fits_roberta, load_roberta, build_bert)
+
 ENCODER_FAMILIES: Mapping[str, EncoderFamily] = {
     "bert": EncoderFamily(fits_bert, Bert.load, build_bert),
+    "camembert": _ROBERTA,
+    "mpnet": EncoderFamily(fits_mpnet, load_mpnet, build_bert),
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
 }
 """Families by the `model_type` of ``config.json``."""
 

@@ -1,5 +1,8 @@
 """BERT as an ONNX graph, written node by node from the weights: token ids in, embeddings out.
 
+RoBERTa, XLM-R and MPNet are the same graph, with other positions and, for MPNet, a bias for the
+distance of two tokens.
+
 The fp16 graph takes nine launches a layer on a GPU, matrix products included.
 """
 
@@ -10,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from granalign_fast.export.sources.encoders.bert import Bert
-from granalign_fast.export.sources.encoders.encoder import Dense, Norm
+from granalign_fast.export.sources.encoders.encoder import Array, Dense, Norm
 from granalign_fast.models.graph_contract import INPUT_IDS, MASK, POSITIONS
 from granalign_fast.runtime.standard_operators import MICROSOFT
 
@@ -56,6 +59,8 @@ class BertGraph(EncoderGraph):
     """The float32 graph; arguments as of `EncoderGraph`."""
 
     encoder: Bert
+    mask: str = ""
+    """Name of what is added to the scores of attention; empty for nothing."""
 
     def _hidden(self) -> str:
         heads = self.encoder.heads
@@ -74,20 +79,62 @@ class BertGraph(EncoderGraph):
     def _embed(self) -> Normed:
         """Add the embeddings of each token's word and position, and normalise the sum."""
         words = self._op("Gather", self._array(self.encoder.words), INPUT_IDS)
-        if self.packed:
+        if self.encoder.uncounted is not None:
+            count = self._count(self.encoder.uncounted)
+            positions = self._op("Gather", self._array(self.encoder.positions), count)
+        elif self.packed:
             positions = self._op("Gather", self._array(self.encoder.positions), POSITIONS)
         else:
             length = self._size(1)
             zero = self._integers(0)
             positions = self._op("Slice", self._array(self.encoder.positions), zero, length, zero)
+        self.mask = MASK if self.packed else ""
+        if self.encoder.distances is not None:
+            self.mask = self._add_distances(self.encoder.distances, self.mask)
         summed = self._op("Add", words, positions)
         return self._norm(summed, self.encoder.norm, self.encoder.epsilon)
+
+    def _count(self, uncounted: int) -> str:
+        """Count tokens from 1 in each text, int32 (batch, sequence); `uncounted` ones have 0."""
+        counted = self._counted(uncounted)
+        axis = self._array(1, np.int64)
+        so_far = self._op("CumSum", counted, axis)
+        if self.packed:
+            # Subtract what stands in the row before the token's own text.
+            start = self._op("Sub", self._places(), POSITIONS)
+            before = self._op("Sub", so_far, counted)
+            so_far = self._op("Sub", so_far, self._op("GatherElements", before, start, axis=1))
+        return self._op("Mul", so_far, counted)
+
+    def _counted(self, uncounted: int) -> str:
+        """Return the name of int32 (batch, sequence): 1 for tokens that are counted, else 0."""
+        without = self._op("Equal", self.ids, self._array(uncounted, np.int32))
+        return self._cast(self._op("Not", without), np.int32)
+
+    def _places(self) -> str:
+        """Return the name of int32 (sequence,): 0, 1, 2 and so on."""
+        length = self._op("Squeeze", self._cast(self._size(1), np.int32))
+        return self._op("Range", self._array(0, np.int32), length, self._array(1, np.int32))
+
+    def _add_distances(self, distances: Array, mask: str) -> str:
+        """Add the bias of distances to a mask; return (1, heads, sequence, sequence) or larger."""
+        if self.packed:
+            # All rows of a batch have the same layout.
+            first = self._op("Gather", POSITIONS, self._array(0, np.int64), axis=0)
+        else:
+            first = self._places()
+        key = self._op("Unsqueeze", first, self._integers(0))
+        distance = self._op("Sub", key, self._op("Unsqueeze", first, self._integers(1)))
+        column = self._op("Add", distance, self._array(distances.shape[1] // 2, np.int32))
+        bias = self._op("Gather", self._array(distances), column, axis=1)
+        bias = self._op("Unsqueeze", bias, self._integers(0))
+        return self._op("Add", bias, mask) if mask else bias
 
     def _attention(
         self, state: Normed, query: Dense, key: Dense, value: Dense, heads: int, layer: str
     ) -> str:
         parts = self._products(state, [query, key, value], f"{layer}qkv")
-        mask = [MASK] if self.packed else []
+        mask = [self.mask] if self.mask else []
         return self._op("Attention", *parts, *mask, q_num_heads=heads, kv_num_heads=heads)
 
     def _project_and_norm(
@@ -101,16 +148,25 @@ class BertGraph(EncoderGraph):
 class HalfBertGraph(HalfGraph, BertGraph):
     """The float16 graph of padded texts; arguments as of `HalfGraph`."""
 
-    mask: str
-    """Name of float16 (batch, 1, sequence, sequence), added to the attention scores."""
-
     def _embed(self) -> Normed:
         length, rows = self._size(1), self._size(0)
         zero = self._integers(0)
         self.mask = self._padding_mask(rows, length)
         words = self._padded_words()
-        positions = self._op("Slice", self._array(self.encoder.positions), zero, length, zero)
+        if self.encoder.uncounted is not None:
+            count = self._count(self.encoder.uncounted)
+            positions = self._op("Gather", self._array(self.encoder.positions), count)
+        else:
+            positions = self._op("Slice", self._array(self.encoder.positions), zero, length, zero)
+        if self.encoder.distances is not None:
+            self.mask = self._add_distances(self.encoder.distances, self.mask)
         return self._add_and_norm([words, positions], self.encoder.norm, self.encoder.epsilon)
+
+    def _counted(self, uncounted: int) -> str:
+        # Padded ids are token ids plus one.
+        without = self._op("Equal", self.ids, self._array(uncounted + 1, np.int32))
+        other = self._op("Not", without)
+        return self._cast(self._op("And", self.is_token, other), np.int32)
 
     def _attention(
         self, state: Normed, query: Dense, key: Dense, value: Dense, heads: int, layer: str

@@ -236,9 +236,9 @@ def test_out_of_tolerance_leaves_nothing(
 def test_other_architectures_need_optimum(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    edit_json(source / "config.json", model_type="roberta")
+    edit_json(source / "config.json", model_type="electra")
     monkeypatch.setitem(sys.modules, "optimum.exporters.onnx", None)
-    with pytest.raises(MissingExtraError, match=r"'roberta' model needs the extra \[optimum\]"):
+    with pytest.raises(MissingExtraError, match=r"'electra' model needs the extra \[optimum\]"):
         export_sentence_encoder(source, tmp_path / "out")
     with pytest.raises(GranAlignError, match="expected 'fp32'"):
         export_sentence_encoder(source, tmp_path / "out", precision="int8")

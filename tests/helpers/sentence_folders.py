@@ -55,10 +55,8 @@ def write_sentence_transformer(
         length: the model's `max_seq_length`.
         arguments: further arguments of `SentenceTransformer`.
     """
-    import sentence_transformers
     import torch
     import transformers
-    from sentence_transformers import models
 
     raw = folder.with_name(f"{folder.name}-raw")
     raw.mkdir(parents=True)
@@ -79,8 +77,22 @@ def write_sentence_transformer(
     model = transformers.BertModel(config).eval()
     model.save_pretrained(raw)
     tokenizer.save_pretrained(raw)
+    return save_around(raw, folder, pooling, normalise=normalise, length=length, **arguments)
+
+
+def save_around(
+    raw: Path, folder: Path, pooling: str, *, normalise: bool, length: int, **arguments: Any
+) -> Path:
+    """Save a transformers folder as a sentence encoder, and return its folder.
+
+    Arguments as of `write_sentence_transformer`; `raw` is the transformers folder.
+    """
+    import sentence_transformers
+    from sentence_transformers import models
+
     body = models.Transformer(str(raw))
-    steps = [body, models.Pooling(32, pooling)] + [models.Normalize()] * normalise
+    width = json.loads((raw / "config.json").read_text(encoding="utf-8"))["hidden_size"]
+    steps = [body, models.Pooling(width, pooling)] + [models.Normalize()] * normalise
     whole = sentence_transformers.SentenceTransformer(modules=steps, device="cpu", **arguments)
     whole.max_seq_length = length
     whole.save_pretrained(str(folder), create_model_card=False)

@@ -1,9 +1,13 @@
-"""BERT in NumPy, read from safetensors: the source of our graph's weights and its reference."""
+"""BERT in NumPy, read from safetensors: the source of our graph's weights and its reference.
+
+Families that differ from BERT in their positions alone have the same class and the same graph, and
+a file of their own that reads their settings and weights.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,7 +57,16 @@ class _State(NamedTuple):
 
 @dataclass(frozen=True)
 class Bert(Encoder):
-    """A BERT encoder: embedding tables (rows, hidden), layers, number of heads and epsilon."""
+    """A BERT encoder: embedding tables (rows, hidden), layers, number of heads and epsilon.
+
+    Attributes:
+        positions: the embedding of each position, with that of token type 0 where there is one.
+            With `uncounted`, row 0 is that token's, and row n is that of the n-th other token.
+        uncounted: id of a token that has no position of its own and is not counted, wherever it
+            stands in a text; None if there is none.
+        distances: (heads, 2 * n - 1) for texts of up to n tokens, added to the scores of attention:
+            column n - 1 + d is that of a key d tokens behind its query; None for nothing.
+    """
 
     words: Array
     positions: Array
@@ -62,6 +75,8 @@ class Bert(Encoder):
     heads: int
     epsilon: float
     checkpoint: Checkpoint
+    uncounted: int | None = None
+    distances: Array | None = None
 
     @classmethod
     def load(
@@ -80,12 +95,8 @@ class Bert(Encoder):
             GranAlignError: the file is torn; a tensor is missing or misshapen. One that is not
                 finite raises when it is read.
         """
-        # Models with a head on top keep the encoder under "bert.".
-        checkpoint = Checkpoint(weights.parent, _plain_name)
-        checkpoint.rooted("embeddings.word_embeddings.weight")
-        opened(checkpoint)
-        return _read_bert(
-            Weights(checkpoint, weights, dtype),
+        return read_bert(
+            open_weights(weights, dtype, opened),
             Settings(config, weights.with_name("config.json"), "BERT"),
         )
 
@@ -96,7 +107,15 @@ class Bert(Encoder):
 
     def _begin(self, ids: Ids) -> _State:
         words = self.words[ids].astype(self.dtype, copy=False)
-        return _State(standardised(words + self.positions[: ids.shape[1]], self.epsilon), self.norm)
+        return _State(standardised(words + self._position_rows(ids), self.epsilon), self.norm)
+
+    def _position_rows(self, ids: Ids) -> Array:
+        """Return the embeddings of the positions of ids (batch, sequence)."""
+        if self.uncounted is None:
+            return self.positions[: ids.shape[1]]
+        counted = ids != self.uncounted
+        rows: Array = self.positions[np.cumsum(counted, axis=1) * counted]
+        return rows
 
     def _layer(self, layer: Layer, state: _State, i: int, observe: Observer) -> _State:
         plain, norm = state
@@ -110,7 +129,13 @@ class Bert(Encoder):
         observe(f"{i}.qkv", plain)
         x = plain * norm.gamma + norm.beta
         scores = split(layer.query(x)) @ split(layer.key(x)).swapaxes(2, 3)
-        attended = softmax(scores / math.sqrt(head)) @ split(layer.value(x))
+        scores = scores / math.sqrt(head)
+        if self.distances is not None:
+            # Row i of the scores is a query, column j a key.
+            place = np.arange(length)
+            middle = self.distances.shape[1] // 2
+            scores = scores + self.distances[:, middle + place - place[:, None]]
+        attended = softmax(scores) @ split(layer.value(x))
         context = attended.swapaxes(1, 2).reshape(batch, length, self.dim)
         # Output projection, residual and norm.
         observe(f"{i}.out", context)
@@ -127,26 +152,50 @@ class Bert(Encoder):
 
 
 def fits_bert(config: Mapping[str, Any]) -> bool:
-    """Return whether a BERT is one that `Bert` computes."""
+    """Return whether a model of these settings is one that `Bert` computes."""
     return (
         config.get("hidden_act") == "gelu"
         and config.get("position_embedding_type", "absolute") == "absolute"
+        and not config.get("is_decoder")
     )
 
 
-def _read_bert(weights: Weights, settings: Settings) -> Bert:
-    """Read the encoder from weights under their BERT names."""
+def open_weights(
+    weights: Path,
+    dtype: npt.DTypeLike,
+    opened: Opened,
+    rename: Callable[[str], str] = lambda name: name,
+) -> Weights:
+    """Open the weights of a folder, under the names that they have today without a wrapper's.
+
+    Args:
+        weights: as for `Bert.load`.
+        dtype: as for `Weights`.
+        opened: as for `Bert.load`.
+        rename: from a family's own names to BERT's.
+    """
+    # Models with a head on top keep the encoder under "bert.".
+    checkpoint = Checkpoint(weights.parent, lambda name: rename(_plain_name(name)))
+    checkpoint.rooted("embeddings.word_embeddings.weight")
+    opened(checkpoint)
+    return Weights(checkpoint, weights, dtype)
+
+
+def read_bert(weights: Weights, settings: Settings, *, types: bool = True) -> Bert:
+    """Read the encoder from weights under their BERT names; `types`: whether tokens have types."""
     # Sizes from the settings.
     hidden, wide = settings.integer("hidden_size"), settings.integer("intermediate_size")
     heads, depth = settings.heads(hidden), settings.integer("num_hidden_layers")
     words, positions = settings.integer("vocab_size"), settings.integer("max_position_embeddings")
-    types, epsilon = settings.integer("type_vocab_size"), settings.number("layer_norm_eps")
-    # All tokens of a single sentence have type 0: add its row to every position.
-    kinds = weights.read("embeddings.token_type_embeddings.weight", types, hidden)
+    epsilon = settings.number("layer_norm_eps")
+    places = weights.read("embeddings.position_embeddings.weight", positions, hidden)
+    if types:
+        # All tokens of a single sentence have type 0: add its row to every position.
+        kinds = settings.integer("type_vocab_size")
+        places = places + weights.read("embeddings.token_type_embeddings.weight", kinds, hidden)[0]
     return Bert(
         words=weights.read("embeddings.word_embeddings.weight", words, hidden, dtype=np.float32),
-        positions=weights.read("embeddings.position_embeddings.weight", positions, hidden)
-        + kinds[0],
+        positions=places,
         norm=weights.norm("embeddings.LayerNorm", hidden),
         layers=_layers(weights, depth, hidden, wide),
         heads=heads,

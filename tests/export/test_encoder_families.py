@@ -1,0 +1,171 @@
+"""Families of sentence encoders: graphs against NumPy, without torch, and folders that do not fit.
+
+`test_encoder_sources` compares the same families with transformers and sentence-transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.tiny_bert import edit_json
+from helpers.tiny_encoders import FAMILIES, TEXTS, write_tiny_encoder
+
+from granalign_fast.errors import GranAlignError
+from granalign_fast.export.encoder_families import ENCODER_FAMILIES, encoder_family
+from granalign_fast.export.graphs.bert import BertGraph, HalfBertGraph
+from granalign_fast.export.sentence_encoder import export_sentence_encoder
+from granalign_fast.export.sources.sentence_encoder import SentenceModel
+from granalign_fast.export.specs import MODEL_TYPES, PRECISIONS
+from granalign_fast.models.graph_contract import PACKED_GRAPH, PADDED_IDS
+from granalign_fast.pipeline import SentenceEncoder
+
+
+def exact(source: Path, texts: list[str], **arguments: Any) -> np.ndarray:
+    """Embeddings of a folder's model in NumPy and float64."""
+    model = SentenceModel.read(source)
+    family = encoder_family(model.config)
+    assert family is not None
+    encoder = family.load(model.weights, model.config, np.float64)
+    return np.asarray(encoder.embed(model.tokenise(texts), **arguments))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("precision", sorted(PRECISIONS))
+@pytest.mark.parametrize(("pooling", "normalise"), [("mean", True), ("cls", False)])
+def test_graphs_give_what_numpy_gives(
+    tmp_path: Path, family: str, precision: str, pooling: str, normalise: bool
+) -> None:
+    source = write_tiny_encoder(tmp_path / "s", family, pooling=pooling, normalise=normalise)
+    out = export_sentence_encoder(source, tmp_path / "out", precision=precision, check=False)
+    expected = exact(source, TEXTS, pooling=pooling, normalise=True)
+    packed = [PACKED_GRAPH] * (precision == "fp32")
+    for graph in ["model.onnx", *packed]:
+        encoder = SentenceEncoder(out, graph=graph)
+        got = encoder.encode(TEXTS)
+        assert np.abs(got - expected).max() <= PRECISIONS[precision].tolerance.max_abs_error
+        # Other texts of the batch change nothing, packed, padded or of equal length.
+        alone = np.concatenate([encoder.encode([text]) for text in TEXTS])
+        np.testing.assert_allclose(got, alone, atol=1e-6)
+    assert np.abs(expected[0] - expected[1]).max() > 1e-2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("normalise", [True, False])
+def test_padding_changes_no_embedding(tmp_path: Path, family: str, normalise: bool) -> None:
+    source = write_tiny_encoder(tmp_path / "s", family, normalise=normalise)
+    out = export_sentence_encoder(source, tmp_path / "out", precision="fp16", check=False)
+    encoder = SentenceEncoder(out)
+    expected = exact(source, TEXTS, pooling="mean", normalise=normalise)
+    tokens = SentenceModel.read(source).tokenise(TEXTS)
+    for width in (16, 22):  # some with 6 more columns of padding
+        padded = np.zeros((len(tokens), width), np.int32)
+        for row, ids in zip(padded, tokens, strict=True):
+            row[: len(ids)] = np.array(ids) + 1
+        actual = encoder._session(**{PADDED_IDS: padded})["embeddings"]
+        np.testing.assert_allclose(actual, expected, atol=4e-3 * np.abs(expected).max())
+
+
+Change = Callable[[pytest.MonkeyPatch], None]
+
+
+def ignores_texts(patch: pytest.MonkeyPatch) -> None:
+    """Packed texts count the tokens of the texts before them."""
+    count = BertGraph._count
+
+    def running(graph: BertGraph, uncounted: int) -> str:
+        packed, graph.packed = graph.packed, False
+        name = count(graph, uncounted)
+        graph.packed = packed
+        return name
+
+    patch.setattr(BertGraph, "_count", running)
+
+
+def counts_padding(patch: pytest.MonkeyPatch) -> None:
+    """The token without a position is counted."""
+
+    def all_tokens(graph: Any, uncounted: int) -> str:
+        every = graph._op("Equal", graph.ids, graph.ids)
+        return str(graph._cast(every, np.int32))
+
+    patch.setattr(BertGraph, "_counted", all_tokens)
+    patch.setattr(HalfBertGraph, "_counted", all_tokens)
+
+
+def mirrors_distances(patch: pytest.MonkeyPatch) -> None:
+    """Keys before a query have the bias of those behind it."""
+    add = BertGraph._add_distances
+    patch.setattr(
+        BertGraph, "_add_distances", lambda graph, table, mask: add(graph, table[:, ::-1], mask)
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "precision"),
+    [
+        ("xlm-roberta", ignores_texts, "fp32"),
+        ("xlm-roberta", counts_padding, "fp32"),
+        ("xlm-roberta", counts_padding, "fp16"),
+        ("mpnet", mirrors_distances, "fp32"),
+        ("mpnet", mirrors_distances, "fp16"),
+    ],
+)
+def test_the_self_check_finds_a_wrong_graph(
+    tmp_path: Path, family: str, change: Change, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_tiny_encoder(tmp_path / "s", family)
+    export_sentence_encoder(source, tmp_path / "right", precision=precision, check=False)
+    change(monkeypatch)
+    with pytest.raises(GranAlignError, match=r"differs from its source|wrong input"):
+        export_sentence_encoder(source, tmp_path / "wrong", precision=precision, check=False)
+    assert not (tmp_path / "wrong").exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("bert", {"hidden_act": "relu"}),
+        ("bert", {"is_decoder": True}),
+        ("xlm-roberta", {"pad_token_id": 0}),
+        ("xlm-roberta", {"position_embedding_type": "relative_key"}),
+        ("mpnet", {"relative_attention_num_buckets": 16}),
+    ],
+)
+def test_models_that_we_do_not_write_go_through_optimum(
+    tmp_path: Path, family: str, settings: dict[str, Any]
+) -> None:
+    source = write_tiny_encoder(tmp_path / "s", family)
+    assert encoder_family(SentenceModel.read(source).config) is not None
+    edit_json(source / "config.json", **settings)
+    assert encoder_family(SentenceModel.read(source).config) is None
+    with pytest.raises(GranAlignError, match="expected 'fp32'"):
+        export_sentence_encoder(source, tmp_path / "out", precision="int8")
+    with pytest.raises(GranAlignError, match="a model that optimum exports"):
+        export_sentence_encoder(source, tmp_path / "out", check=False)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "message"),
+    [
+        ("mpnet", {"vocab_size": 99}, r"word_embeddings.weight has .*expected \(99, 32\)"),
+        ("mpnet", {"num_attention_heads": 8}, r"bias.weight has shape \(32, 4\), expected \(32, 8"),
+        ("mpnet", {"num_attention_heads": 3}, "got 3 heads for hidden size 32"),
+        ("xlm-roberta", {"layer_norm_eps": None}, "no usable value"),
+    ],
+)
+def test_damaged_folders(
+    tmp_path: Path, family: str, settings: dict[str, Any], message: str
+) -> None:
+    source = write_tiny_encoder(tmp_path / "s", family, **settings)
+    with pytest.raises(GranAlignError, match=message) as error:
+        export_sentence_encoder(source, tmp_path / "out", check=False)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_family_says_how_many_positions_hold_no_token() -> None:
+    assert set(ENCODER_FAMILIES) <= set(MODEL_TYPES)

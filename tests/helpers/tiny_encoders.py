@@ -1,0 +1,63 @@
+"""Tiny sentence encoders of every family that we write node by node, without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from helpers.tiny_bert import random_weights, write_tiny_bert
+
+TEXTS = ["a", "b c d.", "zebra " * 50, "UPPER", "", "d e 7 f 7 7 g", "7", "ab " * 6]
+"""Texts of several lengths. A digit is an unknown token, whose id is that of RoBERTa's padding."""
+
+
+def write_tiny_encoder(folder: Path, family: str, **arguments: Any) -> Path:
+    """Write a folder with random weights and the tokenizer of `write_tiny_bert`.
+
+    Args:
+        folder: must not exist.
+        family: the `model_type`.
+        arguments: of `write_tiny_bert`.
+    """
+    seed = arguments.get("seed", 0)
+    settings, weights = _SETTINGS[family], random_weights(seed)
+    write_tiny_bert(folder, **settings | {"model_type": family} | arguments)
+    save_file(_RENAMED[family](weights, np.random.default_rng(seed)), folder / "model.safetensors")
+    return folder
+
+
+def _roberta(weights: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    types = "embeddings.token_type_embeddings.weight"
+    return weights | {types: weights[types][:1]}
+
+
+def _mpnet(weights: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    names = {"query": "q", "key": "k", "value": "v"}
+    renamed = {"encoder.relative_attention_bias.weight": _random(rng, 32, 4)}
+    for name, value in weights.items():
+        for usual, own in names.items():
+            name = name.replace(f"attention.self.{usual}", f"attention.attn.{own}")
+        name = name.replace("attention.output.dense", "attention.attn.o")
+        if "token_type" not in name:
+            renamed[name.replace("attention.output.LayerNorm", "attention.LayerNorm")] = value
+    return renamed
+
+
+def _random(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.normal(0, 0.5, shape).astype(np.float32)
+
+
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "bert": {},
+    "mpnet": {"relative_attention_num_buckets": 32},
+    "xlm-roberta": {"type_vocab_size": 1, "pad_token_id": 1},
+}
+_RENAMED: dict[str, Any] = {
+    "bert": lambda weights, rng: weights,
+    "mpnet": _mpnet,
+    "xlm-roberta": _roberta,
+}
+FAMILIES = sorted(_SETTINGS)
