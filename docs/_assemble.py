@@ -140,23 +140,32 @@ def _row(path: str, schema: dict[str, Any]) -> Iterator[str]:
     yield from _rows(schema, f"{path}.")
 
 
+_INSTEAD = "**in place of a set's model**, by `--with`"
+
+
 def model_sets_table() -> str:
-    """Return every model of every set, with the computed sizes in GB and where it was read."""
-    from granalign_fast.cli.models import set_record
-    from granalign_fast.models.published import MODEL_SETS
+    """Return every model of every set, and the alternatives, with sizes in GB and sources."""
+    from granalign_fast.cli.models import model_record, set_record
+    from granalign_fast.models.published import ALTERNATIVES, MODEL_SETS
 
     names = ("set", "model", "precision", "to fetch", "on disk", "in memory", "licence")
     rows = [f"| {' | '.join([*names, 'languages', 'read in'])} |", "|---" * 9 + "|"]
     for record in map(set_record, MODEL_SETS.values()):
         head = [f"**`{record['name']}`**: {record['machine']}", "", record["precision"]]
         rows.append(f"| {' | '.join([*head, *_gigabytes(record), '', '', ''])} |")
-        for model in record["models"]:
-            licence = model["licence"] + ", gated" * model["gated"]
-            licence += " (not verified)" * (not model["licence_verified"])
-            cells = ["", f"{model['name']}@{model['revision'][:12]}", model["precision"]]
-            cells += [*_gigabytes(model), licence, model["languages"], model["read_in"]]
-            rows.append(f"| {' | '.join(cells)} |")
+        rows += map(_model_row, record["models"])
+    rows.append(f"| {' | '.join([_INSTEAD, *([''] * 8)])} |")
+    rows += [_model_row(model_record(model, "fp16")) for model in ALTERNATIVES.values()]
     return "\n".join(rows)
+
+
+def _model_row(model: dict[str, Any]) -> str:
+    """Return the row of a model, as `granalign models list --json` describes it."""
+    licence = model["licence"] + ", gated" * model["gated"]
+    licence += " (not verified)" * (not model["licence_verified"])
+    cells = ["", f"{model['name']}@{model['revision'][:12]}", model["precision"]]
+    cells += [*_gigabytes(model), licence, model["languages"], model["read_in"]]
+    return f"| {' | '.join(cells)} |"
 
 
 def _gigabytes(record: dict[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -120,6 +120,7 @@ def plan_model_set(
     *,
     precision: str | None = None,
     sources: str | Path | None = None,
+    instead: Sequence[str] = (),
 ) -> SetPlan:
     """Look at `out`, at local copies and at the hub, and return what is to be done for a set.
 
@@ -129,13 +130,14 @@ def plan_model_set(
         precision: one of `published.PRECISIONS`; None for that of the set. `precision_of`
             says what each model gets.
         sources: a folder of local copies, each at ``org/name`` below it.
+        instead: models that take the place of the set's, as for `published.model_set`.
 
     Raises:
-        GranAlignError: there is no such set or precision, or `out` holds another model or one of
-            another precision.
+        GranAlignError: there is no such set, model or precision, or `out` holds another model or
+            one of another precision.
         MissingExtraError: huggingface_hub is needed and not installed.
     """
-    models, out = model_set(name), Path(out)
+    models, out = model_set(name, instead), Path(out)
     precision = models.precision if precision is None else precision
     if precision not in PRECISIONS:
         raise GranAlignError(f"precision {precision!r}: expected one of {sorted(PRECISIONS)}")
@@ -173,7 +175,10 @@ def _located(part: PlannedModel, plan: SetPlan, with_copies: bool) -> PlannedMod
 def _problem(error: GranAlignError, model: PublishedModel, plan: SetPlan) -> str:
     """Return a line that says what is missing and what to do."""
     if isinstance(error, hub.HubError) and error.missing:
-        command = ("granalign", "models", "get", plan.models.name, str(plan.out))
+        command = ["granalign", "models", "get", plan.models.name, str(plan.out)]
+        usual = MODEL_SETS[plan.models.name].models
+        for other in plan.models.models:
+            command += ["--with", other.name] if other not in usual else []
         return (
             f"{error}: {plan.copies / model.name} ({_gb(model.download)}); then run "
             f"{shlex.join((*command, '--sources', str(plan.copies)))}"

@@ -171,6 +171,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
     """Read ``config.json``, and raise unless the folder holds a CLIP or a SigLIP."""
     path = folder / "config.json"
     config = uniform_config(read_model_config(folder, _EXPECTED, small="fp16"), path)
+    if config.get("model_type") == "siglip2":
+        raise GranAlignError(
+            f"{folder}: got a SigLIP 2 of the variant NaFlex, whose images have no fixed size, "
+            f"expected a fixed size; choose one such as google/siglip2-base-patch16-224"
+        )
     if config.get("model_type") not in CLIP_FAMILIES:
         raise GranAlignError(
             f"{folder}: got a {config.get('model_type')!r} model, expected one of "
@@ -197,6 +202,11 @@ def _tower(config: dict[str, Any], family: str, name: str, path: Path) -> dict[s
     for key in defaults:
         if key not in ("hidden_act", "layer_norm_eps", "eos_token_id"):
             positive(settings, key, path)
+    if settings.get("vision_use_head", True) is not True:
+        raise GranAlignError(
+            f"{path}: got vision_use_head {settings['vision_use_head']!r}, expected true: without "
+            f"its head the tower has no embedding of a frame; choose another model"
+        )
     number(settings, "layer_norm_eps", path, 0.0)
     if not isinstance(settings["eos_token_id"], int):
         raise GranAlignError(

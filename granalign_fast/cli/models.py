@@ -19,8 +19,13 @@ from .progress import status
 from .verbosity import is_quiet, with_verbosity
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from granalign_fast.export.model_set import PlannedModel, SetPlan
-    from granalign_fast.models.published import ModelSet
+    from granalign_fast.models.published import ModelSet, PublishedModel
+
+_ALTERNATIVE = "fp16"
+"""Precision in which the list shows models that are in no set."""
 
 models_app = typer.Typer(no_args_is_help=True, help="Show and get sets of published models.")
 
@@ -30,13 +35,16 @@ models_app = typer.Typer(no_args_is_help=True, help="Show and get sets of publis
 def models_list(as_json: Json = False) -> None:
     """Show the sets: machine, size on disk, memory, licences, gates and languages.
 
+    Models that can take the place of a set's, by `granalign models get SET --with NAME`, follow.
+
     Sizes and memory are computed from the numbers of the models, not measured.
     """
-    from granalign_fast.models.published import MODEL_SETS
+    from granalign_fast.models.published import ALTERNATIVES, MODEL_SETS
 
     records = [set_record(models) for models in MODEL_SETS.values()]
+    others = [model_record(model, _ALTERNATIVE) for model in ALTERNATIVES.values()]
     if as_json:
-        print_json({"sets": records})
+        print_json({"sets": records, "alternatives": others})
         return
     from rich.table import Table
 
@@ -51,11 +59,9 @@ def models_list(as_json: Json = False) -> None:
         table.add_row(
             f"{record['name']}: {record['machine']}", record["precision"], *_sizes(record)
         )
-        for model in record["models"]:
-            table.add_row(f"  {model['name']}", model["precision"], *_sizes(model))
-            licence = model["licence"] + " *" * (not model["licence_verified"])
-            gated = ", gated" * model["gated"]
-            table.add_row(f"    {licence}{gated}; {_spoken(model['languages'])}")
+        _add_models(table, record["models"])
+    table.add_row("in place of a set's model: --with NAME")
+    _add_models(table, others)
     show(table)
     typer.echo(
         "in GB of 10^9 bytes, computed, not measured; memory is of all models at once, with the "
@@ -63,31 +69,23 @@ def models_list(as_json: Json = False) -> None:
     )
 
 
+def _add_models(table: Table, records: list[dict[str, Any]]) -> None:
+    """Add two rows for each model: its sizes, then its licence and languages."""
+    for model in records:
+        table.add_row(f"  {model['name']}", model["precision"], *_sizes(model))
+        licence = model["licence"] + " *" * (not model["licence_verified"])
+        gated = ", gated" * model["gated"]
+        table.add_row(f"    {licence}{gated}; {_spoken(model['languages'])}")
+
+
 def set_record(models: ModelSet) -> dict[str, Any]:
     """Return a set as JSON; bytes are those that `export.sizes` computes."""
-    from granalign_fast.export.sizes import disk_bytes, memory_bytes, set_memory_bytes
+    from granalign_fast.export.sizes import set_memory_bytes
     from granalign_fast.models.published import precision_of
 
-    records = []
-    for model in models.models:
-        precision = precision_of(model.kind, models.precision)
-        records.append(
-            {
-                "kind": model.kind,
-                "name": model.name,
-                "revision": model.revision,
-                "precision": precision,
-                "parameters": model.parameters,
-                "download_bytes": model.download,
-                "disk_bytes": disk_bytes(model, precision),
-                "memory_bytes": memory_bytes(model, precision),
-                "licence": model.licence,
-                "licence_verified": model.verified,
-                "gated": model.gated,
-                "languages": model.languages,
-                "read_in": model.read_in,
-            }
-        )
+    records = [
+        model_record(model, precision_of(model.kind, models.precision)) for model in models.models
+    ]
     return {
         "name": models.name,
         "machine": models.machine,
@@ -96,6 +94,27 @@ def set_record(models: ModelSet) -> dict[str, Any]:
         "disk_bytes": sum(record["disk_bytes"] for record in records),
         "memory_bytes": set_memory_bytes(models),
         "models": records,
+    }
+
+
+def model_record(model: PublishedModel, precision: str) -> dict[str, Any]:
+    """Return a model in a precision as JSON; bytes are those that `export.sizes` computes."""
+    from granalign_fast.export.sizes import disk_bytes, memory_bytes
+
+    return {
+        "kind": model.kind,
+        "name": model.name,
+        "revision": model.revision,
+        "precision": precision,
+        "parameters": model.parameters,
+        "download_bytes": model.download,
+        "disk_bytes": disk_bytes(model, precision),
+        "memory_bytes": memory_bytes(model, precision),
+        "licence": model.licence,
+        "licence_verified": model.verified,
+        "gated": model.gated,
+        "languages": model.languages,
+        "read_in": model.read_in,
     }
 
 
@@ -126,6 +145,15 @@ def models_get(
             "place of the hub's.",
         ),
     ] = None,
+    instead: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with",
+            metavar="NAME",
+            help="A model of `granalign models list` in place of the set's of its kind; can be "
+            "repeated.",
+        ),
+    ] = None,
     check: Check = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
@@ -133,7 +161,9 @@ def models_get(
     from granalign_fast.export.model_set import plan_model_set
 
     with status(f"looking for the models of {name}"):
-        plan = plan_model_set(name, out, precision=precision, sources=sources)
+        plan = plan_model_set(
+            name, out, precision=precision, sources=sources, instead=instead or ()
+        )
     pending = [part for part in plan.parts if part.pending]
     if not is_quiet() or (pending and not yes):
         _announce(plan)

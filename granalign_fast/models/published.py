@@ -6,8 +6,8 @@ numbers of a model's layers are those of its ``config.json`` at the commit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from granalign_fast.errors import GranAlignError
 
@@ -148,6 +148,30 @@ _SIGLIP2_BASE = PublishedModel(
     words=256_000,
     width=768,
 )
+_SIGLIP2_FINE = PublishedModel(
+    CLIP,
+    "google/siglip2-base-patch16-256",
+    "3f9f96cb90da5dbc758b01813f2f6f1aee24c1ab",
+    "Apache-2.0",
+    "many",
+    parameters=375_234_050,
+    download=1_500_936_200,
+    read_in=_REGISTRY,
+    words=256_000,
+    width=768,
+)
+_SIGLIP2_LARGE = PublishedModel(
+    CLIP,
+    "google/siglip2-so400m-patch14-384",
+    "e8e487298228002f3d8a82e0cd5c8ea9c567f57f",
+    "Apache-2.0",
+    "many",
+    parameters=1_136_008_498,
+    download=4_544_033_992,
+    read_in=f"{_REGISTRY}, and {_REPOSITORIES}",
+    words=256_000,
+    width=1152,
+)
 _QWEN3_SMALL = PublishedModel(
     LLM,
     "Qwen/Qwen3-0.6B",
@@ -240,34 +264,59 @@ MODEL_SETS: Mapping[str, ModelSet] = {
             "workstation",
             "GPU of 24 GB",
             "fp16",
-            (_MINILM, _SIGLIP2_BASE, _QWEN3_MIDDLE, _VL_MIDDLE),
+            (_MINILM, _SIGLIP2_FINE, _QWEN3_MIDDLE, _VL_MIDDLE),
         ),
         ModelSet(
             "server",
             "GPU of 80 GB or more",
             "fp16",
-            (_MINILM, _SIGLIP2_BASE, _QWEN3_MIDDLE, _VL_LARGE),
+            (_MINILM, _SIGLIP2_FINE, _QWEN3_MIDDLE, _VL_LARGE),
         ),
         # The models of GranAlign's authors.
         ModelSet("paper", "GPU of 40 GB or more", "fp16", (_MINILM, _CLIP, _LLAMA3, _VL_MIDDLE)),
     )
 }
 """Sets by name. Each has the best models that fit its machine and that we can export: see `sizes`
-in `export`."""
+in `export`. On a GPU frames of 256 pixels cost little; so400m does not fit beside the
+vision-language models."""
+
+ALTERNATIVES: Mapping[str, PublishedModel] = {
+    model.name: model for model in (_SIGLIP2_BASE, _SIGLIP2_FINE, _SIGLIP2_LARGE)
+}
+"""Models by name that can take the place of a set's model of their kind, see `model_set`."""
 
 PRECISIONS = ("fp32", "fp16", "int4")
 """Precisions of a set."""
 
 
-def model_set(name: str) -> ModelSet:
+def model_set(name: str, instead: Sequence[str] = ()) -> ModelSet:
     """Return a set by its name.
 
+    Args:
+        name: one of `MODEL_SETS`.
+        instead: names of `ALTERNATIVES`; each takes the place of the set's model of its kind.
+
     Raises:
-        GranAlignError: no set has this name.
+        GranAlignError: no set or no alternative has this name, or two alternatives are of one kind.
     """
     if name not in MODEL_SETS:
         raise GranAlignError(f"models: got {name!r}, expected one of: {', '.join(MODEL_SETS)}")
-    return MODEL_SETS[name]
+    chosen: dict[str, PublishedModel] = {}
+    for other in instead:
+        if other not in ALTERNATIVES:
+            raise GranAlignError(
+                f"models: got {other!r} in place of a model of {name}, expected one of: "
+                f"{', '.join(ALTERNATIVES)}"
+            )
+        model = ALTERNATIVES[other]
+        if chosen.setdefault(model.kind, model) is not model:
+            raise GranAlignError(
+                f"models: got {chosen[model.kind].name} and {other}, which are both of kind "
+                f"{model.kind}, expected one of them"
+            )
+    whole = MODEL_SETS[name]
+    models = tuple(chosen.get(model.kind, model) for model in whole.models)
+    return replace(whole, models=models)
 
 
 def precision_of(kind: str, precision: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.sentence_folders import Edit, drop, edit, shard, together
-from helpers.siglip2 import gemma_tokenizer, write_siglip2
+from helpers.siglip2 import write_published_siglip2
 from helpers.tiny_bert import write_json
 from helpers.tiny_clip import SIZES, random_frames, write_bare_source, write_tiny_clip
 from safetensors.numpy import load_file, save_file
@@ -39,32 +39,8 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def siglip2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SigLIP 2 as version 4.57 saves it."""
-    transformers = pytest.importorskip("transformers")
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=with_end(gemma_tokenizer()),
-        bos_token="<bos>",
-        eos_token="<eos>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-    )
-    folder = write_siglip2(tmp_path_factory.mktemp("siglip2") / "source", tokenizer)
-    edit(
-        SETTINGS,
-        tokenizer_class="GemmaTokenizer",
-        add_bos_token=False,
-        add_eos_token=True,
-        padding_side="right",
-    )(folder)
-    return folder
-
-
-def with_end(tokenizer: Any) -> Any:
-    from tokenizers import processors
-
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A <eos>", special_tokens=[("<eos>", 1)]
-    )
-    return tokenizer
+    pytest.importorskip("transformers")
+    return write_published_siglip2(tmp_path_factory.mktemp("siglip2") / "source")
 
 
 def embed(source: Path, texts: list[str], lower: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -239,7 +215,7 @@ def sizes(**settings: Any) -> Edit:
             edit("config.json", text_config={"max_position_embeddings": "x"}),
             "max_position_embeddings 'x'",
         ),
-        (edit("config.json", model_type="siglip2"), "got a 'siglip2' model"),
+        (edit("config.json", model_type="siglip2"), "got a SigLIP 2 of the variant NaFlex"),
         (edit("adapter_config.json", base_model_name_or_path="b"), "an adapter of PEFT for b"),
     ],
 )

@@ -126,6 +126,36 @@ class TestExportingASet:
         with pytest.raises(GranAlignError, match="no such folder; expected one with ORG/NAME"):
             model_set.export_model_set("laptop", tmp_path, sources=tmp_path / "none")
 
+    def test_another_model_of_a_kind(self, tmp_path: Path, calls: Any) -> None:
+        """`--with` puts a model in the place of the set's of its kind, and of no other."""
+        fine, large = (
+            f"google/siglip2-{name}" for name in ("base-patch16-256", "so400m-patch14-384")
+        )
+        plan = model_set.plan_model_set("laptop", tmp_path, instead=[large])
+        usual = published.model_set("laptop").models
+        assert [part.model.name for part in plan.parts] == [
+            usual[0].name,
+            large,
+            *(model.name for model in usual[2:]),
+        ]
+        with pytest.raises(GranAlignError, match="in place of a model of laptop, expected one of"):
+            model_set.plan_model_set("laptop", tmp_path, instead=["org/none"])
+        with pytest.raises(GranAlignError, match="both of kind clip, expected one of them"):
+            model_set.plan_model_set("laptop", tmp_path, instead=[fine, large])
+
+    def test_the_remedy_names_the_other_model(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def unreachable(name: str, revision: str) -> hub.HubModel:
+            raise hub.HubError("put it here", missing=True)
+
+        monkeypatch.setattr(hub, "look_up", unreachable)
+        other = "google/siglip2-so400m-patch14-384"
+        plan = model_set.plan_model_set("laptop", tmp_path, instead=[other])
+        assert f"models get laptop {tmp_path} --with {other} --sources" in str(
+            plan.parts[1].problem
+        )
+
     def test_a_disk_that_is_too_small(
         self, tmp_path: Path, calls: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -325,7 +355,10 @@ def test_list(granalign: Granalign) -> None:
         assert f"{name}: " in out
         for model in models.models:
             assert f"  {model.name} " in out  # whole, in a terminal of 80 columns
-    sets = json.loads(granalign("models", "list", "--json")[1])["sets"]
+    written = json.loads(granalign("models", "list", "--json")[1])
+    sets, others = written["sets"], written["alternatives"]
+    assert [record["name"] for record in others] == list(published.ALTERNATIVES)
+    assert all(f"  {name} " in out for name in published.ALTERNATIVES)
     assert [record["name"] for record in sets] == list(published.MODEL_SETS)
     for record in sets:
         kinds = [model["kind"] for model in record["models"]]

@@ -16,6 +16,7 @@ from granalign_fast.export.sentence_encoder import export_sentence_encoder
 from granalign_fast.export.sizes import disk_bytes, held_bytes, memory_bytes, set_memory_bytes
 from granalign_fast.models.manifest import KINDS
 from granalign_fast.models.published import (
+    ALTERNATIVES,
     MODEL_SETS,
     PRECISIONS,
     DecoderNumbers,
@@ -185,6 +186,44 @@ def test_a_set_fits_its_machine() -> None:
             for model in models.models
             if model.kind != "sentence-encoder"
         )
+
+
+SIGLIP = {
+    "google/siglip2-base-patch16-224": ({}, {}),
+    "google/siglip2-base-patch16-256": ({}, {"image_size": 256}),
+    "google/siglip2-so400m-patch14-384": (
+        so400m := {
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "num_hidden_layers": 27,
+            "num_attention_heads": 16,
+        },
+        so400m | {"patch_size": 14, "image_size": 384},
+    ),
+}
+
+
+@pytest.mark.needs_torch
+@pytest.mark.parametrize("name", SIGLIP)
+def test_the_number_of_weights_of_frame_encoders(name: str) -> None:
+    """transformers' own model of these numbers has as many; no weight is made."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    text, vision = SIGLIP[name]
+    model, width = ALTERNATIVES[name], text.get("hidden_size", 768)
+    words = {"vocab_size": model.words, "projection_size": width}
+    config = transformers.SiglipConfig(text_config=text | words, vision_config=vision)
+    with torch.device("meta"):
+        parameters = transformers.SiglipModel(config).parameters()
+        assert sum(one.numel() for one in parameters) == model.parameters
+    assert (model.width, model.download) == (width, 4 * model.parameters)
+
+
+def test_alternatives_are_pinned() -> None:
+    assert {model.kind for model in ALTERNATIVES.values()} <= set(KINDS)
+    for model in ALTERNATIVES.values():
+        assert len(model.revision) == 40 and model.licence and model.read_in
+        assert 1.99 < model.download / model.parameters < 4.01
 
 
 def test_sets_are_pinned_and_exportable() -> None:
