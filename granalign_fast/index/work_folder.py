@@ -100,12 +100,17 @@ class ClipRows:
         return cls(first, times, hashes, captions, embeddings, frames, missing, later)
 
 
+class FolderBusyError(GranAlignError):
+    """Another process is indexing into a folder."""
+
+
 @contextmanager
 def lock_folder(out: Path) -> Iterator[None]:
     """Create the folder of indexes, and lock it against other indexing processes for the block.
 
     Raises:
-        GranAlignError: the folder cannot be created or locked, or another process holds the lock.
+        FolderBusyError: another process holds the lock.
+        GranAlignError: the folder cannot be created or locked.
     """
     import fcntl
 
@@ -122,7 +127,7 @@ def lock_folder(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise GranAlignError(
+            raise FolderBusyError(
                 f"{out}: another process is indexing into it; wait until that one has ended, or "
                 f"name another folder"
             ) from None
@@ -221,7 +226,7 @@ class WorkFolder:
             old.parent.mkdir(exist_ok=True)
         write_index(index, draft)
         with self._explain_os_errors():
-            if final.exists():
+            with suppress(FileNotFoundError):  # a new one, or one that was removed in this instant
                 final.rename(old)
             # `recover` restores the old index if the run is interrupted between the two renames.
             draft.rename(final)

@@ -188,7 +188,7 @@ def update_catalogue(
     """
     indexes = FolderIndexes(library) if indexes is None else indexes
     stamps = indexes.stamps()  # also of a folder that is no library: before anything is made
-    with _locked(library):
+    with locked_catalogue(library):
         # 1. Read what there is, and find out what it lacks.
         before = _read(library, indexes)
         known = {video.vid: video for segment in before.segments for video in segment.videos}
@@ -338,8 +338,10 @@ def _remove_others(root: Path, names: list[str]) -> None:
 
 
 @contextmanager
-def _locked(library: Path) -> Iterator[None]:
-    """Keep other writers of the catalogue out for the block; wait for one that is at work.
+def locked_catalogue(library: Path) -> Iterator[None]:
+    """Keep other writers of catalogue and tags out for the block; wait for one that is at work.
+
+    Removals hold it too, but no indexing run does.
 
     Raises:
         GranAlignError: the folder cannot be written, or another process does not end.

@@ -12,10 +12,10 @@ from granalign_fast.errors import GranAlignError, listed
 from granalign_fast.index import VideoIndex
 from granalign_fast.index.naming import is_named
 from granalign_fast.index.own_folders import check_own_folder
-from granalign_fast.index.work_folder import WorkFolder, lock_folder
+from granalign_fast.index.work_folder import FolderBusyError, WorkFolder, lock_folder
 from granalign_fast.storage.address import path_text
 
-from .catalogue import Catalogue, open_catalogue, update_catalogue
+from .catalogue import Catalogue, locked_catalogue, open_catalogue, update_catalogue
 from .records import CataloguedVideo, index_stamps
 from .tags import check_tags, read_tags, write_tags
 
@@ -50,7 +50,8 @@ def remove_videos(library: Path, names: Sequence[str]) -> list[str]:
     """Remove videos from a library: their indexes, their rows and their tags. Video files stay.
 
     The index of a video leaves its place by one rename. From then on the video is gone, whatever
-    happens to this process: no catalogue that is read or rebuilt later has it.
+    happens to this process: no catalogue that is read or rebuilt later has it. Another process may
+    be indexing into the library; a video that it indexes anew at this moment comes back.
 
     Args:
         library: a folder of indexes.
@@ -60,17 +61,21 @@ def remove_videos(library: Path, names: Sequence[str]) -> list[str]:
         The ids of the videos.
 
     Raises:
-        GranAlignError: there is no such video, and then none is removed; another process is
-            indexing into the library; or a folder cannot be changed.
+        GranAlignError: there is no such video, and then none is removed; or a folder cannot be
+            changed.
     """
     index_stamps(library)  # raises if there is no such folder, which the lock would make
-    with lock_folder(library):
-        # A run that was killed may have an index out of its place, which must not come back later.
-        WorkFolder(library).recover()
-        catalogue = open_catalogue(library)
-        vids = list(dict.fromkeys(_removable(catalogue, name) for name in names))
-        removed = library / _REMOVED
+    _undo_interruption(library)
+    catalogue = open_catalogue(library)
+    vids = list(dict.fromkeys(_removable(catalogue, name) for name in names))
+    removed = library / _REMOVED
+    with locked_catalogue(library):
         check_own_folder(removed)
+        if gone := [vid for vid in vids if not (library / vid).is_dir()]:
+            raise GranAlignError(
+                f"{library}: another process has removed or moved {listed(list(map(repr, gone)))}; "
+                f"try again"
+            )
         try:
             shutil.rmtree(removed, ignore_errors=True)  # of a process that was killed
             removed.mkdir()
@@ -85,8 +90,23 @@ def remove_videos(library: Path, names: Sequence[str]) -> list[str]:
         if (tags := read_tags(library)).keys() - (left := index_stamps(library)).keys():
             write_tags(library, {vid: words for vid, words in tags.items() if vid in left})
         shutil.rmtree(removed, ignore_errors=True)
-        update_catalogue(library)
+    update_catalogue(library)
     return vids
+
+
+def _undo_interruption(library: Path) -> None:
+    """Put an index back that a killed run has out of its place: it must not come back later.
+
+    A run that is at work has done so when it began.
+
+    Raises:
+        GranAlignError: a folder cannot be changed.
+    """
+    try:
+        with lock_folder(library):
+            WorkFolder(library).recover()
+    except FolderBusyError:
+        pass
 
 
 def _removable(catalogue: Catalogue, name: str) -> str:
@@ -113,7 +133,7 @@ def tag_videos(
     """
     added, removed = check_tags(add), set(check_tags(remove))
     index_stamps(library)
-    with lock_folder(library):
+    with locked_catalogue(library):
         tags = read_tags(library)
         for vid in vids:
             words = dict.fromkeys((*tags.get(vid, ()), *added))

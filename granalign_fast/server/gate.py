@@ -9,7 +9,6 @@ import time
 import uuid
 from collections.abc import Callable
 from http.cookies import CookieError, SimpleCookie
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -18,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .access import COOKIE, Token, Tokens, host_name
 from .metrics import Metrics
-from .problems import Problem, problem_response
+from .problems import CLIENT_GONE, Problem, handle_own_error, problem_response
 from .settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -29,6 +28,7 @@ _OPEN = ("/health/", "/docs", "/openapi.json", "/page/")
 """Beginnings of paths that need no token: they tell nothing about the library."""
 _READING_POSTS = re.compile("/v1/(search|session)")
 """Routes that change nothing, though their method is POST."""
+_HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 _MOST_HEADERS = 100
 _SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
@@ -93,7 +93,7 @@ class Gate:
             except Problem as problem:
                 await problem_response(Request(scope), problem)(scope, receive, finish)
         except asyncio.CancelledError:
-            status = status or 499
+            status = status or CLIENT_GONE
             raise
         except Exception as error:
             _log.error(
@@ -104,10 +104,8 @@ class Gate:
                 exc_info=error,
             )
             if not status:
-                own = Problem(
-                    "internal", "an error that is the service's own; its log has the request id"
-                )
-                await problem_response(Request(scope), own)(scope, receive, finish)
+                answer = await handle_own_error(Request(scope), error)
+                await answer(scope, receive, finish)
         finally:
             self._metrics.in_work.dec()
             self._report(scope, status, time.perf_counter() - begin)
@@ -123,7 +121,10 @@ class Gate:
             raise Problem(
                 "too-many-headers", f"got {len(headers)}, expected at most {_MOST_HEADERS}"
             )
-        host = host_name(headers.get("host", ""))
+        given = headers.get("host", "")
+        if given and not _HOST.fullmatch(given):
+            raise Problem("bad-request", f"Host: got {given[:100]!r}, expected NAME or NAME:PORT")
+        host = host_name(given)
         # A page of another site whose name leads to this machine must not read the library.
         if self._hosts and host not in self._hosts:
             raise Problem(
@@ -147,10 +148,12 @@ class Gate:
         origin = headers.get("origin")
         if origin is None or origin in self._settings.origins:
             return
-        if urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+        _, _, site = origin.partition("://")
+        if site.lower() != headers.get("host", "").lower():
             raise Problem(
                 "forbidden",
-                f"Origin: got {origin!r}, which is another site; start the service with --cors",
+                f"Origin: got {origin[:100]!r}, which is another site; start the service with "
+                f"--cors",
             )
 
     def _is_open(self, path: str) -> bool:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index.manifest import read_manifest_source
+from granalign_fast.index.work_folder import FolderBusyError
 from granalign_fast.library.upkeep import tag_videos
 from granalign_fast.runtime.workers import Limits, WorkerError, Workers
 
@@ -99,6 +100,7 @@ class Indexer:
         workers: Workers | None = None
         try:
             while not self._ended.is_set():
+                self._jobs.forget_old()
                 job = self._next_job()
                 if job is None or _is_busy(self._engine.folder):
                     self._wake.wait(_LOOK_SECONDS if job is None else _BUSY_SECONDS)
@@ -144,6 +146,9 @@ class Indexer:
                 progress=progress,
                 cancel=self._cancel,
             )
+            if vid is None:  # another process has begun to index meanwhile
+                self._jobs.change(job, QUEUED, attempts=job.attempts - 1)
+                return
             if job.tags:
                 tag_videos(self._engine.folder, [vid], job.tags)
             self._keep_one_file(job, vid)
@@ -217,7 +222,7 @@ def index_video(
     video: str,
     *,
     progress: Callable[[int, int], None],
-) -> str:
+) -> str | None:
     """Index one video; this runs in a worker process, which keeps the models for the next one.
 
     Args:
@@ -231,20 +236,23 @@ def index_video(
         progress: called with the clips that are indexed, and all that there are.
 
     Returns:
-        The id of the video.
+        The id of the video; None if another process is indexing into the library.
 
     Raises:
         GranAlignError: the file is no video, or cannot be indexed.
     """
     opened = _models(models, remote, device, prefix_gib)
     clip_seconds, frames_per_clip = clip_form
-    (folder,) = opened.index(
-        [video],
-        library,
-        clip_seconds=clip_seconds,
-        frames_per_clip=frames_per_clip,
-        progress=lambda done, total, _: progress(done, total),
-    )
+    try:
+        (folder,) = opened.index(
+            [video],
+            library,
+            clip_seconds=clip_seconds,
+            frames_per_clip=frames_per_clip,
+            progress=lambda done, total, _: progress(done, total),
+        )
+    except FolderBusyError:
+        return None
     return folder.name
 
 

@@ -59,12 +59,29 @@ def cancel_job(id: str, service: Current) -> dict[str, Any]:
     "/v1/jobs/{id}/events",
     summary="Follow a job",
     response_class=StreamingResponse,
-    responses={200: {"content": {"text/event-stream": {}}}, 404: PROBLEM},
+    responses={200: {"content": {"text/event-stream": {}}}, 404: PROBLEM, 429: PROBLEM},
 )
 async def follow_job(id: str, service: Current) -> StreamingResponse:
     """Send the job whenever it changes: events `progress`, and at last one named by its state."""
     first = await asyncio.to_thread(_find, service, id)
-    return event_stream(_changes(service, first))
+    if service.following >= service.settings.limits.followers:
+        service.metrics.refused.labels("too-many").inc()
+        raise Problem(
+            "too-many",
+            f"got {service.following} clients that follow jobs, expected fewer; ask for the job "
+            f"from time to time",
+            headers={"Retry-After": "5"},
+        )
+    return event_stream(_counted(service, first))
+
+
+async def _counted(service: Service, job: Job) -> AsyncIterator[Event | None]:
+    service.following += 1
+    try:
+        async for event in _changes(service, job):
+            yield event
+    finally:
+        service.following -= 1
 
 
 async def _changes(service: Service, job: Job) -> AsyncIterator[Event | None]:

@@ -108,6 +108,8 @@ class Jobs:
         self.library = library
         self.folder = library / FOLDER
         self.uploads = library / UPLOADS
+        self._known: dict[str, tuple[tuple[int, ...], Job | None]] = {}
+        """The job of each file that was read, and what changes when the file is replaced."""
 
     def create_folders(self) -> None:
         """Create the folders of jobs and uploads, for this user alone.
@@ -151,10 +153,21 @@ class Jobs:
 
     def all(self) -> list[Job]:
         """Return all jobs, the oldest first."""
-        with suppress(FileNotFoundError):
-            found = (self._read(path) for path in self.folder.glob("*.json"))
-            return sorted((job for job in found if job), key=lambda job: (job.created, job.id))
-        return []
+        before, known = self._known, {}
+        with suppress(FileNotFoundError), os.scandir(self.folder) as entries:
+            for entry in entries:
+                if not entry.name.endswith(".json"):
+                    continue
+                with suppress(FileNotFoundError):
+                    status = entry.stat(follow_symlinks=False)
+                    stamp = status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+                    held = before.get(entry.name)
+                    if held is None or held[0] != stamp:
+                        held = stamp, self._read(Path(entry.path))
+                    known[entry.name] = held
+        self._known = known
+        jobs = (job for _, job in known.values() if job)
+        return sorted(jobs, key=lambda job: (job.created, job.id))
 
     def _read(self, path: Path) -> Job | None:
         try:
@@ -228,13 +241,11 @@ class Jobs:
         """Put jobs right that the end of a process has left, and clean up; for the leader.
 
         An upload that was not complete is failed by name. A job that was being indexed is queued
-        again, unless it has ended the service too often. Drafts of uploads and the files of old
-        jobs are deleted.
+        again, unless it has ended the service too often. Drafts of uploads are deleted.
         """
         with suppress(OSError):
             remove_abandoned(self.uploads)
-        jobs = self.all()
-        for job in jobs:
+        for job in self.all():
             if job.state == RECEIVING and not self._is_being_received(job):
                 self.change(
                     job,
@@ -250,8 +261,11 @@ class Jobs:
                 )
             elif job.state == INDEXING:
                 self.change(job, QUEUED)
-        ended = [job for job in jobs if job.has_ended]
-        for job in ended[: max(0, len(ended) - _KEPT)]:
+
+    def forget_old(self, kept: int = _KEPT) -> None:
+        """Delete the files of jobs that have ended, but those of the last ones."""
+        ended = [job for job in self.all() if job.has_ended]
+        for job in ended[: max(0, len(ended) - kept)]:
             self.forget(job)
 
     def _is_being_received(self, job: Job) -> bool:

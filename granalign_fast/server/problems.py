@@ -9,7 +9,8 @@ from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 
 from granalign_fast.errors import GranAlignError, short_repr
 from granalign_fast.output.visible import visible
@@ -40,6 +41,9 @@ TITLES: Mapping[str, tuple[int, str]] = {
     "too-late": (504, "The answer was not ready in time"),
 }
 """Status and title of each kind of problem."""
+
+CLIENT_GONE = 499
+"""The status in the log where nobody was there to get an answer."""
 
 _BY_STATUS = {status: kind for kind, (status, _) in reversed(list(TITLES.items()))}
 
@@ -137,9 +141,22 @@ def _error_record(error: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+async def handle_client_gone(request: Request, error: Exception) -> Response:
+    """End a request whose client has closed the connection; the log says 499, as nginx's does."""
+    return Response(status_code=CLIENT_GONE)
+
+
+async def handle_own_error(request: Request, error: Exception) -> JSONResponse:
+    """Answer an error that is the service's own; the gate writes it into the log."""
+    detail = "an error that is the service's own; its log has the request id"
+    return problem_response(request, Problem("internal", detail))
+
+
 def install(app: Any) -> None:
     """Make an application answer all its errors so."""
     app.add_exception_handler(Problem, handle_problem)
     app.add_exception_handler(GranAlignError, handle_granalign_error)
     app.add_exception_handler(HTTPException, handle_http_exception)
     app.add_exception_handler(RequestValidationError, handle_invalid_request)
+    app.add_exception_handler(ClientDisconnect, handle_client_gone)
+    app.add_exception_handler(Exception, handle_own_error)

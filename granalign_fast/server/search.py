@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from granalign_fast.errors import GranAlignError
@@ -73,6 +74,7 @@ async def _search(
     Raises:
         Problem: too many queries wait, or the time is up.
         GranAlignError: the search was refused.
+        ClientDisconnect: the client has gone.
     """
     loop = asyncio.get_running_loop()
     deadline = time.monotonic() + timeout
@@ -98,12 +100,21 @@ async def _search(
         await asyncio.wait(ends, timeout=timeout, return_when="FIRST_COMPLETED")
         if everything.done():
             return everything.result()
+        if gone.done():
+            raise ClientDisconnect
         raise _too_late(timeout)
     finally:
         for ticket in tickets:
             ticket.cancelled = True
         gone.cancel()
+        everything.add_done_callback(_ignore)
         everything.cancel()
+
+
+def _ignore(everything: asyncio.Future[Any]) -> None:
+    """Take the error of futures for which nobody waits any more: asyncio would log it."""
+    if not everything.cancelled():
+        everything.exception()
 
 
 def _resolve(future: asyncio.Future[LibraryResult], result: LibraryResult | Exception) -> None:

@@ -64,6 +64,8 @@ class Service:
     media_waiting: int = 0
     receiving: int = 0
     """Uploads that are under way."""
+    following: int = 0
+    """Clients that follow a job."""
 
     def check_ready(self) -> None:
         """Raise unless the models are loaded and warm, and the service is not ending.

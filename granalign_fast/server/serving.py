@@ -31,12 +31,15 @@ _WORKER_SECONDS = 120
 """Seconds after which a worker process that does not answer is replaced: it may load models."""
 _HEADER_SECONDS = 10.0
 """Seconds in which a client must have sent them."""
+_STALL_SECONDS = 120.0
+"""Seconds in which a client must take the next 64 KiB of an answer; players ask again by ranges."""
 
 
 class PatientProtocol(H11Protocol):
-    """HTTP/1.1 that does not wait for ever: headers must be complete within some seconds."""
+    """HTTP/1.1 that does not wait for ever: for headers, or until an answer is read."""
 
     _timer: asyncio.TimerHandle | None = None
+    _stall: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for headers."""
@@ -49,9 +52,30 @@ class PatientProtocol(H11Protocol):
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End the wait."""
+        """End the waits."""
         self._stop_waiting()
+        self._stop_stalling()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Wait for a client that does not read."""
+        super().pause_writing()
+        if self._stall is None:
+            self._stall = self.loop.call_later(_STALL_SECONDS, self._abort)
+
+    def resume_writing(self) -> None:
+        """Go on, for the client has read."""
+        self._stop_stalling()
+        super().resume_writing()
+
+    def _stop_stalling(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+    def _abort(self) -> None:
+        self._stall = None
+        self.transport.abort()  # not `close`, which waits until all is read
 
     def _watch(self) -> None:
         """Wait if a request has begun whose headers are not complete."""

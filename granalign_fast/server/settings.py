@@ -44,6 +44,8 @@ class Limits:
     """Length of a clip that is cut out."""
     jobs: int = 1000
     """Jobs that wait; past them an upload gets 429."""
+    followers: int = 64
+    """Clients that follow jobs at the same time; past them one gets 429."""
     uploads: int = 8
     """Uploads at the same time; past them a request gets 429."""
     spare_bytes: int = 1 << 30

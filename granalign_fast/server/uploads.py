@@ -92,7 +92,8 @@ async def add_video(request: Request, service: Current) -> JSONResponse:
             "not-available",
             "the service has no model that captions or embeds frames; start it with --models DIR",
         )
-    if sum(not job.has_ended for job in service.jobs.all()) >= service.settings.limits.jobs:
+    jobs = await asyncio.to_thread(service.jobs.all)
+    if sum(not job.has_ended for job in jobs) >= service.settings.limits.jobs:
         raise Problem("too-many", "too many jobs wait", headers={"Retry-After": "60"})
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":

@@ -67,16 +67,21 @@ def show_video(vid: str, service: Current) -> dict[str, Any]:
 def remove_video(vid: str, service: Current) -> dict[str, list[str]]:
     """Remove a video from the library: its index and its tags.
 
-    A file that was uploaded to the service is deleted with them; every other file stays.
+    A file that was uploaded to the service is deleted with them; every other file stays. Other
+    videos may be indexed meanwhile. A job of the same file is cancelled.
     """
     service.check_writable()
     path = service.video(vid).path
+    for job in service.jobs.all():
+        if path is not None and job.path == path and not job.has_ended:
+            service.indexer.cancel(job)
     try:
         removed = remove_videos(service.engine.folder, [vid])
     except GranAlignError:
         raise Problem(
             "conflict",
-            f"video {vid!r}: a video is being indexed, or the library cannot be changed; try again",
+            f"video {vid!r}: another process is changing it, or the library cannot be written; try "
+            f"again",
             headers={"Retry-After": "5"},
         ) from None
     finally:

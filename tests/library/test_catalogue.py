@@ -194,7 +194,7 @@ def test_what_cannot_be_written_is_kept_in_memory(
     """A reader of a folder that it cannot write, or while a writer holds the lock."""
     write_index(library / "new", 5, seed=9)
     monkeypatch.setattr(module, "_PATIENCE", 0.0)
-    with module._locked(library):
+    with module.locked_catalogue(library):
         catalogue = open_catalogue(library)
         assert contents(catalogue) == expected_contents(library)
         with pytest.raises(GranAlignError, match="another process is writing the catalogue"):

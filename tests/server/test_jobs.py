@@ -229,3 +229,20 @@ def test_what_another_process_does_is_seen(library: Path, indexed: Path) -> None
             time.sleep(0.2)
         answer = service.client.post("/v1/search", json={"query": "a ring"}).json()
         assert answer["results"][0]["searched"] == 3
+
+
+def test_a_video_is_removed_while_another_one_is_indexed(library: Path, indexed: Path) -> None:
+    with running(library) as service:
+        service.wait_until_ready()
+        content = (indexed / "long.mp4").read_bytes()
+        job = service.client.post("/v1/videos?name=long.mp4", content=content).json()
+        service.wait_for(job["id"], "indexing")
+        assert service.client.delete("/v1/videos/first").json() == {"removed": ["first"]}
+        assert service.client.get("/v1/videos/first").status_code == 404
+        assert not (library / "first").exists()
+        assert service.client.get(f"/v1/jobs/{job['id']}").json()["state"] == "indexing"
+        found = service.client.post("/v1/search", json={"query": "a ring"}).json()
+        assert found["results"][0]["searched"] == 1
+        assert service.wait_for(job["id"], "done", "failed")["vid"] == "long"
+        listed = service.client.get("/v1/videos").json()
+        assert [video["vid"] for video in listed["videos"]] == ["long", "second"]
