@@ -24,6 +24,7 @@ from .models.sources import resolve_model
 from .protocols import Captioner, ImageTextEncoder, Rewriter, TextEncoder
 from .runtime.cache_folder import usable_cache
 from .runtime.device import Device
+from .search.host_ranker import CAPTION_CACHE_BYTES
 from .search.retriever import Retriever
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ class MomentRetriever(Retriever):
         captioner: Captioner | None = None,
         frame_encoder: ImageTextEncoder | None = None,
         device: str = "cpu",
+        cache_bytes: int = CAPTION_CACHE_BYTES,
     ) -> None:
         """Make a retriever; arguments and errors are those of `Retriever`."""
         super().__init__(
@@ -111,6 +113,7 @@ class MomentRetriever(Retriever):
             captioner=captioner,
             frame_encoder=frame_encoder,
             device=device,
+            cache_bytes=cache_bytes,
         )
 
 
@@ -281,6 +284,7 @@ class ModelFolder:
         *,
         encoder: TextEncoder | None = None,
         captions_only: bool = False,
+        cache_bytes: int = CAPTION_CACHE_BYTES,
     ) -> MomentRetriever:
         """Return a retriever with all models that its configuration uses.
 
@@ -288,6 +292,7 @@ class ModelFolder:
             config: a preset's name or a configuration.
             encoder: replaces that of the folder.
             captions_only: leave out the models that look at frames.
+            cache_bytes: as for `Retriever`.
 
         Raises:
             GranAlignError: there is no such preset, or the folder lacks a model that it needs.
@@ -307,6 +312,7 @@ class ModelFolder:
             captioner=None if visual or captions_only else self.captioner,
             frame_encoder=None if recognising or captions_only else self.frame_encoder,
             device=self.device,
+            cache_bytes=cache_bytes,
         )
 
 

@@ -309,10 +309,16 @@ def _add_products(best: _Best, asked: Asked, rows: _Floats, first: int, slack: _
     best.offer(numbers, scores, first + places)
 
 
-def products(asked: _Floats, rows: _Floats) -> _Floats:
-    """Return ``asked @ rows.T``, in products that OpenBLAS computes on this thread unless large."""
+def products(asked: _Floats, rows: _Floats, *, alone: bool = False) -> _Floats:
+    """Return ``asked @ rows.T``, in products that OpenBLAS computes on this thread unless large.
+
+    Args:
+        asked: `(queries, dim)`.
+        rows: `(rows, dim)`.
+        alone: whether other threads have work of their own, so that large ones stay on this too.
+    """
     count, dim = asked.shape
-    if asked.size >= _WORTH_WAKING:
+    if asked.size >= _WORTH_WAKING and not alone:
         return np.asarray(asked @ rows.T)
     found = np.empty((count, len(rows)), np.float32)
     across = min(count, 16)

@@ -104,6 +104,10 @@ def serve(
     max_seconds: Annotated[
         float, typer.Option(min=0.1, help="Seconds after which a search gets 504.")
     ] = 60.0,
+    cache_gib: Annotated[
+        float,
+        typer.Option(min=0, help="GiB of memory for the videos last searched, for each preset."),
+    ] = 1.0,
     max_upload_gib: Annotated[float, typer.Option(min=0, help="GiB of a video.")] = 8.0,
     log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
     remote: RemoteOptions | None = None,
@@ -164,6 +168,7 @@ def serve(
             queue=max_queue,
             batch=max_batch,
             batch_delay=max_delay,
+            cache_bytes=int(cache_gib * (1 << 30)),
             timeout=max_seconds,
             upload_bytes=int(max_upload_gib * (1 << 30)),
         ),

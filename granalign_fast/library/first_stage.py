@@ -38,6 +38,8 @@ read their rows once more, takes longer."""
 _BY_WORDS = 200
 """Stretches of more rows that are candidates because of their words, whatever their cosines are."""
 
+_SPARE = 16
+"""Candidates beyond the stretches of an answer: the order of the last ones depends on rounding."""
 _GATHERED = 1 << 16
 """Rows that are copied at a time where the videos that count are scattered."""
 _MOST_RANGES = 64
@@ -82,6 +84,12 @@ class Part(NamedTuple):
     """`(videos,)`."""
     framed: npt.NDArray[np.bool_]
     """`(videos,)`: which of these have frames that can be compared."""
+
+    @property
+    def is_long(self) -> bool:
+        """Whether a video that is searched has several stretches."""
+        _, videos = self.segment.stretches
+        return int(self.chosen[videos].sum()) > int(self.chosen.sum())
 
 
 class Texts(NamedTuple):
@@ -175,11 +183,12 @@ def _candidates(
     allowed = np.flatnonzero(searched)
     if int((edges[allowed + 1] - edges[allowed]).sum()) <= ALL_COMPARED:
         captions = [query.captions for query in queries if query.captions]
-        if len(allowed) <= most or not captions or queries[0].frames:
+        count = most + _SPARE
+        if len(allowed) <= count or not captions or queries[0].frames:
             return [allowed] * len(queries)
         rough = rough_means(np.asarray(part.segment.captions), edges, allowed, captions)
         rough += np.float32(WORD_WEIGHT) * shares[:, allowed]
-        best = np.argpartition(-rough, most - 1, axis=1)[:, :most]
+        best = np.argpartition(-rough, count - 1, axis=1)[:, :count]
         return list(allowed[np.sort(best, axis=1)])
     # The stretches of the nearest clips, and those with the most words.
     candidates = []

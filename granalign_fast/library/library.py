@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal, overload
 
@@ -21,8 +20,10 @@ from granalign_fast.search.retriever import Retriever
 from granalign_fast.types import Rewrites
 
 from .catalogue import Catalogue, Progress, temporary_catalogue
+from .comparable import Comparable
 from .filters import Filters
 from .first_stage import Part, Ranked, Texts, first_stage
+from .index_cache import IndexCache
 from .opening import open_library_catalogue
 from .records import CataloguedVideo, rows_of
 from .refinement import Refinement, refine_in_steps, refine_together, step_of
@@ -30,8 +31,9 @@ from .results import LibraryResult, Stretch, VideoHit
 from .spaces import Spaces
 from .tags import read_tags
 
-_KEPT = 64
-"""Indexes that stay in memory after a search, the last used ones, unless `Library.kept` differs."""
+_CACHE_BYTES = 1 << 27
+"""Bytes of indexes that stay in memory after a search, 128 MiB: a thousand videos of 150 seconds,
+by MiniLM."""
 _QUERIES = 256
 """Queries that are searched together, which bounds their results in memory."""
 _STRETCHES = 400
@@ -73,8 +75,9 @@ class Library:
         self.catalogue = catalogue
         self._given = indexes
         self._media = media
-        self.kept = _KEPT
-        self._indexes: OrderedDict[tuple[str, str], VideoIndex] = OrderedDict()
+        self.cache = IndexCache(_CACHE_BYTES)
+        """Indexes that stay in memory after a search; libraries may share one."""
+        self._comparable: Comparable | None = None
 
     @classmethod
     def open(
@@ -296,14 +299,15 @@ class Library:
         clock.lap("embed")
         # 3. Choose the videos, and find the best stretches of each query.
         parts, left_out = self._parts(spaces, texts[0], filters or Filters())
-        most, device = max(_STRETCHES, refine), self.retriever.device
+        videos, device = max(_VIDEOS, refine), self.retriever.device
+        most = max(_STRETCHES, refine) if any(part.is_long for part in parts) else videos
         share = self.retriever.config.approximate
         ranked = first_stage(parts, texts, most, spaces.frames_weight, device, share)
         clock.lap("first_stage")
         searched = sum(int(part.chosen.sum()) for part in parts)
         refinements = []
         for query, one, found in zip(rewrites, texts, ranked, strict=True):
-            hits = _video_hits(parts, found, max(_VIDEOS, refine))
+            hits = _video_hits(parts, found, videos)
             result = LibraryResult(
                 query, (), hits, searched, left_out, complete=False, seconds=seconds
             )
@@ -314,26 +318,11 @@ class Library:
         self, spaces: Spaces, texts: Texts, filters: Filters
     ) -> tuple[list[Part], dict[str, int]]:
         """Return the segments and videos that are searched, and why others are not."""
+        known = self._comparable
+        if known is None or not known.suits(self.catalogue, texts):
+            known = self._comparable = Comparable(self.catalogue, spaces, texts)
         tags = read_tags(self.folder) if filters.tags and self._given is None else {}
-        left_out: Counter[str] = Counter()
-        parts = []
-        for segment, numbers in zip(self.catalogue.segments, self.catalogue.live, strict=True):
-            chosen = np.zeros(len(segment.videos), bool)
-            framed = np.zeros(len(segment.videos), bool)
-            for number in numbers:
-                video = segment.videos[number]
-                if not filters.passes(video, tags):
-                    left_out["not chosen by the filters"] += 1
-                elif reason := spaces.reason_against(texts, segment.record, video):
-                    left_out[reason] += 1
-                else:
-                    chosen[number] = True
-                    framed[number] = spaces.has_frames(texts, segment.record, video)
-            if chosen.any():
-                parts.append(Part(segment, chosen, framed))
-        if self.catalogue.damaged:
-            left_out["damaged index"] = len(self.catalogue.damaged)
-        return parts, dict(left_out)
+        return known.parts(filters, tags)
 
     def _load(self, video: CataloguedVideo) -> VideoIndex:
         """Return the index of a video, from memory if it was used lately.
@@ -343,18 +332,16 @@ class Library:
         """
         if self._given is not None:
             return self._given[video.vid]
-        key = video.vid, video.stamp
-        index = self._indexes.pop(key, None)
-        if index is None:
-            index = VideoIndex.load(self.catalogue.index_folder(video))
-            if self.catalogue.remote is not None:
-                index = with_store(index, self.catalogue.remote.address)
-            if self._media is not None:
-                with suppress(GranAlignError):  # not there: the path of the index may do
-                    index = with_media(index, self._media)
-        self._indexes[key] = index
-        while len(self._indexes) > self.kept:
-            self._indexes.popitem(last=False)
+        return self.cache.get_or_load(video, lambda: self._read(video))
+
+    def _read(self, video: CataloguedVideo) -> VideoIndex:
+        """Read the index of a video; errors are those of `_load`."""
+        index = VideoIndex.load(self.catalogue.index_folder(video))
+        if self.catalogue.remote is not None:
+            index = with_store(index, self.catalogue.remote.address)
+        if self._media is not None:
+            with suppress(GranAlignError):  # not there: the path of the index may do
+                index = with_media(index, self._media)
         return index
 
 
@@ -369,17 +356,34 @@ def _deadline(budget: float | None) -> float | None:
 
 def _video_hits(parts: Sequence[Part], ranked: Ranked, most: int) -> tuple[VideoHit, ...]:
     """Return the videos of stretches, each by its best stretch, best first."""
-    found: dict[tuple[int, int], VideoHit] = {}
-    stretches: dict[tuple[int, int], list[Stretch]] = {}
     hits = ranked.hits
-    columns = hits.parts, hits.videos, hits.begins, hits.ends, hits.best, hits.words
-    for part, number, begin, end, best, words, score, similarity in zip(
-        *(column.tolist() for column in (*columns, ranked.scores, ranked.similarity)), strict=True
-    ):
-        key = part, number
-        stretches.setdefault(key, []).append(Stretch(begin, end, score))
-        if key not in found and len(found) < most:
-            video = parts[part].segment.videos[number]
-            seconds = video.second(begin), video.second(end)
-            found[key] = VideoHit(video, score, similarity, words, *seconds, best)
-    return tuple(replace(hit, stretches=tuple(stretches[key])) for key, hit in found.items())
+    owners, begins, ends, scores = (
+        column.tolist()
+        for column in (
+            np.stack([hits.parts, hits.videos], 1),
+            hits.begins,
+            hits.ends,
+            ranked.scores,
+        )
+    )
+    # 1. The places of each video's stretches, best first.
+    places: dict[tuple[int, int], list[int]] = {}
+    for place, (part, number) in enumerate(owners):
+        places.setdefault((part, number), []).append(place)
+    # 2. The first videos.
+    found = []
+    for (part, number), own in itertools.islice(places.items(), most):
+        video, best = parts[part].segment.videos[number], own[0]
+        found.append(
+            VideoHit(
+                video,
+                scores[best],
+                float(ranked.similarity[best]),
+                float(hits.words[best]),
+                video.second(begins[best]),
+                video.second(ends[best]),
+                int(hits.best[best]),
+                tuple(Stretch(begins[place], ends[place], scores[place]) for place in own),
+            )
+        )
+    return tuple(found)

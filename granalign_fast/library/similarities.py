@@ -22,8 +22,6 @@ BEST_CLIPS = 5
 
 _BLOCK = 4096
 """Rows of a block: at 384 numbers 6 MB of float32, which stay near a core for all queries."""
-_MANY = 16
-"""Queries whose products are shared between cores, and not the blocks."""
 _WORTH_THREADS = 1 << 26
 """Multiplications from which on it pays to share the blocks between threads."""
 
@@ -125,14 +123,13 @@ def rough_means(
 
     def compare(block: Ints) -> None:
         clips, _ = _widened(rows, edges, block)
-        cosines = products(asked.rows, clips.reshape(-1, clips.shape[2]))
+        cosines = products(asked.rows, clips.reshape(-1, clips.shape[2]), alone=True)
         best = best_means(cosines.reshape(len(weights), *clips.shape[:2]))
         at = np.searchsorted(stretches, block)
         means[:, at] = np.add.reduceat(best * weights, firsts, axis=0)
 
-    # The products of many texts keep all cores busy by themselves.
-    threads = cpu_threads(None) if len(queries) < _MANY else 1
-    with ThreadPoolExecutor(threads) as pool:
+    # Blocks are shared, not products: conversion and means take as long as the products.
+    with ThreadPoolExecutor(cpu_threads(None)) as pool:
         list(pool.map(compare, _blocks(stretches, np.diff(edges))))
     return means
 

@@ -27,7 +27,7 @@ from .frame_curves import FrameCurve, with_frames
 from .mixed_captions import is_mixed, matrices_of, mix
 from .ranker import TextEmbeddings
 
-_CAPTION_CACHE_BYTES = 1 << 27
+CAPTION_CACHE_BYTES = 1 << 27
 """Bytes of mixed caption embeddings that stay in memory, 128 MiB: some 580 videos of 150 seconds,
 or 24 hours, by MiniLM and `tuned`."""
 
@@ -35,13 +35,17 @@ or 24 hours, by MiniLM and `tuned`."""
 class HostRanker:
     """Runs the NumPy kernels one after another, each a stage of its own. A `Ranker`.
 
-    The mixed captions of the videos last searched are kept, up to `_CAPTION_CACHE_BYTES`. `tuned`
-    keeps two arrays of the size of a video's embeddings.
+    The mixed captions of the videos last searched are kept. `tuned` keeps two arrays of the size of
+    a video's embeddings.
+
+    Args:
+        config: the constants of the method.
+        cache_bytes: how many bytes of mixed captions are kept.
     """
 
-    def __init__(self, config: RetrieverConfig) -> None:
+    def __init__(self, config: RetrieverConfig, cache_bytes: int = CAPTION_CACHE_BYTES) -> None:
         self.config = config
-        self._captions = DerivedArrayCache(_CAPTION_CACHE_BYTES)
+        self._captions = DerivedArrayCache(cache_bytes)
 
     def embed(self, encoder: TextEncoder, texts: Sequence[str]) -> TextEmbeddings:
         """Embed texts; some may be equal."""

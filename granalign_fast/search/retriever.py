@@ -26,7 +26,7 @@ from .caption_scorer import CaptionScorer
 from .clock import Clock, Span
 from .device_ranker import DeviceRanker
 from .frame_scorer import FrameScorer
-from .host_ranker import HostRanker
+from .host_ranker import CAPTION_CACHE_BYTES, HostRanker
 from .isolation import search_each
 from .known_texts import Known
 from .ranker import Ranker
@@ -54,6 +54,7 @@ class Retriever:
         captioner: Captioner | None = None,
         frame_encoder: ImageTextEncoder | None = None,
         device: str = "cpu",
+        cache_bytes: int = CAPTION_CACHE_BYTES,
     ) -> None:
         """Put a retriever together.
 
@@ -70,6 +71,8 @@ class Retriever:
             device: compares captions with queries and cuts out moments; named as for `Session`. On
                 a GPU the embeddings of an encoder on that GPU stay there, and so do the captions of
                 the videos last searched; only results come back.
+            cache_bytes: on a CPU, how many bytes of what is derived from the captions of the videos
+                last searched stay in memory.
 
         Raises:
             GranAlignError: an argument is of the wrong type, there is no such preset or device, or
@@ -88,9 +91,9 @@ class Retriever:
         self.frame_encoder = frame_encoder
         # The device's name is checked for all scorers, so that a wrong one never goes unnoticed.
         self.device = ArrayDevice.of(device)
-        self._scorer = self._make_scorer(self.device)
+        self._scorer = self._make_scorer(self.device, cache_bytes)
 
-    def _make_scorer(self, device: ArrayDevice) -> Scorer:
+    def _make_scorer(self, device: ArrayDevice, cache_bytes: int) -> Scorer:
         """Return the scorer of the configuration.
 
         Raises:
@@ -105,7 +108,9 @@ class Retriever:
                 )
             return RecognitionScorer(self.recogniser, config)
         ranker: Ranker = (
-            HostRanker(config) if device.index is None else DeviceRanker(config, device)
+            HostRanker(config, cache_bytes)
+            if device.index is None
+            else DeviceRanker(config, device)
         )
         if config.scorer == "frames":
             if self.frame_encoder is None:

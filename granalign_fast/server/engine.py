@@ -16,6 +16,7 @@ from granalign_fast.index.manifest import MANIFEST
 from granalign_fast.index.model_checks import check_models
 from granalign_fast.library import Library
 from granalign_fast.library.catalogue import Catalogue, open_catalogue
+from granalign_fast.library.index_cache import IndexCache
 from granalign_fast.library.records import CataloguedVideo, index_stamps
 from granalign_fast.library.tags import Tags, read_tags
 from granalign_fast.models.manifest import SENTENCE_ENCODER
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_KEPT = 512
-"""Indexes that stay in memory for each preset: 60 MB of videos of 150 seconds."""
+_INDEX_SHARE = 1 / 3
+"""Share of the cache that the indexes of videos may take, for all presets together. The rest is
+for what a preset derives from them: `tuned` keeps two arrays of the size of an index."""
 _WARM_UP = "a person walks"
 """The query that is asked before the service is ready."""
 
@@ -91,6 +93,7 @@ class Engine:
         catalogue = open_catalogue(self.folder)
         self._check(catalogue)
         encoder = self._open_encoder()
+        indexes = IndexCache(int(_INDEX_SHARE * self.settings.limits.cache_bytes))
         for name in PRESETS:
             try:
                 retriever = self._open_retriever(name, encoder)
@@ -98,7 +101,7 @@ class Engine:
                 self.unavailable[name] = str(error)
             else:
                 self.libraries[name] = library = Library(catalogue, retriever)
-                library.kept = _KEPT
+                library.cache = indexes
         if self.preset not in self.libraries:
             raise GranAlignError(f"preset {self.preset!r}: {self.unavailable[self.preset]}")
         self._take(catalogue)
@@ -125,10 +128,16 @@ class Engine:
 
     def _open_retriever(self, name: str, encoder: TextEncoder) -> MomentRetriever:
         config = replace(PRESETS[name], approximate=self.settings.approximate)
+        cache_bytes = int((1 - _INDEX_SHARE) * self.settings.limits.cache_bytes)
         if self.models is None:
-            return MomentRetriever(encoder, config, device=self.settings.device)
+            return MomentRetriever(
+                encoder, config, device=self.settings.device, cache_bytes=cache_bytes
+            )
         return self.models.retriever(
-            config, encoder=encoder, captions_only=self.settings.captions_only
+            config,
+            encoder=encoder,
+            captions_only=self.settings.captions_only,
+            cache_bytes=cache_bytes,
         )
 
     def _check(self, catalogue: Catalogue) -> None:

@@ -34,6 +34,8 @@ class Limits:
     """Seconds that the first query of a batch waits for others."""
     queue: int = 64
     """Queries that wait for a batch; past them a request gets 429."""
+    cache_bytes: int = 1 << 30
+    """Indexes of the videos last searched, and what a preset derives from them, in memory."""
     timeout: float = 60.0
     """Seconds after which a search gets 504; a request may ask for less."""
     media_threads: int = 2

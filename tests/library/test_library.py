@@ -19,6 +19,7 @@ from granalign_fast.index import VideoIndex
 from granalign_fast.library import Filters, Library
 from granalign_fast.library import first_stage as module
 from granalign_fast.library.evaluation import evaluate_corpus
+from granalign_fast.library.index_cache import IndexCache, index_bytes
 from granalign_fast.library.similarities import best_means
 from granalign_fast.library.upkeep import remove_videos, tag_videos
 from granalign_fast.search.retriever import Retriever
@@ -139,7 +140,7 @@ def test_many_queries_read_a_video_once(folder: Path, monkeypatch: pytest.Monkey
         return load(path)
 
     monkeypatch.setattr(VideoIndex, "load", staticmethod(counting))
-    monkeypatch.setattr("granalign_fast.library.library._KEPT", 1)
+    library.cache = IndexCache(1)
     queries = ["a red car", "two dogs run", "a white horse jumps"]
     results = library.search_many(queries, refine=4)
     assert sorted(read) == sorted(SCENES)
@@ -290,3 +291,38 @@ def test_evaluation_counts_what_the_search_finds(library: Library) -> None:
     assert found.counts == {"queries": 3, "videos": 4, "clips": 3130}
     assert set(found.seconds) == {"rewrite", "embed", "first_stage", "refine"}
     assert sum(done) == 3
+
+
+def test_a_cache_of_indexes_keeps_the_last_used_ones(library: Library) -> None:
+    first, second, third = library.videos()[:3]
+    indexes = {video.vid: library._load(video) for video in (first, second, third)}
+    sizes = {vid: index_bytes(index) for vid, index in indexes.items()}
+    cache = IndexCache(sizes[first.vid] + sizes[third.vid])
+    for video in (first, second, first, third):
+        assert cache.get_or_load(video, lambda vid=video.vid: indexes[vid]) is indexes[video.vid]
+    assert len(cache) == 2 and cache.nbytes == sizes[first.vid] + sizes[third.vid]
+    assert cache.get_or_load(first, lambda: pytest.fail("read again")) is indexes[first.vid]
+    anew = replace(first, stamp="another")
+    assert cache.get_or_load(anew, lambda: indexes[second.vid]) is indexes[second.vid]
+
+
+def test_short_videos_are_cut_to_those_of_an_answer(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where each video is one stretch, no more stretches than videos of an answer are compared."""
+    short = Filters(videos=["street", "yard", "kitchen"])
+    whole = library.search("a red car", refine=2, filters=short)
+    asked: list[int] = []
+    search = module.first_stage
+
+    def counting(parts: Any, texts: Any, most: int, *rest: Any) -> Any:
+        asked.append(most)
+        return search(parts, texts, most, *rest)
+
+    monkeypatch.setattr("granalign_fast.library.library.first_stage", counting)
+    monkeypatch.setattr("granalign_fast.library.library._VIDEOS", 2)
+    few = library.search("a red car", refine=2, filters=short)
+    library.search("a red car", refine=2)  # among others the video of 100 minutes
+    assert asked == [2, 400]
+    assert [hit.video for hit in few.videos] == [hit.video for hit in whole.videos[:2]]
+    assert few.moments[0] == whole.moments[0]

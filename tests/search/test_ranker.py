@@ -259,11 +259,10 @@ def test_cached_captions_die_with_their_index(cupy: Any) -> None:
 
 def test_the_host_mixes_the_captions_of_a_video_once(monkeypatch: pytest.MonkeyPatch) -> None:
     mixed = 2 * 30 * DIM * 4
-    monkeypatch.setattr(host_ranker, "_CAPTION_CACHE_BYTES", 2 * mixed)
     seen = []
     mix = host_ranker.mix
     monkeypatch.setattr(host_ranker, "mix", lambda rows, c: seen.append(len(rows)) or mix(rows, c))
-    cpu = MomentRetriever(Scenes())
+    cpu = MomentRetriever(Scenes(), cache_bytes=2 * mixed)
     ranker = ranker_of(cpu)
     assert isinstance(ranker, HostRanker)
     indexes = [index_of(vid, 30) for vid in "abc"]
