@@ -24,28 +24,36 @@ class WorkerProcess:
     Args:
         memory: as `Setup.memory`.
         file_bytes: as `Setup.file_bytes`.
+
+    Raises:
+        OSError: it cannot be started; nothing of it is left.
     """
 
     def __init__(self, memory: int | None, file_bytes: int | None) -> None:
-        self.folder = tempfile.mkdtemp(prefix="granalign-worker-")
-        self.channel, theirs = socket.socketpair()
-        reading, self._lifeline = os.pipe()
         self._ended = False
         self._lock = threading.Lock()
-        try:
-            self.process = subprocess.Popen(
-                command(theirs.fileno(), reading),
-                stdin=subprocess.DEVNULL,
-                # Libraries print there what a file says, escape sequences of a terminal included.
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), reading),
-                env=_environment(self.folder),
-                start_new_session=True,  # Ctrl-C reaches the program alone
-            )
-        finally:
-            theirs.close()
-            os.close(reading)
+        with contextlib.ExitStack() as undo:
+            self.folder = tempfile.mkdtemp(prefix="granalign-worker-")
+            undo.callback(shutil.rmtree, self.folder, ignore_errors=True)
+            self.channel, theirs = socket.socketpair()
+            undo.callback(self.channel.close)
+            reading, self._lifeline = os.pipe()
+            undo.callback(os.close, self._lifeline)
+            try:
+                self.process = subprocess.Popen(
+                    command(theirs.fileno(), reading),
+                    stdin=subprocess.DEVNULL,
+                    # Libraries print there what a file says, with escape sequences of a terminal.
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(), reading),
+                    env=_environment(self.folder),
+                    start_new_session=True,  # Ctrl-C reaches the program alone
+                )
+            finally:
+                theirs.close()
+                os.close(reading)
+            undo.pop_all()  # it runs: `end` and `close` do this from here on
         level = logging.getLogger("granalign_fast").getEffectiveLevel()
         with contextlib.suppress(OSError):  # it has ended: the first call says so
             send(self.channel, pickle.dumps(Setup(memory, file_bytes, level)))

@@ -17,7 +17,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -112,6 +112,8 @@ class Workers:
         self._lock = threading.Lock()
         self._idle: queue.LifoQueue[WorkerProcess] = queue.LifoQueue()
         self._all: set[WorkerProcess] = set()
+        self._lost = 0
+        """Workers that have ended and are not replaced yet."""
         # Also when the object is forgotten, or the interpreter ends.
         self._finalizer = weakref.finalize(self, _close_all, self._all)
         for _ in range(count):
@@ -143,7 +145,7 @@ class Workers:
         Raises:
             WorkerError: the call took too long, needed too much memory, was cancelled, or ended its
                 process; or the function raised another error than a `GranAlignError`.
-            GranAlignError: the function raised it.
+            GranAlignError: the function raised it; or no worker process can be started.
         """
         seconds = self.limits.seconds if seconds is None else seconds
         call = Call(function, arguments, progress is not None, self.limits.processor_seconds)
@@ -176,19 +178,25 @@ class Workers:
         self.close()
 
     def _start(self) -> WorkerProcess:
-        process = WorkerProcess(self.limits.memory, self.limits.file_bytes)
+        try:
+            process = WorkerProcess(self.limits.memory, self.limits.file_bytes)
+        except OSError as error:
+            raise GranAlignError(
+                f"a worker cannot be started ({error}); free disk space or memory, and try again"
+            ) from None
         with self._lock:
             self._all.add(process)
         return process
 
     def _take(self, cancel: threading.Event | None) -> WorkerProcess:
-        """Wait for a free worker."""
+        """Wait for a free worker; raise if there is none and none can be started."""
         while not self._closed.is_set():
             if cancel is not None and cancel.is_set():
                 raise _cancelled()
             try:
                 process = self._idle.get(timeout=_STEP)
             except queue.Empty:
+                self._replace_lost()
                 continue
             if process.has_ended():  # while it waited: the kernel needed its memory, for one
                 self._give_back(process, False)
@@ -196,16 +204,36 @@ class Workers:
             return process
         raise _closed()
 
+    def _replace_lost(self) -> None:
+        """Start a worker in the place of one that has ended.
+
+        Raises:
+            GranAlignError: it cannot be started, and there is no other one to wait for.
+        """
+        with self._lock:
+            if self._closed.is_set() or not self._lost:
+                return
+            self._lost -= 1
+        try:
+            self._idle.put(self._start())
+        except GranAlignError:
+            with self._lock:
+                self._lost += 1
+                if not self._all:
+                    raise
+
     def _give_back(self, process: WorkerProcess, reusable: bool) -> None:
-        if not reusable or self._closed.is_set():
+        if reusable and not self._closed.is_set():
+            self._idle.put(process)
+        else:
             process.close()
             with self._lock:
                 self._all.discard(process)
-            if self._closed.is_set():
-                return
-            process = self._start()
-        self._idle.put(process)
-        if self._closed.is_set():  # in this instant
+                self._lost += 1
+            # The call has its own result or error. The next one tries again.
+            with contextlib.suppress(GranAlignError):
+                self._replace_lost()
+        if self._closed.is_set():  # perhaps in this instant
             self.close()
 
 
@@ -253,18 +281,27 @@ class _Conversation:
         self.complete = False
 
     def run(self, message: bytes, progress: Callable[..., object] | None) -> Any:
-        """Return the result."""
+        """Return the result; an error of `progress` or of a filter of warnings stays as it is."""
         channel = self._process.channel
-        try:
+        with self._explaining():
             channel.settimeout(self._seconds)
             send(channel, message)
-            while True:
+        while True:
+            with self._explaining():
                 kind, *values = decode(receive(channel, self._limits.answer_bytes, self._wait))
-                if kind == ANSWER:
-                    (value,) = values
-                    self.complete = True
-                    return value
-                self._handle(kind, values, progress)
+                wanted = progress if kind == PROGRESS else _VALUES.get(kind) == len(values)
+                if not wanted:
+                    raise MalformedMessage(short_repr(kind))
+            if kind == ANSWER:
+                self.complete = True
+                return values[0]
+            self._handle(kind, values, progress)
+
+    @contextlib.contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Turn an error of the channel or of what came through it into a WorkerError."""
+        try:
+            yield
         except (MalformedMessage, ValueError, TypeError) as error:
             if isinstance(error, GranAlignError):
                 raise
@@ -294,11 +331,11 @@ class _Conversation:
             progress(*values)
         elif kind == LOG:
             name, level, text = values
-            if str(name).partition(".")[0] == "granalign_fast" and level <= logging.CRITICAL:
-                logging.getLogger(name).log(level, "%s", _in_one_line(text))
+            if str(name).partition(".")[0] == "granalign_fast" and level in _LEVELS:
+                logging.getLogger(str(name)).log(level, "%s", _in_one_line(text))
         elif kind == WARNING:
             module, name, text = values
-            warnings.warn(_in_one_line(text), _category(module, name), stacklevel=4)
+            warnings.warn(_warning(module, name, _in_one_line(text)), stacklevel=4)
         elif kind == FAILED:
             self.complete = True
             raise GranAlignError(_in_one_line(values[0]))
@@ -309,8 +346,6 @@ class _Conversation:
             self.complete = True
             _log.debug("an error in a worker: %s", short_repr(trace, 4000))
             raise WorkerError(f"it failed by an unexpected error: {_in_one_line(text)}", "crash")
-        else:
-            raise MalformedMessage(short_repr(kind))
 
     def _memory(self) -> str:
         most = self._limits.memory
@@ -321,10 +356,12 @@ class _Conversation:
         code = self._process.end(_SECONDS_TO_EXIT)
         if code >= 0:
             return WorkerError(f"its process ended, with exit code {code}", "crash")
-        name = signal.Signals(-code).name
+        # Most signals of real time have no name.
+        name = next((one.name for one in signal.Signals if one == -code), f"signal {-code}")
         if name == "SIGXCPU":
             most = self._limits.processor_seconds
-            return WorkerError(f"it took more than {most:g} s of processors", "time")
+            bound = "this program may take" if most is None else f"{most:g} s of processors"
+            return WorkerError(f"it took more than {bound}", "time")
         # Libraries in C++ and Rust end the process where Python raises MemoryError.
         hint = {
             "SIGABRT": f", as where it needs more than {self._memory()} of memory",
@@ -333,6 +370,9 @@ class _Conversation:
         return WorkerError(f"its process was ended by {name}{hint}", "crash")
 
 
+_VALUES = {ANSWER: 1, FAILED: 1, OUT_OF_MEMORY: 0, CRASHED: 2, LOG: 3, WARNING: 3}
+"""How many values each kind of message has; a report of progress has any number."""
+_LEVELS = range(logging.CRITICAL + 1)
 _SECONDS_TO_EXIT = 5.0
 """Seconds that a process has from closing its channel to its end; then it is killed."""
 _MOST_TEXT = 2000
@@ -344,10 +384,13 @@ def _in_one_line(text: object) -> str:
     return line if len(line) <= _MOST_TEXT else line[: _MOST_TEXT - 3] + "..."
 
 
-def _category(module: object, name: object) -> type[Warning]:
-    """Return a class of warnings that this program has imported; UserWarning for others."""
+def _warning(module: object, name: object, text: str) -> Warning:
+    """Return a warning of a class that this program has imported; a UserWarning for others."""
     found = getattr(sys.modules.get(str(module)), str(name), None)
-    return found if isinstance(found, type) and issubclass(found, Warning) else UserWarning
+    if isinstance(found, type) and issubclass(found, Warning):
+        with contextlib.suppress(Exception):  # a class that is not made of a text alone
+            return found(text)
+    return UserWarning(text)
 
 
 def _cancelled() -> WorkerError:

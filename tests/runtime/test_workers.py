@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -138,6 +139,12 @@ ENDS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], str, str]] = {
 }
 
 
+for words in (["failed"], ["crashed", "a"], ["progress", 1], ["unknown", 1], [[1]], {}, 5):
+    message = encode(words)
+    data = len(message).to_bytes(8, "little") + message
+    ENDS[f"a false {words}"] = (calls.send_bytes, (data,), "crash", "no answer")
+
+
 @pytest.mark.parametrize("name", ENDS)
 def test_a_call_that_ends_badly_costs_only_itself(workers: Workers, name: str) -> None:
     function, arguments, reason, message = ENDS[name]
@@ -170,13 +177,15 @@ def test_progress_arrives_in_order(workers: Workers) -> None:
     assert seen == [(number, 50, "clip") for number in range(50)]
 
 
-def test_an_error_of_progress_ends_the_call(workers: Workers) -> None:
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError, BrokenPipeError])
+def test_an_error_of_progress_ends_the_call(workers: Workers, kind: type[Exception]) -> None:
     def stop(*_: object) -> None:
-        raise RuntimeError("the client has gone")
+        raise kind("the client has gone")
 
-    with pytest.raises(RuntimeError, match="the client has gone"):
+    begin = time.monotonic()
+    with pytest.raises(kind, match="the client has gone"):
         workers.run(calls.report_until_killed, progress=stop)
-    assert workers.run(calls.echo) == []
+    assert workers.run(calls.echo) == [] and time.monotonic() - begin < 4
 
 
 def test_a_call_is_cancelled(workers: Workers) -> None:
@@ -237,6 +246,45 @@ def test_calls_at_the_same_time() -> None:
         for thread in threads:
             thread.join(30)
     assert sorted(results) == list(range(8))
+
+
+def test_a_worker_that_cannot_be_replaced_is_replaced_later(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The disk of temporary files is full for a while."""
+
+    def full(*_: object, **__: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with Workers() as workers:
+        with monkeypatch.context() as patch:
+            patch.setattr(tempfile, "mkdtemp", full)
+            with pytest.raises(WorkerError, match="exit code 3"):
+                workers.run(calls.leave, 3)
+            for _ in range(2):
+                with pytest.raises(GranAlignError, match=r"cannot be started .*No space left"):
+                    workers.run(calls.echo)
+            with pytest.raises(GranAlignError, match="free disk space or memory"):
+                Workers()
+        with monkeypatch.context() as patch:
+            patch.setattr(tempfile, "mkdtemp", lambda **_: str(tmp_path / "made"))
+            patch.setattr(subprocess, "Popen", full)
+            (tmp_path / "made").mkdir()
+            with pytest.raises(GranAlignError, match="cannot be started"):
+                workers.run(calls.echo)
+            assert not (tmp_path / "made").exists()
+        assert workers.run(calls.echo, 1) == [1]
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+
+
+def test_signals_without_a_name_and_limits_of_the_shell() -> None:
+    with Workers(limits=Limits(processor_seconds=None)) as workers:
+        with pytest.raises(WorkerError, match="ended by signal 40"):
+            workers.run(calls.end_by, 40)
+        with pytest.raises(WorkerError, match="more than this program may take") as caught:
+            workers.run(calls.end_by, signal.SIGXCPU)
+    assert caught.value.reason == "time"
 
 
 def test_closing_ends_calls_and_processes() -> None:
