@@ -18,9 +18,10 @@ import numpy.typing as npt
 from granalign_fast.models.graph_contract import CLIPS_GRAPH, PATCHES_GRAPH, VISION_GRAPH
 
 from .checks import float64_vision, transformers_calls
+from .graphs.qwen2_5_tower import Qwen25Tower
+from .graphs.qwen3_tower import Qwen3Tower
 from .graphs.tensor_file import GraphTensors
-from .graphs.vision_tower import VisionGraph
-from .sources.families import qwen2_5_vl
+from .sources.families import qwen2_5_vl, qwen3_vl
 from .sources.vision_language_model import VlmFolder, VlmSource
 
 
@@ -70,8 +71,14 @@ class VlmFamily:
 FAMILIES: Mapping[str, VlmFamily] = {
     "Qwen2_5_VLForConditionalGeneration": VlmFamily(
         qwen2_5_vl.read,
-        VisionGraph,
+        Qwen25Tower,
         float64_vision.qwen2_5_vl,
+        transformers_calls.run_qwen_tower,
+    ),
+    "Qwen3VLForConditionalGeneration": VlmFamily(
+        qwen3_vl.read,
+        Qwen3Tower,
+        float64_vision.qwen3_vl,
         transformers_calls.run_qwen_tower,
     ),
 }

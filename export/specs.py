@@ -195,8 +195,14 @@ weights of the last product and of the table of embeddings, float32 cache."""
 
 # Vision-language models; the decoder has a language model's settings.
 
-VLM_ARCHITECTURES = {"Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl"}
-"""Supported architectures, with the `model_type` of each."""
+VLM_ARCHITECTURES = {
+    "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl",
+    "Qwen3VLForConditionalGeneration": "qwen3_vl",
+}
+"""Supported architectures, with the `model_type` of each. `families` has the code of each."""
+
+CLIP_FRAMES = (2, 4, 6)
+"""Numbers of frames of a clip that an export takes besides single frames, where its family does."""
 
 IMAGE_PROCESSORS = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast")
 """Image processors whose arithmetic ``vision.onnx`` contains. The fast one resizes differently, but

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,12 @@ def token_embeddings(source: LlmSource, ids: list[int], *, quantised: bool) -> F
 
 
 def decoder_logits(
-    source: LlmSource, x: Float64, angles: npt.NDArray[Any], *, quantised: bool
+    source: LlmSource,
+    x: Float64,
+    angles: npt.NDArray[Any],
+    *,
+    quantised: bool,
+    features: Sequence[Float64] = (),
 ) -> Float64:
     """Return the logits (vocabulary,) after the last token.
 
@@ -30,6 +36,7 @@ def decoder_logits(
         x: the tokens' embeddings, (tokens, hidden).
         angles: of the rotary positions, (tokens, head_dim / 2).
         quantised: whether weights are rounded as an int4 export rounds them.
+        features: what is added behind each of the first layers, (tokens, hidden).
     """
     shape, weights = source.shape, Weights(source.checkpoint)
     rounding, last_rounding = (LINEAR, HEAD) if quantised else (None, None)
@@ -53,6 +60,8 @@ def decoder_logits(
         x = x + weights.linear(y, f"{prefix}.self_attn.o_proj", rounding)
         y = weights.rms_norm(x, f"{prefix}.post_attention_layernorm", shape.epsilon)
         x = x + weights.gated(y, f"{prefix}.mlp", rounding)
+        if layer < len(features):
+            x = x + features[layer]
     last = weights.rms_norm(x[-1:], "model.norm", shape.epsilon)
     head = _TABLE if shape.tied else "lm_head.weight"
     (logits,) = weights.product(last, head, last_rounding)

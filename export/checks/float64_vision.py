@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
 from granalign_fast.export.sources.vision_language_model import VlmSource
 from granalign_fast.export.specs import HEAD, VISION_EPSILON, VISION_THETA
-from granalign_fast.models.graph_contract import IMAGE_EMBEDS
+from granalign_fast.models.graph_contract import DEEPSTACK, IMAGE_EMBEDS
 
-from .float64 import Allowed, Float64, Weights, attend, gelu, rotated
+from .float64 import Allowed, Float64, Weights, attend, gelu, gelu_tanh, rotated
 
 Frames = npt.NDArray[np.uint8]
 
@@ -59,6 +61,61 @@ def qwen2_5_vl(source: VlmSource, clip: Frames, *, quantised: bool) -> dict[str,
     x = x.swapaxes(1, 2).reshape(source.grid[0] * source.grid[1], -1)
     x = gelu(weights.linear(x, "visual.merger.mlp.0", rounding))
     return {IMAGE_EMBEDS: weights.linear(x, "visual.merger.mlp.2", rounding)}
+
+
+def qwen3_vl(source: VlmSource, clip: Frames, *, quantised: bool) -> dict[str, Float64]:
+    """Return embeddings (tokens, hidden) and deepstack features (layers, tokens, hidden) of a clip.
+
+    Patches stay in the frame's order. Arguments are those of `qwen2_5_vl`.
+    """
+    vision, weights = source.vision, Weights(source.checkpoint)
+    rounding = HEAD if quantised else None
+    rows, columns = (side * vision.merge for side in source.grid)
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    # Patches, with the positions of the learned table between which each of them lies.
+    x = _patches(source, clip, weights) + weights["visual.patch_embed.proj.bias"]
+    table = weights["visual.pos_embed.weight"]
+    side = math.isqrt(len(table))
+    down, right = row * (side - 1) / max(rows - 1, 1), column * (side - 1) / max(columns - 1, 1)
+    for table_row in (np.floor(down), np.floor(down) + 1):
+        for table_column in (np.floor(right), np.floor(right) + 1):
+            near = (1 - abs(down - table_row)) * (1 - abs(right - table_column))
+            at = np.minimum(table_row, side - 1) * side + np.minimum(table_column, side - 1)
+            x = x + near[:, None] * table[at.astype(int)]
+    size = vision.hidden // vision.heads
+    frequencies = VISION_THETA ** (-np.arange(size // 4) / (size // 4))
+    angles = np.concatenate([row[:, None] * frequencies, column[:, None] * frequencies], axis=1)
+
+    def everywhere(queries: slice) -> npt.NDArray[np.bool_]:
+        return np.ones((queries.stop - queries.start, len(x)), bool)
+
+    def merged(y: Float64, name: str, *, joined_first: bool) -> Float64:
+        if not joined_first:
+            y = weights.layer_norm(y, f"{name}.norm", VISION_EPSILON)
+        y = y.reshape(rows // vision.merge, vision.merge, columns // vision.merge, vision.merge, -1)
+        y = y.swapaxes(1, 2).reshape(source.grid[0] * source.grid[1], -1)
+        if joined_first:
+            y = weights.layer_norm(y, f"{name}.norm", VISION_EPSILON)
+        y = gelu(weights.linear(y, f"{name}.linear_fc1", rounding))
+        return weights.linear(y, f"{name}.linear_fc2", rounding)
+
+    features = []
+    for layer in range(vision.layers):
+        prefix = f"visual.blocks.{layer}"
+        y = weights.layer_norm(x, f"{prefix}.norm1", VISION_EPSILON)
+        y = weights.linear(y, f"{prefix}.attn.qkv", rounding).reshape(len(x), 3, vision.heads, size)
+        query, key, value = rotated(y[:, 0], angles), rotated(y[:, 1], angles), y[:, 2]
+        y = attend(query, key, value, everywhere)
+        x = x + weights.linear(y, f"{prefix}.attn.proj", rounding)
+        y = weights.layer_norm(x, f"{prefix}.norm2", VISION_EPSILON)
+        y = gelu_tanh(weights.linear(y, f"{prefix}.mlp.linear_fc1", rounding))
+        x = x + weights.linear(y, f"{prefix}.mlp.linear_fc2", rounding)
+        for number, after in enumerate(vision.deepstack):
+            if after == layer:
+                name = f"visual.deepstack_merger_list.{number}"
+                features.append(merged(x, name, joined_first=True))
+    found = {IMAGE_EMBEDS: merged(x, "visual.merger", joined_first=False)}
+    return found | ({DEEPSTACK: np.stack(features)} if features else {})
 
 
 def _patches(source: VlmSource, clip: Frames, weights: Weights) -> Float64:

@@ -28,6 +28,8 @@ from granalign_fast.export.specs import LlmTolerance, VlmTolerance
 from granalign_fast.models.graph_contract import (
     ATTENTION_MASK,
     CACHED_TOKENS,
+    CLIPS_GRAPH,
+    DEEPSTACK,
     FRAMES,
     IMAGE_AT,
     IMAGE_EMBEDS,
@@ -131,9 +133,10 @@ def check_vlm(
     Raises:
         GranAlignError: as for `check_decoder`.
     """
-    shape = _first(source.shape)
+    shape = _first(source.shape, max(LAYERS, source.deepstack + 1))
     few = replace(source, shape=shape, vision=source.vision.first(LAYERS))
-    measured, embeds = _check_towers(few, folder, vision, precision, tolerance)
+    measured, images = _check_towers(few, folder, vision, precision, tolerance)
+    embeds = images[IMAGE_EMBEDS]
     quantised = precision == "int4"
     # A prompt with the frame, and the positions of its tokens.
     layout = source.layouts[1]
@@ -148,19 +151,26 @@ def check_vlm(
     ) as session:
         rows = session(**{INPUT_IDS: np.array([ids])})[INPUTS_EMBEDS]
     rows[0, at : at + len(embeds)] = embeds
+    # Features that the decoder adds at the frame's tokens, and none at the text.
+    more: Arrays = {}
+    if source.deepstack:
+        features = np.zeros((1, source.deepstack, len(ids), source.shape.hidden), rows.dtype)
+        features[0, :, at : at + len(embeds)] = images[DEEPSTACK]
+        more[DEEPSTACK] = features
     growing = VlmDecoderGraph(few, decoder, precision=precision).model()
     static = VlmDecoderGraph(few, decoder, precision=precision, static=True).model()
     with _session(growing, folder, precision) as session:
-        found = runs.growing(session, {INPUTS_EMBEDS: rows})
+        found = runs.growing(session, {INPUTS_EMBEDS: rows, **more})
     with _session(static, folder, precision) as session:
-        inputs = {INPUT_IDS: np.array([ids])}
+        inputs = {INPUT_IDS: np.array([ids]), **more}
         image = {IMAGE_EMBEDS: embeds[None], IMAGE_AT: np.array([at])}
         found |= runs.static(session, inputs, image)
     # The same in float64, from the embeddings that the decoder got.
     tokens = token_embeddings(few, ids, quantised=quantised)
     tokens[at : at + len(embeds)] = embeds
     angles = positions[list(source.axes)].T.astype(np.float32) * source.shape.frequencies
-    logits = decoder_logits(few, tokens, angles, quantised=quantised)
+    added = [features.astype(np.float64) for features in more[DEEPSTACK][0]] if more else []
+    logits = decoder_logits(few, tokens, angles, quantised=quantised, features=added)
     measured = {f"image_{name}": value for name, value in measured.items()}
     return measured | _judged(found, logits, tolerance.logits, few)
 
@@ -171,24 +181,35 @@ def _check_towers(
     vision: GraphTensors,
     precision: str,
     tolerance: VlmTolerance,
-) -> tuple[dict[str, float], Float32]:
-    """Check the graphs of a vision tower; return their errors, and the embeddings of a frame."""
+) -> tuple[dict[str, float], Arrays]:
+    """Check the graphs of a vision tower; return their errors, and the outputs for a frame."""
     height, width = few.image_size
-    frame = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    # A frame, as bytes and as the pixels of transformers' processor.
-    inputs: dict[str, Arrays] = {
-        VISION_GRAPH: {FRAMES: frame[None]},
-        PATCHES_GRAPH: {PIXEL_VALUES: _pixels(few, frame)[None]},
+    span, shape = few.vision.temporal, (height, width, 3)
+    clip = np.random.default_rng(0).integers(0, 256, (span, *shape), np.uint8)
+    # A frame as bytes, a clip as bytes, and a frame as the pixels of transformers' processor.
+    frame = clip[:1]
+    inputs: dict[str, tuple[Arrays, npt.NDArray[np.uint8]]] = {
+        VISION_GRAPH: ({FRAMES: frame}, frame),
+        CLIPS_GRAPH: ({FRAMES: clip[None]}, clip),
+        PATCHES_GRAPH: ({PIXEL_VALUES: _pixels(few, frame[0])[None]}, frame),
     }
-    family, images = family_of(few), {}
+    family, quantised = family_of(few), precision == "int4"
+    outputs: dict[str, Arrays] = {}
+    measured: dict[str, float] = {}
+    failures: list[str] = []
     for name in tower_graphs(few):
+        given, seen = inputs[name]
         graph = family.vision_graph(few, vision, precision=precision, graph=name).model()
         with _session(graph, folder, precision) as session:
-            images[name] = session(**inputs[name])[IMAGE_EMBEDS][0]
-    expected = family.images(few, frame[None], quantised=precision == "int4")[IMAGE_EMBEDS]
-    measured, failures = compare_values(images, expected.astype(np.float32), tolerance.image)
+            outputs[name] = {output: rows[0] for output, rows in session(**given).items()}
+        for output, expected in family.images(few, seen, quantised=quantised).items():
+            label = name if output == IMAGE_EMBEDS else f"{output} of {name}"
+            values = {label: outputs[name][output]}
+            errors, wrong = compare_values(values, expected.astype(np.float32), tolerance.image)
+            measured = {key: max(error, measured.get(key, 0)) for key, error in errors.items()}
+            failures += wrong
     raise_mismatches(failures, tolerance)
-    return measured, images[VISION_GRAPH]
+    return measured, outputs[VISION_GRAPH]
 
 
 class _Runs:
@@ -260,9 +281,11 @@ class _Runs:
 
     def _part(self, inputs: Arrays, part: slice) -> Arrays:
         """Return the inputs of some tokens, and their positions."""
-        return {name: values[:, part] for name, values in inputs.items()} | {
-            POSITION_IDS: self.positions[..., part]
+        parts = {
+            name: values[:, :, part] if name == DEEPSTACK else values[:, part]
+            for name, values in inputs.items()
         }
+        return parts | {POSITION_IDS: self.positions[..., part]}
 
 
 def _judged(
@@ -277,8 +300,8 @@ def _judged(
     return measured | {"layers": source.shape.layers}
 
 
-def _first(shape: DecoderShape) -> DecoderShape:
-    return replace(shape, layers=min(LAYERS, shape.layers))
+def _first(shape: DecoderShape, layers: int = LAYERS) -> DecoderShape:
+    return replace(shape, layers=min(layers, shape.layers))
 
 
 def _pixels(source: VlmSource, frame: npt.NDArray[np.uint8]) -> Float32:

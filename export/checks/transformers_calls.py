@@ -56,10 +56,11 @@ def processor_name(processor: Any) -> str:
 
 
 def image_tokens(model: Any, ids: Any) -> dict[str, Any]:
-    """Return the further input that says which of the tokens `ids` belong to an image.
+    """Return the further input that says which of the tokens `ids` belong to an image or a video.
 
     Version 5 needs it: without it, it places images as if they were text, and says nothing.
     """
     if "mm_token_type_ids" not in inspect.signature(model.forward).parameters:
         return {}
-    return {"mm_token_type_ids": (ids == model.config.image_token_id).int()}
+    images, videos = ids == model.config.image_token_id, ids == model.config.video_token_id
+    return {"mm_token_type_ids": images.int() + 2 * videos.int()}

@@ -21,6 +21,7 @@ from granalign_fast.export.specs import VlmTolerance
 from granalign_fast.models.exported_graph import open_session
 from granalign_fast.models.graph_contract import (
     ATTENTION_MASK,
+    DEEPSTACK,
     EMBEDDING_GRAPH,
     FRAMES,
     GRAPH,
@@ -32,6 +33,7 @@ from granalign_fast.models.graph_contract import (
     PIXEL_VALUES,
     POSITION_IDS,
     VISION_GRAPH,
+    is_past,
 )
 from granalign_fast.models.image_layout import ImageLayout
 from granalign_fast.models.manifest import VlmManifest
@@ -45,9 +47,10 @@ from .language_model import (
     rounding_error,
     static_step,
 )
-from .vlm_reference import BEFORE, VlmReference
+from .vlm_reference import BEFORE, ClipReference, VlmReference
 
 Ids = npt.NDArray[np.int64]
+Arrays = dict[str, npt.NDArray[Any]]
 
 
 def validate_vlm(
@@ -74,21 +77,48 @@ def validate_vlm(
         VISION_GRAPH: open_session(folder / VISION_GRAPH)(**{FRAMES: expected.frames}),
         PATCHES_GRAPH: open_session(folder / PATCHES_GRAPH)(**{PIXEL_VALUES: expected.pixels}),
     }
-    embeds = {name: outputs[IMAGE_EMBEDS] for name, outputs in images.items()}
-    measured, failures = compare_values(embeds, expected.embeds, tolerance.image)
-    rounding, more = rounding_error(expected.embeds, expected.original_embeds, tolerance.image)
-    measured["rounding_error"] = rounding
-    measured["min_cosine"] = _least_cosine(embeds.values(), expected.original_embeds)
-    failures += more
+    measured: dict[str, float] = {}
+    failures: list[str] = []
+    for output, values in expected.outputs.items():
+        shown = "" if output == IMAGE_EMBEDS else f" ({output})"
+        found = {f"{name}{shown}": outputs[output] for name, outputs in images.items()}
+        errors, wrong = compare_values(found, values, tolerance.image)
+        errors["rounding_error"], more = rounding_error(
+            values, expected.original[output], tolerance.image
+        )
+        measured = {name: max(error, measured.get(name, 0.0)) for name, error in errors.items()}
+        failures += wrong + more
+    embeds = [outputs[IMAGE_EMBEDS] for outputs in images.values()]
+    measured["min_cosine"] = _least_cosine(embeds, expected.original[IMAGE_EMBEDS])
     # Prompts to logits: the graph with a growing cache, then the static one.
-    rows = _Rows.read(folder, source, expected.prompts, embeds[VISION_GRAPH])
+    rows = _Rows.read(folder, source, expected.prompts, images[VISION_GRAPH])
     decoder = _Decoder(folder / GRAPH, source)
     runs = {"padded": decoder.padded(rows), "after a prefix": decoder.after_prefix(rows)}
     del decoder
     runs |= _static(folder, expected, manifest)
     of_logits, more = compare_logits(runs, expected.logits, tolerance.logits)
-    raise_mismatches(failures + more, tolerance)
+    failures += more
+    # A clip of several frames, with both caches.
+    if expected.clip is not None:
+        of_clip, more = compare_values(
+            _clip_runs(folder, expected.clip, manifest),
+            expected.clip.logits.logits,
+            tolerance.logits,
+        )
+        of_logits |= {f"clip_{name}": error for name, error in of_clip.items()}
+        failures += more
+    raise_mismatches(failures, tolerance)
     return {f"image_{name}": value for name, value in measured.items()} | of_logits
+
+
+def _clip_runs(folder: Path, clip: ClipReference, manifest: VlmManifest) -> dict[str, Float32]:
+    """Return the logits (1, vocabulary) after a prompt about a clip, by each kind of cache."""
+    runs = {}
+    for name, static in (("a clip", False), ("a clip, static", True)):
+        model = VisionLanguageModel(folder, static_cache=static, manifest=manifest)
+        prefix = model.prefill_clips(clip.frames[None], clip.before, seconds=clip.seconds)
+        runs[name] = model.logits([clip.after], prefix=prefix)
+    return runs
 
 
 def _least_cosine(runs: Iterable[npt.NDArray[Any]], expected: Float32) -> float:
@@ -101,29 +131,44 @@ def _least_cosine(runs: Iterable[npt.NDArray[Any]], expected: Float32) -> float:
 
 
 def _text(start: int, count: int) -> Ids:
-    """Return the positions (3, count) of text tokens: time, row and column are equal."""
-    return np.tile(np.arange(start, start + count), (3, 1))
+    """Return the positions (count,) of text tokens, which are the same on every axis."""
+    return np.arange(start, start + count)
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Prompts as embeddings, (tokens, hidden) each, and the layout of the frame in each of them."""
+    """Prompts with a frame each: their tokens, and the layout of the frame.
+
+    Attributes:
+        embeds: of each prompt, (tokens, hidden).
+        features: of each prompt, (layers, tokens, hidden); none without deepstack.
+        layout: of the frame.
+    """
 
     embeds: list[npt.NDArray[Any]]
+    features: list[npt.NDArray[Any]]
     layout: ImageLayout
 
     @classmethod
     def read(
-        cls, folder: Path, source: VlmSource, prompts: list[list[int]], frames: npt.NDArray[Any]
+        cls,
+        folder: Path,
+        source: VlmSource,
+        prompts: list[list[int]],
+        images: dict[str, npt.NDArray[Any]],
     ) -> _Rows:
-        """Embed token ids, and put the frames' embeddings in the place of image tokens."""
+        """Embed token ids, and put what the tower gave in the place of image tokens."""
         session = open_session(folder / EMBEDDING_GRAPH)
-        rows = []
-        for ids, frame in zip(prompts, frames, strict=True):
-            row = session(**{INPUT_IDS: np.array([ids])})[INPUTS_EMBEDS][0]
-            row[np.array(ids) == source.image_token] = frame
+        rows, features = [], []
+        for number, ids in enumerate(prompts):
+            row, seen = session(**{INPUT_IDS: np.array([ids])})[INPUTS_EMBEDS][0], np.array(ids)
+            row[seen == source.image_token] = images[IMAGE_EMBEDS][number]
             rows.append(row)
-        return cls(rows, source.layouts[1])
+            if DEEPSTACK in images:
+                layers = np.zeros((source.deepstack, *row.shape), row.dtype)
+                layers[:, seen == source.image_token] = images[DEEPSTACK][number]
+                features.append(layers)
+        return cls(rows, features, source.layouts[1])
 
     @property
     def shared(self) -> int:
@@ -150,41 +195,40 @@ class _Decoder:
 
     def padded(self, rows: _Rows) -> Float32:
         """Return the logits of one batch, padded on the left."""
-        return self._last(*_left_padded(rows.embeds, rows.positions()))
+        return self._last(_batch(rows.embeds, rows.positions(), rows.features))
 
     def after_prefix(self, rows: _Rows) -> Float32:
         """Return the logits of two runs: text and frame without padding, then the rest."""
         # Run text and frame, and keep their cache.
         cut = rows.shared
         prefix = [positions[:, :cut] for positions in rows.positions()]
-        embeds, positions, mask = _left_padded([row[:cut] for row in rows.embeds], prefix)
-        outputs = self._step(embeds, positions, mask)
+        first = _batch(
+            [row[:cut] for row in rows.embeds],
+            prefix,
+            [layers[:, :cut] for layers in rows.features],
+        )
+        outputs = self._step(first)
         cache = {name.replace("present", "past_key_values"): outputs[name] for name in outputs}
         del cache[LOGITS]
         # Run the rest, whose positions follow the greatest of the prefix.
         rest = [row[cut:] for row in rows.embeds]
         text = [
-            _text(int(before.max()) + 1, len(row)) for before, row in zip(prefix, rest, strict=True)
+            np.tile(_text(int(before.max()) + 1, len(row)), (len(before), 1))
+            for before, row in zip(prefix, rest, strict=True)
         ]
-        embeds, positions, more = _left_padded(rest, text)
-        return self._last(embeds, positions, np.concatenate([mask, more], axis=1), cache)
+        second = _batch(rest, text, [layers[:, cut:] for layers in rows.features])
+        masks = [first[ATTENTION_MASK], second[ATTENTION_MASK]]
+        return self._last(second | {ATTENTION_MASK: np.concatenate(masks, axis=1)}, cache)
 
-    def _last(self, *inputs: Any) -> Float32:
-        logits: Float32 = self._step(*inputs)[LOGITS][:, 0]
+    def _last(self, inputs: Arrays, cache: Arrays | None = None) -> Float32:
+        logits: Float32 = self._step(inputs, cache)[LOGITS][:, 0]
         return logits
 
-    def _step(
-        self,
-        embeds: npt.NDArray[Any],
-        positions: Ids,
-        mask: Ids,
-        cache: dict[str, npt.NDArray[Any]] | None = None,
-    ) -> dict[str, npt.NDArray[Any]]:
+    def _step(self, inputs: Arrays, cache: Arrays | None = None) -> Arrays:
         """Run the graph once, after an empty cache unless one is passed."""
-        heads, size = self._heads
-        inputs = {INPUTS_EMBEDS: embeds, POSITION_IDS: positions, ATTENTION_MASK: mask}
+        (heads, size), embeds = self._heads, inputs[INPUTS_EMBEDS]
         empty = np.empty((len(embeds), heads, 0, size), embeds.dtype)
-        past = {name: empty for name in self._session.inputs if name not in inputs}
+        past = {name: empty for name in self._session.inputs if is_past(name)}
         return self._session(**inputs, **(past | (cache or {})))
 
 
@@ -208,12 +252,31 @@ def _static(folder: Path, expected: VlmReference, manifest: VlmManifest) -> dict
     }
 
 
-def _left_padded(
-    rows: list[npt.NDArray[Any]], positions: list[Ids]
-) -> tuple[npt.NDArray[Any], Ids, Ids]:
-    """Pad rows on the left; return embeddings, positions (3, rows, tokens) and mask of a batch."""
+def _batch(
+    rows: list[npt.NDArray[Any]], positions: list[Ids], features: list[npt.NDArray[Any]]
+) -> Arrays:
+    """Pad rows on the left, and return them as inputs of the decoder's graph.
+
+    Args:
+        rows: embeddings, (tokens, hidden) each.
+        positions: (axes, tokens) each.
+        features: (layers, tokens, hidden) each; none without deepstack.
+    """
     longest = max(map(len, rows))
-    embeds = np.stack([np.pad(row, ((longest - len(row), 0), (0, 0))) for row in rows])
-    padded = [np.pad(axes, ((0, 0), (longest - axes.shape[1], 0))) for axes in positions]
+    missing = [(longest - len(row), 0) for row in rows]
+
+    def padded(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        """Pad the last axis but one of embeddings and features."""
+        before = [(0, 0)] * (arrays[0].ndim - 2)
+        pads = [[*before, pad, (0, 0)] for pad in missing]
+        return np.stack([np.pad(one, pad) for one, pad in zip(arrays, pads, strict=True)])
+
+    axes = [np.pad(one, ((0, 0), pad)) for one, pad in zip(positions, missing, strict=True)]
+    placed = np.stack(axes, axis=1)
     mask = [np.arange(longest) >= longest - len(row) for row in rows]
-    return embeds, np.stack(padded, axis=1), np.array(mask, np.int64)
+    inputs: Arrays = {
+        INPUTS_EMBEDS: padded(rows),
+        POSITION_IDS: placed if len(placed) > 1 else placed[0],
+        ATTENTION_MASK: np.array(mask, np.int64),
+    }
+    return inputs | ({DEEPSTACK: padded(features)} if features else {})

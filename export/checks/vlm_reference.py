@@ -16,7 +16,7 @@ from granalign_fast.export.sources.folder import quiet
 from granalign_fast.export.sources.layouts import uniform_folder
 from granalign_fast.export.sources.vision_language_model import VlmSource
 from granalign_fast.export.specs import HEAD
-from granalign_fast.models.graph_contract import IMAGE_EMBEDS
+from granalign_fast.models.chat import ChatTokenizer
 from granalign_fast.reading import checked_file
 
 from .language_model import (
@@ -32,8 +32,29 @@ _SIZES = ((97, 161), (180, 320), (320, 180))
 """Heights and widths of the validation frames before they are resized."""
 BEFORE = 5
 """Tokens before the frame of each prompt."""
+CLIP_SECONDS = 0.7
+"""Seconds from a frame of the validation clip to the next."""
 _AFTER = (2, 17, 9)
 """Tokens after the frame of each prompt: ragged, so that rows are padded."""
+
+
+@dataclass(frozen=True)
+class ClipReference:
+    """A prompt about a clip of several frames, and the source's logits after it.
+
+    Attributes:
+        frames: bytes of the image size, (frames, height, width, 3).
+        seconds: from a frame to the next.
+        before: token ids up to the clip, whose placeholder ends them.
+        after: token ids behind it.
+        logits: of one prompt.
+    """
+
+    frames: npt.NDArray[np.uint8]
+    seconds: float
+    before: list[int]
+    after: list[int]
+    logits: ReferenceLogits
 
 
 @dataclass(frozen=True)
@@ -43,19 +64,21 @@ class VlmReference:
     Attributes:
         frames: bytes of the image size, (frames, height, width, 3).
         pixels: the same frames after the source's image processor, (frames, patches, values).
-        embeds: embeddings of the source, its weights rounded as in the export, (frames, image
-            tokens, hidden).
-        original_embeds: those of the source as it is.
+        outputs: what the source's vision tower gives for the frames, by the names of the vision
+            graph's outputs; its weights are rounded as in the export.
+        original: the same of the source as it is.
         prompts: token ids, one prompt for each frame.
         logits: the source's logits after each prompt.
+        clip: the same of a clip of several frames; None if the export takes none.
     """
 
     frames: npt.NDArray[np.uint8]
     pixels: Float32
-    embeds: Float32
-    original_embeds: Float32
+    outputs: dict[str, Float32]
+    original: dict[str, Float32]
     prompts: list[list[int]]
     logits: ReferenceLogits
+    clip: ClipReference | None = None
 
 
 def run_vlm_source(source: VlmSource, precision: str) -> VlmReference:
@@ -74,18 +97,22 @@ def run_vlm_source(source: VlmSource, precision: str) -> VlmReference:
             # Frames to pixels to embeddings.
             processor = load_image_processor(folder, local_files_only=True)
             images = processor(images=list(frames), do_resize=False, return_tensors="pt")
-            run_tower = family_of(source).run_tower
-            original_embeds = embeds = run_tower(model, images)[IMAGE_EMBEDS]
             decoder = model.model.language_model
-            # Logits of the source's weights.
             prompts = validation_prompts(source, model.config)
-            original = logits = _logits(model, prompts, images)
-            # The same of the weights as exported.
+            clip = _Clip.of(source, frames, prompts, images)
+
+            def run() -> tuple[dict[str, Float32], Float32, Float32 | None]:
+                outputs = family_of(source).run_tower(model, images)
+                arrays = {name: tensor.numpy() for name, tensor in outputs.items()}
+                about_clip = None if clip is None else clip.logits(model)
+                return arrays, _logits(model, prompts, images), about_clip
+
+            # Embeddings and logits of the source's weights, then of the weights as exported.
+            original = rounded = run()
             if precision == "int4":
                 round_weights(model.lm_head, decoder)
                 round_products(model.model.visual, HEAD)
-                embeds = run_tower(model, images)[IMAGE_EMBEDS]
-                logits = _logits(model, prompts, images)
+                rounded = run()
         except Exception as error:  # a damaged file can raise anything in transformers
             raise GranAlignError(
                 f"{source.folder}: transformers cannot run it ({one_line(error)}); "
@@ -107,11 +134,96 @@ def run_vlm_source(source: VlmSource, precision: str) -> VlmReference:
     return VlmReference(
         frames=frames,
         pixels=pixels.reshape(len(frames), -1, pixels.shape[-1]),
-        embeds=embeds.numpy(),
-        original_embeds=original_embeds.numpy(),
+        outputs=rounded[0],
+        original=original[0],
         prompts=prompts,
-        logits=ReferenceLogits(logits, original),
+        logits=ReferenceLogits(rounded[1], original[1]),
+        clip=None if clip is None else clip.reference(rounded[2], original[2]),
     )
+
+
+@dataclass(frozen=True)
+class _Clip:
+    """A prompt about a clip, as transformers takes it.
+
+    Attributes:
+        frames: of the clip.
+        before: token ids up to the clip's placeholder, and this.
+        after: token ids behind it.
+        ids: the prompt with all of its tokens.
+        pixels: patches of the clip, (patches, values).
+        grid: times, rows and columns of its patches.
+        video: the id of the visual tokens.
+    """
+
+    frames: npt.NDArray[np.uint8]
+    before: list[int]
+    after: list[int]
+    ids: list[int]
+    pixels: Float32
+    grid: tuple[int, int, int]
+    video: int
+
+    @classmethod
+    def of(
+        cls,
+        source: VlmSource,
+        frames: npt.NDArray[np.uint8],
+        prompts: list[list[int]],
+        images: Any,
+    ) -> _Clip | None:
+        """Make a clip of the validation frames, as long as the export takes.
+
+        The image processor has cut each frame into patches that repeat it in time. The patches of a
+        clip take each of their times from the frame that stands there.
+        """
+        span = source.vision.temporal
+        counts = [count for count, layout in source.layouts.items() if layout.span > 1]
+        if not counts:
+            return None
+        layout = source.layouts[max(counts)]
+        chosen = np.arange(layout.images * span) % len(frames)
+        pixels = images["pixel_values"].numpy()
+        patches = pixels.reshape(len(frames), -1, 3, span, source.vision.patch**2)
+        joined = [
+            np.stack([patches[frame, :, :, at] for at, frame in enumerate(some)], axis=2)
+            for some in chosen.reshape(-1, span)
+        ]
+        before = [*prompts[0][: BEFORE - 1], *layout.placeholder]
+        after = prompts[1][BEFORE + source.layouts[1].visual_tokens :]
+        timed = layout.timed(CLIP_SECONDS, ChatTokenizer(source.folder, processor=True).encode)
+        rows, columns = (side * source.vision.merge for side in source.grid)
+        return cls(
+            frames[chosen[: layout.frames]],
+            before,
+            after,
+            timed.expand([*before, *after]).ids,
+            np.concatenate(joined).reshape(-1, pixels.shape[-1]),
+            (layout.images, rows, columns),
+            layout.runs[0].token,
+        )
+
+    def logits(self, model: Any) -> Float32:
+        """Return the source's logits after the prompt, (1, vocabulary)."""
+        import torch
+
+        model.model.rope_deltas = None  # the model keeps those of the last prompt
+        row = torch.tensor([self.ids])
+        outputs = model(
+            input_ids=row,
+            pixel_values_videos=torch.from_numpy(self.pixels),
+            video_grid_thw=torch.tensor([self.grid]),
+            logits_to_keep=1,
+            **image_tokens(model, row),
+        )
+        logits: Float32 = outputs.logits[0, -1:].numpy()
+        return logits
+
+    def reference(self, rounded: Float32 | None, original: Float32 | None) -> ClipReference:
+        """Return the prompt with its logits, of rounded and original weights."""
+        assert rounded is not None and original is not None
+        logits = ReferenceLogits(rounded, original)
+        return ClipReference(self.frames, CLIP_SECONDS, self.before, self.after, logits)
 
 
 def _load(folder: Path, source: VlmSource) -> tuple[Any, list[str]]:

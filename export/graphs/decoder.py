@@ -70,6 +70,7 @@ class DecoderGraph(CheckpointGraph):
         update = ""
         for layer in range(self.shape.layers):
             x, update = self._layer(x, update, layer, mask)
+            x = self._with_features(x, layer)
         self._logits(self._add_and_norm(x, update, "model.norm.weight")[1])
         # Inputs and outputs. The static cache has a capacity; the other one grows.
         inputs = self._inputs()
@@ -87,6 +88,10 @@ class DecoderGraph(CheckpointGraph):
         """Describe the inputs of a step; those of cache and mask are the same for every decoder."""
         names = (INPUT_IDS, POSITION_IDS)
         return [self._value(name, np.int64, "batch", "sequence") for name in names]
+
+    def _with_features(self, x: str, layer: int) -> str:
+        """Return the residual with what is added to it behind a layer: here nothing."""
+        return x
 
     def _embed(self) -> str:
         """Look up token embeddings (batch, sequence, hidden)."""

@@ -1,4 +1,4 @@
-"""The decoder of Qwen2.5-VL: `DecoderGraph` with images, and positions on three axes."""
+"""A decoder of vision-language models: `DecoderGraph` with images, and positions on three axes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from granalign_fast.export.sources.vision_language_model import VlmSource
 from granalign_fast.models.graph_contract import (
+    DEEPSTACK,
     IMAGE_AT,
     IMAGE_EMBEDS,
     INPUT_IDS,
@@ -29,19 +30,32 @@ class VlmDecoderGraph(DecoderGraph):
         self, source: VlmSource, tensors: GraphTensors, *, precision: str, static: bool = False
     ) -> None:
         super().__init__(source, tensors, precision=precision, static=static)
-        self.axes = source.axes
+        self.axes, self.deepstack = source.axes, source.deepstack
 
     def _inputs(self) -> list[Any]:
-        hidden = self.shape.hidden
-        positions = self._value(POSITION_IDS, np.int64, 3, "batch", "sequence")
+        hidden, axes = self.shape.hidden, (3,) if self.axes else ()
+        positions = self._value(POSITION_IDS, np.int64, *axes, "batch", "sequence")
+        features = []
+        if self.deepstack:
+            shape = ("feature_rows", self.deepstack, "feature_tokens", hidden)
+            features.append(self._value(DEEPSTACK, self.dtype, *shape))
         if not self.static:
-            return [self._value(INPUTS_EMBEDS, self.dtype, "batch", "sequence", hidden), positions]
+            embeds = self._value(INPUTS_EMBEDS, self.dtype, "batch", "sequence", hidden)
+            return [embeds, positions, *features]
         return [
             self._value(INPUT_IDS, np.int64, "batch", "sequence"),
             positions,
             self._value(IMAGE_EMBEDS, self.dtype, "batch", "image_tokens", hidden),
             self._value(IMAGE_AT, np.int64, "batch"),
+            *features,
         ]
+
+    def _with_features(self, x: str, layer: int) -> str:
+        # One row or token of features stands for all: a text without images has a single zero.
+        if layer >= self.deepstack:
+            return x
+        features = self._op("Gather", DEEPSTACK, self._constant(f"layer.{layer}", layer), axis=1)
+        return self._op("Add", x, features)
 
     def _embed(self) -> str:
         if not self.static:

@@ -75,6 +75,29 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "window_size": 112,
         "fullatt_block_indexes": [7, 15, 23, 31],
     },
+    "qwen3_vl": {
+        "vocab_size": 151936,
+        "hidden_size": 4096,
+        "intermediate_size": 22016,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "head_dim": 128,
+        "max_position_embeddings": 128000,
+        "rms_norm_eps": 1e-6,
+    },
+    "qwen3_vl_vision": {
+        "depth": 27,
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_heads": 16,
+        "out_hidden_size": 3584,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "num_position_embeddings": 2304,
+        "deepstack_visual_indexes": [8, 16, 24],
+    },
 }
 """Values of settings that ``config.json`` leaves out, by family; both versions agree on them."""
 

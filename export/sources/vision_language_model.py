@@ -253,13 +253,13 @@ def token_grid(vision: PatchTower, image_size: tuple[int, int]) -> tuple[int, in
 
 def _check_context(tokens: int, image_size: tuple[int, int], context: int) -> None:
     """Raise unless the context can hold a frame and some text."""
-    if tokens + _TEXT_TOKENS > context:
+    if tokens + TEXT_TOKENS > context:
         height, width = image_size
         raise GranAlignError(
             f"image size: got {height}x{width}, which is {tokens} tokens, expected at most "
-            f"{context - _TEXT_TOKENS} of the context of {context}; choose a smaller one"
+            f"{context - TEXT_TOKENS} of the context of {context}; choose a smaller one"
         )
 
 
-_TEXT_TOKENS = 32
+TEXT_TOKENS = 32
 """Tokens that a context must hold besides the image, for a short question and its answer."""

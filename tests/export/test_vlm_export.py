@@ -31,7 +31,7 @@ from safetensors.numpy import load_file, save_file
 
 from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.export.families import read_vlm
-from granalign_fast.export.graphs.vision_tower import window_order
+from granalign_fast.export.graphs.qwen2_5_tower import window_order
 from granalign_fast.export.vlm import export_vlm
 from granalign_fast.models.exported_graph import open_session
 from granalign_fast.models.manifest import VlmManifest
