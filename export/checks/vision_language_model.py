@@ -67,7 +67,8 @@ def validate_vlm(
     Returns:
         ``image_max_abs_error`` and ``image_relative_error`` of embeddings, the worst of both vision
         graphs; ``image_rounding_error``, as `validate_llm` describes it; ``image_min_cosine`` of a
-        token and the unrounded source; and the errors of logits that `validate_llm` describes.
+        token and the unrounded source; the errors of logits that `validate_llm` describes; and
+        ``clip_...``, those of logits after a clip.
 
     Raises:
         GranAlignError: out of tolerance; the message names every run that is.

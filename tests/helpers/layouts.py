@@ -20,7 +20,7 @@ def save_as_version_5(folder: Path, *, joined_processor: bool = True) -> Path:
             images lie in ``processor_config.json``.
     """
     config = _read(folder / "config.json")
-    if config["model_type"] == "qwen2_5_vl":
+    if config["model_type"] in ("qwen2_5_vl", "qwen3_vl"):
         config = _vision_language(config)
     elif "rope_theta" in config:
         config = _rope(config)
@@ -61,23 +61,25 @@ def rename_weights(folder: Path, *prefixes: tuple[str, str]) -> Path:
 
 def _vision_language(config: dict[str, Any]) -> dict[str, Any]:
     """Return settings with a decoder of its own, tied embeddings at the top alone."""
+    family = config["model_type"]
     whole = {
         key: value
         for key, value in config.items()
         if key.endswith("token_id") and key[:3] not in ("bos", "eos", "pad")
     }
     vision = config["vision_config"] | {
-        "model_type": "qwen2_5_vl_vision",
+        "model_type": f"{family}_vision",
         "rope_parameters": {"rope_theta": 10000.0, "rope_type": "axial"},
     }
     nested = config.get("text_config")
+    architectures = config.get("architectures") or (nested or {})["architectures"]
     text = nested or {key: v for key, v in config.items() if key not in whole}
     text = {key: v for key, v in text.items() if key not in ("vision_config", "architectures")}
-    text = text | {"model_type": "qwen2_5_vl_text"}
+    text = text | {"model_type": f"{family}_text"}
     tied = text.pop("tie_word_embeddings")
     return whole | {
-        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-        "model_type": "qwen2_5_vl",
+        "architectures": architectures,
+        "model_type": family,
         "text_config": _rope(text),
         "tie_word_embeddings": tied,
         "vision_config": vision,
