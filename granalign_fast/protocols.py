@@ -34,7 +34,10 @@ class Rewriter(Protocol):
 
 @runtime_checkable
 class Captioner(Protocol):
-    """Frames to captions: a local model, a remote service, or a table in a test."""
+    """Frames to captions: a local model, a remote service, or a table in a test.
+
+    With several frames per clip an item of a `FrameSet` is a clip, which gets one caption.
+    """
 
     def agnostic(self, frames: FrameSet) -> list[str]:
         """Return a caption of each frame, written without knowing a query."""
@@ -74,6 +77,15 @@ class Prefiller(Protocol):
 
     def prefill(self, frames: FrameSet) -> None:
         """Compute and cache the prefixes of frames."""
+        ...
+
+
+@runtime_checkable
+class ClipCaptioner(Captioner, Protocol):
+    """A captioner that knows how many frames a clip may have."""
+
+    def check_clips(self, frames: int) -> None:
+        """Raise unless it takes clips of so many frames."""
         ...
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,6 +26,7 @@ from granalign_fast.export.sources.vision_language_model import VlmSource
 from granalign_fast.language import prompts
 from granalign_fast.language.captioner import VlmCaptioner
 from granalign_fast.language.llm_rewriter import LlmRewriter
+from granalign_fast.language.prompt_start import PromptStart
 from granalign_fast.models.chat import ChatTokenizer
 from granalign_fast.models.chat_template import Message
 
@@ -38,6 +40,8 @@ _QUERIES = (
     "it's 1234567890 dollars -- 'quoted' \"text\" {x} [y] </z> \\n",
 )
 """Queries whose ids differ where a tokenizer's steps do: accents, scripts, emoji, blanks."""
+_FRAME_SECONDS = 0.5
+"""Seconds from a frame of a clip to the next in prompts about clips: 6 frames of 3 s."""
 _SPELLED = 8
 """How many of the control tokens are spelled out in a query."""
 _TRIES = 3
@@ -62,7 +66,10 @@ def check_prompts(model: _Source, *, compare: bool | None = None) -> _Source:
             token has no embedding, a query can forge a turn, or the ids are not transformers'.
     """
     vision = isinstance(model, VlmSource)
-    rendered = _render(model, ChatTokenizer(model.folder, processor=vision))
+    tokenizer = ChatTokenizer(model.folder, processor=vision)
+    if isinstance(model, VlmSource):
+        model = cast("_Source", _with_clips(model, tokenizer))
+    rendered = _render(model, tokenizer)
     _check_alone(model, rendered)
     model = replace(model, replaced=dict(model.replaced) | _moved_template(model.folder, rendered))
     if compare is None:
@@ -112,6 +119,28 @@ def _send(model: ModelSource, rendered: _Rendered, queries: Sequence[str]) -> No
     for query in queries:
         captioner._suffix(prompts.aware_caption([query, "a dog"]))
         captioner._suffix(prompts.recognition(query))
+    # The same about clips of several frames.
+    for frames in sorted(set(layouts) - {1}):
+        start = PromptStart(stand_in, frames, _FRAME_SECONDS)
+        start.suffix(prompts.agnostic_caption(frames))
+        for query in queries:
+            start.suffix(prompts.aware_caption([query, "a dog"], frames))
+            start.suffix(prompts.recognition(query, frames))
+
+
+def _with_clips(model: VlmSource, tokenizer: ChatTokenizer) -> VlmSource:
+    """Return the model without layouts of clips for which its chat template has no place.
+
+    Templates of models that were trained on single images alone have none for a video.
+    """
+    stand_in: Any = SimpleNamespace(chat=tokenizer.chat)
+    stand_in.layout = lambda frames, seconds: model.layouts[frames].timed(seconds, tokenizer.encode)
+    kept = {1: model.layouts[1]}
+    for frames in sorted(set(model.layouts) - {1}):
+        with suppress(GranAlignError):
+            PromptStart(stand_in, frames, _FRAME_SECONDS)
+            kept[frames] = model.layouts[frames]
+    return replace(model, layouts=kept)
 
 
 def _check_alone(model: ModelSource, rendered: _Rendered) -> None:

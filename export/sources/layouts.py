@@ -74,6 +74,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "temporal_patch_size": 2,
         "window_size": 112,
         "fullatt_block_indexes": [7, 15, 23, 31],
+        "tokens_per_second": 4,
     },
     "qwen3_vl": {
         "vocab_size": 151936,

@@ -104,6 +104,7 @@ def index_videos(
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise GranAlignError(f"rows: got {rows!r}, expected an integer from 1")
     check_frames_per_clip(frames_per_clip)
+    models.check_clips(frames_per_clip)
     out = Path(out)
     known = KnownFiles(out, trusted=not verify)
     files = inspect_videos(videos, clip_seconds, known, on_error, reading)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError
-from granalign_fast.protocols import Captioner, ImageTextEncoder, TextEncoder
+from granalign_fast.protocols import Captioner, ClipCaptioner, ImageTextEncoder, TextEncoder
 from granalign_fast.types import FrameSet, Image
 
 from .columns import is_text
@@ -74,6 +74,14 @@ class IndexModels:
                 "captioner: got None and no frame encoder, expected at least one of the two"
             )
 
+    def check_clips(self, frames_per_clip: int) -> None:
+        """Raise unless the captioner takes clips of so many frames.
+
+        Raises:
+            GranAlignError: it does not.
+        """
+        check_captioner(self.captioner, frames_per_clip)
+
     def describe(
         self,
         frames: FrameSet,
@@ -102,6 +110,16 @@ class IndexModels:
             frame_embeddings = embed_frames(self.frame_encoder, images)
         checked = _checked_embeddings(frame_embeddings, len(images), "frame encoder")
         return Descriptions(captions, embeddings, checked)
+
+
+def check_captioner(captioner: Captioner | None, frames_per_clip: int) -> None:
+    """Raise unless a captioner takes clips of so many frames; one that does not say so may.
+
+    Raises:
+        GranAlignError: it does not.
+    """
+    if isinstance(captioner, ClipCaptioner):
+        captioner.check_clips(frames_per_clip)
 
 
 def caption_frames(captioner: Captioner, frames: FrameSet) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
 """Frames to captions and to probabilities by a vision-language model, with or without a query.
 
-Every prompt begins with the same system message and the frame. The keys and values of this
-beginning, the prefix, are cached under the frame's hash, so that a query pays only for its own
-tokens.
+Every prompt begins with the same system message and the frame, or the frames of a clip. The keys
+and values of this beginning, the prefix, are cached under the hash of the frames, so that a query
+pays only for its own tokens. What is said of a frame here holds for a clip of several as well.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError, PromptTooLongError, short_repr
-from granalign_fast.models.chat import common_start
 from granalign_fast.models.prefix import Prefix
 from granalign_fast.models.prefix_cache import PrefixCache
 from granalign_fast.models.thoughts import opens_thought, visible_text
@@ -26,6 +25,7 @@ from granalign_fast.runtime.array_device import Array
 from granalign_fast.types import FrameSet, check_queries, frame_hash
 
 from . import prompts
+from .prompt_start import PromptStart
 
 CPU_TOKENS = 512
 """Tokens that are prefilled in one batch on a CPU. More make no product faster, and need more
@@ -67,20 +67,35 @@ class VlmCaptioner:
         self.cache = PrefixCache() if cache is None else cache
         self.rows, self.batch = rows, batch
         self.max_new_tokens = max_new_tokens
-        self.start = common_start(self._prompt("Describe it."), self._prompt("What is it?"))
-        """The token ids that every prompt begins with, the image's among them."""
-        try:
-            self._start = model.layout().expand(self.start)
-        except GranAlignError:
-            raise GranAlignError(
-                "chat template: got no prompt that begins with the image, expected its token "
-                "once, before the text; choose another vision-language model"
-            ) from None
+        self._starts: dict[tuple[int, float], PromptStart] = {}
+        self._keys: dict[tuple[int, float], str] = {}
+        self.start = self.start_of((1, 0.0)).ids
+        """The token ids that every prompt about a single frame begins with, the image's among
+        them."""
+
+    def start_of(self, form: tuple[int, float]) -> PromptStart:
+        """Return the beginning of prompts about clips of a form, as `FrameSet.form` names it.
+
+        Raises:
+            GranAlignError: the model takes no clips of that many frames.
+        """
+        if form not in self._starts:
+            self._starts[form] = PromptStart(self.model, *form)
+        return self._starts[form]
+
+    def check_clips(self, frames: int) -> None:
+        """Raise unless the model takes clips of so many frames.
+
+        Raises:
+            GranAlignError: it does not.
+        """
+        self.model.layout(frames)
 
     @property
     def fingerprint(self) -> str:
         """The name of the agnostic captions: equal for equal model, prompt and length."""
-        key = json.dumps([self._prompt(prompts.AGNOSTIC_CAPTION), self.max_new_tokens])
+        prompt = self.start_of((1, 0.0)).prompt(prompts.AGNOSTIC_CAPTION)
+        key = json.dumps([prompt, self.max_new_tokens])
         return f"{self.model.fingerprint}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
     @property
@@ -92,9 +107,11 @@ class VlmCaptioner:
         """Caption each frame without knowing a query.
 
         Raises:
-            GranAlignError: a frame is not one, or the model's context is too short.
+            GranAlignError: a frame is not one, the model takes no such clips, or its context is too
+                short.
         """
-        return self._captions(frames, [self._suffix(prompts.AGNOSTIC_CAPTION)] * len(frames))
+        suffix = self.start_of(frames.form).suffix(prompts.agnostic_caption(frames.frames_per_clip))
+        return self._captions(frames, [suffix] * len(frames))
 
     def aware(self, frames: FrameSet, focus: Sequence[str]) -> list[str]:
         """Caption each frame, guided by the entities and actions of a query.
@@ -113,10 +130,25 @@ class VlmCaptioner:
         Raises:
             GranAlignError: as in `aware`.
         """
+        # Prefixes of clips of different forms differ in length, and make batches of their own.
+        numbers: dict[tuple[int, float], list[int]] = {}
+        for number, (frames, _) in enumerate(targets):
+            numbers.setdefault(frames.form, []).append(number)
+        captions: list[list[str]] = [[] for _ in targets]
+        for form, some in numbers.items():
+            found = self._aware_of(form, [targets[number] for number in some])
+            for number, texts in zip(some, found, strict=True):
+                captions[number] = texts
+        return captions
+
+    def _aware_of(
+        self, form: tuple[int, float], targets: Sequence[tuple[FrameSet, Sequence[str]]]
+    ) -> list[list[str]]:
+        """Caption several sets of clips of one form."""
         # One suffix a frame, those of all targets in one list.
-        suffixes: list[list[int]] = []
+        start, suffixes = self.start_of(form), list[list[int]]()
         for frames, focus in targets:
-            suffixes += [self._suffix(prompts.aware_caption(focus))] * len(frames)
+            suffixes += [start.suffix(prompts.aware_caption(focus, form[0]))] * len(frames)
 
         all_frames = FrameSet.joined([frames for frames, _ in targets])
         try:
@@ -143,7 +175,8 @@ class VlmCaptioner:
                 model's context, or the model has no token for yes or no.
         """
         check_queries(queries)
-        suffixes = [self._suffix(prompts.recognition(query)) for query in queries]
+        start, count = self.start_of(frames.form), frames.frames_per_clip
+        suffixes = [start.suffix(prompts.recognition(query, count)) for query in queries]
         yes, no = self._answer_tokens
         probabilities = np.empty((len(queries), len(frames)), np.float32)
         for numbers, prefix in self._prefix_batches(frames):
@@ -165,26 +198,22 @@ class VlmCaptioner:
     @property
     def frame_capacity(self) -> int:
         """How many frames' prompt prefixes fit in the cache."""
-        size = self._prefix_tokens * self.model.manifest.token_bytes
+        size = self.start_of((1, 0.0)).tokens * self.model.manifest.token_bytes
         frames = [(tier.persistent, tier.limit // size) for tier in self.cache.tiers]
         # A persistent tier holds copies of what the other tiers hold, so the two do not add up.
         persistent = max((count for is_persistent, count in frames if is_persistent), default=0)
         return max(persistent, sum(count for is_persistent, count in frames if not is_persistent))
 
-    @functools.cached_property
-    def _limits(self) -> tuple[int, int]:
-        """Frames that are prefilled in one batch, and prompts that are answered in one."""
-        whole = self._prefix_tokens + _SUFFIX_TOKENS + self.max_new_tokens
+    def _limits(self, start: PromptStart) -> tuple[int, int]:
+        """Return how many clips are prefilled in one batch, and how many prompts are answered."""
+        whole = start.tokens + _SUFFIX_TOKENS + self.max_new_tokens
         # The prefixes stay in memory beside the caches of two steps.
-        most = self.model.rows_within(whole + self._prefix_tokens // 2)
+        most = self.model.rows_within(whole + start.tokens // 2)
+        # As many frames as in a batch of single ones: the vision tower takes them all at once.
+        rows = max(1, self.rows // start.frames)
         if most is None:
-            return self.rows, self.batch
-        return min(self.rows, max(1, CPU_TOKENS // self._prefix_tokens)), min(self.batch, most)
-
-    @property
-    def _prefix_tokens(self) -> int:
-        """Tokens of a frame's prefix."""
-        return len(self._start.ids)
+            return rows, self.batch
+        return min(rows, max(1, CPU_TOKENS // start.tokens)), min(self.batch, most)
 
     def prefill(self, frames: FrameSet) -> None:
         """Compute and cache the prefixes of frames.
@@ -193,9 +222,9 @@ class VlmCaptioner:
             GranAlignError: as in `agnostic`.
         """
         # Batch by batch, so that prefixes which do not fit in the cache are freed on the way.
-        rows, _ = self._limits
-        for start in range(0, len(frames), rows):
-            self._prefixes(frames, range(start, min(start + rows, len(frames))))
+        rows, _ = self._limits(self.start_of(frames.form))
+        for first in range(0, len(frames), rows):
+            self._prefixes(frames, range(first, min(first + rows, len(frames))))
 
     def answers(
         self, frames: FrameSet, task: str, *, stop_ids: Collection[int] | None = None
@@ -210,7 +239,8 @@ class VlmCaptioner:
         Raises:
             GranAlignError: as in `agnostic`.
         """
-        return self._generate(frames, [self._suffix(task)] * len(frames), stop_ids)
+        suffix = self.start_of(frames.form).suffix(task)
+        return self._generate(frames, [suffix] * len(frames), stop_ids)
 
     def _generate(
         self,
@@ -248,57 +278,64 @@ class VlmCaptioner:
     @functools.cached_property
     def _opened(self) -> bool:
         """Whether the template opens a thought, so that an answer begins in the midst of it."""
-        return opens_thought(self.model.decode(self._prompt(prompts.AGNOSTIC_CAPTION)))
+        prompt = self.start_of((1, 0.0)).prompt(prompts.AGNOSTIC_CAPTION)
+        return opens_thought(self.model.decode(prompt))
 
     def _prefix_batches(self, frames: FrameSet) -> Iterator[tuple[list[int], Prefix]]:
         """Yield the numbers of the frames of each batch, and their prefixes."""
-        model, position = self.model.fingerprint, self._next_position
-        _, size = self._limits
-        for start in range(0, len(frames), size):
-            numbers = list(range(start, min(start + size, len(frames))))
+        start, model = self.start_of(frames.form), self.model
+        _, size = self._limits(start)
+        for first in range(0, len(frames), size):
+            numbers = list(range(first, min(first + size, len(frames))))
             arrays = self._prefixes(frames, numbers)
-            yield numbers, Prefix.stack(arrays, model, position, self.model.device)
+            yield (
+                numbers,
+                Prefix.stack(arrays, model.fingerprint, start.next_position, model.device),
+            )
 
     def _prefixes(self, frames: FrameSet, numbers: Sequence[int]) -> list[Array]:
         """Return the prefixes of some frames, from the cache or computed and then cached."""
-        keys = [self._cache_key(frames.hashes[number]) for number in numbers]
-        arrays = {key: self.cache.get(key, self._fits) for key in dict.fromkeys(keys)}
+        start = self.start_of(frames.form)
+        keys = [self._cache_key(frames.hashes[number], start) for number in numbers]
+        fits = functools.partial(self._fits, start.tokens)
+        arrays = {key: self.cache.get(key, fits) for key in dict.fromkeys(keys)}
         # Equal frames have equal keys: they are computed once.
         missing = [key for key, array in arrays.items() if array is None]
-        rows, _ = self._limits
-        for start in range(0, len(missing), rows):
-            batch = missing[start : start + rows]
+        rows, _ = self._limits(start)
+        for first in range(0, len(missing), rows):
+            batch = missing[first : first + rows]
             images = frames.load([numbers[keys.index(key)] for key in batch])
-            computed = self.model.prefill_frames(images, self.start)
+            if start.frames == 1:
+                computed = self.model.prefill_frames(images, start.ids)
+            else:
+                computed = self.model.prefill_clips(
+                    [list(clip) for clip in images], start.ids, seconds=start.seconds
+                )
             prefixes = computed.unstack(self.model.device)
             for key, image, array in zip(batch, images, prefixes, strict=True):
                 # Kept for the frame that was seen: an index can name a hash of another frame.
-                self.cache.put(self._cache_key(frame_hash(image)), array)
+                self.cache.put(self._cache_key(frame_hash(image), start), array)
                 arrays[key] = array
         return [arrays[key] for key in keys]
 
-    def _fits(self, array: Array) -> bool:
-        """Return whether an array has the shape and the type of a frame's prefix."""
+    def _fits(self, tokens: int, array: Array) -> bool:
+        """Return whether an array has the shape and the type of a prefix of so many tokens."""
         manifest = self.model.manifest
-        shape = 2 * manifest.layers, manifest.kv_heads, self._prefix_tokens, manifest.head_dim
+        shape = 2 * manifest.layers, manifest.kv_heads, tokens, manifest.head_dim
         return bool(array.shape == shape and array.dtype == manifest.cache_dtype)
 
-    def _cache_key(self, frame_hash: str) -> str:
-        return f"{self._prompt_key}-{frame_hash}"
+    def _cache_key(self, frame_hash: str, start: PromptStart) -> str:
+        return f"{self._prompt_key(start)}-{frame_hash}"
 
-    @functools.cached_property
-    def _prompt_key(self) -> str:
-        """A hash of everything but the frame that shapes a prefix: the model and the prompt.
+    def _prompt_key(self, start: PromptStart) -> str:
+        """Return a hash of everything but the frames that shapes a prefix: model and prompt.
 
         The hash of the model's files covers its precision and the size of its images.
         """
-        text = json.dumps([self.model.content_key, self.start])
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-    @property
-    def _next_position(self) -> int:
-        """The position of the first token after a prefix."""
-        return self.model.position_after(self.start)
+        if (form := (start.frames, start.seconds)) not in self._keys:
+            text = json.dumps([self.model.content_key, start.key()])
+            self._keys[form] = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        return self._keys[form]
 
     @functools.cached_property
     def _answer_tokens(self) -> tuple[list[int], list[int]]:
@@ -318,23 +355,13 @@ class VlmCaptioner:
             )
         return yes, no
 
-    def _prompt(self, text: str) -> list[int]:
-        """Return the token ids of a whole prompt: system message, image and text."""
-        return self.model.chat(prompts.about_frame(text))
-
     def _suffix(self, text: str) -> list[int]:
-        """Return the token ids of a prompt after its prefix.
+        """Return the token ids of a prompt about a single frame after its prefix.
 
         Raises:
             GranAlignError: the chat template lets the text change what stands before it.
         """
-        ids = self._prompt(text)
-        if ids[: len(self.start)] != self.start:
-            raise GranAlignError(
-                "chat template: got a prompt that begins differently, expected the same tokens up "
-                "to the image in each; choose a model of the Qwen2.5-VL family"
-            )
-        return ids[len(self.start) :]
+        return self.start_of((1, 0.0)).suffix(text)
 
 
 def _single_tokens(encoded: Iterable[list[int]]) -> Iterator[int]:

@@ -61,21 +61,27 @@ def rewriting(task: str, query: str) -> list[dict[str, Any]]:
     ]
 
 
-# The vision-language model sees one frame. All three tasks begin with the same system message and
-# the frame, so that the prefix of a frame is computed once and serves every query.
+# The vision-language model sees one frame, or the frames of a clip. All three tasks begin with the
+# same system message and the frames, so that their prefix is computed once and serves every query.
 
 VISION_SYSTEM = "You describe single frames of a video."
+CLIP_SYSTEM = "You describe short clips of a video."
 
 AGNOSTIC_CAPTION = (
     "Describe this frame in one sentence: who or what is in it, what happens, and where."
 )
 
 
-def aware_caption(focus: Sequence[str]) -> str:
+def agnostic_caption(frames: int = 1) -> str:
+    """Return the task of a caption of a clip of so many frames, without a query."""
+    return _of_clip(AGNOSTIC_CAPTION, frames)
+
+
+def aware_caption(focus: Sequence[str], frames: int = 1) -> str:
     """Return the task of a caption that is guided by the entities and actions of a query.
 
-    The task says to mention only what is there: the embedding of a caption such as "there is no
-    dog" is near every query about dogs.
+    It is about a clip of so many frames. It says to mention only what is there: the embedding of a
+    caption such as "there is no dog" is near every query about dogs.
 
     Raises:
         GranAlignError: there is no focus, or a part of it is blank.
@@ -86,10 +92,8 @@ def aware_caption(focus: Sequence[str]) -> str:
             f"itself if nothing is known about it"
         )
     names = ", ".join(focus)
-    return (
-        "Describe this frame in one sentence, in detail where it shows any of these: "
-        f"{names}. Mention only what is there."
-    )
+    task = _of_clip("Describe this frame in one sentence, in detail where it shows any of", frames)
+    return f"{task} these: {names}. Mention only what is there."
 
 
 YES, NO = ("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No")
@@ -97,14 +101,34 @@ YES, NO = ("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No")
 because tokenizers differ."""
 
 
-def recognition(query: str) -> str:
-    """Return a question about a query; its answer begins with "yes" or "no"."""
-    return f"Does this frame show the following? {query}\nAnswer yes or no."
+def recognition(query: str, frames: int = 1) -> str:
+    """Return a question about a query and a clip; its answer begins with "yes" or "no"."""
+    question = _of_clip("Does this frame show the following?", frames)
+    return f"{question} {query}\nAnswer yes or no."
+
+
+def _of_clip(task: str, frames: int) -> str:
+    """Return a task about a frame as one about a clip of so many frames."""
+    return task if frames == 1 else task.replace("this frame", "this clip")
+
+
+def about_clip(task: str, frames: int, content: str) -> list[dict[str, Any]]:
+    """Return the messages of a task about a clip.
+
+    Args:
+        task: what is asked; it comes last.
+        frames: of the clip.
+        content: ``"image"``, ``"images"``, one for each frame, or ``"video"``.
+    """
+    seen: list[dict[str, Any]] = [{"type": "video" if content == "video" else "image"}]
+    if content == "images":
+        seen *= frames
+    return [
+        {"role": "system", "content": VISION_SYSTEM if frames == 1 else CLIP_SYSTEM},
+        {"role": "user", "content": [*seen, {"type": "text", "text": task}]},
+    ]
 
 
 def about_frame(task: str) -> list[dict[str, Any]]:
     """Return the messages of a task about one frame."""
-    return [
-        {"role": "system", "content": VISION_SYSTEM},
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": task}]},
-    ]
+    return about_clip(task, 1, "image")

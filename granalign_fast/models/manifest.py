@@ -309,7 +309,7 @@ class VlmManifest(LlmManifest):
         if str(frames) not in self.layouts:
             raise GranAlignError(
                 f"frames: got clips of {frames}, expected one of: {', '.join(self.layouts)}, as "
-                f"this model takes; choose another number, or another model"
+                f"this export takes; export the model again, or choose another --frames-per-clip"
             )
         return ImageLayout.read(self.layouts[str(frames)])
 

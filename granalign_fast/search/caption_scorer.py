@@ -175,7 +175,8 @@ class CaptionScorer:
         capacity, clips = self.captioner.frame_capacity, chosen.result()
         with clock.concurrent("prefill"):
             for request, keys in zip(requests, clips, strict=True):
-                capacity -= len(keys)
+                # The prefix of a clip is about as long as those of its frames together, at most.
+                capacity -= len(keys) * request.index.frames_per_clip
                 if capacity < 0:
                     break
                 if keys:

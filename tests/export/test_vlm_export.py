@@ -202,7 +202,7 @@ def test_the_manifest_holds_what_readers_need(tmp_path: Path) -> None:
     assert record["architecture"] == "Qwen2_5_VLForConditionalGeneration"
     assert (record["layers"], record["kv_heads"], record["head_dim"]) == (2, 6, 16)
     assert (record["image_size"], record["resample"], record["hidden"]) == ([84, 140], 3, 96)
-    assert list(record["layouts"]) == ["1"]
+    assert list(record["layouts"]) == ["1", "2", "4", "6"]
     assert record["layouts"]["1"]["pieces"] == [{"token": IMAGE, "grid": [1, 3, 5]}]
     assert set(record["files"]) == {
         "config.json",

@@ -12,12 +12,14 @@ from granalign_fast.export.sources.layouts import DEFAULTS
 from granalign_fast.export.sources.pixels import Pixels
 from granalign_fast.export.sources.tensors import check_vision
 from granalign_fast.export.sources.vision_language_model import (
+    TEXT_TOKENS,
     VlmFolder,
     VlmSource,
     token_grid,
     usual_size,
 )
-from granalign_fast.models.image_layout import still_image
+from granalign_fast.models.image_layout import ImageLayout, VisualRun, still_image
+from granalign_fast.parsing.limits import FRAMES_PER_CLIP
 
 from .mrope import rotary_sections
 
@@ -109,6 +111,29 @@ class VisionShape:
         return replace(self, layers=layers)
 
 
+def _clip(
+    video: int, vision: VisionShape, grid: tuple[int, int], frames: int, pace: int
+) -> ImageLayout:
+    """Return the layout of a clip: one video, with a grid for each patch in time.
+
+    Args:
+        video: the id of its tokens.
+        vision: the numbers of the vision tower.
+        grid: rows and columns of a grid's tokens.
+        frames: of the clip.
+        pace: positions in time that a second has, the setting ``tokens_per_second``.
+    """
+    times = -(-frames // vision.temporal)
+    return ImageLayout(
+        content="video",
+        placeholder=(video,),
+        pieces=(VisualRun(video, (times, *grid)),),
+        frames=frames,
+        span=vision.temporal,
+        positions_per_second=float(pace),
+    )
+
+
 def read(folder: VlmFolder, image_size: tuple[int, int] | None) -> VlmSource:
     """Read a folder for an export of frames of one size; None for the family's usual size.
 
@@ -131,11 +156,20 @@ def read(folder: VlmFolder, image_size: tuple[int, int] | None) -> VlmSource:
     image_size = image_size or usual_size(vision)
     grid = token_grid(vision, image_size)
     image = folder.token("image_token_id", shape, 151655)
+    video = folder.token("video_token_id", shape, 151656)
+    pace = positive(tower, "tokens_per_second", path)
+    clips = {frames: _clip(video, vision, grid, frames, pace) for frames in FRAMES_PER_CLIP[1:]}
+    # Those that leave room for text.
+    clips = {
+        frames: clip
+        for frames, clip in clips.items()
+        if clip.visual_tokens + TEXT_TOKENS <= shape.context
+    }
     source = folder.open(
         shape,
         vision=vision,
         image_size=image_size,
-        layouts={1: still_image(image, grid)},
+        layouts={1: still_image(image, grid), **clips},
         sections=sections,
         pixels=Pixels.read(folder.processor, vision, folder.processor_path),
     )

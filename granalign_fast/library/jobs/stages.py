@@ -18,7 +18,12 @@ import numpy as np
 from granalign_fast.config import MOST_INDEX_BYTES
 from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.files import sha256_of
-from granalign_fast.index.models import caption_frames, embed_captions, embed_frames
+from granalign_fast.index.models import (
+    caption_frames,
+    check_captioner,
+    embed_captions,
+    embed_frames,
+)
 from granalign_fast.index.records import VideoSource, frame_seconds
 from granalign_fast.index.row_arrays import clips_in_batch, join_rows
 from granalign_fast.index.work_folder import ClipRows
@@ -183,7 +188,9 @@ class CaptionStage(Stage):
     """The stage that captions frames."""
 
     def _open(self, job: Job) -> Captioner | None:
-        return job.models().captioner
+        captioner = job.models().captioner
+        check_captioner(captioner, job.frames_per_clip)
+        return captioner
 
     def _run(self, chunk: Chunk) -> Chunk:
         images = chunk.images
