@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from .graphs.bert import build_bert
+from .graphs.modernbert import build_modernbert
 from .sources.encoders.bert import Bert, fits_bert
 from .sources.encoders.encoder import Encoder
+from .sources.encoders.modernbert import ModernBert, fits_modernbert
 from .sources.encoders.mpnet import fits_mpnet, load_mpnet
 from .sources.encoders.roberta import fits_roberta, load_roberta
 
@@ -38,6 +40,7 @@ _ROBERTA = EncoderFamily(fits_roberta, load_roberta, build_bert)
 ENCODER_FAMILIES: Mapping[str, EncoderFamily] = {
     "bert": EncoderFamily(fits_bert, Bert.load, build_bert),
     "camembert": _ROBERTA,
+    "modernbert": EncoderFamily(fits_modernbert, ModernBert.load, build_modernbert),
     "mpnet": EncoderFamily(fits_mpnet, load_mpnet, build_bert),
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,

@@ -25,6 +25,7 @@ MODEL_TYPES = {
     "camembert": 2,
     "distilbert": 0,
     "electra": 0,
+    "modernbert": 0,
     "mpnet": 2,
     "roberta": 2,
     "xlm-roberta": 2,

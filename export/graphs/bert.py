@@ -111,11 +111,6 @@ class BertGraph(EncoderGraph):
         without = self._op("Equal", self.ids, self._array(uncounted, np.int32))
         return self._cast(self._op("Not", without), np.int32)
 
-    def _places(self) -> str:
-        """Return the name of int32 (sequence,): 0, 1, 2 and so on."""
-        length = self._op("Squeeze", self._cast(self._size(1), np.int32))
-        return self._op("Range", self._array(0, np.int32), length, self._array(1, np.int32))
-
     def _add_distances(self, distances: Array, mask: str) -> str:
         """Add the bias of distances to a mask; return (1, heads, sequence, sequence) or larger."""
         if self.packed:
@@ -171,10 +166,8 @@ class HalfBertGraph(HalfGraph, BertGraph):
     def _attention(
         self, state: Normed, query: Dense, key: Dense, value: Dense, heads: int, layer: str
     ) -> str:
-        weight, bias = (
-            self._array(np.concatenate(parts, axis=-1))
-            for parts in zip(query, key, value, strict=True)
-        )
+        joined = Dense.joined([query, key, value])
+        weight, bias = self._array(joined.weight), self._optional(joined.bias)
         inputs = (state.x, weight, bias, "", "", self.mask)
         return self._op("Attention", *inputs, domain=MICROSOFT, num_heads=heads)
 

@@ -102,11 +102,20 @@ class EncoderGraph(GraphBuilder, ABC):
         self.tensors.add(name, converted(name, np.asarray(value), dtype or self.dtype))
         return self._use(name)
 
+    def _optional(self, value: Array | None) -> str:
+        """Store an array in the graph's dtype; return its name, which is empty for None."""
+        return "" if value is None else self._array(value)
+
     def _integers(self, *values: int) -> str:
         return self._array(values, np.int64)
 
     def _size(self, axis: int) -> str:
         return self._op("Shape", self.ids, start=axis, end=axis + 1)
+
+    def _places(self) -> str:
+        """Return the name of int32 (sequence,): 0, 1, 2 and so on."""
+        length = self._op("Squeeze", self._cast(self._size(1), np.int32))
+        return self._op("Range", self._array(0, np.int32), length, self._array(1, np.int32))
 
     def _inputs(self) -> list[Any]:
         inputs = [self._value(self.ids, np.int32, "batch", "sequence")]
@@ -128,8 +137,10 @@ class EncoderGraph(GraphBuilder, ABC):
         variance = self._op("ReduceMean", self._op("Mul", centred, centred), columns)
         deviation = self._op("Sqrt", self._op("Add", variance, self._array(epsilon)))
         plain = self._op("Mul", centred, self._op("Reciprocal", deviation))
-        scaled = self._op("Mul", plain, self._array(norm.gamma))
-        return Normed(plain, self._op("Add", scaled, self._array(norm.beta)), norm)
+        x = self._op("Mul", plain, self._array(norm.gamma))
+        if norm.beta is not None:
+            x = self._op("Add", x, self._array(norm.beta))
+        return Normed(plain, x, norm)
 
     def _products(self, state: Normed, denses: list[Dense], site: str) -> list[str]:
         """Apply several dense layers to one normalised activation."""
@@ -138,7 +149,7 @@ class EncoderGraph(GraphBuilder, ABC):
     def _product(self, x: str, dense: Dense, site: str) -> str:
         """Apply a dense layer. `site` is the product's name in `Encoder.run`."""
         y = self._op("MatMul", x, self._array(dense.weight))
-        return self._op("Add", y, self._array(dense.bias))
+        return y if dense.bias is None else self._op("Add", y, self._array(dense.bias))
 
     def _pool(self, x: str, pooling: str, normalise: bool) -> None:
         """Write the float32 embedding of each text to the graph's output."""
@@ -195,14 +206,16 @@ class HalfGraph(EncoderGraph):
         self, terms: list[str], norm: Norm, epsilon: float, bias: Array | None = None
     ) -> Normed:
         """Add two terms and a bias and normalise in one kernel; its statistics are float32."""
-        learnt = [norm.gamma, norm.beta] + ([] if bias is None else [bias])
-        y = self._op(
-            "SkipLayerNormalization",
-            *(*terms, *(self._array(value) for value in learnt)),
-            domain=MICROSOFT,
-            epsilon=epsilon,
-        )
+        inputs = [*terms, *self._learnt(norm, bias)]
+        y = self._op("SkipLayerNormalization", *inputs, domain=MICROSOFT, epsilon=epsilon)
         return Normed(y, y, norm)
+
+    def _learnt(self, norm: Norm, bias: Array | None) -> list[str]:
+        """Return the inputs of `SkipLayerNormalization` behind its terms."""
+        names = [self._array(norm.gamma), self._optional(norm.beta), self._optional(bias)]
+        while not names[-1]:
+            names.pop()
+        return names
 
     def _pool(self, x: str, pooling: str, normalise: bool) -> None:
         last = self._integers(-1)
@@ -248,8 +261,7 @@ class Int8Graph(EncoderGraph):
 
     def _products(self, state: Normed, denses: list[Dense], site: str) -> list[str]:
         # Gamma and beta move into weights and biases: the plain norm spreads evenly around 0.
-        gamma, beta = state.norm
-        folded = [Dense(gamma[:, None] * d.weight, beta @ d.weight + d.bias) for d in denses]
+        folded = [_folded(state.norm, dense) for dense in denses]
         return self._int8_products(state.plain, folded, site)
 
     def _product(self, x: str, dense: Dense, site: str) -> str:
@@ -276,10 +288,10 @@ class Int8Graph(EncoderGraph):
             # The factors go back into the rows of the weights, which have a scale for each column.
             weight, columns = quantise_columns((in_int8 * factors)[:, None] * dense.weight)
             weight_name, columns_name = self._array(weight, np.int8), self._array(columns)
-            bias = self._array(dense.bias)
+            bias = [] if dense.bias is None else ["", self._array(dense.bias)]
             product = self._op(
                 "MatMulIntegerToFloat",
-                *(quantised, weight_name, scale, columns_name, zero, "", bias),
+                *(quantised, weight_name, scale, columns_name, zero, *bias),
                 domain=MICROSOFT,
             )
             if len(strongest):
@@ -289,3 +301,12 @@ class Int8Graph(EncoderGraph):
                 product = self._op("Add", product, rest)
             products.append(product)
         return products
+
+
+def _folded(norm: Norm, dense: Dense) -> Dense:
+    """Return the layer that gives for a norm's plain rows what `dense` gives for its output."""
+    bias = dense.bias
+    if norm.beta is not None:
+        shift = norm.beta @ dense.weight
+        bias = shift if bias is None else shift + bias
+    return Dense(norm.gamma[:, None] * dense.weight, bias)

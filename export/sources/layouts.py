@@ -24,8 +24,11 @@ _PROCESSOR = "processor_config.json"
 _NESTED = {"image_processor": PREPROCESSOR, "video_processor": "video_preprocessor_config.json"}
 """Nested settings of a processor, and the file that version 4.57 keeps them in."""
 
-_LOCAL_THETA = {"gemma3_text": "rope_local_base_freq"}
+_LOCAL_THETA = {"gemma3_text": "rope_local_base_freq", "modernbert": "local_rope_theta"}
 """Families with a second base of rotary positions, and their setting for it."""
+
+_GLOBAL_THETA = {"modernbert": "global_rope_theta"}
+"""Families whose first base of rotary positions has another name than ``rope_theta``."""
 
 _FULL = "full_attention"
 
@@ -229,6 +232,8 @@ def _uniform_rope(config: dict[str, Any], path: Path) -> dict[str, Any]:
     older = bool(config.get("rope_scaling"))  # it goes first, as in transformers
     for key in ("rope_theta", "partial_rotary_factor"):
         if (value := parameters.pop(key, None)) is not None:
+            if key == "rope_theta":
+                key = _GLOBAL_THETA.get(str(config.get("model_type")), key)
             config[key] = config.get(key, value) if older else value
     if older:
         return config

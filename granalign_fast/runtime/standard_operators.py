@@ -163,8 +163,23 @@ def _attention(definition: _Definition) -> None:
     )
 
 
+def _multi_head_attention(definition: _Definition) -> None:
+    """Attention of query, key and value, each (batch, sequence, width), with an optional bias."""
+    heads = definition.integer("num_heads", 0)
+    settings: dict[str, Any] = {"q_num_heads": heads, "kv_num_heads": heads}
+    if definition.number("scale", 0.0):
+        settings["scale"] = definition.number("scale", 0.0)
+    definition.op(
+        "Attention",
+        *(*definition.inputs[:3], *definition.optional(5)),
+        output=definition.output(0),
+        **settings,
+    )
+
+
 _DEFINITIONS: dict[str, Callable[[_Definition], None]] = {
     "Attention": _attention,
+    "MultiHeadAttention": _multi_head_attention,
     "QuickGelu": _quick_gelu,
     "SkipLayerNormalization": _skip_layer_normalization,
     "SkipSimplifiedLayerNormalization": _skip_simplified,

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import numpy as np
 import pytest
 from helpers.tiny_bert import edit_json
 from helpers.tiny_encoders import FAMILIES, TEXTS, write_tiny_encoder
+from safetensors.numpy import load_file, save_file
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.export.encoder_families import ENCODER_FAMILIES, encoder_family
 from granalign_fast.export.graphs.bert import BertGraph, HalfBertGraph
+from granalign_fast.export.graphs.modernbert import HalfModernBertGraph, ModernBertGraph
 from granalign_fast.export.sentence_encoder import export_sentence_encoder
 from granalign_fast.export.sources.sentence_encoder import SentenceModel
 from granalign_fast.export.specs import MODEL_TYPES, PRECISIONS
@@ -31,6 +34,15 @@ def exact(source: Path, texts: list[str], **arguments: Any) -> np.ndarray:
     assert family is not None
     encoder = family.load(model.weights, model.config, np.float64)
     return np.asarray(encoder.embed(model.tokenise(texts), **arguments))
+
+
+def test_a_bias_that_the_settings_deny_is_refused(tmp_path: Path) -> None:
+    source = write_tiny_encoder(tmp_path / "s", "modernbert")
+    tensors = load_file(source / "model.safetensors")
+    tensors["layers.1.mlp.Wo.bias"] = np.zeros(32, np.float32)
+    save_file(tensors, source / "model.safetensors")
+    with pytest.raises(GranAlignError, match=r"got the tensor layers.1.mlp.Wo.bias, expected none"):
+        export_sentence_encoder(source, tmp_path / "out", check=False)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -104,6 +116,45 @@ def mirrors_distances(patch: pytest.MonkeyPatch) -> None:
     )
 
 
+def forgets_the_window(patch: pytest.MonkeyPatch) -> None:
+    """Local layers attend to the whole text."""
+    patch.setattr(ModernBertGraph, "_hidden_score", lambda graph: 0.0)
+    patch.setattr(HalfModernBertGraph, "_hidden_score", lambda graph: 0.0)
+
+
+def window_by_one(patch: pytest.MonkeyPatch) -> None:
+    """Local layers attend to one token more in each direction."""
+    mask = ModernBertGraph._local_mask
+
+    def wider(graph: Any, *arguments: str) -> str:
+        encoder = graph.encoder
+        graph.encoder = replace(encoder, window=encoder.window + 1)
+        name = mask(graph, *arguments)
+        graph.encoder = encoder
+        return name
+
+    patch.setattr(ModernBertGraph, "_local_mask", wider)
+
+
+def stands_still(patch: pytest.MonkeyPatch) -> None:
+    """All tokens have the same rotary position."""
+    rotary = ModernBertGraph._rotary
+
+    def still(graph: Any, places: str, local: bool) -> Any:
+        zero = graph._op("Sub", places, places)
+        return rotary(graph, zero, local)
+
+    patch.setattr(ModernBertGraph, "_rotary", still)
+
+
+def swaps_thetas(patch: pytest.MonkeyPatch) -> None:
+    """Local layers have the positions of the others, and the other way round."""
+    rotary = ModernBertGraph._rotary
+    patch.setattr(
+        ModernBertGraph, "_rotary", lambda graph, places, local: rotary(graph, places, not local)
+    )
+
+
 @pytest.mark.parametrize(
     ("family", "change", "precision"),
     [
@@ -112,6 +163,13 @@ def mirrors_distances(patch: pytest.MonkeyPatch) -> None:
         ("xlm-roberta", counts_padding, "fp16"),
         ("mpnet", mirrors_distances, "fp32"),
         ("mpnet", mirrors_distances, "fp16"),
+        ("modernbert", forgets_the_window, "fp32"),
+        ("modernbert", forgets_the_window, "fp16"),
+        ("modernbert", window_by_one, "fp32"),
+        ("modernbert", window_by_one, "fp16"),
+        ("modernbert", swaps_thetas, "fp32"),
+        ("modernbert", swaps_thetas, "fp16"),
+        ("modernbert", stands_still, "fp32"),
     ],
 )
 def test_the_self_check_finds_a_wrong_graph(
@@ -133,6 +191,12 @@ def test_the_self_check_finds_a_wrong_graph(
         ("xlm-roberta", {"pad_token_id": 0}),
         ("xlm-roberta", {"position_embedding_type": "relative_key"}),
         ("mpnet", {"relative_attention_num_buckets": 16}),
+        ("modernbert", {"hidden_activation": "silu"}),
+        ("modernbert", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+        (
+            "modernbert",
+            {"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 2.0}}},
+        ),
     ],
 )
 def test_models_that_we_do_not_write_go_through_optimum(
@@ -155,6 +219,11 @@ def test_models_that_we_do_not_write_go_through_optimum(
         ("mpnet", {"num_attention_heads": 8}, r"bias.weight has shape \(32, 4\), expected \(32, 8"),
         ("mpnet", {"num_attention_heads": 3}, "got 3 heads for hidden size 32"),
         ("xlm-roberta", {"layer_norm_eps": None}, "no usable value"),
+        ("modernbert", {"attention_bias": True}, r"Wqkv.bias has shape None, expected \(96,\)"),
+        ("modernbert", {"num_hidden_layers": 4}, r"3.attn.Wqkv.weight has shape None"),
+        ("modernbert", {"num_attention_heads": 32}, "got 32 heads .* even"),
+        ("modernbert", {"layer_types": ["full_attention"]}, "got layer_types"),
+        ("modernbert", {"layer_types": ["full_attention"] * 2 + ["x"]}, "got layer_types"),
     ],
 )
 def test_damaged_folders(

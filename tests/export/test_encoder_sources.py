@@ -17,12 +17,18 @@ from granalign_fast.errors import GranAlignError
 from granalign_fast.export.checks import encoder_tokens
 from granalign_fast.export.checks.encoder_tokens import HARD_TEXTS
 from granalign_fast.export.sentence_encoder import export_sentence_encoder
-from granalign_fast.export.sources.encoders import mpnet, roberta
+from granalign_fast.export.sources.encoders import modernbert, mpnet, roberta
 from granalign_fast.export.sources.sentence_encoder import SentenceModel
 from granalign_fast.models.graph_contract import PACKED_GRAPH
 from granalign_fast.pipeline import SentenceEncoder
 
 pytestmark = [pytest.mark.needs_torch, pytest.mark.filterwarnings("ignore")]
+
+THETAS = {
+    "full_attention": {"rope_type": "default", "rope_theta": 900.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 40.0},
+}
+"""Bases of rotary positions, as transformers 5 has them."""
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "xlm-roberta": ("xlm-roberta", {}),
@@ -43,6 +49,40 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mpnet, three layers": (
         "mpnet",
         {"num_hidden_layers": 3, "num_attention_heads": 8, "hidden_size": 48, "seed": 2},
+    ),
+    "modernbert": ("modernbert", {}),
+    "modernbert, two local layers in three, biases": (
+        "modernbert",
+        {
+            "global_attn_every_n_layers": 3,
+            "num_hidden_layers": 5,
+            "local_attention": 5,
+            "rope_parameters": THETAS,
+            "norm_bias": True,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "pooling": "cls",
+            "normalise": False,
+            "seed": 1,
+        },
+    ),
+    "modernbert, every layer in turn": (
+        "modernbert",
+        {
+            "global_attn_every_n_layers": 2,
+            "num_hidden_layers": 3,
+            "hidden_size": 48,
+            "intermediate_size": 40,
+            "num_attention_heads": 3,
+            "local_attention": 32,
+            "norm_bias": True,
+            "rope_parameters": THETAS,
+            "seed": 2,
+        },
+    ),
+    "modernbert, all layers global": (
+        "modernbert",
+        {"global_attn_every_n_layers": 1, "mlp_bias": True, "pooling": "cls", "seed": 3},
     ),
 }
 """Families and settings: odd numbers of heads and layers, texts beyond every distance's bucket."""
@@ -114,9 +154,33 @@ def swapped_directions(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(mpnet, "buckets", lambda d: right(-d))
 
 
+def window_by_one(patch: pytest.MonkeyPatch) -> None:
+    """Local layers attend to one token more in each direction."""
+    change_modernbert(patch, lambda model: replace(model, window=model.window + 1))
+
+
+def smaller_window(patch: pytest.MonkeyPatch) -> None:
+    """Local layers attend to one token less in each direction."""
+    change_modernbert(patch, lambda model: replace(model, window=model.window - 1))
+
+
+def swapped_thetas(patch: pytest.MonkeyPatch) -> None:
+    """Local layers have the base of rotary positions of the others, and the other way round."""
+    change_modernbert(patch, lambda model: replace(model, thetas=model.thetas[::-1]))
+
+
+def change_modernbert(patch: pytest.MonkeyPatch, change: Callable[[Any], Any]) -> None:
+    """Change every ModernBERT that is read."""
+    read = modernbert._read
+    patch.setattr(modernbert, "_read", lambda *arguments: change(read(*arguments)))
+
+
 @pytest.mark.parametrize(
     ("family", "change"),
     [
+        ("modernbert", window_by_one),
+        ("modernbert", smaller_window),
+        ("modernbert", swapped_thetas),
         ("xlm-roberta", offset_by_one),
         ("mpnet", bucket_by_one),
         ("mpnet", swapped_directions),

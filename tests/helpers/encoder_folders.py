@@ -126,10 +126,14 @@ _FAMILIES: dict[str, tuple[str, Callable[[Path], int], dict[str, Any]]] = {
             "max_position_embeddings": 300,
             "local_attention": 16,
             "initializer_cutoff_factor": 3.0,
+            "initializer_range": 0.15,
         },
     ),
 }
 """By `model_type`: the name of transformers' classes, what writes a tokenizer, and settings."""
+
+
+_THETAS = {"full_attention": "global_rope_theta", "sliding_attention": "local_rope_theta"}
 
 
 def write_encoder(
@@ -165,6 +169,12 @@ def write_encoder(
         pad = words - 2
         ids = {"pad_token_id": pad, "bos_token_id": words - 4, "eos_token_id": words - 3}
         settings = settings | ids | {"cls_token_id": words - 4, "sep_token_id": words - 3}
+    if int(transformers.__version__.partition(".")[0]) < 5:
+        # Version 4 has one setting for each base of rotary positions.
+        for kind, key in _THETAS.items():
+            if rope := (settings.get("rope_parameters") or {}).get(kind):
+                settings[key] = rope["rope_theta"]
+        settings.pop("rope_parameters", None)
     torch.manual_seed(seed)
     model = getattr(transformers, f"{name}Model")(
         getattr(transformers, f"{name}Config")(**settings)

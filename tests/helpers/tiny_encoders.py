@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from helpers.tiny_bert import random_weights, write_tiny_bert
+from helpers.tiny_bert import HIDDEN, WIDE, random_weights, write_tiny_bert
+
+MODERNBERT_LAYERS = 3
 
 TEXTS = ["a", "b c d.", "zebra " * 50, "UPPER", "", "d e 7 f 7 7 g", "7", "ab " * 6]
 """Texts of several lengths. A digit is an unknown token, whose id is that of RoBERTa's padding."""
@@ -46,17 +48,43 @@ def _mpnet(weights: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
     return renamed
 
 
+def _modernbert(weights: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    """Weights without any bias; the perceptron has an activation and a gate."""
+    named = {
+        "embeddings.tok_embeddings.weight": weights["embeddings.word_embeddings.weight"],
+        "embeddings.norm.weight": weights["embeddings.LayerNorm.weight"],
+        "final_norm.weight": 1 + _random(rng, HIDDEN),
+    }
+    for i in range(MODERNBERT_LAYERS):
+        layer = f"layers.{i}"
+        named[f"{layer}.attn.Wqkv.weight"] = _random(rng, 3 * HIDDEN, HIDDEN)
+        named[f"{layer}.attn.Wo.weight"] = _random(rng, HIDDEN, HIDDEN)
+        named[f"{layer}.mlp.Wi.weight"] = _random(rng, 2 * WIDE, HIDDEN)
+        named[f"{layer}.mlp.Wo.weight"] = _random(rng, HIDDEN, WIDE)
+        norms = ("attn_norm", "mlp_norm") if i else ("mlp_norm",)
+        named |= {f"{layer}.{norm}.weight": 1 + _random(rng, HIDDEN) for norm in norms}
+    return named
+
+
 def _random(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    return rng.normal(0, 0.5, shape).astype(np.float32)
+    return rng.normal(0, 0.2, shape).astype(np.float32)
 
 
 _SETTINGS: dict[str, dict[str, Any]] = {
     "bert": {},
+    "modernbert": {
+        "num_hidden_layers": MODERNBERT_LAYERS,
+        "global_attn_every_n_layers": 2,
+        "global_rope_theta": 900.0,
+        "local_rope_theta": 30.0,
+        "local_attention": 6,
+    },
     "mpnet": {"relative_attention_num_buckets": 32},
     "xlm-roberta": {"type_vocab_size": 1, "pad_token_id": 1},
 }
 _RENAMED: dict[str, Any] = {
     "bert": lambda weights, rng: weights,
+    "modernbert": _modernbert,
     "mpnet": _mpnet,
     "xlm-roberta": _roberta,
 }

@@ -127,7 +127,7 @@ class Bert(Encoder):
 
         # Self-attention over (batch, heads, sequence, head).
         observe(f"{i}.qkv", plain)
-        x = plain * norm.gamma + norm.beta
+        x = norm(plain)
         scores = split(layer.query(x)) @ split(layer.key(x)).swapaxes(2, 3)
         scores = scores / math.sqrt(head)
         if self.distances is not None:
@@ -140,7 +140,7 @@ class Bert(Encoder):
         # Output projection, residual and norm.
         observe(f"{i}.out", context)
         plain = standardised(x + layer.out(context), self.epsilon)
-        x = plain * layer.out_norm.gamma + layer.out_norm.beta
+        x = layer.out_norm(plain)
         # The multi-layer perceptron, residual and norm.
         observe(f"{i}.up", plain)
         wide = gelu(layer.up(x))
@@ -148,7 +148,7 @@ class Bert(Encoder):
         return _State(standardised(x + layer.down(wide), self.epsilon), layer.down_norm)
 
     def _end(self, state: _State) -> Array:
-        return state.plain * state.norm.gamma + state.norm.beta
+        return state.norm(state.plain)
 
 
 def fits_bert(config: Mapping[str, Any]) -> bool:

@@ -35,21 +35,40 @@ Opened = Callable[[Checkpoint], None]
 
 
 class Dense(NamedTuple):
-    """A dense layer ``x @ weight + bias``; weight (in, out), bias (out,)."""
+    """A dense layer ``x @ weight + bias``; weight (in, out), bias (out,) or None."""
 
     weight: Array
-    bias: Array
+    bias: Array | None
+
+    @classmethod
+    def joined(cls, denses: Sequence[Dense]) -> Dense:
+        """Return one layer with the outputs of several; all of them have a bias, or none."""
+        biases = [dense.bias for dense in denses if dense.bias is not None]
+        weight = np.concatenate([dense.weight for dense in denses], axis=1)
+        return cls(weight, np.concatenate(biases) if biases else None)
+
+    def split(self, parts: int) -> list[Dense]:
+        """Return layers with equal shares of the outputs, from the first to the last."""
+        weights = np.split(self.weight, parts, axis=1)
+        biases = [None] * parts if self.bias is None else np.split(self.bias, parts)
+        return [Dense(w, b) for w, b in zip(weights, biases, strict=True)]
 
     def __call__(self, x: Array) -> Array:
         """Apply the layer to x (..., in): (..., out)."""
-        return x @ self.weight + self.bias
+        y = x @ self.weight
+        return y if self.bias is None else y + self.bias
 
 
 class Norm(NamedTuple):
-    """The learnt parameters of a layer normalisation; gamma and beta (hidden,)."""
+    """The learnt parameters of a layer normalisation; gamma and beta (hidden,), or no beta."""
 
     gamma: Array
-    beta: Array
+    beta: Array | None
+
+    def __call__(self, plain: Array) -> Array:
+        """Scale and shift rows that `standardised` returned."""
+        scaled = plain * self.gamma
+        return scaled if self.beta is None else scaled + self.beta
 
 
 class Encoder(ABC):
@@ -220,14 +239,16 @@ class Weights:
         self.check(name, shape)
         return self.checkpoint.read(name).astype(dtype or self.dtype, copy=False)
 
-    def dense(self, name: str, inputs: int, outputs: int) -> Dense:
+    def dense(self, name: str, inputs: int, outputs: int, *, biased: bool = True) -> Dense:
         """Return a dense layer, from `name`.weight (outputs, inputs) and `name`.bias (outputs,)."""
         weight = self.read(f"{name}.weight", outputs, inputs)
-        return Dense(np.ascontiguousarray(weight.T), self.read(f"{name}.bias", outputs))
+        bias = self.read(f"{name}.bias", outputs) if biased else None
+        return Dense(np.ascontiguousarray(weight.T), bias)
 
-    def norm(self, name: str, hidden: int) -> Norm:
+    def norm(self, name: str, hidden: int, *, biased: bool = True) -> Norm:
         """Return a norm's parameters, `name`.weight and `name`.bias (hidden,) both."""
-        return Norm(self.read(f"{name}.weight", hidden), self.read(f"{name}.bias", hidden))
+        gamma = self.read(f"{name}.weight", hidden)
+        return Norm(gamma, self.read(f"{name}.bias", hidden) if biased else None)
 
 
 class Settings:
