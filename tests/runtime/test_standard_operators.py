@@ -26,6 +26,7 @@ def array(*size: int, seed: int = 0) -> np.ndarray:
 
 ROWS, OTHER = array(2, 5, WIDTH), array(2, 5, WIDTH, seed=1)
 GAIN, SHIFT, BIAS = (array(WIDTH, seed=seed) for seed in (2, 3, 4))
+VALUES = array(2, 5, WIDTH, seed=6)
 MASK = np.where(array(2, 1, 5, 5, seed=5) > 1, -1e4, 0.0) * (1 - np.eye(5))
 CASES: dict[str, tuple[str, list[Any], list[str], dict[str, Any]]] = {
     # Operator, inputs (None for an absent one), outputs, attributes.
@@ -64,6 +65,13 @@ CASES: dict[str, tuple[str, list[Any], list[str], dict[str, Any]]] = {
         [ROWS, array(WIDTH, 3 * WIDTH), array(3 * WIDTH), None, None, MASK],
         ["y"],
         {"num_heads": 2},
+    ),
+    "heads": ("MultiHeadAttention", [ROWS, OTHER, VALUES], ["y"], {"num_heads": 4}),
+    "heads-mask": (
+        "MultiHeadAttention",
+        [ROWS, OTHER, VALUES, None, None, MASK],
+        ["y"],
+        {"num_heads": 2, "scale": 0.3},
     ),
 }
 
