@@ -25,7 +25,7 @@ from granalign_fast.export.encoder_families import EncoderFamily, encoder_family
 from granalign_fast.export.sources.encoders.encoder import Encoder
 from granalign_fast.export.sources.folder import quiet, source_name, tool_versions
 from granalign_fast.files import appearing, sha256_of
-from granalign_fast.models.graph_contract import PACKED_GRAPH, SENTENCE_GRAPH
+from granalign_fast.models.graph_contract import PACKED_GRAPH, SENTENCE_GRAPH, WEIGHTS
 from granalign_fast.models.manifest import SentenceManifest
 from granalign_fast.models.sources import resolve_model
 
@@ -41,6 +41,9 @@ _SPACE = {"fp32": (4, 3), "fp16": (2, 2), "int8": (4, 2)}
 """Bytes of a value, and how many files hold all values at the same time: the graphs, and the
 weights of the one that is being written."""
 
+_WIDTHS = {"fp32": 4, "fp16": 2, "int8": 1.1}
+"""Bytes of a value where all graphs share one file; int8 has scales in float32."""
+
 
 @names_source
 def export_sentence_encoder(
@@ -54,7 +57,8 @@ def export_sentence_encoder(
 ) -> Path:
     """Export a sentence encoder to `out`: ``model.onnx``, ``tokenizer.json``, ``manifest.json``.
 
-    A BERT in fp32 also gets ``packed.onnx``, the graph of packed texts, which the CPU runs.
+    A family that we write in fp32 also gets ``packed.onnx``, the graph of packed texts, which the
+    CPU runs. Graphs of the decoder type have their weights in ``model.onnx_data``.
 
     The graph contains pooling and normalisation. A BERT is checked against NumPy on fixed
     sentences: all layers of a small model, the first ones of a large one. If torch and transformers
@@ -95,7 +99,8 @@ def export_sentence_encoder(
     vocabulary = positive(model.config, "vocab_size", folder / "config.json")
     check_token_ids(folder, model.tokenise, vocabulary, model.max_tokens)
     if family is not None:
-        check_space(out, encoder_bytes(Checkpoint(model.weights.parent), *_SPACE[precision]))
+        width, copies = (_WIDTHS[precision], 1) if family.shared else _SPACE[precision]
+        check_space(out, encoder_bytes(Checkpoint(model.weights.parent), width, copies))
     with appearing(out) as draft:
         (draft / "tokenizer.json").write_text(model.tokenizer_json, encoding="utf-8")
         self_check: dict[str, float] = {}
@@ -138,6 +143,7 @@ def _manifest(
         dim=dim,
         max_tokens=model.max_tokens,
         prompt=model.prompt,
+        query_prompt=None if model.query_prompt == model.prompt else model.query_prompt,
         pooling=model.pooling,
         normalise=model.normalise,
         tools=tool_versions(),
@@ -161,9 +167,13 @@ def _export_family(
     encoder = family.load(
         model.weights, model.config, opened=lambda weights: watch(weights, written)
     )
+    head = model.head(encoder.width)
+    encoder = encoder.with_head(head)
     layers = checked_layers(encoder.checkpoint)
-    exact = family.load(model.weights, model.config, np.float64)
-    ranges = measure_ranges(encoder, model.tokenise(CALIBRATION)) if precision == "int8" else None
+    exact = family.load(model.weights, model.config, np.float64).with_head(head)
+    ranges = None
+    if precision == "int8" and family.calibrated:
+        ranges = measure_ranges(encoder, model.tokenise(CALIBRATION))
     if layers:
         # A large model's first layers are checked first, in a folder of their own.
         tell("checking the first layers")
@@ -198,23 +208,32 @@ def _write_graphs(
         import onnx  # noqa: F401 - the graphs need it
     except ImportError:
         raise MissingExtraError("exporting a sentence encoder", "cpu") from None
-    from granalign_fast.export.graphs.tensor_file import SpooledTensors
+    from granalign_fast.export.graphs.tensor_file import SpooledTensors, TensorFile
+
+    def build(name: str, tensors: Any) -> Any:
+        return family.build(
+            encoder,
+            pooling=model.pooling,
+            normalise=model.normalise,
+            precision=precision,
+            packed=name == PACKED_GRAPH,
+            ranges=ranges,
+            tensors=tensors,
+        )
 
     # Packed texts read the weights fewer times: int8's are small, and fp16 is for a GPU.
-    for name in [SENTENCE_GRAPH] + [PACKED_GRAPH] * (precision == "fp32"):
+    names = [SENTENCE_GRAPH] + [PACKED_GRAPH] * (precision == "fp32")
+    if family.shared:
+        with (folder / WEIGHTS).open("wb") as data:
+            shared = TensorFile(data, WEIGHTS)
+            for name in names:
+                (folder / name).write_bytes(build(name, shared).SerializeToString())
+        return
+    for name in names:
         spool = folder / "weights"
         with spool.open("w+b") as weights, (folder / name).open("wb") as file:
             tensors = SpooledTensors(weights)
-            graph = family.build(
-                encoder,
-                pooling=model.pooling,
-                normalise=model.normalise,
-                precision=precision,
-                packed=name == PACKED_GRAPH,
-                ranges=ranges,
-                tensors=tensors,
-            )
-            tensors.save(graph, file)
+            tensors.save(build(name, tensors), file)
         spool.unlink()
 
 

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 POOLINGS = {
     "mean": "mean",
     "cls": "cls",
+    "lasttoken": "last",
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
+    "pooling_mode_lasttoken": "last",
 }
 """Names in ``1_Pooling/config.json`` and flags of its older form, and our names for them."""
 
@@ -25,12 +27,17 @@ MODEL_TYPES = {
     "camembert": 2,
     "distilbert": 0,
     "electra": 0,
+    "gemma3_text": 0,
     "modernbert": 0,
     "mpnet": 2,
+    "qwen3": 0,
     "roberta": 2,
     "xlm-roberta": 2,
 }
 """Supported text encoders, and how many of their positions can hold no token."""
+
+HEADED_TYPES = ("gemma3_text", "qwen3")
+"""Text encoders that may have layers between pooling and unit length."""
 
 OPTIMUM_OPSET = 18
 """The opset that optimum, and torch's tracing exporter below it, write for encoders other than

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError, one_line
 from granalign_fast.export.sources.checkpoint import Checkpoint
+from granalign_fast.export.sources.encoders.encoder import pooled
 from granalign_fast.export.sources.layouts import uniform_folder
 from granalign_fast.export.sources.sentence_encoder import SentenceModel
 from granalign_fast.export.specs import PRECISIONS, Tolerance
@@ -61,7 +62,9 @@ def transformers_reference(model: SentenceModel) -> Reference:
             with torch.inference_mode():
                 for ids in model.tokenise(VALIDATION):
                     hidden = source(torch.tensor([ids])).last_hidden_state[0]
-                    rows.append((hidden.mean(0) if model.pooling == "mean" else hidden[0]).numpy())
+                    rows.append(pooled(hidden, model.pooling).numpy())
+            for layer in model.head(rows[0].shape[0]):
+                rows = [layer(row) for row in rows]
         except Exception as error:  # a damaged file can raise anything in transformers
             raise GranAlignError(
                 f"{model.folder}: transformers cannot run it ({one_line(error)}); "

@@ -78,7 +78,7 @@ class EncoderGraph(GraphBuilder, ABC):
         """Return the `onnx.ModelProto`.
 
         Args:
-            pooling: ``"mean"`` or ``"cls"``. In a packed graph it is an input.
+            pooling: ``"mean"``, ``"cls"`` or ``"last"``. In a packed graph it is an input.
             normalise: whether embeddings get unit length.
         """
         # One embedding for each text.
@@ -154,17 +154,31 @@ class EncoderGraph(GraphBuilder, ABC):
     def _pool(self, x: str, pooling: str, normalise: bool) -> None:
         """Write the float32 embedding of each text to the graph's output."""
         if self.packed:
-            shape = self._integers(-1, self.encoder.dim)
+            shape = self._integers(-1, self.encoder.width)
             pooled = self._op("Reshape", self._op("MatMul", POOL, x), shape)
         elif pooling == "mean":
             pooled = self._op("ReduceMean", x, self._integers(1), keepdims=0)
         else:
-            pooled = self._op("Gather", x, self._array(0, np.int64), axis=1)
+            index = -1 if pooling == "last" else 0
+            pooled = self._op("Gather", x, self._array(index, np.int64), axis=1)
+        pooled = self._apply_head(pooled)
         if normalise:
             length = self._op("ReduceL2", pooled, self._integers(-1))
             floor = self._array(1e-12, np.float32)  # as in the source: 0 stays 0
             pooled = self._op("Div", pooled, self._op("Max", length, floor))
         self.nodes[-1].output[0] = EMBEDDINGS
+
+    def _apply_head(self, pooled: str) -> str:
+        """Apply the layers on pooled embeddings, in float32: they are small, and come last."""
+        for layer in self.encoder.head:
+            weight = self._array(np.asarray(layer.weight, np.float32), np.float32)
+            pooled = self._op("MatMul", pooled, weight)
+            if layer.bias is not None:
+                bias = self._array(np.asarray(layer.bias, np.float32), np.float32)
+                pooled = self._op("Add", pooled, bias)
+            if layer.activation == "Tanh":
+                pooled = self._op("Tanh", pooled)
+        return pooled
 
 
 class HalfGraph(EncoderGraph):
@@ -222,12 +236,19 @@ class HalfGraph(EncoderGraph):
         if pooling == "cls":
             first = self._op("Gather", x, self._array(0, np.int64), axis=1)
             pooled = self._cast(first, np.float32)
+        elif pooling == "last":
+            # The last token of a row is one for which none follows: its index is their count - 1.
+            tokens = self._op("ReduceSum", self._cast(self.is_token, np.int64), last, keepdims=1)
+            index = self._op("Sub", tokens, self._integers(1))
+            pooled = self._cast(self._op("GatherND", x, index, batch_dims=1), np.float32)
         else:
             # Sums over tokens are products: cuDNN would take several launches for a reduction.
             tokens = self._op("Unsqueeze", self._cast(self.is_token, np.float32), last)
             pooled = self._sum_tokens(self._cast(x, np.float32), tokens, last)
-            if not normalise:  # unit length undoes any factor, so the mean needs no division
+            # Unit length undoes any factor, so that the mean needs no division.
+            if not normalise or self.encoder.head:
                 pooled = self._op("Div", pooled, self._sum_tokens(tokens, tokens, last))
+        pooled = self._apply_head(pooled)
         if normalise:
             # Unit length in one launch: x / (root mean square * sqrt(width)) = x / |x|.
             width = self.encoder.dim

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from granalign_fast.errors import GranAlignError
-from granalign_fast.export.specs import MODEL_TYPES, POOLINGS
+from granalign_fast.export.specs import HEADED_TYPES, MODEL_TYPES, POOLINGS
 from granalign_fast.files import read_json
 from granalign_fast.models.sources import hash_weights, weights_files
 
+from .encoders.encoder import HeadLayer
 from .folder import read_model_config, read_object
+from .sentence_head import head_files, read_head
 from .tokenizer import SourceTokenizer, lower_case
 
 _EXPECTED = "a sentence-transformers folder with config.json, modules.json and model.safetensors"
@@ -31,8 +33,12 @@ _SETTINGS = (
 )
 """Names of the file with the settings of the module `Transformer`; the first one counts."""
 
+_HEAD = "Dense"
+"""The module that is a layer on pooled embeddings."""
+
 _STEPS = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
-"""Modules of the models that can be exported. `Dropout` changes nothing but training."""
+"""Modules of the models that can be exported, without layers between the last two. `Dropout`
+changes nothing but training."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +54,11 @@ class SentenceModel:
         tokenizer: the tokenizer, with the model's case in it.
         overrides: settings of the tokenizer that the module `Transformer` sets.
         max_tokens: length of the longest text, special tokens included.
-        prompt: put before every text; the model's default prompt, often empty.
-        pooling: ``"mean"`` or ``"cls"``.
+        prompt: put before every text that is searched; often empty.
+        query_prompt: put before a query; often the same.
+        pooling: ``"mean"``, ``"cls"`` or ``"last"``.
         modules: names of the steps, sorted.
+        head_folders: of the modules `Dense`, in their order; most models have none.
         lower: whether the module `Transformer` lower-cases texts.
         max_seq_length: the length that the module `Transformer` sets; None if it sets none.
     """
@@ -63,8 +71,10 @@ class SentenceModel:
     overrides: dict[str, Any]
     max_tokens: int
     prompt: str
+    query_prompt: str
     pooling: str
     modules: tuple[str, ...]
+    head_folders: tuple[Path, ...]
     lower: bool
     max_seq_length: int | None
 
@@ -84,8 +94,8 @@ class SentenceModel:
         # Weights, pooling and prompt.
         weights = weights_files(inner)
         weights_sha256 = hash_weights(weights)
-        prompt = _read_prompt(folder)
-        pooling = _read_pooling(_inside(folder, modules["Pooling"]), prompt)
+        query_prompt, prompt = _read_prompts(folder)
+        pooling = _read_pooling(_inside(folder, modules["Pooling"]), query_prompt or prompt)
         # The tokenizer, with length and case.
         settings = _read_settings(inner)
         overrides = _overrides(settings, inner)
@@ -106,8 +116,12 @@ class SentenceModel:
             overrides=overrides,
             max_tokens=_max_tokens(folder, _positions(config), stated),
             prompt=prompt,
+            query_prompt=query_prompt,
             pooling=pooling,
             modules=tuple(sorted(modules)),
+            head_folders=tuple(
+                _inside(folder, path) for name, path in modules.items() if name in _heads(modules)
+            ),
             lower=lower is True,
             max_seq_length=settings.get("max_seq_length"),
         )
@@ -142,15 +156,26 @@ class SentenceModel:
             self.pooling,
             self.modules,
             *([self.prompt] if self.prompt else []),
+            *([{"query": self.query_prompt}] if self.query_prompt != self.prompt else []),
+            *([hash_weights(head_files(self.head_folders))] if self.head_folders else []),
         ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def tokenise(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of each text behind the prompt, cut to the model's length."""
+    def head(self, width: int) -> tuple[HeadLayer, ...]:
+        """Read the layers on pooled embeddings; arguments and errors as of `read_head`."""
+        return read_head(self.head_folders, width)
+
+    def tokenise(self, texts: Sequence[str], prompt: str | None = None) -> list[list[int]]:
+        """Return the token ids of each text behind a prompt, cut to the model's length.
+
+        Args:
+            texts: the texts.
+            prompt: put before each; None for the model's `prompt`.
+        """
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_str(self.tokenizer_json)
-        prompted = [self.prompt + text for text in texts]
+        prompted = [(self.prompt if prompt is None else prompt) + text for text in texts]
         return [encoding.ids for encoding in tokenizer.encode_batch(prompted)]
 
 
@@ -187,10 +212,14 @@ def _read_modules(folder: Path) -> dict[str, str]:
         )
     # Versions since 5.4 name the file as well: sentence_transformers.(...).pooling.Pooling.
     names = [kind.rpartition(".")[2] for kind in types]
-    if len(set(names)) != len(names):
+    plain = [name for name in names if name != _HEAD]
+    if len(set(plain)) != len(plain):
         raise GranAlignError(
-            f"{path}: got the modules {names}, expected each once; choose another model"
+            f"{path}: got the modules {names}, expected each once, other than {_HEAD}; choose "
+            f"another model"
         )
+    # Layers after the pooling may stand several times.
+    names = [f"{name} {i}" if name == _HEAD else name for i, name in enumerate(names)]
     return {name: at for name, at in zip(names, paths, strict=True) if name != "Dropout"}
 
 
@@ -202,11 +231,18 @@ def _check_modules(folder: Path, modules: dict[str, str], config: dict[str, Any]
             f"{folder}: got a {kind!r} model{'' if modules else ' without modules.json'}, "
             f"expected a sentence-transformers text encoder of {sorted(MODEL_TYPES)}"
         )
-    if list(modules) not in _STEPS:
+    heads = _heads(modules) if kind in HEADED_TYPES else []
+    between = [*modules][2 : 2 + len(heads)] == heads
+    if [name for name in modules if name not in heads] not in _STEPS or not between:
         raise GranAlignError(
-            f"{path}: got the modules {list(modules)}, expected Transformer, Pooling and perhaps "
-            f"Normalize; choose a model without further layers"
+            f"{path}: got the modules {[name.partition(' ')[0] for name in modules]}, expected "
+            f"Transformer, Pooling and perhaps Normalize; choose a model without further layers"
         )
+
+
+def _heads(modules: dict[str, str]) -> list[str]:
+    """Return the names of the layers on pooled embeddings, in their order."""
+    return [name for name in modules if name.partition(" ")[0] == _HEAD]
 
 
 def _read_pooling(folder: Path, prompt: str) -> str:
@@ -231,8 +267,12 @@ def _read_pooling(folder: Path, prompt: str) -> str:
     return POOLINGS[names[0]]
 
 
-def _read_prompt(folder: Path) -> str:
-    """Return the prompt that sentence-transformers puts before every text; often empty."""
+def _read_prompts(folder: Path) -> tuple[str, str]:
+    """Return what stands before a query and before a text that is searched; both may be empty.
+
+    They are the prompts of sentence-transformers' `encode_query` and `encode_document`. A default
+    prompt stands before both, as in its `encode`.
+    """
     path = folder / "config_sentence_transformers.json"
     settings = read_object(path) if path.is_file() else {}
     if settings.get("truncate_dim") is not None:
@@ -241,16 +281,28 @@ def _read_prompt(folder: Path) -> str:
             f"set truncate_dim to null"
         )
     name, prompts = settings.get("default_prompt_name"), settings.get("prompts") or {}
-    if name is None:
-        return ""
-    known = {"query": None, "document": None} | (prompts if isinstance(prompts, dict) else {})
-    prompt = known.get(name) if name in known else 0
-    if not isinstance(prompt, str | None):
+    prompts = prompts if isinstance(prompts, dict) else {}
+    known = {"query": None, "document": None} | prompts
+    default = known.get(name) if name is None or name in known else 0
+    if not isinstance(default, str | None):
         raise GranAlignError(
             f"{path}: got default_prompt_name {name!r} of the prompts {sorted(known)}, expected "
             f"one of them, with a text; set it to null, or add the prompt"
         )
-    return prompt or ""
+    if name is not None:
+        return default or "", default or ""
+    document = next((known[one] for one in _DOCUMENTS if known.get(one) is not None), None)
+    both = {"query": known["query"], "document": document}
+    for role, prompt in both.items():
+        if not isinstance(prompt, str | None):
+            raise GranAlignError(
+                f"{path}: got the prompt {prompt!r} for a {role}, expected a text; correct it"
+            )
+    return both["query"] or "", document or ""
+
+
+_DOCUMENTS = ("document", "passage", "corpus")
+"""Names of the prompt of texts that are searched; the first that a folder has counts."""
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:

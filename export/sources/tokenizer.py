@@ -60,6 +60,11 @@ _SPECIAL: dict[str, dict[str, str]] = {
     "SiglipTokenizer": {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"},
     "GemmaTokenizer": _GEMMA,
     "Siglip2Tokenizer": _GEMMA | {"mask_token": "<mask>"},
+    "Qwen2Tokenizer": {
+        "unk_token": "<|endoftext|>",
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+    },
 }
 """Special tokens of transformers' tokenizer classes, where a folder names no others."""
 
@@ -69,7 +74,9 @@ _CLASSES = {
     "clip": "CLIPTokenizer",
     "distilbert": "DistilBertTokenizer",
     "electra": "ElectraTokenizer",
+    "gemma3_text": "GemmaTokenizer",
     "mpnet": "MPNetTokenizer",
+    "qwen3": "Qwen2Tokenizer",
     "roberta": "RobertaTokenizer",
     "siglip": "SiglipTokenizer",
     "xlm-roberta": "XLMRobertaTokenizer",

@@ -96,6 +96,8 @@ class Manifest:
         """
         left_out = {"source", "tools", "validation", "comparison", "self_check"}
         record = {name: value for name, value in asdict(self).items() if name not in left_out}
+        if record.get("query_prompt", "") is None:
+            del record["query_prompt"]  # as in folders of versions without it
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
     def write(self, folder: Path) -> None:
@@ -174,7 +176,7 @@ class Manifest:
         return manifest
 
 
-_ADDED = {"block", "comparison", "self_check", "prompt", "deepstack"}
+_ADDED = {"block", "comparison", "self_check", "prompt", "query_prompt", "deepstack"}
 """Keys that folders of earlier versions lack."""
 
 
@@ -202,9 +204,10 @@ class SentenceManifest(Manifest):
     Attributes:
         dim: values of an embedding.
         max_tokens: longer texts are cut off here.
-        pooling: ``"mean"`` or ``"cls"``.
+        pooling: ``"mean"``, ``"cls"`` or ``"last"``.
         normalise: whether the graph scales embeddings to unit length.
-        prompt: put before every text.
+        prompt: put before every text but queries.
+        query_prompt: put before a query; None for `prompt`.
     """
 
     kind: str = SENTENCE_ENCODER
@@ -213,6 +216,7 @@ class SentenceManifest(Manifest):
     pooling: str
     normalise: bool
     prompt: str = ""
+    query_prompt: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,11 @@ Equal texts are embedded once. On a CPU, texts are not padded.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -94,13 +96,31 @@ class OnnxSentenceEncoder(ExportedEncoder[SentenceManifest]):
         self._pads = self._session.inputs == (PADDED_IDS,)
         if parsed.kind != "cpu":
             self._workers = 1
+        self._prompt = manifest.prompt
+        self._asks = False
+
+    @property
+    def for_queries(self) -> Self:
+        """The same model behind its prompt for queries; itself if that is the same prompt."""
+        prompt = self.manifest.query_prompt
+        if prompt is None or self._asks:
+            return self
+        asking = copy.copy(self)
+        asking._prompt, asking._asks = prompt, True
+        return asking
+
+    @property
+    def content_key(self) -> str:
+        """Name of the results in a cache: those for queries have a name of their own."""
+        return super().content_key + "-queries" * self._asks
 
     def encode(
         self, texts: Sequence[str], *, progress: Callable[[int], None] | None = None
     ) -> npt.NDArray[np.float32]:
         """Return embeddings (texts, dim), float32, C-contiguous, rows of unit length.
 
-        Other texts of the call change a text's embedding by no more than rounding.
+        The texts are those that are searched; `for_queries` embeds queries. Other texts of the
+        call change a text's embedding by no more than rounding.
 
         Args:
             texts: any strings; text over the model's length is cut off.
@@ -204,8 +224,8 @@ class OnnxSentenceEncoder(ExportedEncoder[SentenceManifest]):
 
     def _tokenise(self, texts: list[str]) -> list[list[int]]:
         """Return the token ids of each text, behind the model's prompt."""
-        if prompt := self.manifest.prompt:
-            texts = [prompt + text for text in texts]
+        if self._prompt:
+            texts = [self._prompt + text for text in texts]
         return tokenise(self._tokenizer, texts)
 
     def _batches(self, tokens: list[list[int]]) -> list[npt.NDArray[np.int64]]:

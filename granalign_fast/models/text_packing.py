@@ -69,12 +69,13 @@ def pack(tokens: Sequence[Sequence[int]], pooling: str) -> dict[str, npt.NDArray
 
     Args:
         tokens: ids of its texts. Texts of equal length get a row each, others share one row.
-        pooling: ``"mean"``, or ``"cls"``, the first token alone.
+        pooling: ``"mean"``; or ``"cls"``, the first token alone; or ``"last"``, the last one.
     """
     lengths = np.array([len(ids) for ids in tokens])
     if (lengths == lengths[0]).all():
         rows, length = len(tokens), int(lengths[0])
-        share = np.full(length, 1 / length) if pooling == "mean" else np.arange(length) == 0
+        chosen = length - 1 if pooling == "last" else 0
+        share = np.full(length, 1 / length) if pooling == "mean" else np.arange(length) == chosen
         return {
             INPUT_IDS: np.array(tokens, np.int32),
             POSITIONS: np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
@@ -85,7 +86,8 @@ def pack(tokens: Sequence[Sequence[int]], pooling: str) -> dict[str, npt.NDArray
     text = np.repeat(np.arange(len(tokens)), lengths)
     positions = np.concatenate([np.arange(length) for length in lengths])
     member = text == np.arange(len(tokens))[:, None]
-    shares = member / lengths[:, None] if pooling == "mean" else member & (positions == 0)
+    chosen = lengths[text] - 1 if pooling == "last" else 0
+    shares = member / lengths[:, None] if pooling == "mean" else member & (positions == chosen)
     return {
         INPUT_IDS: np.concatenate([np.asarray(ids, np.int32) for ids in tokens])[None],
         POSITIONS: positions.astype(np.int32)[None],

@@ -71,6 +71,27 @@ class Norm(NamedTuple):
         return scaled if self.beta is None else scaled + self.beta
 
 
+class HeadLayer(NamedTuple):
+    """A dense layer on pooled embeddings, one of sentence-transformers' modules `Dense`.
+
+    Weight (in, out); bias (out,), or None for none; the activation is a key of `HEAD_ACTIVATIONS`.
+    """
+
+    weight: Array
+    bias: Array | None
+    activation: str
+
+    def __call__(self, x: Array) -> Array:
+        """Apply the layer to x (..., in): (..., out)."""
+        y: Array = x @ self.weight.astype(x.dtype, copy=False)
+        y = y if self.bias is None else y + self.bias.astype(x.dtype, copy=False)
+        return np.tanh(y) if self.activation == "Tanh" else y
+
+
+HEAD_ACTIVATIONS = ("Identity", "Tanh")
+"""Activations of a `HeadLayer`, by torch's name."""
+
+
 class Encoder(ABC):
     """A sentence encoder, from token ids to embeddings.
 
@@ -82,11 +103,13 @@ class Encoder(ABC):
         words: the table of token embeddings, (vocabulary, hidden).
         layers: the layers, of the family's own type.
         checkpoint: where the weights are read from.
+        head: layers on the pooled embedding, before it gets unit length; most models have none.
     """
 
     words: Array
     layers: Sequence[Any]
     checkpoint: Checkpoint
+    head: Sequence[HeadLayer] = ()
 
     @property
     @abstractmethod
@@ -108,7 +131,17 @@ class Encoder(ABC):
     @property
     def dim(self) -> int:
         """Number of an embedding's columns."""
+        return int(self.head[-1].weight.shape[1]) if self.head else self.width
+
+    @property
+    def width(self) -> int:
+        """Number of values of a token, and of a pooled embedding before the head."""
         return int(self.words.shape[1])
+
+    def with_head(self, head: Sequence[HeadLayer]) -> Self:
+        """Return the same encoder with layers on its pooled embeddings."""
+        changed: Self = replace(self, head=head) if head else self  # type: ignore[type-var]
+        return changed
 
     def first(self, layers: int) -> Self:
         """Return the same encoder with the first layers alone."""
@@ -147,13 +180,20 @@ class Encoder(ABC):
 
     def embed(self, tokens: Sequence[Sequence[int]], *, pooling: str, normalise: bool) -> Array:
         """Compute embeddings (texts, hidden); each text is a batch of its own."""
-        rows = np.empty((len(tokens), self.dim), self.dtype)
         states = self.run([np.asarray([ids]) for ids in tokens])
-        for row, (hidden,) in zip(rows, states, strict=True):
-            row[:] = hidden.mean(axis=0) if pooling == "mean" else hidden[0]
+        rows = np.stack([pooled(hidden, pooling) for (hidden,) in states])
+        for layer in self.head:
+            rows = layer(rows)
         if normalise:
             rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         return rows
+
+
+def pooled(hidden: Any, pooling: str) -> Any:
+    """Return one row for a text, of its tokens' (sequence, hidden); an array or a tensor."""
+    if pooling == "mean":
+        return hidden.mean(0)
+    return hidden[-1 if pooling == "last" else 0]
 
 
 class Layers(Sequence[Any]):
@@ -199,6 +239,19 @@ def gelu(x: Array) -> Array:
     lower = table[index]
     erf = lower + (position - index) * (table[index + 1] - lower)
     result: Array = x * (0.5 + 0.5 * erf).astype(x.dtype)
+    return result
+
+
+def gelu_tanh(x: Array) -> Array:
+    """Compute the approximation of `gelu` by a hyperbolic tangent."""
+    root = x.dtype.type(math.sqrt(2 / math.pi))
+    result: Array = x / 2 * (1 + np.tanh(root * (x + x.dtype.type(0.044715) * x**3)))
+    return result
+
+
+def silu(x: Array) -> Array:
+    """Compute ``x * sigmoid(x)``."""
+    result: Array = x / (1 + np.exp(-x))
     return result
 
 
