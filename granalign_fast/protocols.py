@@ -24,6 +24,16 @@ class TextEncoder(Protocol):
         ...
 
 
+def query_encoder(encoder: TextEncoder) -> TextEncoder:
+    """Return the encoder of queries: `for_queries` of one that has it, otherwise the same encoder.
+
+    A model may put other words before a query than before a caption. Such an encoder has a property
+    `for_queries`, a `TextEncoder` in the same space.
+    """
+    asking: TextEncoder = getattr(encoder, "for_queries", encoder)
+    return asking
+
+
 class Rewriter(Protocol):
     """Turns queries into rewrites, a batch at a time."""
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from granalign_fast.export.graphs.block_quantization import round_blocks
 from granalign_fast.export.sources.checkpoint import Tensors
 from granalign_fast.export.sources.encoders.encoder import gelu as encoder_gelu
-from granalign_fast.export.sources.encoders.encoder import gelu_tanh
+from granalign_fast.export.sources.encoders.encoder import gelu_tanh as encoder_gelu_tanh
 from granalign_fast.export.specs import Rounding
 
 Float64 = npt.NDArray[np.float64]
@@ -151,6 +151,11 @@ def attend(query: Float64, key: Float64, value: Float64, allowed: Allowed) -> Fl
 def gelu(x: Float64) -> Float64:
     """Compute ``x / 2 * (1 + erf(x / sqrt(2)))``, to within 8e-9 of x."""
     return encoder_gelu(x).astype(np.float64, copy=False)
+
+
+def gelu_tanh(x: Float64) -> Float64:
+    """Compute the approximation of `gelu` by a hyperbolic tangent."""
+    return encoder_gelu_tanh(x).astype(np.float64, copy=False)
 
 
 def quick_gelu(x: Float64) -> Float64:

@@ -87,7 +87,13 @@ def _append_pooling(graph: Any, pooling: str, normalise: bool) -> None:
         sequence = constant("pooling_axes", [1])
         node("ReduceMean", _HIDDEN, sequence, output=pooled, keepdims=0)
     else:
-        node("Gather", _HIDDEN, constant("pooling_first", 0), output=pooled, axis=1)
+        node(
+            "Gather",
+            _HIDDEN,
+            constant("pooling_index", -1 if pooling == "last" else 0),
+            output=pooled,
+            axis=1,
+        )
     if normalise:
         node("LpNormalization", pooled, output=EMBEDDINGS, axis=-1, p=2)
     del graph.graph.output[:]

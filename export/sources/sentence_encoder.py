@@ -283,7 +283,7 @@ def _read_prompts(folder: Path) -> tuple[str, str]:
     name, prompts = settings.get("default_prompt_name"), settings.get("prompts") or {}
     prompts = prompts if isinstance(prompts, dict) else {}
     known = {"query": None, "document": None} | prompts
-    default = known.get(name) if name is None or name in known else 0
+    default = None if name is None else known.get(name, 0)
     if not isinstance(default, str | None):
         raise GranAlignError(
             f"{path}: got default_prompt_name {name!r} of the prompts {sorted(known)}, expected "

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from granalign_fast.models.manifest import same_weights
+from granalign_fast.protocols import query_encoder
 from granalign_fast.search.retriever import Retriever
 from granalign_fast.types import Rewrites
 
@@ -40,7 +41,7 @@ class Spaces:
         groups = [(one.query, *one.simplified, *one.detailed) for one in queries]
         rows: list[Sequence[Floats | None]] = [[None] * len(groups)] * 2
         if self.by_captions:
-            rows[0] = _embedded(groups, self._encoder.encode)
+            rows[0] = _embedded(groups, query_encoder(self._encoder).encode)
         if self.by_frames and self._frame_encoder is not None:
             rows[1] = _embedded(groups, self._frame_encoder.encode_texts)
         return [Texts.of(*one) for one in zip(groups, *rows, strict=True)]

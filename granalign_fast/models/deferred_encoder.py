@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.protocols import Progress, TextEncoder
+from granalign_fast.protocols import Progress, TextEncoder, query_encoder
 
 
 class DeferredEncoder:
@@ -29,6 +29,14 @@ class DeferredEncoder:
         Raises:
             GranAlignError: as the encoder that is loaded.
         """
+        return self._loaded().encode(texts, progress=progress)
+
+    @property
+    def for_queries(self) -> DeferredEncoder:
+        """The encoder of queries, which is loaded when it is first used."""
+        return DeferredEncoder(lambda: query_encoder(self._loaded()))
+
+    def _loaded(self) -> TextEncoder:
         if self._encoder is None:
             self._encoder = self._load()
-        return self._encoder.encode(texts, progress=progress)
+        return self._encoder

@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import check_private, make_private, replacing
 from granalign_fast.parsing.limits import MOST_INDEX_BYTES
-from granalign_fast.protocols import TextEncoder
+from granalign_fast.protocols import TextEncoder, query_encoder
 from granalign_fast.reading import read_file
 from granalign_fast.runtime.cache_folder import evict, mark_used
 
@@ -63,6 +63,12 @@ class CachedEncoder:
     def fingerprint(self) -> str:
         """The encoder's, whose embeddings these are."""
         return self.encoder.fingerprint
+
+    @property
+    def for_queries(self) -> CachedEncoder:
+        """The encoder of queries, with files of its own; itself if the model has one for both."""
+        asking: Any = query_encoder(self.encoder)
+        return self if asking is self.encoder else CachedEncoder(asking, self.folder)
 
     def encode(
         self, texts: Sequence[str], *, progress: Callable[[int], None] | None = None

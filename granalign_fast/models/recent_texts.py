@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.protocols import TextEncoder
+from granalign_fast.protocols import TextEncoder, query_encoder
 
 
 class RecentTexts:
@@ -41,9 +41,17 @@ class RecentTexts:
         self._most, self._seen = most, seen
         self._kept: OrderedDict[str, npt.NDArray[np.float32]] = OrderedDict()
         self._lock = threading.Lock()
+        # A model with a prompt for queries has other embeddings for them: they are kept apart.
+        asking = query_encoder(encoder)
+        self._asking = self if asking is encoder else RecentTexts(asking, most, seen)
 
     def __len__(self) -> int:
         return len(self._kept)
+
+    @property
+    def for_queries(self) -> RecentTexts:
+        """The encoder of queries, with the texts that it keeps; itself if the model has one."""
+        return self._asking
 
     @property
     def fingerprint(self) -> str | None:

@@ -74,8 +74,8 @@ def pack(tokens: Sequence[Sequence[int]], pooling: str) -> dict[str, npt.NDArray
     lengths = np.array([len(ids) for ids in tokens])
     if (lengths == lengths[0]).all():
         rows, length = len(tokens), int(lengths[0])
-        chosen = length - 1 if pooling == "last" else 0
-        share = np.full(length, 1 / length) if pooling == "mean" else np.arange(length) == chosen
+        only = np.arange(length) == (length - 1 if pooling == "last" else 0)
+        share = np.full(length, 1 / length) if pooling == "mean" else only
         return {
             INPUT_IDS: np.array(tokens, np.int32),
             POSITIONS: np.tile(np.arange(length, dtype=np.int32), (rows, 1)),

@@ -22,6 +22,7 @@ from granalign_fast.protocols import (
     Recogniser,
     Rewriter,
     TextEncoder,
+    query_encoder,
 )
 from granalign_fast.types import Rewrites, SearchResult
 
@@ -95,12 +96,15 @@ class CaptionScorer:
             for request, query, captions in zip(requests, queries, aware, strict=True)
         ]
 
-        # Embed every variant of every query and every query-aware caption, in one call.
+        # Embed every variant of every query and every query-aware caption: in one call, unless the
+        # model has a prompt for queries, or some queries are known.
         variants = [query_variants(query, self.config) for query in queries]
         needed = [text for pair in variants for granularity in pair for text in granularity]
-        needed += [caption for captions in aware for caption in captions.values()]
-        encoder = KnownTexts(self.encoder, known) if known else self.encoder
-        texts = self.ranker.embed(encoder, needed)
+        captions = [caption for captions in aware for caption in captions.values()]
+        asking = query_encoder(self.encoder)
+        if known:
+            asking = KnownTexts(asking, known)
+        texts = self.ranker.embed(asking, needed, self.encoder, captions)
         clock.lap("embed")
 
         frames = None
@@ -148,7 +152,8 @@ class CaptionScorer:
         with clock.concurrent("key_frames"):
             # Embed each query once, in the space of the frames or else of the captions.
             texts = list(dict.fromkeys(query_text(request) for request in watched))
-            encode = self.frame_encoder.encode_texts if self.frame_encoder else self.encoder.encode
+            frames = self.frame_encoder
+            encode = frames.encode_texts if frames else query_encoder(self.encoder).encode
             row = dict(zip(texts, encode(texts), strict=True))
             return [self._nearest_clips(request, row) for request in requests]
 

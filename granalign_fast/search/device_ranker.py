@@ -23,14 +23,13 @@ from .batches import (
     check_finite,
     distinct_videos,
     embedding_rows,
-    first_rows,
 )
 from .clock import Clock
 from .derived_cache import DerivedArrayCache
 from .frame_curves import FrameCurve, with_frames
 from .host_ranker import cut_moments
 from .mixed_captions import mix
-from .ranker import TextEmbeddings
+from .ranker import TextEmbeddings, embed_roles
 
 _CAPTION_CACHE_BYTES = 1 << 29
 """Bytes of mixed caption embeddings that stay on a GPU, 512 MiB: some 2300 videos of 150 seconds,
@@ -90,13 +89,28 @@ class DeviceRanker:
         # the copy of its results.
         self._queue_lock = Lock()
 
-    def embed(self, encoder: TextEncoder, texts: Sequence[str]) -> TextEmbeddings:
-        """Embed texts; some may be equal. Upload the embeddings if the encoder is not on a GPU."""
+    def embed(
+        self,
+        asking: TextEncoder,
+        queries: Sequence[str],
+        encoder: TextEncoder | None = None,
+        captions: Sequence[str] = (),
+    ) -> TextEmbeddings:
+        """Embed texts; arguments as in `Ranker`. Rows of an encoder on a CPU are uploaded."""
+        return embed_roles(self._encode, self._join, asking, queries, encoder, captions)
+
+    def _encode(self, encoder: TextEncoder, texts: Sequence[str]) -> Array:
+        """Return the embeddings of texts on the GPU."""
         if isinstance(encoder, DeviceTextEncoder):
-            return TextEmbeddings(encoder.encode_on(texts, self._device), first_rows(texts))
+            return encoder.encode_on(texts, self._device)
         embeddings = encoder.encode(texts)
         with CAPTURE_LOCK.shared():
-            return TextEmbeddings(self._device.put(embeddings), first_rows(texts))
+            return self._device.put(embeddings)
+
+    def _join(self, parts: Sequence[Array]) -> Array:
+        """Concatenate embeddings on the GPU."""
+        with self._device.guarded():
+            return self._concatenate(list(parts))
 
     def rank(
         self,
@@ -111,14 +125,14 @@ class DeviceRanker:
 
         All of it is the stage ``rank``: the host waits only at the end.
         """
-        embeddings, row = texts
+        embeddings, row, caption_row = texts
         dim = embeddings.shape[1]
 
         # On the host: which video and which rows of the embeddings each query needs.
         matrices, offsets, videos = distinct_videos(batch, dim)
         simplified = embedding_rows(row, [simplified for simplified, _ in variants])
         detailed = embedding_rows(row, [detailed for _, detailed in variants])
-        aware = aware_rows(batch, row)
+        aware = aware_rows(batch, caption_row)
         counts = simplified.shape[1], detailed.shape[1]
 
         with CAPTURE_LOCK.shared():  # allocations and waits are forbidden during a capture

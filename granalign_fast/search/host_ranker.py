@@ -11,6 +11,7 @@ import numpy.typing as npt
 from granalign_fast.config import RetrieverConfig
 from granalign_fast.kernels import Curves, Ranked, nms, proposals, refined_curves
 from granalign_fast.protocols import TextEncoder
+from granalign_fast.runtime.array_device import Array
 
 from .batches import (
     PreparedQuery,
@@ -19,13 +20,12 @@ from .batches import (
     check_finite,
     distinct_videos,
     embedding_rows,
-    first_rows,
 )
 from .clock import Clock
 from .derived_cache import DerivedArrayCache
 from .frame_curves import FrameCurve, with_frames
 from .mixed_captions import is_mixed, matrices_of, mix
-from .ranker import TextEmbeddings
+from .ranker import TextEmbeddings, embed_roles
 
 CAPTION_CACHE_BYTES = 1 << 27
 """Bytes of mixed caption embeddings that stay in memory, 128 MiB: some 580 videos of 150 seconds,
@@ -47,9 +47,19 @@ class HostRanker:
         self.config = config
         self._captions = DerivedArrayCache(cache_bytes)
 
-    def embed(self, encoder: TextEncoder, texts: Sequence[str]) -> TextEmbeddings:
-        """Embed texts; some may be equal."""
-        return TextEmbeddings(encoder.encode(texts), first_rows(texts))
+    def embed(
+        self,
+        asking: TextEncoder,
+        queries: Sequence[str],
+        encoder: TextEncoder | None = None,
+        captions: Sequence[str] = (),
+    ) -> TextEmbeddings:
+        """Embed texts; arguments as in `Ranker`."""
+
+        def encode(model: TextEncoder, texts: Sequence[str]) -> Array:
+            return model.encode(texts)
+
+        return embed_roles(encode, np.concatenate, asking, queries, encoder, captions)
 
     def rank(
         self,
@@ -64,7 +74,7 @@ class HostRanker:
 
         Stages: ``context``, ``similarity``, ``proposals``, ``nms``.
         """
-        embeddings, row = texts
+        embeddings, row, caption_row = texts
 
         # Mix each clip's caption embedding with those of its neighbours.
         matrices, offsets, videos = distinct_videos(batch, embeddings.shape[1])
@@ -73,7 +83,7 @@ class HostRanker:
 
         # Compare: simplified texts with agnostic captions, detailed texts with aware captions.
         # Feedback moves each text towards the clips that fit it best; compare once more.
-        aware = aware_rows(batch, row)
+        aware = aware_rows(batch, caption_row)
         curves = refined_curves(
             embeddings[embedding_rows(row, [simplified for simplified, _ in variants])],
             captions[0],

@@ -7,14 +7,14 @@ have equal numbers of variants. `HostRanker` works in NumPy, `DeviceRanker` on a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from granalign_fast.kernels import Curves, Ranked
 from granalign_fast.protocols import TextEncoder
 from granalign_fast.runtime.array_device import Array
 
-from .batches import PreparedQuery, Variants
+from .batches import PreparedQuery, Variants, first_rows
 from .clock import Clock
 from .frame_curves import FrameCurve
 
@@ -25,14 +25,55 @@ class TextEmbeddings(NamedTuple):
     embeddings: Array
     """`(texts, dim)` float32, on the ranker's device."""
     row: Mapping[str, int]
-    """The row of each text."""
+    """The row of each query and each rewrite."""
+    captions: Mapping[str, int]
+    """The row of each query-aware caption."""
+
+
+def embed_roles(
+    encode: Callable[[TextEncoder, Sequence[str]], Array],
+    join: Callable[[Sequence[Array]], Array],
+    asking: TextEncoder,
+    queries: Sequence[str],
+    encoder: TextEncoder | None,
+    captions: Sequence[str],
+) -> TextEmbeddings:
+    """Embed queries and captions for `Ranker.embed`, whose arguments these are.
+
+    Args:
+        encode: embeds texts with an encoder.
+        join: concatenates arrays of rows.
+        asking: as for `Ranker.embed`.
+        queries: likewise.
+        encoder: likewise.
+        captions: likewise.
+    """
+    if encoder is None or encoder is asking or not captions:
+        row = first_rows([*queries, *captions])
+        return TextEmbeddings(encode(asking, [*queries, *captions]), row, row)
+    embeddings = join([encode(asking, queries), encode(encoder, captions)])
+    behind = {text: len(queries) + row for text, row in first_rows(captions).items()}
+    return TextEmbeddings(embeddings, first_rows(queries), behind)
 
 
 class Ranker(Protocol):
     """Embeds texts, and ranks the moments of batches of queries."""
 
-    def embed(self, encoder: TextEncoder, texts: Sequence[str]) -> TextEmbeddings:
-        """Embed texts; some may be equal."""
+    def embed(
+        self,
+        asking: TextEncoder,
+        queries: Sequence[str],
+        encoder: TextEncoder | None = None,
+        captions: Sequence[str] = (),
+    ) -> TextEmbeddings:
+        """Embed texts; some may be equal.
+
+        Args:
+            asking: embeds the queries.
+            queries: with their rewrites.
+            encoder: embeds the captions; if it is `asking`, all texts are one call.
+            captions: aware of a query.
+        """
         ...
 
     def rank(

@@ -51,7 +51,7 @@ REFUSED: list[tuple[Edit, str]] = [
     (with_module("custom_st.Mixer"), "'custom_st.Mixer', which is code of its own"),
     (with_module("sentence_transformers.models.Pooling"), "expected each once"),
     (outside, r"'../1_Pooling', expected one inside"),
-    (edit("1_Pooling/config.json", pooling_mode="lasttoken"), r"\['lasttoken'\], expected one of"),
+    (edit("1_Pooling/config.json", pooling_mode="max"), r"\['max'\], expected one of"),
     (edit("1_Pooling/config.json", pooling_mode=["cls", "mean"]), r"\['cls', 'mean'\]"),
     (edit("1_Pooling/config.json", pooling_mode_cls_token=True), "pooling_mode_cls_token"),
     (

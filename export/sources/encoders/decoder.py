@@ -61,7 +61,9 @@ class DecoderLayer:
     def product(self, x: Array, name: str) -> Array:
         """Apply a linear layer, with its bias if it has one."""
         y: Array = x @ self[f"{name}.weight"].T
-        return y + self[f"{name}.bias"] if f"{name}.bias" in self._shapes else y
+        if f"{name}.bias" in self._shapes:
+            y += self[f"{name}.bias"]
+        return y
 
 
 class WordTable:
@@ -104,7 +106,8 @@ class Decoder(Encoder):
         return self.norm.dtype
 
     def _begin(self, ids: Ids) -> Array:
-        return self.words[ids]
+        state: Array = self.words[ids]
+        return state
 
     def _layer(self, layer: DecoderLayer, state: Array, i: int, observe: Observer) -> Array:
         x, four = state, self.shape.norms == 4

@@ -113,7 +113,8 @@ class DecoderShape:
     def frequencies(self, layer: int) -> npt.NDArray[np.float32]:
         """Return the angles that a step turns each pair of a head by, (head_dim / 2,) float32."""
         exponents = np.arange(0, self.head_dim, 2, dtype=np.float32) / self.head_dim
-        return np.float32(1) / np.float32(self.thetas[layer]) ** exponents
+        powers = np.float32(self.thetas[layer]) ** exponents
+        return (1 / powers).astype(np.float32)
 
 
 def qwen3_shape(config: Mapping[str, Any], path: Path) -> DecoderShape:
