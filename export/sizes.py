@@ -52,7 +52,7 @@ _LIBRARIES = 80_000_000
 
 def disk_bytes(model: PublishedModel, precision: str) -> int:
     """Return the bytes of a model's export on disk."""
-    if model.kind == SENTENCE_ENCODER and precision == "fp32":
+    if model.kind == SENTENCE_ENCODER and precision == "fp32" and not model.shared:
         return 2 * _weights(model, precision)  # model.onnx and packed.onnx each hold the weights
     return _weights(model, precision)
 

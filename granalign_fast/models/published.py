@@ -82,6 +82,9 @@ class PublishedModel:
     """Size of an encoder's vocabulary."""
     width: int = 0
     """Values of a token of an encoder's text tower."""
+    shared: bool = False
+    """Whether the graphs of a sentence encoder share one file of weights; otherwise each holds
+    them all."""
 
     @property
     def source(self) -> str:
@@ -121,6 +124,33 @@ _MINILM = PublishedModel(
     read_in=_REGISTRY,
     words=30_522,
     width=384,
+)
+_QWEN3_EMBEDDING = PublishedModel(
+    SENTENCE_ENCODER,
+    "Qwen/Qwen3-Embedding-0.6B",
+    "b22da495047858cce924d27d76261e96be6febc0",
+    "Apache-2.0",
+    "more than 100",
+    parameters=595_776_512,
+    download=1_191_553_024,
+    read_in=_REGISTRY,
+    words=151_669,
+    width=1024,
+    shared=True,
+)
+_EMBEDDING_GEMMA = PublishedModel(
+    SENTENCE_ENCODER,
+    "google/embeddinggemma-300m",
+    "64614b0b8b64f0c6c1e52b07e4e9a4e8fe4d2da2",
+    "Gemma Terms of Use",
+    "more than 100",
+    parameters=307_581_696,
+    download=1_230_326_784,
+    read_in=_REGISTRY,
+    words=262_144,
+    width=768,
+    gated=True,
+    shared=True,
 )
 _CLIP = PublishedModel(
     CLIP,
@@ -281,7 +311,14 @@ in `export`. On a GPU frames of 256 pixels cost little; so400m does not fit besi
 vision-language models."""
 
 ALTERNATIVES: Mapping[str, PublishedModel] = {
-    model.name: model for model in (_SIGLIP2_BASE, _SIGLIP2_FINE, _SIGLIP2_LARGE)
+    model.name: model
+    for model in (
+        _QWEN3_EMBEDDING,
+        _EMBEDDING_GEMMA,
+        _SIGLIP2_BASE,
+        _SIGLIP2_FINE,
+        _SIGLIP2_LARGE,
+    )
 }
 """Models by name that can take the place of a set's model of their kind, see `model_set`."""
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers import tiny_llm, tiny_vlm
+from helpers.tiny_decoder import write_bare_decoder
+from safetensors.numpy import load_file
 
 from granalign_fast.export.sentence_encoder import export_sentence_encoder
 from granalign_fast.export.sizes import disk_bytes, held_bytes, memory_bytes, set_memory_bytes
@@ -217,6 +220,40 @@ def test_the_number_of_weights_of_frame_encoders(name: str) -> None:
         parameters = transformers.SiglipModel(config).parameters()
         assert sum(one.numel() for one in parameters) == model.parameters
     assert (model.width, model.download) == (width, 4 * model.parameters)
+
+
+@pytest.mark.needs_torch
+def test_the_number_of_weights_of_decoder_encoders() -> None:
+    """As above, with the numbers of the published settings."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    qwen, gemma = (
+        ALTERNATIVES[name] for name in ("Qwen/Qwen3-Embedding-0.6B", "google/embeddinggemma-300m")
+    )
+    common = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28}
+    heads = {"num_attention_heads": 16, "num_key_value_heads": 8}
+    config = transformers.Qwen3Config(vocab_size=qwen.words, **common, **heads)
+    with torch.device("meta"):
+        parameters = transformers.Qwen3Model(config).parameters()
+        assert sum(one.numel() for one in parameters) == qwen.parameters
+    common = {"hidden_size": 768, "intermediate_size": 1152, "num_hidden_layers": 24}
+    heads = {"num_attention_heads": 3, "num_key_value_heads": 1}
+    config = transformers.Gemma3TextConfig(vocab_size=gemma.words, **common, **heads)
+    with torch.device("meta"):
+        parameters = transformers.Gemma3TextModel(config).parameters()
+        # Two layers behind the pooling widen an embedding to 3072 values and narrow it again.
+        assert sum(p.numel() for p in parameters) + 2 * 768 * 3072 == gemma.parameters
+    assert (qwen.width, gemma.width) == (1024, 768)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_decoder_encoder_on_disk(tmp_path: Path, precision: str) -> None:
+    """Its graphs share one file of weights; layers behind the pooling are small."""
+    source = write_bare_decoder(tmp_path / "source", "qwen3-wide")
+    out = export_sentence_encoder(source, tmp_path / "out", precision=precision, check=False)
+    weights = sum(array.size for array in load_file(source / "model.safetensors").values())
+    model = replace(ALTERNATIVES["Qwen/Qwen3-Embedding-0.6B"], parameters=weights)
+    assert disk_bytes(model, precision) == pytest.approx(size_of(out), rel=0.02)
 
 
 def test_alternatives_are_pinned() -> None:

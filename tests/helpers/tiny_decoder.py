@@ -238,12 +238,18 @@ def _is_new() -> bool:
     return int(transformers.__version__.partition(".")[0]) >= 5
 
 
-def write_bare_decoder(folder: Path, name: str) -> Path:
-    """Write one of `CONFIGURATIONS` with random weights, without torch; return the folder.
+WIDE = CONFIGURATIONS["qwen3"] | {"hidden_size": 256, "intermediate_size": 768, "head_dim": 64}
+"""Large enough that the graphs themselves are a small part of an export."""
 
-    Its layout is that of transformers 4.57.
+
+def write_bare_decoder(folder: Path, name: str) -> Path:
+    """Write a folder with random weights, without torch, and return it.
+
+    Args:
+        folder: must not exist. Its layout is that of transformers 4.57.
+        name: one of `CONFIGURATIONS`, or ``"qwen3-wide"``.
     """
-    settings = dict(CONFIGURATIONS[name])
+    settings = dict(WIDE if name == "qwen3-wide" else CONFIGURATIONS[name])
     dense, tanh = settings.pop("dense", []), settings.pop("tanh", False)
     gemma = name.startswith("gemma3")
     if gemma:
