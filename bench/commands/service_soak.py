@@ -162,6 +162,13 @@ def put_traffic(traffic: Traffic, seconds: float, rate: float) -> threading.Even
     return ended
 
 
+def _let_end(traffic: Traffic) -> None:
+    """Wait until no request is in work; the last search takes up the newest catalogue."""
+    time.sleep(_QUIET_SECONDS)
+    traffic.search()
+    time.sleep(1.0)
+
+
 def growth(samples: Sequence[Sample], warm_up: float) -> tuple[float, float]:
     """Return the median memory of the first and the last quarter after warm-up, in bytes."""
     begin, end = warm_up, samples[-1].seconds
@@ -181,14 +188,14 @@ def soak(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         table.writerow(("seconds", *Usage._fields))
         traffic = Traffic(service.port, videos, files, queries, options.seed)
         traffic.each()
-        time.sleep(_QUIET_SECONDS)
+        _let_end(traffic)
         before, begin = usage(pid), time.monotonic()
         ended = put_traffic(traffic, options.seconds, options.rate)
         while not ended.wait(options.every):
             samples.append(Sample(time.monotonic() - begin, usage(pid)))
             table.writerow((f"{samples[-1].seconds:.0f}", *samples[-1].held))
             sink.flush()
-        time.sleep(_QUIET_SECONDS)
+        _let_end(traffic)
         after = usage(pid)
         code = service.end()
         warm_up = options.warm_up * options.seconds

@@ -328,7 +328,7 @@ class Traffic:
             self._blame(step, f"the job is {job['state']}: {job['error']}")
         if job["state"] == "done":
             with self._lock:
-                self._own[job["vid"]] = 2.0 * job["total"]
+                self._own[job["vid"]] = 2.0 * job["done"]
 
     def _send_and_leave(self, step: str, request: bytes, read: int = 0) -> None:
         """Send bytes, read some of the answer, and close the connection."""

@@ -33,7 +33,10 @@ class Finding:
     """Whether the chosen device or preset does not work without it."""
 
 
-_EXTRAS = ("cpu", "cuda", "tensorrt", "plot", "editors", "hub", "export", "optimum")
+_EXTRAS = (
+    *("cpu", "cuda", "tensorrt", "plot", "editors", "approximate", "ray", "serve", "remote"),
+    *("hub", "export", "optimum"),
+)
 # A line of the package's metadata: transformers<5,>=4.57; extra == "optimum"
 _REQUIREMENT = re.compile(r"""([\w.-]+)(?:\[[^]]*\])?([^;\[]*); extra == ["']([\w-]+)["']""")
 _BOUND = re.compile(r"(==|>=|<=|<|>)([\d.]+)")

@@ -19,6 +19,8 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
+from granalign_fast.runtime.allocator import use_one_arena
+
 from . import (
     health,
     job_routes,
@@ -152,8 +154,11 @@ def _describe_problems(app: FastAPI) -> None:
                     "schema": {"$ref": "#/components/schemas/ProblemRecord"}
                 }
             }
+            problem = {"description": "Any other problem.", "content": content}
             for methods in described["paths"].values():
                 for route in methods.values():
+                    # Of the gate before all routes: no token, a wrong host, too large, not ready.
+                    route["responses"]["default"] = problem
                     if "422" in route["responses"]:
                         route["responses"]["422"]["content"] = content
         return described
@@ -220,6 +225,7 @@ def app_of_worker() -> ASGIApp:
     """Return the application of one of several worker processes, by its environment."""
     settings = Settings.from_json(os.environ[SETTINGS])
     configure_logs(as_json=settings.log_json)
+    use_one_arena()
 
     def failed(reason: str) -> None:
         Path(os.environ[FAILURE]).write_text(reason, encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from granalign_fast.models.manifest import SENTENCE_ENCODER
 from granalign_fast.models.recent_texts import RecentTexts
 from granalign_fast.pipeline import MomentRetriever, SentenceEncoder, open_models
 from granalign_fast.protocols import TextEncoder
+from granalign_fast.runtime.allocator import keep_for_ever
 
 from .settings import Settings
 
@@ -107,6 +109,7 @@ class Engine:
         self._take(catalogue)
         if warm_up:
             self.libraries[self.preset].search(_WARM_UP, top=1, refine=1)
+            keep_for_ever()
         self.ready.set()
 
     def _open_encoder(self) -> TextEncoder:
@@ -208,6 +211,7 @@ class Engine:
                 self.tags = read_tags(self.folder)
                 if self.is_stale():
                     self._take(open_catalogue(self.folder))
+                    gc.collect()  # earlier catalogues hold files open
             except GranAlignError as error:
                 _log.warning("the library is as it was: %s", error)
 

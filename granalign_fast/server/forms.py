@@ -53,7 +53,10 @@ class FormReader:
             "on_part_data": self._on_part_data,
             "on_part_end": self._on_part_end,
         }
-        self._parser = MultipartParser(boundary, callbacks)
+        try:
+            self._parser = MultipartParser(boundary, callbacks)
+        except FormParserError as error:
+            raise GranAlignError(f"content-type: {error}; send a shorter boundary") from None
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes of the body."""

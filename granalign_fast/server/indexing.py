@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index.manifest import read_manifest_source
+from granalign_fast.index.naming import read_library
 from granalign_fast.index.work_folder import FolderBusyError
 from granalign_fast.library.upkeep import tag_videos
 from granalign_fast.runtime.workers import Limits, WorkerError, Workers
@@ -152,8 +153,7 @@ class Indexer:
             if job.tags:
                 tag_videos(self._engine.folder, [vid], job.tags)
             self._keep_one_file(job, vid)
-            self._engine.refresh()
-            self._jobs.change(progress.job, DONE, vid=vid)
+            self._complete(progress.job, vid)
         except WorkerError as error:
             if error.reason != "cancelled":
                 self._fail(job, f"{job.name}: {error}")
@@ -166,14 +166,32 @@ class Indexer:
         finally:
             self._current = None
 
+    def _complete(self, job: Job, vid: str) -> None:
+        """Serve a video that was indexed."""
+        self._engine.refresh()
+        video = self._engine.video(vid)
+        clips = job.total if video is None else video.clips  # None: it was removed in this instant
+        self._jobs.change(job, DONE, vid=vid, done=clips or 0, total=clips)
+
     def _end_cancelled(self, job: Job) -> None:
+        if (vid := self._index_of(job)) is not None:  # it was complete when its process was ended
+            self._complete(job, vid)
+            return
         self._jobs.change(job, CANCELLED)
         self._delete_upload(job)
 
     def _fail(self, job: Job, error: str) -> None:
         _log.warning("job %s failed: %s", job.id, error)
         self._jobs.change(job, FAILED, error=error)
-        self._delete_upload(job)
+        if self._index_of(job) is None:
+            self._delete_upload(job)
+
+    def _index_of(self, job: Job) -> str | None:
+        """Return the id of the index that has the file of a job; None if there is none."""
+        if not job.attempts:
+            return None
+        library = read_library(self._engine.folder)
+        return next((vid for vid, source in library.items() if source.path == job.path), None)
 
     def _shown(self, job: Job, error: GranAlignError) -> str:
         """Return an error without the paths of this machine."""

@@ -36,7 +36,7 @@ router = APIRouter(tags=["search"])
         200: {
             "model": SearchAnswer,
             "description": "The answers. With `stream`, events: `first`, `refined`, `done`.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {}},
         },
         422: PROBLEM,
         429: PROBLEM,

@@ -18,6 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.supervisors.multiprocess import Multiprocess
 
 from granalign_fast.errors import GranAlignError
+from granalign_fast.runtime.allocator import use_one_arena
 
 from .app import FAILURE, SETTINGS, create_app, create_service
 from .logs import configure_logs
@@ -107,6 +108,7 @@ def serve(settings: Settings, host: str, port: int) -> int:
         GranAlignError: the address cannot be listened on, or the library cannot be used.
     """
     configure_logs(as_json=settings.log_json)
+    use_one_arena()
     service = create_service(settings)
     listener = _listen(host, port)
     _announce(listener)

@@ -36,6 +36,7 @@ def test_extras_are_those_of_the_package_within_their_bounds(monkeypatch):
     """Every extra that users may want, with versions that pip would accept."""
     versions = {"transformers": "5.0.0", "torch": "2.13.0+cpu", "optimum": "2.1.0"}
     versions |= {"optimum-onnx": "0.1.0", "sentencepiece": "0.2", "matplotlib": "3.10.1rc1"}
+    versions |= {"faiss-cpu": "1.12.0", "ray": "2.9", "fastapi": "0.165"}
     versions |= {"tensorrt-cu13": "11.0", "cupy-cuda13x": "14.0", "onnxruntime-gpu": "1.31.0"}
     monkeypatch.setattr(doctor, "installed_version", versions.get)
     found = by_name()
@@ -46,12 +47,18 @@ def test_extras_are_those_of_the_package_within_their_bounds(monkeypatch):
         "extra [tensorrt]": False,
         "extra [plot]": True,
         "extra [editors]": False,
+        "extra [approximate]": True,
+        "extra [ray]": False,
+        "extra [serve]": False,
+        "extra [remote]": False,
         "extra [hub]": False,
         "extra [export]": True,
         "extra [optimum]": False,
     }
     assert "transformers 5.0.0 (expected " in extras["extra [optimum]"].found
     assert "torch 2.13.0+cpu, " in extras["extra [optimum]"].found
+    assert "ray 2.9 (expected " in extras["extra [ray]"].found
+    assert "fastapi 0.165, uvicorn missing" in extras["extra [serve]"].found
     assert extras["extra [editors]"].found == "opentimelineio missing"
     versions["transformers"] = "4.57.6"
     assert by_name()["extra [optimum]"].ok

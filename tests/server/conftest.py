@@ -8,10 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers.service import Service, running
-
-from granalign_fast.miniatures.videos import render_video
-from granalign_fast.pipeline import open_models
-from granalign_fast.video.cutting import cut
+from helpers.small_library import write_small_library
 
 
 @pytest.fixture(scope="session")
@@ -21,14 +18,7 @@ def indexed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Nobody changes it: tests that do copy the library.
     """
     folder = tmp_path_factory.mktemp("served")
-    videos = folder / "videos"
-    videos.mkdir()
-    render_video(folder / "long.mp4", 7, seconds=(54.0, 60.0))
-    for number, name in enumerate(("first", "second", "new")):
-        start = 16.0 * number
-        cut(folder / "long.mp4", start, start + 14, videos / f"{name}.mp4", exact=True)
-    models = open_models("miniatures", prefix_gib=0.0)
-    models.index([videos / "first.mp4", videos / "second.mp4"], folder / "library")
+    write_small_library(folder)
     return folder
 
 
