@@ -324,6 +324,17 @@ class Library:
         tags = read_tags(self.folder) if filters.tags and self._given is None else {}
         return known.parts(filters, tags)
 
+    def take_up(self, catalogue: Catalogue) -> None:
+        """Search another catalogue of the same folder from now on; call it between two searches.
+
+        Indexes of videos that it has not, or of earlier indexings, are no longer kept in memory.
+        """
+        self.catalogue = catalogue
+        if self._indexes:
+            known = {(video.vid, video.stamp) for video in catalogue.videos()}
+            for key in self._indexes.keys() - known:
+                del self._indexes[key]
+
     def _load(self, video: CataloguedVideo) -> VideoIndex:
         """Return the index of a video, from memory if it was used lately.
 

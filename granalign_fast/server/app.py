@@ -71,7 +71,8 @@ def create_service(settings: Settings) -> Service:
         metrics.cache.labels("texts", "hit").inc(kept)
         metrics.cache.labels("texts", "miss").inc(others)
 
-    engine.seen = count_texts
+    pictures = Pictures()
+    engine.seen, engine.changed = count_texts, pictures.keep
     if not settings.read_only:
         jobs.create_folders()
     return Service(
@@ -81,7 +82,7 @@ def create_service(settings: Settings) -> Service:
         tokens=None if settings.tokens is None else Tokens.read(settings.tokens),
         batcher=Batcher(engine, metrics),
         files=CheckedFiles(engine),
-        pictures=Pictures(),
+        pictures=pictures,
         jobs=jobs,
         indexer=Indexer(engine, jobs),
         media=ThreadPoolExecutor(settings.limits.media_threads, "media"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +77,8 @@ class Engine:
         """Name and SHA-256 of the source of each model that answers, by kind."""
         self.seen: Callable[[int, int], None] | None = None
         """Called with the number of texts whose embeddings were kept, and of others."""
+        self.changed: Callable[[Set[tuple[str, str]]], None] | None = None
+        """Called with id and stamp of each video when videos came, went or changed."""
         self.tags: Tags = {}
         self.ready = threading.Event()
         self._videos: Mapping[str, CataloguedVideo] = {}
@@ -222,13 +224,15 @@ class Engine:
         stamps |= {vid: stamp for vid, (stamp, _) in catalogue.damaged.items()}
         self.tags = read_tags(self.folder)
         self.catalogue, self._videos, self._stamps = catalogue, videos, stamps
+        if self.changed is not None:
+            self.changed({(video.vid, video.stamp) for video in videos.values()})
 
     def take_catalogue(self) -> None:
         """Let the libraries search the newest catalogue; the thread that searches calls this."""
         catalogue = self.catalogue
         for library in self.libraries.values():
             if catalogue is not None and library.catalogue is not catalogue:
-                library.catalogue = catalogue
+                library.take_up(catalogue)
 
     def named(self, path: Path | None) -> str | None:
         """Return the name of a video file, without the folders of this machine."""

@@ -137,7 +137,7 @@ async def _picture(service: Current, video: CataloguedVideo, t: float, width: in
             "invalid", f"t: got {t:g}, expected a second before the end at {video.seconds:g}"
         )
     step = max(_STEP, video.seconds / _MOST_STEPS)
-    key = video.vid, video.stamp, int(t / step), width
+    key = (video.vid, video.stamp), int(t / step), width
     content = service.pictures.get(key)
     service.metrics.cache.labels("pictures", "miss" if content is None else "hit").inc()
     if content is None:
