@@ -15,6 +15,7 @@ from granalign_fast.files import read_json, replacing
 from granalign_fast.output.visible import visible
 from granalign_fast.parsing.json_types import matches, wrong_field
 
+from .load_figures import LoadFigures
 from .timing import Samples
 
 FORMAT_VERSION = 1
@@ -138,6 +139,8 @@ class Report:
     breakdowns: list[Breakdown] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
     """Peers that are not installed, and the command that installs each."""
+    loads: list[LoadFigures] = field(default_factory=list)
+    """What a service did under each load."""
     format_version: int = FORMAT_VERSION
 
     @property
@@ -200,6 +203,7 @@ class Report:
                     "suites": {name: SuiteRun(**run) for name, run in record["suites"].items()},
                     "records": [Record(**fields) for fields in record["records"]],
                     "breakdowns": [Breakdown(**fields) for fields in record["breakdowns"]],
+                    "loads": [LoadFigures(**fields) for fields in record.get("loads", ())],
                 }
             )
             report._check()
@@ -216,6 +220,7 @@ class Report:
             (SuiteRun, self.suites.values()),
             (Record, self.records),
             (Breakdown, self.breakdowns),
+            (LoadFigures, self.loads),
         ):
             if wrong := [name for part in parts if (name := wrong_field(kind, part)) is not None]:
                 raise TypeError(f"{wrong[0]} of a {kind.__name__} has another type")

@@ -10,6 +10,7 @@ from typing import Any
 from granalign_fast.files import replacing
 
 from .cost import costs
+from .load_figures import COLUMNS as LOAD_COLUMNS
 from .records import Change, Record, Report, ratios_to_ours, tasks
 
 _FILE_WIDTH = 150
@@ -141,6 +142,16 @@ def print_report(report: Report) -> None:
             console.print(f"  {escape(note)}")
         if suite_run.failure:
             console.print(f"  [red]{escape(name)} failed: {escape(suite_run.failure)}[/]")
+    loads = list(load_rows(report))
+    if loads:
+        table = Table(title=_LOADS, title_justify="left", box=SIMPLE_HEAD)
+        for column in LOAD_COLUMNS:
+            table.add_column(column, justify="left" if column == "load" else "right")
+        for row in loads:
+            table.add_row(*map(escape, row))
+        console.print(table)
+        for line in bar_lines(report):
+            console.print(f"  {escape(line)}")
     console.print("* other software, in the same run")
     for peer, remedy in report.absent.items():
         console.print(f"  not installed: {escape(peer)}; {escape(remedy)}")
@@ -158,6 +169,21 @@ def _suite_line(report: Report, name: str) -> str:
     suite_run = report.suites[name]
     device = f", {size(suite_run.device_bytes)} of the device's" if suite_run.device_bytes else ""
     return f"{suite_run.seconds:.0f} s, at most {size(suite_run.host_bytes)} of memory{device}"
+
+
+_LOADS = "The service under load; times in milliseconds, from when a query was to be sent"
+
+
+def load_rows(report: Report) -> Iterable[tuple[str, ...]]:
+    """Yield the cells under `LOAD_COLUMNS` of each load of the service."""
+    return (load.cells() for load in report.loads)
+
+
+def bar_lines(report: Report) -> Iterable[str]:
+    """Yield the constants of the suite ``service``, a line for each."""
+    suite_run = report.suites.get("service")
+    for name, value in ({} if suite_run is None else suite_run.constants).items():
+        yield f"{name.removeprefix('service: ')}: {value:.3g}"
 
 
 _COST_COLUMNS = (
@@ -250,6 +276,9 @@ def markdown(report: Report, plots: Sequence[str] = ()) -> list[str]:
         ]
         if suite_run.failure:
             lines += ["", f"**Failed:** {_without_tags(suite_run.failure)}"]
+        if name == "service" and report.loads:
+            lines += ["", f"{_LOADS}.", "", *_table(LOAD_COLUMNS, load_rows(report)), ""]
+            lines += [f"- {_without_tags(line)}" for line in bar_lines(report)]
     if report.absent:
         absent = (f"{peer} (`{remedy}`)" for peer, remedy in report.absent.items())
         lines += ["", "## Peers that were not installed", "", ", ".join(absent) + "."]

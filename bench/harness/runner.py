@@ -56,6 +56,10 @@ class Settings:
         seconds: time after which a pass starts no more rounds.
         size: factor of the workloads' sizes; figures are published for 1, tests take less.
         seed: seed of all inputs.
+        library: that the suite ``service`` serves; None for one that is made.
+        queries: a file of the queries that it is asked; None for ones that are made.
+        url: of a service that runs, which is measured in the place of one that is started.
+        overload_seconds: how long it is asked more than it can do; None for `seconds`.
     """
 
     preset: str = "tuned"
@@ -66,6 +70,10 @@ class Settings:
     seconds: float = 3.0
     size: float = 1.0
     seed: int = 0
+    library: Path | None = None
+    queries: Path | None = None
+    url: str | None = None
+    overload_seconds: float | None = None
 
     def __post_init__(self) -> None:
         if self.rounds < 3 or self.seconds < 0 or not 0 < self.size <= 16:
@@ -330,9 +338,10 @@ def run_suites(
         cupy.cuda.Device(device.index or 0).use()
     say("the machine's limits")
     before = limits or measure_limits(settings.device, seconds=settings.seconds)
+    paths = {name: getattr(settings, name) for name in ("models", "library", "queries")}
     report = Report(
         machine.facts(settings.device),
-        asdict(settings) | {"models": None if settings.models is None else settings.models.name},
+        asdict(settings) | {name: path and path.name for name, path in paths.items()},
         asdict(before),
         absent=absent(),
     )

@@ -3,5 +3,6 @@
 SUITES = (
     *("kernels", "encoders", "decode", "index"),
     *("search", "throughput", "scaling", "library", "generation", "rewriting", "shapes"),
+    "service",
 )
 """Names of the suites, in the order in which they run."""

@@ -43,6 +43,25 @@ def bench(
     ] = 3.0,
     size: Annotated[float, typer.Option(help="Scale of the work; 0.1 for a quick look.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of all inputs.")] = 0,
+    library: Annotated[
+        Path | None,
+        typer.Option(metavar="LIB", help="service: the library. Default: one that is made."),
+    ] = None,
+    queries: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="service: JSON Lines with the key query."),
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="service: measure one that runs, such as http://host:8000.")
+    ] = None,
+    overload: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            min=0,
+            help="service: how long it is asked ten times what it can do. Default: --seconds.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--json", metavar="OUT", help="Write everything as JSON.")
     ] = None,
@@ -88,6 +107,10 @@ def bench(
             seconds=seconds,
             size=size,
             seed=seed,
+            library=library,
+            queries=queries,
+            url=url,
+            overload_seconds=overload,
         )
         report = _measure(suites or [], settings)
     print_report(report)

@@ -94,29 +94,26 @@ def _places(result: SearchResult | None, top: int, *, overlapping: bool) -> Sequ
     return [moments.index(moment) for moment in distinct_moments(moments, top)]
 
 
-def captions_of(index: VideoIndex, result: SearchResult, top: int) -> tuple[str | None, ...]:
-    """Return the caption of the best clip of each of the first `top` moments of a video, if any.
+def caption_of(hit: VideoHit, result: SearchResult, place: int) -> str | None:
+    """Return the caption of the best clip of a moment; None in a video without captions.
 
     Args:
-        index: of the video.
+        hit: the video.
         result: of its search.
-        top: moments that can be in an answer.
+        place: of the moment in it.
     """
-    captions, length = index.video.captions, index.video.clip_seconds
-    if captions is None:
-        return (None,) * min(len(result.moments), top)
-    found = []
-    for moment in result.moments[:top]:
-        # A moment begins with a clip; the end of the video can be within one.
-        first, end = round(moment.start / length), math.ceil(moment.end / length - 1e-6)
-        found.append(captions[first + int(result.saliency[first:end].argmax())])
-    return tuple(found)
+    if hit.captions is None:
+        return None
+    moment, length = result.moments[place], hit.video.clip_seconds
+    # A moment begins with a clip; the end of the video can be within one.
+    first, end = round(moment.start / length), math.ceil(moment.end / length - 1e-6)
+    return hit.captions[first + int(result.saliency[first:end].argmax())]
 
 
 def _moment(hit: VideoHit, result: SearchResult, place: int, score: float) -> LibraryMoment:
     """Return a moment that the method found."""
     moment, vid = result.moments[place], hit.video.vid
-    caption = hit.captions[place]
+    caption = caption_of(hit, result, place)
     return LibraryMoment(vid, moment.start, moment.end, score, True, caption, result.exists)
 
 

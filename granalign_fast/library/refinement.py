@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from granalign_fast.config import RetrieverConfig
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index import VideoIndex
 from granalign_fast.index.model_checks import clips_warning
+from granalign_fast.models.encoder import cpu_threads
 from granalign_fast.search.retriever import Retriever
 from granalign_fast.types import SearchResult
 
 from .first_stage import Texts
 from .long_videos import VideoSearch, search_videos
-from .ordering import Load, captions_of, ranked_moments
+from .ordering import Load, ranked_moments
 from .results import LibraryResult, VideoHit
 
 _BATCH = 5
 """Videos of a query that are searched between two looks at the clock."""
 _PAIRS = 512
 """Pairs of a query and a video in a call of the retriever, which bounds its arrays."""
+_WORTH_A_THREAD = 32
+"""Pairs that take some milliseconds where captions alone are compared."""
 
 
 class Refinement:
@@ -59,12 +64,11 @@ class Refinement:
             result: of the search.
             config: of the search.
         """
-        self.hits[number] = replace(
-            self.hits[number],
-            result=result,
-            captions=captions_of(index, result, self._top),
-            warning=clips_warning(index, config),
-        )
+        hit, video = self.hits[number], index.video
+        # The index may have been made anew, with other clips, since the catalogue was opened.
+        captions = video.captions if video.clip_seconds == hit.video.clip_seconds else None
+        warning = clips_warning(index, config)
+        self.hits[number] = replace(hit, result=result, captions=captions, warning=warning)
 
     def answer(self, load: Load) -> LibraryResult:
         """Return the answer with the videos that have been searched so far.
@@ -139,16 +143,46 @@ def refine_together(
         for one, end in zip(refinements, ends, strict=True)
         for number in range(one.reached, end)
     ]
-    pairs.sort(key=lambda pair: pair[0].hits[pair[1]].video.vid)
-    for first in range(0, len(pairs), _PAIRS):
-        _search(pairs[first : first + _PAIRS], retriever, load)
+    shares = _shares(pairs, retriever)
+    if len(shares) == 1:
+        _search_all(shares[0], retriever, load)
+    else:
+        with ThreadPoolExecutor(len(shares)) as pool:
+            list(pool.map(lambda share: _search_all(share, retriever, load), shares))
     each = (time.perf_counter() - begin) / max(len(refinements), 1)
     for one, end in zip(refinements, ends, strict=True):
         one.reached = end
         one.seconds += each
 
 
-def _search(pairs: Sequence[tuple[Refinement, int]], retriever: Retriever, load: Load) -> None:
+_Pair = tuple[Refinement, int]
+"""A query, and the number of one of its videos."""
+
+
+def _shares(pairs: list[_Pair], retriever: Retriever) -> list[list[_Pair]]:
+    """Divide pairs between threads, all of a video for one thread, if there are enough of them.
+
+    Args:
+        pairs: of queries and videos.
+        retriever: searches them. Where models look at frames, these use all cores by themselves.
+    """
+    pairs.sort(key=lambda pair: pair[0].hits[pair[1]].video.vid)
+    threads = min(cpu_threads(None), len(pairs) // _WORTH_A_THREAD)
+    alone = retriever.captioner is None and retriever.recogniser is None
+    if threads < 2 or not alone or retriever.device.index is not None:
+        return [pairs]
+    shares: list[list[_Pair]] = [[] for _ in range(threads)]
+    for _, own in itertools.groupby(pairs, key=lambda pair: pair[0].hits[pair[1]].video.vid):
+        min(shares, key=len).extend(own)
+    return [share for share in shares if share]
+
+
+def _search_all(pairs: Sequence[_Pair], retriever: Retriever, load: Load) -> None:
+    for first in range(0, len(pairs), _PAIRS):
+        _search(pairs[first : first + _PAIRS], retriever, load)
+
+
+def _search(pairs: Sequence[_Pair], retriever: Retriever, load: Load) -> None:
     """Search some videos with the method; a video that cannot be searched costs only itself."""
     searches: list[tuple[Refinement, int, VideoSearch]] = []
     for one, number in pairs:

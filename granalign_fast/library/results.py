@@ -39,7 +39,8 @@ class VideoHit:
         stretches: the best stretches of the video, best first, of those that the first stage ranks.
         result: the search of the video, or of the best stretches of a long one; None if it was not
             reached, or could not be read.
-        captions: of the best clip of each moment of `result`, as many as an answer can have.
+        captions: of all clips, as its index had them when it was searched; None where it was not,
+            or has none.
         warning: what is to be said about `result`; None for nothing.
     """
 
@@ -52,7 +53,7 @@ class VideoHit:
     clip: int
     stretches: tuple[Stretch, ...] = ()
     result: SearchResult | None = None
-    captions: tuple[str | None, ...] = ()
+    captions: tuple[str, ...] | None = None
     warning: str | None = None
 
 

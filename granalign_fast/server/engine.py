@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from granalign_fast.config import PRESETS
 from granalign_fast.errors import GranAlignError
+from granalign_fast.files import escape_undecodable
 from granalign_fast.index import VideoIndex
 from granalign_fast.index.manifest import MANIFEST
 from granalign_fast.index.model_checks import check_models
@@ -236,8 +237,6 @@ class Engine:
 
     def named(self, path: Path | None) -> str | None:
         """Return the name of a video file, without the folders of this machine."""
-        from granalign_fast.files import escape_undecodable
-
         return None if path is None else escape_undecodable(path.name)
 
 

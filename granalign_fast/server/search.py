@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
+from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
@@ -59,7 +59,8 @@ async def search(body: SearchRequest, request: Request, service: Current) -> Res
         return _stream(body, queries[0], options, timeout, service)
     results = await _search(queries, options, timeout, request, service)
     answer = search_answer(service.engine, options.preset, results, saliency=body.saliency)
-    return JSONResponse(answer)
+    # pydantic's writer takes a tenth of the time of Python's: an answer lists a hundred videos.
+    return Response(to_json(answer, inf_nan_mode="null"), media_type="application/json")
 
 
 async def _search(
