@@ -95,9 +95,11 @@ class ApproximateIndex:
             some: `(clips,)`: which clips count; None for all.
         """
         faiss, index = _faiss(), self._index
-        parameters = faiss.SearchParametersIVF(nprobe=math.ceil(share * index.nlist))
+        options = {"nprobe": math.ceil(share * index.nlist)}
         if some is not None:
-            parameters.sel = faiss.IDSelectorBitmap(np.packbits(some, bitorder="little"))
+            options["sel"] = faiss.IDSelectorBitmap(np.packbits(some, bitorder="little"))
+        # By its arguments: what is set later, Faiss 1.12 uses and does not keep alive.
+        parameters = faiss.SearchParametersIVF(**options)
         wanted = min(_SECOND_LOOK * k, len(self._rows))
         _, found = index.search(queries.astype(np.float32), wanted, params=parameters)
         asked, best = Asked(queries, self._rows.dtype), np.full((len(queries), k), -1, np.int64)

@@ -12,7 +12,6 @@ no index any more, and adds what it lacks. No model is needed for that.
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import os
 import shutil
@@ -27,7 +26,6 @@ from typing import Protocol
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index.manifest import write_durably
 from granalign_fast.index.own_folders import check_own_folder
-from granalign_fast.parsing.json_values import parse_json
 from granalign_fast.parsing.limits import MOST_INDEX_BYTES
 from granalign_fast.reading import read_file
 from granalign_fast.storage import Address
@@ -35,14 +33,12 @@ from granalign_fast.storage import Address
 from .durable import sync_folder
 from .indexes import FolderIndexes, Indexes
 from .merging import Group, grouped, merge_plan, write_segments
+from .pointer import FOLDER, POINTER, Pointer, parse_pointer
 from .records import CataloguedVideo, VideoRows
-from .segment import Segment, SegmentRecord
+from .segment import Segment
 
 _log = logging.getLogger(__name__)
 
-FOLDER, POINTER = ".catalogue", "catalogue.json"
-_FORMAT = 2
-"""Format version of the catalogue; one of another version is built anew."""
 _ATTEMPTS = 20
 """How often a reader looks again where a writer has replaced the catalogue in the meantime."""
 _PATIENCE = 5.0
@@ -75,6 +71,7 @@ class Catalogue:
         live: the numbers of the videos in each segment that count; the others have been replaced
             or removed.
         damaged: stamp and error of each index that cannot be read, by video id.
+        states: of the files of these indexes, see `Indexes.state`.
         missing: the stamps of indexes that no segment has, by video id.
         remote: the indexes, if they lie in an object store; `folder` is then a copy of the
             catalogue on this machine.
@@ -84,6 +81,7 @@ class Catalogue:
     segments: tuple[Segment, ...] = ()
     live: tuple[tuple[int, ...], ...] = ()
     damaged: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    states: Mapping[str, str] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
     remote: RemoteIndexes | None = None
 
@@ -134,15 +132,14 @@ def open_catalogue(
     except GranAlignError as error:
         _log.info("the catalogue of %s is not written: %s", library, error)
     catalogue = _read(library, indexes)
-    damaged = dict(catalogue.damaged)
-    known = {video.vid: video for segment in catalogue.segments for video in segment.videos}
-    rows = _read_indexes(indexes, catalogue.missing, known, damaged, progress)
-    added = temporary_catalogue(library, rows)
+    damage = _Damage(catalogue)
+    added = temporary_catalogue(library, _read_indexes(indexes, catalogue, damage, progress))
     return Catalogue(
         library,
         (*catalogue.segments, *added.segments),
         (*catalogue.live, *added.live),
-        damaged,
+        damage.reasons,
+        damage.states,
     )
 
 
@@ -191,12 +188,13 @@ def update_catalogue(
     with locked_catalogue(library):
         # 1. Read what there is, and find out what it lacks.
         before = _read(library, indexes)
-        known = {video.vid: video for segment in before.segments for video in segment.videos}
+        old = [segment.folder.name for segment in before.segments]
         if rebuild:
-            before = Catalogue(library, missing=stamps)
-        damaged = {vid: known for vid, known in before.damaged.items() if vid in stamps}
+            none = ((),) * len(before.segments)
+            before = Catalogue(library, before.segments, none, missing=stamps)
+        damage = _Damage(before)
         root = library / FOLDER
-        _remove_others(root, [segment.folder.name for segment in before.segments])
+        _remove_others(root, old)
         # 2. Write new segments beside the old ones. A failure leaves the catalogue as it was.
         kept = [
             Group(segment, numbers)
@@ -205,7 +203,7 @@ def update_catalogue(
         ]
         try:
             with _explaining(library):
-                rows = _read_indexes(indexes, before.missing, known, damaged, progress)
+                rows = _read_indexes(indexes, before, damage, progress)
                 records = write_segments(root, rows)
                 new = [Segment(root / record.name, record) for record in records]
                 kept += [Group(segment, tuple(range(len(segment.videos)))) for segment in new]
@@ -215,9 +213,12 @@ def update_catalogue(
                 ]
                 sync_folder(root)
                 # 3. One rename makes them the catalogue.
-                _write_pointer(root, [segment.record for segment in segments], damaged)
+                named = tuple(segment.record for segment in segments)
+                pointer = Pointer(named, damage.reasons, damage.states)
+                write_durably(root / POINTER, pointer.to_json())
+                sync_folder(root)
         except BaseException:
-            _remove_others(root, [segment.folder.name for segment in before.segments])
+            _remove_others(root, old)
             raise
         _remove_others(root, [segment.folder.name for segment in segments])
         return _read(library, indexes)
@@ -235,15 +236,15 @@ def _read(library: Path, indexes: Indexes | None = None) -> Catalogue:
     root = library / FOLDER
     for _ in range(_ATTEMPTS):
         content = _pointer_bytes(root)
-        records, damaged = parse_pointer(root / POINTER, content)
+        pointer = parse_pointer(root / POINTER, content) or Pointer()
         segments = []
-        for record in records:
+        for record in pointer.segments:
             try:
                 segments.append(Segment(root / record.name, record))
             except (OSError, GranAlignError, LookupError, ValueError, ArithmeticError) as error:
                 _log.info("%s: a part of the catalogue cannot be read: %s", library, error)
         # A part can be missing because a writer has replaced the catalogue since.
-        if len(segments) == len(records) or _pointer_bytes(root) == content:
+        if len(segments) == len(pointer.segments) or _pointer_bytes(root) == content:
             break
     stamps = indexes.stamps()
     seen: set[str] = set()
@@ -256,9 +257,17 @@ def _read(library: Path, indexes: Indexes | None = None) -> Catalogue:
         )
         seen.update(segment.videos[number].vid for number in numbers)
         live.append(numbers)
-    damaged = {vid: known for vid, known in damaged.items() if stamps.get(vid) == known[0]}
-    missing = {vid: stamp for vid, stamp in stamps.items() if vid not in seen | damaged.keys()}
-    return Catalogue(library, tuple(segments), tuple(live), damaged, missing)
+    # A damaged index is read again when one of its files has changed, such as by a backup.
+    states = {
+        vid: state
+        for vid, state in pointer.states.items()
+        if vid in pointer.damaged
+        and stamps.get(vid) == pointer.damaged[vid][0]
+        and indexes.state(vid) == state
+    }
+    damaged = {vid: pointer.damaged[vid] for vid in states}
+    missing = {vid: stamp for vid, stamp in stamps.items() if vid not in seen | states.keys()}
+    return Catalogue(library, tuple(segments), tuple(live), damaged, states, missing)
 
 
 def _pointer_bytes(root: Path) -> bytes:
@@ -270,55 +279,23 @@ def _pointer_bytes(root: Path) -> bytes:
         return b""
 
 
-def parse_pointer(
-    path: object, content: bytes
-) -> tuple[list[SegmentRecord], dict[str, tuple[str, str]]]:
-    """Return the segments and the damaged indexes; none if the pointer is missing or torn."""
-    if not content:
-        return [], {}
-    try:
-        pointer = parse_json(content)
-        if pointer["format"] != _FORMAT:
-            return [], {}
-        damaged = {vid: (str(stamp), str(why)) for vid, (stamp, why) in pointer["damaged"].items()}
-        return [SegmentRecord.from_record(record) for record in pointer["segments"]], damaged
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        _log.info("%s: damaged, the catalogue is built anew (%s)", path, error)
-        return [], {}
+class _Damage:
+    """The indexes that cannot be read: those that a catalogue knows, and others that are found."""
 
-
-def _write_pointer(
-    root: Path, records: list[SegmentRecord], damaged: Mapping[str, tuple[str, str]]
-) -> None:
-    """Replace the pointer; from then on these segments are the catalogue."""
-    write_durably(root / POINTER, pointer_content(records, damaged))
-    sync_folder(root)
-
-
-def pointer_content(
-    records: Iterable[SegmentRecord], damaged: Mapping[str, tuple[str, str]], **more: object
-) -> bytes:
-    """Return the content of a pointer, which `parse_pointer` reads; it leaves out what is more."""
-    pointer = {
-        "format": _FORMAT,
-        "segments": [record.to_record() for record in records],
-        "damaged": dict(damaged),
-        **more,
-    }
-    return (json.dumps(pointer, indent=1) + "\n").encode()
+    def __init__(self, catalogue: Catalogue) -> None:
+        self.reasons, self.states = dict(catalogue.damaged), dict(catalogue.states)
 
 
 def _read_indexes(
-    indexes: Indexes,
-    missing: Mapping[str, str],
-    known: Mapping[str, CataloguedVideo],
-    damaged: dict[str, tuple[str, str]],
-    progress: Progress | None,
+    indexes: Indexes, catalogue: Catalogue, damage: _Damage, progress: Progress | None
 ) -> Iterator[VideoRows]:
-    """Yield the rows of the indexes that a catalogue lacks; add those that cannot be read."""
+    """Yield the rows of the indexes that a catalogue lacks; note those that cannot be read."""
+    missing = catalogue.missing
+    known = {video.vid: video for segment in catalogue.segments for video in segment.videos}
     for number, (vid, rows) in enumerate(indexes.rows(missing, known), 1):
         if isinstance(rows, GranAlignError):
-            damaged[vid] = missing[vid], str(rows)
+            damage.reasons[vid] = missing[vid], str(rows)
+            damage.states[vid] = indexes.state(vid)
         else:
             yield rows
         if progress:

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 
 from granalign_fast.errors import GranAlignError, short_repr
 from granalign_fast.index.naming import is_named
+from granalign_fast.storage.address import path_text
 
 from .records import CataloguedVideo
 from .tags import Tags
@@ -99,5 +100,5 @@ def _matches(video: CataloguedVideo, name: str) -> bool:
         return False
     return fnmatchcase(video.vid, name) or (
         video.path is not None
-        and (fnmatchcase(str(video.path), name) or fnmatchcase(video.path.name, name))
+        and (fnmatchcase(path_text(video.path), name) or fnmatchcase(video.path.name, name))
     )

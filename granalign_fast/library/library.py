@@ -339,7 +339,7 @@ class Library:
         """Return the index of a video, from memory if it was used lately.
 
         Raises:
-            GranAlignError: it was removed or damaged since the catalogue was opened.
+            GranAlignError: it was removed, damaged or made anew since the catalogue was opened.
         """
         if self._given is not None:
             return self._given[video.vid]
@@ -348,6 +348,11 @@ class Library:
     def _read(self, video: CataloguedVideo) -> VideoIndex:
         """Read the index of a video; errors are those of `_load`."""
         index = VideoIndex.load(self.catalogue.index_folder(video))
+        if not video.is_of(index):
+            raise GranAlignError(
+                f"video {video.vid!r}: was indexed again since the library was opened; open the "
+                f"library again"
+            )
         if self.catalogue.remote is not None:
             index = with_store(index, self.catalogue.remote.address)
         if self._media is not None:
@@ -360,7 +365,7 @@ def _deadline(budget: float | None) -> float | None:
     """Return the time of `time.monotonic` at which a budget of seconds is spent; None for none."""
     if budget is None:
         return None
-    if isinstance(budget, bool) or not budget >= 0:
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or not budget >= 0:
         raise GranAlignError(f"budget: got {short_repr(budget)}, expected seconds from 0")
     return time.monotonic() + budget
 

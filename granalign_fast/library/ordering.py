@@ -53,7 +53,13 @@ class Probe(NamedTuple):
 
 
 def ranked_moments(
-    hits: Sequence[VideoHit], load: Load, probe: Probe, top: int, *, overlapping: bool
+    hits: Sequence[VideoHit],
+    load: Load,
+    probe: Probe,
+    top: int,
+    errors: dict[str, str],
+    *,
+    overlapping: bool,
 ) -> tuple[LibraryMoment, ...]:
     """Return the best moments of all videos, best first.
 
@@ -62,12 +68,12 @@ def ranked_moments(
         load: reads an index. A video whose index cannot be read has no moments.
         probe: what the clips were compared with.
         top: how many moments there are at most.
+        errors: receives the reason for each video whose index cannot be read, by its id.
         overlapping: whether moments of one video may overlap, as benchmarks score them.
     """
-    # A moment is never better than its video: later videos than the first `top` have none.
     scored = [
         (hit.score - RANK_COST * rank, hit, place)
-        for hit in hits[:top]
+        for hit in hits
         for rank, place in enumerate(_places(hit.result, top, overlapping=overlapping))
     ]
     found: list[LibraryMoment] = []
@@ -79,8 +85,8 @@ def ranked_moments(
             continue
         try:
             found.append(_surroundings(hit, load(hit.video), probe, score))
-        except GranAlignError:
-            continue
+        except GranAlignError as error:
+            errors.setdefault(hit.video.vid, str(error))
     return tuple(found)
 
 

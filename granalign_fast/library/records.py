@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -21,6 +22,10 @@ from granalign_fast.models.manifest import CLIP, SENTENCE_ENCODER
 from granalign_fast.parsing.json_types import matches, wrong_field
 from granalign_fast.parsing.limits import LEAST_CLIP_SECONDS, MOST_CLIP_SECONDS, MOST_CLIPS
 from granalign_fast.video.container import open_video
+
+LEAST_DATE, MOST_DATE = -62_000_000_000, 253_000_000_000
+"""Seconds since 1970 of the years 5 and 9987. What lies outside has no date in most languages, and
+comes from a clock that was never set or a damaged disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,15 @@ class CataloguedVideo:
         """Return the second at which a clip begins; for the number after the last one, the end."""
         return min(clip * self.clip_seconds, self.seconds)
 
+    def is_of(self, index: VideoIndex) -> bool:
+        """Return whether an index has the clips and the models that were catalogued."""
+        video = index.video
+        return (video.clips, video.clip_seconds, dict(index.models)) == (
+            self.clips,
+            self.clip_seconds,
+            dict(self.models),
+        )
+
     def to_record(self) -> dict[str, Any]:
         """Return the video as JSON; `from_record` reads it."""
         path = None if self.path is None else path_record(self.path)
@@ -89,6 +103,10 @@ class CataloguedVideo:
             wrong = "clips"
         if wrong is None and not LEAST_CLIP_SECONDS <= record["clip_seconds"] <= MOST_CLIP_SECONDS:
             wrong = "clip_seconds"
+        if wrong is None and not 0 <= (record["duration"] or 0) < math.inf:
+            wrong = "duration"
+        if wrong is None and not LEAST_DATE <= (record["date"] or 0) <= MOST_DATE:
+            wrong = "date"
         if wrong is not None:
             raise ValueError(f"got {wrong} {short_repr(record[wrong])}")
         path = None if record["path"] is None else read_path(record["path"])
@@ -218,7 +236,7 @@ def creation_time(source: VideoSource) -> float | None:
         created = datetime.fromisoformat(text).timestamp()
     except (GranAlignError, ValueError, OverflowError, OSError):
         return None
-    return created if created > 0 else None  # 0 of a camera whose clock was never set
+    return created if 0 < created <= MOST_DATE else None  # 0 of a camera whose clock was never set
 
 
 def file_date(source: VideoSource) -> float | None:
@@ -227,4 +245,10 @@ def file_date(source: VideoSource) -> float | None:
         status = source.path.stat()
     except (OSError, ValueError):
         return None
-    return status.st_mtime if status.st_size == source.bytes else None
+    date = status.st_mtime
+    return date if status.st_size == source.bytes and LEAST_DATE <= date <= MOST_DATE else None
+
+
+def is_plain_name(name: str) -> bool:
+    """Return whether a name is that of a file or folder, and leads to no other folder."""
+    return name not in ("", ".", "..") and not {"/", "\0"} & set(name)

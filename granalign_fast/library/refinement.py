@@ -77,7 +77,12 @@ class Refinement:
             load: reads the index of a video that has not been searched.
         """
         moments = ranked_moments(
-            self.hits, load, self.texts.probe, self._top, overlapping=self._overlapping
+            self.hits,
+            load,
+            self.texts.probe,
+            self._top,
+            self.errors,
+            overlapping=self._overlapping,
         )
         return replace(
             self.first,

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
@@ -44,7 +45,7 @@ from granalign_fast.reading import checked_file, open_file, read_file
 from .approximate import FILE_SUFFIX
 from .codes import CODED, CodedRows, open_codes, write_codes
 from .durable import Sink, sync_folder
-from .records import CataloguedVideo, VideoRows
+from .records import CataloguedVideo, VideoRows, is_plain_name
 from .stretches import Stretches, stretch_edges, stretches_of
 from .words import Postings, PostingsBuilder
 
@@ -84,7 +85,7 @@ class SegmentRecord:
         """Read what `to_record` returned; another record raises exceptions of many types."""
         files = {str(name): (int(size), str(sha)) for name, (size, sha) in record["files"].items()}
         for name in (record["name"], *files):
-            if Path(name).name != name or name == "..":
+            if not is_plain_name(name):
                 raise ValueError(f"got {name!r}, expected a name without folders")
         clips, dim, frame_dim = (int(record[name]) for name in ("clips", "dim", "frame_dim"))
         return cls(str(record["name"]), clips, dim, frame_dim, files)
@@ -144,9 +145,13 @@ class Segment:
         self._clips = self._open_table(CLIPS, clip_schema())
 
     def _map(self, name: str, dtype: Any, dim: int | None = None) -> npt.NDArray[Any]:
-        count = self.record.files[name][0] // np.dtype(dtype).itemsize
-        shape = (count,) if dim is None else (self.record.clips, dim)
-        if not count:
+        size, width = self.record.files[name][0], np.dtype(dtype).itemsize
+        shape = (size // width,) if dim is None else (self.record.clips, dim)
+        if size != math.prod(shape) * width:
+            raise GranAlignError(
+                f"{self.folder / name}: got {size} bytes, expected {shape} numbers"
+            )
+        if not size:
             return np.empty(shape, dtype)  # an empty file cannot be mapped
         with open_file(self.folder / name, inside=self.folder.parent) as file:
             return np.memmap(file, dtype, "r", shape=shape)

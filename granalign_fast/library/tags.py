@@ -12,6 +12,7 @@ from pathlib import Path
 
 from granalign_fast.errors import GranAlignError, MissingFileError, one_line, short_repr
 from granalign_fast.index.manifest import write_durably
+from granalign_fast.parsing.json_types import matches
 from granalign_fast.parsing.json_values import parse_json
 from granalign_fast.parsing.limits import MOST_JSON_BYTES
 from granalign_fast.reading import read_file
@@ -39,8 +40,10 @@ def read_tags(library: Path) -> dict[str, tuple[str, ...]]:
         record = parse_json(content)
         if record["format"] != _FORMAT:
             raise ValueError(f"got format {record['format']!r}, expected {_FORMAT}")
-        return {str(vid): tuple(map(str, tags)) for vid, tags in record["tags"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if not matches(dict[str, list[str]], record["tags"]):
+            raise ValueError("expected a list of tags for each video")
+        return {vid: tuple(tags) for vid, tags in record["tags"].items()}
+    except (ValueError, KeyError, TypeError) as error:
         raise GranAlignError(
             f"{path}: damaged ({one_line(error)}); put a copy of it back, or delete it and tag the "
             f"videos again"

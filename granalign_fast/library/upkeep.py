@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,7 +115,7 @@ def _removable(catalogue: Catalogue, name: str) -> str:
 
 
 def tag_videos(
-    library: Path, vids: Iterable[str], add: Sequence[str] = (), remove: Sequence[str] = ()
+    library: Path, vids: Sequence[str], add: Sequence[str] = (), remove: Sequence[str] = ()
 ) -> dict[str, tuple[str, ...]]:
     """Add tags to videos and remove others.
 

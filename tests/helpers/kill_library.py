@@ -18,7 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from granalign_fast.errors import GranAlignError
-from granalign_fast.library.catalogue import FOLDER, POINTER, open_catalogue, update_catalogue
+from granalign_fast.library.catalogue import open_catalogue, update_catalogue
+from granalign_fast.library.pointer import FOLDER, POINTER
 from granalign_fast.library.upkeep import remove_videos
 from helpers.libraries import contents, expected_contents, write_index
 

@@ -14,7 +14,7 @@ from granalign_fast.config import PRESETS
 from granalign_fast.files import sha256_of
 from granalign_fast.library import Library, approximation, first_stage
 from granalign_fast.library.approximation import Approximated, approximate_library
-from granalign_fast.library.catalogue import FOLDER
+from granalign_fast.library.pointer import FOLDER
 from granalign_fast.search.retriever import Retriever
 
 faiss = pytest.importorskip("faiss", reason="the extra [approximate]")

@@ -122,7 +122,7 @@ def test_a_segment_behind_a_link_is_not_read(library: Path, tmp_path: Path) -> N
     assert len(list((tmp_path / "elsewhere").iterdir())) > 5
 
 
-@pytest.mark.parametrize("name", ["..", "a/b", "/etc"])
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc"])
 def test_a_segment_has_a_plain_name(name: str) -> None:
     record = {"name": name, "clips": 1, "dim": 2, "frame_dim": 0, "files": {}}
     with pytest.raises(ValueError, match="expected a name without folders"):

@@ -20,8 +20,9 @@ from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.library import Filters, Library, approximation, first_stage
 from granalign_fast.library.approximate import ApproximateIndex
 from granalign_fast.library.approximation import Approximated, approximate_library
-from granalign_fast.library.catalogue import FOLDER, open_catalogue, update_catalogue
+from granalign_fast.library.catalogue import open_catalogue, update_catalogue
 from granalign_fast.library.codes import CodedRows
+from granalign_fast.library.pointer import FOLDER
 from granalign_fast.library.remote import publish_catalogue
 from granalign_fast.library.results import LibraryResult
 from granalign_fast.library.upkeep import verify_library

@@ -17,7 +17,8 @@ from helpers.libraries import contents, expected_contents, write_index
 from granalign_fast.errors import GranAlignError
 from granalign_fast.library import catalogue as module
 from granalign_fast.library import indexes
-from granalign_fast.library.catalogue import FOLDER, POINTER, open_catalogue, update_catalogue
+from granalign_fast.library.catalogue import open_catalogue, update_catalogue
+from granalign_fast.library.pointer import FOLDER, POINTER
 from granalign_fast.library.upkeep import remove_videos
 
 
@@ -82,6 +83,18 @@ def _scale_others(root: Path) -> None:
     (root / POINTER).write_text(json.dumps(pointer))
 
 
+def _announce_others(root: Path, **record: object) -> None:
+    """The file of embeddings is empty, and the pointer agrees with its size."""
+    path = next(root.glob("*/captions.f16"))
+    path.write_bytes(b"")
+    pointer = json.loads((root / POINTER).read_text())
+    for segment in pointer["segments"]:
+        if segment["name"] == path.parent.name:
+            segment["files"][path.name][0] = 0
+            segment.update(record)
+    (root / POINTER).write_text(json.dumps(pointer))
+
+
 def _tear_videos(root: Path) -> None:
     path = next(root.glob("*/videos.json"))
     path.write_bytes(b"[" + b"x" * (path.stat().st_size - 1))
@@ -107,6 +120,10 @@ def _age(root: Path) -> None:
         _tear_pointer,
         _tear_rows,
         _scale_others,
+        _announce_others,
+        lambda root: _announce_others(root, dim=1 << 44),
+        lambda root: _announce_others(root, dim=-4),
+        lambda root: _announce_others(root, dim=1e400),
         _tear_videos,
         _tear_table,
         _age,
@@ -158,6 +175,32 @@ def test_a_damaged_index_costs_itself_and_is_not_read_twice(
     assert "bad/clips.parquet: altered" in catalogue.damaged["bad"][1]
     monkeypatch.setattr(indexes, "read_rows", None)
     assert open_catalogue(library).damaged.keys() == {"bad"}
+
+
+def test_a_damaged_index_that_is_restored_is_read_again(library: Path) -> None:
+    """A backup puts the file back, and the manifest stays as it was."""
+    write_index(library / "bad", 5, seed=9)
+    table = library / "bad" / "clips.parquet"
+    whole = table.read_bytes()
+    table.write_bytes(b"torn")
+    assert open_catalogue(library).damaged.keys() == {"bad"}
+    table.write_bytes(whole)
+    catalogue = open_catalogue(library)
+    assert not catalogue.damaged and contents(catalogue) == expected_contents(library)
+
+
+def test_a_rebuild_that_fails_leaves_the_catalogue_as_it_was(
+    library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = contents(open_catalogue(library))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_segments", full)
+        with pytest.raises(GranAlignError, match="cannot be written"):
+            update_catalogue(library, rebuild=True)
+    assert contents(module._read(library)) == before
 
 
 def test_embeddings_of_other_lengths_have_segments_of_their_own(library: Path) -> None:

@@ -10,9 +10,11 @@ from helpers.videos import constant, render
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import sha256_of
 from granalign_fast.index import VideoSource
+from granalign_fast.library import records
 from granalign_fast.library.filters import Filters, parse_date
 from granalign_fast.library.records import CataloguedVideo, creation_time, file_date
 from granalign_fast.library.tags import FILE, read_tags, write_tags
+from granalign_fast.storage import Address
 
 NOON = parse_date("", "2026-06-01T12:00")
 VIDEO = CataloguedVideo(
@@ -66,6 +68,15 @@ def test_bad_conditions_are_named(fields: dict[str, Any], message: str) -> None:
         Filters(**fields)
 
 
+@pytest.mark.parametrize("name", ["s3://films/2026/*", "s3://films/2026/GX01.MP4", "GX01.MP4"])
+def test_a_file_in_an_object_store_is_chosen_by_its_address(name: str) -> None:
+    address = Address.find("s3://films/2026/GX01.MP4")
+    assert address is not None
+    video = replace(VIDEO, vid="other", path=address.to_path())
+    assert Filters(videos=[name]).passes(video, {})
+    assert not Filters(videos=["s3://films/2025/*"]).passes(video, {})
+
+
 def source(path: Path) -> VideoSource:
     return VideoSource(path, path.stat().st_size, sha256_of(path))
 
@@ -92,6 +103,9 @@ def test_the_time_in_the_file_and_that_of_the_file(
     assert creation_time(replace(dated, sha256="0" * 64)) is None
     monkeypatch.setattr("granalign_fast.files._LARGE", 0)
     assert creation_time(dated) is None
+    # Some file systems keep dates beyond the year 9999, which no calendar of Python has.
+    monkeypatch.setattr(records, "MOST_DATE", 0)
+    assert file_date(dated) is None
     path.unlink()
     assert (creation_time(dated), file_date(dated)) == (None, None)
 
@@ -99,6 +113,7 @@ def test_the_time_in_the_file_and_that_of_the_file(
 def test_tags_on_disk(tmp_path: Path) -> None:
     write_tags(tmp_path, TAGS | {"none": ()})
     assert read_tags(tmp_path) == TAGS
-    (tmp_path / FILE).write_text('{"format": 1, "tags": [')
-    with pytest.raises(GranAlignError, match="damaged"):
-        read_tags(tmp_path)
+    for content in ('{"format": 1, "tags": [', '{"format": 1, "tags": {"GX01": "trip"}}', "[]"):
+        (tmp_path / FILE).write_text(content)
+        with pytest.raises(GranAlignError, match="damaged"):
+            read_tags(tmp_path)

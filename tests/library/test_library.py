@@ -249,12 +249,45 @@ def test_a_video_that_goes_meanwhile_costs_only_itself(folder: Path, tmp_path: P
     assert "street" not in {hit.video.vid for hit in again.search("a red car").videos}
 
 
+@pytest.mark.parametrize("refine", [0, 4])
+@pytest.mark.parametrize("dim", [None, 8])
+def test_a_video_that_is_made_anew_meanwhile_costs_only_itself(
+    folder: Path, tmp_path: Path, refine: int, dim: int | None
+) -> None:
+    """Its new index has fewer clips, or embeddings of another model."""
+    copy = tmp_path / "library"
+    shutil.copytree(folder, copy)
+    library = Library.open(copy, Retriever(BagOfWords()))
+    for vid in ("street", "day"):
+        shutil.rmtree(copy / vid)
+        write_index(copy / vid, 2 if dim is None else len(SCENES[vid]), seed=5, dim=dim)
+    result = library.search("a red car", refine=refine)
+    assert {moment.vid for moment in result.moments} == {"yard", "kitchen"}
+    assert set(result.errors) == {"street", "day"}
+    assert "was indexed again since the library was opened" in result.errors["street"]
+    again = Library.open(copy, Retriever(BagOfWords())).search("a red car", refine=refine)
+    assert not again.errors
+
+
+def test_the_next_video_takes_the_place_of_one_that_cannot_be_read(
+    folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "library")
+    library = Library.open(tmp_path / "library", Retriever(BagOfWords()))
+    first, second, *_ = library.search("a red car", refine=0).moments
+    shutil.rmtree(tmp_path / "library" / first.vid)
+    library._indexes.clear()
+    result = library.search("a red car", top=1, refine=0)
+    assert result.moments == (second,) and set(result.errors) == {first.vid}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"top": 0}, "top: got 0, expected an integer from 1"),
         ({"refine": -1}, "refine: got -1, expected an integer from 0"),
         ({"budget": -1.0}, "budget: got -1.0, expected seconds from 0"),
+        ({"budget": "5"}, "budget: got '5', expected seconds from 0"),
         ({"query": " "}, "query: got ' '"),
     ],
 )

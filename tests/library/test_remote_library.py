@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ from granalign_fast.library.remote import (
     remove_remote,
     tag_remote,
 )
+from granalign_fast.library.remote_library import RemoteLibrary
+from granalign_fast.library.tags import read_tags
 from granalign_fast.library.upkeep import find_video
 from granalign_fast.search.key_frames import frame_set
 from granalign_fast.search.retriever import Retriever
@@ -139,6 +143,61 @@ def test_a_damaged_catalogue_is_never_read(films: Path, tmp_path: Path):
     assert contents(open_library_catalogue(PLACE)) == expected_contents(films)
 
 
+@pytest.mark.parametrize("content", ["[]", "{", '{"format": 3}', '{"format": 2, "dead": {"a": 5}}'])
+def test_a_pointer_that_cannot_be_used_is_no_empty_library(films: Path, content: str):
+    publish_catalogue(address())
+    (films / ".catalogue" / "catalogue.json").write_text(content)
+    with pytest.raises(GranAlignError, match=f"library rebuild {PLACE}"):
+        open_library_catalogue(PLACE)
+    publish_catalogue(address())
+    assert contents(open_library_catalogue(PLACE)) == expected_contents(films)
+
+
+def test_a_video_id_leads_nowhere_else(films: Path, tmp_path: Path):
+    publish_catalogue(address())
+    path = films / ".catalogue" / "catalogue.json"
+    pointer = json.loads(path.read_text())
+    (segment,) = pointer["segments"]
+    table = films / ".catalogue" / segment["name"] / "videos.json"
+    videos = json.loads(table.read_text())
+    for video in videos:
+        video["vid"] = "../../../../../../evil/" + video["vid"]
+    table.write_text(json.dumps(videos))
+    content = table.read_bytes()
+    segment["files"]["videos.json"] = [len(content), hashlib.sha256(content).hexdigest()]
+    path.write_text(json.dumps(pointer))
+    shutil.rmtree(tmp_path / "cache")
+    result = Library.open(PLACE, Retriever(BagOfWords())).search("a red car")
+    assert len(result.errors) == 3 and not list(tmp_path.rglob("*evil*"))
+    assert all("expected the name of a folder" in error for error in result.errors.values())
+
+
+def test_copies_of_segments_go_when_they_are_not_named_any_more(films: Path, tmp_path: Path):
+    publish_catalogue(address())
+    folder = RemoteLibrary(address()).folder / ".published"
+    for old, name in ((False, ".new"), (True, ".old")):
+        (folder / name).mkdir()
+        if old:
+            os.utime(folder / name, (0, 0))
+    for number in range(4):
+        write_index(films / f"more {number}", 50, seed=number)
+        publish_catalogue(address())
+        catalogue = open_library_catalogue(PLACE)
+        copies = {path.name for path in folder.iterdir()}
+        assert copies == {".new", *(one.record.name for one in catalogue.segments)}
+
+
+def test_a_cache_without_hard_links(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    publish_catalogue(address())
+    shutil.rmtree(tmp_path / "cache")
+    write_index(films / "day", 9, seed=7)
+    monkeypatch.setattr(os, "link", refuse)
+    assert contents(publish_catalogue(address())) == expected_contents(films)
+
+
 def test_a_publisher_that_is_killed_leaves_the_catalogue_of_before(
     films: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -184,6 +243,17 @@ def test_tags_and_removal(films: Path, tmp_path: Path):
     assert not (films / "yard" / "manifest.json").exists()
     assert {video.vid for video in open_library_catalogue(PLACE).videos()} == {"kitchen", "street"}
     assert "yard" not in json.loads((films / ".tags.json").read_text())["tags"]
+
+
+def test_tags_that_were_deleted_in_the_store_are_gone(films: Path):
+    publish_catalogue(address())
+    tag_remote(address(), ["yard"], ["summer"])
+    (films / ".tags.json").write_text("{")
+    with pytest.raises(GranAlignError, match="delete it and tag the videos again"):
+        tag_remote(address(), ["yard"], ["winter"])
+    (films / ".tags.json").unlink()
+    assert not read_tags(open_library_catalogue(PLACE).folder)
+    assert tag_remote(address(), ["yard"], ["winter"]) == {"yard": ("winter",)}
 
 
 def test_one_index(films: Path):
