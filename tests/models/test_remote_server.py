@@ -6,6 +6,7 @@ import gzip
 import json
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -102,6 +103,25 @@ def test_nobody_listens(model_server: ModelServer) -> None:
         Server(address).get("/models")
 
 
+def test_a_connection_that_is_never_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that drops what is sent to it: its queue of connections is full."""
+    monkeypatch.setattr(transport, "_CONNECT_SECONDS", 0.1)
+    monkeypatch.setattr(transport, "FIRST_WAIT", 0.01)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        place = listener.getsockname()
+        waiting = [socket.socket() for _ in range(4)]
+        for one in waiting:
+            one.setblocking(False)
+            one.connect_ex(place)
+        server = Server(Address.parse("llm", f"http://127.0.0.1:{place[1]}"))
+        with pytest.raises(RemoteError, match="cannot be reached"):
+            server.get("/models")
+        for one in waiting:
+            one.close()
+
+
 @pytest.mark.parametrize("form", ["seconds", "date"])
 def test_retry_after_is_honoured(model_server: ModelServer, form: str) -> None:
     later = datetime.now(UTC) + timedelta(seconds=2)
@@ -112,8 +132,9 @@ def test_retry_after_is_honoured(model_server: ModelServer, form: str) -> None:
     assert time.monotonic() - begin > 0.9
 
 
-def test_retry_after_tomorrow_is_said(model_server: ModelServer) -> None:
-    model_server.answer = in_turn(Reply(b"", 429, headers={"Retry-After": "86400"}))
+@pytest.mark.parametrize("text", ["86400", "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_retry_after_tomorrow_is_said(model_server: ModelServer, text: str) -> None:
+    model_server.answer = in_turn(Reply(b"", 429, headers={"Retry-After": text}))
     with pytest.raises(RemoteError, match="to come back in 86400 s; ask fewer at a time"):
         ask(model_server)
     assert len(model_server.posts) == 1
@@ -182,7 +203,9 @@ def test_ctrl_c_ends_requests_at_once(
     assert time.monotonic() - begin < 5
 
 
-@pytest.mark.parametrize("place", ["http://evil.example/v1/chat", "/v1/other", "//x:1/\x1b[2J"])
+@pytest.mark.parametrize(
+    "place", ["http://evil.example/v1/chat", "/v1/other", "//x:1/\x1b[2J", "http://[x"]
+)
 def test_redirects_are_not_followed(
     model_server: ModelServer, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:

@@ -204,7 +204,7 @@ class Server:
         try:
             async with stream as response:
                 reply = await _read(response)
-        except httpx.ConnectError as error:
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise _Failure(f"cannot be reached ({self._safe(one_line(error))})") from None
         except httpx.InvalidURL as error:
             raise RemoteError(
@@ -231,8 +231,7 @@ class Server:
         """Return the error of an answer that is not 200."""
         status: int = response.status_code
         if 300 <= status < 400:
-            target = urlsplit(response.headers.get("location", ""))
-            place = self._safe(f"{target.scheme}://{target.hostname}{target.path}")
+            place = self._safe(_place(response.headers.get("location", "")))
             return RemoteError(
                 f"{self.address.url}: got a redirect to {place}, which is not followed; name the "
                 f"final address with {self.address.option}",
@@ -344,15 +343,25 @@ def _message(reply: bytes | None) -> str:
     return text
 
 
+def _place(location: str) -> str:
+    """Return a ``Location`` header without user, query and fragment, which may hold secrets."""
+    try:
+        target = urlsplit(location)
+    except ValueError:
+        return "what is no URL"
+    return f"{target.scheme}://{target.hostname}{target.path}"
+
+
 def _retry_after(text: str | None) -> float | None:
     """Return the seconds of a ``Retry-After`` header, which are a number or a date."""
     if not text:
         return None
     try:
-        return max(0.0, float(int(text.strip())))
+        return float(min(max(int(text.strip()), 0), _MOST_SECONDS))
     except ValueError:
         pass
     try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+        seconds = parsedate_to_datetime(text).timestamp() - time.time()
+        return min(max(seconds, 0.0), _MOST_SECONDS)
     except (ValueError, TypeError, OverflowError):
         return None
