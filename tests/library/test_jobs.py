@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from helpers.job_models import VIDEOS, JobModels
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index import VideoIndex
 from granalign_fast.index.builder import index_videos
-from granalign_fast.library.jobs import Workers, chunks, index_sources, job
+from granalign_fast.library.jobs import Workers, chunks, index_sources, job, output
 from granalign_fast.library.jobs.local import LocalExecutor
 from granalign_fast.library.jobs.records import Job, Outcome, SourceVideo
 from granalign_fast.library.jobs.stages import decode, model_stages
@@ -183,6 +185,28 @@ def test_a_damaged_video_is_indexed_as_far_as_it_goes(job_videos: Path, tmp_path
     assert result.vids == ("street",) and 0 < result.clips < 79
 
 
+def test_warnings_of_models_are_not_those_of_a_video(job_videos: Path, tmp_path: Path):
+    """The next chunk is decoded in a thread while a model runs in this one."""
+    models = JobModels()
+    answer, said = models.captioner.agnostic, 0
+
+    def agnostic(frames: Any) -> list[str]:
+        nonlocal said
+        for _ in range(20):
+            time.sleep(0.0005)  # lets the other thread run
+            said += 1
+            warnings.warn(f"number {said}", RuntimeWarning, stacklevel=1)
+        return answer(frames)
+
+    models.captioner.agnostic = agnostic  # type: ignore[method-assign]
+    show = warnings.showwarning
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run([job_videos], tmp_path / "out", models)
+    assert [str(one.message) for one in caught] == [f"number {n + 1}" for n in range(said)]
+    assert {one.category for one in caught} == {RuntimeWarning} and warnings.showwarning is show
+
+
 def test_changed_moved_and_copied_files(job_videos: Path, tmp_path: Path):
     videos, out = tmp_path / "videos", tmp_path / "out"
     (videos / "a").mkdir(parents=True)
@@ -255,7 +279,18 @@ def test_a_chunk_survives_its_columns(job_videos: Path, tmp_path: Path):
     assert all(image.size == 0 for image in again.without_pictures().images)
 
 
-@pytest.mark.parametrize("text", ["captions", "captions=0", "captions=3-2", "sound=1", "texts=1:x"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "captions",
+        "captions=0",
+        "captions=3-2",
+        "sound=1",
+        "texts=1:x",
+        "texts=1:1.5",
+        "texts=1:nan",
+    ],
+)
 def test_wrong_workers_are_refused(text: str):
     with pytest.raises(GranAlignError, match="workers"):
         Workers.parse(text)
@@ -298,6 +333,32 @@ def test_from_store_to_store(stored: Path, clean: Path, tmp_path: Path):
         VideoIndex.load(tmp_path / "out" / "yard").embeddings,
         VideoIndex.load(clean / "yard").embeddings,
     )
+
+
+def test_a_job_leaves_the_rows_of_another_one_alone(stored: Path):
+    """Two jobs index different videos into one store, which knows no locks."""
+    other = Store.at("s3://lib/all")
+    for vid in ("yard", "street"):
+        other.write(f".indexing/parts/{vid}/0123/00000000-00000012", b"rows")
+    run(["s3://media/videos/yard.mp4"], "s3://lib/all")
+    names = [name for name in other.list() if name.startswith(".indexing")]
+    assert names == [".indexing/parts/street/0123/00000000-00000012"]
+
+
+@pytest.mark.parametrize(("age", "wait"), [(-0.5, 2.0), (0.5, 1.5), (3.0, 0.0), (-9.0, 2.0)])
+def test_two_manifests_differ_in_their_times(
+    stored: Path, clean: Path, monkeypatch: pytest.MonkeyPatch, age: float, wait: float
+):
+    """The store keeps whole seconds, and its clock may be ahead of ours."""
+    slept: list[float] = []
+    store = Store.at("s3://lib/all")
+    index = VideoIndex.load(clean / "yard")
+    output.put_index(store, index)
+    written = (stored / "lib" / "all" / "yard" / "manifest.json").stat().st_mtime
+    monkeypatch.setattr(output.time, "time", lambda: written + age)
+    monkeypatch.setattr(output.time, "sleep", slept.append)
+    output.put_index(store, index)
+    assert slept == [pytest.approx(wait, abs=1e-3)]
 
 
 def test_names_that_stand_for_nothing(stored: Path, tmp_path: Path):

@@ -205,7 +205,18 @@ class _Run:
         for video in rest:
             self.fail(video.name, GranAlignError("not all of its frames came back; index it again"))
         if not rest:
+            self._clean_up()
+
+    def _clean_up(self) -> None:
+        """Delete the rows that earlier jobs have stored, also those with other settings."""
+        out = self.job.out
+        if isinstance(out.place, Path):
             out.remove_folder(PARTS.partition("/")[0])
+            return
+        # A store knows no locks: another job may have rows of other videos there.
+        own = {video.vid for video in self.videos}
+        names = (name.removeprefix(f"{PARTS}/") for name in out.list(PARTS))
+        out.remove(f"{PARTS}/{name}" for name in names if name.partition("/")[0] in own)
 
     def _take(self, outcome: Outcome) -> None:
         """Note what has become of a chunk; a video whose chunks are all stored is joined."""

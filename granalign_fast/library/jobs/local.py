@@ -12,7 +12,7 @@ from granalign_fast.storage import Store
 
 from .chunks import Chunk
 from .records import Job, Outcome, SourceVideo, StageModels
-from .stages import decode, join, model_stages, store
+from .stages import collected_warnings, decode, join, model_stages, store
 
 _READERS = 8
 """Files that are read for their hash at a time: an object store serves many at once."""
@@ -47,7 +47,7 @@ class LocalExecutor:
         """Yield an outcome for each chunk of the videos."""
         shared = replace(job, open_models=self._shared)
         stages = [make(shared) for make in model_stages(job).values()]
-        with prefetch(_decode_all(job, videos)) as chunks:
+        with collected_warnings(), prefetch(_decode_all(job, videos)) as chunks:
             for chunk in chunks:
                 for stage in stages:
                     chunk = stage(chunk)

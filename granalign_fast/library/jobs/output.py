@@ -49,7 +49,9 @@ def put_index(out: Store, index: VideoIndex) -> None:
     old = out.find(f"{vid}/{MANIFEST}")
     if old is not None:
         out.remove([f"{vid}/{MANIFEST}"])
-        time.sleep(max(0.0, old.modified_ns / 1e9 + _DISTINCT - time.time()) % _DISTINCT)
+        # The clock of the store may differ from this one: no wait is longer than that.
+        left = old.modified_ns / 1e9 + _DISTINCT - time.time()
+        time.sleep(min(max(left, 0.0), _DISTINCT))
     with tempfile.TemporaryDirectory(prefix="granalign-") as name:
         write_index(index, Path(name))
         for file in (CLIPS, EMBEDDINGS, MANIFEST):

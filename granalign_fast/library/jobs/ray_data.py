@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +20,7 @@ from granalign_fast.parsing.json_values import parse_json
 from .chunks import Chunk
 from .local import hash_file
 from .records import STAGES, Job, Outcome, SourceVideo, StageModels, Workers
-from .stages import Stage, decode, join, model_stages, store
+from .stages import Stage, collected_warnings, decode, join, model_stages, store
 
 _log = logging.getLogger(__name__)
 
@@ -228,8 +229,10 @@ class _Decode:
         video = SourceVideo(
             str(row["vid"]), str(row["name"]), int(row["bytes"]), int(row["modified"])
         )
-        for chunk in decode(self._job, video):
-            yield dict(chunk.to_row())
+        with warnings.catch_warnings(), collected_warnings():
+            warnings.simplefilter("always")  # also what this process has said of the video before
+            for chunk in decode(self._job, video):
+                yield dict(chunk.to_row())
 
 
 class _StageActor:

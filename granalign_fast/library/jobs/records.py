@@ -50,7 +50,8 @@ class Workers:
     Attributes:
         least: how many there are from the start.
         most: how many Ray may start while others wait for this stage.
-        gpus: that each of them takes, such as 1 or 0.25; 0 runs it on the CPU.
+        gpus: that each of them takes, such as 0.25, 1 or 2, above 1 a whole number as Ray wants it;
+            0 runs it on the CPU.
 
     Raises:
         GranAlignError: a number is out of range.
@@ -61,10 +62,11 @@ class Workers:
     gpus: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.least <= self.most or not 0 <= self.gpus <= 64:
+        sound = self.gpus <= 1 or float(self.gpus).is_integer()
+        if not 1 <= self.least <= self.most or not 0 <= self.gpus <= 64 or not sound:
             raise GranAlignError(
                 f"workers: got {self.least}-{self.most} with {self.gpus} GPUs each, expected "
-                f"counts from 1 and GPUs from 0"
+                f"counts from 1, and a share of one GPU or 1 to 64 whole ones"
             )
 
     @classmethod

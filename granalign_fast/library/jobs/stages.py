@@ -6,6 +6,7 @@ A video that fails costs only itself: its last chunk carries the error through a
 from __future__ import annotations
 
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ from .records import Job, Outcome, SourceVideo
 
 
 def decode(job: Job, video: SourceVideo) -> Iterator[Chunk]:
-    """Yield the frames of a video in chunks.
+    """Yield the frames of a video in chunks; inside `collected_warnings` with its warnings.
 
     A video in an object store is copied to a temporary file: decoding reads all of it, and its hash
     is computed on the way. Frames whose rows an earlier run has stored are left out.
@@ -127,13 +128,42 @@ def _chunk(
     return Chunk(video, first, end, last, duration=duration, frames=tuple(frames), hashes=hashes)
 
 
+_thread = threading.local()
+"""Its `caught` is the list of the warnings that `_collecting` catches in this thread."""
+
+
+@contextmanager
+def collected_warnings() -> Iterator[None]:
+    """Let `decode` collect its warnings, in whatever thread it runs; those of others are shown.
+
+    `warnings.catch_warnings` would also catch what models say in other threads meanwhile.
+    """
+    show = warnings.showwarning
+
+    def collect(message: Warning | str, *rest: Any, **options: Any) -> None:
+        caught = getattr(_thread, "caught", None)
+        if caught is None:
+            show(message, *rest, **options)
+        else:
+            caught.append(str(message))
+
+    warnings.showwarning = collect
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
+
+
 @contextmanager
 def _collecting(said: list[str], path: Path, name: str) -> Iterator[None]:
     """Collect the warnings of the block, which would be lost on another machine."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    caught: list[str] = []
+    _thread.caught = caught
+    try:
         yield
-    said += [str(one.message).replace(str(path), name) for one in caught]
+    finally:
+        _thread.caught = None
+        said += [text.replace(str(path), name) for text in caught]
 
 
 class Stage:
