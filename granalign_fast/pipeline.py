@@ -18,7 +18,7 @@ from .models.deferred_encoder import DeferredEncoder
 from .models.embedding_cache import CachedEncoder
 from .models.encoder import cpu_threads
 from .models.manifest import CLIP, LLM, SENTENCE_ENCODER, VLM, exported_models, model_sources
-from .models.prefix_cache import CPU_MEMORY_BYTES, DiskTier, MemoryTier, PrefixCache
+from .models.prefix_cache import PrefixCache, user_prefix_cache
 from .models.sentence_encoder import OnnxSentenceEncoder
 from .models.sources import resolve_model
 from .protocols import Captioner, ImageTextEncoder, Rewriter, TextEncoder
@@ -318,10 +318,6 @@ class ModelFolder:
 
 MINIATURES = "miniatures"
 """The name of the package's own small models, where a folder of models is expected."""
-_MEMORY_BYTES = 1 << 30
-"""Prefixes kept in memory: 1 GiB holds 70 frames of a 7 B model in fp16."""
-_MOST_GIB = 1 << 20
-"""GiB on disk that are still a size, and not a typing error."""
 
 
 def models_folder(name: str | Path) -> Path:
@@ -353,15 +349,9 @@ def open_models(
     Raises:
         GranAlignError: `prefix_gib` is out of range, or as `ModelFolder`.
     """
-    if not 0 <= prefix_gib <= _MOST_GIB:
-        raise GranAlignError(f"prefix_gib: got {prefix_gib}, expected 0 to {_MOST_GIB} GiB")
-    on_disk, cache = int(prefix_gib * (1 << 30)), usable_cache("prefixes")
-    small = Device.parse(device).kind == "cpu" and cache is not None and on_disk
-    tiers: list[MemoryTier | DiskTier] = [MemoryTier(CPU_MEMORY_BYTES if small else _MEMORY_BYTES)]
-    if cache is not None:
-        tiers.append(DiskTier(cache, on_disk))
+    cache = user_prefix_cache(prefix_gib, on_cpu=Device.parse(device).kind == "cpu")
     path = None if folder is None else models_folder(folder)
-    return ModelFolder(path, device=device, cache=PrefixCache(tiers), remote=remote)
+    return ModelFolder(path, device=device, cache=cache, remote=remote)
 
 
 def open_retriever(

@@ -65,7 +65,7 @@ _WITH_EXAMPLES = (
         "output.filmstrip",
     ),
     *("output.timeline", "pipeline", "models.graph_contract", "models.static_cache"),
-    "models.vision_language_model",
+    "models.image_layout",
     "runtime.workers",
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from granalign_fast.index import VideoIndex
 
@@ -55,6 +55,13 @@ class IndexCache:
                 _, (_, gone) = self._entries.popitem(last=False)
                 self.nbytes -= gone
         return index
+
+    def keep(self, videos: Iterable[CataloguedVideo]) -> None:
+        """Drop the indexes of all other videos, and those of earlier indexings."""
+        known = {(video.vid, video.stamp) for video in videos}
+        with self._lock:
+            for key in self._entries.keys() - known:
+                self.nbytes -= self._entries.pop(key)[1]
 
 
 def index_bytes(index: VideoIndex) -> int:

@@ -330,10 +330,7 @@ class Library:
         Indexes of videos that it has not, or of earlier indexings, are no longer kept in memory.
         """
         self.catalogue = catalogue
-        if self._indexes:
-            known = {(video.vid, video.stamp) for video in catalogue.videos()}
-            for key in self._indexes.keys() - known:
-                del self._indexes[key]
+        self.cache.keep(catalogue.videos())
 
     def _load(self, video: CataloguedVideo) -> VideoIndex:
         """Return the index of a video, from memory if it was used lately.

@@ -16,7 +16,8 @@ from granalign_fast.runtime.device import Device
 from granalign_fast.runtime.session import Session
 
 from .exported_graph import open_session
-from .manifest import ExportedModel, FrameEncoderManifest, SentenceManifest, fingerprint
+from .exported_model import ExportedModel
+from .manifest import FrameEncoderManifest, SentenceManifest, fingerprint
 from .tokenizer_file import fit, load_tokenizer, tokenizing
 
 _BATCH_TOKENS = {"cpu": 512}

@@ -167,6 +167,12 @@ class ImageLayout:
         Raises:
             GranAlignError: the placeholder stands there more or less often than expected, or the
                 layout has time stamps, and no time is known.
+
+        >>> image = ImageLayout(
+        ...     content="image", placeholder=(9,), pieces=(VisualRun(9, (1, 2, 3)),)
+        ... )
+        >>> image.expand([5, 9, 6]).positions.tolist()
+        [[0, 1, 1, 1, 1, 1, 1, 4], [0, 1, 1, 1, 2, 2, 2, 4], [0, 1, 2, 3, 1, 2, 3, 4]]
         """
         starts = _places(ids, self.placeholder)
         if len(starts) != self.places:

@@ -23,9 +23,10 @@ from granalign_fast.runtime.session import OnnxSession
 from .chat import ChatTokenizer
 from .chat_template import Message
 from .decoder import Batch, Cache, Decoder, Ids, decode
+from .exported_model import ExportedModel
 from .graph_contract import GRAPH, INPUT_IDS, POSITION_IDS, STATIC_GRAPH, WEIGHTS
 from .growing_cache import GrowingDecoder
-from .manifest import ExportedModel, LlmManifest, VlmManifest, fingerprint
+from .manifest import LlmManifest, VlmManifest, fingerprint
 from .prefix import Prefix, read_only
 from .static_cache import StaticDecoder
 

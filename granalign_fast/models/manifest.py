@@ -180,23 +180,6 @@ _ADDED = {"block", "comparison", "self_check", "prompt", "query_prompt", "deepst
 """Keys that folders of earlier versions lack."""
 
 
-class ExportedModel:
-    """A model that was opened from an exported folder."""
-
-    manifest: Any
-    """Its `Manifest`."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Name of the model's results, by what its folder says of itself."""
-        raise NotImplementedError
-
-    @property
-    def content_key(self) -> str:
-        """Name of the results in a cache: the fingerprint, and a hash of the files' content."""
-        return f"{self.fingerprint}-{self.manifest.content_sha256}"
-
-
 @dataclass(frozen=True, kw_only=True)
 class SentenceManifest(Manifest):
     """The manifest of an exported sentence encoder.

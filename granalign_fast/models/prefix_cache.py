@@ -22,6 +22,7 @@ from granalign_fast.files import make_private, replacing
 from granalign_fast.parsing.limits import MOST_INDEX_BYTES
 from granalign_fast.parsing.tensors import read_tensors
 from granalign_fast.reading import read_file
+from granalign_fast.runtime.cache_folder import usable_cache
 from granalign_fast.runtime.capture_lock import CAPTURE_LOCK
 
 _log = logging.getLogger(__name__)
@@ -35,7 +36,10 @@ file takes seconds to write."""
 
 
 KEPT_BYTES = 1 << 30
-"""Bytes of memory that a cache without other tiers may take."""
+"""Bytes of memory that a cache without other tiers may take: 70 frames of a 7 B model in fp16."""
+
+_MOST_GIB = 1 << 20
+"""GiB on disk that are still a size, and not a typing error."""
 
 CPU_MEMORY_BYTES = 1 << 25
 """Bytes of memory that a cache with a tier on disk takes on a CPU, which reads prefixes much faster
@@ -360,3 +364,23 @@ def _checked_limit(limit: int, name: str) -> int:
     if not isinstance(limit, int) or limit < 0:
         raise GranAlignError(f"limit of the {name} tier: got {limit!r}, expected bytes, 0 or more")
     return limit
+
+
+def user_prefix_cache(gib: float, *, on_cpu: bool) -> PrefixCache:
+    """Return a cache in memory and in the user's cache folder, where later processes find it.
+
+    Args:
+        gib: the bound on disk, in GiB; 0 for none.
+        on_cpu: whether the model runs on a CPU.
+
+    Raises:
+        GranAlignError: `gib` is out of range.
+    """
+    if not 0 <= gib <= _MOST_GIB:
+        raise GranAlignError(f"prefix_gib: got {gib}, expected 0 to {_MOST_GIB} GiB")
+    on_disk, folder = int(gib * (1 << 30)), usable_cache("prefixes")
+    small = on_cpu and folder is not None and on_disk
+    tiers: list[Tier] = [MemoryTier(CPU_MEMORY_BYTES if small else KEPT_BYTES)]
+    if folder is not None:
+        tiers.append(DiskTier(folder, on_disk))
+    return PrefixCache(tiers)

@@ -276,7 +276,7 @@ def test_the_next_video_takes_the_place_of_one_that_cannot_be_read(
     library = Library.open(tmp_path / "library", Retriever(BagOfWords()))
     first, second, *_ = library.search("a red car", refine=0).moments
     shutil.rmtree(tmp_path / "library" / first.vid)
-    library._indexes.clear()
+    library.cache.keep([])
     result = library.search("a red car", top=1, refine=0)
     assert result.moments == (second,) and set(result.errors) == {first.vid}
 
