@@ -101,7 +101,7 @@ class BertGraph(EncoderGraph):
         so_far = self._op("CumSum", counted, axis)
         if self.packed:
             # Subtract what stands in the row before the token's own text.
-            start = self._op("Sub", self._places(), POSITIONS)
+            start = self._op("Sub", self._places(len(self.encoder.positions)), POSITIONS)
             before = self._op("Sub", so_far, counted)
             so_far = self._op("Sub", so_far, self._op("GatherElements", before, start, axis=1))
         return self._op("Mul", so_far, counted)
@@ -117,7 +117,7 @@ class BertGraph(EncoderGraph):
             # All rows of a batch have the same layout.
             first = self._op("Gather", POSITIONS, self._array(0, np.int64), axis=0)
         else:
-            first = self._places()
+            first = self._places(len(self.encoder.positions))
         key = self._op("Unsqueeze", first, self._integers(0))
         distance = self._op("Sub", key, self._op("Unsqueeze", first, self._integers(1)))
         column = self._op("Add", distance, self._array(distances.shape[1] // 2, np.int32))

@@ -112,10 +112,19 @@ class EncoderGraph(GraphBuilder, ABC):
     def _size(self, axis: int) -> str:
         return self._op("Shape", self.ids, start=axis, end=axis + 1)
 
-    def _places(self) -> str:
-        """Return the name of int32 (sequence,): 0, 1, 2 and so on."""
-        length = self._op("Squeeze", self._cast(self._size(1), np.int32))
-        return self._op("Range", self._array(0, np.int32), length, self._array(1, np.int32))
+    def _places(self, longest: int) -> str:
+        """Return the name of int32 (sequence,): 0, 1, 2 and so on.
+
+        Args:
+            longest: the greatest length of a text; a row of packed texts may be longer.
+        """
+        if self.packed:
+            length = self._op("Squeeze", self._cast(self._size(1), np.int32))
+            return self._op("Range", self._array(0, np.int32), length, self._array(1, np.int32))
+        # A slice, since a GPU would leave the cast of a length to the host.
+        zero = self._integers(0)
+        every = self._array(np.arange(longest), np.int32)
+        return self._op("Slice", every, zero, self._size(1), zero)
 
     def _inputs(self) -> list[Any]:
         inputs = [self._value(self.ids, np.int32, "batch", "sequence")]

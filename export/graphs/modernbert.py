@@ -88,7 +88,7 @@ class ModernBertGraph(EncoderGraph):
             # All rows of a batch have the same layout.
             first = self._op("Gather", POSITIONS, self._array(0, np.int64), axis=0)
         else:
-            first, mask = self._places(), self._mask()
+            first, mask = self._places(self.encoder.longest), self._mask()
             size = self._op("Concat", self._size(0), self._size(1), axis=0)
             places = self._op("Expand", first, size)
         local = self._local_mask(first, mask)

@@ -19,6 +19,7 @@ import pytest
 from helpers import fake_cupy
 from helpers.tiny_bert import write_tiny_bert
 from helpers.tiny_clip import MAX_TOKENS, random_frames, write_random_clip, write_tiny_export
+from helpers.tiny_encoders import FAMILIES, write_tiny_encoder
 from helpers.tiny_llm import CONFIGS, LLAMA, RAGGED, extension_of, prompts_of, write_unchecked
 from helpers.tiny_vlm import CONFIGS as VLM_CONFIGS
 from helpers.tiny_vlm import IMAGE, IMAGE_SIZE, PUBLISHED, VISION, frames_of, write_unchecked_vlm
@@ -124,10 +125,11 @@ def test_vision_language_models(tmp_path: Path, name: str, precision: str) -> No
     check_every_node_on_gpu(out / "static.onnx", static)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_encoders(tmp_path: Path, precision: str) -> None:
-    cache = tmp_path / "cache"
-    encoder = SentenceEncoder(write_tiny_bert(tmp_path / "b"), precision=precision, cache_dir=cache)
+def test_encoders(tmp_path: Path, precision: str, family: str) -> None:
+    cache, source = tmp_path / "cache", write_tiny_encoder(tmp_path / "b", family)
+    encoder = SentenceEncoder(source, precision=precision, cache_dir=cache)
     graph = encoder._session.path.with_name("model.onnx")
     check_every_node_on_gpu(graph, lambda session: {session.inputs[0]: np.ones((3, 5), np.int32)})
 
@@ -302,9 +304,12 @@ def test_launches_of_a_vision_tower(
     assert len(flash) == (3 if most == 11 else 5) and "Softmax" not in "".join(more)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_an_encoder_is_one_launch(tmp_path: Path, new_calls: NewCalls, precision: str) -> None:
-    source = write_tiny_bert(tmp_path / "tiny")
+def test_an_encoder_is_one_launch(
+    tmp_path: Path, new_calls: NewCalls, precision: str, family: str
+) -> None:
+    source = write_tiny_encoder(tmp_path / "tiny", family)
     encoder = SentenceEncoder(
         source, precision=precision, device="cuda", cache_dir=tmp_path / "cache"
     )

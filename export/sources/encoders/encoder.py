@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.errors import GranAlignError
+from granalign_fast.errors import GranAlignError, short_repr
 from granalign_fast.export.sources.checkpoint import Checkpoint
 
 Array = npt.NDArray[np.floating[Any]]
@@ -27,8 +27,6 @@ Ids = npt.NDArray[np.integer[Any]]
 
 Observer = Callable[[str, Array], None]
 """Called with the name and the value of an activation, see `Encoder.run`."""
-
-Number = TypeVar("Number", int, float)
 
 Opened = Callable[[Checkpoint], None]
 """Called with the weights before any is read."""
@@ -265,6 +263,9 @@ def _erf_table() -> tuple[Array, int, int]:
 
 # Settings and weights.
 
+_MOST = 1e15
+"""No setting of a model is as large."""
+
 
 class Weights:
     """The tensors of a checkpoint; each is checked when it is read.
@@ -317,21 +318,33 @@ class Settings:
         self.config, self.path, self.family = config, path, family
 
     def integer(self, name: str) -> int:
-        """Return a whole number; raise unless there is one."""
-        return self._converted(name, int)
+        """Return a whole number that is not negative; raise unless there is one."""
+        number = self.number(name)
+        if number != int(number):
+            raise self._unusable(name)
+        return int(number)
 
-    def number(self, name: str) -> float:
-        """Return a number; raise unless there is one."""
-        return self._converted(name, float)
+    def number(self, name: str, least: float = 0) -> float:
+        """Return a finite number that is not less than `least`; raise unless there is one."""
+        value = self.config.get(name)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise self._unusable(name)
+        if not least <= value < _MOST:
+            raise self._unusable(name)
+        return float(value)
 
-    def _converted(self, name: str, kind: Callable[[Any], Number]) -> Number:
-        try:
-            return kind(self.config[name])
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise GranAlignError(
-                f"{self.path}: no usable value for {error}; "
-                f"expected the settings of a {self.family} model"
-            ) from None
+    def flag(self, name: str) -> bool:
+        """Return a truth value; raise unless there is one."""
+        value = self.config.get(name)
+        if not isinstance(value, bool):
+            raise self._unusable(name)
+        return value
+
+    def _unusable(self, name: str) -> GranAlignError:
+        return GranAlignError(
+            f"{self.path}: got no usable value for {name!r}, {short_repr(self.config.get(name))}; "
+            f"expected the settings of a {self.family} model"
+        )
 
     def heads(self, hidden: int) -> int:
         """Return the number of heads; raise unless it divides the hidden size."""

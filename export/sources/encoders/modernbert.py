@@ -38,6 +38,9 @@ from .encoder import (
 
 _WORDS = "embeddings.tok_embeddings.weight"
 
+_MOST_POSITIONS = 1 << 17
+"""The graph holds the rotary angles of all positions; published models have 8,192."""
+
 _DEFAULTS: dict[str, Any] = {
     "norm_eps": 1e-5,
     "norm_bias": False,
@@ -201,8 +204,8 @@ def fits_modernbert(config: Mapping[str, Any]) -> bool:
     # Rotary positions are plain, in one set of parameters or in one for each kind of layer.
     nested = [s.values() for s in scaling if isinstance(s, dict)]
     scaling += [one for values in nested for one in values if isinstance(one, dict)]
-    kinds = {s.get("rope_type", s.get("type", "default")) for s in scaling if isinstance(s, dict)}
-    return config.get("hidden_activation", "gelu") == "gelu" and kinds <= {"default"}
+    kinds = [s.get("rope_type", s.get("type", "default")) for s in scaling if isinstance(s, dict)]
+    return config.get("hidden_activation", "gelu") == "gelu" and kinds == ["default"] * len(kinds)
 
 
 def _read(weights: Weights, settings: Settings) -> ModernBert:
@@ -214,12 +217,19 @@ def _read(weights: Weights, settings: Settings) -> ModernBert:
             f"{settings.path}: got {heads} heads for hidden size {hidden}, expected heads of an "
             f"even size, which rotary positions turn in pairs"
         )
+    longest = settings.integer("max_position_embeddings")
+    if not 0 < longest <= _MOST_POSITIONS:
+        raise GranAlignError(
+            f"{settings.path}: got max_position_embeddings {longest}, expected 1 to "
+            f"{_MOST_POSITIONS}; copy or download the model again"
+        )
+    norms = settings.flag("norm_bias")
+    _check(weights, _norm_shapes("embeddings.norm", hidden, norms))
+    for i in range(depth):
+        _check(weights, _layer_shapes(settings, i, hidden, wide))
     local = _local_layers(settings, depth)
-    shapes = [_layer_shapes(settings, i, hidden, wide) for i in range(depth)]
-    norms = bool(settings.config["norm_bias"])
-    _check(weights, [*shapes, _norm_shapes("embeddings.norm", hidden, norms)])
     # Without a base of their own, local layers have the other one.
-    base = settings.number("global_rope_theta")
+    base = settings.number("global_rope_theta", least=1)
     own = settings.config["local_rope_theta"]
     return ModernBert(
         words=weights.read(_WORDS, settings.integer("vocab_size"), hidden, dtype=np.float32),
@@ -229,8 +239,8 @@ def _read(weights: Weights, settings: Settings) -> ModernBert:
         heads=heads,
         epsilon=settings.number("norm_eps"),
         window=settings.integer("local_attention") // 2,
-        thetas=(base, base if own is None else settings.number("local_rope_theta")),
-        longest=settings.integer("max_position_embeddings"),
+        thetas=(base, base if own is None else settings.number("local_rope_theta", least=1)),
+        longest=longest,
         checkpoint=weights.checkpoint,
     )
 
@@ -242,7 +252,8 @@ def _local_layers(settings: Settings, depth: int) -> list[bool]:
         every = max(1, settings.integer("global_attn_every_n_layers"))
         return [bool(i % every) for i in range(depth)]
     known = {"full_attention": False, "sliding_attention": True}
-    if not isinstance(kinds, list) or len(kinds) != depth or not set(kinds) <= set(known):
+    valid = isinstance(kinds, list) and len(kinds) == depth
+    if not valid or any(kind not in [*known] for kind in kinds):
         raise GranAlignError(
             f"{settings.path}: got layer_types {kinds!r}, expected {depth} of {sorted(known)}; "
             f"copy or download the model again"
@@ -254,7 +265,7 @@ def _layer(weights: Weights, settings: Settings, i: int, local: bool) -> Layer:
     name = f"layers.{i}"
     hidden, wide = settings.integer("hidden_size"), settings.integer("intermediate_size")
     attention, mlp, norms = (
-        bool(settings.config[key]) for key in ("attention_bias", "mlp_bias", "norm_bias")
+        settings.flag(key) for key in ("attention_bias", "mlp_bias", "norm_bias")
     )
     joined = weights.dense(f"{name}.attn.Wqkv", hidden, 3 * hidden, biased=attention)
     query, key, value = joined.split(3)
@@ -287,9 +298,9 @@ def _layer_shapes(settings: Settings, i: int, hidden: int, wide: int) -> Shapes:
         ("mlp.Wo", hidden, wide, "mlp_bias"),
     ):
         shapes[f"layers.{i}.{dense}.weight"] = (rows, columns)
-        shapes[f"layers.{i}.{dense}.bias"] = (rows,) if settings.config[biased] else None
+        shapes[f"layers.{i}.{dense}.bias"] = (rows,) if settings.flag(biased) else None
     for norm in ["attn_norm"] * (i > 0) + ["mlp_norm"]:
-        shapes |= _norm_shapes(f"layers.{i}.{norm}", hidden, bool(settings.config["norm_bias"]))
+        shapes |= _norm_shapes(f"layers.{i}.{norm}", hidden, settings.flag("norm_bias"))
     return shapes
 
 
@@ -297,9 +308,9 @@ def _norm_shapes(name: str, hidden: int, biased: bool) -> Shapes:
     return {f"{name}.weight": (hidden,), f"{name}.bias": (hidden,) if biased else None}
 
 
-def _check(weights: Weights, shapes: Sequence[Shapes]) -> None:
+def _check(weights: Weights, shapes: Shapes) -> None:
     """Raise unless tensors have these shapes; this is before anything is written."""
-    for name, shape in (item for some in shapes for item in some.items()):
+    for name, shape in shapes.items():
         if shape is not None:
             weights.check(name, shape)
         elif name in weights.checkpoint:
