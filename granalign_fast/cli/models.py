@@ -50,7 +50,7 @@ def models_list(as_json: Json = False) -> None:
 
     from granalign_fast.output.tables import show
 
-    table = Table(box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("", overflow="fold")
     table.add_column("precision", no_wrap=True)
     for name in ("fetch", "disk", "memory"):
