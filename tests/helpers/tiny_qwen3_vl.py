@@ -209,8 +209,11 @@ def _vision_weights(
     for merger in ("merger", *mergers):
         norm(f"{merger}.norm", hidden if merger == "merger" else joined)
         linear(f"{merger}.linear_fc1", joined, joined)
-        # What the decoder gets is no larger than its embeddings of text.
-        linear(f"{merger}.linear_fc2", out, joined, scale=spread / 10)
+        # Image embeddings are no larger than those of text. Features are as large as the states
+        # that they are added to.
+        linear(
+            f"{merger}.linear_fc2", out, joined, scale=spread / (10 if merger == "merger" else 2)
+        )
     return weights
 
 
