@@ -17,11 +17,13 @@ import numpy.typing as npt
 
 from granalign_fast.models.graph_contract import CLIPS_GRAPH, PATCHES_GRAPH, VISION_GRAPH
 
-from .checks import float64_vision, transformers_calls
+from .checks import float64_smolvlm, float64_vision
+from .checks.vlm_peers import QwenPeer, SmolVlmPeer, VlmPeer
 from .graphs.qwen2_5_tower import Qwen25Tower
 from .graphs.qwen3_tower import Qwen3Tower
+from .graphs.smolvlm_tower import SmolVlmVisionGraph
 from .graphs.tensor_file import GraphTensors
-from .sources.families import qwen2_5_vl, qwen3_vl
+from .sources.families import qwen2_5_vl, qwen3_vl, smolvlm
 from .sources.vision_language_model import VlmFolder, VlmSource
 
 
@@ -58,14 +60,16 @@ class VlmFamily:
         images: computes the outputs of these graphs for a clip (frames, height, width, 3) of as
             many frames as an image spans, by name, in float64: ``images(source, clip,
             quantised=...)``.
-        run_tower: runs transformers' tower: ``run_tower(model, inputs)`` returns the same outputs
-            as torch tensors, for what the image processor returned.
+        pixels: computes the pixels of a frame (1, height, width, 3) as the image processor does, in
+            float64.
+        peer: how transformers runs the family.
     """
 
     read: Callable[[VlmFolder, tuple[int, int] | None], VlmSource]
     vision_graph: TowerBuilder
     images: Callable[..., dict[str, npt.NDArray[np.float64]]]
-    run_tower: Callable[[Any, Mapping[str, Any]], dict[str, Any]]
+    pixels: Callable[[VlmSource, npt.NDArray[np.uint8]], npt.NDArray[np.float64]]
+    peer: VlmPeer
 
 
 FAMILIES: Mapping[str, VlmFamily] = {
@@ -73,13 +77,22 @@ FAMILIES: Mapping[str, VlmFamily] = {
         qwen2_5_vl.read,
         Qwen25Tower,
         float64_vision.qwen2_5_vl,
-        transformers_calls.run_qwen_tower,
+        float64_vision.qwen_pixels,
+        QwenPeer(),
     ),
     "Qwen3VLForConditionalGeneration": VlmFamily(
         qwen3_vl.read,
         Qwen3Tower,
         float64_vision.qwen3_vl,
-        transformers_calls.run_qwen_tower,
+        float64_vision.qwen_pixels,
+        QwenPeer(),
+    ),
+    "SmolVLMForConditionalGeneration": VlmFamily(
+        smolvlm.read,
+        SmolVlmVisionGraph,
+        float64_smolvlm.smolvlm,
+        float64_smolvlm.smolvlm_pixels,
+        SmolVlmPeer(),
     ),
 }
 """By the architecture in ``config.json``, one for each of `specs.VLM_ARCHITECTURES`."""

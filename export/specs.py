@@ -206,6 +206,7 @@ weights of the last product and of the table of embeddings, float32 cache."""
 VLM_ARCHITECTURES = {
     "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl",
     "Qwen3VLForConditionalGeneration": "qwen3_vl",
+    "SmolVLMForConditionalGeneration": "smolvlm",
 }
 """Supported architectures, with the `model_type` of each. `families` has the code of each."""
 

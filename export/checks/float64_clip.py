@@ -28,7 +28,31 @@ def embed_images(
         tensors: the source's weights.
         frames: bytes (side, side, 3) each, resized and cropped.
     """
-    tower, weights, patch = "vision_model", Weights(tensors), shape.patch
+    tower, weights = "vision_model", Weights(tensors)
+    x = image_states(family, shape, tensors, frames, tower=tower)
+    if family == "clip":
+        return _unit(weights.product(x[:, 0], "visual_projection.weight"))
+    return _unit(_pooled(weights, f"{tower}.head", shape.layers, x))
+
+
+def image_states(
+    family: str,
+    shape: ImageShape,
+    tensors: Tensors,
+    frames: Sequence[npt.NDArray[np.uint8]],
+    *,
+    tower: str,
+) -> Float64:
+    """Return the normalised states (frames, tokens, hidden) behind all layers.
+
+    Args:
+        family: one of `CLIP_FAMILIES`.
+        shape: of the image tower.
+        tensors: the source's weights.
+        frames: bytes (side, side, 3) each, resized and cropped.
+        tower: prefix of the tower's tensor names.
+    """
+    weights, patch = Weights(tensors), shape.patch
     # Pixels, and one product for the patches of each frame.
     levels, edge = shape.levels, shape.grid * patch
     pixels = np.stack(frames)[:, :edge, :edge].astype(np.float64) * levels.rescale
@@ -44,10 +68,7 @@ def embed_images(
     if family == "clip":
         x = weights.layer_norm(x, f"{tower}.pre_layrnorm", shape.layers.epsilon)
     x = np.stack(_layers(weights, tower, shape.layers, list(x), causal=False))
-    x = weights.layer_norm(x, f"{tower}.post_layernorm", shape.layers.epsilon)
-    if family == "clip":
-        return _unit(weights.product(x[:, 0], "visual_projection.weight"))
-    return _unit(_pooled(weights, f"{tower}.head", shape.layers, x))
+    return weights.layer_norm(x, f"{tower}.post_layernorm", shape.layers.epsilon)
 
 
 def embed_texts(

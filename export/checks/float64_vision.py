@@ -118,6 +118,18 @@ def qwen3_vl(source: VlmSource, clip: Frames, *, quantised: bool) -> dict[str, F
     return found | ({DEEPSTACK: np.stack(features)} if features else {})
 
 
+def qwen_pixels(source: VlmSource, clip: Frames) -> Float64:
+    """Return the pixels (1, patches, values) of a frame as transformers' processor sorts them."""
+    vision, pixels = source.vision, source.pixels
+    values = (clip[0] * pixels.rescale - np.array(pixels.mean)) / np.array(pixels.std)
+    rows, columns = source.grid
+    cut = values.reshape(rows, vision.merge, vision.patch, columns, vision.merge, vision.patch, 3)
+    # Tokens row by row, the patches of a token, and in a patch colour, time, row and column.
+    cut = cut.transpose(0, 3, 1, 4, 6, 2, 5)[:, :, :, :, :, None]
+    cut = np.repeat(cut, vision.temporal, axis=5)
+    return np.asarray(cut.reshape(1, rows * columns * vision.merge**2, -1))
+
+
 def _patches(source: VlmSource, clip: Frames, weights: Weights) -> Float64:
     """Return the first states (patches, hidden), row by row; they have no bias yet."""
     patch, pixels, (frames, height, width, _) = source.vision.patch, source.pixels, clip.shape

@@ -4,21 +4,24 @@ A language model is only as good as the prompts that it gets. Every export rende
 `LlmRewriter` or `VlmCaptioner` will send, with hard queries, before anything is written. Without
 transformers it checks that each text is in its prompt, that every id has an embedding, and that a
 query forges no turn. With transformers it also compares the ids with those of AutoTokenizer and,
-for a vision-language model, with the chat template that AutoProcessor prefers.
+for a vision-language model, with the chat template that AutoProcessor prefers, before and after the
+tokens of a frame are put in.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
 from granalign_fast.errors import GranAlignError, one_line, short_repr
+from granalign_fast.export.families import family_of
 from granalign_fast.export.sources.folder import quiet
 from granalign_fast.export.sources.language_model import ModelSource
 from granalign_fast.export.sources.layouts import uniform_folder
@@ -76,7 +79,7 @@ def check_prompts(model: _Source, *, compare: bool | None = None) -> _Source:
         compare = _has_transformers()
     if not compare:
         return model
-    judge = _Judge.load(model.folder, vision=vision)
+    judge = _Judge.load(model)
     for _ in range(_TRIES):
         lines = judge.differences(rendered)
         if not lines:
@@ -192,12 +195,17 @@ def _has_transformers() -> bool:
 class _Judge:
     """transformers' tokenizer of a folder, and the chat template that it uses; None without one."""
 
-    folder: Path
+    model: ModelSource
     tokenizer: Any
     template: str | None
 
+    @property
+    def folder(self) -> Path:
+        """The model's folder."""
+        return self.model.folder
+
     @classmethod
-    def load(cls, folder: Path, *, vision: bool) -> _Judge:
+    def load(cls, model: ModelSource) -> _Judge:
         """Load them.
 
         Raises:
@@ -205,6 +213,7 @@ class _Judge:
         """
         import transformers
 
+        folder = model.folder
         with quiet():
             try:
                 tokenizer = _load_tokenizer(folder)
@@ -213,8 +222,8 @@ class _Judge:
                     f"{folder}: transformers {transformers.__version__} cannot load the tokenizer "
                     f"({one_line(error)}); copy or download the model again"
                 ) from None
-            template = _processor_template(folder) if vision else None
-        return cls(folder, tokenizer, template)
+            template = _processor_template(folder) if isinstance(model, VlmSource) else None
+        return cls(model, tokenizer, template)
 
     def differences(self, rendered: _Rendered) -> list[str]:
         """Return a line for each prompt whose ids are not transformers'.
@@ -230,14 +239,15 @@ class _Judge:
             shaped, switches = template.arguments(messages)
             with quiet():
                 try:
-                    expected = self.tokenizer.apply_chat_template(
+                    render = partial(
+                        self.tokenizer.apply_chat_template,
                         shaped,
                         chat_template=self.template or own,
                         add_generation_prompt=True,
-                        tokenize=True,
-                        return_dict=False,
                         **switches,
                     )
+                    expected = render(tokenize=True, return_dict=False)
+                    whole = self._expanded(render) if isinstance(self.model, VlmSource) else None
                 except Exception as error:  # a template can raise any Python error
                     raise GranAlignError(
                         f"{self.folder}: transformers cannot render our prompts "
@@ -245,7 +255,20 @@ class _Judge:
                     ) from None
             if ids != list(expected):
                 lines.append(_difference(messages, ids, list(expected), self.tokenizer))
+            elif whole is not None and isinstance(self.model, VlmSource):
+                found = self.model.layouts[1].expand(ids).ids
+                if found != whole:
+                    lines.append(_difference(messages, found, whole, self.tokenizer))
         return lines
+
+    def _expanded(self, render: Callable[..., str]) -> list[int]:
+        """Return the ids of a prompt with all tokens of its frame, as a processor expands it."""
+        source = cast(VlmSource, self.model)
+        image = self.tokenizer.convert_ids_to_tokens(source.image_token)
+        tokens = source.layouts[1].visual_tokens
+        peer, rendered = family_of(source).peer, render(tokenize=False)
+        text = peer.expand(rendered, self.tokenizer, image, tokens)
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _has_template(self) -> bool:
         known = self.tokenizer.chat_template

@@ -168,7 +168,8 @@ def check_vlm(
     # The same in float64, from the embeddings that the decoder got.
     tokens = token_embeddings(few, ids, quantised=quantised)
     tokens[at : at + len(embeds)] = embeds
-    angles = positions[list(source.axes)].T.astype(np.float32) * source.shape.frequencies
+    axes = list(source.axes) or [0] * len(source.shape.frequencies)
+    angles = positions[axes].T.astype(np.float32) * source.shape.frequencies
     added = [features.astype(np.float64) for features in more[DEEPSTACK][0]] if more else []
     logits = decoder_logits(few, tokens, angles, quantised=quantised, features=added)
     measured = {f"image_{name}": value for name, value in measured.items()}
@@ -188,12 +189,13 @@ def _check_towers(
     clip = np.random.default_rng(0).integers(0, 256, (span, *shape), np.uint8)
     # A frame as bytes, a clip as bytes, and a frame as the pixels of transformers' processor.
     frame = clip[:1]
+    family, quantised = family_of(few), precision == "int4"
+    pixels = family.pixels(few, frame).astype(np.float32)
     inputs: dict[str, tuple[Arrays, npt.NDArray[np.uint8]]] = {
         VISION_GRAPH: ({FRAMES: frame}, frame),
         CLIPS_GRAPH: ({FRAMES: clip[None]}, clip),
-        PATCHES_GRAPH: ({PIXEL_VALUES: _pixels(few, frame[0])[None]}, frame),
+        PATCHES_GRAPH: ({PIXEL_VALUES: pixels}, frame),
     }
-    family, quantised = family_of(few), precision == "int4"
     outputs: dict[str, Arrays] = {}
     measured: dict[str, float] = {}
     failures: list[str] = []
@@ -302,18 +304,6 @@ def _judged(
 
 def _first(shape: DecoderShape, layers: int = LAYERS) -> DecoderShape:
     return replace(shape, layers=min(layers, shape.layers))
-
-
-def _pixels(source: VlmSource, frame: npt.NDArray[np.uint8]) -> Float32:
-    """Return a frame's pixels as transformers' processor sorts them: (patches, values)."""
-    vision, pixels = source.vision, source.pixels
-    values = (frame * pixels.rescale - np.array(pixels.mean)) / np.array(pixels.std)
-    rows, columns = source.grid
-    cut = values.reshape(rows, vision.merge, vision.patch, columns, vision.merge, vision.patch, 3)
-    # Tokens row by row, the patches of a token, and in a patch colour, time, row and column.
-    cut = cut.transpose(0, 3, 1, 4, 6, 2, 5)[:, :, :, :, :, None]
-    cut = np.repeat(cut, vision.temporal, axis=5)
-    return cut.reshape(rows * columns * vision.merge**2, -1).astype(np.float32)
 
 
 @contextmanager

@@ -7,38 +7,13 @@ text unless it is told which tokens belong to one.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from granalign_fast.models.graph_contract import DEEPSTACK, IMAGE_EMBEDS
 
 
 def pooled(output: Any) -> Any:
     """Return the embeddings that a tower computed: a tensor, or version 5's object around it."""
     return getattr(output, "pooler_output", output)
-
-
-def run_qwen_tower(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Run the vision tower of a Qwen-VL on what its image processor returned.
-
-    Returns:
-        `IMAGE_EMBEDS` (images, tokens, hidden), and `DEEPSTACK` (images, layers, tokens, hidden) if
-        the tower has any. The images have equal sizes.
-    """
-    import torch
-
-    tower, grids = model.model.visual, inputs["image_grid_thw"]
-    output = tower(inputs["pixel_values"], grids)
-    # Version 4.57 returns a tensor, or a pair of it and the features of deepstack.
-    embeds, deepstack = output if isinstance(output, tuple) else (pooled(output), None)
-    deepstack = getattr(output, "deepstack_features", deepstack)
-    count, hidden = int(grids[:, 0].sum()), embeds.shape[-1]
-    found = {IMAGE_EMBEDS: embeds.reshape(count, -1, hidden)}
-    if deepstack:
-        layers = [features.reshape(count, -1, hidden) for features in deepstack]
-        found[DEEPSTACK] = torch.stack(layers, dim=1)
-    return found
 
 
 def load_image_processor(folder: Path, **options: Any) -> Any:

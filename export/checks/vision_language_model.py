@@ -35,7 +35,7 @@ from granalign_fast.models.graph_contract import (
     VISION_GRAPH,
     is_past,
 )
-from granalign_fast.models.image_layout import ImageLayout
+from granalign_fast.models.image_layout import Expanded
 from granalign_fast.models.manifest import VlmManifest
 from granalign_fast.models.prefix import Prefix
 from granalign_fast.models.vision_language_model import VisionLanguageModel
@@ -138,17 +138,19 @@ def _text(start: int, count: int) -> Ids:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Prompts with a frame each: their tokens, and the layout of the frame.
+    """Prompts with a frame each.
 
     Attributes:
+        prompts: with all of their tokens.
         embeds: of each prompt, (tokens, hidden).
         features: of each prompt, (layers, tokens, hidden); none without deepstack.
-        layout: of the frame.
+        shared: number of tokens of a row up to the end of its frame, the same for all rows.
     """
 
+    prompts: list[Expanded]
     embeds: list[npt.NDArray[Any]]
     features: list[npt.NDArray[Any]]
-    layout: ImageLayout
+    shared: int
 
     @classmethod
     def read(
@@ -159,32 +161,23 @@ class _Rows:
         images: dict[str, npt.NDArray[Any]],
     ) -> _Rows:
         """Embed token ids, and put what the tower gave in the place of image tokens."""
-        session = open_session(folder / EMBEDDING_GRAPH)
+        session, layout = open_session(folder / EMBEDDING_GRAPH), source.layouts[1]
+        expanded = [layout.expand(ids) for ids in prompts]
         rows, features = [], []
-        for number, ids in enumerate(prompts):
-            row, seen = session(**{INPUT_IDS: np.array([ids])})[INPUTS_EMBEDS][0], np.array(ids)
-            row[seen == source.image_token] = images[IMAGE_EMBEDS][number]
+        for number, prompt in enumerate(expanded):
+            row = session(**{INPUT_IDS: np.array([prompt.ids])})[INPUTS_EMBEDS][0]
+            row[prompt.visual] = images[IMAGE_EMBEDS][number]
             rows.append(row)
             if DEEPSTACK in images:
                 layers = np.zeros((source.deepstack, *row.shape), row.dtype)
-                layers[:, seen == source.image_token] = images[DEEPSTACK][number]
+                layers[:, prompt.visual] = images[DEEPSTACK][number]
                 features.append(layers)
-        return cls(rows, features, source.layouts[1])
-
-    @property
-    def shared(self) -> int:
-        """Number of tokens of a row up to the end of its frame; all rows have the same."""
-        return BEFORE + self.layout.visual_tokens
+        start = prompts[0][: BEFORE + len(layout.placeholder)]
+        return cls(expanded, rows, features, len(layout.expand(start).ids))
 
     def positions(self) -> list[Ids]:
         """Return the positions of each row, (axes, tokens)."""
-        text = -1  # of no placeholder
-        return [
-            self.layout.expand(
-                [text] * BEFORE + list(self.layout.placeholder) + [text] * (len(row) - self.shared)
-            ).positions
-            for row in self.embeds
-        ]
+        return [prompt.positions for prompt in self.prompts]
 
 
 class _Decoder:
@@ -236,15 +229,13 @@ class _Decoder:
 def _static(folder: Path, expected: VlmReference, manifest: VlmManifest) -> dict[str, Float32]:
     """Return the static graph's logits after prefilled frames: as one batch, and by a step."""
     model = VisionLanguageModel(folder, static_cache=True, manifest=manifest)
-    layout = model.layout()
-    image, count = model.manifest.image_token, layout.visual_tokens
+    cut = BEFORE + len(model.layout().placeholder)
     # Prefill each prompt up to its frame, and stack the caches.
     prefixes, ends = [], []
     for frame, ids in zip(expected.frames, expected.prompts, strict=True):
-        start = ids.index(image)
-        before = [*ids[:start], *layout.placeholder]
+        before = ids[:cut]
         prefixes += model.prefill_frames(frame[None], before).unstack()
-        ends.append(ids[start + count :])
+        ends.append(ids[cut:])
     prefix = Prefix.stack(prefixes, model.fingerprint, model.position_after(before))
     # Run the text after the frames.
     return {

@@ -27,6 +27,7 @@ from .language_model import (
     round_weights,
 )
 from .transformers_calls import image_tokens, load_image_processor
+from .vlm_peers import VlmPeer
 
 _SIZES = ((97, 161), (180, 320), (320, 180))
 """Heights and widths of the validation frames before they are resized."""
@@ -63,11 +64,11 @@ class VlmReference:
 
     Attributes:
         frames: bytes of the image size, (frames, height, width, 3).
-        pixels: the same frames after the source's image processor, (frames, patches, values).
+        pixels: the same frames after the source's image processor, as `PATCHES_GRAPH` takes them.
         outputs: what the source's vision tower gives for the frames, by the names of the vision
             graph's outputs; its weights are rounded as in the export.
         original: the same of the source as it is.
-        prompts: token ids, one prompt for each frame.
+        prompts: token ids, one prompt for each frame, in which a placeholder stands for it.
         logits: the source's logits after each prompt.
         clip: the same of a clip of several frames; None if the export takes none.
     """
@@ -93,25 +94,29 @@ def run_vlm_source(source: VlmSource, precision: str) -> VlmReference:
     frames = validation_frames(source)
     with quiet(), uniform_folder(source.folder) as folder, torch.inference_mode():
         try:
+            peer = family_of(source).peer
             model, missing = _load(folder, source)
+            peer.prepare(model)
             # Frames to pixels to embeddings.
             processor = load_image_processor(folder, local_files_only=True)
-            images = processor(images=list(frames), do_resize=False, return_tensors="pt")
-            decoder = model.model.language_model
+            images = peer.process(processor, list(frames))
+            decoder = peer.decoder(model)
             prompts = validation_prompts(source, model.config)
+            tokens = [source.layouts[1].expand(ids).ids for ids in prompts]
             clip = _Clip.of(source, frames, prompts, images)
 
             def run() -> tuple[dict[str, Float32], Float32, Float32 | None]:
-                outputs = family_of(source).run_tower(model, images)
+                outputs = peer.run_tower(model, images)
                 arrays = {name: tensor.numpy() for name, tensor in outputs.items()}
                 about_clip = None if clip is None else clip.logits(model)
-                return arrays, _logits(model, prompts, images), about_clip
+                return arrays, _logits(peer, model, tokens, images), about_clip
 
             # Embeddings and logits of the source's weights, then of the weights as exported.
             original = rounded = run()
             if precision == "int4":
                 round_weights(model.lm_head, decoder)
-                round_products(model.model.visual, HEAD)
+                for tower in peer.towers(model):
+                    round_products(tower, HEAD)
                 rounded = run()
         except Exception as error:  # a damaged file can raise anything in transformers
             raise GranAlignError(
@@ -123,17 +128,16 @@ def run_vlm_source(source: VlmSource, precision: str) -> VlmReference:
     # slow pair that follows the wrong one of time, row and column: compare the settings as well.
     check_frequencies(decoder.rotary_emb.inv_freq.numpy(), source)
     # Version 5 has rope_parameters in the place of rope_scaling.
-    rotary = getattr(decoder.config, "rope_parameters", None) or decoder.config.rope_scaling
+    rotary = getattr(decoder.config, "rope_parameters", None) or decoder.config.rope_scaling or {}
     sections = rotary.get("mrope_section", [])
     if tuple(sections) != source.sections:
         raise GranAlignError(
             f"{source.folder}: got mrope_section {sections} from transformers, expected "
             f"{list(source.sections)}, as config.json says; report this model"
         )
-    pixels = images["pixel_values"].numpy()
     return VlmReference(
         frames=frames,
-        pixels=pixels.reshape(len(frames), -1, pixels.shape[-1]),
+        pixels=peer.pixels(images),
         outputs=rounded[0],
         original=original[0],
         prompts=prompts,
@@ -190,7 +194,7 @@ class _Clip:
             for some in chosen.reshape(-1, span)
         ]
         before = [*prompts[0][: BEFORE - 1], *layout.placeholder]
-        after = prompts[1][BEFORE + source.layouts[1].visual_tokens :]
+        after = prompts[1][BEFORE + len(source.layouts[1].placeholder) :]
         timed = layout.timed(CLIP_SECONDS, ChatTokenizer(source.folder, processor=True).encode)
         rows, columns = (side * source.vision.merge for side in source.grid)
         return cls(
@@ -285,36 +289,27 @@ def validation_frames(source: VlmSource) -> npt.NDArray[np.uint8]:
 
 
 def validation_prompts(source: VlmSource, config: Any) -> list[list[int]]:
-    """Return token ids of one prompt for each frame: text, the frame, text. They never change."""
-    start, end = config.vision_start_token_id, config.vision_end_token_id
-    special = [start, end, source.image_token, config.video_token_id]
+    """Return token ids of one prompt for each frame: text, its placeholder, text.
+
+    They never change.
+    """
+    ends, special = family_of(source).peer.special(config)
     words = np.setdiff1d(np.arange(source.shape.vocabulary), special)
     random = np.random.default_rng(0)
-    before = [*random.choice(words, BEFORE - 1).tolist(), start]
-    layout = source.layouts[1]
+    start, end = ends[:1], ends[1:]
+    before = [*random.choice(words, BEFORE - len(start)).tolist(), *start]
     return [
-        layout.expand(
-            [*before, *layout.placeholder, end, *random.choice(words, length).tolist()]
-        ).ids
+        [*before, *source.layouts[1].placeholder, *end, *random.choice(words, length).tolist()]
         for length in _AFTER
     ]
 
 
-def _logits(model: Any, prompts: list[list[int]], images: Any) -> Float32:
+def _logits(peer: VlmPeer, model: Any, prompts: list[list[int]], images: Any) -> Float32:
     """Return the source's logits after each prompt; each prompt runs alone."""
     import torch
 
     rows = []
-    pixels = images["pixel_values"].reshape(len(prompts), -1, images["pixel_values"].shape[-1])
-    for ids, values, grid in zip(prompts, pixels, images["image_grid_thw"], strict=True):
-        model.model.rope_deltas = None  # the model keeps those of the last prompt
-        row = torch.tensor([ids])
-        outputs = model(
-            input_ids=row,
-            pixel_values=values,
-            image_grid_thw=grid[None],
-            logits_to_keep=1,
-            **image_tokens(model, row),
-        )
-        rows.append(outputs.logits[0, -1].numpy())
+    for number, ids in enumerate(prompts):
+        arguments = peer.arguments(model, torch.tensor([ids]), images, number)
+        rows.append(model(**arguments, logits_to_keep=1).logits[0, -1].numpy())
     return np.stack(rows)

@@ -109,7 +109,9 @@ class ClipGraph(CheckpointGraph, ABC):
             *self._sum_and_norm("SkipLayerNormalization", inputs, self.shape.epsilon),
         )
 
-    def _products(self, x: str, norm: str, names: list[str], size: int) -> list[str]:
+    def _products(
+        self, x: str, norm: str, names: list[str], size: int, *, joined: int = 1
+    ) -> list[str]:
         """Apply linear layers with their biases to normalised rows, by one product without a bias.
 
         Args:
@@ -117,6 +119,7 @@ class ClipGraph(CheckpointGraph, ABC):
             norm: name of the norm, whose gains g and biases b the rows lack.
             names: of the linear layers, with weights W and biases c.
             size: outputs of each layer.
+            joined: how many normalised rows stand behind one another in a row of x.
 
         A row of x has H values and sums to s H. So a matrix with equal rows can add a bias: with
         G = diag(g) W and each row of u equal to (b W + c - sum(s G)) / (s H), the product x (G + u)
@@ -126,35 +129,43 @@ class ClipGraph(CheckpointGraph, ABC):
         left out.
         """
         if len(names) > 1 and not self.joint_qkv:
-            return [self._products(x, norm, [name], size)[0] for name in names]
+            return [self._products(x, norm, [name], size, joined=joined)[0] for name in names]
         folded = f"{norm}.{'.'.join(name.rpartition('.')[2] for name in names)}.{names[0]}"
 
         def matrix() -> Float64:
-            return np.concatenate([self._folded(norm, name, size) for name in names], axis=1)
+            return np.concatenate(
+                [self._folded(norm, name, size, joined) for name in names], axis=1
+            )
 
-        y = self._matrix_product(x, folded, (self.shape.hidden, len(names) * size), matrix)
+        inputs = joined * self.shape.hidden
+        y = self._matrix_product(x, folded, (inputs, len(names) * size), matrix)
         if len(names) == 1:
             return [y]
         parts = [f"{name}.{y}" for name in names]
         self._add("Split", [y], parts, axis=-1, num_outputs=len(names))
         return parts
 
-    def _folded(self, norm: str, name: str, size: int) -> Float64:
-        """Return the matrix G + u (hidden, outputs) of `_products`."""
+    def _folded(self, norm: str, name: str, size: int, joined: int) -> Float64:
+        """Return the matrix G + u (joined * hidden, outputs) of `_products`."""
         hidden = self.shape.hidden
-        weight, bias = self._linear_layer(name, hidden, size)
-        gains = weight * self._read_float64(f"{norm}.weight", hidden)[:, None]
-        constant = self._read_float64(f"{norm}.bias", hidden) @ weight + bias
+        inputs = joined * hidden
+        weight, bias = self._linear_layer(name, inputs, size)
+        affine = {
+            part: np.tile(self._read_float64(f"{norm}.{part}", hidden), joined)
+            for part in ("weight", "bias")
+        }
+        gains = weight * affine["weight"][:, None]
+        constant = affine["bias"] @ weight + bias
         if name.endswith("k_proj"):
             constant[:] = 0
         # gains.mean(axis=0) is sum(s G) / (s H).
-        centred: Float64 = gains - gains.mean(axis=0) + constant / (_SHIFT * hidden)
+        centred: Float64 = gains - gains.mean(axis=0) + constant / (_SHIFT * inputs)
         return centred
 
     def _linear_layer(self, name: str, inputs: int, outputs: int) -> tuple[Float64, Float64]:
         """Return a linear layer's transposed weight and its bias, which may be zeros."""
         weight = self._read_float64(f"{name}.weight", outputs, inputs).T
-        has_bias = not name.endswith("projection")  # CLIP's two final projections have none
+        has_bias = not name.endswith("projection")  # the last layers of CLIP and SmolVLM have none
         return weight, self._read_float64(f"{name}.bias", outputs) if has_bias else np.zeros(
             outputs
         )
@@ -281,6 +292,10 @@ class ClipGraph(CheckpointGraph, ABC):
         scale = self._constant("unit", np.full(size, size**-0.5), np.float32)
         self._add("RMSNormalization", [x, scale], [EMBEDDINGS], axis=-1, epsilon=_EPSILON)
         output = self._value(EMBEDDINGS, np.float32, "batch", size)
+        return self._complete(model_input, output)
+
+    def _complete(self, model_input: Any, output: Any) -> Any:
+        """Return the `onnx.ModelProto` of all nodes, without tensors."""
         model = self._model(self.prefix, [model_input], [output])
         if self.dtype == np.float32:
             standardise(model, {"SkipLayerNormalization"})

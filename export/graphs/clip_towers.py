@@ -38,6 +38,7 @@ class ImageGraph(ClipGraph):
         weights: where weights come from, by transformers' names.
         tensors: where they go.
         precision: one of `CLIP_PRECISIONS`.
+        prefix: of the tower's tensor names.
     """
 
     def __init__(
@@ -48,12 +49,13 @@ class ImageGraph(ClipGraph):
         tensors: GraphTensors,
         *,
         precision: str,
+        prefix: str = "vision_model",
     ) -> None:
         self.image, self.class_token = shape, family == "clip"
         self.patches = shape.grid**2
         super().__init__(
             *(_SplitHead(weights), tensors, shape.layers),
-            prefix="vision_model",
+            prefix=prefix,
             tokens=self.patches + self.class_token,
             precision=precision,
         )

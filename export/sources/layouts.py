@@ -32,14 +32,16 @@ _GLOBAL_THETA = {"modernbert": "global_rope_theta"}
 
 _FULL = "full_attention"
 
+_LLAMA = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+}
+
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "max_position_embeddings": 2048,
-    },
+    "llama": _LLAMA,
     "qwen2": {
         "vocab_size": 151936,
         "hidden_size": 4096,
@@ -101,6 +103,18 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "temporal_patch_size": 2,
         "num_position_embeddings": 2304,
         "deepstack_visual_indexes": [8, 16, 24],
+    },
+    "smolvlm": _LLAMA,
+    "smolvlm_vision": {
+        "hidden_size": 1152,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 16,
+        "num_channels": 3,
+        "image_size": 224,
+        "patch_size": 32,
+        "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": 1e-6,
     },
 }
 """Values of settings that ``config.json`` leaves out, by family; both versions agree on them."""

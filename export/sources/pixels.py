@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,43 +49,68 @@ class Pixels:
         Raises:
             GranAlignError: another processor, or one that does not fit the vision tower.
         """
-        kind = settings.get("image_processor_type")
-        if kind not in IMAGE_PROCESSORS:
-            raise GranAlignError(
-                f"{path}: got the image processor {kind!r}, expected one of {IMAGE_PROCESSORS}; "
-                f"choose a model that uses it"
-            )
         # The processor must cut patches of the tower's size.
         edges = {
             "patch_size": (14, vision.patch),
             "merge_size": (2, vision.merge),
             "temporal_patch_size": (2, vision.temporal),
         }
+        pixels = cls.of(settings, path, IMAGE_PROCESSORS, (_CLIP_MEAN, _CLIP_STD), resample=3)
         for key, (default, expected) in edges.items():
             if settings.get(key, default) != expected:
                 raise GranAlignError(
                     f"{path}: got {key} {settings.get(key, default)!r}, expected {expected}, as "
                     f"config.json says; copy or download the model again"
                 )
+        return pixels
+
+    @classmethod
+    def of(
+        cls,
+        settings: dict[str, Any],
+        path: Path,
+        kinds: Sequence[str],
+        usual: tuple[list[float], list[float]],
+        *,
+        resample: int,
+    ) -> Pixels:
+        """Read the arithmetic of an image processor.
+
+        Args:
+            settings: of the processor.
+            path: the file that they come from, for messages.
+            kinds: names of the processors that have this arithmetic.
+            usual: means and standard deviations where the settings leave them out.
+            resample: the filter where the settings leave it out.
+
+        Raises:
+            GranAlignError: another processor, or a senseless value.
+        """
+        kind = settings.get("image_processor_type")
+        if kind not in kinds:
+            raise GranAlignError(
+                f"{path}: got the image processor {kind!r}, expected one of {tuple(kinds)}; "
+                f"choose a model that uses it"
+            )
         # A step that the processor leaves out changes nothing.
         mean: tuple[float, ...] = (0.0,) * 3
         std: tuple[float, ...] = (1.0,) * 3
         rescale = 1.0
         if settings.get("do_normalize", True):
             mean, std = (
-                _channels(settings, "image_mean", path, _CLIP_MEAN),
-                _channels(settings, "image_std", path, _CLIP_STD),
+                _channels(settings, key, path, default)
+                for key, default in zip(("image_mean", "image_std"), usual, strict=True)
             )
         if settings.get("do_rescale", True):
             rescale = number(settings, "rescale_factor", path, default=1 / 255)
-        resample = settings.get("resample", 3)
-        if resample not in range(6):
+        filter = settings.get("resample", resample)
+        if filter not in range(6):
             raise GranAlignError(
-                f"{path}: got resample {resample!r}, expected a filter of Pillow, 0 to 5"
+                f"{path}: got resample {filter!r}, expected a filter of Pillow, 0 to 5"
             )
         if not all(std):
             raise GranAlignError(f"{path}: got image_std {list(std)}, expected no 0 in it")
-        return cls(rescale=rescale, mean=mean, std=std, resample=int(resample))
+        return cls(rescale=rescale, mean=mean, std=std, resample=int(filter))
 
 
 _CLIP_MEAN, _CLIP_STD = (

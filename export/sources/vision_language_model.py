@@ -28,6 +28,10 @@ _NAMES = {
     "model.language_model.": "model.",
     "language_model.model.": "model.",
     "language_model.lm_head.": "lm_head.",
+    # SmolVLM2 has one layout in published and in saved files.
+    "model.text_model.": "model.",
+    "model.vision_model.": "visual.",
+    "model.connector.modality_projection.proj.": "visual.modality_projection.",
 }
 """Prefixes of tensor names: in folders that other versions save, and in published files."""
 

@@ -22,6 +22,9 @@ def save_as_version_5(folder: Path, *, joined_processor: bool = True) -> Path:
     config = _read(folder / "config.json")
     if config["model_type"] in ("qwen2_5_vl", "qwen3_vl"):
         config = _vision_language(config)
+    elif config["model_type"] == "smolvlm":
+        text = {key: v for key, v in config["text_config"].items() if key != "tie_word_embeddings"}
+        config = config | {"text_config": _rope(text)}
     elif "rope_theta" in config:
         config = _rope(config)
     write_json(
@@ -32,6 +35,8 @@ def save_as_version_5(folder: Path, *, joined_processor: bool = True) -> Path:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     if tokenizer.get("tokenizer_class") == "PreTrainedTokenizerFast":
         tokenizer["tokenizer_class"] = "TokenizersBackend"
+    if isinstance(named := tokenizer.pop("extra_special_tokens", None), dict):
+        tokenizer |= {**named, "model_specific_special_tokens": named}
     if extra := tokenizer.pop("additional_special_tokens", None):
         tokenizer["extra_special_tokens"] = extra
     write_json(folder / "tokenizer_config.json", tokenizer | {"backend": "tokenizers"})
@@ -40,8 +45,9 @@ def save_as_version_5(folder: Path, *, joined_processor: bool = True) -> Path:
         write_json(generation, _read(generation) | {"_from_model_config": True})
     images = folder / "preprocessor_config.json"
     if images.is_file() and joined_processor:
+        joined = folder / "processor_config.json"
         settings = {"image_processor": _read(images), "processor_class": "Processor"}
-        write_json(folder / "processor_config.json", settings)
+        write_json(joined, (_read(joined) if joined.is_file() else {}) | settings)
         images.unlink()
     return folder
 
