@@ -121,6 +121,13 @@ class Gate:
             raise Problem(
                 "too-many-headers", f"got {len(headers)}, expected at most {_MOST_HEADERS}"
             )
+        if "content-length" in headers and "transfer-encoding" in headers:
+            # A proxy that goes by the other of the two would see another request after this one.
+            raise Problem(
+                "bad-request",
+                "got Content-Length and Transfer-Encoding, expected one of them",
+                headers={"connection": "close"},
+            )
         given = headers.get("host", "")
         if given and not _HOST.fullmatch(given):
             raise Problem("bad-request", f"Host: got {given[:100]!r}, expected NAME or NAME:PORT")
@@ -191,16 +198,22 @@ class Gate:
         if said.isdecimal() and int(said) > most:
             raise Problem("too-large", f"got {int(said):,} bytes, expected at most {most:,}")
         got, more = 0, True
+        begin = time.monotonic()
 
         async def limited() -> Message:
             nonlocal got, more
             if not more:
                 return await receive()
+            # A client that sends a byte now and then must not hold its place for hours.
+            due = begin + limits.body_seconds + got / limits.body_rate
+            patience = min(limits.body_seconds, max(1.0, due - time.monotonic()))
             try:
-                message = await asyncio.wait_for(receive(), limits.body_seconds)
+                message = await asyncio.wait_for(receive(), patience)
             except TimeoutError:
                 raise HTTPException(
-                    408, f"got no more of the body for {limits.body_seconds:.0f} s; send it again"
+                    408,
+                    f"got {got:,} bytes of the body in {time.monotonic() - begin:.0f} s, and no "
+                    f"more; send it again, and faster",
                 ) from None
             if message["type"] == "http.request":
                 got += len(message.get("body", b""))

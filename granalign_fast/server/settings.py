@@ -58,6 +58,8 @@ class Limits:
     """Open connections; past them a request gets 503."""
     body_seconds: float = 20.0
     """Seconds in which the next part of a body must arrive."""
+    body_rate: float = 4096.0
+    """Bytes a second at which a body must arrive on the whole, after its first seconds."""
     drain_seconds: float = 30.0
     """Seconds that requests in work have after SIGTERM."""
 

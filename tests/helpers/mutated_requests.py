@@ -129,10 +129,12 @@ class Requests:
             self.other_method: 2,
         }
 
-    def make(self, number: int) -> Made:
-        """Return the request of a number."""
+    def make(self, number: int, kind: str | None = None) -> Made:
+        """Return the request of a number, and its kind; the kind is drawn unless it is given."""
         rng = random.Random(number)
         (maker,) = rng.choices(list(self._makers), list(self._makers.values()))
+        if kind is not None:
+            maker = next(one for one in self._makers if one.__name__ == kind)
         return maker(rng), maker.__name__
 
     def search_of_changed_json(self, rng: random.Random) -> bytes:
@@ -352,16 +354,16 @@ class Run:
         (outside / "secret.json").write_bytes(SECRET)
         self._watch = Watch(outside)
         self._requests = Requests(video, outside)
-        self._answer = self._search()
+        self._answer, self._videos = self._search(), self._listed()
         self._lock = threading.Lock()
         self.statuses: collections.Counter[str] = collections.Counter()
         self.kinds: collections.Counter[str] = collections.Counter()
         self.slowest = 0.0
         self.failures: list[str] = []
 
-    def one(self, number: int) -> None:
+    def one(self, number: int, kind: str | None = None) -> None:
         """Send the request of a number."""
-        request, kind = self._requests.make(number)
+        request, kind = self._requests.make(number, kind)
         begin = time.monotonic()
         try:
             status, wrong = judge(send(self._service.port, request))
@@ -382,8 +384,12 @@ class Run:
         for job in client.get("/v1/jobs", params={"limit": 1000}).json()["jobs"]:
             self._service.wait_for(job["id"], "done", "failed", "cancelled")
         for video in client.get("/v1/videos", params={"limit": 1000}).json()["videos"]:
-            if video["vid"] not in ("first", "second"):
-                client.delete(f"/v1/videos/{quote(video['vid'], safe='')}")
+            if video["vid"] not in self._videos:
+                removed = client.delete(f"/v1/videos/{quote(video['vid'], safe='')}")
+                if not removed.is_success:
+                    self.failures.append(f"{video['vid']!r} is not removed: {removed.text}")
+        if (videos := self._listed()) != self._videos:
+            self.failures.append(f"the library has {videos}, before {self._videos}")
         if (answer := self._search()) != self._answer:
             self.failures.append(f"the service answers {answer}, before {self._answer}")
         left = [path.name for path in (self._library / ".uploads").iterdir()]
@@ -396,6 +402,10 @@ class Run:
             line for line in self._service.lines if "Traceback" in line or " error " in line
         ]:
             self.failures.append(f"the log: {traces[:5]}")
+
+    def _listed(self) -> list[str]:
+        listed = self._service.client.get("/v1/videos", params={"limit": 1000}).json()
+        return [video["vid"] for video in listed["videos"]]
 
     def _search(self) -> Any:
         asked = {"query": SEARCH["query"], "filters": {"videos": ["first"]}}
@@ -410,6 +420,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="helpers.mutated_requests")
     parser.add_argument("count", type=int, nargs="?", default=300)
     parser.add_argument("seed", type=int, nargs="?", default=0)
+    parser.add_argument("--kind", help="a method of Requests, for all of them")
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--only", type=int, metavar="NUMBER", help="one request")
     options = parser.parse_args(arguments)
@@ -424,7 +435,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             service.wait_until_ready()
             run = Run(service, folder / "library", videos["new"].read_bytes(), outside)
             with ThreadPoolExecutor(options.clients) as pool:
-                list(pool.map(run.one, numbers))
+                list(pool.map(lambda number: run.one(number, options.kind), numbers))
             run.end()
             code = service.end()
     for failure in run.failures:

@@ -161,6 +161,24 @@ def test_token_files_that_are_refused(text: str, message: str) -> None:
     assert "0123456789" not in str(caught.value) and "short" not in str(caught.value)
 
 
+def test_the_time_of_a_comparison_does_not_depend_on_the_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every token is compared, by digests of one length, wherever the right one stands."""
+    tokens = Tokens.parse("\n".join(f"n{number} read {READ}{number}" for number in range(5)))
+    compared: list[tuple[int, int]] = []
+
+    def compare(first: bytes, second: bytes) -> bool:
+        compared.append((len(first), len(second)))
+        return first == second
+
+    monkeypatch.setattr("hmac.compare_digest", compare)
+    for text in (f"{READ}0", f"{READ}4", READ, "", "a" * 10_000, "\udcff"):
+        compared.clear()
+        tokens.find(text)
+        assert compared == [(32, 32)] * 5
+
+
 def test_a_session_expires_and_belongs_to_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = Tokens.parse(f"page read {READ}")
     token = tokens.find(READ)

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import struct
 import threading
+import time
+import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import uvicorn
 from helpers.ffmpeg import ffmpeg
 from helpers.service import Service, running
-from starlette.types import Receive, Scope, Send
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from granalign_fast.index.work_folder import lock_folder
 from granalign_fast.server import serving
+from granalign_fast.server.gate import Gate
+from granalign_fast.server.jobs import Job, Jobs
+from granalign_fast.server.metrics import Metrics
+from granalign_fast.server.settings import Limits, Settings
 
 
 def answer(service: Service, data: bytes, *, seconds: float = 20.0) -> bytes:
@@ -85,6 +97,16 @@ def test_paths_that_leave(service: Service, path: str) -> None:
         b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET / HTTP/1.1\r\n\r\n",
         b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"GET /v1/videos HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"GET /nothing HTTP/1.1\r\nHost: [::1\r\n\r\n",
+        b"GET /nothing HTTP/1.1\r\nHost: localhost:99999999\r\n\r\n",
+        b"GET /nothing HTTP/1.1\r\nHost: localhost/@evil.example\r\n\r\n",
+        b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nOrigin: http://[\r\n\r\n",
+        b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: identity\r\n\r\n",
+        b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: xchunked\r\n\r\n",
+        b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: +5\r\n\r\n",
+        b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5, 6\r\n\r\n",
+        b"POST /v1/videos/first HTTP/1.1\r\nHost: localhost\r\n"
+        b"X-HTTP-Method-Override: DELETE\r\nContent-Length: 0\r\n\r\n",
         b"GET /v1/videos HTTP/1.1\r\nHost : localhost\r\n\r\n",
         b"GET http://evil.example/v1/videos HTTP/1.1\r\nHost: evil.example\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
@@ -96,6 +118,77 @@ def test_requests_that_are_none(service: Service, data: bytes) -> None:
     assert got == b"" or got.startswith(b"HTTP/1.1 4"), got[:300]
     assert b"Traceback" not in got
     assert lives(service)
+
+
+def test_a_body_with_two_lengths_ends_the_connection(service: Service) -> None:
+    """A proxy that goes by the other length would see the end of the body as a second request."""
+    second = b"GET /v1/videos HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    chunks = b"0\r\n\r\n" + second
+    for lengths in (
+        b"Content-Length: %d\r\nTransfer-Encoding: chunked\r\n" % len(chunks),
+        b"Transfer-Encoding: chunked\r\nContent-Length: %d\r\n" % len(chunks),
+    ):
+        head = b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\n" + lengths
+        got = answer(service, head + b"\r\n" + chunks)
+        assert got.startswith(b"HTTP/1.1 400") and got.count(b"HTTP/1.1 ") == 1
+        assert b"connection: close" in got.lower()
+
+
+@pytest.mark.parametrize(
+    ("body", "statuses"),
+    [
+        (b"[" * 100_000 + b"]" * 100_000, {400}),
+        (b'{"a":' * 20_000 + b"1" + b"}" * 20_000, {400}),
+        (b'{"query": "a", "budget": NaN}', {422}),
+        (b'{"query": "a", "budget": 1e400}', {422}),
+        (b'{"query": "a", "top": ' + b"9" * 5000 + b"}", {400}),
+        (b'{"query": "a", "top": ' + b"9" * 300 + b"}", {422}),
+        (b'{"query": "\\ud800"}', {422}),
+        (b'{"query": "a\\u0000\\n\\u001b[2J", "refine": 0}', {200, 422}),
+        (b'{"query": "a", "query": "a ring", "refine": 0}', {200}),
+        (b'{"query": "a", "filters": {"after": "99999-01-01"}}', {422}),
+        (b"\xff\xfe", {400}),
+    ],
+)
+def test_json_that_is_odd(service: Service, body: bytes, statuses: set[int]) -> None:
+    headers = {"content-type": "application/json"}
+    got = service.client.post("/v1/search", content=body, headers=headers)
+    assert got.status_code in statuses, got.text
+    assert len(got.text) < 20_000
+
+
+@pytest.mark.parametrize(
+    ("ranges", "statuses"),
+    [
+        ("bytes=" + ",".join(["0-"] * 500), {200, 206}),
+        ("bytes=" + ",".join(f"{2 * n}-{2 * n}" for n in range(1500)), {200, 206}),
+        ("bytes=0-9,5-14", {206}),
+        ("bytes=0-" + "9" * 30, {206}),
+        ("bytes=-" + "9" * 30, {206}),
+        ("bytes=5-2", {400, 416}),
+        ("bytes=a-b", {400, 416}),
+        ("bytes=-0", {416}),
+        ("lines=1-2", {200, 400}),
+    ],
+)
+def test_ranges_that_are_odd(service: Service, ranges: str, statuses: set[int]) -> None:
+    url = "/v1/videos/first/media"
+    size = int(service.client.head(url).headers["content-length"])
+    got = service.client.get(url, headers={"range": ranges})
+    assert got.status_code in statuses
+    assert len(got.content) < size + 1000  # no range is sent twice
+
+
+def test_the_log_has_one_line_for_a_request(service: Service) -> None:
+    service.client.get("/v1/videos/a%0d%0a2026-01-01T00:00:00Z%20info%20forged%1b[2J%e2%80%ae")
+    assert lives(service)  # and so the line before is written
+    until = time.monotonic() + 20
+    while not (lines := [line for line in service.lines if "forged" in line]):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    (line,) = lines
+    assert "info GET /v1/videos/a" in line
+    assert line.isprintable() and "\u202e" not in line
 
 
 def test_a_body_that_is_too_large(service: Service) -> None:
@@ -119,18 +212,11 @@ def test_a_body_that_is_too_large(service: Service) -> None:
 def test_clients_that_say_nothing_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client has some seconds for its headers, also for those of its second request."""
     monkeypatch.setattr(serving, "_HEADER_SECONDS", 0.5)
-    listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        _answer_alive, http=serving.PatientProtocol, ws="none", lifespan="off", log_config=None
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
     whole = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
     clients = {}
-    try:
+    with _serving(_answer_alive) as address:
         for opening in (b"", b"GET / HT", whole[:-2] + b"X-A: ", whole + b"GET /"):
-            clients[opening] = socket.create_connection(listener.getsockname(), timeout=20)
+            clients[opening] = socket.create_connection(address, timeout=20)
             clients[opening].sendall(opening)
         for opening, client in clients.items():
             got = b""
@@ -138,9 +224,89 @@ def test_clients_that_say_nothing_are_let_go(monkeypatch: pytest.MonkeyPatch) ->
                 got += part
             assert (b"alive" in got) == opening.startswith(whole)
             client.close()
+
+
+@contextmanager
+def _serving(app: ASGIApp) -> Iterator[tuple[str, int]]:
+    """Serve an application in this process; yields the address."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        app, http=serving.PatientProtocol, ws="none", lifespan="off", log_config=None
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield listener.getsockname()
     finally:
         server.should_exit = True
         thread.join()
+
+
+def test_a_client_that_does_not_read_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that takes nothing of its answer is cut off; one that takes it slowly is not."""
+    monkeypatch.setattr(serving, "_STALL_SECONDS", 0.5)
+    with _serving(_answer_much) as address:
+        request = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        with socket.create_connection(address, timeout=20) as idle:
+            idle.sendall(request)
+            time.sleep(1.5)
+            got = 0
+            with suppress(ConnectionResetError):
+                while part := idle.recv(1 << 20):
+                    got += len(part)
+            assert 0 < got < _MUCH // 2
+        with socket.create_connection(address, timeout=20) as slow:
+            slow.sendall(request)
+            got = 0
+            while part := slow.recv(1 << 21):
+                got += len(part)
+                time.sleep(0.02)
+            assert got > _MUCH
+
+
+_MUCH = 64 << 20
+
+
+async def _answer_much(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    for _ in range(64):
+        await send({"type": "http.response.body", "body": bytes(_MUCH // 64), "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+@pytest.mark.parametrize(("pause", "parts"), [(0.0, 1), (0.05, 60)])
+def test_a_body_that_comes_too_slowly(tmp_path: Path, pause: float, parts: int) -> None:
+    """A client has some seconds for the next part, and for all of it by its size."""
+    limits = Limits(body_seconds=0.3, body_rate=10)
+    gate = Gate(_read_all, Settings(library=tmp_path, limits=limits), Metrics(), None, _never)
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        nonlocal parts
+        parts -= 1
+        await asyncio.sleep(pause if parts >= 0 else 60)
+        return {"type": "http.request", "body": b"a", "more_body": True}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "query_string": b""}
+    begin = time.monotonic()
+    asyncio.run(gate(scope, receive, send))
+    assert sent[0]["status"] == 408 and time.monotonic() - begin < 5
+
+
+async def _read_all(scope: Scope, receive: Receive, send: Send) -> None:
+    try:
+        while (await receive())["more_body"]:
+            pass
+    except HTTPException as error:
+        await send({"type": "http.response.start", "status": error.status_code, "headers": []})
+
+
+def _never(method: str, path: str) -> bool:
+    return False
 
 
 async def _answer_alive(scope: Scope, receive: Receive, send: Send) -> None:
@@ -171,10 +337,65 @@ def test_a_picture_that_is_no_picture(library: Path, tmp_path: Path) -> None:
     bomb.write_bytes(header + b"\x2c\0\0\0\0\xff\xff\xff\xff\0\x02\x02\x4c\x01\0\x3b")
     tiny = tmp_path / "tiny.mp4"
     ffmpeg("-f", "lavfi", "-i", "color=s=16x16:r=1:d=2", tiny)
+    others = {
+        "bomb.gif": bomb.read_bytes(),
+        "bomb.png": _png(60_000, 60_000),
+        "list.m3u8": b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n",
+        "list.mp4": b"ffconcat version 1.0\nfile /etc/passwd\n",
+    }
     with running(library) as service:
         service.wait_until_ready()
-        job = service.client.post("/v1/videos?name=bomb.gif", content=bomb.read_bytes()).json()
-        assert service.wait_for(job["id"], "failed", "done")["state"] == "failed"
+        for name, content in others.items():
+            job = service.client.post(f"/v1/videos?name={name}", content=content).json()
+            failed = service.wait_for(job["id"], "failed", "done")
+            assert failed["state"] == "failed" and failed["error"].startswith(name)
+            assert "root:" not in failed["error"]
         job = service.client.post("/v1/videos?name=tiny.mp4", content=tiny.read_bytes()).json()
         assert service.wait_for(job["id"], "failed", "done")["state"] == "done"
         assert lives(service)
+
+
+def _png(width: int, height: int) -> bytes:
+    """Return a small PNG that says that it is huge."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
+    pixels = zlib.compress(bytes(1 << 20))
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
+
+
+def test_many_jobs_and_many_who_follow_them(library: Path) -> None:
+    """Past the limits clients get 429, and searches are answered as before."""
+    limits = Limits()
+    jobs = Jobs(library)
+    jobs.create_folders()
+    waiting = [
+        Job(name="a.mp4", upload=False, path=Path("/none/a.mp4")) for _ in range(limits.jobs)
+    ]
+    for job in waiting:
+        jobs.write(job, durably=False)
+    # Another process is indexing, so that the jobs wait.
+    with lock_folder(library), running(library) as service, ExitStack() as stack:
+        service.wait_until_ready()
+        refused = service.client.post("/v1/videos?name=b.mp4", content=b"b")
+        assert refused.status_code == 429 and "retry-after" in refused.headers
+        events = f"GET /v1/jobs/{waiting[0].id}/events HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        for number in range(limits.followers + 1):
+            client = stack.enter_context(
+                socket.create_connection(("127.0.0.1", service.port), timeout=20)
+            )
+            client.sendall(events.encode())
+            status = client.recv(1000)[9:12]
+            assert status == (b"200" if number < limits.followers else b"429"), number
+        begin = time.monotonic()
+        body = {"query": "a large white ring"}
+        assert service.client.post("/v1/search", json=body).status_code == 200
+        assert service.client.get("/v1/jobs").status_code == 200
+        assert time.monotonic() - begin < 10
+        assert service.client.delete("/v1/videos/second").status_code == 200
