@@ -95,7 +95,7 @@ def serve(
     ] = False,
     max_queue: Annotated[
         int, typer.Option(min=1, help="Queries that wait; past them a client gets 429.")
-    ] = 64,
+    ] = 16,
     max_batch: Annotated[int, typer.Option(min=1, help="Queries that are searched together.")] = 16,
     max_delay: Annotated[
         float,

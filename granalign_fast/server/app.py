@@ -127,7 +127,12 @@ def create_app(service: Service, failed: Callable[[str], None] | None = None) ->
     problems.install(app)
     _describe_problems(app)
     service.metrics.before_text.append(lambda: _update_gauges(service))
-    gate: ASGIApp = Gate(app, settings, service.metrics, service.tokens, _is_upload)
+
+    def check_room(method: str, path: str) -> None:
+        if (method, path) == ("POST", search.PATH) and service.engine.ready.is_set():
+            search.check_room(service)
+
+    gate: ASGIApp = Gate(app, settings, service.metrics, service.tokens, _is_upload, check_room)
     if settings.origins:
         gate = CORSMiddleware(
             gate,

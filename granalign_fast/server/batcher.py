@@ -147,15 +147,29 @@ class Batcher:
         """How many queries wait."""
         return self._waiting.qsize()
 
+    def check_room(self) -> None:
+        """Refuse before a request is read: under a great load that is most of the work.
+
+        Raises:
+            QueueFull: not one more query can wait.
+        """
+        if self.waiting >= self._room:
+            raise QueueFull(max(1.0, self._seconds_ahead()))
+
+    def _seconds_ahead(self) -> float:
+        """Return how long the queries that wait or are in work will take, by the pace so far."""
+        return (self.waiting + len(self._works)) * self._pace.seconds
+
     def submit(self, tickets: Sequence[Ticket]) -> None:
         """Let queries wait for a batch: all of them or none.
 
         Raises:
-            QueueFull: too many wait already.
+            QueueFull: too many wait already, or those that do take longer than one has time.
         """
-        waiting = self.waiting
-        if waiting + len(tickets) > self._room:
-            raise QueueFull(max(1.0, (waiting + len(self._works)) * self._pace.seconds))
+        ahead = self._seconds_ahead()
+        late = time.monotonic() + ahead
+        if self.waiting + len(tickets) > self._room or any(one.deadline < late for one in tickets):
+            raise QueueFull(max(1.0, ahead))
         for ticket in tickets:
             self._waiting.put(ticket)
 

@@ -53,6 +53,8 @@ class Gate:
         metrics: are told of every request.
         tokens: None if nobody needs one.
         is_upload: returns whether a method and a path upload a video.
+        check_room: called with method and path of each request that may be sent; raises a `Problem`
+            if there is no room for it, before its body is read.
     """
 
     def __init__(
@@ -62,8 +64,10 @@ class Gate:
         metrics: Metrics,
         tokens: Tokens | None,
         is_upload: Callable[[str, str], bool],
+        check_room: Callable[[str, str], None],
     ) -> None:
         self._app, self._metrics, self._tokens = app, metrics, tokens
+        self._check_room = check_room
         self._settings, self._is_upload = settings, is_upload
         self._hosts = frozenset(map(str.lower, settings.hosts))
 
@@ -89,6 +93,7 @@ class Gate:
         try:
             try:
                 self._check(scope, headers)
+                self._check_room(scope["method"], scope["path"])
                 await self._app(scope, self._limited(scope, headers, receive), finish)
             except Problem as problem:
                 await problem_response(Request(scope), problem)(scope, receive, finish)

@@ -26,10 +26,12 @@ from .schemas import PROBLEM, SearchAnswer, SearchRequest
 from .service import Current, Service
 
 router = APIRouter(tags=["search"])
+PATH = "/v1/search"
+"""The path of searches."""
 
 
 @router.post(
-    "/v1/search",
+    PATH,
     summary="Find the moments that fit a query",
     response_model=None,
     responses={
@@ -138,13 +140,30 @@ def _submit(service: Service, tickets: list[Ticket]) -> None:
     try:
         service.batcher.submit(tickets)
     except QueueFull as full:
-        service.metrics.refused.labels("too-many").inc()
-        raise Problem(
-            "too-many",
-            f"got {service.batcher.waiting} queries that wait, expected fewer; try again in "
-            f"{full.seconds:.0f} s",
-            headers={"Retry-After": str(round(full.seconds))},
-        ) from None
+        raise too_many(service, full) from None
+
+
+def check_room(service: Service) -> None:
+    """Refuse a search whose request has not been read.
+
+    Raises:
+        Problem: too many queries wait.
+    """
+    try:
+        service.batcher.check_room()
+    except QueueFull as full:
+        raise too_many(service, full) from None
+
+
+def too_many(service: Service, full: QueueFull) -> Problem:
+    """Return the answer to a search for which there is no room, and count it."""
+    service.metrics.refused.labels("too-many").inc()
+    return Problem(
+        "too-many",
+        f"got {service.batcher.waiting} queries that wait, expected fewer; try again in "
+        f"{full.seconds:.0f} s",
+        headers={"Retry-After": str(round(full.seconds))},
+    )
 
 
 def _too_late(timeout: float) -> Problem:

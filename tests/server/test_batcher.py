@@ -186,6 +186,8 @@ def test_the_queue_is_bounded_and_what_nobody_wants_is_dropped(
     with pytest.raises(QueueFull) as full:
         batcher.submit([ticket("one more")[0]])
     assert full.value.seconds >= 1
+    with pytest.raises(QueueFull):
+        batcher.check_room()
     assert batcher.waiting == 12
     for one, _ in waiting[:5]:
         one.cancelled = True
@@ -216,3 +218,25 @@ def test_a_query_that_is_cancelled_in_work_is_dropped(batcher: Batcher, engine: 
     batcher.submit([after])
     done.result(20)
     assert not future.done()
+
+
+def test_a_query_that_would_wait_longer_than_it_may_is_refused(
+    batcher: Batcher, engine: Engine
+) -> None:
+    """The time of the queries before it is known from those that were answered."""
+    engine.rewriter.gate.clear()
+    held, first = ticket("a red car")
+    batcher.submit([held])
+    assert engine.rewriter.entered.wait(20)
+    before = [ticket("the dog runs") for _ in range(5)]
+    batcher.submit([one for one, _ in before])
+    batcher.check_room()
+    batcher._pace.seconds = 2.0
+    with pytest.raises(QueueFull) as full:
+        batcher.submit([ticket("a dog", deadline=time.monotonic() + 8)[0]])
+    assert 9 < full.value.seconds < 13
+    patient, last = ticket("a dog", deadline=time.monotonic() + 600)
+    batcher.submit([patient])
+    engine.rewriter.gate.set()
+    for future in (first, last, *(future for _, future in before)):
+        future.result(20)
