@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import asdict
 from datetime import datetime
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from granalign_fast.errors import GranAlignError
+from granalign_fast.errors import GranAlignError, counted
 from granalign_fast.files import escape_undecodable
 from granalign_fast.output.visible import visible
 from granalign_fast.storage import Address
@@ -150,7 +151,8 @@ def library_verify(
     for reason in (*found.problems.values(), *found.catalogue):
         sys.stderr.write(f"granalign: {visible(reason)}\n")
     if found.catalogue:
-        sys.stderr.write(f"granalign: run granalign library rebuild {short(library)}\n")
+        command = f"granalign library rebuild {shlex.quote(short(library))}"
+        sys.stderr.write(f"granalign: run {command}\n")
     if found.problems or found.catalogue:
         raise typer.Exit(1)
 
@@ -176,7 +178,7 @@ def library_rebuild(library: Folder, as_json: Json = False) -> None:
     if as_json:
         print_json({"videos": len(videos), "clips": clips, "damaged": damaged})
     else:
-        typer.echo(f"catalogue of {len(videos)} videos, {clips} clips")
+        typer.echo(f"catalogue of {counted(len(videos), 'video')}, {counted(clips, 'clip')}")
     _report_damaged(damaged)
 
 
@@ -275,13 +277,14 @@ def _print_videos(videos: list[CataloguedVideo], tags: Tags) -> None:
         table.add_row(video.vid, clock(video.seconds, fine=False), f"{video.clips}", date, words)
     show(table)
     seconds = sum(video.seconds for video in videos)
-    typer.echo(f"{len(videos)} videos, {clock(seconds, fine=False)} in all")
+    typer.echo(f"{counted(len(videos), 'video')}, {clock(seconds, fine=False)} in all")
 
 
 def _report_damaged(damaged: dict[str, str]) -> None:
     """Name the indexes that cannot be read, and end with exit code 1 if there are any."""
     if damaged:
-        sys.stderr.write(f"granalign: {len(damaged)} indexes cannot be read:\n")
+        indexes = counted(len(damaged), "index", "indexes")
+        sys.stderr.write(f"granalign: {indexes} cannot be read:\n")
         for reason in damaged.values():
             sys.stderr.write(f"  {visible(reason)}\n")
         raise typer.Exit(1)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from granalign_fast.errors import GranAlignError
+from granalign_fast.errors import GranAlignError, counted
 from granalign_fast.files import escape_undecodable
 from granalign_fast.storage import Address
 from granalign_fast.storage.address import path_text
@@ -194,7 +195,7 @@ def _warnings(result: LibraryResult) -> Iterable[str]:
         yield f"{vid}: {reason}"
     for reason, count in result.left_out.items():
         if reason != "not chosen by the filters":
-            yield f"{count} videos were not searched: {reason}"
+            yield f"not searched: {counted(count, 'video')}, {reason}"
 
 
 def _print(library: Library, result: LibraryResult, *, chosen: bool) -> None:
@@ -218,7 +219,5 @@ def _print(library: Library, result: LibraryResult, *, chosen: bool) -> None:
     for warning in _warnings(result):
         show(f"warning: {warning}")
     if result.moments:
-        show(
-            f"more about a video: granalign search {library.catalogue.name} "
-            f"--vid {result.moments[0].vid} with the query"
-        )
+        name, vid = map(shlex.quote, (library.catalogue.name, result.moments[0].vid))
+        show(f"more about a video: granalign search {name} QUERY --vid {vid}")

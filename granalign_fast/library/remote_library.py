@@ -199,7 +199,9 @@ class RemoteLibrary:
         if pointer is None:
             return None
         try:
-            segments = [Segment(self._segments / one.name, one) for one in pointer.segments]
+            segments = [
+                Segment(self._segments / one.name, one, self.address) for one in pointer.segments
+            ]
         except (OSError, GranAlignError, LookupError, ValueError, ArithmeticError) as error:
             _log.info("%s: a part of the catalogue cannot be read: %s", self.address, error)
             return None

@@ -25,6 +25,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
@@ -109,13 +110,20 @@ def word_schema() -> Any:
 class Segment:
     """An open segment. Its arrays are memory maps, which outlive the deletion of their files.
 
+    Args:
+        folder: of the segment.
+        record: of the segment.
+        library: as its user names it, for error messages; None for that of the folder.
+
     Raises:
         OSError: a file is missing.
         GranAlignError: a file has another size or another content than it should.
     """
 
-    def __init__(self, folder: Path, record: SegmentRecord) -> None:
+    def __init__(self, folder: Path, record: SegmentRecord, library: object = None) -> None:
         self.folder, self.record = folder, record
+        name = shlex.quote(str(library or folder.parent.parent))
+        self._remedy = f"run granalign library rebuild {name}"
         for name, (size, _) in record.files.items():
             if (got := (folder / name).stat().st_size) != size:
                 raise GranAlignError(f"{folder / name}: got {got} bytes, expected {size}")
@@ -191,7 +199,7 @@ class Segment:
         if None in table["word"] or (len(sizes) and sizes.dtype.kind not in "iu"):
             raise self._damaged(WORDS, "a cell is empty")
         offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        found = Postings(table["word"], offsets, *self._postings, self._lengths)
+        found = Postings(table["word"], offsets, *self._postings, self._lengths, self._remedy)
         if not found.is_whole(len(self.stretches.videos)):
             raise self._damaged(WORDS, "its counts are not those of the other files")
         return found
@@ -214,10 +222,7 @@ class Segment:
             raise self._damaged(name, one_line(error)) from None
 
     def _damaged(self, name: str, reason: str) -> GranAlignError:
-        return GranAlignError(
-            f"{self.folder / name}: damaged ({reason}); run granalign library rebuild "
-            f"{self.folder.parent.parent}"
-        )
+        return GranAlignError(f"{self.folder / name}: damaged ({reason}); {self._remedy}")
 
     def rows(self, numbers: Iterable[int]) -> Iterator[VideoRows]:
         """Yield the rows of some videos, by their numbers in the segment."""

@@ -60,6 +60,8 @@ class Postings:
     """`(postings,)` uint16: how often the document holds the word."""
     lengths: npt.NDArray[Any]
     """`(documents,)` int32: words of each document."""
+    remedy: str = "make the inverted index again"
+    """The end of the message where it is damaged."""
 
     def is_whole(self, documents: int) -> bool:
         """Return whether the lengths of the arrays fit together.
@@ -91,7 +93,7 @@ class Postings:
         if len(documents) and not 0 <= documents.min() <= documents.max() < len(self.lengths):
             raise GranAlignError(
                 f"catalogue: damaged, got the stretches {documents.min()} to {documents.max()}, "
-                f"expected 0 to {len(self.lengths) - 1}; run granalign library rebuild"
+                f"expected 0 to {len(self.lengths) - 1}; {self.remedy}"
             )
         return documents, self.counts[begin:end].astype(np.float32)
 

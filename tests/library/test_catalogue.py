@@ -19,6 +19,7 @@ from granalign_fast.library import catalogue as module
 from granalign_fast.library import indexes
 from granalign_fast.library.catalogue import open_catalogue, update_catalogue
 from granalign_fast.library.pointer import FOLDER, POINTER
+from granalign_fast.library.segment import Segment
 from granalign_fast.library.upkeep import remove_videos
 
 
@@ -146,6 +147,9 @@ def test_a_table_that_is_damaged_inside_is_named_with_its_remedy(library: Path) 
     segment = open_catalogue(library).segments[0]
     with pytest.raises(GranAlignError, match=f"run granalign library rebuild {library}"):
         _ = segment.postings
+    remote = Segment(segment.folder, segment.record, "s3://bucket/films")
+    with pytest.raises(GranAlignError, match="run granalign library rebuild s3://bucket/films"):
+        _ = remote.postings
     assert contents(update_catalogue(library, rebuild=True)) == expected_contents(library)
 
 
