@@ -7,6 +7,7 @@ to one long text, texts are decoded as a dictionary and row numbers.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ _ROW_BYTES = 64
 
 
 class Table:
-    """An open Parquet file, whose footer was checked.
+    """An open Parquet file, whose footer was checked. Threads may share one.
 
     Args:
         content: the file: a `bytes`, or a memory map of `pyarrow`.
@@ -37,6 +38,7 @@ class Table:
     def __init__(self, content: Any, schema: Any, most_rows: int) -> None:
         import pyarrow
 
+        self._reading = threading.Lock()  # a read moves the place in the file
         self._source = pyarrow.BufferReader(content) if isinstance(content, bytes) else content
         self._size = self._source.size()
         try:
@@ -84,14 +86,15 @@ class Table:
         Raises:
             ValueError: the file is damaged, or would take more memory than its size allows.
         """
+        wanted = list(self._names if names is None else names)
         try:
-            wanted = list(self._names if names is None else names)
-            repeated = self._check_pages(wanted)
-            self._source.seek(0)
-            file = self._open(metadata=self._metadata, read_dictionary=repeated)
-            # One thread: more gain nothing on a small table, and a process that exits right after
-            # could abort in pyarrow's thread pool.
-            table = file.read(wanted, use_threads=False)
+            with self._reading:
+                repeated = self._check_pages(wanted)
+                self._source.seek(0)
+                file = self._open(metadata=self._metadata, read_dictionary=repeated)
+                # One thread: more gain nothing on a small table, and a process that exits right
+                # after could abort in pyarrow's thread pool.
+                table = file.read(wanted, use_threads=False)
             table.validate(full=True)
             return {name: _values(table.column(name)) for name in wanted}
         except Exception as error:  # pyarrow raises many types on a damaged file

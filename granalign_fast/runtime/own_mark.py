@@ -88,9 +88,9 @@ def _make_key() -> bytes:
     try:
         path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "wb") as file:  # noqa: PTH123  # of a descriptor
-            file.write(key)
         try:
+            with open(descriptor, "wb") as file:  # noqa: PTH123  # of a descriptor
+                file.write(key)
             with contextlib.suppress(FileExistsError):
                 os.link(draft, path)  # unlike a rename, it replaces no key
         finally:

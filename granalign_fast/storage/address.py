@@ -16,6 +16,9 @@ SCHEMES = {"s3": "s3", "gs": "gs", "gcs": "gs"}
 _OPTIONS = ("endpoint_override", "region", "scheme")
 """Options that may follow an address, as pyarrow has them."""
 
+_ENDPOINT = re.compile(r"(https?):/{1,2}(.+?)/*")
+"""An endpoint with its scheme; that of a `Path` has one slash as well."""
+
 _ADDRESS = re.compile(r"(s3|gs|gcs):/{1,2}(.*)", re.DOTALL)
 """A `Path` of an address has one slash instead of two."""
 
@@ -55,14 +58,16 @@ class Address:
         path = path.strip("/")
         if not path or "//" in path:
             raise GranAlignError(f"{text}: expected a bucket, as in {scheme}://bucket/name")
-        options = tuple(parse_qsl(query, keep_blank_values=True))
-        for option, _ in options:
+        options = dict(parse_qsl(query, keep_blank_values=True))
+        for option in options:
             if option not in _OPTIONS:
                 raise GranAlignError(
                     f"{scheme}://{path}: got the option {option!r}, expected one of "
                     f"{', '.join(_OPTIONS)}"
                 )
-        return cls(SCHEMES[scheme], path, options)
+        if url := _ENDPOINT.fullmatch(options.get("endpoint_override", "")):
+            options |= {"endpoint_override": url[2], "scheme": url[1]}
+        return cls(SCHEMES[scheme], path, tuple(options.items()))
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.path}"

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +152,19 @@ def test_a_table_that_is_damaged_inside_is_named_with_its_remedy(library: Path) 
     with pytest.raises(GranAlignError, match="run granalign library rebuild s3://bucket/films"):
         _ = remote.postings
     assert contents(update_catalogue(library, rebuild=True)) == expected_contents(library)
+
+
+def test_threads_read_a_table_at_the_same_time(library: Path) -> None:
+    segment = open_catalogue(library).segments[0]
+    expected = segment.read_captions()
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _: segment.read_captions(), range(100)))
+    finally:
+        sys.setswitchinterval(before)
+    assert all(captions == expected for captions in found)
 
 
 def test_a_segment_of_removed_videos_is_written_again(library: Path) -> None:

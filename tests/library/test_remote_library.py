@@ -286,6 +286,9 @@ def test_addresses():
     assert found is not None and found.full == text and str(found) == "s3://bucket/a/b.mp4"
     assert address_of(found.to_path()) == Address("s3", "bucket/a/b.mp4")
     assert path_text(found.to_path()) == str(found) and path_text(Path("/a/b")) == "/a/b"
+    # An endpoint is often written as a URL, and `Path` takes one of its slashes.
+    for url in ("http://localhost:9000", "http:/localhost:9000/"):
+        assert Address.find(f"s3://bucket/a/b.mp4?endpoint_override={url}") == found
     for other in ("video.mp4", "/s3/x.mp4", "http://host/x.mp4", "s3:x"):
         assert Address.find(other) is None
 

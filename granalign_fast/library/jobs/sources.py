@@ -27,7 +27,8 @@ OnFailure = Callable[[str, GranAlignError], None]
 Hasher = Callable[[Sequence[str]], Iterable[str | GranAlignError]]
 """Returns the SHA-256 of each of the named files, or the reason why it cannot be read."""
 
-_GLOB = frozenset("*?[")
+_GLOB = frozenset("*[")
+"""Signs of a pattern; in an address, a question mark begins the options."""
 
 
 def find_sources(
