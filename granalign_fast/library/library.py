@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -26,7 +25,7 @@ from .first_stage import Part, Ranked, Texts, first_stage
 from .index_cache import IndexCache
 from .opening import open_library_catalogue
 from .records import CataloguedVideo, rows_of
-from .refinement import Refinement, refine_in_steps, refine_together, step_of
+from .refinement import Refinement, deadline, refine_in_steps, refine_together, step_of
 from .results import LibraryResult, Stretch, VideoHit
 from .spaces import Spaces
 from .tags import read_tags
@@ -161,7 +160,7 @@ class Library:
         Raises:
             GranAlignError: an argument is of the wrong type or out of range.
         """
-        until = _deadline(budget)
+        until = deadline(budget)
         (refinement,) = self._first_stage([query], top, refine, filters, overlapping)
         for _ in refine_in_steps(refinement, self.retriever, self._load, until):
             pass
@@ -233,7 +232,7 @@ class Library:
 
         Arguments and errors are those of `search`, whose answer is the last one.
         """
-        until = _deadline(budget)
+        until = deadline(budget)
         (refinement,) = self._first_stage([query], top, refine, filters, overlapping)
         yield refinement.answer(self._load)
         for _ in refine_in_steps(refinement, self.retriever, self._load, until):
@@ -356,15 +355,6 @@ class Library:
             with suppress(GranAlignError):  # not there: the path of the index may do
                 index = with_media(index, self._media)
         return index
-
-
-def _deadline(budget: float | None) -> float | None:
-    """Return the time of `time.monotonic` at which a budget of seconds is spent; None for none."""
-    if budget is None:
-        return None
-    if isinstance(budget, bool) or not isinstance(budget, int | float) or not budget >= 0:
-        raise GranAlignError(f"budget: got {short_repr(budget)}, expected seconds from 0")
-    return time.monotonic() + budget
 
 
 def _video_hits(parts: Sequence[Part], ranked: Ranked, most: int) -> tuple[VideoHit, ...]:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from granalign_fast.config import RetrieverConfig
-from granalign_fast.errors import GranAlignError
+from granalign_fast.errors import GranAlignError, short_repr
 from granalign_fast.index import VideoIndex
 from granalign_fast.index.model_checks import clips_warning
 from granalign_fast.models.encoder import cpu_threads
@@ -205,3 +205,12 @@ def _search(pairs: Sequence[_Pair], retriever: Retriever, load: Load) -> None:
             one.errors[one.hits[number].video.vid] = str(result)
         else:
             one.add(number, search.index, result, retriever.config)
+
+
+def deadline(budget: float | None) -> float | None:
+    """Return the time of `time.monotonic` at which a budget of seconds is spent; None for none."""
+    if budget is None:
+        return None
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or not budget >= 0:
+        raise GranAlignError(f"budget: got {short_repr(budget)}, expected seconds from 0")
+    return time.monotonic() + budget

@@ -73,7 +73,7 @@ ALLOWED = {
     ("granalign_fast/miniatures/videos.py", "av.open"): "gets a file of `replacing`",
     ("granalign_fast/miniatures/scenes.py", "Image.open"): "reads from memory",
     ("export/sources/checkpoint.py", "np.memmap"): "gets an open file",
-    ("export/checks/vision_language_model.py", "safe_open"): "after checked_file",
+    ("export/checks/vlm_reference.py", "safe_open"): "after checked_file",
     ("export/checks/encoder_tokens.py", "shutil.copy"): "after checked_file",
     ("export/sources/language_model.py", "shutil.copyfile"): "after checked_file",
     ("export/triton.py", "shutil.copyfile"): "after checked_file",

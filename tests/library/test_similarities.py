@@ -60,11 +60,7 @@ def test_nothing_is_compared_with_nothing() -> None:
     assert similarities(rows, EDGES, [], []) == []
 
 
-@pytest.mark.parametrize("many", [1, 99])
-def test_rough_means_are_the_means_up_to_rounding(
-    monkeypatch: pytest.MonkeyPatch, many: int
-) -> None:
-    monkeypatch.setattr(module, "_MANY", many)
+def test_rough_means_are_the_means_up_to_rounding() -> None:
     rng = np.random.default_rng(3)
     rows, asked = unit(rng, int(EDGES[-1]), 48, np.float16), queries(rng, [1, 6, 130])
     some = np.array([0, 1, 3, 5, 8])
