@@ -80,6 +80,13 @@ def test_a_model_has_to_be_named(
     assert chat_of(model_server, "a").answers([CHAT], 9)[0].text == "A dog runs."
 
 
+@pytest.mark.parametrize("data", [5, True, "ab", {"id": "a"}, [5], [{"id": 5}], None])
+def test_a_list_of_models_that_is_none(model_server: ModelServer, data: object) -> None:
+    model_server.reply_to = lambda _: Reply.of({"data": data})  # type: ignore[method-assign]
+    with pytest.raises(GranAlignError, match="got no model, expected one"):
+        _ = chat_of(model_server).name
+
+
 def test_the_fingerprint_names_server_and_model(
     model_server: ModelServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,7 +60,8 @@ class ServedModel:
                 f"check {address.option}"
             ) from None
         entries = reply.get("data") if isinstance(reply, dict) else None
-        found = [entry.get("id") for entry in entries or () if isinstance(entry, dict)]
+        entries = entries if isinstance(entries, list) else []
+        found = [entry.get("id") for entry in entries if isinstance(entry, dict)]
         names = [checked_name(name) for name in found if isinstance(name, str) and name]
         if len(names) != 1:
             got = f"several models: {listed(names)}" if names else "no model"
