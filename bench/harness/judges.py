@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from granalign_fast.bench.peers import plain_method as plain
 from granalign_fast.config import RetrieverConfig
-from granalign_fast.export.sources.encoders.bert import Bert
+from granalign_fast.errors import GranAlignError
+from granalign_fast.export.encoder_families import encoder_family
 from granalign_fast.export.sources.sentence_encoder import SentenceModel
 from granalign_fast.index import VideoIndex
 from granalign_fast.language import prompts
@@ -199,11 +200,20 @@ class PlainSentences:
 
     Args:
         model: the model as it was before its export.
+
+    Raises:
+        GranAlignError: it is of a family that we do not write node by node.
     """
 
     def __init__(self, model: SentenceModel) -> None:
         self._model = model
-        self._bert = Bert.load(model.weights, model.config)
+        family = encoder_family(model.config)
+        if family is None:
+            raise GranAlignError(
+                f"{model.folder}: got a model that only optimum exports, expected one that NumPy "
+                f"can judge; choose another model"
+            )
+        self._encoder = family.load(model.weights, model.config)
 
     def judge(self, texts: Sequence[str], rows: npt.NDArray[np.float32]) -> None:
         """Compare the float32 embeddings of a few texts, spread from the first to the last.
@@ -214,7 +224,7 @@ class PlainSentences:
         require(len(rows) == len(texts), f"sentences: {len(rows)} embeddings of {len(texts)}")
         few = np.linspace(0, len(texts) - 1, _FEW_TEXTS).astype(int).tolist()
         ids = self._model.tokenise(tuple(texts[i] for i in few))
-        expected = self._bert.embed(ids, pooling=self._model.pooling, normalise=True)
+        expected = self._encoder.embed(ids, pooling=self._model.pooling, normalise=True)
         off = float(np.abs(rows[few] - expected).max())
         require(off < 1e-4, f"sentences: embeddings {off:.0e} from the model's in NumPy")
 

@@ -73,7 +73,7 @@ def write_tiny_bert(
     return folder
 
 
-def random_weights(seed: int = 0) -> dict[str, np.ndarray]:
+def random_weights(seed: int = 0, layers: int = LAYERS) -> dict[str, np.ndarray]:
     """Return random tensors under the names that transformers gives them."""
     rng = np.random.default_rng(seed)
     tensors: dict[str, np.ndarray] = {}
@@ -93,7 +93,7 @@ def random_weights(seed: int = 0) -> dict[str, np.ndarray]:
     put("embeddings.position_embeddings.weight", POSITIONS, HIDDEN)
     put("embeddings.token_type_embeddings.weight", 2, HIDDEN)
     norm("embeddings.LayerNorm")
-    for i in range(LAYERS):
+    for i in range(layers):
         layer = f"encoder.layer.{i}"
         for part in ("query", "key", "value"):
             dense(f"{layer}.attention.self.{part}", HIDDEN, HIDDEN)

@@ -280,6 +280,26 @@ def test_launches_of_an_encoder(tmp_path: Path, new_calls: NewCalls) -> None:
     assert len(efficient) == 2 and "Softmax" not in "".join(two)
 
 
+@pytest.mark.parametrize(("family", "most"), [("mpnet", 5), ("modernbert", 9), ("xlm-roberta", 5)])
+def test_launches_of_other_families(
+    tmp_path: Path, new_calls: NewCalls, family: str, most: int
+) -> None:
+    """The mask of each kind of layer is made once, and attention keeps its fused kernel."""
+    launches = []
+    for layers in (2, 3):
+        source = write_tiny_encoder(tmp_path / str(layers), family, num_hidden_layers=layers)
+        encoder = SentenceEncoder(
+            source, precision="fp16", device="cuda", cache_dir=tmp_path / "cache"
+        )
+        for _ in range(2):
+            encoder.encode_on(["a b c", "d"], ArrayDevice.of("cuda"))
+        launches.append(captured(new_calls()))
+    less, more = launches
+    assert 0 < len(more) - len(less) <= most
+    efficient = [line for line in more if "attention_kernel" in line]
+    assert len(efficient) == 3 and "Softmax" not in "".join(more)
+
+
 # In the first case, two windows of unequal size are cut out of query, key and value, and joined.
 @pytest.mark.parametrize(("size", "most"), [((112, 224), 11), (IMAGE_SIZE, 19)])
 def test_launches_of_a_vision_tower(
