@@ -129,6 +129,8 @@ def uniform_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
         GranAlignError: rotary positions that this layout has no names for.
     """
     config = _uniform_rope(config, path)
+    if config.get("model_type") == "modernbert" and isinstance(config.get("layer_types"), list):
+        config = _uniform_layers(config, config["layer_types"])
     # The settings of a vision tower: its rotary positions are always the same.
     vision = config.get("vision_config")
     if isinstance(vision, dict) and "rope_parameters" in vision:
@@ -266,6 +268,18 @@ def _uniform_rope(config: dict[str, Any], path: Path) -> dict[str, Any]:
 
 _LONGROPE = ("short_factor", "long_factor")
 """The fields of ``longrope`` besides its type."""
+
+
+def _uniform_layers(config: dict[str, Any], kinds: list[Any]) -> dict[str, Any]:
+    """Return a ModernBERT's settings with how many layers there are to one of full attention.
+
+    Version 4.57 takes no notice of `layer_types`. An order that it has no setting for stays.
+    """
+    full = [i for i, kind in enumerate(kinds) if kind == _FULL]
+    every = full[1] if len(full) > 1 else len(kinds)
+    if every and full == list(range(0, len(kinds), every)):
+        return config | {"global_attn_every_n_layers": every}
+    return config
 
 
 def _one_of(

@@ -137,6 +137,20 @@ def test_layers_with_different_rotary_positions(tmp_path: Path) -> None:
     assert (gemma["rope_theta"], gemma["rope_local_base_freq"]) == (1e6, 1e4)
 
 
+@pytest.mark.parametrize(
+    ("kinds", "every"), [("fsfs", 2), ("fssfs", 3), ("fff", 1), ("fsss", 4), ("sfsf", None)]
+)
+def test_modernbert_in_both_layouts(tmp_path: Path, kinds: str, every: int | None) -> None:
+    """The older layout names both bases, and counts the layers instead of listing them."""
+    names = {"f": "full_attention", "s": "sliding_attention"}
+    both = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e3}}
+    config = {"model_type": "modernbert", "layer_types": [names[kind] for kind in kinds]}
+    settings = uniform_config(config | {"rope_parameters": both}, tmp_path)
+    assert (settings["global_rope_theta"], settings["local_rope_theta"]) == (1e6, 1e3)
+    assert "rope_theta" not in settings and "rope_parameters" not in settings
+    assert settings.get("global_attn_every_n_layers") == every
+
+
 def test_older_settings_go_before_newer_ones_beside_them(tmp_path: Path) -> None:
     """As in transformers, whose `rope_scaling` replaces `rope_parameters`."""
     config = LLAMA | {"rope_scaling": LLAMA3_ROPE, "rope_parameters": {"rope_theta": 7.0}}

@@ -33,15 +33,17 @@ _SPREAD = {"initializer_range": 0.3}
 
 def _unigram(folder: Path) -> int:
     """Write a SentencePiece tokenizer as XLM-R's; return the size of its vocabulary."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer, models, pre_tokenizers
     from tokenizers.processors import TemplateProcessing
 
     pieces = ["▁", "▁the", "▁The", "▁cat", "▁dog", *_LETTERS, *(f"▁{c}" for c in _LETTERS)]
     words = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     words += [(piece, -float(i % 7) - 1) for i, piece in enumerate(pieces)] + [("<mask>", 0.0)]
     tokenizer = Tokenizer(models.Unigram(words, unk_id=3))
-    tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    # As in published folders; transformers 5 always has these steps.
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
+    )
     tokenizer.post_processor = TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
