@@ -67,7 +67,7 @@ class DecoderLayer:
 
 
 class WordTable:
-    """A table of embeddings (rows, columns) in a file: only the rows of a text are kept.
+    """A table of embeddings (rows, columns) in a file; rows that were asked for are kept.
 
     Args:
         weights: of the whole model.
@@ -78,15 +78,21 @@ class WordTable:
     def __init__(self, weights: Weights, shape: tuple[int, int], scale: float) -> None:
         weights.check(_TABLE, shape)
         self._weights, self.shape, self._scale = weights, shape, np.float32(scale)
+        self._rows: dict[int, Array] = {}
 
     def __getitem__(self, ids: Ids) -> Array:
-        rows = np.empty((*ids.shape, self.shape[1]), self._weights.dtype)
+        self.read(ids)
+        found = np.array([self._rows[one] for one in ids.ravel().tolist()], self._weights.dtype)
+        return found.reshape(*ids.shape, self.shape[1])
+
+    def read(self, ids: Ids) -> None:
+        """Read the rows that are not known yet, in one pass over the file."""
+        new = np.array([one for one in np.unique(ids).tolist() if one not in self._rows], np.int64)
         start = 0
-        for part in self._weights.checkpoint.slices(_TABLE):
-            here = (ids >= start) & (ids < start + len(part))
-            rows[here] = part[ids[here] - start] * self._scale
+        for part in self._weights.checkpoint.slices(_TABLE) if len(new) else ():
+            here = new[(new >= start) & (new < start + len(part))]
+            self._rows |= zip(here.tolist(), part[here - start] * self._scale, strict=True)
             start += len(part)
-        return rows
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,11 @@ class Decoder(Encoder):
     def dtype(self) -> np.dtype[Any]:
         """The type of all weights, and of what is computed."""
         return self.norm.dtype
+
+    def run(self, batches: Sequence[Ids], observe: Observer | None = None) -> list[Array]:
+        """Compute the last norm's output of several batches, as `Encoder.run`."""
+        self.words.read(np.concatenate([np.ravel(ids) for ids in batches]))
+        return super().run(batches, observe)
 
     def _begin(self, ids: Ids) -> Array:
         state: Array = self.words[ids]
