@@ -145,15 +145,19 @@ def _tower(t: TowerNumbers, precision: str, held: bool) -> int:
             return rows * columns * width
         return block_bytes(rows, columns, HEAD, held=held)
 
+    # Products to a perceptron's width, and vectors of a norm.
+    inner, norm = (2, 1) if t.gated else (1, 2)
     layer = product(3 * t.hidden, t.hidden) + product(t.hidden, t.hidden)
-    layer += 2 * product(t.wide, t.hidden) + product(t.hidden, t.wide)
-    biases = 2 * t.hidden + 3 * t.hidden + t.hidden + 2 * t.wide + t.hidden  # and norms
+    layer += inner * product(t.wide, t.hidden) + product(t.hidden, t.wide)
+    biases = (3 + 1 + 1 + 2 * norm) * t.hidden + inner * t.wide  # and norms
     # The kernel of patches is stored twice: for frames, summed over time, and for pixels. The
     # product opens the first of them.
     patches = (1 if held else 1 + t.temporal) * 3 * t.patch**2 * t.hidden
+    if t.positions:  # interpolated to the patches of a frame
+        patches += IMAGE_GRID[0] * IMAGE_GRID[1] * t.merge**2 * t.hidden
     merger = product(joined, joined) + product(t.out, joined)
-    small = patches + t.hidden + joined + t.out
-    return t.layers * (layer + biases * width) + merger + small * width
+    small = patches + norm * (t.hidden + t.mergers * joined) + (1 + t.mergers) * (joined + t.out)
+    return t.layers * (layer + biases * width) + (1 + t.mergers) * merger + small * width
 
 
 def _work(model: PublishedModel, precision: str, *, prefilling: bool = False) -> int:
@@ -175,7 +179,7 @@ def _work(model: PublishedModel, precision: str, *, prefilling: bool = False) ->
         tokens = _tokens(len(prompts.SYSTEM) + longest)
         answer = _default(LlmRewriter, "max_new_tokens")
         # The rewriter keeps what stands before the query, or on a CPU what all tasks share.
-        kept, vision = (shared if on_cpu else rows * tokens), 0
+        kept, vision, features = (shared if on_cpu else rows * tokens), 0, 0
     else:
         # A batch of captions, each behind its frame.
         asked = (prompts.AGNOSTIC_CAPTION, prompts.aware_caption([_QUERY]))
@@ -187,6 +191,7 @@ def _work(model: PublishedModel, precision: str, *, prefilling: bool = False) ->
         if on_cpu:
             prefilled = min(prefilled, max(1, CPU_TOKENS // tokens))
         vision = prefilled * patches * (2 * t.wide + 4 * t.hidden) * width
+        features = prefilled * tokens * t.mergers * d.hidden * width
     if on_cpu:
         # A step makes a new cache while the old one is there.
         rows = min(rows, max(1, CACHE_BYTES // (2 * (tokens + answer) * token)))
@@ -194,7 +199,7 @@ def _work(model: PublishedModel, precision: str, *, prefilling: bool = False) ->
     cache = (kept + (2 if on_cpu else 1) * rows * (tokens + answer)) * token
     if prefilling and t is not None:
         cache = prefilled * tokens * token
-    prefill = prefilled * tokens * (2 * d.wide + 4 * d.hidden) * width
+    prefill = prefilled * tokens * (2 * d.wide + 4 * d.hidden) * width + features
     return cache + max(prefill, vision) + rows * d.vocabulary * 4  # the last: logits
 
 

@@ -36,7 +36,7 @@ class DecoderNumbers:
 
 @dataclass(frozen=True, slots=True)
 class TowerNumbers:
-    """The numbers of a Qwen2.5-VL's vision tower that decide its size."""
+    """The numbers of a Qwen-VL's vision tower that decide its size; by default of Qwen2.5-VL."""
 
     wide: int
     out: int
@@ -45,6 +45,12 @@ class TowerNumbers:
     patch: int = 14
     merge: int = 2
     temporal: int = 2
+    gated: bool = True
+    """Whether perceptrons are gated, and norms without biases. Otherwise neither is so."""
+    positions: int = 0
+    """Rows of the table of learned positions; 0 without one."""
+    mergers: int = 0
+    """Mergers besides the last, whose features the decoder adds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,11 +290,66 @@ _VL_LARGE = PublishedModel(
     tower=TowerNumbers(wide=3456, out=5120),
 )
 
+
+def _qwen3_tower(out: int, hidden: int, wide: int, layers: int) -> TowerNumbers:
+    """Return the numbers of a Qwen3-VL's vision tower."""
+    return TowerNumbers(wide, out, hidden, layers, patch=16, gated=False, positions=2304, mergers=3)
+
+
+_QWEN3_VL_2B = PublishedModel(
+    VLM,
+    "Qwen/Qwen3-VL-2B-Instruct",
+    "89644892e4d85e24eaac8bacfd4f463576704203",
+    "Apache-2.0",
+    "many",
+    parameters=2_127_532_032,
+    download=4_255_064_064,
+    read_in=_REPOSITORIES,
+    decoder=DecoderNumbers(
+        2048, 6144, 28, 16, 8, vocabulary=151_936, context=262_144, tied=True, head_norms=True
+    ),
+    tower=_qwen3_tower(out=2048, hidden=1024, wide=4096, layers=24),
+    verified=False,
+)
+_QWEN3_VL_4B = PublishedModel(
+    VLM,
+    "Qwen/Qwen3-VL-4B-Instruct",
+    "ebb281ec70b05090aa6165b016eac8ec08e71b17",
+    "Apache-2.0",
+    "many",
+    parameters=4_437_815_808,
+    download=8_875_631_616,
+    read_in=_REPOSITORIES,
+    decoder=DecoderNumbers(
+        2560, 9728, 36, 32, 8, vocabulary=151_936, context=262_144, tied=True, head_norms=True
+    ),
+    tower=_qwen3_tower(out=2560, hidden=1024, wide=4096, layers=24),
+    verified=False,
+)
+_QWEN3_VL_8B = PublishedModel(
+    VLM,
+    "Qwen/Qwen3-VL-8B-Instruct",
+    "0c351dd01ed87e9c1b53cbc748cba10e6187ff3b",
+    "Apache-2.0",
+    "many",
+    parameters=8_767_123_696,
+    download=17_534_247_392,
+    read_in=_REPOSITORIES,
+    decoder=DecoderNumbers(
+        4096, 12_288, 36, 32, 8, vocabulary=151_936, context=262_144, head_norms=True
+    ),
+    tower=_qwen3_tower(out=4096, hidden=1152, wide=4304, layers=27),
+    verified=False,
+)
+
 MODEL_SETS: Mapping[str, ModelSet] = {
     one.name: one
     for one in (
         ModelSet(
-            "laptop", "CPU with 8 GB", "int4", (_MINILM, _SIGLIP2_BASE, _QWEN3_SMALL, _VL_SMALL)
+            "laptop",
+            "CPU with 8 GB",
+            "int4",
+            (_MINILM, _SIGLIP2_BASE, _QWEN3_SMALL, _QWEN3_VL_2B),
         ),
         ModelSet(
             "workstation",
@@ -321,6 +382,9 @@ ALTERNATIVES: Mapping[str, PublishedModel] = {
     )
 }
 """Models by name that can take the place of a set's model of their kind, see `model_set`."""
+
+OTHER_MODELS = (_QWEN3_VL_4B, _QWEN3_VL_8B, _VL_SMALL)
+"""Models that no set has, for machines between those of the sets: `export` takes their `source`."""
 
 PRECISIONS = ("fp32", "fp16", "int4")
 """Precisions of a set."""

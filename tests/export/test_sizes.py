@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import tiny_llm, tiny_vlm
+from helpers import tiny_llm, tiny_qwen3_vl, tiny_vlm
 from helpers.tiny_decoder import write_bare_decoder
 from safetensors.numpy import load_file
 
@@ -21,6 +22,7 @@ from granalign_fast.models.manifest import KINDS
 from granalign_fast.models.published import (
     ALTERNATIVES,
     MODEL_SETS,
+    OTHER_MODELS,
     PRECISIONS,
     DecoderNumbers,
     PublishedModel,
@@ -29,6 +31,7 @@ from granalign_fast.models.published import (
 )
 
 MODELS = {model.name: model for models in MODEL_SETS.values() for model in models.models}
+MODELS |= {model.name: model for model in OTHER_MODELS}
 DECODERS = [model for model in MODELS.values() if model.decoder is not None]
 
 
@@ -40,6 +43,9 @@ def test_the_numbers_give_the_published_number_of_weights(model: PublishedModel)
     added = d.context * d.head_dim
     if t is not None:
         added += 3 * t.patch**2 * t.hidden
+    if t is not None and t.positions:
+        # The table is interpolated to a frame's 960 patches, and contains the patches' bias.
+        added += (960 - t.positions - 1) * t.hidden
     assert disk_bytes(model, "fp32") / 4 - added == model.parameters
     assert disk_bytes(model, "fp16") / 2 - added == model.parameters
 
@@ -104,6 +110,41 @@ def test_a_vision_language_model_on_disk(tmp_path: Path, tied: bool, precision: 
     # A rounded weight is three tensors, each on pages of its own.
     assert computed == pytest.approx(size_of(out), rel=0.025 if precision == "int4" else 0.012)
     assert computed <= size_of(out)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_qwen3_vl_on_disk(tmp_path: Path, precision: str) -> None:
+    """The frame has the usual size: the interpolated positions are a part of the weights."""
+    vision = {"hidden_size": 160, "intermediate_size": 420, "out_hidden_size": 512}
+    config = copy.deepcopy(tiny_qwen3_vl.GQA_TIED)
+    config["vision_config"] |= vision
+    config["text_config"] |= WIDE | {"max_position_embeddings": 4096}
+    size = (384, 640)
+    out = tiny_qwen3_vl.write_unchecked_qwen3_vl(
+        tmp_path, config, precision=precision, image_size=size
+    )
+    whole = config["vision_config"]
+    tower = TowerNumbers(
+        whole["intermediate_size"],
+        whole["out_hidden_size"],
+        whole["hidden_size"],
+        whole["depth"],
+        whole["patch_size"],
+        gated=False,
+        positions=whole["num_position_embeddings"],
+        mergers=len(whole["deepstack_visual_indexes"]),
+    )
+    numbers = numbers_of(config["text_config"] | {"model_type": "qwen3"})
+    computed = disk_bytes(published("vlm", numbers, tower), precision)
+    assert computed == pytest.approx(size_of(out), rel=0.025 if precision == "int4" else 0.012)
+    assert computed <= size_of(out)
+
+
+@pytest.mark.parametrize("model", OTHER_MODELS, ids=lambda model: model.name)
+def test_other_models_are_in_the_guide(model: PublishedModel) -> None:
+    guide = Path(__file__).resolve().parents[2] / "docs" / "guides" / "models.md"
+    sizes = [f"{disk_bytes(model, precision) / 1e9:.1f} GB" for precision in ("int4", "fp16")]
+    assert f"| `{model.source}` | {sizes[0]} | {sizes[1]} |" in guide.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
