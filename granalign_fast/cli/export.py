@@ -87,25 +87,31 @@ def export_llm(
 @export_app.command("vlm")
 @with_verbosity
 def export_vlm(
-    source: Annotated[str, _source("A Qwen2.5-VL folder")],
+    source: Annotated[str, _source("A Qwen2.5-VL or Qwen3-VL folder")],
     out: NewFolder,
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int4.")] = "fp32",
     image_size: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="HEIGHTxWIDTH",
-            help="Size of resized frames, in multiples of 28 pixels.",
+            help="Size of resized frames, in multiples of 28 pixels (Qwen2.5-VL) or 32 (Qwen3-VL); "
+            "by default 12 x 20 of these.",
         ),
-    ] = "336x560",
+    ] = None,
     check: Check = None,
 ) -> None:
     """Write a vision-language model for frames of one size."""
     from granalign_fast.export.vlm import export_vlm as run
 
-    height, cross, width = image_size.partition("x")
-    if not (cross and height.isdecimal() and width.isdecimal()):
-        raise GranAlignError(f"--image-size: got {image_size!r}, expected a size such as 336x560")
-    _export(run, source, out, precision, check, image_size=(int(height), int(width)))
+    size = None
+    if image_size is not None:
+        height, cross, width = image_size.partition("x")
+        if not (cross and height.isdecimal() and width.isdecimal()):
+            raise GranAlignError(
+                f"--image-size: got {image_size!r}, expected a size such as 336x560"
+            )
+        size = int(height), int(width)
+    _export(run, source, out, precision, check, image_size=size)
 
 
 @export_app.command("tensorrt")

@@ -349,7 +349,7 @@ MODEL_SETS: Mapping[str, ModelSet] = {
             "laptop",
             "CPU with 8 GB",
             "int4",
-            (_MINILM, _SIGLIP2_BASE, _QWEN3_SMALL, _QWEN3_VL_2B),
+            (_MINILM, _SIGLIP2_BASE, _QWEN3_SMALL, _VL_SMALL),
         ),
         ModelSet(
             "workstation",
@@ -383,8 +383,8 @@ ALTERNATIVES: Mapping[str, PublishedModel] = {
 }
 """Models by name that can take the place of a set's model of their kind, see `model_set`."""
 
-OTHER_MODELS = (_QWEN3_VL_4B, _QWEN3_VL_8B, _VL_SMALL)
-"""Models that no set has, for machines between those of the sets: `export` takes their `source`."""
+OTHER_MODELS = (_QWEN3_VL_2B, _QWEN3_VL_4B, _QWEN3_VL_8B)
+"""Models that no set has: `granalign export` takes their `source`."""
 
 PRECISIONS = ("fp32", "fp16", "int4")
 """Precisions of a set."""
