@@ -13,11 +13,11 @@ from typing import Any
 from granalign_fast.errors import GranAlignError, short_repr
 from granalign_fast.export.graphs.clip_shapes import ImageShape, Levels
 from granalign_fast.export.sources.folder import read_object, read_tokenizer
-from granalign_fast.export.sources.language_model import DecoderShape, positive
+from granalign_fast.export.sources.language_model import DecoderShape, number, positive
 from granalign_fast.export.sources.layouts import DEFAULTS
 from granalign_fast.export.sources.pixels import Pixels
 from granalign_fast.export.sources.tensors import check_shapes
-from granalign_fast.export.sources.vision_language_model import VlmFolder, VlmSource
+from granalign_fast.export.sources.vision_language_model import VlmFolder, VlmSource, json_object
 from granalign_fast.export.specs import CLIP_FRAMES
 from granalign_fast.models.image_layout import ImageLayout, Piece, VisualRun
 
@@ -88,6 +88,7 @@ class SmolVision:
         path, config = folder.path, folder.vision(DEFAULTS["smolvlm_vision"])
         for key in _NUMBERS:
             positive(config, key, path)
+        number(config, "layer_norm_eps", path, default=1e-6)
         hidden, heads = config["hidden_size"], config["num_attention_heads"]
         if hidden % heads:
             raise GranAlignError(
@@ -122,6 +123,12 @@ def read(folder: VlmFolder, image_size: tuple[int, int] | None) -> VlmSource:
         GranAlignError: a setting that the graphs lack, or that does not fit the others.
     """
     path = folder.path
+    text = json_object(folder.config, "text_config", path)
+    if text.get("model_type", "llama") != "llama":
+        raise GranAlignError(
+            f"{path}: got model_type {short_repr(text['model_type'])} in text_config, expected "
+            f"'llama'; choose a model of this family"
+        )
     shape = DecoderShape.parse(folder.text, folder.architecture, path)
     pixels = Pixels.of(folder.processor, folder.processor_path, _PROCESSORS, _HALF, resample=1)
     vision = SmolVision.read(folder, shape.hidden, pixels)
