@@ -30,6 +30,15 @@ def processor_name(processor: Any) -> str:
     return type(processor).__name__.removesuffix("Pil")
 
 
+def grid_times(model: Any, seconds: list[float]) -> dict[str, Any]:
+    """Return the further input with the seconds of each video's grids, for models that take it."""
+    if "second_per_grid_ts" not in inspect.signature(model.forward).parameters:
+        return {}
+    import torch
+
+    return {"second_per_grid_ts": torch.tensor(seconds)}
+
+
 def image_tokens(model: Any, ids: Any) -> dict[str, Any]:
     """Return the further input that says which of the tokens `ids` belong to an image or a video.
 

@@ -17,6 +17,7 @@ from granalign_fast.export.sources.layouts import uniform_folder
 from granalign_fast.export.sources.vision_language_model import VlmSource
 from granalign_fast.export.specs import HEAD
 from granalign_fast.models.chat import ChatTokenizer
+from granalign_fast.models.image_layout import ImageLayout
 from granalign_fast.reading import checked_file
 
 from .language_model import (
@@ -26,15 +27,16 @@ from .language_model import (
     round_products,
     round_weights,
 )
-from .transformers_calls import image_tokens, load_image_processor
+from .transformers_calls import grid_times, image_tokens, load_image_processor
 from .vlm_peers import VlmPeer
 
 _SIZES = ((97, 161), (180, 320), (320, 180))
 """Heights and widths of the validation frames before they are resized."""
 BEFORE = 5
 """Tokens before the frame of each prompt."""
-CLIP_SECONDS = 0.7
-"""Seconds from a frame of the validation clip to the next."""
+CLIP_SECONDS = 0.5
+"""Seconds from a frame of the validation clip to the next. Those of two frames are whole, because
+transformers 4.57 cuts them to whole ones."""
 _AFTER = (2, 17, 9)
 """Tokens after the frame of each prompt: ragged, so that rows are padded."""
 
@@ -158,6 +160,7 @@ class _Clip:
         pixels: patches of the clip, (patches, values).
         grid: times, rows and columns of its patches.
         video: the id of the visual tokens.
+        grid_seconds: from a grid to the next.
     """
 
     frames: npt.NDArray[np.uint8]
@@ -167,6 +170,7 @@ class _Clip:
     pixels: Float32
     grid: tuple[int, int, int]
     video: int
+    grid_seconds: float
 
     @classmethod
     def of(
@@ -182,10 +186,13 @@ class _Clip:
         clip take each of their times from the frame that stands there.
         """
         span = source.vision.temporal
-        counts = [count for count, layout in source.layouts.items() if layout.span > 1]
-        if not counts:
+        longer = [layout for layout in source.layouts.values() if layout.span > 1]
+        # transformers 4.57 lets text follow the greatest position of a clip, and version 5 that of
+        # its rows and columns: compare where the times are no greater.
+        longer = [one for one in longer if _last_time(one) < max(source.grid)]
+        if not longer:
             return None
-        layout = source.layouts[max(counts)]
+        layout = max(longer, key=lambda one: one.frames)
         chosen = np.arange(layout.images * span) % len(frames)
         pixels = images["pixel_values"].numpy()
         patches = pixels.reshape(len(frames), -1, 3, span, source.vision.patch**2)
@@ -193,7 +200,10 @@ class _Clip:
             np.stack([patches[frame, :, :, at] for at, frame in enumerate(some)], axis=2)
             for some in chosen.reshape(-1, span)
         ]
-        before = [*prompts[0][: BEFORE - 1], *layout.placeholder]
+        # Some placeholders begin with the token that stands before a frame, the last of `BEFORE`.
+        first = prompts[0][BEFORE - 1]
+        opened = [] if layout.placeholder[0] == first else [first]
+        before = [*prompts[0][: BEFORE - 1], *opened, *layout.placeholder]
         after = prompts[1][BEFORE + len(source.layouts[1].placeholder) :]
         timed = layout.timed(CLIP_SECONDS, ChatTokenizer(source.folder, processor=True).encode)
         rows, columns = (side * source.vision.merge for side in source.grid)
@@ -205,6 +215,7 @@ class _Clip:
             np.concatenate(joined).reshape(-1, pixels.shape[-1]),
             (layout.images, rows, columns),
             layout.runs[0].token,
+            span * CLIP_SECONDS,
         )
 
     def logits(self, model: Any) -> Float32:
@@ -219,6 +230,7 @@ class _Clip:
             video_grid_thw=torch.tensor([self.grid]),
             logits_to_keep=1,
             **image_tokens(model, row),
+            **grid_times(model, [self.grid_seconds]),
         )
         logits: Float32 = outputs.logits[0, -1:].numpy()
         return logits
@@ -228,6 +240,11 @@ class _Clip:
         assert rounded is not None and original is not None
         logits = ReferenceLogits(rounded, original)
         return ClipReference(self.frames, CLIP_SECONDS, self.before, self.after, logits)
+
+
+def _last_time(layout: ImageLayout) -> float:
+    """Return the time of a clip's last grid, in positions from its first."""
+    return (layout.images - 1) * layout.span * CLIP_SECONDS * layout.positions_per_second
 
 
 def _load(folder: Path, source: VlmSource) -> tuple[Any, list[str]]:

@@ -45,7 +45,7 @@ Clips = npt.NDArray[np.uint8]
 CONFIGS: dict[str, tuple[dict[str, Any], tuple[int, int], float]] = {
     # name: config.json, the image size, seconds from a frame to the next
     "tied, grouped heads": (PUBLISHED, IMAGE_SIZE, 0.5),
-    "untied, all heads": (SAVED, (56, 196), 1.0),
+    "untied, all heads": (SAVED, (56, 196), 0.5),
     "five positions a second": (
         PUBLISHED | {"vision_config": VISION | {"tokens_per_second": 1, "window_size": 56}},
         (28, 140),

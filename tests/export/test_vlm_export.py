@@ -205,6 +205,7 @@ def test_the_manifest_holds_what_readers_need(tmp_path: Path) -> None:
     assert list(record["layouts"]) == ["1", "2", "4", "6"]
     assert record["layouts"]["1"]["pieces"] == [{"token": IMAGE, "grid": [1, 3, 5]}]
     assert set(record["files"]) == {
+        "clips.onnx",
         "config.json",
         "embedding.onnx",
         "generation_config.json",

@@ -18,8 +18,8 @@ from granalign_fast.export.sources.vision_language_model import (
     token_grid,
     usual_size,
 )
+from granalign_fast.export.specs import CLIP_FRAMES
 from granalign_fast.models.image_layout import ImageLayout, VisualRun, still_image
-from granalign_fast.parsing.limits import FRAMES_PER_CLIP
 
 from .mrope import rotary_sections
 
@@ -158,7 +158,7 @@ def read(folder: VlmFolder, image_size: tuple[int, int] | None) -> VlmSource:
     image = folder.token("image_token_id", shape, 151655)
     video = folder.token("video_token_id", shape, 151656)
     pace = positive(tower, "tokens_per_second", path)
-    clips = {frames: _clip(video, vision, grid, frames, pace) for frames in FRAMES_PER_CLIP[1:]}
+    clips = {frames: _clip(video, vision, grid, frames, pace) for frames in CLIP_FRAMES}
     # Those that leave room for text.
     clips = {
         frames: clip
