@@ -142,7 +142,10 @@ def index(
     from granalign_fast.library.catalogue import open_catalogue
     from granalign_fast.library.tags import check_tags
     from granalign_fast.library.upkeep import tag_videos
+    from granalign_fast.video.frames import check_clip_seconds, check_frames_per_clip
 
+    check_clip_seconds(clip_seconds)
+    check_frames_per_clip(frames_per_clip)
     tags = check_tags(tag or ())
     if is_job(videos, out, ray):
         served = {f"--{name.replace('_', '-')}": url for name, url in (remote or {}).items()}

@@ -1,7 +1,8 @@
 """Frames to captions and to probabilities by a vision-language model on a chat server.
 
 Every prompt begins with the same system message and the frame, and what is asked about it comes
-last: a server that keeps prefixes computes those of a frame once.
+last: a server that keeps prefixes computes those of a frame once. A clip of several frames is sent
+as so many pictures.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ class RemoteCaptioner:
         Raises:
             GranAlignError: a frame cannot be read, or the server fails.
         """
-        return self._captions(frames, [prompts.AGNOSTIC_CAPTION] * len(frames))
+        task = prompts.agnostic_caption(frames.frames_per_clip)
+        return self._captions(frames, [task] * len(frames))
 
     def aware(self, frames: FrameSet, focus: Sequence[str]) -> list[str]:
         """Caption each frame, guided by the entities and actions of a query.
@@ -95,34 +97,45 @@ class RemoteCaptioner:
         Raises:
             GranAlignError: as in `aware`.
         """
-        tasks = [
-            task
-            for frames, focus in targets
-            for task in [prompts.aware_caption(focus)] * len(frames)
-        ]
-        frames = FrameSet.joined([frames for frames, _ in targets])
-        captions = iter(self._captions(frames, tasks))
-        return [list(itertools.islice(captions, len(frames))) for frames, _ in targets]
+        # Targets of one form share their requests; clips of other forms are other prompts.
+        captions: list[list[str]] = [[] for _ in targets]
+        for form in dict.fromkeys(frames.form for frames, _ in targets):
+            some = [n for n, (frames, _) in enumerate(targets) if frames.form == form]
+            tasks = [
+                task
+                for frames, focus in (targets[n] for n in some)
+                for task in [prompts.aware_caption(focus, form[0])] * len(frames)
+            ]
+            joined = FrameSet.joined([targets[n][0] for n in some])
+            texts = iter(self._captions(joined, tasks))
+            for n in some:
+                captions[n] = list(itertools.islice(texts, len(targets[n][0])))
+        return captions
 
     def _captions(self, frames: FrameSet, tasks: Sequence[str]) -> list[str]:
         """Return the answer to a task about each frame, in one line."""
         captions = []
         for numbers, pictures in self._pictures(frames):
             chats = [
-                about_picture(picture, tasks[number])
-                for number, picture in zip(numbers, pictures, strict=True)
+                about_pictures(seen, tasks[number])
+                for number, seen in zip(numbers, pictures, strict=True)
             ]
             answers = self.chat.answers(chats, self.max_new_tokens)
             captions += [" ".join(visible_text(answer.text).split()) for answer in answers]
         return captions
 
-    def _pictures(self, frames: FrameSet) -> Iterator[tuple[range, list[str]]]:
-        """Yield the numbers of some frames, and their pictures as data URLs."""
-        rows = max(ROWS, self.chat.server.requests)
+    def _pictures(self, frames: FrameSet) -> Iterator[tuple[range, list[list[str]]]]:
+        """Yield the numbers of some clips, and the pictures of each as data URLs."""
+        rows = max(1, max(ROWS, self.chat.server.requests) // frames.frames_per_clip)
         for start in range(0, len(frames), rows):
             numbers = range(start, min(start + rows, len(frames)))
-            images = frames.load(numbers)
-            yield numbers, [data_url(image, lossless=self.lossless) for image in images]
+            clips = [
+                image if frames.frames_per_clip > 1 else [image] for image in frames.load(numbers)
+            ]
+            yield (
+                numbers,
+                [[data_url(image, lossless=self.lossless) for image in clip] for clip in clips],
+            )
 
 
 class RemoteRecogniser(RemoteCaptioner):
@@ -146,7 +159,10 @@ class RemoteRecogniser(RemoteCaptioner):
             # All questions about a frame in a row, so that the server still has its prefix.
             pairs = [(number, row) for number in numbers for row in range(len(queries))]
             chats = [
-                about_picture(pictures[number - numbers.start], prompts.recognition(queries[row]))
+                about_pictures(
+                    pictures[number - numbers.start],
+                    prompts.recognition(queries[row], frames.frames_per_clip),
+                )
                 for number, row in pairs
             ]
             for (number, row), odds in zip(pairs, self.chat.first_tokens(chats), strict=True):
@@ -176,7 +192,7 @@ def open_captioner(chat: ChatServer) -> RemoteCaptioner:
         GranAlignError: the server fails, or takes no pictures.
     """
     grey = np.full((64, 64, 3), 128, np.uint8)
-    question = about_picture(data_url(grey, lossless=True), prompts.recognition("a grey square"))
+    question = about_pictures([data_url(grey, lossless=True)], prompts.recognition("a grey square"))
     try:
         (odds,) = chat.first_tokens([question])
     except RemoteError as error:
@@ -196,19 +212,16 @@ def no_odds(chat: ChatServer) -> str:
     )
 
 
-def about_picture(picture: str, task: str) -> list[dict[str, Any]]:
-    """Return the messages of a task about one frame, in OpenAI's form.
+def about_pictures(pictures: Sequence[str], task: str) -> list[dict[str, Any]]:
+    """Return the messages of a task about a frame or a clip, in OpenAI's form.
 
     Args:
-        picture: its URL.
+        pictures: the URLs of the frames, in order.
         task: what is asked; it comes last.
     """
-    system, user = prompts.about_frame(task)
-    parts = [
-        {"type": "image_url", "image_url": {"url": picture}} if part["type"] == "image" else part
-        for part in user["content"]
-    ]
-    return [system, user | {"content": parts}]
+    system, user = prompts.about_clip(task, len(pictures), "images")
+    seen = [{"type": "image_url", "image_url": {"url": picture}} for picture in pictures]
+    return [system, user | {"content": [*seen, user["content"][-1]]}]
 
 
 def data_url(image: Image, *, lossless: bool) -> str:

@@ -97,6 +97,36 @@ def test_pictures_come_first_and_the_question_last(model_server: ModelServer) ->
     )
 
 
+def test_a_clip_is_sent_as_several_pictures_in_order(model_server: ModelServer) -> None:
+    def means(request: Request) -> list[int]:
+        parts = request.body["messages"][1]["content"]
+        assert [part["type"] for part in parts] == ["image_url"] * 4 + ["text"]
+        urls = [part["image_url"]["url"] for part in parts[:-1]]
+        opened = [io.BytesIO(base64.b64decode(url.partition(",")[2])) for url in urls]
+        return [round(int(np.asarray(Image.open(one)).mean()) / 10) for one in opened]
+
+    model_server.answer = lambda request: chat_reply(" ".join(map(str, means(request))))
+    values = np.arange(20).reshape(5, 4) * 10
+    clips = [np.stack([np.full((20, 30, 3), v, np.uint8) for v in row]) for row in values]
+    captioner, frames = captioner_of(model_server), FrameSet.of(clips, frame_seconds=0.5)
+    expected = [" ".join(str(v // 10) for v in row) for row in values.tolist()]
+    assert captioner.agnostic(frames) == expected
+    # Single frames and clips in one call: each gets its own prompt.
+    model_server.posts.clear()
+    model_server.answer = lambda request: chat_reply(
+        str(len(request.body["messages"][1]["content"]))
+    )
+    found = captioner.aware_many([(FRAMES.take([1]), ["a"]), (frames, ["b"]), (FRAMES, ["c"])])
+    assert found == [["2"], ["5"] * 5, ["2"] * 5]
+    systems = {
+        len(r.body["messages"][1]["content"]): r.body["messages"][0]["content"]
+        for r in (model_server.posts)
+    }
+    assert systems == {2: prompts.VISION_SYSTEM, 5: prompts.CLIP_SYSTEM}
+    texts = {r.body["messages"][1]["content"][-1]["text"] for r in model_server.posts}
+    assert prompts.aware_caption(["b"], 4) in texts and prompts.aware_caption(["c"]) in texts
+
+
 def test_each_picture_is_that_of_its_frame(model_server: ModelServer) -> None:
     """Answers come back in another order than requests, and each names the picture it saw."""
 
