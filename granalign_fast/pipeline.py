@@ -83,9 +83,7 @@ class SentenceEncoder(OnnxSentenceEncoder):
 
 
 class MomentRetriever(Retriever):
-    """Retriever of the moments of a video that a sentence describes.
-
-    It is a `Retriever` whose default encoder is all-MiniLM-L6-v2 on the CPU.
+    """Retriever of the moments that a sentence describes, by default with all-MiniLM-L6-v2.
 
     Example:
         >>> retriever = MomentRetriever()
@@ -263,7 +261,9 @@ class ModelFolder:
         from .index.builder import index_videos
 
         self.check_indexing()
-        captioner = self.captioner  # a server that cannot be used is found out first
+        captioner = self.captioner  # what cannot be used is found out first
+        if captioner is not None:
+            captioner.check_clips(frames_per_clip)
         encoder = None if captioner is None else self.encoder
         return index_videos(
             videos,

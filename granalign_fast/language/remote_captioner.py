@@ -71,6 +71,9 @@ class RemoteCaptioner:
         """The fingerprint: a server does not say what its files are."""
         return self.fingerprint
 
+    def check_clips(self, frames: int) -> None:
+        """Accept clips of any number of frames: a server says so itself if it takes too few."""
+
     def agnostic(self, frames: FrameSet) -> list[str]:
         """Caption each frame without knowing a query.
 

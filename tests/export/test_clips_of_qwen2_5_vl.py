@@ -5,6 +5,7 @@ transformers gets each clip as one video, and computes every step from all token
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from helpers.tiny_bert import write_json
 from helpers.tiny_llm import one_thread
 from helpers.tiny_vlm import (
+    CHAT_TEMPLATE,
     IMAGE_SIZE,
     PREPROCESSOR,
     PUBLISHED,
@@ -250,3 +253,43 @@ def test_an_export_compares_its_clips(tmp_path: Path) -> None:
     assert sorted(model.manifest.layouts) == ["1", "2", "4", "6"]
     with pytest.raises(GranAlignError, match="got clips of 3, expected one of: 1, 2, 4, 6"):
         model.layout(3)
+
+
+@pytest.mark.parametrize("frames", [2, 4, 6])
+def test_ids_and_pixels_are_those_of_the_processor(
+    exported: Any, tmp_path: Path, frames: int
+) -> None:
+    """The product's prompts, as AutoProcessor renders them with the same frames as a video."""
+    pytest.importorskip("torchvision", reason="transformers' video processors need it")
+    from transformers import AutoProcessor
+
+    source, out, size, seconds = exported
+    shutil.copytree(source, tmp_path / "source")
+    settings = PREPROCESSOR | {"video_processor_type": "Qwen2VLVideoProcessor"}
+    write_json(tmp_path / "source" / "video_preprocessor_config.json", settings)
+    (tmp_path / "source" / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    processor = AutoProcessor.from_pretrained(tmp_path / "source")
+    model, (clip,) = VisionLanguageModel(out), clips_of(1, frames, size)
+    start = PromptStart(model, frames, seconds)
+    for task in (
+        prompts.agnostic_caption(frames),
+        prompts.aware_caption(["a dog", "runs"], frames),
+        prompts.recognition("A man walks his dog through the snow.", frames),
+    ):
+        text = processor.apply_chat_template(
+            prompts.about_clip(task, frames, "video"), add_generation_prompt=True, tokenize=False
+        )
+        told = {"fps": 1 / seconds, "total_num_frames": frames, "duration": frames * seconds}
+        given = processor(
+            text=[text],
+            videos=[list(clip)],
+            video_metadata=[told | {"frames_indices": list(range(frames))}],
+            fps=1 / seconds,
+            do_resize=False,
+            do_sample_frames=False,
+            return_tensors="pt",
+        )
+        ids = model.layout(frames, seconds).expand(start.prompt(task)).ids
+        assert ids == given["input_ids"][0].tolist()
+        np.testing.assert_allclose(given["pixel_values_videos"], pixels_of(clip), atol=1e-5)
+        assert [float(value) for value in given["second_per_grid_ts"]] == [2 * seconds]
