@@ -58,7 +58,9 @@ def open_videos(
     _check_retriever(retriever, opened, videos.name, bool(absent), captions_only=captions_only)
     for query in queries:
         video = opened.videos.get(query.vid)
-        if video is not None and (reason := _misfit(_indexed(video), query, videos.name)):
+        if video is None:
+            continue
+        if reason := _misfit(_indexed(video), query, videos.name, retriever.config.clip_seconds):
             del opened.videos[query.vid]
             opened.failed[query.vid] = reason
     if opened.failed and (missing == "fail" or not opened.videos):
@@ -146,15 +148,21 @@ def _check_retriever(
         )
 
 
-def _misfit(video: IndexedVideo, query: AnnotatedQuery, source: str) -> str | None:
+def _misfit(
+    video: IndexedVideo, query: AnnotatedQuery, source: str, made_for: float | None
+) -> str | None:
     """Return why a video's clips are not those of a query's saliency; None if they are.
 
     Args:
         video: of the query.
         query: with or without saliency.
         source: of the video, for the message.
+        made_for: the clips of the configuration, whose scores are read off at those of the saliency
+            where both differ; None if it names none.
     """
     if query.saliency is None or query.duration is None:
+        return None
+    if video.clip_seconds == made_for:
         return None
     if video.clip_seconds != CLIP_SECONDS:
         return (

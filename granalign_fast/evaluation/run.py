@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from granalign_fast.datasets import AnnotatedQuery, Annotations, PathLike
 from granalign_fast.index import CaptionedVideo, VideoIndex
 from granalign_fast.jsonl import Record
@@ -21,7 +23,7 @@ from granalign_fast.metrics import (
     score_distinct,
 )
 from granalign_fast.metrics.distinct import DISTINCT_RANKS
-from granalign_fast.metrics.records import check_ground_truth
+from granalign_fast.metrics.records import CLIP_SECONDS, check_ground_truth, clip_count
 from granalign_fast.protocols import Rewriter
 from granalign_fast.search.all_candidates import distinct_of_many
 from granalign_fast.search.clock import Clock
@@ -129,7 +131,10 @@ def evaluate(
     clock.restart()
 
     # 4. Score: the results of the answered queries come first.
-    lines = {query.qid: _line(query, r) for query, r in zip(answered, results, strict=False)}
+    lines = {
+        query.qid: _line(query, result, indexes[query.vid].video.clip_seconds)
+        for query, result in zip(answered, results, strict=False)
+    }
     predictions = [lines.get(query.qid) or _miss(query) for query in counted]
     metrics, figures = _score(annotations.dataset, predictions, truth)
     if truth:  # the list that people are shown, beside the one that the dataset scores
@@ -264,13 +269,19 @@ def _search(
     return [results[number] for number in range(len(requests))]
 
 
-def _line(query: AnnotatedQuery, result: SearchResult) -> Record:
+def _line(query: AnnotatedQuery, result: SearchResult, clip_seconds: float) -> Record:
     """Return the line of a submission, its windows inside the annotated duration.
 
-    A video file may be a little longer than its annotations say.
+    A video file may be a little longer than its annotations say. Where its clips, of so many
+    seconds, are not those of the saliency, these take the score at their middle.
     """
     record = {"qid": query.qid} | result.to_record() | {"vid": query.vid}
     end_of_video = query.duration
+    if query.saliency is not None and end_of_video is not None and clip_seconds != CLIP_SECONDS:
+        scores = record["pred_saliency_scores"]
+        middles = (np.arange(clip_count({"duration": end_of_video})) + 0.5) * CLIP_SECONDS
+        clips = np.minimum(middles // clip_seconds, len(scores) - 1).astype(int)
+        record["pred_saliency_scores"] = [scores[clip] for clip in clips]
     if end_of_video is not None:
         record["pred_relevant_windows"] = [
             [start, min(end, end_of_video), score]

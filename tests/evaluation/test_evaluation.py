@@ -106,6 +106,26 @@ def test_without_saliency_clips_may_be_of_any_length(tmp_path: Path) -> None:
     assert evaluate_qvhighlights(MomentRetriever(BagOfWords()), **given).counts["captions"] == 5
 
 
+def test_saliency_is_read_off_clips_for_which_the_preset_is_made(tmp_path: Path) -> None:
+    """Clips of 3 s against a saliency of 2 s: the score at the middle of each clip of 2 s."""
+    given = files(tmp_path, clip_seconds=3.0)
+    del given["captions"], given["absent"]
+    scores = np.linspace(0.1, 0.9, len(CAPTIONS))
+    watcher = Watcher()
+    watcher.recognise = lambda frames, queries: np.tile(  # type: ignore[method-assign]
+        scores.astype(np.float32), (len(queries), 1)
+    )
+    retriever = MomentRetriever(BagOfWords(), "reze", captioner=watcher)
+    evaluation = evaluate_qvhighlights(retriever, indexes=tmp_path / "watched", **given)
+    (line,) = evaluation.predictions
+    # The middles 1, 3, 5, 7, ... lie in the clips 0, 1, 1, 2, ...
+    duration = 2 * len(line["pred_saliency_scores"])
+    clips = [min(int((2 * k + 1) // 3), len(scores) - 1) for k in range(duration // 2)]
+    expected = [round(float(np.float32(scores[clip])), 4) for clip in clips]
+    assert line["pred_saliency_scores"] == pytest.approx(expected, abs=1e-4)
+    assert any("clips of 3 s with 6 frames" in text for text in evaluation.warnings)
+
+
 def test_absent_queries_are_told_from_what_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
