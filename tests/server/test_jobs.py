@@ -6,7 +6,9 @@ import shutil
 import signal
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 import pytest
@@ -14,6 +16,38 @@ from helpers.service import Service, events, running
 
 from granalign_fast.index import VideoIndex
 from granalign_fast.pipeline import open_models
+from granalign_fast.server.engine import Engine
+from granalign_fast.server.indexing import Indexer
+from granalign_fast.server.jobs import Job, Jobs
+from granalign_fast.server.settings import Settings
+
+
+class Shared(NamedTuple):
+    """A service whose library several tests change; each leaves the videos of the others alone."""
+
+    service: Service
+    library: Path
+    root: Path
+    """Of files that it may index by path."""
+
+    def uploads(self) -> set[str]:
+        """The folders of uploads that there are."""
+        return {path.name for path in (self.library / ".uploads").iterdir()}
+
+    def videos(self) -> set[str]:
+        """The ids of all videos."""
+        listed = self.service.client.get("/v1/videos").json()["videos"]
+        return {video["vid"] for video in listed}
+
+
+@pytest.fixture(scope="module")
+def shared(indexed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    folder = tmp_path_factory.mktemp("changed")
+    library = Path(shutil.copytree(indexed / "library", folder / "library"))
+    root = folder / "root"
+    root.mkdir()
+    with running(library, "--root", root) as service:
+        yield Shared(service.wait_until_ready(), library, root)
 
 
 def test_an_upload_is_indexed_and_found(library: Path, indexed: Path) -> None:
@@ -68,23 +102,6 @@ def test_an_upload_is_indexed_and_found(library: Path, indexed: Path) -> None:
         assert service.end() == 0
 
 
-def test_files_that_are_no_videos_fail_by_name(library: Path, tmp_path: Path) -> None:
-    with running(library) as service:
-        service.wait_until_ready()
-        kinds = {"text.mp4": b"no video at all" * 100, "empty.mkv": b"\0" * 5000, "a\nb.mp4": b"x"}
-        jobs = [
-            service.client.post("/v1/videos", params={"name": name}, content=content).json()
-            for name, content in kinds.items()
-        ]
-        for job in jobs:
-            ended = service.wait_for(job["id"], "done", "failed")
-            assert ended["state"] == "failed" and ended["error"].startswith(ended["name"])
-            assert str(library) not in ended["error"]
-        assert [job["name"] for job in jobs] == ["text.mp4", "empty.mkv", "ab.mp4"]
-        assert list((library / ".uploads").iterdir()) == []
-        assert service.client.get("/v1/videos").json()["total"] == 2
-
-
 @pytest.mark.parametrize(
     ("headers", "content", "status"),
     [
@@ -118,47 +135,6 @@ def test_what_is_no_upload(
     assert service.client.get("/v1/jobs").json()["jobs"] == []
 
 
-def test_paths_stay_below_the_roots(library: Path, indexed: Path, tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    (root / "inside").mkdir(parents=True)
-    shutil.copy(indexed / "videos" / "new.mp4", root / "inside" / "new.mp4")
-    (root / "away").symlink_to(indexed / "videos")
-    (root / "link.mp4").symlink_to(indexed / "videos" / "new.mp4")
-    (root / "good.mp4").symlink_to(root / "inside" / "new.mp4")
-    sibling = tmp_path / "root2"
-    sibling.mkdir()
-    shutil.copy(indexed / "videos" / "new.mp4", sibling / "new.mp4")
-    with running(library, "--root", root) as service:
-        service.wait_until_ready()
-
-        def status(path: str) -> int:
-            return service.client.post("/v1/videos", json={"path": path}).status_code
-
-        outside = [
-            *("../root2/new.mp4", "away/new.mp4", "link.mp4", "/etc/passwd", "..", ".", "", "/"),
-            *(str(sibling / "new.mp4"), "inside", "inside/../../root2/new.mp4", "a\0b"),
-            *("%2e%2e/root2/new.mp4", "~/.bashrc", "file:///etc/passwd", "http://127.0.0.1/a.mp4"),
-        ]
-        assert {path: status(path) for path in outside if status(path) not in (400, 404)} == {}
-        assert status("inside/new.mp4") == 202
-        assert status("good.mp4") == 202
-        assert status(str(root / "inside" / "new.mp4")) == 202
-
-
-def test_a_kill_while_indexing_loses_nothing(library: Path, indexed: Path) -> None:
-    video = indexed / "long.mp4"
-    with running(library) as service:
-        service.wait_until_ready()
-        job = service.client.post("/v1/videos?name=long.mp4", content=video.read_bytes()).json()
-        service.wait_for(job["id"], "indexing")
-        service.end(signal.SIGKILL)
-    assert not (library / "long").exists()
-    with running(library) as service:
-        service.wait_until_ready()
-        assert service.wait_for(job["id"], "done", "failed")["vid"] == "long"
-        assert service.client.get("/v1/videos/long/media").content == video.read_bytes()
-
-
 def test_a_service_that_ends_well_leaves_its_jobs_to_the_next(library: Path, indexed: Path) -> None:
     content = (indexed / "long.mp4").read_bytes()
     with running(library) as service:
@@ -182,7 +158,128 @@ def test_a_service_that_ends_well_leaves_its_jobs_to_the_next(library: Path, ind
         assert service.client.get("/v1/videos").json()["total"] == 2
 
 
-def test_a_kill_while_uploading_leaves_nothing_half(library: Path, indexed: Path) -> None:
+def test_files_that_are_no_videos_fail_by_name(shared: Shared) -> None:
+    uploads, videos = shared.uploads(), shared.videos()
+    kinds = {"text.mp4": b"no video at all" * 100, "empty.mkv": b"\0" * 5000, "a\nb.mp4": b"x"}
+    jobs = [
+        shared.service.client.post("/v1/videos", params={"name": name}, content=content).json()
+        for name, content in kinds.items()
+    ]
+    for job in jobs:
+        ended = shared.service.wait_for(job["id"], "done", "failed")
+        assert ended["state"] == "failed" and ended["error"].startswith(ended["name"])
+        assert str(shared.library) not in ended["error"]
+    assert [job["name"] for job in jobs] == ["text.mp4", "empty.mkv", "ab.mp4"]
+    assert (shared.uploads(), shared.videos()) == (uploads, videos)
+
+
+def test_paths_stay_below_the_roots(shared: Shared, indexed: Path) -> None:
+    root, new = shared.root, indexed / "videos" / "new.mp4"
+    (root / "inside").mkdir()
+    shutil.copy(new, root / "inside" / "new.mp4")
+    (root / "away").symlink_to(indexed / "videos")
+    (root / "link.mp4").symlink_to(new)
+    (root / "good.mp4").symlink_to(root / "inside" / "new.mp4")
+    sibling = root.parent / "root2"
+    sibling.mkdir()
+    shutil.copy(new, sibling / "new.mp4")
+
+    def ask(path: str) -> httpx.Response:
+        return shared.service.client.post("/v1/videos", json={"path": path})
+
+    outside = [
+        *("../root2/new.mp4", "away/new.mp4", "link.mp4", "/etc/passwd", "..", ".", "", "/"),
+        *(str(sibling / "new.mp4"), "inside", "inside/../../root2/new.mp4", "a\0b"),
+        *("%2e%2e/root2/new.mp4", "~/.bashrc", "file:///etc/passwd", "http://127.0.0.1/a.mp4"),
+    ]
+    statuses = {path: ask(path).status_code for path in outside}
+    assert {path: got for path, got in statuses.items() if got not in (400, 404)} == {}
+    for path in ("inside/new.mp4", "good.mp4", str(root / "inside" / "new.mp4")):
+        got = ask(path)
+        assert got.status_code == 202
+        shared.service.client.delete(f"/v1/jobs/{got.json()['id']}")
+        shared.service.wait_for(got.json()["id"], "done", "cancelled")
+
+
+def test_what_another_process_does_is_seen(shared: Shared, indexed: Path, tmp_path: Path) -> None:
+    video = Path(shutil.copy(indexed / "videos" / "new.mp4", tmp_path / "other.mp4"))
+    open_models("miniatures", prefix_gib=0.0).index([video], shared.library)
+    until = time.monotonic() + 20
+    while "other" not in shared.videos():
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    body = {"query": "a ring", "filters": {"videos": ["other"]}}
+    answer = shared.service.client.post("/v1/search", json=body).json()
+    assert answer["results"][0]["searched"] == 1
+
+
+def test_a_video_is_removed_while_another_one_is_indexed(shared: Shared, indexed: Path) -> None:
+    service = shared.service
+    content = (indexed / "videos" / "new.mp4").read_bytes()
+    job = service.client.post("/v1/videos?name=goes.mp4", content=content).json()
+    assert service.wait_for(job["id"], "done", "failed")["vid"] == "goes"
+    content = (indexed / "long.mp4").read_bytes()
+    job = service.client.post("/v1/videos?name=stays.mp4", content=content).json()
+    service.wait_for(job["id"], "indexing")
+    assert service.client.delete("/v1/videos/goes").json() == {"removed": ["goes"]}
+    assert service.client.get("/v1/videos/goes").status_code == 404
+    assert not (shared.library / "goes").exists()
+    assert service.client.get(f"/v1/jobs/{job['id']}").json()["state"] == "indexing"
+    body = {"query": "a ring", "filters": {"videos": ["goes", "first"]}}
+    found = service.client.post("/v1/search", json=body).json()
+    assert found["results"][0]["searched"] == 1
+    assert service.wait_for(job["id"], "done", "failed")["vid"] == "stays"
+    assert "stays" in shared.videos() and "goes" not in shared.videos()
+
+
+def test_a_job_that_was_complete_when_it_was_cancelled_is_done(
+    library: Path, indexed: Path
+) -> None:
+    """The index is in its place, and the process that wrote it has not said so yet."""
+    jobs = Jobs(library)
+    jobs.create_folders()
+    indexer = Indexer(Engine(Settings(library=library)), jobs)
+    begun = []
+    for name in ("late", "early"):
+        job = Job(name=f"{name}.mp4", upload=True, state="indexing", attempts=1)
+        folder = jobs.upload_folder(job.id)
+        folder.mkdir()
+        path = Path(shutil.copy(indexed / "videos" / "new.mp4", folder / job.name))
+        begun.append(jobs.change(job, "indexing", path=path.absolute()))
+    late, early = begun
+    assert late.path is not None and early.path is not None
+    open_models("miniatures", prefix_gib=0.0).index([late.path], library)
+    indexer._end_cancelled(late)
+    indexer._end_cancelled(early)
+    done, cancelled = jobs.get(late.id), jobs.get(early.id)
+    assert done is not None and cancelled is not None
+    assert (done.state, done.vid, done.done, done.total) == ("done", "late", 7, 7)
+    assert cancelled.state == "cancelled"
+    assert late.path.exists() and not early.path.exists()
+
+
+def test_a_client_that_goes_in_the_middle_leaves_nothing(shared: Shared, indexed: Path) -> None:
+    content = (indexed / "long.mp4").read_bytes()
+    uploads = shared.uploads()
+    with pytest.raises(httpx.HTTPError), httpx.Client(base_url=shared.service.url) as client:
+
+        def broken() -> Iterator[bytes]:
+            yield content[:1000]
+            raise httpx.WriteError("gone")
+
+        client.post("/v1/videos?name=gone.mp4", content=broken())
+    until = time.monotonic() + 20
+    while any(
+        one["name"] == "gone.mp4" for one in shared.service.client.get("/v1/jobs").json()["jobs"]
+    ):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert shared.uploads() == uploads
+    assert not [line for line in shared.service.lines if "Traceback" in line]
+
+
+def test_a_kill_loses_no_job_and_leaves_no_file_half(library: Path, indexed: Path) -> None:
+    """One video is being indexed, another one is half here."""
     content = (indexed / "long.mp4").read_bytes()
     with running(library) as service:
         service.wait_until_ready()
@@ -191,58 +288,19 @@ def test_a_kill_while_uploading_leaves_nothing_half(library: Path, indexed: Path
             head += f"Content-Length: {len(content)}\r\n\r\n"
             client.sendall(head.encode() + content[: len(content) // 2])
             until = time.monotonic() + 20
-            while not service.client.get("/v1/jobs").json()["jobs"]:
+            while not (jobs := service.client.get("/v1/jobs").json()["jobs"]):
                 assert time.monotonic() < until
-            (job,) = service.client.get("/v1/jobs").json()["jobs"]
-            assert job["state"] == "receiving"
+            (half,) = jobs
+            assert half["state"] == "receiving"
+            whole = service.client.post("/v1/videos?name=long.mp4", content=content).json()
+            service.wait_for(whole["id"], "indexing")
             service.end(signal.SIGKILL)
+    assert not (library / "long").exists()
     with running(library) as service:
         service.wait_until_ready()
-        failed = service.wait_for(job["id"], "failed")
+        failed = service.wait_for(half["id"], "failed")
         assert failed["error"].startswith("cut.mp4: the service ended while it was uploaded")
-        assert list((library / ".uploads").iterdir()) == []
-        assert service.client.get("/v1/videos").json()["total"] == 2
-        # A client that goes in the middle leaves nothing at all.
-        with pytest.raises(httpx.HTTPError), httpx.Client(base_url=service.url) as client:
-
-            def broken() -> object:
-                yield content[:1000]
-                raise httpx.WriteError("gone")
-
-            client.post("/v1/videos?name=gone.mp4", content=broken())
-        until = time.monotonic() + 20
-        while any(
-            one["name"] == "gone.mp4" for one in service.client.get("/v1/jobs").json()["jobs"]
-        ):
-            assert time.monotonic() < until
-            time.sleep(0.05)
-        assert list((library / ".uploads").iterdir()) == []
-
-
-def test_what_another_process_does_is_seen(library: Path, indexed: Path) -> None:
-    with running(library) as service:
-        service.wait_until_ready()
-        open_models("miniatures", prefix_gib=0.0).index([indexed / "videos" / "new.mp4"], library)
-        until = time.monotonic() + 20
-        while service.client.get("/v1/videos").json()["total"] != 3:
-            assert time.monotonic() < until
-            time.sleep(0.2)
-        answer = service.client.post("/v1/search", json={"query": "a ring"}).json()
-        assert answer["results"][0]["searched"] == 3
-
-
-def test_a_video_is_removed_while_another_one_is_indexed(library: Path, indexed: Path) -> None:
-    with running(library) as service:
-        service.wait_until_ready()
-        content = (indexed / "long.mp4").read_bytes()
-        job = service.client.post("/v1/videos?name=long.mp4", content=content).json()
-        service.wait_for(job["id"], "indexing")
-        assert service.client.delete("/v1/videos/first").json() == {"removed": ["first"]}
-        assert service.client.get("/v1/videos/first").status_code == 404
-        assert not (library / "first").exists()
-        assert service.client.get(f"/v1/jobs/{job['id']}").json()["state"] == "indexing"
-        found = service.client.post("/v1/search", json={"query": "a ring"}).json()
-        assert found["results"][0]["searched"] == 1
-        assert service.wait_for(job["id"], "done", "failed")["vid"] == "long"
-        listed = service.client.get("/v1/videos").json()
-        assert [video["vid"] for video in listed["videos"]] == ["long", "second"]
+        assert service.wait_for(whole["id"], "done", "failed")["vid"] == "long"
+        assert service.client.get("/v1/videos/long/media").content == content
+        assert len(list((library / ".uploads").iterdir())) == 1
+        assert service.client.get("/v1/videos").json()["total"] == 3

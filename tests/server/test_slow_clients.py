@@ -1,0 +1,126 @@
+"""Clients that send or read nothing, or next to nothing, and hold a connection so."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import uvicorn
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from granalign_fast.server import serving
+from granalign_fast.server.gate import Gate
+from granalign_fast.server.metrics import Metrics
+from granalign_fast.server.settings import Limits, Settings
+
+
+def test_clients_that_say_nothing_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client has some seconds for its headers, also for those of its second request."""
+    monkeypatch.setattr(serving, "_HEADER_SECONDS", 0.5)
+    whole = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    clients = {}
+    with _serving(_answer_alive) as address:
+        for opening in (b"", b"GET / HT", whole[:-2] + b"X-A: ", whole + b"GET /"):
+            clients[opening] = socket.create_connection(address, timeout=20)
+            clients[opening].sendall(opening)
+        for opening, client in clients.items():
+            got = b""
+            while part := client.recv(65536):
+                got += part
+            assert (b"alive" in got) == opening.startswith(whole)
+            client.close()
+
+
+@contextmanager
+def _serving(app: ASGIApp) -> Iterator[tuple[str, int]]:
+    """Serve an application in this process; yields the address."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        app, http=serving.PatientProtocol, ws="none", lifespan="off", log_config=None
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield listener.getsockname()
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def test_a_client_that_does_not_read_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that takes nothing of its answer is cut off; one that takes it slowly is not."""
+    monkeypatch.setattr(serving, "_STALL_SECONDS", 0.5)
+    with _serving(_answer_much) as address:
+        request = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        with socket.create_connection(address, timeout=20) as idle:
+            idle.sendall(request)
+            time.sleep(1.5)
+            got = 0
+            with suppress(ConnectionResetError):
+                while part := idle.recv(1 << 20):
+                    got += len(part)
+            assert 0 < got < _MUCH // 2
+        with socket.create_connection(address, timeout=20) as slow:
+            slow.sendall(request)
+            got = 0
+            while part := slow.recv(1 << 21):
+                got += len(part)
+                time.sleep(0.02)
+            assert got > _MUCH
+
+
+_MUCH = 64 << 20
+
+
+async def _answer_much(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    for _ in range(64):
+        await send({"type": "http.response.body", "body": bytes(_MUCH // 64), "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+@pytest.mark.parametrize(("pause", "parts"), [(0.0, 1), (0.05, 60)])
+def test_a_body_that_comes_too_slowly(tmp_path: Path, pause: float, parts: int) -> None:
+    """A client has some seconds for the next part, and for all of it by its size."""
+    limits = Limits(body_seconds=0.3, body_rate=10)
+    gate = Gate(_read_all, Settings(library=tmp_path, limits=limits), Metrics(), None, _never)
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        nonlocal parts
+        parts -= 1
+        await asyncio.sleep(pause if parts >= 0 else 60)
+        return {"type": "http.request", "body": b"a", "more_body": True}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "query_string": b""}
+    begin = time.monotonic()
+    asyncio.run(gate(scope, receive, send))
+    assert sent[0]["status"] == 408 and time.monotonic() - begin < 5
+
+
+async def _read_all(scope: Scope, receive: Receive, send: Send) -> None:
+    try:
+        while (await receive())["more_body"]:
+            pass
+    except HTTPException as error:
+        await send({"type": "http.response.start", "status": error.status_code, "headers": []})
+
+
+def _never(method: str, path: str) -> bool:
+    return False
+
+
+async def _answer_alive(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"alive"})
