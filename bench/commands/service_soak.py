@@ -209,7 +209,7 @@ def soak(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             "resident_first": first,
             "resident_last": last,
             "growth": last / first - 1,
-            "warm_up_threads": max(threads),
+            "warm_up_threads": max([before.threads, *threads]),
             "most_descriptors": max(one.held.descriptors for one in samples),
             "most_threads": max(one.held.threads for one in samples),
             "before": before._asdict(),

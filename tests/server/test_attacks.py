@@ -45,6 +45,9 @@ def lives(service: Service) -> bool:
         "/v1/videos/..%2f..%2fetc%2fpasswd/media",
         "/v1/videos/%2e%2e/media",
         "/v1/videos/../media",
+        "/v1/videos/%252e%252e%252f%252e%252e%252fetc%252fpasswd/media",
+        "/v1/videos/..%5c..%5cetc%5cpasswd/media",
+        "/v1/videos/..\\..\\etc\\passwd/media",
         "/v1/videos/.catalogue/media",
         "/v1/videos/.jobs/media",
         "/v1/videos/first%00/media",
@@ -96,6 +99,11 @@ def test_paths_that_leave(service: Service, path: str) -> None:
         b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: xchunked\r\n\r\n",
         b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: +5\r\n\r\n",
         b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5, 6\r\n\r\n",
+        b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: "
+        + b"1" * 25
+        + b"\r\n\r\n",
+        b"GET /v1/videos HTTP/1.1\r\nHost: localhost\r\nX: a\rY: b\r\n\r\n",
+        b"GET /v1/videos HTTP/1.1\r\nHost: localhost\r\nX: a\0b\r\n\r\n",
         b"POST /v1/videos/first HTTP/1.1\r\nHost: localhost\r\n"
         b"X-HTTP-Method-Override: DELETE\r\nContent-Length: 0\r\n\r\n",
         b"GET /v1/videos HTTP/1.1\r\nHost : localhost\r\n\r\n",

@@ -18,7 +18,7 @@ from granalign_fast.index import VideoIndex
 from granalign_fast.pipeline import open_models
 from granalign_fast.server.engine import Engine
 from granalign_fast.server.indexing import Indexer
-from granalign_fast.server.jobs import Job, Jobs
+from granalign_fast.server.jobs import Job, Jobs, file_name
 from granalign_fast.server.settings import Settings
 
 
@@ -171,6 +171,27 @@ def test_files_that_are_no_videos_fail_by_name(shared: Shared) -> None:
         assert str(shared.library) not in ended["error"]
     assert [job["name"] for job in jobs] == ["text.mp4", "empty.mkv", "ab.mp4"]
     assert (shared.uploads(), shared.videos()) == (uploads, videos)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("../../x.mp4", "x.mp4"),
+        ("a/b\\c.mp4", "c.mp4"),
+        ("a\u202egpm.exe", "agpm.exe"),
+        ("a\nb\x1b[31m\0.mp4", "ab[31m.mp4"),
+        ("...", "video"),
+        (".hidden.mp4", "hidden.mp4"),
+        ("a" * 400 + ".mp4", "a" * 200 + ".mp4"),
+        ("\U0001f600" * 100 + ".mp4", "\U0001f600" * 50 + ".mp4"),
+        ("a\udcff.mp4", "a%FF.mp4"),
+        ("", "video"),
+    ],
+)
+def test_names_of_uploads(given: str, kept: str) -> None:
+    """A name is one of a file: without folders, and without what changes how others look."""
+    assert file_name(given) == kept
+    assert len(kept.encode()) <= 216
 
 
 def test_paths_stay_below_the_roots(shared: Shared, indexed: Path) -> None:

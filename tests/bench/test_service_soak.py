@@ -1,0 +1,109 @@
+"""Mixed traffic on a service: what is measured, what counts as a missed bar, and a short run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from granalign_fast.bench.commands import service_soak
+from granalign_fast.bench.commands.service_soak import Sample, failures, growth, report
+from granalign_fast.bench.harness.process_usage import Usage, usage
+
+
+def test_what_a_process_holds_is_seen() -> None:
+    before = usage(os.getpid())
+    assert before.resident > before.anonymous > 10 << 20
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    line = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"]
+    with (
+        Path(os.devnull).open() as _,
+        subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child,
+    ):
+        assert child.stdout is not None
+        child.stdout.readline()
+        thread.start()
+        held = usage(os.getpid())
+        done.set()
+        thread.join()
+        assert held.descriptors == before.descriptors + 3  # the file, and two pipes
+        assert held.threads == before.threads + 1
+        assert held.children == before.children + 1
+        assert held.child_resident > before.child_resident + (1 << 20)
+        assert child.stdin is not None
+        child.stdin.close()
+        child.wait()
+    assert usage(os.getpid()).children == before.children
+    with pytest.raises(OSError):
+        usage(child.pid)
+
+
+def test_growth_compares_quarters_after_warm_up() -> None:
+    def sample(second: int, resident: int) -> Sample:
+        return Sample(second, Usage(resident, 0, 0, 0, 0, 0))
+
+    warm = [sample(second, 10 * second) for second in range(20)]
+    flat = [sample(second, 500) for second in range(20, 60)]
+    last = [sample(second, 550) for second in range(60, 101)]
+    assert growth([*warm, *flat, *last], 20.0) == (500, 550)
+
+
+FOUND: dict[str, Any] = {
+    "seconds": 100.0,
+    "resident_first": 100e6,
+    "resident_last": 100.9e6,
+    "growth": 0.009,
+    "warm_up_threads": 20,
+    "most_descriptors": 90,
+    "most_threads": 21,
+    "before": {"descriptors": 30, "threads": 14, "children": 1},
+    "after": {"descriptors": 30, "threads": 19, "children": 1},
+    "answers": {"search": {"200": 7}, "leave_search": {"gone": 2}},
+    "wrong": [],
+    "log": [],
+    "exit_code": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"growth": 0.011}, "memory grew by 1.10%"),
+        ({"after": {"descriptors": 31, "threads": 14, "children": 1}}, "31 descriptors after"),
+        ({"after": {"descriptors": 30, "threads": 21, "children": 1}}, "21 threads after"),
+        ({"after": {"descriptors": 30, "threads": 14, "children": 2}}, "2 children after"),
+        ({"wrong": ["search: 500"]}, "nobody asked for: search: 500"),
+        ({"log": ["Traceback"]}, "the log: Traceback"),
+        ({"exit_code": -9}, "the exit code is -9"),
+    ],
+)
+def test_a_missed_bar_is_named(change: dict[str, Any], message: str) -> None:
+    assert failures(FOUND) == []
+    (missed,) = failures(FOUND | change)
+    assert message in missed
+    assert "| search | 7 x 200 |" in report(FOUND) and "+0.90%" in report(FOUND)
+
+
+def test_a_short_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step of the traffic is taken, and the service answers as it should."""
+    monkeypatch.setattr(service_soak, "_QUIET_SECONDS", 1.0)
+    words = ["--seconds", "3", "--rate", "3", "--every", "0.5", "--warm-up", "0"]
+    files = ["--out", tmp_path / "soak.csv", "--json", tmp_path / "soak.json"]
+    service_soak.main([*words, *map(str, files)])
+    found = json.loads((tmp_path / "soak.json").read_text())
+    assert found["wrong"] == [] and found["log"] == [] and found["exit_code"] == 0
+    assert {"search", "upload", "clip", "delete", "cancel", "leave_upload"} <= found[
+        "answers"
+    ].keys()
+    lines = (tmp_path / "soak.csv").read_text().splitlines()
+    assert lines[0].startswith("seconds,resident,") and len(lines) > 4
+    assert "memory" in capsys.readouterr().out
