@@ -72,7 +72,7 @@ class Sent(NamedTuple):
 
 
 def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
-    """Return the times of a Poisson process, ascending.
+    """Return the times of a Poisson process, ascending; one at 0 in any case.
 
     Args:
         rate: arrivals a second, on average.
@@ -80,8 +80,7 @@ def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
         seed: of the random numbers.
     """
     rng = np.random.default_rng(seed)
-    times: list[float] = []
-    time_of = 0.0
+    times, time_of = [0.0], 0.0
     while (time_of := time_of + float(rng.exponential(1 / rate))) < seconds:
         times.append(time_of)
     return times

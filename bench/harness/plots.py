@@ -11,6 +11,7 @@ from typing import Any
 from granalign_fast.errors import GranAlignError
 from granalign_fast.output.plot import CURVE, INK, MOMENT, VARIANT, new_figure, plain, save_figure
 
+from .load_plots import draw_loads
 from .records import OURS, Breakdown, Record, Report
 from .report import duration
 
@@ -43,6 +44,7 @@ def draw_report(report: Report, folder: str | os.PathLike[str]) -> list[Path]:
         "throughput": _throughput,
         "scaling": _scaling,
         "limits": _limits,
+        "service": draw_loads,
     }
     paths = []
     for name, draw in pictures.items():

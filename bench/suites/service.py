@@ -37,6 +37,7 @@ _FASTEST = 2000
 """Answers a second for which a closed loop has queries."""
 _FIRST_STAGES = 40
 """Searches of the first stage alone that are timed in turn, over HTTP and in this process."""
+_LEAST_SECONDS = 0.3
 _FULL = "10 times the capacity"
 
 
@@ -195,7 +196,7 @@ def _measure(measured: _Measured, library: Path | None) -> None:
     """Put all loads on a service, and record the figures that people ask for first."""
     bench = measured.bench
     settings = bench.settings
-    seconds, full = settings.seconds, settings.size >= 1
+    seconds, full = max(settings.seconds, _LEAST_SECONDS), settings.size >= 1
     # 1. Warm up: indexes are read, and the load grows to where the service is busy.
     bench.say("service: warm-up")
     bodies = [measured.body(number) for number in range(int(seconds * _FASTEST))]
