@@ -1,0 +1,28 @@
+"""The simulated service, beside what queueing theory says of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from granalign_fast.bench.commands.batch_queue import fixed_share, simulate
+
+
+@pytest.mark.parametrize("load", [0.3, 0.6, 0.8])
+def test_without_batches_the_mean_wait_is_that_of_pollaczek_and_khinchine(load: float) -> None:
+    """Of one server with equal times: 1 + load / (2 (1 - load))."""
+    waits = simulate(0.0, load, batch=1, queue=1 << 20).waits
+    assert sum(waits) / len(waits) == pytest.approx(1 + load / (2 * (1 - load)), rel=0.05)
+
+
+def test_a_query_waits_for_the_batch_in_work_and_for_its_own() -> None:
+    fixed = fixed_share(3.0, 16)
+    full = fixed + 16 * (1 - fixed)
+    assert 16 / full == pytest.approx(3)
+    over = simulate(fixed, 10.0)
+    assert full < over.quantile(0.5) and max(over.waits) <= 2 * full
+    assert over.refused == pytest.approx(0.9, abs=0.01)
+
+
+def test_nothing_is_refused_or_waits_where_queries_are_rare() -> None:
+    alone = simulate(0.5, 0.001)
+    assert alone.refused == 0 and alone.quantile(0.5) == pytest.approx(1.0)
