@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.kernels.corpus_host import Asked, products, widen
+from granalign_fast.kernels.corpus_host import Asked, products, widen_pieces
 from granalign_fast.kernels.launch import SERIAL_PRODUCT
 from granalign_fast.models.encoder import cpu_threads
 
 BEST_CLIPS = 5
 """Clips of a stretch whose cosines make its similarity: a moment of ten seconds has five."""
 
-_BLOCK = 4096
-"""Rows of a block: at 384 numbers 6 MB of float32, which stay near a core for all queries."""
+_BLOCK = 2048
+"""Rows of a block: at 384 numbers 3 MB of float32, which stay near a core for all queries."""
 _WORTH_THREADS = 1 << 26
 """Multiplications from which on it pays to share the blocks between threads."""
 
@@ -74,7 +74,7 @@ def similarities(
     asked = [Asked(query.rows, rows.dtype) for query in queries]
 
     def compare(block: Ints) -> None:
-        clips, places = _widened(rows, edges, block)
+        clips = _widened(rows, edges, block)
         for query, one, some, out in zip(queries, asked, wanted, found, strict=True):
             at = np.searchsorted(some, block)
             inside = np.flatnonzero(some.take(at, mode="clip") == block) if len(some) else at[:0]
@@ -85,7 +85,7 @@ def similarities(
             weights = query.weights[:, None]
             out.means[at[inside]] = (best_means(cosines) * query.weights).sum(axis=1)
             peaks = (cosines * weights).sum(axis=1).argmax(axis=1)
-            out.best[at[inside]] = places[inside, peaks]
+            out.best[at[inside]] = edges[block[inside]] + peaks
 
     needed, lengths = np.unique(np.concatenate([np.empty(0, np.int64), *wanted])), np.diff(edges)
     work = sum(
@@ -122,7 +122,7 @@ def rough_means(
     means = np.empty((len(queries), len(stretches)), np.float32)
 
     def compare(block: Ints) -> None:
-        clips, _ = _widened(rows, edges, block)
+        clips = _widened(rows, edges, block)
         cosines = products(asked.rows, clips.reshape(-1, clips.shape[2]), alone=True)
         best = best_means(cosines.reshape(len(weights), *clips.shape[:2]))
         at = np.searchsorted(stretches, block)
@@ -134,13 +134,12 @@ def rough_means(
     return means
 
 
-def _widened(
-    rows: npt.NDArray[np.float16], edges: Ints, block: Ints
-) -> tuple[npt.NDArray[Any], Ints]:
-    """Return the rows of equally long stretches, `(stretches, clips, dim)`, and their numbers."""
-    places = edges[block, None] + np.arange(edges[block[0] + 1] - edges[block[0]])
-    buffer = np.empty((*places.shape, rows.shape[1]), np.int32)
-    return widen(rows[places], buffer), places
+def _widened(rows: npt.NDArray[np.float16], edges: Ints, block: Ints) -> npt.NDArray[np.float32]:
+    """Return the rows of equally long stretches as `widen` does, `(stretches, clips, dim)`."""
+    first = edges[block]
+    length = int(edges[block[0] + 1] - first[0])
+    buffer = np.empty((len(block), length, rows.shape[1]), np.int32)
+    return widen_pieces([rows[begin : begin + length] for begin in first.tolist()], buffer)
 
 
 def _blocks(numbers: Ints, lengths: Ints) -> list[Ints]:
