@@ -2,7 +2,8 @@
 
 Each number of clients takes its turn: so many send one search after another, for some seconds. The
 table has searches a second, their times, and the mean size of the batches, which is read from the
-service's metrics. On a CPU only the ratios carry over to another machine.
+service's metrics. The table is that of `triton`, to compare both; ``granalign bench service``
+measures a service thoroughly. On a CPU only the ratios carry over to another machine.
 """
 
 from __future__ import annotations
