@@ -29,6 +29,8 @@ _OPEN = ("/health/", "/docs", "/openapi.json", "/page/")
 _READING_POSTS = re.compile("/v1/(search|session)")
 """Routes that change nothing, though their method is POST."""
 _HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
+_BEFORE_ROUTING = ("/v1/search",)
+"""Paths of requests that may be refused before they reach their route."""
 _MOST_HEADERS = 100
 _SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
@@ -53,7 +55,7 @@ class Gate:
         metrics: are told of every request.
         tokens: None if nobody needs one.
         is_upload: returns whether a method and a path upload a video.
-        check_room: called with method and path of each request that may be sent; raises a `Problem`
+        check_room: called with method and path of each request that is allowed; raises a `Problem`
             if there is no room for it, before its body is read.
     """
 
@@ -237,7 +239,10 @@ class Gate:
         headers.setdefault("cache-control", "no-store")
 
     def _report(self, scope: Scope, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "other")
+        path = scope["path"]
+        # A search that was refused for want of room has not reached its route.
+        known = path if status == 429 and path in _BEFORE_ROUTING else "other"
+        route = getattr(scope.get("route"), "path", known)
         self._metrics.requests.labels(_known(scope["method"]), route, str(status)).inc()
         self._metrics.durations.labels(route).observe(seconds)
         client = scope.get("client")

@@ -222,6 +222,8 @@ def test_a_service_that_is_full_says_so(library: Path) -> None:
         assert service.client.post("/v1/search", json=body).status_code == 200
         refused = service.client.get("/metrics").text
         assert 'granalign_http_requests_refused_total{problem="too-many"}' in refused
+        assert 'requests_total{method="POST",route="/v1/search",status="429"}' in refused
+        assert 'requests_total{method="POST",route="other"' not in refused
 
 
 def test_a_picture_that_is_no_picture(library: Path, tmp_path: Path) -> None:
