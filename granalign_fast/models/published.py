@@ -131,6 +131,31 @@ _MINILM = PublishedModel(
     words=30_522,
     width=384,
 )
+# The files of both have two bytes a weight, as the memory in the registry says.
+_GRANITE_SMALL = PublishedModel(
+    SENTENCE_ENCODER,
+    "ibm-granite/granite-embedding-small-english-r2",
+    "54a8d2616a0844355a5164432d3f6dafb37b17a3",
+    "Apache-2.0",
+    "English",
+    parameters=47_662_464,
+    download=95_324_928,
+    read_in=_REGISTRY,
+    words=50_368,
+    width=384,
+)
+_GTE_MODERNBERT = PublishedModel(
+    SENTENCE_ENCODER,
+    "Alibaba-NLP/gte-modernbert-base",
+    "7ca8b4ca700621b67618669f5378fe5f5820b8e4",
+    "Apache-2.0",
+    "English",
+    parameters=149_014_272,
+    download=298_028_544,
+    read_in=_REGISTRY,
+    words=50_368,
+    width=768,
+)
 _QWEN3_EMBEDDING = PublishedModel(
     SENTENCE_ENCODER,
     "Qwen/Qwen3-Embedding-0.6B",
@@ -374,6 +399,8 @@ vision-language models."""
 ALTERNATIVES: Mapping[str, PublishedModel] = {
     model.name: model
     for model in (
+        _GRANITE_SMALL,
+        _GTE_MODERNBERT,
         _QWEN3_EMBEDDING,
         _EMBEDDING_GEMMA,
         _SIGLIP2_BASE,

@@ -263,6 +263,23 @@ def test_the_number_of_weights_of_frame_encoders(name: str) -> None:
     assert (model.width, model.download) == (width, 4 * model.parameters)
 
 
+@pytest.mark.parametrize(
+    ("name", "wide", "layers"),
+    [
+        ("ibm-granite/granite-embedding-small-english-r2", 1536, 12),
+        ("Alibaba-NLP/gte-modernbert-base", 1152, 22),
+    ],
+)
+def test_the_number_of_weights_of_modernbert(name: str, wide: int, layers: int) -> None:
+    """It has no biases, and its first layer has one norm."""
+    model = ALTERNATIVES[name]
+    width = model.width
+    layer = 4 * width**2 + 3 * width * wide
+    count = model.words * width + layers * layer + (2 * layers + 1) * width
+    assert model.parameters == count and model.download == 2 * count
+    assert disk_bytes(model, "fp32") == 8 * count and disk_bytes(model, "fp16") == 2 * count
+
+
 @pytest.mark.needs_torch
 def test_the_number_of_weights_of_decoder_encoders() -> None:
     """As above, with the numbers of the published settings."""
