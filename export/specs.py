@@ -36,6 +36,11 @@ MODEL_TYPES = {
 }
 """Supported text encoders, and how many of their positions can hold no token."""
 
+MOST_TOKENS = 8192
+"""Length of the longest text of any sentence encoder, special tokens included; Qwen3-Embedding
+states 32,768. On a CPU the memory of a text grows with the square of its length: 16 heads take 4 GB
+at this length, and 64 GB at four times of it."""
+
 HEADED_TYPES = ("gemma3_text", "qwen3")
 """Text encoders that may have layers between pooling and unit length."""
 

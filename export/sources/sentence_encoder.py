@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from granalign_fast.errors import GranAlignError
-from granalign_fast.export.specs import HEADED_TYPES, MODEL_TYPES, POOLINGS
+from granalign_fast.export.specs import HEADED_TYPES, MODEL_TYPES, MOST_TOKENS, POOLINGS
 from granalign_fast.files import read_json
 from granalign_fast.models.sources import hash_weights, weights_files
 
@@ -341,9 +341,11 @@ def _overrides(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _positions(config: dict[str, Any]) -> int | None:
-    """Return the number of usable positions; None if the settings do not say."""
+    """Return the number of usable positions, `MOST_TOKENS` at most; None if there is no number."""
     positions = config.get("max_position_embeddings")
-    return positions - MODEL_TYPES[config["model_type"]] if isinstance(positions, int) else None
+    if not isinstance(positions, int):
+        return None
+    return min(positions - MODEL_TYPES[config["model_type"]], MOST_TOKENS)
 
 
 def _max_tokens(folder: Path, positions: int | None, stated: int | None) -> int:

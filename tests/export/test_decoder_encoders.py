@@ -264,6 +264,15 @@ def test_the_first_layers_of_a_large_model(tmp_path: Path, monkeypatch: pytest.M
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
+def test_the_longest_text_is_bounded(tmp_path: Path) -> None:
+    """A model that states 32,768 positions, as the published one, takes texts of 8,192 tokens."""
+    source = write_bare_decoder(tmp_path / "source", "qwen3")
+    edit("config.json", max_position_embeddings=32_768)(source)
+    model = SentenceModel.read(source)
+    assert model.max_tokens == model.positions == 8192
+    assert len(model.tokenise(["x " * 10_000])[0]) == 8192
+
+
 def test_prompts_shape_the_fingerprint(tmp_path: Path) -> None:
     """Another prompt, for queries or for captions, is another model to an index."""
     source = write_bare_decoder(tmp_path / "source", "gemma3")
