@@ -33,7 +33,7 @@ class LoadFigures:
         clients: of a closed loop; None for an open one.
         share: of an open loop: the offered rate as a share of the capacity; None for a closed one.
         offered: requests a second that were to be sent; None for a closed loop.
-        seconds: from the first request to the last answer.
+        seconds: from the beginning to the last answer; of an open loop at least its whole length.
         answered: requests with an answer.
         p50: median of their seconds, from the planned time on; `p95` and `p99` are the others.
         others: how many other answers there were, by status, ``cut`` or ``hung``.
@@ -99,6 +99,7 @@ def figures(
     clients: int | None = None,
     share: float | None = None,
     offered: float | None = None,
+    length: float = 0.0,
 ) -> LoadFigures:
     """Return the figures of a load.
 
@@ -109,6 +110,7 @@ def figures(
         clients: as for `LoadFigures`, like those that follow.
         share: of the capacity.
         offered: requests a second.
+        length: of an open loop: seconds in which requests were to be sent.
     """
     good = [one.seconds for one in sent if one.status == 200]
     bad = [one for one in sent if one.status != 200]
@@ -124,7 +126,7 @@ def figures(
         clients=clients,
         share=share,
         offered=offered,
-        seconds=max((one.done for one in sent), default=0.0),
+        seconds=max([length, *(one.done for one in sent)]),
         answered=len(good),
         p50=p50,
         p95=p95,

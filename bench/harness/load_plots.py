@@ -35,7 +35,7 @@ def draw_loads(report: Report) -> Any | None:
     (rates, waits), (answers, delays) = figure.subplots(2, 2)
     clients = [load.clients for load in closed]
     rates.plot(clients, [load.rate for load in closed], "o-", color=CURVE)
-    rates.set(ylabel="answers a second", ylim=(0, None))
+    _from_nothing(rates, "answers a second")
     _times(waits, clients, closed)
     for axes in (rates, waits):
         axes.set_xscale("log", base=2)
@@ -49,7 +49,7 @@ def draw_loads(report: Report) -> Any | None:
     answers.plot(shares, [load.rate for load in opened], "o-", color=CURVE, label="answers")
     refused = [sum(load.others.values()) / load.seconds for load in opened]
     answers.plot(shares, refused, "s-", color=MOMENT, label="refused")
-    answers.set(ylabel="a second", ylim=(0, None))
+    _from_nothing(answers, "a second")
     answers.legend(frameon=False, fontsize=9)
     _times(delays, shares, opened)
     for axes in (answers, delays):
@@ -58,6 +58,11 @@ def draw_loads(report: Report) -> Any | None:
         plain(axes)
     figure.suptitle("The service under load", x=0.01, ha="left", color=INK, fontsize=14)
     return figure
+
+
+def _from_nothing(axes: Any, label: str) -> None:
+    """Let an axis begin at 0, with room above what was drawn."""
+    axes.set(ylabel=label, ylim=(0, 1.1 * max(axes.get_ylim()[1], 1e-9)))
 
 
 def _times(axes: Any, places: Sequence[Any], loads: Sequence[LoadFigures]) -> None:

@@ -71,7 +71,8 @@ class _Measured:
         """Let queries come at random times, at a share of the capacity."""
         rate = share * capacity
         times = arrivals(rate, seconds, self.bench.settings.seed + round(100 * share))
-        return self._put(self._plan(len(times), times=times), share=share, offered=rate)
+        plan = self._plan(len(times), times=times)
+        return self._put(plan, share=share, offered=rate, length=seconds)
 
     def send(self, plan: Plan) -> list[Sent]:
         """Send requests, and note how many queries that took."""
@@ -101,11 +102,13 @@ class _Measured:
         clients: int | None = None,
         share: float | None = None,
         offered: float | None = None,
+        length: float = 0.0,
     ) -> LoadFigures:
         before = self.served.metrics()
         sent = self.send(plan)
+        after = self.served.metrics()
         found = figures(
-            sent, before, self.served.metrics(), clients=clients, share=share, offered=offered
+            sent, before, after, clients=clients, share=share, offered=offered, length=length
         )
         require(found.answered > 0, f"service, {found.name}: no request was answered")
         self.bench.say(f"service: {', '.join(found.cells())}")

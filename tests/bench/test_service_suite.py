@@ -15,6 +15,7 @@ import pytest
 from granalign_fast.bench.harness.limits import Limits
 from granalign_fast.bench.harness.load import CUT, HUNG, Plan, Sent, arrivals, put_load
 from granalign_fast.bench.harness.load_figures import COLUMNS, figures, read_metrics
+from granalign_fast.bench.harness.plots import draw_report
 from granalign_fast.bench.harness.records import Report
 from granalign_fast.bench.harness.report import markdown
 from granalign_fast.bench.harness.runner import Settings, run_suites
@@ -121,6 +122,7 @@ process_resident_memory_bytes 1.5e+09
     cells = dict(zip(COLUMNS, found.cells(), strict=True))
     assert cells["load"] == "80% of capacity" and cells["p50"] == "55"
     assert cells["other answers"].startswith("2 x 429, 1 x cut")
+    assert figures(sent, before, after, share=0.8, length=4.0).rate == 2.5
     nothing = figures([], {}, {}, clients=1)
     assert (nothing.rate, nothing.p50, nothing.batch, nothing.memory) == (0.0, None, None, None)
 
@@ -161,3 +163,5 @@ def test_the_suite_runs_a_service_and_loads_it(tmp_path: Path) -> None:
     again = Report.read(tmp_path / "run.json")
     assert again.loads == report.loads
     assert any(line.startswith("| 16 clients |") for line in markdown(again))
+    pictures = draw_report(again, tmp_path / "plots")
+    assert "service.png" in {path.name for path in pictures}
