@@ -14,14 +14,8 @@ from granalign_fast.export.checks.transformers import compares
 from granalign_fast.files import read_json
 from granalign_fast.models import hub
 from granalign_fast.models.manifest import CLIP, LLM, SENTENCE_ENCODER, VLM
-from granalign_fast.models.published import (
-    MODEL_SETS,
-    PRECISIONS,
-    ModelSet,
-    PublishedModel,
-    model_set,
-    precision_of,
-)
+from granalign_fast.models.published import MODEL_SETS, PRECISIONS, model_set, precision_of
+from granalign_fast.models.published_records import ModelSet, PublishedModel
 
 from .frame_encoder import export_clip
 from .llm import export_llm

@@ -24,12 +24,12 @@ from granalign_fast.language.llm_rewriter import LlmRewriter
 from granalign_fast.models.language_model import CACHE_BYTES
 from granalign_fast.models.manifest import SENTENCE_ENCODER, VLM
 from granalign_fast.models.prefix_cache import CPU_MEMORY_BYTES
-from granalign_fast.models.published import (
+from granalign_fast.models.published import precision_of
+from granalign_fast.models.published_records import (
     DecoderNumbers,
     ModelSet,
     PublishedModel,
     TowerNumbers,
-    precision_of,
 )
 
 from .specs import HEAD, IMAGE_GRID, LINEAR, Rounding

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from granalign_fast.export.model_set import PlannedModel, SetPlan
-    from granalign_fast.models.published import ModelSet, PublishedModel
+    from granalign_fast.models.published_records import ModelSet, PublishedModel
 
 _ALTERNATIVE = "fp16"
 """Precision in which the list shows models that are in no set."""

@@ -25,7 +25,7 @@ from granalign_fast.errors import MissingExtraError
 from granalign_fast.export import model_set
 from granalign_fast.models import hub, published
 from granalign_fast.models.manifest import KINDS, LLM, SENTENCE_ENCODER, exported_models
-from granalign_fast.models.published import ModelSet, PublishedModel
+from granalign_fast.models.published_records import ModelSet, PublishedModel
 
 CLOSED = "http://127.0.0.1:9"
 

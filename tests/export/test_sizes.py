@@ -24,11 +24,9 @@ from granalign_fast.models.published import (
     MODEL_SETS,
     OTHER_MODELS,
     PRECISIONS,
-    DecoderNumbers,
-    PublishedModel,
-    TowerNumbers,
     precision_of,
 )
+from granalign_fast.models.published_records import DecoderNumbers, PublishedModel, TowerNumbers
 
 MODELS = {model.name: model for models in MODEL_SETS.values() for model in models.models}
 MODELS |= {model.name: model for model in OTHER_MODELS}
