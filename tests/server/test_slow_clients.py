@@ -91,7 +91,9 @@ async def _answer_much(scope: Scope, receive: Receive, send: Send) -> None:
 def test_a_body_that_comes_too_slowly(tmp_path: Path, pause: float, parts: int) -> None:
     """A client has some seconds for the next part, and for all of it by its size."""
     limits = Limits(body_seconds=0.3, body_rate=10)
-    gate = Gate(_read_all, Settings(library=tmp_path, limits=limits), Metrics(), None, _never)
+    gate = Gate(
+        _read_all, Settings(library=tmp_path, limits=limits), Metrics(), None, _never, _admit
+    )
     sent: list[Message] = []
 
     async def receive() -> Message:
@@ -119,6 +121,10 @@ async def _read_all(scope: Scope, receive: Receive, send: Send) -> None:
 
 def _never(method: str, path: str) -> bool:
     return False
+
+
+def _admit(method: str, path: str) -> None:
+    """Let every request in."""
 
 
 async def _answer_alive(scope: Scope, receive: Receive, send: Send) -> None:
