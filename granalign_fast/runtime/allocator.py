@@ -28,6 +28,16 @@ def use_one_arena() -> bool:
     return bool(library.mallopt(_M_ARENA_MAX, 1))
 
 
+def return_freed() -> None:
+    """Give memory back that was freed: glibc keeps what the largest request so far has taken.
+
+    It takes some milliseconds, in which no other thread gets memory.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
+
+
 def keep_for_ever() -> None:
     """Let the garbage collector pass over everything that there is: models, modules, tables.
 

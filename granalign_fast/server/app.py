@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import signal
@@ -19,7 +20,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from granalign_fast.runtime.allocator import use_one_arena
+from granalign_fast.runtime.allocator import return_freed, use_one_arena
 
 from . import (
     health,
@@ -52,6 +53,9 @@ _log = logging.getLogger(__name__)
 
 _REFRESH_SECONDS = 5.0
 """How often the service looks whether another process has indexed or removed videos."""
+
+_LOOKS_BETWEEN_TRIMS = 6
+"""After so many looks, half a minute, freed memory is given back."""
 
 _DESCRIPTION = (
     "Find the moments in a library of videos that a sentence describes. Times are in seconds on "
@@ -206,11 +210,13 @@ def _load(service: Service, failed: Callable[[str], None] | None) -> None:
 
 
 async def _keep_fresh(service: Service) -> None:
-    """Take up what other processes do with the library."""
-    while True:
+    """Take up what other processes do with the library; give back memory that peaks have left."""
+    for look in itertools.count(1):
         await asyncio.sleep(_REFRESH_SECONDS)
         if service.engine.ready.is_set():
             await asyncio.to_thread(service.engine.refresh)
+        if look % _LOOKS_BETWEEN_TRIMS == 0:
+            await asyncio.to_thread(return_freed)
 
 
 def _update_gauges(service: Service) -> None:

@@ -51,3 +51,29 @@ def test_threads_share_an_arena() -> None:
     several, _ = arenas(use=False)
     assert several > 1
     assert arenas(use=True, MALLOC_ARENA_MAX="2") == (2, False)
+
+
+_FREE_AND_TRIM = """
+from ctypes import CDLL, c_void_p
+from granalign_fast.bench.harness.process_usage import usage
+from granalign_fast.runtime.allocator import return_freed
+import os
+
+library = CDLL(None)
+library.malloc.restype, library.malloc.argtypes = c_void_p, [c_void_p]
+library.free.argtypes = [c_void_p]
+library.memset.argtypes = [c_void_p, c_void_p, c_void_p]
+blocks = [library.malloc(100_000) for _ in range(1000)]
+[library.memset(block, 1, 100_000) for block in blocks]
+[library.free(block) for block in blocks[:-1]]  # the last one keeps the end of the heap
+before = usage(os.getpid()).resident
+return_freed()
+print(before - usage(os.getpid()).resident)
+"""
+
+
+@pytest.mark.skipif(not _IS_GLIBC, reason="arenas are those of glibc")
+def test_freed_memory_is_given_back() -> None:
+    line = [sys.executable, "-c", _FREE_AND_TRIM]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 80_000_000
