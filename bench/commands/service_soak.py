@@ -42,8 +42,8 @@ MOST_GROWTH = 0.01
 _CLIENTS = 3
 _LIBRARY = 2
 """Videos that stay."""
-_QUIET_SECONDS = 15.0
-"""After so long without a request, connections that clients left are closed."""
+_QUIET_SECONDS = 20.0
+"""After so long without a request, what clients left is closed, and garbage is collected."""
 _PREFIX_GIB = "0.02"
 """The cache of prompts is full after some minutes, so that it does not count as growth."""
 
@@ -166,7 +166,7 @@ def _let_end(traffic: Traffic) -> None:
     """Wait until no request is in work; the last search takes up the newest catalogue."""
     time.sleep(_QUIET_SECONDS)
     traffic.search()
-    time.sleep(1.0)
+    time.sleep(_QUIET_SECONDS)
 
 
 def growth(samples: Sequence[Sample], warm_up: float) -> tuple[float, float]:

@@ -29,10 +29,11 @@ def use_one_arena() -> bool:
 
 
 def return_freed() -> None:
-    """Give memory back that was freed: glibc keeps what the largest request so far has taken.
+    """Collect garbage, which may hold files open, and give back memory that was freed.
 
-    It takes some milliseconds, in which no other thread gets memory.
+    glibc keeps what the largest request so far has taken. Both take some milliseconds.
     """
+    gc.collect()
     library = ctypes.CDLL(None)
     if hasattr(library, "malloc_trim"):
         library.malloc_trim(0)

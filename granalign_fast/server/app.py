@@ -54,8 +54,8 @@ _log = logging.getLogger(__name__)
 _REFRESH_SECONDS = 5.0
 """How often the service looks whether another process has indexed or removed videos."""
 
-_LOOKS_BETWEEN_TRIMS = 6
-"""After so many looks, half a minute, freed memory is given back."""
+_LOOKS_BETWEEN_TRIMS = 3
+"""After so many looks, fifteen seconds, freed memory is given back."""
 
 _DESCRIPTION = (
     "Find the moments in a library of videos that a sentence describes. Times are in seconds on "

@@ -5,7 +5,8 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from helpers.mutated_requests import Requests, Run, judge
+from helpers.changed_requests import Requests
+from helpers.mutated_requests import Run, judge
 from helpers.service import running
 
 
