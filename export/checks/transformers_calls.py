@@ -46,5 +46,6 @@ def image_tokens(model: Any, ids: Any) -> dict[str, Any]:
     """
     if "mm_token_type_ids" not in inspect.signature(model.forward).parameters:
         return {}
-    images, videos = ids == model.config.image_token_id, ids == model.config.video_token_id
+    images = ids == model.config.image_token_id
+    videos = ids == getattr(model.config, "video_token_id", -1)  # not every family has one
     return {"mm_token_type_ids": images.int() + 2 * videos.int()}

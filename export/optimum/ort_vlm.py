@@ -13,6 +13,7 @@ from typing import Any
 
 from granalign_fast.errors import GranAlignError, MissingExtraError
 from granalign_fast.models.graph_contract import (
+    DEEPSTACK,
     EMBEDDING_GRAPH,
     GRAPH,
     IMAGE_EMBEDS,
@@ -76,6 +77,11 @@ class ORTModelForImageTextToText(ORTModelForCausalLM):  # type: ignore[misc]
     def _from_pretrained(
         cls, model_id: str | Path, config: Any, *, manifest: VlmManifest, **kwargs: Any
     ) -> Any:
+        # optimum reads the decoder's numbers at the top level, where Qwen3-VL has none.
+        text = config.get_text_config()
+        for name in ("hidden_size", "num_attention_heads", "num_key_value_heads"):
+            if not hasattr(config, name):
+                setattr(config, name, getattr(text, name))
         model = super()._from_pretrained(model_id, config, **kwargs | {"file_name": GRAPH})
         model.manifest = manifest
         # optimum-onnx 0.1.0 does not know this family's key-value heads.
@@ -97,6 +103,7 @@ class ORTModelForImageTextToText(ORTModelForCausalLM):  # type: ignore[misc]
         self, input_ids: torch.Tensor, past_key_values: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
         """Return the inputs of `forward` at one step: the tokens that the cache does not hold."""
+        _refuse_videos(kwargs)
         first = past_key_values is None
         past = 0 if first else past_key_values[0][0].shape[2]
         names = ["attention_mask", "rope_deltas", "use_cache"]
@@ -138,6 +145,7 @@ class ORTModelForImageTextToText(ORTModelForCausalLM):  # type: ignore[misc]
         Raises:
             GranAlignError: `rope_deltas` is missing after the first step, or images do not fit.
         """
+        _refuse_videos(kwargs)
         flat = [array for layer in past_key_values or () for array in layer]
         past = flat[0].shape[2] if flat else 0
         batch, length = input_ids.shape
@@ -156,10 +164,15 @@ class ORTModelForImageTextToText(ORTModelForCausalLM):  # type: ignore[misc]
             positions = torch.arange(past, past + length, device=input_ids.device) + rope_deltas
             positions = positions.expand(3, batch, length)
         # Embeddings of tokens, with those of images in the place of image tokens.
-        embeds = self._run(self._embedding, INPUTS_EMBEDS, input_ids=input_ids)
+        (embeds,) = self._run(self._embedding, [INPUTS_EMBEDS], input_ids=input_ids)
+        depth, seen = self.manifest.deepstack, input_ids == self.manifest.image_token
+        features = embeds.new_zeros(1, 1, depth, embeds.shape[-1])
         if pixel_values is not None:
             images = self._embed_images(pixel_values, image_grid_thw, input_ids)
-            embeds[input_ids == self.manifest.image_token] = images.flatten(0, 1)
+            embeds[seen] = images[0].flatten(0, 1)
+            if depth:
+                features = embeds.new_zeros(batch, length, depth, embeds.shape[-1])
+                features[seen] = images[1].transpose(1, 2).flatten(0, 1)
         # The decoder, after an empty cache at the first step.
         if not flat:
             shape = (batch, self.num_key_value_heads, 0, self.embed_size_per_head)
@@ -171,6 +184,8 @@ class ORTModelForImageTextToText(ORTModelForCausalLM):  # type: ignore[misc]
             "position_ids": positions,
             **dict(zip(self.key_value_input_names, flat, strict=True)),
         }
+        if depth:
+            inputs[DEEPSTACK] = features.transpose(1, 2).contiguous()
         outputs = self._step(inputs, batch, past + length)
         cache = tuple(outputs[name] for name in self.key_value_output_names)
         keep = self.config.use_cache if use_cache is None else use_cache
@@ -198,8 +213,8 @@ class ORTModelForImageTextToText(ORTModelForCausalLM):  # type: ignore[misc]
 
     def _embed_images(
         self, pixels: torch.Tensor, grids: torch.Tensor | None, ids: torch.Tensor
-    ) -> torch.Tensor:
-        """Embed images: (images, image tokens, hidden).
+    ) -> list[torch.Tensor]:
+        """Embed images: (images, image tokens, hidden), and `DEEPSTACK` if the tower gives it.
 
         Raises:
             GranAlignError: an image has another size, or the ids have other image tokens.
@@ -222,11 +237,15 @@ class ORTModelForImageTextToText(ORTModelForCausalLM):  # type: ignore[misc]
                 f"{self.manifest.image_tokens} for each"
             )
         pixels = pixels.reshape(len(got), patches, values).float()
-        return self._run(self._patches, IMAGE_EMBEDS, pixel_values=pixels)
+        outputs = [IMAGE_EMBEDS, *([DEEPSTACK] if self.manifest.deepstack else [])]
+        return self._run(self._patches, outputs, pixel_values=pixels)
 
-    def _run(self, session: InferenceSession, output: str, **inputs: torch.Tensor) -> torch.Tensor:
+    def _run(
+        self, session: InferenceSession, outputs: list[str], **inputs: torch.Tensor
+    ) -> list[torch.Tensor]:
         arrays = {name: tensor.numpy(force=True) for name, tensor in inputs.items()}
-        return torch.from_numpy(session.run([output], arrays)[0]).to(self.device)
+        found = session.run(outputs, arrays)
+        return [torch.from_numpy(array).to(self.device) for array in found]
 
     def _step(self, inputs: dict[str, Any], batch: int, length: int) -> dict[str, torch.Tensor]:
         """Run the decoder as optimum does, with or without bound buffers."""
@@ -246,3 +265,12 @@ class ORTModelForImageTextToText(ORTModelForCausalLM):  # type: ignore[misc]
             self.session.run_with_iobinding(self._io_binding)
             self._io_binding.synchronize_outputs()
         return {name: buffers[name].view(shapes[name]) for name in buffers}
+
+
+def _refuse_videos(inputs: dict[str, Any]) -> None:
+    """Raise if the processor's outputs hold a video, which this class does not take."""
+    if inputs.get("pixel_values_videos") is not None:
+        raise GranAlignError(
+            "pixel_values_videos: got a video, expected images alone; pass its frames as "
+            "images, or use VisionLanguageModel.prefill_clips"
+        )

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import tiny_qwen3_vl
 from helpers.tiny_llm import one_thread
 from helpers.tiny_vlm import (
     CONFIGS,
@@ -187,3 +188,27 @@ def test_what_does_not_fit(torch: Any, exported: Exported, tmp_path: Path) -> No
         model(input_ids=torch.tensor([[1], [2]]), past_key_values=outputs.past_key_values)
     with pytest.raises(GranAlignError, match=r"no manifest\.json"):
         type(model).from_pretrained(write_tiny_vlm(tmp_path / "source"))
+
+
+@pytest.mark.parametrize("lengths", [(11,), RAGGED], ids=["one", "six"])
+@pytest.mark.parametrize("name", sorted(tiny_qwen3_vl.CONFIGS))
+def test_qwen3_vl(torch: Any, tmp_path: Path, name: str, lengths: tuple[int, ...]) -> None:
+    from transformers import Qwen3VLForConditionalGeneration
+
+    size = tiny_qwen3_vl.IMAGE_SIZE
+    tiny_qwen3_vl.write_unchecked_qwen3_vl(tmp_path, tiny_qwen3_vl.CONFIGS[name])
+    source = Qwen3VLForConditionalGeneration.from_pretrained(tmp_path / "source").eval()
+    source.generation_config.eos_token_id = None
+    model = opened(tmp_path)
+    random = np.random.default_rng(1)
+    frame = [VISION_START, *[IMAGE] * model.manifest.image_tokens, VISION_END]
+    prompts = [
+        [*random.integers(PAD, size=4), *frame, *random.integers(PAD, size=length)]
+        for length in lengths
+    ]
+    inputs = text_inputs(prompts) | image_inputs(tmp_path, size, len(lengths))
+    assert tokens(model, inputs) == tokens(source, inputs)
+    text = text_inputs([[1, 2, 3], [4, 5, 6, 7, 8]])
+    assert tokens(model, text, 12) == tokens(source, text, 12)
+    with pytest.raises(GranAlignError, match="got a video, expected images alone"):
+        model(**text, pixel_values_videos=inputs["pixel_values"])
