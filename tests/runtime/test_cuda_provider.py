@@ -21,8 +21,21 @@ from helpers.tiny_bert import write_tiny_bert
 from helpers.tiny_clip import MAX_TOKENS, random_frames, write_random_clip, write_tiny_export
 from helpers.tiny_encoders import FAMILIES, write_tiny_encoder
 from helpers.tiny_llm import CONFIGS, LLAMA, RAGGED, extension_of, prompts_of, write_unchecked
+from helpers.tiny_qwen3_vl import CONFIGS as QWEN3_VL_CONFIGS
+from helpers.tiny_qwen3_vl import IMAGE_SIZE as QWEN3_VL_SIZE
+from helpers.tiny_qwen3_vl import write_unchecked_qwen3_vl
 from helpers.tiny_vlm import CONFIGS as VLM_CONFIGS
-from helpers.tiny_vlm import IMAGE, IMAGE_SIZE, PUBLISHED, VISION, frames_of, write_unchecked_vlm
+from helpers.tiny_vlm import (
+    IMAGE,
+    IMAGE_SIZE,
+    PUBLISHED,
+    VIDEO,
+    VISION,
+    VISION_END,
+    VISION_START,
+    frames_of,
+    write_unchecked_vlm,
+)
 
 from granalign_fast.bench.harness import random_tower
 from granalign_fast.export.specs import LLM_PRECISIONS
@@ -123,6 +136,66 @@ def test_vision_language_models(tmp_path: Path, name: str, precision: str) -> No
 
     check_every_node_on_gpu(out / "model.onnx", growing)
     check_every_node_on_gpu(out / "static.onnx", static)
+
+
+@pytest.mark.parametrize("precision", sorted(LLM_PRECISIONS))
+@pytest.mark.parametrize("name", sorted(QWEN3_VL_CONFIGS))
+def test_qwen3_vl(tmp_path: Path, name: str, precision: str) -> None:
+    """Towers of frames and clips, and both decoders, which add features behind their layers."""
+    out = write_unchecked_qwen3_vl(tmp_path, QWEN3_VL_CONFIGS[name], precision=precision)
+    frames = frames_of(4, QWEN3_VL_SIZE)
+    clips = frames.reshape(2, 2, *frames.shape[1:])
+    check_every_node_on_gpu(out / "vision.onnx", lambda session: {"frames": frames})
+    check_every_node_on_gpu(out / "clips.onnx", lambda session: {"frames": clips})
+    manifest = VisionLanguageModel(out).manifest
+    count, hidden = manifest.image_tokens, manifest.hidden
+    dtype, width = manifest.cache_dtype, manifest.kv_heads * manifest.head_dim
+    common = {
+        "position_ids": np.tile(np.arange(count), (3, 2, 1)),
+        "deepstack": np.zeros((2, manifest.deepstack, count, hidden), dtype),
+    }
+
+    def growing(session: Session) -> dict[str, Any]:
+        past = np.zeros((2, manifest.kv_heads, 0, manifest.head_dim), dtype)
+        cache = {name: past for name in session.inputs if name.startswith("past")}
+        mask = np.ones((2, count), np.int64)
+        embeds = np.zeros((2, count, hidden), dtype)
+        return cache | common | {"inputs_embeds": embeds, "attention_mask": mask}
+
+    def static(session: Session) -> dict[str, Any]:
+        past = np.zeros((2, count + 4, width), dtype)
+        cache = {name: past for name in session.inputs if name.startswith("past")}
+        return (
+            cache
+            | common
+            | {
+                "input_ids": np.zeros((2, count), np.int64),
+                "image_embeds": np.zeros((2, count, hidden), dtype),
+                "image_at": np.zeros(2, np.int64),
+                "write_indices": np.zeros(2, np.int64),
+                "cached_tokens": np.full(2, count),
+                "last": np.zeros((2, 1, count), dtype),
+            }
+        )
+
+    check_every_node_on_gpu(out / "model.onnx", growing)
+    check_every_node_on_gpu(out / "static.onnx", static)
+
+
+@pytest.mark.parametrize("frames", [1, 4])
+def test_qwen3_vl_steps_are_one_launch(tmp_path: Path, new_calls: NewCalls, frames: int) -> None:
+    folder = write_unchecked_qwen3_vl(tmp_path, QWEN3_VL_CONFIGS["gqa-tied"], precision="fp16")
+    model = VisionLanguageModel(folder, device="cuda")
+    clips = frames_of(3 * frames, QWEN3_VL_SIZE).reshape(3, frames, *QWEN3_VL_SIZE, 3)
+    seen = IMAGE if frames == 1 else VIDEO
+    prefix = model.prefill_clips(clips, [5, VISION_START, seen, VISION_END], seconds=0.5)
+    for _ in range(2):
+        model.generate(prompts_of(4, 9, 2), prefix=prefix, max_new_tokens=5, stop_ids=())
+    lines = new_calls()
+    assert captured(lines) and model.graphs_refused is None
+    graphs = [line for line in lines if line.startswith("graph on")]
+    # The tower's graphs come before those of the steps.
+    assert graphs[-5:] == [f"graph on stream  {model.device.stream.ptr}"] * 5
 
 
 @pytest.mark.parametrize("family", FAMILIES)
