@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -395,6 +396,26 @@ def test_launches_of_a_vision_tower(
     assert 0 < len(more) - len(less) <= most
     flash = [line for line in more if "flash_fwd" in line]
     assert len(flash) == (3 if most == 11 else 5) and "Softmax" not in "".join(more)
+
+
+def test_launches_of_the_tower_of_qwen3_vl(tmp_path: Path, new_calls: NewCalls) -> None:
+    """Limits the launches of a layer; attention is flash, and one CUDA graph holds the tower."""
+    launches = []
+    for depth in (2, 3):
+        config = copy.deepcopy(QWEN3_VL_CONFIGS["gqa-tied"])
+        config["vision_config"] |= {"depth": depth, "deepstack_visual_indexes": [0]}
+        folder = tmp_path / str(depth)
+        folder.mkdir()
+        out = write_unchecked_qwen3_vl(folder, config, precision="fp16")
+        session = open_session(out / VISION_GRAPH, device="cuda")
+        for _ in range(2):
+            session(frames=frames_of(1, QWEN3_VL_SIZE))
+        assert session.captured_graphs == 1
+        launches.append(captured(new_calls()))
+    less, more = launches
+    assert 0 < len(more) - len(less) <= 8
+    flash = [line for line in more if "flash_fwd" in line]
+    assert len(flash) == 3 and "Softmax" not in "".join(more)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
