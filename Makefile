@@ -113,7 +113,7 @@ cuda-provider: .venv/.test
 	$(BIN)/python tests/helpers/fake_cuda/build.py \
 	  $(PROVIDER)/onnxruntime/capi/libonnxruntime_providers_cuda.so $(PROVIDER)/lib; \
 	$(WITH_PROVIDER) FAKE_CUDA_LOG="$$PWD/$(PROVIDER)/log" GRANALIGN_FORBID_SKIPS=1 \
-	  $(BIN)/pytest -q tests/runtime/test_cuda_provider.py
+	  $(BIN)/pytest -q tests/runtime/test_cuda_provider*.py
 
 host-time: cuda-provider
 	$(WITH_PROVIDER) $(BIN)/python tests/helpers/fake_cuda/host_time.py

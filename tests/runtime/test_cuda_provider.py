@@ -5,12 +5,9 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import os
 import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +15,23 @@ import numpy as np
 import onnx
 import pytest
 from helpers import fake_cupy
+from helpers.cuda_provider import (
+    NewCalls,
+    captured,
+    check_every_node_on_gpu,
+    kernels,
+    watched_calls,
+)
 from helpers.tiny_bert import write_tiny_bert
 from helpers.tiny_clip import MAX_TOKENS, random_frames, write_random_clip, write_tiny_export
 from helpers.tiny_encoders import FAMILIES, write_tiny_encoder
 from helpers.tiny_llm import CONFIGS, LLAMA, RAGGED, extension_of, prompts_of, write_unchecked
-from helpers.tiny_qwen3_vl import CONFIGS as QWEN3_VL_CONFIGS
-from helpers.tiny_qwen3_vl import IMAGE_SIZE as QWEN3_VL_SIZE
-from helpers.tiny_qwen3_vl import write_unchecked_qwen3_vl
 from helpers.tiny_vlm import CONFIGS as VLM_CONFIGS
 from helpers.tiny_vlm import (
     IMAGE,
     IMAGE_SIZE,
     PUBLISHED,
-    VIDEO,
     VISION,
-    VISION_END,
-    VISION_START,
     frames_of,
     write_unchecked_vlm,
 )
@@ -48,39 +46,16 @@ from granalign_fast.models.vision_language_model import VisionLanguageModel
 from granalign_fast.pipeline import SentenceEncoder
 from granalign_fast.runtime.array_device import ArrayDevice
 from granalign_fast.runtime.cuda_graphs import GraphRun
-from granalign_fast.runtime.device import CUDA
-from granalign_fast.runtime.node_profile import strays
 from granalign_fast.runtime.session import Session
 
 pytestmark = pytest.mark.needs_cuda_provider
-LOG = os.environ.get("FAKE_CUDA_LOG")
 # Heads as wide as those of Llama 3 8B and Qwen2.5-VL 7B, so that the same kernels run.
 WIDE = LLAMA | {"hidden_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2}
-NewCalls = Callable[[], list[str]]
-"""Returns the lines that the runtime has logged since its last call."""
 
 
 @pytest.fixture(autouse=True)
 def new_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[NewCalls]:
-    """Read the runtime's log; no test may launch an empty grid."""
-    if LOG is None:
-        pytest.skip("no CUDA provider over a runtime that does nothing: make cuda-provider")
-    monkeypatch.setitem(sys.modules, "cupy", fake_cupy)
-    Path(LOG).touch()
-    with Path(LOG).open() as log, Path(LOG).open() as whole_log:
-        for file in (log, whole_log):
-            file.seek(0, os.SEEK_END)
-        yield lambda: log.read().splitlines()
-        empty = [line for line in whole_log if "empty launch" in line]
-        assert not empty, "CUDA refuses to launch an empty grid"
-
-
-def check_every_node_on_gpu(path: Path, inputs: Callable[[Session], dict[str, Any]]) -> None:
-    """Run a model; assert that the CUDA provider ran all of its nodes."""
-    session = open_session(path, device="cuda", profile=True)
-    session(**inputs(session))
-    nodes = session.nodes()
-    assert nodes and strays(nodes, CUDA) == []
+    yield from watched_calls(monkeypatch)
 
 
 @pytest.mark.parametrize("graph", ["model.onnx", "static.onnx"])
@@ -139,66 +114,6 @@ def test_vision_language_models(tmp_path: Path, name: str, precision: str) -> No
     check_every_node_on_gpu(out / "static.onnx", static)
 
 
-@pytest.mark.parametrize("precision", sorted(LLM_PRECISIONS))
-@pytest.mark.parametrize("name", sorted(QWEN3_VL_CONFIGS))
-def test_qwen3_vl(tmp_path: Path, name: str, precision: str) -> None:
-    """Towers of frames and clips, and both decoders, which add features behind their layers."""
-    out = write_unchecked_qwen3_vl(tmp_path, QWEN3_VL_CONFIGS[name], precision=precision)
-    frames = frames_of(4, QWEN3_VL_SIZE)
-    clips = frames.reshape(2, 2, *frames.shape[1:])
-    check_every_node_on_gpu(out / "vision.onnx", lambda session: {"frames": frames})
-    check_every_node_on_gpu(out / "clips.onnx", lambda session: {"frames": clips})
-    manifest = VisionLanguageModel(out).manifest
-    count, hidden = manifest.image_tokens, manifest.hidden
-    dtype, width = manifest.cache_dtype, manifest.kv_heads * manifest.head_dim
-    common = {
-        "position_ids": np.tile(np.arange(count), (3, 2, 1)),
-        "deepstack": np.zeros((2, manifest.deepstack, count, hidden), dtype),
-    }
-
-    def growing(session: Session) -> dict[str, Any]:
-        past = np.zeros((2, manifest.kv_heads, 0, manifest.head_dim), dtype)
-        cache = {name: past for name in session.inputs if name.startswith("past")}
-        mask = np.ones((2, count), np.int64)
-        embeds = np.zeros((2, count, hidden), dtype)
-        return cache | common | {"inputs_embeds": embeds, "attention_mask": mask}
-
-    def static(session: Session) -> dict[str, Any]:
-        past = np.zeros((2, count + 4, width), dtype)
-        cache = {name: past for name in session.inputs if name.startswith("past")}
-        return (
-            cache
-            | common
-            | {
-                "input_ids": np.zeros((2, count), np.int64),
-                "image_embeds": np.zeros((2, count, hidden), dtype),
-                "image_at": np.zeros(2, np.int64),
-                "write_indices": np.zeros(2, np.int64),
-                "cached_tokens": np.full(2, count),
-                "last": np.zeros((2, 1, count), dtype),
-            }
-        )
-
-    check_every_node_on_gpu(out / "model.onnx", growing)
-    check_every_node_on_gpu(out / "static.onnx", static)
-
-
-@pytest.mark.parametrize("frames", [1, 4])
-def test_qwen3_vl_steps_are_one_launch(tmp_path: Path, new_calls: NewCalls, frames: int) -> None:
-    folder = write_unchecked_qwen3_vl(tmp_path, QWEN3_VL_CONFIGS["gqa-tied"], precision="fp16")
-    model = VisionLanguageModel(folder, device="cuda")
-    clips = frames_of(3 * frames, QWEN3_VL_SIZE).reshape(3, frames, *QWEN3_VL_SIZE, 3)
-    seen = IMAGE if frames == 1 else VIDEO
-    prefix = model.prefill_clips(clips, [5, VISION_START, seen, VISION_END], seconds=0.5)
-    for _ in range(2):
-        model.generate(prompts_of(4, 9, 2), prefix=prefix, max_new_tokens=5, stop_ids=())
-    lines = new_calls()
-    assert captured(lines) and model.graphs_refused is None
-    graphs = [line for line in lines if line.startswith("graph on")]
-    # The tower's graphs come before those of the steps.
-    assert graphs[-5:] == [f"graph on stream  {model.device.stream.ptr}"] * 5
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_encoders(tmp_path: Path, precision: str, family: str) -> None:
@@ -206,20 +121,6 @@ def test_encoders(tmp_path: Path, precision: str, family: str) -> None:
     encoder = SentenceEncoder(source, precision=precision, cache_dir=cache)
     graph = encoder._session.path.with_name("model.onnx")
     check_every_node_on_gpu(graph, lambda session: {session.inputs[0]: np.ones((3, 5), np.int32)})
-
-
-def kernels(lines: list[str]) -> list[str]:
-    """Return the lines that launch a kernel or a graph."""
-    return [line for line in lines if re.search("(?:launch|graph on)", line)]
-
-
-def captured(lines: list[str]) -> list[str]:
-    """Return the operations of a capture; assert that all of them happen on the GPU."""
-    inside = [line.removeprefix("captured: ") for line in lines if line.startswith("captured: ")]
-    on_gpu = ("launch", "queue a fill", "queue a copy device to device")
-    other = [line for line in inside if not line.startswith(on_gpu)]
-    assert not other, other
-    return inside
 
 
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
@@ -396,26 +297,6 @@ def test_launches_of_a_vision_tower(
     assert 0 < len(more) - len(less) <= most
     flash = [line for line in more if "flash_fwd" in line]
     assert len(flash) == (3 if most == 11 else 5) and "Softmax" not in "".join(more)
-
-
-def test_launches_of_the_tower_of_qwen3_vl(tmp_path: Path, new_calls: NewCalls) -> None:
-    """Limits the launches of a layer; attention is flash, and one CUDA graph holds the tower."""
-    launches = []
-    for depth in (2, 3):
-        config = copy.deepcopy(QWEN3_VL_CONFIGS["gqa-tied"])
-        config["vision_config"] |= {"depth": depth, "deepstack_visual_indexes": [0]}
-        folder = tmp_path / str(depth)
-        folder.mkdir()
-        out = write_unchecked_qwen3_vl(folder, config, precision="fp16")
-        session = open_session(out / VISION_GRAPH, device="cuda")
-        for _ in range(2):
-            session(frames=frames_of(1, QWEN3_VL_SIZE))
-        assert session.captured_graphs == 1
-        launches.append(captured(new_calls()))
-    less, more = launches
-    assert 0 < len(more) - len(less) <= 8
-    flash = [line for line in more if "flash_fwd" in line]
-    assert len(flash) == 3 and "Softmax" not in "".join(more)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
