@@ -177,3 +177,24 @@ def test_a_wrong_number_ends_the_run_before_it_begins(folder: Path, tmp_path: Pa
     with pytest.raises(GranAlignError, match="frames_per_clip: got 3, expected one of: 1, 2, 4, 6"):
         index_videos(videos_in(folder), tmp_path / "out", stand_ins(), frames_per_clip=3)
     assert not (tmp_path / "out").exists()
+
+
+def test_sets_of_clips() -> None:
+    rng = np.random.default_rng(2)
+    images = list(rng.integers(0, 256, (3, 4, 6, 8, 3), np.uint8))
+    clips = FrameSet.of(images, frame_seconds=0.5)
+    assert clips.form == (4, 0.5) and len(clips) == 3
+    assert clips.take([2, 0]).form == (4, 0.5)
+    joined = FrameSet.joined([clips, clips.take([1])])
+    assert joined.form == (4, 0.5) and joined.hashes[3] == clips.hashes[1]
+    np.testing.assert_array_equal(joined.load([3])[0], images[1])
+    # A clip of one picture is not the picture, and the order of frames counts.
+    assert frame_hash(images[0][:1]) != frame_hash(images[0][0])
+    assert frame_hash(images[0][::-1]) != frame_hash(images[0])
+    with pytest.raises(GranAlignError, match=r"got clips of \[1, 4\] frames; make a set of each"):
+        FrameSet.of([images[0], images[0][0]])
+    with pytest.raises(GranAlignError, match="got float64"):
+        FrameSet.of([images[0] / 255])
+    with pytest.raises(ValueError, match="clips of the forms"):
+        FrameSet.joined([clips, FrameSet.of(images)])
+    assert FrameSet.joined([]).form == (1, 0.0)

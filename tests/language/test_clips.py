@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from helpers.fakes import BagOfWords
 from helpers.tiny_bert import edit_json
+from helpers.tiny_qwen3_vl import IMAGE_SIZE as QWEN3_SIZE
+from helpers.tiny_qwen3_vl import write_unchecked_qwen3_vl
 from helpers.tiny_vlm import IMAGE_SIZE, frames_of, write_tiny_vlm, write_unchecked_vlm
 from helpers.videos import constant, render
 from tokenizers import Tokenizer
@@ -156,3 +158,21 @@ def test_a_template_without_videos_leaves_clips_out(tmp_path: Path) -> None:
     template = json.loads(path.read_text())["chat_template"]
     edit_json(path, chat_template=template.replace("<|video_pad|>", ""))
     assert exported() == [1]
+
+
+def test_a_family_with_time_stamps_takes_clips_too(tmp_path: Path) -> None:
+    """Qwen3-VL: the beginning of a prompt holds the times, so other times are other prefixes."""
+    model = VisionLanguageModel(write_unchecked_qwen3_vl(tmp_path))
+    captioner = VlmCaptioner(model, cache=PrefixCache([MemoryTier(1 << 28)]), max_new_tokens=6)
+    starts = [captioner.start_of((4, seconds)) for seconds in (0.5, 2.5)]
+    assert starts[0].ids == starts[1].ids and starts[0].key() != starts[1].key()
+    images = list(frames_of(8, QWEN3_SIZE).reshape(2, 4, *QWEN3_SIZE, 3))
+    for seconds, start in zip((0.5, 2.5), starts, strict=True):
+        frames = FrameSet.of(images, frame_seconds=seconds)
+        task = prompts.agnostic_caption(4)
+        prefix = model.prefill_clips([list(clip) for clip in images], start.ids, seconds=seconds)
+        expected = model.generate(
+            [start.suffix(task)] * 2, prefix=prefix, max_new_tokens=6, stop_ids=()
+        )
+        assert captioner.answers(frames, task, stop_ids=()) == expected
+    assert captioner.cache.counts.misses == 4

@@ -263,17 +263,19 @@ def test_frames_alone(job_videos: Path, tmp_path: Path):
     assert VideoIndex.load(tmp_path / "out" / "yard").embeddings is None
 
 
-def test_a_chunk_survives_its_columns(job_videos: Path, tmp_path: Path):
+@pytest.mark.parametrize("frames", [1, 4])
+def test_a_chunk_survives_its_columns(job_videos: Path, tmp_path: Path, frames: int):
     path = job_videos / "yard.mp4"
     file = Store.at(path).find()
     assert file is not None
-    spec = Job(Store.at(tmp_path), JobModels(), FINGERPRINTS, SHORT, 4)
+    spec = Job(Store.at(tmp_path), JobModels(), FINGERPRINTS, SHORT, 4, frames)
     (chunk,) = decode(spec, SourceVideo("yard", str(path), file.bytes, file.modified_ns))
     for make in (None, *model_stages(spec).values()):
         chunk = chunk if make is None else make(spec)(chunk)
         row = chunk.to_row()
         again = chunks.Chunk.from_row(**row)
         assert again.to_row() == row and again.hashes == chunk.hashes
+        assert [len(frame.later) for frame in again.frames] == [frames - 1] * len(chunk.frames)
         assert all(map(np.array_equal, again.images, chunk.images))
     assert again.rows().to_safetensors() == chunk.rows().to_safetensors()
     assert all(image.size == 0 for image in again.without_pictures().images)
