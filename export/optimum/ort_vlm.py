@@ -32,6 +32,10 @@ except ImportError:
     raise MissingExtraError("optimum's model class", "optimum") from None
 
 
+_ARCHITECTURES = ("Qwen2_5_VLForConditionalGeneration",)
+"""Families whose positions and images this class knows."""
+
+
 @dataclass
 class VlmOutput(CausalLMOutputWithPast):  # type: ignore[misc]
     """Logits (batch, 1, vocabulary), the cache, and the offset of positions.
@@ -51,7 +55,8 @@ class ORTModelForImageTextToText(ORTModelForCausalLM):  # type: ignore[misc]
     have the export's size.
 
     Raises:
-        GranAlignError: the folder is no such export, or an image has another size.
+        GranAlignError: the folder is no such export, it is of another family than Qwen2.5-VL, or an
+            image has another size.
     """
 
     auto_model_class = AutoModelForImageTextToText
@@ -71,6 +76,11 @@ class ORTModelForImageTextToText(ORTModelForCausalLM):  # type: ignore[misc]
             GranAlignError: the folder is no such export, or was altered.
         """
         manifest = VlmManifest.read(Path(model_id))  # before optimum asks the hub
+        if manifest.architecture not in _ARCHITECTURES:
+            raise GranAlignError(
+                f"{model_id}: got an export of {manifest.architecture}, expected one of "
+                f"{_ARCHITECTURES}; open it with VisionLanguageModel"
+            )
         return super().from_pretrained(model_id, *args, manifest=manifest, **kwargs)
 
     @classmethod

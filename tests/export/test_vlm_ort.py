@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from helpers import tiny_qwen3_vl
 from helpers.tiny_llm import one_thread
+from helpers.tiny_smolvlm import write_tiny_smolvlm
 from helpers.tiny_vlm import (
     CONFIGS,
     IMAGE,
@@ -23,6 +24,7 @@ from helpers.tiny_vlm import (
 )
 
 from granalign_fast.errors import GranAlignError
+from granalign_fast.export.vlm import export_vlm
 
 pytestmark = pytest.mark.needs_optimum
 
@@ -212,3 +214,12 @@ def test_qwen3_vl(torch: Any, tmp_path: Path, name: str, lengths: tuple[int, ...
     assert tokens(model, text, 12) == tokens(source, text, 12)
     with pytest.raises(GranAlignError, match="got a video, expected images alone"):
         model(**text, pixel_values_videos=inputs["pixel_values"])
+
+
+def test_another_family_is_refused(torch: Any, tmp_path: Path) -> None:
+    """Its positions would be those of M-RoPE, without a word."""
+    from granalign_fast.export.optimum.ort_vlm import ORTModelForImageTextToText
+
+    out = export_vlm(write_tiny_smolvlm(tmp_path / "source"), tmp_path / "out", check=False)
+    with pytest.raises(GranAlignError, match=r"an export of SmolVLM.*; open it with VisionLang"):
+        ORTModelForImageTextToText.from_pretrained(out)
