@@ -37,6 +37,10 @@ from .language_model import CausalLM
 from .manifest import LlmManifest, VlmManifest
 from .prefix import Prefix
 
+CPU_PIXELS = 1 << 18
+"""Pixels of images that a vision tower takes in one run on a CPU: 512 x 512. More make no product
+faster, and need more memory for what the layers compute."""
+
 
 class VisionLanguageModel(CausalLM):
     """A vision-language model that `export_vlm` wrote. Without frames it works as a `CausalLM`.
@@ -168,12 +172,24 @@ class VisionLanguageModel(CausalLM):
             missing = layout.images * layout.span - layout.frames
             frames = self._resized([f for clip in clips for f in [*clip, *[clip[-1]] * missing]])
             spans = frames.reshape(-1, layout.span, *frames.shape[1:])
-            outputs = self._clips(**{FRAMES: self.device.put(spans)})
+            outputs = self._run_tower(self._clips, spans)
         return {name: _by_clip(array, len(clips)) for name, array in outputs.items()}
 
     def _embed_frames(self, frames: Sequence[Image] | npt.NDArray[np.uint8]) -> dict[str, Array]:
         """Return the outputs of the vision tower for single frames; see `graph_contract`."""
-        return self._vision(**{FRAMES: self.device.put(self._resized(frames))})
+        return self._run_tower(self._vision, self._resized(frames))
+
+    def _run_tower(self, tower: Session, images: npt.NDArray[np.uint8]) -> dict[str, Array]:
+        """Run a vision graph on images (images, ..., height, width, 3), on a CPU some at a time."""
+        pixels = int(np.prod(images.shape[1:-1]))
+        step = len(images) if self.device.index is not None else max(1, CPU_PIXELS // pixels)
+        parts = [
+            tower(**{FRAMES: self.device.put(images[start : start + step])})
+            for start in range(0, len(images), step)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _resized(self, frames: Sequence[Image] | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         height, width = self.manifest.image_size
