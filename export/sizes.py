@@ -29,8 +29,10 @@ from granalign_fast.models.published_records import (
     DecoderNumbers,
     ModelSet,
     PublishedModel,
+    SquareTowerNumbers,
     TowerNumbers,
 )
+from granalign_fast.models.vision_language_model import CPU_PIXELS
 
 from .specs import HEAD, IMAGE_GRID, LINEAR, Rounding
 
@@ -137,7 +139,7 @@ def block_bytes(rows: int, columns: int, rounding: Rounding, *, held: bool = Fal
     return rows * (values + (4 * blocks if held else math.ceil(blocks * bits / 8)))
 
 
-def _tower(t: TowerNumbers, precision: str, held: bool) -> int:
+def _tower(t: TowerNumbers | SquareTowerNumbers, precision: str, held: bool) -> int:
     width, joined = _width(precision), t.hidden * t.merge**2
 
     def product(rows: int, columns: int) -> int:
@@ -145,6 +147,14 @@ def _tower(t: TowerNumbers, precision: str, held: bool) -> int:
             return rows * columns * width
         return block_bytes(rows, columns, HEAD, held=held)
 
+    if isinstance(t, SquareTowerNumbers):
+        layer = 4 * product(t.hidden, t.hidden)
+        layer += product(t.wide, t.hidden) + product(t.hidden, t.wide)
+        # Kernel and positions are stored twice, for frames and for pixels. The products that read a
+        # norm contain its gains, its biases and their own.
+        first = (1 if held else 2) * (3 * t.patch**2 + t.patches) * t.hidden
+        small = first + 2 * t.hidden + t.layers * 2 * t.hidden
+        return t.layers * layer + product(t.out, joined) + small * width
     # Products to a perceptron's width, and vectors of a norm.
     inner, norm = (2, 1) if t.gated else (1, 2)
     layer = product(3 * t.hidden, t.hidden) + product(t.hidden, t.hidden)
@@ -185,12 +195,19 @@ def _work(model: PublishedModel, precision: str, *, prefilling: bool = False) ->
         asked = (prompts.AGNOSTIC_CAPTION, prompts.aware_caption([_QUERY]))
         longest = max(map(len, (*asked, prompts.recognition(_QUERY))))
         rows, prefilled = _default(VlmCaptioner, "batch"), _default(VlmCaptioner, "rows")
-        image = IMAGE_GRID[0] * IMAGE_GRID[1]
-        patches, tokens = image * t.merge**2, image + _tokens(len(prompts.VISION_SYSTEM) + longest)
+        if isinstance(t, SquareTowerNumbers):
+            patches = t.patches
+        else:
+            patches = IMAGE_GRID[0] * IMAGE_GRID[1] * t.merge**2
+        tokens = patches // t.merge**2 + _tokens(len(prompts.VISION_SYSTEM) + longest)
         answer, kept = _default(VlmCaptioner, "max_new_tokens"), 0
         if on_cpu:
             prefilled = min(prefilled, max(1, CPU_TOKENS // tokens))
-        vision = prefilled * patches * (2 * t.wide + 4 * t.hidden) * width
+        images = max(1, CPU_PIXELS // (patches * t.patch**2)) if on_cpu else prefilled
+        vision = min(images, prefilled) * patches * (2 * t.wide + 4 * t.hidden) * width
+        if isinstance(t, SquareTowerNumbers) and on_cpu:
+            # Every patch attends to every other: the scores, and their softmax.
+            vision += min(images, prefilled) * 2 * t.heads * patches**2 * width
         features = prefilled * tokens * t.mergers * d.hidden * width
     if on_cpu:
         # A step makes a new cache while the old one is there.

@@ -25,7 +25,7 @@ from granalign_fast.errors import GranAlignError
 from granalign_fast.export.sizes import set_memory_bytes
 from granalign_fast.models.published import model_set
 
-_SHAPES = {"llm": "qwen3-0.6b", "vlm": "qwen2.5-vl-3b"}
+_SHAPES = {"llm": "qwen3-0.6b", "vlm": "smolvlm2-500m"}
 _QUERY = "a man in a blue shirt is driving a car along the coast"
 
 

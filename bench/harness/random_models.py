@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError
 
+from . import random_smolvlm
 from .random_tokenizer import IDS, write_tokenizer
 
 _SPREAD = 1.4
@@ -147,6 +148,14 @@ SHAPES: Mapping[str, ModelShape] = {
         (336, 560),
         "int4",
     ),
+    "smolvlm2-500m": ModelShape(
+        "vlm",
+        random_smolvlm.ARCHITECTURE,
+        _text(*(960, 2560, 32, 15, 5, 49280), rope_theta=1e5, max_position_embeddings=8192),
+        random_smolvlm.vision(768, 3072, 12, 12, side=512, patch=16, merge=4),
+        (512, 512),
+        "int4",
+    ),
     "qwen2.5-vl-7b": ModelShape(
         "vlm",
         _QWEN_VL,
@@ -177,7 +186,9 @@ def shape_of(name: str) -> ModelShape:
         )
     depth = int(layers)
     vision = dict(shape.vision)
-    if vision:
+    if shape.architecture == random_smolvlm.ARCHITECTURE:
+        vision["num_hidden_layers"] = min(vision["num_hidden_layers"], depth)
+    elif vision:
         vision["depth"] = min(vision["depth"], depth)
         full = [block for block in vision["fullatt_block_indexes"] if block < depth]
         vision["fullatt_block_indexes"] = full or [vision["depth"] - 1]
@@ -204,7 +215,9 @@ def write_source(name: str, folder: Path) -> Path:
     block = block.astype(np.float32 if width == 4 else np.float16)
     _write_weights(_shapes(shape), block, folder / "model.safetensors")
     _write_settings(shape, folder)
-    write_tokenizer(folder, shape.text["vocab_size"])
+    smol = shape.architecture == random_smolvlm.ARCHITECTURE
+    image = {"image": random_smolvlm.IMAGE} if smol else {}
+    write_tokenizer(folder, shape.text["vocab_size"], **image)
     return folder
 
 
@@ -267,7 +280,7 @@ def _write_weights(
 
 def _shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor, by its published name."""
-    text = shape.text
+    text, smol = shape.text, shape.architecture == random_smolvlm.ARCHITECTURE
     hidden, wide = text["hidden_size"], text["intermediate_size"]
     head = text.get("head_dim", hidden // text["num_attention_heads"])
     queries, keys = head * text["num_attention_heads"], head * text["num_key_value_heads"]
@@ -292,9 +305,11 @@ def _shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
         }
         if shape.architecture == _QWEN3:
             shapes |= {f"{prefix}.self_attn.{part}_norm.weight": (head,) for part in "qk"}
-        elif shape.architecture != _LLAMA:
+        elif shape.architecture != _LLAMA and not smol:
             for part, size in (("q", queries), ("k", keys), ("v", keys)):
                 shapes[f"{prefix}.self_attn.{part}_proj.bias"] = (size,)
+    if smol:
+        return random_smolvlm.shapes(shapes, text, shape.vision)
     return shapes | (_vision_shapes(shape.vision) if shape.vision else {})
 
 
@@ -341,7 +356,12 @@ def rotated(block: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
 
 def _write_settings(shape: ModelShape, folder: Path) -> None:
     config: dict[str, Any] = {"architectures": [shape.architecture], **shape.text}
-    if shape.kind == "llm":
+    if shape.architecture == random_smolvlm.ARCHITECTURE:
+        files = random_smolvlm.settings(shape.text, shape.vision)
+        config = files.pop("config.json")
+        for name, values in files.items():
+            _write(folder / name, values)
+    elif shape.kind == "llm":
         config["model_type"] = _MODEL_TYPES[shape.architecture]
     else:
         config |= {

@@ -9,25 +9,33 @@ from pathlib import Path
 _SPECIAL = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
     *("<|image_pad|>", "<|video_pad|>"),
+    *("<fake_token_around_image>", "<image>", "<global-img>"),
 )
 _ANSWERS = ("yes", "no")
 """Answers whose probabilities recognition reads; each needs a token of its own."""
 IDS = {name: 256 + i for i, name in enumerate(_SPECIAL)}
 _TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}"
-    "{% else %}{% for c in m.content %}{% if c.type == 'image' %}<|vision_start|><|image_pad|>"
-    "<|vision_end|>{% else %}{{ c.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
+    "{% else %}{% for c in m.content %}{% if c.type == 'image' %}IMAGE{% else %}{{ c.text }}"
+    "{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 _NAMED_TOKENS = 16384
 """Largest vocabulary whose words no text encodes to."""
 
 
-def write_tokenizer(folder: Path, vocabulary: int) -> None:
+def write_tokenizer(
+    folder: Path, vocabulary: int, image: str = "<|vision_start|><|image_pad|><|vision_end|>"
+) -> None:
     """Write a tokenizer: a token for each byte, special ones, and words.
 
     In a small vocabulary no text encodes to the words. In a large one they are parts of texts, so
     that a token stands for as many characters, and takes as much memory, as in a real one.
+
+    Args:
+        folder: where to write it.
+        vocabulary: number of tokens.
+        image: what the chat template writes in the place of an image.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -48,7 +56,7 @@ def write_tokenizer(folder: Path, vocabulary: int) -> None:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": "<|im_end|>",
         "pad_token": "<|endoftext|>",
-        "chat_template": _TEMPLATE,
+        "chat_template": _TEMPLATE.replace("IMAGE", image),
     }
     text = json.dumps(settings, indent=2) + "\n"
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")

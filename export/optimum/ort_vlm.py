@@ -32,7 +32,7 @@ except ImportError:
     raise MissingExtraError("optimum's model class", "optimum") from None
 
 
-_ARCHITECTURES = ("Qwen2_5_VLForConditionalGeneration",)
+_ARCHITECTURES = ("Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration")
 """Families whose positions and images this class knows."""
 
 
@@ -55,7 +55,7 @@ class ORTModelForImageTextToText(ORTModelForCausalLM):  # type: ignore[misc]
     have the export's size.
 
     Raises:
-        GranAlignError: the folder is no such export, it is of another family than Qwen2.5-VL, or an
+        GranAlignError: the folder is no such export, it is of another family than Qwen-VL, or an
             image has another size.
     """
 

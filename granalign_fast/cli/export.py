@@ -87,7 +87,7 @@ def export_llm(
 @export_app.command("vlm")
 @with_verbosity
 def export_vlm(
-    source: Annotated[str, _source("A Qwen2.5-VL or Qwen3-VL folder")],
+    source: Annotated[str, _source("A folder of a Qwen2.5-VL, Qwen3-VL or SmolVLM2")],
     out: NewFolder,
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int4.")] = "fp32",
     image_size: Annotated[
@@ -95,7 +95,7 @@ def export_vlm(
         typer.Option(
             metavar="HEIGHTxWIDTH",
             help="Size of resized frames, in multiples of 28 pixels (Qwen2.5-VL) or 32 (Qwen3-VL); "
-            "by default 12 x 20 of these.",
+            "by default 12 x 20 of these. SmolVLM2 has one size.",
         ),
     ] = None,
     check: Check = None,

@@ -12,7 +12,13 @@ from dataclasses import replace
 from granalign_fast.errors import GranAlignError
 
 from .manifest import CLIP, LLM, SENTENCE_ENCODER, VLM
-from .published_records import DecoderNumbers, ModelSet, PublishedModel, TowerNumbers
+from .published_records import (
+    DecoderNumbers,
+    ModelSet,
+    PublishedModel,
+    SquareTowerNumbers,
+    TowerNumbers,
+)
 
 _REGISTRY = "the registry of models in mteb"
 _REPOSITORIES = "independent public repositories that agree on the commit"
@@ -171,7 +177,35 @@ _LLAMA3 = PublishedModel(
     gated=True,
     decoder=DecoderNumbers(4096, 14_336, 32, 32, 8, vocabulary=128_256, context=8192),
 )
-_VL_SMALL = PublishedModel(
+_SMOLVLM2_500M = PublishedModel(
+    VLM,
+    "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
+    "7b375e1b73b11138ff12fe22c8f2822d8fe03467",
+    "Apache-2.0",
+    "English",
+    parameters=507_482_304,
+    # The file has float32.
+    download=2_029_990_624,
+    read_in=f"{_REPOSITORIES}; the licence in copies of its card",
+    decoder=DecoderNumbers(960, 2560, 32, 15, 5, vocabulary=49_280, context=8192, head_dim=64),
+    tower=SquareTowerNumbers(side=512, patch=16, merge=4, out=960),
+)
+_SMOLVLM2_2B = PublishedModel(
+    VLM,
+    "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
+    "482adb537c021c86670beed01cd58990d01e72e4",
+    "Apache-2.0",
+    "English",
+    parameters=2_246_784_880,
+    download=8_987_139_520,
+    read_in=f"{_REPOSITORIES}; the numbers of layers and the file's type from memory",
+    decoder=DecoderNumbers(2048, 8192, 24, 32, 32, vocabulary=49_280, context=8192, head_dim=64),
+    tower=SquareTowerNumbers(
+        side=384, patch=14, merge=3, out=2048, hidden=1152, wide=4304, layers=27, heads=16
+    ),
+    verified=False,
+)
+_QWEN25_VL_3B = PublishedModel(
     VLM,
     "Qwen/Qwen2.5-VL-3B-Instruct",
     "66285546d2b821cf421d4f5eb2576359d3770cd3",
@@ -271,9 +305,9 @@ MODEL_SETS: Mapping[str, ModelSet] = {
     for one in (
         ModelSet(
             "laptop",
-            "CPU with 8 GB",
+            "CPU with 4 GB",
             "int4",
-            (_MINILM, _SIGLIP2_BASE, _QWEN3_SMALL, _VL_SMALL),
+            (_MINILM, _SIGLIP2_BASE, _QWEN3_SMALL, _SMOLVLM2_500M),
         ),
         ModelSet(
             "workstation",
@@ -309,7 +343,7 @@ ALTERNATIVES: Mapping[str, PublishedModel] = {
 }
 """Models by name that can take the place of a set's model of their kind, see `model_set`."""
 
-OTHER_MODELS = (_QWEN3_VL_2B, _QWEN3_VL_4B, _QWEN3_VL_8B)
+OTHER_MODELS = (_SMOLVLM2_2B, _QWEN3_VL_2B, _QWEN25_VL_3B, _QWEN3_VL_4B, _QWEN3_VL_8B)
 """Models that no set has: `granalign export` takes their `source`."""
 
 PRECISIONS = ("fp32", "fp16", "int4")

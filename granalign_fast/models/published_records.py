@@ -45,6 +45,27 @@ class TowerNumbers:
 
 
 @dataclass(frozen=True, slots=True)
+class SquareTowerNumbers:
+    """The numbers of a SmolVLM2's vision tower that decide its size; `side` is an image's edge."""
+
+    side: int
+    patch: int
+    merge: int
+    out: int
+    hidden: int = 768
+    wide: int = 3072
+    layers: int = 12
+    heads: int = 12
+    temporal: int = 1
+    mergers: int = 0
+
+    @property
+    def patches(self) -> int:
+        """Patches of an image."""
+        return (self.side // self.patch) ** 2
+
+
+@dataclass(frozen=True, slots=True)
 class PublishedModel:
     """A model on the hub, at one commit.
 
@@ -74,7 +95,7 @@ class PublishedModel:
     verified: bool = True
     gated: bool = False
     decoder: DecoderNumbers | None = None
-    tower: TowerNumbers | None = None
+    tower: TowerNumbers | SquareTowerNumbers | None = None
     words: int = 0
     """Size of an encoder's vocabulary."""
     width: int = 0
