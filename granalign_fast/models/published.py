@@ -339,12 +339,14 @@ ALTERNATIVES: Mapping[str, PublishedModel] = {
         _SIGLIP2_BASE,
         _SIGLIP2_FINE,
         _SIGLIP2_LARGE,
+        _SMOLVLM2_2B,
+        _QWEN3_VL_2B,
+        _QWEN25_VL_3B,
+        _QWEN3_VL_4B,
+        _QWEN3_VL_8B,
     )
 }
 """Models by name that can take the place of a set's model of their kind, see `model_set`."""
-
-OTHER_MODELS = (_SMOLVLM2_2B, _QWEN3_VL_2B, _QWEN25_VL_3B, _QWEN3_VL_4B, _QWEN3_VL_8B)
-"""Models that no set has: `granalign export` takes their `source`."""
 
 PRECISIONS = ("fp32", "fp16", "int4")
 """Precisions of a set."""
