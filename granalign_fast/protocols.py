@@ -91,8 +91,8 @@ class Prefiller(Protocol):
 
 
 @runtime_checkable
-class ClipCaptioner(Captioner, Protocol):
-    """A captioner that knows how many frames a clip may have."""
+class ClipCaptioner(Protocol):
+    """A captioner that knows how many frames a clip may have; see `Captioner` for the rest."""
 
     def check_clips(self, frames: int) -> None:
         """Raise unless it takes clips of so many frames."""

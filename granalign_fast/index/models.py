@@ -113,12 +113,14 @@ class IndexModels:
 
 
 def check_captioner(captioner: Captioner | None, frames_per_clip: int) -> None:
-    """Raise unless a captioner takes clips of so many frames; one that does not say so may.
+    """Raise unless a captioner takes clips of so many frames; each takes single frames.
+
+    One that does not say what it takes is asked for captions.
 
     Raises:
         GranAlignError: it does not.
     """
-    if isinstance(captioner, ClipCaptioner):
+    if frames_per_clip > 1 and isinstance(captioner, ClipCaptioner):
         captioner.check_clips(frames_per_clip)
 
 
