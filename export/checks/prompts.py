@@ -247,7 +247,7 @@ class _Judge:
                         **switches,
                     )
                     expected = render(tokenize=True, return_dict=False)
-                    whole = self._expanded(render) if isinstance(self.model, VlmSource) else None
+                    whole = self._expanded(render) if _shows_one_image(messages) else None
                 except Exception as error:  # a template can raise any Python error
                     raise GranAlignError(
                         f"{self.folder}: transformers cannot render our prompts "
@@ -273,6 +273,13 @@ class _Judge:
     def _has_template(self) -> bool:
         known = self.tokenizer.chat_template
         return isinstance(known, str) or (isinstance(known, dict) and "default" in known)
+
+
+def _shows_one_image(messages: list[Message]) -> bool:
+    """Return whether a prompt holds a single image: those about clips hold more, or a video."""
+    contents = [message["content"] for message in messages]
+    parts = [part for content in contents if not isinstance(content, str) for part in content]
+    return [part["type"] for part in parts if part["type"] != "text"] == ["image"]
 
 
 def _difference(messages: list[Message], ids: list[int], expected: list[int], judge: Any) -> str:
