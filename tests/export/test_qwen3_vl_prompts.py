@@ -73,18 +73,13 @@ def processor(torch: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return Qwen3VLProcessor(load_image_processor(folder / "source"), tokenizer, NoDecoder())
 
 
-def messages_of(task: str, kind: str) -> list[dict[str, Any]]:
-    messages = prompts.about_frame(task)
-    messages[-1]["content"][0] = {"type": kind}
-    return messages
-
-
-TASKS = [prompts.AGNOSTIC_CAPTION, prompts.recognition("女の人が 3 <b>dogs</b>?")]
+QUERY = "女の人が 3 <b>dogs</b>?"
+TASKS = [prompts.AGNOSTIC_CAPTION, prompts.recognition(QUERY)]
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_ids_of_frames_are_those_of_the_processor(folder: Path, processor: Any, task: str) -> None:
-    model, messages = VisionLanguageModel(folder / "out"), messages_of(task, "image")
+    model, messages = VisionLanguageModel(folder / "out"), prompts.about_frame(task)
     text = processor.tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=False
     )
@@ -119,7 +114,7 @@ def test_ids_of_clips_are_those_of_the_processor(
     folder: Path, processor: Any, frames: int, seconds: float
 ) -> None:
     model = VisionLanguageModel(folder / "out")
-    messages = messages_of(TASKS[1], "video")
+    messages = prompts.about_clip(prompts.recognition(QUERY, frames), frames, "video")
     expected = processed_clip(processor, messages, frames, seconds)
     layout = model.layout(frames, seconds / frames)
     assert layout.expand(model.chat(messages)).ids == expected
@@ -130,7 +125,7 @@ def test_time_stamps_off_by_a_frame_are_found(
     folder: Path, processor: Any, late: tuple[int, int]
 ) -> None:
     model = VisionLanguageModel(folder / "out")
-    messages = messages_of(TASKS[0], "video")
+    messages = prompts.about_clip(prompts.agnostic_caption(4), 4, "video")
     layout = model.manifest.layout(4)
     pieces = tuple(
         TimeStamp(piece.first + late[0], piece.last + late[1])

@@ -254,7 +254,7 @@ def test_captions_and_recognition_are_those_of_transformers(
     for frame, caption, probability in zip(frames, captions, probabilities, strict=True):
         inputs = pixels_of(source, [resize(frame, 32, 32, 1)])
         for task in (prompts.AGNOSTIC_CAPTION, prompts.recognition(query)):
-            ids = ours.layout().expand(captioner._prompt(task)).ids
+            ids = ours.layout().expand(ours.chat(prompts.about_frame(task))).ids
             row = torch.tensor([ids])
             with torch.inference_mode():
                 if task == prompts.AGNOSTIC_CAPTION:
