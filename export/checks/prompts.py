@@ -5,7 +5,7 @@ A language model is only as good as the prompts that it gets. Every export rende
 transformers it checks that each text is in its prompt, that every id has an embedding, and that a
 query forges no turn. With transformers it also compares the ids with those of AutoTokenizer and,
 for a vision-language model, with the chat template that AutoProcessor prefers, before and after the
-tokens of a frame are put in.
+tokens of images are put in.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from granalign_fast.language.llm_rewriter import LlmRewriter
 from granalign_fast.language.prompt_start import PromptStart
 from granalign_fast.models.chat import ChatTokenizer
 from granalign_fast.models.chat_template import Message
+from granalign_fast.models.image_layout import ImageLayout
 
 _QUERIES = (
     "A man in a red coat walks his dog through the snow.",
@@ -247,7 +248,8 @@ class _Judge:
                         **switches,
                     )
                     expected = render(tokenize=True, return_dict=False)
-                    whole = self._expanded(render) if _shows_one_image(messages) else None
+                    layout = self._layout(messages)
+                    whole = None if layout is None else self._expanded(render, layout)
                 except Exception as error:  # a template can raise any Python error
                     raise GranAlignError(
                         f"{self.folder}: transformers cannot render our prompts "
@@ -255,31 +257,29 @@ class _Judge:
                     ) from None
             if ids != list(expected):
                 lines.append(_difference(messages, ids, list(expected), self.tokenizer))
-            elif whole is not None and isinstance(self.model, VlmSource):
-                found = self.model.layouts[1].expand(ids).ids
-                if found != whole:
-                    lines.append(_difference(messages, found, whole, self.tokenizer))
+            elif layout is not None and (found := layout.expand(ids).ids) != whole:
+                lines.append(_difference(messages, found, whole or [], self.tokenizer))
         return lines
 
-    def _expanded(self, render: Callable[..., str]) -> list[int]:
-        """Return the ids of a prompt with all tokens of its frame, as a processor expands it."""
+    def _layout(self, messages: Sequence[Message]) -> ImageLayout | None:
+        """Return the layout of the images of a conversation; None without any, or with a video."""
+        if not isinstance(self.model, VlmSource):
+            return None
+        contents = [m["content"] for m in messages if isinstance(m["content"], list)]
+        kinds = [part["type"] for content in contents for part in content]
+        return None if "video" in kinds else self.model.layouts.get(kinds.count("image"))
+
+    def _expanded(self, render: Callable[..., str], layout: ImageLayout) -> list[int]:
+        """Return the ids of a prompt with all tokens of its images, as a processor expands it."""
         source = cast(VlmSource, self.model)
         image = self.tokenizer.convert_ids_to_tokens(source.image_token)
-        tokens = source.layouts[1].visual_tokens
         peer, rendered = family_of(source).peer, render(tokenize=False)
-        text = peer.expand(rendered, self.tokenizer, image, tokens)
+        text = peer.expand(rendered, self.tokenizer, image, layout.visual_tokens // layout.places)
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _has_template(self) -> bool:
         known = self.tokenizer.chat_template
         return isinstance(known, str) or (isinstance(known, dict) and "default" in known)
-
-
-def _shows_one_image(messages: list[Message]) -> bool:
-    """Return whether a prompt holds a single image: those about clips hold more, or a video."""
-    contents = [message["content"] for message in messages]
-    parts = [part for content in contents if not isinstance(content, str) for part in content]
-    return [part["type"] for part in parts if part["type"] != "text"] == ["image"]
 
 
 def _difference(messages: list[Message], ids: list[int], expected: list[int], judge: Any) -> str:
