@@ -119,8 +119,9 @@ def test_a_kept_prefix_that_does_not_fit_is_computed_again(tmp_path: Path) -> No
     (file,) = folder.iterdir()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600 and len(file.stem) == 64
     right = file.read_bytes()
-    array = captioner().cache.tiers[1].get(captioner()._cache_key(frames.hashes[0]))
-    assert array is not None and captioner()._fits(array)
+    start = captioner().start_of(frames.form)
+    array = captioner().cache.tiers[1].get(captioner()._cache_key(frames.hashes[0], start))
+    assert array is not None and captioner()._fits(start.tokens, array)
     hollow = array.copy()
     hollow[0] = np.nan
     for wrong in (array[:, :, :-1], array.astype(np.float64), hollow):

@@ -63,8 +63,9 @@ def test_a_prefix_is_kept_for_the_frame_that_was_seen(tmp_path: Path) -> None:
     seen, named = (rng.integers(0, 256, (56, 56, 3), np.uint8) for _ in range(2))
     # The index names the hash of one frame, and its video has another.
     captioner.prefill(FrameSet((frame_hash(named),), lambda numbers: [seen for _ in numbers]))
+    start = captioner.start_of((1, 0.0))
     kept = {
-        name: captioner.cache.get(captioner._cache_key(frame_hash(frame)))
+        name: captioner.cache.get(captioner._cache_key(frame_hash(frame), start))
         for name, frame in (("seen", seen), ("named", named))
     }
     assert kept["named"] is None and kept["seen"] is not None

@@ -52,7 +52,7 @@ def test_the_first_stage_stands_in_for_what_the_budget_does_not_reach(
 ) -> None:
     library, query, _ = found
     # The budget is spent while the first video is searched.
-    ticks = chain([0.0], repeat(float("inf")))
+    ticks = chain([0.0, 0.0], repeat(float("inf")))
     clock = SimpleNamespace(monotonic=lambda: next(ticks), perf_counter=time.perf_counter)
     monkeypatch.setattr(module, "time", clock)
     first, last = library.stages(query, budget=100.0)
