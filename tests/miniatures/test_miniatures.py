@@ -20,6 +20,7 @@ from granalign_fast.evaluation import evaluate_qvhighlights
 from granalign_fast.language.captioner import VlmCaptioner
 from granalign_fast.miniatures import MODELS, benchmark
 from granalign_fast.models.chat import ChatTokenizer
+from granalign_fast.models.image_layout import Expanded
 from granalign_fast.models.language_model import CausalLM
 from granalign_fast.models.vision_language_model import VisionLanguageModel
 from granalign_fast.pipeline import ModelFolder
@@ -167,11 +168,7 @@ def swapped_channels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def shifted_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use indices in the cache as positions; an image takes fewer positions than tokens."""
-
-    def broken(self: VisionLanguageModel, ids: Sequence[int]) -> int:
-        return len(ids) - 1 + self.manifest.image_tokens
-
-    monkeypatch.setattr(VisionLanguageModel, "position_after", broken)
+    monkeypatch.setattr(Expanded, "next_position", property(lambda self: len(self.ids)))
 
 
 @pytest.mark.parametrize(
