@@ -272,6 +272,6 @@ def draw(
     strip = strip_clips(index.video.clips)
     peaks = [peak_clip(index, result, moment) for moment in result.moments[:MAX_MOMENTS]]
     images = clip_frames(index, [*strip, *peaks])
-    times = index.frames.times[strip].tolist()
+    times = [index.frames.pictured_at(clip) for clip in strip]
     frames = list(zip(times, images[: len(strip)], strict=True))
     draw_filmstrip(index, result, frames, path, thumbnails=images[len(strip) :], truth=truth)

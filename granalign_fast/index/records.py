@@ -337,6 +337,15 @@ class FrameTable:
         later = () if self.later is None else self.later[clip].tolist()
         return (float(self.times[clip]), *later)
 
+    @property
+    def pictured(self) -> int:
+        """Which frame of a clip stands for it in pictures: the first of its second half, from 0."""
+        return self.frames_per_clip // 2
+
+    def pictured_at(self, clip: int) -> float:
+        """Return the second at which the frame that stands for a clip in pictures appears."""
+        return self.times_of(clip)[self.pictured]
+
     def __repr__(self) -> str:
         dim = None if self.embeddings is None else self.embeddings.shape[1]
         missing = f", missing={self.missing}" if self.missing else ""

@@ -33,14 +33,19 @@ def moment_frames(
 
 
 def clip_frames(index: VideoIndex, clips: Sequence[int]) -> list[Image]:
-    """Return the frames of some clips, in any order; each is read once.
+    """Return a frame of each of some clips, in any order; each clip is read once.
+
+    Of a clip of several frames it is the one at `FrameTable.pictured_at`.
 
     Raises:
         GranAlignError: as `moment_frames`.
     """
     distinct = sorted(set(clips))
-    frames = dict(zip(distinct, frame_set(index).load(distinct) if clips else (), strict=True))
-    return [frames[clip] for clip in clips]
+    loaded = frame_set(index).load(distinct) if clips else ()
+    if index.frames is not None and index.frames.frames_per_clip > 1:
+        loaded = [images[index.frames.pictured] for images in loaded]
+    pictures = dict(zip(distinct, loaded, strict=True))
+    return [pictures[clip] for clip in clips]
 
 
 def fitted(image: Image, width: int, height: int) -> Pillow.Image:

@@ -88,7 +88,7 @@ def peak_text(index: VideoIndex, result: SearchResult, moment: Moment) -> str:
     caption = peak_caption(index, result, moment)
     if caption is not None or index.frames is None:
         return caption or ""
-    return f"frame at {clock(float(index.frames.times[peak_clip(index, result, moment)]))}"
+    return f"frame at {clock(index.frames.pictured_at(peak_clip(index, result, moment)))}"
 
 
 def shown_at_all(result: SearchResult) -> str | None:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers.command import Granalign, runner
 from helpers.tiny_clip import write_tiny_export
@@ -17,6 +18,8 @@ from tokenizers import Tokenizer
 from granalign_fast.cli.evaluate_sources import open_source
 from granalign_fast.config import PRESETS
 from granalign_fast.index import VideoIndex
+from granalign_fast.output.frames import clip_frames
+from granalign_fast.video.frames import read_clips
 
 MODELS = "miniatures"
 
@@ -100,6 +103,27 @@ def test_a_video_is_searched_in_the_clips_of_its_preset(
         t for t in search(index, "--preset", "reze", "--anyway")["warnings"] if "made" in t
     ]
     assert "clips of 3 s with 6 frames" in warning and "clips of 2 s with 1" in warning
+
+
+def test_pictures_show_the_middle_frame_of_a_clip(
+    granalign: Granalign, video: Path, models: Path, tmp_path: Path
+) -> None:
+    index, report, sheet = tmp_path / "out", tmp_path / "r.html", tmp_path / "c.png"
+    settings = ("--clip-seconds", "3", "--frames-per-clip", "6")
+    assert granalign("index", video, "--out", index, "--models", models, *settings)[0] == 0
+    drawn = ("--report", report, "--contact-sheet", sheet, "--plot", tmp_path / "p.png")
+    code, _, err = granalign(
+        "search", index, "a dog", "--models", models, "--preset", "reze", "--anyway", *drawn
+    )
+    assert code == 0, err
+    assert "data:image" in report.read_text("utf-8")
+    loaded = VideoIndex.load(index / "street")
+    assert loaded.frames is not None
+    # The fourth of six frames of the second clip, 3 to 6 s, is the one shown at 4.75 s.
+    assert loaded.frames.pictured_at(1) == pytest.approx(4.72, abs=0.05)
+    (picture,) = clip_frames(loaded, [1])
+    (frame,) = read_clips(video, [47], clip_seconds=0.1)  # its middle is 4.75 s
+    assert np.array_equal(picture, frame)
 
 
 def test_an_evaluation_indexes_in_the_clips_of_its_preset(
