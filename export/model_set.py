@@ -73,13 +73,15 @@ class PlannedModel:
 class SetPlan:
     """The work for a set: one `PlannedModel` of each kind.
 
-    `out` is the folder of all exports, `copies` the one in which local copies may lie.
+    `out` is the folder of all exports, `copies` the one in which local copies may lie, and
+    `precision` what was asked for, or else the set's own.
     """
 
     models: ModelSet
     out: Path
     copies: Path
     parts: tuple[PlannedModel, ...]
+    precision: str
 
     def check_space(self) -> None:
         """Raise unless the disks have room for what is fetched and exported.
@@ -144,7 +146,7 @@ def plan_model_set(
         exported = _is_exported(model, folder, of_model)
         parts.append(PlannedModel(model, folder, of_model, exported))
     copies = out / "sources" if sources is None else Path(sources)
-    plan = SetPlan(models, out, copies, tuple(parts))
+    plan = SetPlan(models, out, copies, tuple(parts), precision)
     return replace(plan, parts=tuple(_located(part, plan, sources is not None) for part in parts))
 
 
@@ -173,6 +175,8 @@ def _problem(error: GranAlignError, model: PublishedModel, plan: SetPlan) -> str
         usual = MODEL_SETS[plan.models.name].models
         for other in plan.models.models:
             command += ["--with", other.name] if other not in usual else []
+        if plan.precision != plan.models.precision:
+            command += ["--precision", plan.precision]
         return (
             f"{error}: {plan.copies / model.name} ({_gb(model.download)}); then run "
             f"{shlex.join((*command, '--sources', str(plan.copies)))}"

@@ -108,7 +108,7 @@ def export_vlm(
         height, cross, width = image_size.partition("x")
         if not (cross and height.isdecimal() and width.isdecimal()):
             raise GranAlignError(
-                f"--image-size: got {image_size!r}, expected a size such as 336x560"
+                f"--image-size: got {image_size!r}, expected HEIGHTxWIDTH such as 448x672"
             )
         size = int(height), int(width)
     _export(run, source, out, precision, check, image_size=size)

@@ -296,7 +296,8 @@ class VlmManifest(LlmManifest):
         if str(frames) not in self.layouts:
             raise GranAlignError(
                 f"frames: got clips of {frames}, expected one of: {', '.join(self.layouts)}, as "
-                f"this export takes; export the model again, or choose another --frames-per-clip"
+                f"this export takes; take clips of so many (--frames-per-clip, or another preset), "
+                f"or a model whose export takes more"
             )
         return ImageLayout.read(self.layouts[str(frames)])
 

@@ -143,7 +143,8 @@ def test_the_command_wants_height_and_width(
     with pytest.raises(SystemExit) as exit:
         main()
     assert exit.value.code == 2
-    assert f"--image-size: got {size!r}, expected a size such as 336x560" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"--image-size: got {size!r}, expected HEIGHTxWIDTH such as 448x672" in said
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (4, 4), (8, 12), (6, 10), (3, 5), (1, 9), (5, 4)])
