@@ -15,6 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 from helpers.tiny_bert import edit_json
+from helpers.tiny_decoder import write_bare_decoder
 from helpers.tiny_encoders import FAMILIES, TEXTS, write_tiny_encoder
 from safetensors.numpy import load_file, save_file
 
@@ -248,6 +249,10 @@ def test_models_that_we_do_not_write_go_through_optimum(
         ("modernbert", {"num_attention_heads": 32}, "got 32 heads .* even"),
         ("modernbert", {"layer_types": ["full_attention"]}, "got layer_types"),
         ("modernbert", {"layer_types": ["full_attention"] * 2 + ["x"]}, "got layer_types"),
+        ("modernbert", {"global_attn_every_n_layers": 0}, "'global_attn_every_n_layers', 0"),
+        # Without a layer an export would give embeddings without any meaning.
+        ("xlm-roberta", {"num_hidden_layers": 0}, "'num_hidden_layers', 0"),
+        ("modernbert", {"num_hidden_layers": 0}, "'num_hidden_layers', 0"),
     ],
 )
 def test_damaged_folders(
@@ -257,6 +262,31 @@ def test_damaged_folders(
     with pytest.raises(GranAlignError, match=message) as error:
         export_sentence_encoder(source, tmp_path / "out", check=False)
     assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("qwen3", "num_hidden_layers", 0),
+        ("qwen3", "head_dim", 0),
+        ("qwen3", "rope_theta", 0),
+        ("gemma3", "rope_local_base_freq", 0),
+        ("gemma3", "query_pre_attn_scalar", 0),
+        ("gemma3", "sliding_window", 0),
+        ("gemma3", "sliding_window_pattern", "x"),
+        ("gemma3", "layer_types", 7),
+    ],
+)
+def test_numbers_of_a_decoder_that_cannot_be(
+    tmp_path: Path, name: str, key: str, value: object
+) -> None:
+    source = write_bare_decoder(tmp_path / "s", name)
+    edit_json(source / "config.json", **{key: value})
+    with pytest.raises(GranAlignError, match=f"{key}.*{value}") as error:
+        export_sentence_encoder(source, tmp_path / "out", check=False)
+    assert "\n" not in str(error.value) and "cannot be exported" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
 

@@ -185,7 +185,7 @@ def read_bert(weights: Weights, settings: Settings, *, types: bool = True) -> Be
     """Read the encoder from weights under their BERT names; `types`: whether tokens have types."""
     # Sizes from the settings.
     hidden, wide = settings.integer("hidden_size"), settings.integer("intermediate_size")
-    heads, depth = settings.heads(hidden), settings.integer("num_hidden_layers")
+    heads, depth = settings.heads(hidden), settings.integer("num_hidden_layers", 1)
     words, positions = settings.integer("vocab_size"), settings.integer("max_position_embeddings")
     epsilon = settings.number("layer_norm_eps")
     places = weights.read("embeddings.position_embeddings.weight", positions, hidden)

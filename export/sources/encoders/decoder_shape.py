@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.errors import GranAlignError
+from granalign_fast.errors import GranAlignError, short_repr
 from granalign_fast.export.sources.layouts import DEFAULTS, uniform_config
 
 from .encoder import Settings
@@ -128,12 +128,12 @@ def qwen3_shape(config: Mapping[str, Any], path: Path) -> DecoderShape:
         GranAlignError: a number is missing or wrong, or a setting is one that the graphs lack.
     """
     settings = _settings(config, path, _QWEN3, "Qwen3")
-    window, kinds = None, [_FULL] * settings.integer("num_hidden_layers")
+    window, kinds = None, [_FULL] * settings.integer("num_hidden_layers", 1)
     if settings.config.get("use_sliding_window"):
-        window, first = settings.integer("sliding_window"), settings.integer("max_window_layers")
+        window, first = settings.integer("sliding_window", 1), settings.integer("max_window_layers")
         usual = [_SLIDING if i >= first else _FULL for i in range(len(kinds))]
         kinds = settings.config.get("layer_types") or usual
-    theta = settings.number("rope_theta")
+    theta = settings.number("rope_theta", 1)
     return _shape(
         settings,
         kinds,
@@ -141,7 +141,7 @@ def qwen3_shape(config: Mapping[str, Any], path: Path) -> DecoderShape:
         window=window,
         activation=str(settings.config["hidden_act"]),
         causal=True,
-        scale=settings.integer("head_dim") ** -0.5,
+        scale=settings.integer("head_dim", 1) ** -0.5,
         words_scale=1.0,
         gain=0.0,
         norms=2,
@@ -153,16 +153,17 @@ def gemma3_shape(config: Mapping[str, Any], path: Path) -> DecoderShape:
     settings = _settings(config, path, _GEMMA3, "Gemma 3")
     both = settings.config.get("use_bidirectional_attention") is True
     # The stated window counts both sides of a token where attention looks to both.
-    window = settings.integer("sliding_window")
+    window = settings.integer("sliding_window", 1)
     window = window // 2 + 1 if both else window
-    pattern = int(settings.config.get("sliding_window_pattern") or 6)
-    layers = range(1, settings.integer("num_hidden_layers") + 1)
+    stated = settings.config.get("sliding_window_pattern") is not None
+    pattern = settings.integer("sliding_window_pattern", 1) if stated else 6
+    layers = range(1, settings.integer("num_hidden_layers", 1) + 1)
     usual = [_SLIDING if i % pattern else _FULL for i in layers]
     if (cap := settings.config.get("attn_logit_softcapping")) is not None:
         raise GranAlignError(
             f"{path}: got attn_logit_softcapping {cap!r}, expected none; choose another model"
         )
-    full, local = settings.number("rope_theta"), settings.number("rope_local_base_freq")
+    full, local = settings.number("rope_theta", 1), settings.number("rope_local_base_freq", 1)
     return _shape(
         settings,
         settings.config.get("layer_types") or usual,
@@ -170,7 +171,7 @@ def gemma3_shape(config: Mapping[str, Any], path: Path) -> DecoderShape:
         window=window,
         activation=str(settings.config["hidden_activation"]),
         causal=not both,
-        scale=settings.number("query_pre_attn_scalar") ** -0.5,
+        scale=settings.number("query_pre_attn_scalar", 1) ** -0.5,
         words_scale=math.sqrt(settings.integer("hidden_size")),
         gain=1.0,
         norms=4,
@@ -203,15 +204,16 @@ def _shape(
 ) -> DecoderShape:
     """Return the numbers of either family; `family` holds further fields of `DecoderShape`."""
     heads, kv_heads = (settings.integer(f"num_{kind}_heads") for kind in ("attention", "key_value"))
-    head_dim, depth = settings.integer("head_dim"), settings.integer("num_hidden_layers")
+    head_dim, depth = settings.integer("head_dim"), settings.integer("num_hidden_layers", 1)
     if kv_heads < 1 or heads < 1 or heads % kv_heads or head_dim < 2 or head_dim % 2:
         raise GranAlignError(
             f"{settings.path}: got {heads} heads of {head_dim} values for {kv_heads} of keys, "
             f"expected a multiple of them, of an even size; copy or download the model again"
         )
-    if len(kinds) != depth or not {*kinds} <= {*thetas}:
+    valid = isinstance(kinds, list) and len(kinds) == depth
+    if not valid or any(kind not in [*thetas] for kind in kinds):
         raise GranAlignError(
-            f"{settings.path}: got layer_types {list(kinds)}, expected {depth} of "
+            f"{settings.path}: got layer_types {short_repr(kinds)}, expected {depth} of "
             f"{sorted(thetas)}; copy or download the model again"
         )
     if activation not in _ACTIVATIONS:

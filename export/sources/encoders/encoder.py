@@ -317,9 +317,9 @@ class Settings:
     def __init__(self, config: Mapping[str, Any], path: Path, family: str) -> None:
         self.config, self.path, self.family = config, path, family
 
-    def integer(self, name: str) -> int:
-        """Return a whole number that is not negative; raise unless there is one."""
-        number = self.number(name)
+    def integer(self, name: str, least: int = 0) -> int:
+        """Return a whole number that is not less than `least`; raise unless there is one."""
+        number = self.number(name, least)
         if number != int(number):
             raise self._unusable(name)
         return int(number)

@@ -211,7 +211,7 @@ def fits_modernbert(config: Mapping[str, Any]) -> bool:
 def _read(weights: Weights, settings: Settings) -> ModernBert:
     """Read the encoder, with all of its tensors checked."""
     hidden, wide = settings.integer("hidden_size"), settings.integer("intermediate_size")
-    heads, depth = settings.heads(hidden), settings.integer("num_hidden_layers")
+    heads, depth = settings.heads(hidden), settings.integer("num_hidden_layers", 1)
     if hidden // heads % 2:
         raise GranAlignError(
             f"{settings.path}: got {heads} heads for hidden size {hidden}, expected heads of an "
@@ -249,7 +249,7 @@ def _local_layers(settings: Settings, depth: int) -> list[bool]:
     """Return which layers attend within a window."""
     kinds = settings.config.get("layer_types")
     if kinds is None:
-        every = max(1, settings.integer("global_attn_every_n_layers"))
+        every = settings.integer("global_attn_every_n_layers", 1)
         return [bool(i % every) for i in range(depth)]
     known = {"full_attention": False, "sliding_attention": True}
     valid = isinstance(kinds, list) and len(kinds) == depth
