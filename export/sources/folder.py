@@ -105,6 +105,8 @@ def _no_config(folder: Path) -> str:
     for pattern, what in _FOREIGN:
         if any(folder.glob(pattern)):
             return f"got {what}"
+    if (folder / "modules.json").exists():  # then a sub-folder is one module, such as Dense
+        return ""
     # sentence-transformers and some hubs keep a model in a sub-folder.
     inner = sorted(path.parent.name for path in folder.glob("*/config.json"))
     inner = [name for name in inner if any((folder / name).glob("*.safetensors"))]

@@ -290,5 +290,13 @@ def test_numbers_of_a_decoder_that_cannot_be(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_module_is_no_model(tmp_path: Path) -> None:
+    source = write_bare_decoder(tmp_path / "s", "gemma3")
+    (source / "config.json").unlink()
+    with pytest.raises(GranAlignError, match="no config.json; expected a sentence") as error:
+        export_sentence_encoder(source, tmp_path / "out", check=False)
+    assert "Dense" not in str(error.value)
+
+
 def test_every_family_says_how_many_positions_hold_no_token() -> None:
     assert set(ENCODER_FAMILIES) <= set(MODEL_TYPES)
