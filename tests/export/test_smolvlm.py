@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.layouts import save_as_version_5
+from helpers.python_torchvision import require_torchvision
 from helpers.tiny_llm import PREFIX_ERROR, one_thread
 from helpers.tiny_smolvlm import CONFIGS, IMAGE, frames_of, side_of, write_tiny_smolvlm
 
@@ -213,14 +214,14 @@ def conversation(ours: VisionLanguageModel, task: str, images: Sequence[Any]) ->
     return [shaped[0], user | {"content": [*parts, user["content"][-1]]}]
 
 
+@pytest.mark.needs_torchvision
 @pytest.mark.parametrize("frames", [1, 2, 6])
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_prompts_are_those_of_the_processor(
     peer_of: Callable[[str], Any], exported: Callable[..., Path], name: str, frames: int
 ) -> None:
     """All ids of the product's prompts, with those of every image."""
-    pytest.importorskip("torchvision", reason="pip install torchvision num2words")
-    pytest.importorskip("num2words", reason="pip install torchvision num2words")
+    require_torchvision()
     from PIL import Image
     from transformers import AutoProcessor
 

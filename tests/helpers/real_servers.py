@@ -87,17 +87,15 @@ def _serve_llama_cpp() -> None:
 def _serve_transformers() -> None:
     """Run ``transformers serve`` with torchvision's Python alone.
 
-    Without torchvision's compiled part two operators have to be declared, which no image processor
-    calls, and Pillow decodes the pictures.
+    Pillow decodes the pictures.
     """
-    sys.path.append(str(TORCHVISION))
+    sys.path += [str(TORCHVISION), str(Path(__file__).parents[1])]
     import numpy as np
     import torch
+    from helpers.python_torchvision import declare_operators
     from PIL import Image
 
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
+    declare_operators()
     import torchvision
 
     def decode_image(data: Any, **_: Any) -> Any:
