@@ -293,7 +293,7 @@ def test_numbers_of_a_decoder_that_cannot_be(
 def test_a_module_is_no_model(tmp_path: Path) -> None:
     source = write_bare_decoder(tmp_path / "s", "gemma3")
     (source / "config.json").unlink()
-    with pytest.raises(GranAlignError, match="no config.json; expected a sentence") as error:
+    with pytest.raises(GranAlignError, match=r"no config\.json; expected a sentence") as error:
         export_sentence_encoder(source, tmp_path / "out", check=False)
     assert "Dense" not in str(error.value)
 
