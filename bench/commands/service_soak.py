@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import os
 import re
 import signal
@@ -260,6 +261,26 @@ def report(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _problem(options: argparse.Namespace) -> str | None:
+    """Return what is wrong with the options; None if nothing is."""
+    for name in ("seconds", "rate", "every"):
+        if not 0 < getattr(options, name) < math.inf:
+            return f"--{name}: got {getattr(options, name)}, expected a number above 0"
+    if not 0 <= options.warm_up < 1:
+        return f"--warm-up: got {options.warm_up}, expected a share of at least 0, below 1"
+    # Memory is compared between two quarters of the time after warm-up: each needs a sample.
+    quarter = (1 - options.warm_up) * options.seconds / 4
+    if options.every > quarter:
+        return (
+            f"--every: got {options.every:g}, expected at most {quarter:g}, a quarter of the time "
+            f"after warm-up; sample more often, or run for longer"
+        )
+    for path in (options.out, options.json):
+        if path is not None and not path.absolute().parent.is_dir():
+            return f"{path}: no such folder; make it first"
+    return None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the traffic, print the findings, and return 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description="Put mixed traffic on a service for long.")
@@ -273,6 +294,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("soak.csv"), help="samples (soak.csv)")
     parser.add_argument("--json", type=Path, help="write the findings as JSON")
     options = parser.parse_args(arguments)
+    if problem := _problem(options):
+        parser.error(problem)
     with tempfile.TemporaryDirectory(prefix="granalign-soak-") as name:
         found = soak(Path(name), options)
     print(report(found))

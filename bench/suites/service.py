@@ -21,8 +21,8 @@ from granalign_fast.bench.harness.runner import Bench
 from granalign_fast.bench.harness.served import Served, serving
 from granalign_fast.bench.harness.timing import require
 from granalign_fast.bench.harness.workloads import captioned, sentences
-from granalign_fast.errors import GranAlignError, MissingExtraError
-from granalign_fast.jsonl import read_jsonl
+from granalign_fast.errors import GranAlignError, MissingExtraError, short_repr
+from granalign_fast.jsonl import iter_jsonl
 from granalign_fast.library import Library
 
 CLIENTS = (1, 2, 4, 8, 16, 32, 64)
@@ -186,12 +186,15 @@ def _read_queries(path: Path) -> list[str]:
     """Return the different queries of a file.
 
     Raises:
-        GranAlignError: it cannot be read, or has none.
+        GranAlignError: it cannot be read, or a query is no text.
     """
-    found = list(dict.fromkeys(str(r["query"]) for r in read_jsonl(path, required=("query",))))
-    if not found:
-        raise GranAlignError(f"{path}: got no query, expected a line for each")
-    return found
+    found: dict[str, None] = {}
+    for line, record in iter_jsonl(path, required=("query",)):
+        query = record["query"]
+        if not isinstance(query, str) or not query.strip():
+            raise GranAlignError(f"{line}: got the query {short_repr(query)}, expected a text")
+        found[query] = None
+    return list(found)
 
 
 def _made(bench: Bench) -> list[str]:

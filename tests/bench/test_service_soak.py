@@ -91,6 +91,25 @@ def test_a_missed_bar_is_named(change: dict[str, Any], message: str) -> None:
     assert "| search | 7 x 200 |" in report(FOUND) and "+0.90%" in report(FOUND)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--seconds 5", "--every: got 10, expected at most 0.9375"),
+        ("--seconds -1", "--seconds: got -1.0, expected a number above 0"),
+        ("--rate nan", "--rate: got nan"),
+        ("--warm-up 1", "--warm-up: got 1.0"),
+        ("--out none/soak.csv", "no such folder"),
+    ],
+)
+def test_options_that_cannot_be(
+    words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        service_soak.main(words.split())
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_short_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from granalign_fast.bench.harness.records import Report
 from granalign_fast.bench.harness.report import markdown
 from granalign_fast.bench.harness.runner import Settings, run_suites
 from granalign_fast.bench.harness.served import Served
-from granalign_fast.bench.suites.service import query_of
+from granalign_fast.bench.suites.service import _read_queries, query_of
 from granalign_fast.errors import GranAlignError
 
 LIMITS = Limits(2e10, {"fp32": 1e11, "int8": 4e11})
@@ -165,3 +165,13 @@ def test_the_suite_runs_a_service_and_loads_it(tmp_path: Path) -> None:
     assert any(line.startswith("| 16 clients |") for line in markdown(again))
     pictures = draw_report(again, tmp_path / "plots")
     assert "service.png" in {path.name for path in pictures}
+
+
+@pytest.mark.parametrize("query", ["5", "null", '" "', '["a"]'])
+def test_a_query_of_a_file_is_a_text(tmp_path: Path, query: str) -> None:
+    path = tmp_path / "queries.jsonl"
+    path.write_text(f'{{"query": "a dog"}}\n{{"query": {query}}}\n', encoding="utf-8")
+    with pytest.raises(GranAlignError, match=r"queries\.jsonl:2: got the query .*expected a text"):
+        _read_queries(path)
+    path.write_text('{"query": "a dog"}\n{"query": "a dog"}\n', encoding="utf-8")
+    assert _read_queries(path) == ["a dog"]
