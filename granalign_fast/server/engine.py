@@ -16,6 +16,7 @@ from granalign_fast.files import escape_undecodable
 from granalign_fast.index import VideoIndex
 from granalign_fast.index.manifest import MANIFEST
 from granalign_fast.index.model_checks import check_models
+from granalign_fast.index.models import check_captioner
 from granalign_fast.library import Library
 from granalign_fast.library.catalogue import Catalogue, open_catalogue
 from granalign_fast.library.index_cache import IndexCache
@@ -93,7 +94,8 @@ class Engine:
             warm_up: whether to search it.
 
         Raises:
-            GranAlignError: a model cannot be loaded, or is not the one that made the indexes.
+            GranAlignError: a model cannot be loaded, is not the one that made the indexes, or takes
+                no clips of as many frames as those of videos that come in.
         """
         catalogue = open_catalogue(self.folder)
         self._check(catalogue)
@@ -109,11 +111,22 @@ class Engine:
                 library.cache = indexes
         if self.preset not in self.libraries:
             raise GranAlignError(f"preset {self.preset!r}: {self.unavailable[self.preset]}")
+        self._check_clips()
         self._take(catalogue)
         if warm_up:
             self.libraries[self.preset].search(_WARM_UP, top=1, refine=1)
             keep_for_ever()
         self.ready.set()
+
+    def _check_clips(self) -> None:
+        """Raise if no video could be indexed, because the captioner takes no such clips."""
+        settings = self.settings
+        if self.models is None or settings.read_only or settings.frames_per_clip == 1:
+            return
+        try:
+            check_captioner(self.models.captioner, settings.frames_per_clip)
+        except GranAlignError as error:
+            raise GranAlignError(f"{error}; or search only, with --read-only") from None
 
     def _open_encoder(self) -> TextEncoder:
         """Load the sentence encoder, and note which models answer."""

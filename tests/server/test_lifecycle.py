@@ -18,6 +18,7 @@ from helpers.service import Service, events, running
 
 from granalign_fast import CaptionedVideo, MomentRetriever, SentenceEncoder
 from granalign_fast.config import PRESETS
+from granalign_fast.errors import GranAlignError
 from granalign_fast.server.engine import Engine
 from granalign_fast.server.settings import Settings
 
@@ -40,6 +41,15 @@ def test_a_service_reads_a_share_of_approximate_indexes(captions: Path) -> None:
     configs = [library.retriever.config for library in engine.libraries.values()]
     assert {config.approximate for config in configs} == {0.25}
     assert replace(configs[0], approximate=0.0) in PRESETS.values()
+
+
+def test_a_service_that_could_index_no_video_does_not_start(library: Path) -> None:
+    settings = Settings(library=library, models=Path("miniatures"), frames_per_clip=6)
+    with pytest.raises(GranAlignError, match=r"got clips of 6, expected one of: 1.*--read-only"):
+        Engine(settings).open(warm_up=False)
+    engine = Engine(replace(settings, read_only=True))
+    engine.open(warm_up=False)
+    assert engine.ready.is_set()
 
 
 def test_a_service_is_ready_when_its_models_are(captions: Path) -> None:
