@@ -92,8 +92,9 @@ def _serve_transformers() -> None:
     sys.path += [str(TORCHVISION), str(Path(__file__).parents[1])]
     import numpy as np
     import torch
-    from helpers.python_torchvision import declare_operators
     from PIL import Image
+
+    from helpers.python_torchvision import declare_operators
 
     declare_operators()
     import torchvision
