@@ -22,6 +22,7 @@ from granalign_fast.export.sources.language_model import (
     LlmSource,
     ModelSource,
     UnsupportedError,
+    read_config,
 )
 from granalign_fast.files import appearing, sha256_of
 from granalign_fast.models.graph_contract import GRAPH, STATIC_GRAPH, WEIGHTS
@@ -31,7 +32,7 @@ from granalign_fast.models.sources import resolve_model
 from .progress import Written, watch
 from .sources.failures import names_source
 from .space import check_space, decoder_bytes
-from .specs import LINEAR, LLM_PRECISIONS
+from .specs import LINEAR, LLM_PRECISIONS, VLM_ARCHITECTURES
 
 _Kind = TypeVar("_Kind", bound=LlmManifest)
 
@@ -132,6 +133,12 @@ def _read(folder: Path, precision: str) -> ModelSource:
     try:
         return LlmSource.read(folder)
     except UnsupportedError as error:
+        names = read_config(folder).get("architectures")
+        if isinstance(names, list) and names and names[0] in list(VLM_ARCHITECTURES):
+            raise GranAlignError(
+                f"{folder}: got a vision-language model ({names[0]}), expected a language model; "
+                f"export it with granalign export vlm"
+            ) from None
         if precision != "fp32":
             raise GranAlignError(
                 f"{error}, or precision 'fp32', in which optimum may export this one"

@@ -14,6 +14,7 @@ from granalign_fast.errors import GranAlignError
 from granalign_fast.export.families import FAMILIES, read_vlm
 from granalign_fast.export.graphs.qwen3_tower import Qwen3Tower, interpolated
 from granalign_fast.export.graphs.vlm_decoder import VlmDecoderGraph
+from granalign_fast.export.llm import export_llm
 from granalign_fast.export.specs import VLM_ARCHITECTURES
 from granalign_fast.export.vlm import export_vlm
 from granalign_fast.models.manifest import VlmManifest
@@ -175,3 +176,11 @@ def test_the_self_check_finds_wrong_graphs(
 
 def test_every_family_has_an_entry() -> None:
     assert FAMILIES.keys() == VLM_ARCHITECTURES.keys()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
+def test_a_vision_language_model_is_no_language_model(tmp_path: Path, precision: str) -> None:
+    source = write_tiny_qwen3_vl(tmp_path / "source")
+    with pytest.raises(GranAlignError, match=r"got a vision-language model .*export vlm"):
+        export_llm(source, tmp_path / "out", precision=precision, check=False)
+    assert not (tmp_path / "out").exists()
