@@ -18,7 +18,7 @@ QUERIES = 40_000
 
 
 class Outcome(NamedTuple):
-    """What a simulated service did."""
+    """The answers and refusals of a simulated service."""
 
     waits: tuple[float, ...]
     """From when each answered query came to its answer, in units of a lone query's time."""

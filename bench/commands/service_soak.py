@@ -50,7 +50,7 @@ _PREFIX_GIB = "0.02"
 
 
 class Sample(NamedTuple):
-    """What the service held some seconds after the traffic began."""
+    """The memory and files of the service, some seconds after the traffic began."""
 
     seconds: float
     held: Usage

@@ -63,7 +63,7 @@ class Sent(NamedTuple):
     done: float
     """When its answer was whole."""
     status: int
-    """Of HTTP, or `CUT`, or `HUNG`."""
+    """The status of HTTP, or `CUT`, or `HUNG`."""
 
     @property
     def seconds(self) -> float:

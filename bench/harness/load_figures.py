@@ -27,7 +27,7 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadFigures:
-    """What a service did under one load.
+    """The figures of a service under one load.
 
     Attributes:
         clients: of a closed loop; None for an open one.

@@ -1,4 +1,4 @@
-"""What a running process holds: memory, descriptors, threads and child processes, by /proc."""
+"""Reads memory, descriptors, threads and child processes of a running process from /proc."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _PROC = Path("/proc")
 
 
 class Usage(NamedTuple):
-    """What a process holds at one moment."""
+    """Memory, descriptors, threads and children of a process at one moment."""
 
     resident: int
     """Bytes of its memory, without that of its children."""

@@ -9,7 +9,7 @@ from .random_tokenizer import IDS
 
 ARCHITECTURE = "SmolVLMForConditionalGeneration"
 IMAGE = "<image>"
-"""What a chat template writes in the place of an image."""
+"""The text that a chat template writes in the place of an image."""
 
 
 def vision(

@@ -140,7 +140,7 @@ class Report:
     absent: dict[str, str] = field(default_factory=dict)
     """Peers that are not installed, and the command that installs each."""
     loads: list[LoadFigures] = field(default_factory=list)
-    """What a service did under each load."""
+    """The figures of a service under each load."""
     format_version: int = FORMAT_VERSION
 
     @property

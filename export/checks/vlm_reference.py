@@ -1,4 +1,4 @@
-"""What transformers computes of a vision-language model's source, for comparison with an export."""
+"""Runs a vision-language model's source with transformers, for comparison with an export."""
 
 from __future__ import annotations
 

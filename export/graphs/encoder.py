@@ -1,4 +1,4 @@
-"""What the graphs of all sentence encoders share: inputs, products, norms and pooling.
+"""The base of all sentence encoders' graphs: inputs, products, norms and pooling.
 
 The fp32 and int8 graphs are shaped for ONNX Runtime's CPU kernels. Each precision can have two of
 them. One takes texts of equal length and needs no mask. The other takes texts packed into one row:
