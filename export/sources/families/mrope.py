@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from granalign_fast.errors import GranAlignError
+from granalign_fast.export.sources.language_model import positive
 
 
 def rotary_sections(text: dict[str, Any], path: Path) -> tuple[int, ...]:
@@ -21,3 +22,17 @@ def rotary_sections(text: dict[str, Any], path: Path) -> tuple[int, ...]:
         f"{path}: got rope_scaling {scaling!r}, expected type 'mrope' or 'default' with an "
         f"mrope_section of three numbers; choose a model with it"
     )
+
+
+def tower_size(config: dict[str, Any], path: Path) -> tuple[int, int, int]:
+    """Return layers, values of a patch and heads of a ``vision_config``; errors name `path`."""
+    layers = positive(config, "depth", path)
+    hidden = positive(config, "hidden_size", path)
+    heads = positive(config, "num_heads", path)
+    # Rotary positions need quarters of a head.
+    if hidden % heads or hidden // heads % 4:
+        raise GranAlignError(
+            f"{path}: got {heads} heads of {hidden} values in vision_config, expected heads of "
+            f"equal size, a multiple of 4"
+        )
+    return layers, hidden, heads

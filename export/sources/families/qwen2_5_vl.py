@@ -21,7 +21,7 @@ from granalign_fast.export.sources.vision_language_model import (
 from granalign_fast.export.specs import CLIP_FRAMES
 from granalign_fast.models.image_layout import ImageLayout, VisualRun, still_image
 
-from .mrope import rotary_sections
+from .mrope import rotary_sections, tower_size
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,7 @@ class VisionShape:
                     f"{path}: got {key} {config[key]!r} in vision_config, expected {supported!r}; "
                     f"choose a model without it"
                 )
-        # Layers and heads; rotary positions need quarters of a head.
-        layers = positive(config, "depth", path)
-        hidden = positive(config, "hidden_size", path)
-        heads = positive(config, "num_heads", path)
-        if hidden % heads or hidden // heads % 4:
-            raise GranAlignError(
-                f"{path}: got {heads} heads of {hidden} values in vision_config, expected heads "
-                f"of equal size, a multiple of 4"
-            )
+        layers, hidden, heads = tower_size(config, path)
         # Patches, tokens and windows; the settings have edges in pixels.
         patch = positive(config, "patch_size", path)
         merge = positive(config, "spatial_merge_size", path)

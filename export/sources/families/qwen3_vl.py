@@ -28,7 +28,7 @@ from granalign_fast.models.image_layout import (
     still_image,
 )
 
-from .mrope import rotary_sections
+from .mrope import rotary_sections, tower_size
 
 _STAMP_TOKENS = 16
 """Tokens of a time stamp and of the marks around a frame, at most."""
@@ -75,15 +75,7 @@ class VisionShape:
                     f"{path}: got {key} {config[key]!r} in vision_config, expected {supported!r}; "
                     f"choose a model without it"
                 )
-        # Layers and heads; rotary positions need quarters of a head.
-        layers = positive(config, "depth", path)
-        hidden = positive(config, "hidden_size", path)
-        heads = positive(config, "num_heads", path)
-        if hidden % heads or hidden // heads % 4:
-            raise GranAlignError(
-                f"{path}: got {heads} heads of {hidden} values in vision_config, expected heads "
-                f"of equal size, a multiple of 4"
-            )
+        layers, hidden, heads = tower_size(config, path)
         positions = positive(config, "num_position_embeddings", path)
         if math.isqrt(positions) ** 2 != positions:
             raise GranAlignError(
