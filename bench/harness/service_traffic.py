@@ -20,8 +20,8 @@ from urllib.parse import quote, urlencode
 
 _SECONDS = 120.0
 """Seconds after which a request counts as hanging."""
-_MOST_VIDEOS = 12
-"""Videos of the traffic's own; further uploads wait until one was deleted."""
+_OWN_VIDEOS = 6
+"""Videos of the traffic's own. Their number stays, so that memory may not grow with it."""
 _FORMATS = ("srt", "vtt", "ffmetadata", "edl", "otio", "fcpxml", "csv")
 _BOUNDARY = "traffic"
 _SEARCH = "/v1/search"
@@ -108,6 +108,12 @@ class Traffic:
         """Do everything once."""
         for chosen in self._steps:
             chosen()
+
+    def settle(self) -> None:
+        """Upload or remove videos until there are as many as the traffic keeps."""
+        while len(self._own) < _OWN_VIDEOS and not self.wrong:
+            self._upload("upload")
+        self._remove_surplus()
 
     # Searches.
 
@@ -198,19 +204,9 @@ class Traffic:
     # Changes.
 
     def upload(self) -> None:
-        """Upload a video, as a form or as it is, and follow its job to the end."""
-        if len(self._own) >= _MOST_VIDEOS:
-            self.delete()
-            return
-        name, content = self._new_file()
-        if self._whole(0, 1):
-            reply = self._ask("upload", "POST", f"{_VIDEOS}?name={name}", content, expected=(202,))
-        else:
-            kind = f"multipart/form-data; boundary={_BOUNDARY}"
-            form = _form(name, content)
-            headers = {"content-type": kind}
-            reply = self._ask("upload", "POST", _VIDEOS, form, headers=headers, expected=(202,))
-        self._follow("upload", reply, ("done",))
+        """Upload a video, then remove another if there are more than the traffic keeps."""
+        self._upload("upload")
+        self._remove_surplus()
 
     def leave_upload(self) -> None:
         """Go in the middle of an upload."""
@@ -233,15 +229,13 @@ class Traffic:
         url = f"/v1/jobs/{reply.record['id']}"
         self._ask("cancel", "DELETE", url, expected=(202, 409))
         self._follow("cancel", reply, ("cancelled", "done"))
+        self._remove_surplus()
 
     def delete(self) -> None:
-        """Remove a video that was uploaded."""
-        with self._lock:
-            if not self._own:
-                return
-            vid = self._random.choice(list(self._own))
-            del self._own[vid]
-        self._ask("delete", "DELETE", f"{_VIDEOS}/{quote(vid)}")
+        """Remove a video that was uploaded, and upload another in its place."""
+        self._remove(least=1)
+        self._upload("delete")
+        self._remove_surplus()
 
     # Everything else.
 
@@ -265,6 +259,32 @@ class Traffic:
         self._ask("mistake", method, url, body, expected=(status,))
 
     # Helpers.
+
+    def _upload(self, step: str) -> None:
+        """Upload a video, as a form or as it is, and follow its job to the end."""
+        name, content = self._new_file()
+        if self._whole(0, 1):
+            reply = self._ask(step, "POST", f"{_VIDEOS}?name={name}", content, expected=(202,))
+        else:
+            headers = {"content-type": f"multipart/form-data; boundary={_BOUNDARY}"}
+            form = _form(name, content)
+            reply = self._ask(step, "POST", _VIDEOS, form, headers=headers, expected=(202,))
+        self._follow(step, reply, ("done",))
+
+    def _remove_surplus(self) -> None:
+        """Remove videos of the traffic's own until it has no more than it keeps."""
+        while self._remove(least=_OWN_VIDEOS + 1):
+            pass
+
+    def _remove(self, least: int) -> bool:
+        """Remove a video of the traffic's own if it has at least so many; return whether it did."""
+        with self._lock:
+            if len(self._own) < least:
+                return False
+            vid = self._random.choice(list(self._own))
+            del self._own[vid]
+        self._ask("delete", "DELETE", f"{_VIDEOS}/{quote(vid)}")
+        return True
 
     def _query(self) -> str:
         with self._lock:
