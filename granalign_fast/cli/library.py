@@ -44,7 +44,7 @@ def library_list(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show the videos: id, length, clips, date, tags, file."""
+    """Show the videos: id, length, clips, frames of a clip, date, tags, file."""
     from granalign_fast.library.filters import Filters
     from granalign_fast.library.opening import open_library_catalogue
     from granalign_fast.library.tags import read_tags
@@ -248,6 +248,7 @@ def _record(video: CataloguedVideo, tags: Tags) -> dict[str, Any]:
         "seconds": video.seconds,
         "clips": video.clips,
         "clip_seconds": video.clip_seconds,
+        "frames_per_clip": video.frames_per_clip,
         "date": _date(video),
         "tags": list(tags.get(video.vid, ())),
         "models": dict(video.models),
@@ -267,14 +268,15 @@ def _print_videos(videos: list[CataloguedVideo], tags: Tags) -> None:
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("video", overflow="fold")
-    for name in ("length", "clips"):
+    for name in ("length", "clips", "frames/clip"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("date", no_wrap=True)
     table.add_column("tags", overflow="fold")
     for video in videos:
-        date = (_date(video) or "-")[:10]
+        length, date = clock(video.seconds, fine=False), (_date(video) or "-")[:10]
+        numbers = f"{video.clips}", f"{video.frames_per_clip}"
         words = ", ".join(tags.get(video.vid, ()))
-        table.add_row(video.vid, clock(video.seconds, fine=False), f"{video.clips}", date, words)
+        table.add_row(video.vid, length, *numbers, date, words)
     show(table)
     seconds = sum(video.seconds for video in videos)
     typer.echo(f"{counted(len(videos), 'video')}, {clock(seconds, fine=False)} in all")

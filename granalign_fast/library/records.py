@@ -20,7 +20,12 @@ from granalign_fast.index.columns import is_text
 from granalign_fast.index.manifest import MANIFEST, path_record, read_path
 from granalign_fast.models.manifest import CLIP, SENTENCE_ENCODER
 from granalign_fast.parsing.json_types import matches, wrong_field
-from granalign_fast.parsing.limits import LEAST_CLIP_SECONDS, MOST_CLIP_SECONDS, MOST_CLIPS
+from granalign_fast.parsing.limits import (
+    FRAMES_PER_CLIP,
+    LEAST_CLIP_SECONDS,
+    MOST_CLIP_SECONDS,
+    MOST_CLIPS,
+)
 from granalign_fast.video.container import open_video
 
 LEAST_DATE, MOST_DATE = -62_000_000_000, 253_000_000_000
@@ -44,6 +49,7 @@ class CataloguedVideo:
             date of the file. None if neither is known.
         models: fingerprints of the models that made the index, by kind.
         captioned: whether its clips have captions.
+        frames_per_clip: the number of frames of each clip.
     """
 
     vid: str
@@ -56,6 +62,7 @@ class CataloguedVideo:
     date: float | None
     models: Mapping[str, str]
     captioned: bool = True
+    frames_per_clip: int = 1
 
     @property
     def encoder(self) -> str | None:
@@ -78,17 +85,17 @@ class CataloguedVideo:
 
     def is_of(self, index: VideoIndex) -> bool:
         """Return whether an index has the clips and the models that were catalogued."""
-        video = index.video
-        return (video.clips, video.clip_seconds, dict(index.models)) == (
-            self.clips,
-            self.clip_seconds,
-            dict(self.models),
-        )
+        own = self.clips, self.clip_seconds, self.frames_per_clip, dict(self.models)
+        clips, clip_seconds = index.video.clips, index.video.clip_seconds
+        return own == (clips, clip_seconds, index.frames_per_clip, dict(index.models))
 
     def to_record(self) -> dict[str, Any]:
         """Return the video as JSON; `from_record` reads it."""
         path = None if self.path is None else path_record(self.path)
-        return asdict(self) | {"path": path, "models": dict(self.models)}
+        record = asdict(self) | {"path": path, "models": dict(self.models)}
+        if self.frames_per_clip == 1:  # left out: older versions read such a record
+            del record["frames_per_clip"]
+        return record
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> CataloguedVideo:
@@ -103,6 +110,8 @@ class CataloguedVideo:
             wrong = "clips"
         if wrong is None and not LEAST_CLIP_SECONDS <= record["clip_seconds"] <= MOST_CLIP_SECONDS:
             wrong = "clip_seconds"
+        if wrong is None and record.get("frames_per_clip", 1) not in FRAMES_PER_CLIP:
+            wrong = "frames_per_clip"
         if wrong is None and not 0 <= (record["duration"] or 0) < math.inf:
             wrong = "duration"
         if wrong is None and not LEAST_DATE <= (record["date"] or 0) <= MOST_DATE:
@@ -202,6 +211,7 @@ def rows_of(
         date=date,
         models=dict(index.models),
         captioned=index.embeddings is not None,
+        frames_per_clip=index.frames_per_clip,
     )
     return VideoRows(
         video,

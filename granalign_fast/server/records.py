@@ -119,6 +119,7 @@ def video_record(engine: Engine, video: CataloguedVideo) -> dict[str, Any]:
         "seconds": video.seconds,
         "clips": video.clips,
         "clip_seconds": video.clip_seconds,
+        "frames_per_clip": video.frames_per_clip,
         "date": date,
         "tags": list(engine.tags.get(video.vid, ())),
         "models": dict(video.models),

@@ -181,6 +181,7 @@ class Video(Record):
     seconds: float
     clips: int
     clip_seconds: float
+    frames_per_clip: int
     date: str | None = Field(description="When it was made, in ISO 8601.")
     tags: list[str]
     models: dict[str, str] = Field(description="Models that made its index, by kind.")

@@ -56,9 +56,25 @@ def test_videos_are_listed_shown_and_tagged(
     check(json.loads(out), "library-show")
     assert json.loads(out)["seconds"] == 40
     _, out, _ = run(capsys, "show", library, "yard")
-    assert "tags: trip\n" in out
+    assert "tags: trip\n" in out and "frames_per_clip: 1\n" in out
     with pytest.raises(GranAlignError, match=r"has no video 'lake'; expected one of its 3"):
         typer.main.get_command(app)(["library", "show", str(library), "lake"])
+
+
+def test_the_frames_of_a_clip_are_shown(library: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_index(library / "lake", 20, seed=1, frames_per_clip=4)
+    _, out, _ = run(capsys, "list", library, "--json")
+    listed = {video["vid"]: video["frames_per_clip"] for video in json.loads(out)["videos"]}
+    assert listed == {"street": 1, "yard": 1, "kitchen": 1, "lake": 4}
+    _, out, _ = run(capsys, "list", library)
+    rows = [line.split()[:4] for line in out.splitlines()]
+    assert rows[0] == ["video", "length", "clips", "frames/clip"]
+    assert ["lake", "0:40", "20", "4"] in rows and ["street", "0:20", "10", "1"] in rows
+    _, out, _ = run(capsys, "show", library, "lake", "--json")
+    check(json.loads(out), "library-show")
+    assert json.loads(out)["frames_per_clip"] == 4
+    _, out, _ = run(capsys, "show", library, "lake")
+    assert "frames_per_clip: 4\n" in out
 
 
 def test_a_removed_video_never_comes_back(

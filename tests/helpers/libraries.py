@@ -38,6 +38,7 @@ def write_index(
     *,
     dim: int | None = None,
     frame_dim: int = 0,
+    frames_per_clip: int = 1,
     value: float | None = None,
     captions: tuple[str, ...] | None = None,
 ) -> VideoIndex:
@@ -50,10 +51,13 @@ def write_index(
     if value is not None:
         rows[-1, -1] = value
     frames = None
-    if frame_dim:
-        embeddings = rng.standard_normal((clips, frame_dim)).astype(np.float32)
+    if frame_dim or frames_per_clip > 1:
+        shape = (clips, frame_dim)
+        embeddings = rng.standard_normal(shape).astype(np.float32) if frame_dim else None
         hashes = tuple(f"{clip:032x}" for clip in range(clips))
-        frames = FrameTable(np.arange(clips) * 2.0, hashes, embeddings)
+        times = np.arange(clips)[:, None] * 2 + np.arange(frames_per_clip) * 2 / frames_per_clip
+        later = times[:, 1:].copy() if frames_per_clip > 1 else None
+        frames = FrameTable(times[:, 0].copy(), hashes, embeddings, later=later)
     models = {} if dim is not None else {"sentence-encoder": BagOfWords.fingerprint}
     index = VideoIndex(CaptionedVideo(folder.name, texts), rows, frames, models)
     index.save(folder)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.libraries import write_index
 
-from granalign_fast.library.records import CataloguedVideo
+from granalign_fast.library.records import CataloguedVideo, rows_of
 
 RECORD: dict[str, Any] = {
     "vid": "street",
@@ -23,7 +25,25 @@ RECORD: dict[str, Any] = {
 
 
 def test_a_record_is_read_back() -> None:
-    assert CataloguedVideo.from_record(RECORD).to_record() == RECORD
+    for record in (RECORD, RECORD | {"frames_per_clip": 4}):
+        assert CataloguedVideo.from_record(record).to_record() == record
+
+
+def test_a_record_without_frames_per_clip_has_one() -> None:
+    """So it is in catalogues of versions that knew no clips of several frames."""
+    assert CataloguedVideo.from_record(RECORD).frames_per_clip == 1
+
+
+def test_an_index_of_other_clips_is_another_one(tmp_path: Path) -> None:
+    one = write_index(tmp_path / "one", 6, seed=1)
+    four = write_index(tmp_path / "four", 6, seed=1, frames_per_clip=4)
+    assert rows_of(four, "street").video.frames_per_clip == 4
+    for catalogued in (one, four):
+        video = rows_of(catalogued, "street").video
+        assert [video.is_of(index) for index in (one, four)] == [
+            catalogued is one,
+            catalogued is four,
+        ]
 
 
 @pytest.mark.parametrize(
@@ -36,6 +56,9 @@ def test_a_record_is_read_back() -> None:
         ("clips", True),
         ("clip_seconds", 0),
         ("clip_seconds", float("nan")),
+        ("frames_per_clip", 3),
+        ("frames_per_clip", "4"),
+        ("frames_per_clip", True),
         ("duration", "60"),
         ("duration", float("nan")),
         ("duration", float("inf")),

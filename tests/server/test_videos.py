@@ -23,6 +23,7 @@ def test_videos_are_listed(service: Service) -> None:
     one = service.client.get("/v1/videos/first").json()
     assert one == answer["videos"][0]
     assert one["file"] == "first.mp4" and one["seconds"] == pytest.approx(14, abs=0.2)
+    assert one["clip_seconds"] == 2.0 and one["frames_per_clip"] == 1
     page = service.client.get("/v1/videos", params={"offset": 1, "limit": 1}).json()
     assert [video["vid"] for video in page["videos"]] == ["second"]
     assert service.client.get("/v1/videos", params={"tag": "none"}).json()["total"] == 0
