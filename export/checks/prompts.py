@@ -136,15 +136,54 @@ def _with_clips(model: VlmSource, tokenizer: ChatTokenizer) -> VlmSource:
     """Return the model without layouts of clips for which its chat template has no place.
 
     Templates of models that were trained on single images alone have none for a video.
+
+    Raises:
+        GranAlignError: the template has a place, and writes other tokens there than the settings
+            say, or it has no place for a single image.
     """
     stand_in: Any = SimpleNamespace(chat=tokenizer.chat)
     stand_in.layout = lambda frames, seconds: model.layouts[frames].timed(seconds, tokenizer.encode)
-    kept = {1: model.layouts[1]}
-    for frames in sorted(set(model.layouts) - {1}):
-        with suppress(GranAlignError):
+    kept = {}
+    for frames, layout in sorted(model.layouts.items()):
+        try:
             PromptStart(stand_in, frames, _FRAME_SECONDS)
-            kept[frames] = model.layouts[frames]
+            kept[frames] = layout
+        except GranAlignError:
+            _check_placeholder(model.folder, tokenizer, layout)
+            if frames == 1:
+                raise
     return replace(model, layouts=kept)
+
+
+def _check_placeholder(folder: Path, tokenizer: ChatTokenizer, layout: ImageLayout) -> None:
+    """Raise if a chat template writes other tokens for an image or a video than the settings say.
+
+    A template that writes the same as for text alone has no place for it, and neither has one that
+    writes a video as it writes an image.
+    """
+    # 1. Render the layout's content, text alone, and an image where the content is a video.
+    content, placeholder = layout.content, list(layout.placeholder)
+    system, user = prompts.about_clip("Describe it.", layout.frames, content)
+    kinds = {content: user["content"], "text": user["content"][-1:]}
+    kinds.setdefault("image", [{"type": "image"}, *kinds["text"]])
+    ids: dict[str, list[int]] = {}
+    for kind, parts in kinds.items():
+        with suppress(GranAlignError):  # the template takes no such parts
+            ids[kind] = tokenizer.chat([system, user | {"content": parts}])
+    # 2. What only the content has.
+    whole = ids.pop(content, [])
+    only = set(whole).difference(*ids.values())
+    starts = range(len(whole) - len(placeholder) + 1)
+    if not only or any(whole[at : at + len(placeholder)] == placeholder for at in starts):
+        return
+    texts = {number: text for text, number in tokenizer.control_tokens.items()}
+    expected = [f"{i} {texts.get(i, '')}".strip() for i in whole if i not in ids.get("text", ())]
+    around = ", vision_start_token_id, vision_end_token_id" if len(placeholder) > 1 else ""
+    raise GranAlignError(
+        f"{folder / 'config.json'}: got {', '.join(map(str, placeholder))} for {content} tokens "
+        f"({content}_token_id{around}), expected what the chat template writes, among "
+        f"{', '.join(expected)}; correct the setting, or download the model again"
+    )
 
 
 def _check_alone(model: ModelSource, rendered: _Rendered) -> None:

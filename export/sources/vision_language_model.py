@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from granalign_fast.errors import GranAlignError
+from granalign_fast.errors import GranAlignError, short_repr
 from granalign_fast.export.specs import IMAGE_GRID, PREPROCESSOR, VLM_ARCHITECTURES
 from granalign_fast.models.image_layout import ImageLayout
 
@@ -165,7 +165,8 @@ class VlmFolder:
         token = self.config.get(key, default)
         if type(token) is not int or not 0 <= token < shape.vocabulary:
             raise GranAlignError(
-                f"{self.path}: got {key} {token!r}, expected 0 to {shape.vocabulary - 1}"
+                f"{self.path}: got {key} {short_repr(token)}, expected 0 to "
+                f"{shape.vocabulary - 1}; copy or download the model again"
             )
         return token
 

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.tiny_bert import edit_json, write_json
 from helpers.tiny_llm import CHAT_TEMPLATE, LLAMA, VOCABULARY, write_tiny_llm, write_tokenizer
+from helpers.tiny_qwen3_vl import IMAGE_SIZE as QWEN3_SIZE
+from helpers.tiny_qwen3_vl import write_tiny_qwen3_vl
+from helpers.tiny_smolvlm import IMAGE as SMOL_IMAGE
+from helpers.tiny_smolvlm import write_tiny_smolvlm
 from helpers.tiny_vlm import CHAT_TEMPLATE as VLM_TEMPLATE
-from helpers.tiny_vlm import write_tiny_vlm
+from helpers.tiny_vlm import (
+    IMAGE,
+    IMAGE_SIZE,
+    PAD,
+    VIDEO,
+    VISION_END,
+    VISION_START,
+    write_tiny_vlm,
+)
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.export.checks.prompts import check_prompts
@@ -85,6 +98,40 @@ def test_an_additional_default_template_is_the_one_of_the_export(tmp_path: Path)
     assert ChatTokenizer(out).template.source == CHATML
     messages = prompts.rewriting(prompts.ENTITIES, "a dog")
     assert ChatTokenizer(out).chat(messages) == ChatTokenizer(source).chat(messages)
+
+
+FAMILIES: dict[str, tuple[Callable[[Path], Path], tuple[int, int] | None]] = {
+    "qwen2.5": (write_tiny_vlm, IMAGE_SIZE),
+    "qwen3": (write_tiny_qwen3_vl, QWEN3_SIZE),
+    "smol": (write_tiny_smolvlm, None),
+}
+WRONG_IDS = [
+    ("qwen2.5", "image_token_id", f"{PAD} for image", IMAGE),
+    ("qwen2.5", "video_token_id", f"{PAD} for video", VIDEO),
+    ("qwen3", "image_token_id", f"{PAD} for image", IMAGE),
+    ("qwen3", "video_token_id", f"{VISION_START}, {PAD}, {VISION_END} for video", VIDEO),
+    ("qwen3", "vision_start_token_id", f"{PAD}, {VIDEO}, {VISION_END} for video", VISION_START),
+    ("qwen3", "vision_end_token_id", f"{VISION_START}, {VIDEO}, {PAD} for video", VISION_END),
+    ("smol", "image_token_id", f"{PAD} for image", SMOL_IMAGE),
+]
+
+
+@pytest.mark.parametrize(("family", "setting", "got", "right"), WRONG_IDS)
+def test_ids_that_the_template_does_not_write_are_named(
+    tmp_path: Path, family: str, setting: str, got: str, right: int
+) -> None:
+    """Otherwise an export would take no clips, and nothing would say why."""
+    write, size = FAMILIES[family]
+    config = write(tmp_path / "source") / "config.json"
+    edit_json(config, **{setting: PAD})
+    with pytest.raises(GranAlignError, match=f"config.json: got {got} tokens") as error:
+        check_prompts(read_vlm(config.parent, size), compare=False)
+    assert "\n" not in str(error.value) and setting in str(error.value)
+    # The remedy: the id that the message says.
+    assert str(right) in str(error.value).partition("expected")[2]
+    edit_json(config, **{setting: right})
+    model = check_prompts(read_vlm(config.parent, size), compare=False)
+    assert sorted(model.layouts) == [1, 2, 4, 6]
 
 
 @pytest.mark.needs_torch

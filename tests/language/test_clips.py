@@ -158,7 +158,14 @@ def test_a_template_without_videos_leaves_clips_out(tmp_path: Path) -> None:
     assert exported() == [1, 2, 4, 6]
     path = source / "tokenizer_config.json"
     template = json.loads(path.read_text())["chat_template"]
-    edit_json(path, chat_template=template.replace("<|video_pad|>", ""))
+    for written in ("", "<|image_pad|>"):
+        edit_json(path, chat_template=template.replace("<|video_pad|>", written))
+        assert exported() == [1]
+    refusing = template.replace("<|video_pad|>", "{{ raise_exception('no videos') }}")
+    edit_json(path, chat_template=refusing)
+    assert exported() == [1]
+    without = template.replace("content['type'] == 'video' or 'video' in content", "false")
+    edit_json(path, chat_template=without)
     assert exported() == [1]
 
 
