@@ -24,6 +24,7 @@ from granalign_fast.export.sources.language_model import (
     UnsupportedError,
     read_config,
 )
+from granalign_fast.export.sources.tokenizer_checks import check_vocabulary
 from granalign_fast.files import appearing, sha256_of
 from granalign_fast.models.graph_contract import GRAPH, STATIC_GRAPH, WEIGHTS
 from granalign_fast.models.manifest import LlmManifest
@@ -97,7 +98,9 @@ def export_llm(
             f"{folder}: got a model that optimum exports, expected a comparison of it with "
             f"transformers {OLDEST[0]}.{OLDEST[1]} or later; leave out --no-check"
         )
-    check_token_ids(folder, plain(read_tokenizer(folder)), model.shape.vocabulary)
+    tokenizer, words = read_tokenizer(folder), model.shape.vocabulary
+    check_vocabulary(tokenizer, folder, words)
+    check_token_ids(folder, plain(tokenizer), words)
     model = check_prompts(model, compare=compared)
     tolerance, expected = LLM_PRECISIONS[precision], None
     with appearing(out) as draft:

@@ -17,6 +17,7 @@ from granalign_fast.export.families import family_of, read_vlm, tower_graphs
 from granalign_fast.export.graphs.tensor_file import TensorFile
 from granalign_fast.export.graphs.vlm_decoder import EmbeddingGraph, VlmDecoderGraph
 from granalign_fast.export.sources.folder import read_tokenizer, source_name
+from granalign_fast.export.sources.tokenizer_checks import check_vocabulary
 from granalign_fast.export.sources.vision_language_model import VlmSource
 from granalign_fast.files import appearing
 from granalign_fast.models.graph_contract import (
@@ -86,7 +87,9 @@ def export_vlm(
     folder = resolve_model(source)
     model = read_vlm(folder, image_size)
     check_space(out, decoder_bytes(model, precision))
-    check_token_ids(folder, plain(read_tokenizer(folder)), model.shape.vocabulary)
+    tokenizer, words = read_tokenizer(folder), model.shape.vocabulary
+    check_vocabulary(tokenizer, folder, words)
+    check_token_ids(folder, plain(tokenizer), words)
     model = check_prompts(model, compare=compared)
     tolerance = VLM_PRECISIONS[precision]
     with appearing(out) as draft:

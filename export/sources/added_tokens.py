@@ -9,6 +9,7 @@ from typing import Any
 from granalign_fast.errors import GranAlignError
 
 from .folder import read_object
+from .tokenizer_checks import check_own_tokenizer
 
 _NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 """Settings that name a special token."""
@@ -54,7 +55,11 @@ def add_tokens(
     special: Mapping[str, Any],
     words: Any,
 ) -> None:
-    """Add the tokens that only the settings name, in transformers' order."""
+    """Add the tokens that only the settings name, in transformers' order.
+
+    Raises:
+        GranAlignError: the settings cannot be used, or the tokenizer is that of another model.
+    """
     path = folder / "tokenizer_config.json"
     try:
         wanted = _wanted_tokens(tokenizer, folder, settings, special)
@@ -62,6 +67,8 @@ def add_tokens(
         raise GranAlignError(
             f"{path}: unusable added tokens ({type(error).__name__}: {error}); copy it again"
         ) from None
+    named = contents(special_tokens(folder, settings, {})).values()
+    check_own_tokenizer(tokenizer, folder, settings, named, words)
     known = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
     for token in wanted:
         if token.content in known:

@@ -136,8 +136,8 @@ class SourceTokenizer:
                 Otherwise transformers' defaults replace its case.
 
         Raises:
-            GranAlignError: the folder has no tokenizer, a file is damaged, or a setting cannot be
-                applied.
+            GranAlignError: the folder has no tokenizer, or that of another model, a file is
+                damaged, or a setting cannot be applied.
         """
         settings = read_optional(folder / "tokenizer_config.json") | dict(overrides or {})
         kind = _class_name(settings, config)
