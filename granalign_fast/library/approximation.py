@@ -41,16 +41,17 @@ def approximate_library(library: str | Path, *, progress: Progress | None = None
 
     Raises:
         GranAlignError: there is no such library, it cannot be written, another process is at work
-            on it, or Faiss is not installed.
+            on it, a segment is damaged, or Faiss is not installed.
     """
     catalogue = open_library_catalogue(library)
-    every = [coded for segment in catalogue.segments for coded in segment.coded]
-    large = [coded for coded in every if len(coded.rows) > ALL_COMPARED]
+    every = [(segment, coded) for segment in catalogue.segments for coded in segment.coded]
+    large = [(segment, coded) for segment, coded in every if len(coded.rows) > ALL_COMPARED]
     made = 0
     with lock_folder(catalogue.folder):
-        for number, coded in enumerate(large, 1):
+        for number, (segment, coded) in enumerate(large, 1):
             _remove_drafts(coded.path)
             if not _has_approximate(coded):
+                segment.check()  # the index names the hash that the rows should have
                 ApproximateIndex.of(coded.rows).write(coded.path, coded.sha256)
                 made += 1
             if progress:

@@ -11,14 +11,12 @@ no index any more, and adds what it lacks. No model is needed for that.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -32,7 +30,8 @@ from granalign_fast.storage import Address
 
 from .durable import sync_folder
 from .indexes import FolderIndexes, Indexes
-from .merging import Group, grouped, merge_plan, write_segments
+from .locks import explaining, locked_catalogue
+from .merging import Group, find_damaged, grouped, merge_plan, write_segments
 from .pointer import FOLDER, POINTER, Pointer, parse_pointer
 from .records import CataloguedVideo, VideoRows
 from .segment import Segment
@@ -41,9 +40,6 @@ _log = logging.getLogger(__name__)
 
 _ATTEMPTS = 20
 """How often a reader looks again where a writer has replaced the catalogue in the meantime."""
-_PATIENCE = 5.0
-"""Seconds that a reader waits for another process that brings the catalogue up to date."""
-
 Progress = Callable[[int, int], None]
 """Called with the number of indexes that were read, and of all that are to be."""
 
@@ -133,7 +129,8 @@ def open_catalogue(
         _log.info("the catalogue of %s is not written: %s", library, error)
     catalogue = _read(library, indexes)
     damage = _Damage(catalogue)
-    added = temporary_catalogue(library, _read_indexes(indexes, catalogue, damage, progress))
+    rows = _read_indexes(indexes, catalogue.missing, _known(catalogue), damage, progress)
+    added = temporary_catalogue(library, rows)
     return Catalogue(
         library,
         (*catalogue.segments, *added.segments),
@@ -153,7 +150,7 @@ def temporary_catalogue(library: Path, rows: Iterable[VideoRows]) -> Catalogue:
     Raises:
         GranAlignError: the disk of temporary files is full.
     """
-    with tempfile.TemporaryDirectory(prefix="granalign-") as name, _explaining(library):
+    with tempfile.TemporaryDirectory(prefix="granalign-") as name, explaining(library):
         records = write_segments(Path(name), rows)
         # The files are mapped from here on, and stay until the maps go.
         segments = tuple(Segment(Path(name) / record.name, record) for record in records)
@@ -202,14 +199,10 @@ def update_catalogue(
             if numbers
         ]
         try:
-            with _explaining(library):
-                rows = _read_indexes(indexes, before, damage, progress)
-                records = write_segments(root, rows)
-                new = [Segment(root / record.name, record) for record in records]
-                kept += [Group(segment, tuple(range(len(segment.videos)))) for segment in new]
+            with explaining(library):
+                plan = _write_missing(root, indexes, before, kept, damage, progress)
                 segments = [
-                    groups[0].segment if whole else _merged(root, groups)
-                    for groups, whole in merge_plan(kept)
+                    groups[0].segment if whole else _merged(root, groups) for groups, whole in plan
                 ]
                 sync_folder(root)
                 # 3. One rename makes them the catalogue.
@@ -222,6 +215,51 @@ def update_catalogue(
             raise
         _remove_others(root, [segment.folder.name for segment in segments])
         return _read(library, indexes)
+
+
+def _write_missing(
+    root: Path,
+    indexes: Indexes,
+    catalogue: Catalogue,
+    kept: list[Group],
+    damage: _Damage,
+    progress: Progress | None,
+) -> list[tuple[list[Group], bool]]:
+    """Write the rows that a catalogue lacks as new segments, and plan which segments are merged.
+
+    A segment that is to be merged and is damaged on disk is left out: the rows of its videos are
+    read from their indexes again.
+
+    Args:
+        root: the folder of the segments.
+        indexes: of the library.
+        catalogue: what there is.
+        kept: the segments of the catalogue whose videos count; the new ones are added.
+        damage: gets the indexes that cannot be read.
+        progress: called while indexes are read.
+    """
+    missing = catalogue.missing
+    new: list[Segment] = []
+    while True:
+        rows = _read_indexes(indexes, missing, _known(catalogue), damage, progress)
+        written = [Segment(root / one.name, one) for one in write_segments(root, rows)]
+        kept += [Group(segment, tuple(range(len(segment.videos)))) for segment in written]
+        new += written
+        plan = list(merge_plan(kept))
+        damaged = find_damaged(plan, new)
+        if not damaged:
+            return plan
+        for reason in damaged.values():
+            _log.warning("%s; the rows of its videos are read again from their indexes", reason)
+        gone = [group for group in kept if group.segment.folder.name in damaged]
+        kept[:] = [group for group in kept if group.segment.folder.name not in damaged]
+        lost = (group.segment.videos[number] for group in gone for number in group.numbers)
+        missing = {video.vid: video.stamp for video in lost}
+
+
+def _known(catalogue: Catalogue) -> dict[str, CataloguedVideo]:
+    """Return what a catalogue says about videos, also about those that do not count any more."""
+    return {video.vid: video for segment in catalogue.segments for video in segment.videos}
 
 
 def _merged(root: Path, groups: list[Group]) -> Segment:
@@ -287,11 +325,13 @@ class _Damage:
 
 
 def _read_indexes(
-    indexes: Indexes, catalogue: Catalogue, damage: _Damage, progress: Progress | None
+    indexes: Indexes,
+    missing: Mapping[str, str],
+    known: Mapping[str, CataloguedVideo],
+    damage: _Damage,
+    progress: Progress | None,
 ) -> Iterator[VideoRows]:
     """Yield the rows of the indexes that a catalogue lacks; note those that cannot be read."""
-    missing = catalogue.missing
-    known = {video.vid: video for segment in catalogue.segments for video in segment.videos}
     for number, (vid, rows) in enumerate(indexes.rows(missing, known), 1):
         if isinstance(rows, GranAlignError):
             damage.reasons[vid] = missing[vid], str(rows)
@@ -312,52 +352,3 @@ def _remove_others(root: Path, names: list[str]) -> None:
         else:
             with suppress(OSError):
                 os.unlink(other.path)
-
-
-@contextmanager
-def locked_catalogue(library: Path) -> Iterator[None]:
-    """Keep other writers of catalogue and tags out for the block; wait for one that is at work.
-
-    Removals hold it too, but no indexing run does.
-
-    Raises:
-        GranAlignError: the folder cannot be written, or another process does not end.
-    """
-    root = library / FOLDER
-    check_own_folder(root)
-    with _explaining(library):
-        root.mkdir(exist_ok=True)
-        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        until = time.monotonic() + _PATIENCE
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise GranAlignError(
-                        f"{library}: another process is writing the catalogue; wait until it has "
-                        f"ended, and try again"
-                    ) from None
-                time.sleep(0.02)
-            except OSError as error:
-                raise GranAlignError(
-                    f"{library}: cannot be locked ({error.strerror or error}); move the library "
-                    f"to a local disk"
-                ) from None
-        yield
-    finally:
-        os.close(descriptor)  # the lock goes with it, however the process ends
-
-
-@contextmanager
-def _explaining(library: Path) -> Iterator[None]:
-    """Turn an OSError of the block into a GranAlignError."""
-    try:
-        yield
-    except OSError as error:
-        raise GranAlignError(
-            f"{library}: its catalogue cannot be written ({error.strerror or error}); free disk "
-            f"space, or correct the permissions"
-        ) from None

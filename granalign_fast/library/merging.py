@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +53,23 @@ def merge_plan(groups: Sequence[Group]) -> Iterator[tuple[list[Group], bool]]:
     for runs in by_key.values():
         for run in runs:
             yield run, len(run) == 1 and 2 * run[0].clips >= run[0].segment.record.clips
+
+
+def find_damaged(
+    plan: Iterable[tuple[list[Group], bool]], known: Container[Segment]
+) -> dict[str, str]:
+    """Return why segments that are to be written again are damaged, by the names of their folders.
+
+    The rows of a segment get new hashes when they are written again. So they are compared with the
+    old ones first: otherwise damage on the disk would look whole from then on.
+
+    Args:
+        plan: as from `merge_plan`; a segment that stays as it is is not read.
+        known: segments that need no check, because this process has just written them.
+    """
+    segments = (group.segment for groups, whole in plan if not whole for group in groups)
+    reasons = ((one.folder.name, one.find_altered()) for one in segments if one not in known)
+    return {name: reason for name, reason in reasons if reason is not None}
 
 
 def _clips(groups: Iterable[Group]) -> int:

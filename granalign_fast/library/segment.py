@@ -236,13 +236,31 @@ class Segment:
                 None if self.frames is None else self.frames[part],
             )
 
-    def find_damage(self) -> str | None:
-        """Read all files; return the reason why the segment is damaged, or None."""
+    def find_altered(self) -> str | None:
+        """Compare all files with their hashes; return the reason why one is damaged, or None."""
         for name, (_, expected) in self.record.files.items():
-            with open_file(self.folder / name, inside=self.folder.parent) as file:
-                got = hashlib.file_digest(file, "sha256").hexdigest()
+            try:
+                with open_file(self.folder / name, inside=self.folder.parent) as file:
+                    got = hashlib.file_digest(file, "sha256").hexdigest()
+            except (OSError, GranAlignError) as error:
+                return f"{self.folder / name}: cannot be read ({one_line(error)})"
             if got != expected:
                 return f"{self.folder / name}: got SHA-256 {got}, expected {expected}"
+        return None
+
+    def check(self) -> None:
+        """Compare all files with their hashes.
+
+        Raises:
+            GranAlignError: a file is damaged.
+        """
+        if reason := self.find_altered():
+            raise GranAlignError(f"{reason}; {self._remedy}")
+
+    def find_damage(self) -> str | None:
+        """Read all files; return the reason why the segment is damaged, or None."""
+        if reason := self.find_altered():
+            return reason
         for coded in self.coded:
             if coded.path.exists():
                 try:

@@ -15,7 +15,8 @@ from granalign_fast.index.own_folders import check_own_folder
 from granalign_fast.index.work_folder import FolderBusyError, WorkFolder, lock_folder
 from granalign_fast.storage.address import path_text
 
-from .catalogue import Catalogue, locked_catalogue, open_catalogue, update_catalogue
+from .catalogue import Catalogue, open_catalogue, update_catalogue
+from .locks import locked_catalogue
 from .records import CataloguedVideo, index_stamps
 from .tags import check_tags, read_tags, write_tags
 

@@ -200,6 +200,19 @@ def test_a_process_that_was_killed(library: Path, left: str) -> None:
     assert not verify_library(library).catalogue
 
 
+def test_damaged_embeddings_get_no_index(plain: Path, tmp_path: Path) -> None:
+    library = tmp_path / "library"
+    shutil.copytree(plain, library)
+    (segment,) = open_catalogue(library).segments
+    captions = segment.folder / "captions.f16"
+    captions.write_bytes(bytes(captions.stat().st_size))
+    remedy = f"captions.f16: got SHA-256 .*; run granalign library rebuild {library}"
+    with pytest.raises(GranAlignError, match=remedy):
+        approximate_library(library)
+    update_catalogue(library, rebuild=True)  # the remedy works
+    assert approximate_library(library).made == 1
+
+
 def test_only_new_segments_get_an_index(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_index(library / "new", 30, seed=30)
     assert approximate_library(library) == Approximated(1, 1, 0)

@@ -17,7 +17,7 @@ from helpers.libraries import contents, expected_contents, write_index
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.library import catalogue as module
-from granalign_fast.library import indexes
+from granalign_fast.library import indexes, locks
 from granalign_fast.library.catalogue import open_catalogue, update_catalogue
 from granalign_fast.library.pointer import FOLDER, POINTER
 from granalign_fast.library.segment import Segment
@@ -254,8 +254,8 @@ def test_what_cannot_be_written_is_kept_in_memory(
 ) -> None:
     """A reader of a folder that it cannot write, or while a writer holds the lock."""
     write_index(library / "new", 5, seed=9)
-    monkeypatch.setattr(module, "_PATIENCE", 0.0)
-    with module.locked_catalogue(library):
+    monkeypatch.setattr(locks, "_PATIENCE", 0.0)
+    with locks.locked_catalogue(library):
         catalogue = open_catalogue(library)
         assert contents(catalogue) == expected_contents(library)
         with pytest.raises(GranAlignError, match="another process is writing the catalogue"):
@@ -279,3 +279,36 @@ def test_no_folder_is_made_for_a_wrong_name(tmp_path: Path) -> None:
     with pytest.raises(GranAlignError, match="cannot be read"):
         open_catalogue(tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["captions.f16", "captions.u8", "clips.parquet", "words.parquet", "counts.u16"]
+)
+def test_damage_on_disk_is_not_merged_into_a_new_segment(
+    library: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    segments = open_catalogue(library).segments
+    for segment in segments:
+        path = segment.folder / name
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1  # one bit; the size stays
+        path.write_bytes(content)
+    write_index(library / "new", 300, seed=9)  # longer than all others: all segments are merged
+    catalogue = open_catalogue(library)
+    assert len(catalogue.segments) == 1
+    assert contents(catalogue) == expected_contents(library)
+    assert [segment.find_damage() for segment in catalogue.segments] == [None]
+    damaged = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert damaged and len(damaged) <= len(segments)  # a table may not even open
+    assert all(f"{name}: got SHA-256" in text and "read again" in text for text in damaged)
+
+
+def test_damage_is_not_copied_where_half_of_a_segment_is_removed(library: Path) -> None:
+    update_catalogue(library, rebuild=True)
+    (segment,) = open_catalogue(library).segments
+    path = segment.folder / "captions.f16"
+    path.write_bytes(bytes(path.stat().st_size))
+    remove_videos(library, ["video 2"])
+    catalogue = open_catalogue(library)
+    assert catalogue.segments[0].folder != segment.folder
+    assert contents(catalogue) == expected_contents(library)
