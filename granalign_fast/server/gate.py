@@ -204,24 +204,27 @@ class Gate:
         said = headers.get("content-length", "0")
         if said.isdecimal() and int(said) > most:
             raise Problem("too-large", f"got {int(said):,} bytes, expected at most {most:,}")
-        got, more = 0, True
-        begin = time.monotonic()
+        got, more, waited = 0, True, 0.0
 
         async def limited() -> Message:
-            nonlocal got, more
+            nonlocal got, more, waited
             if not more:
                 return await receive()
-            # A client that sends a byte now and then must not hold its place for hours.
-            due = begin + limits.body_seconds + got / limits.body_rate
-            patience = min(limits.body_seconds, max(1.0, due - time.monotonic()))
+            # A client that sends a byte now and then must not hold its place for hours. Only the
+            # time in which the service waits for it counts.
+            left = limits.body_seconds + got / limits.body_rate - waited
+            begin = time.monotonic()
             try:
-                message = await asyncio.wait_for(receive(), patience)
+                message = await asyncio.wait_for(receive(), min(limits.body_seconds, left))
             except TimeoutError:
+                waited += time.monotonic() - begin
                 raise HTTPException(
                     408,
-                    f"got {got:,} bytes of the body in {time.monotonic() - begin:.0f} s, and no "
-                    f"more; send it again, and faster",
+                    f"got {got:,} bytes of the body in {waited:.0f} s, expected the next part in "
+                    f"{limits.body_seconds:.0f} s, and {limits.body_rate:,.0f} bytes a second on "
+                    f"the whole; send it again, and faster",
                 ) from None
+            waited += time.monotonic() - begin
             if message["type"] == "http.request":
                 got += len(message.get("body", b""))
                 more = message.get("more_body", False)

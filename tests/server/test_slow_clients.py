@@ -111,6 +111,53 @@ def test_a_body_that_comes_too_slowly(tmp_path: Path, pause: float, parts: int) 
     assert sent[0]["status"] == 408 and time.monotonic() - begin < 5
 
 
+def test_a_client_that_drips(tmp_path: Path) -> None:
+    """A byte now and then does not hold a place: the body must arrive at some rate on the whole."""
+    limits = Limits(body_seconds=0.3, body_rate=1000)
+    gate = Gate(
+        _read_all, Settings(library=tmp_path, limits=limits), Metrics(), None, _never, _admit
+    )
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        await asyncio.sleep(0.05)
+        return {"type": "http.request", "body": b"a", "more_body": True}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "query_string": b""}
+    asyncio.run(asyncio.wait_for(gate(scope, receive, send), 5))
+    assert sent[0]["status"] == 408
+
+
+def test_time_that_the_service_takes_is_not_the_clients(tmp_path: Path) -> None:
+    """A disk that stalls between two parts of an upload does not end it."""
+
+    async def read_slowly(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await asyncio.sleep(0.5)
+        await _read_all(scope, receive, send)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    limits = Limits(body_seconds=0.3, body_rate=1000)
+    gate = Gate(
+        read_slowly, Settings(library=tmp_path, limits=limits), Metrics(), None, _never, _admit
+    )
+    parts = [True, True, False]
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"a", "more_body": parts.pop(0)}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "query_string": b""}
+    asyncio.run(gate(scope, receive, send))
+    assert sent[0]["status"] == 200
+
+
 async def _read_all(scope: Scope, receive: Receive, send: Send) -> None:
     try:
         while (await receive())["more_body"]:
