@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from granalign_fast.errors import GranAlignError
+from granalign_fast.parsing.limits import MOST_GIB
 
 from .options import Approximate, CaptionsOnly, Device, Models, PrefixGib, SearchPreset, check_extra
 from .remote import RemoteOptions, served_options, with_remote_models
@@ -99,16 +100,23 @@ def serve(
     max_batch: Annotated[int, typer.Option(min=1, help="Queries that are searched together.")] = 16,
     max_delay: Annotated[
         float,
-        typer.Option(min=0, metavar="SECONDS", help="How long a query waits for others."),
+        typer.Option(min=0, max=60, metavar="SECONDS", help="How long a query waits for others."),
     ] = 0.005,
     max_seconds: Annotated[
-        float, typer.Option(min=0.1, help="Seconds after which a search gets 504.")
+        float, typer.Option(min=0.1, max=86_400, help="Seconds after which a search gets 504.")
     ] = 60.0,
     cache_gib: Annotated[
         float,
-        typer.Option(min=0, help="GiB of memory for the videos last searched, for each preset."),
+        typer.Option(
+            min=0,
+            max=MOST_GIB,
+            help="GiB of memory for the videos last searched: a third for their indexes, and the "
+            "rest for what each preset in use derives from them.",
+        ),
     ] = 1.0,
-    max_upload_gib: Annotated[float, typer.Option(min=0, help="GiB of a video.")] = 8.0,
+    max_upload_gib: Annotated[
+        float, typer.Option(min=0, max=MOST_GIB, help="GiB of an uploaded video, at most.")
+    ] = 8.0,
     log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
     remote: RemoteOptions | None = None,
 ) -> None:
@@ -131,8 +139,10 @@ def serve(
         if not path.is_dir():
             raise GranAlignError(f"--root {path}: got no folder, expected one of videos")
     config = resolve_config("tuned" if preset is None else preset)  # an unknown name is refused
-    clip_seconds = clip_seconds or config.clip_seconds or CLIP_SECONDS
-    frames_per_clip = frames_per_clip or config.frames_per_clip or 1
+    if clip_seconds is None:
+        clip_seconds = config.clip_seconds or CLIP_SECONDS
+    if frames_per_clip is None:
+        frames_per_clip = config.frames_per_clip or 1
     check_clip_seconds(clip_seconds)
     check_frames_per_clip(frames_per_clip)
     own = is_loopback(host)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import make_private, replacing
-from granalign_fast.parsing.limits import MOST_INDEX_BYTES
+from granalign_fast.parsing.limits import MOST_GIB, MOST_INDEX_BYTES
 from granalign_fast.parsing.tensors import read_tensors
 from granalign_fast.reading import read_file
 from granalign_fast.runtime.cache_folder import usable_cache
@@ -37,9 +37,6 @@ file takes seconds to write."""
 
 KEPT_BYTES = 1 << 30
 """Bytes of memory that a cache without other tiers may take: 70 frames of a 7 B model in fp16."""
-
-_MOST_GIB = 1 << 20
-"""GiB on disk that are still a size, and not a typing error."""
 
 CPU_MEMORY_BYTES = 1 << 25
 """Bytes of memory that a cache with a tier on disk takes on a CPU, which reads prefixes much faster
@@ -376,8 +373,8 @@ def user_prefix_cache(gib: float, *, on_cpu: bool) -> PrefixCache:
     Raises:
         GranAlignError: `gib` is out of range.
     """
-    if not 0 <= gib <= _MOST_GIB:
-        raise GranAlignError(f"prefix_gib: got {gib}, expected 0 to {_MOST_GIB} GiB")
+    if not 0 <= gib <= MOST_GIB:
+        raise GranAlignError(f"prefix_gib: got {gib}, expected 0 to {MOST_GIB} GiB")
     on_disk, folder = int(gib * (1 << 30)), usable_cache("prefixes")
     small = on_cpu and folder is not None and on_disk
     tiers: list[Tier] = [MemoryTier(CPU_MEMORY_BYTES if small else KEPT_BYTES)]

@@ -20,6 +20,8 @@ FRAMES_PER_CLIP = (1, 2, 4, 6)
 MOST_WINDOWS = 1_000
 """Windows of a query, annotated or predicted. QVHighlights scores ten; all queries' windows lie in
 one array, so one long list would lengthen all."""
+MOST_GIB = 1 << 20
+"""GiB that a user can allow for a cache or a file: a larger number is a typing error."""
 MOST_NAME = 4_096
 """Characters of a video's id, of a name or of a fingerprint: the longest path of a file."""
 MOST_CHARACTERS = 4_000

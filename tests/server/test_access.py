@@ -207,6 +207,8 @@ def test_names_of_hosts() -> None:
         (["--host", "203.0.113.1", "--no-auth"], "--port 8000: cannot listen there"),
         (["--preset", "none"], "got 'none', expected one of"),
         (["--root", "none"], "--root none: got no folder"),
+        (["--clip-seconds", "0"], "clip_seconds: got 0.0, expected seconds from"),
+        (["--frames-per-clip", "0"], "frames_per_clip: got 0, expected one of: 1, 2, 4, 6"),
     ],
 )
 def test_what_is_not_served(
@@ -219,6 +221,20 @@ def test_what_is_not_served(
     granalign = runner(capsys, monkeypatch)
     code, out, err = granalign("serve", indexed / "library", "--read-only", *words)
     assert (code, out) == (2, "") and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "option", ["--cache-gib", "--max-upload-gib", "--max-delay", "--max-seconds"]
+)
+def test_numbers_without_bounds(
+    indexed: Path,
+    option: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    granalign = runner(capsys, monkeypatch)
+    code, _, err = granalign("serve", indexed / "library", option, "inf")
+    assert code == 2 and f"Invalid value for '{option}'" in err
 
 
 def test_libraries_that_are_not_served(
