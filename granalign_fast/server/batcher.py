@@ -102,15 +102,16 @@ class _Work:
 
 
 class QueueFull(Exception):
-    """Too many queries wait.
+    """A query cannot wait: too many do, or they take longer than it has time.
 
     Attributes:
+        reason: in words, what was got and what was expected.
         seconds: after which it is worth to try again.
     """
 
-    def __init__(self, seconds: float) -> None:
-        super().__init__()
-        self.seconds = seconds
+    def __init__(self, reason: str, seconds: float) -> None:
+        super().__init__(reason)
+        self.reason, self.seconds = reason, seconds
 
 
 class Batcher:
@@ -154,7 +155,11 @@ class Batcher:
             QueueFull: not one more query can wait.
         """
         if self.waiting >= self._room:
-            raise QueueFull(max(1.0, self._seconds_ahead()))
+            raise self._full()
+
+    def _full(self) -> QueueFull:
+        reason = f"got {self.waiting} queries that wait, expected fewer"
+        return QueueFull(reason, max(1.0, self._seconds_ahead()))
 
     def _seconds_ahead(self) -> float:
         """Return how long the queries that wait or are in work will take, by the pace so far."""
@@ -166,10 +171,16 @@ class Batcher:
         Raises:
             QueueFull: too many wait already, or those that do take longer than one has time.
         """
-        ahead = self._seconds_ahead()
-        late = time.monotonic() + ahead
-        if self.waiting + len(tickets) > self._room or any(one.deadline < late for one in tickets):
-            raise QueueFull(max(1.0, ahead))
+        if self.waiting + len(tickets) > self._room:
+            raise self._full()
+        ahead, now = self._seconds_ahead(), time.monotonic()
+        left = min(ticket.deadline for ticket in tickets) - now
+        if left < ahead:
+            reason = (
+                f"got earlier queries that take {ahead:.1f} s, expected less than the {left:.1f} s "
+                f"that this one has time"
+            )
+            raise QueueFull(reason, max(1.0, ahead))
         for ticket in tickets:
             self._waiting.put(ticket)
 

@@ -160,8 +160,7 @@ def too_many(service: Service, full: QueueFull) -> Problem:
     service.metrics.refused.labels("too-many").inc()
     return Problem(
         "too-many",
-        f"got {service.batcher.waiting} queries that wait, expected fewer; try again in "
-        f"{full.seconds:.0f} s",
+        f"{full.reason}; try again in {full.seconds:.0f} s",
         headers={"Retry-After": str(round(full.seconds))},
     )
 

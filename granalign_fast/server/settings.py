@@ -23,7 +23,7 @@ class Limits:
     query_characters: int = MOST_CHARACTERS
     """A query or a rewrite."""
     queries: int = 16
-    """Queries of one search request."""
+    """Queries of one search request, and no more than `queue`."""
     top: int = 100
     """Moments of an answer."""
     refine: int = 100

@@ -185,7 +185,7 @@ def test_the_queue_is_bounded_and_what_nobody_wants_is_dropped(
     batcher.submit([one for one, _ in waiting])
     with pytest.raises(QueueFull) as full:
         batcher.submit([ticket("one more")[0]])
-    assert full.value.seconds >= 1
+    assert full.value.seconds >= 1 and full.value.reason.startswith("got 12 queries that wait")
     with pytest.raises(QueueFull):
         batcher.check_room()
     assert batcher.waiting == 12
@@ -235,6 +235,7 @@ def test_a_query_that_would_wait_longer_than_it_may_is_refused(
     with pytest.raises(QueueFull) as full:
         batcher.submit([ticket("a dog", deadline=time.monotonic() + 8)[0]])
     assert 9 < full.value.seconds < 13
+    assert "got earlier queries that take 1" in full.value.reason  # and not how many wait
     patient, last = ticket("a dog", deadline=time.monotonic() + 600)
     batcher.submit([patient])
     engine.rewriter.gate.set()
