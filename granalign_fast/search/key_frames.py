@@ -42,12 +42,14 @@ def frame_set(index: VideoIndex) -> FrameSet:
             raise GranAlignError(
                 f"video {index.video.vid!r}: its frames are needed; {error}"
             ) from None
+        # In the file the clips of a part of an index have other numbers.
+        numbers = [table.first + clip for clip in clips]
         if address is not None:
             from granalign_fast.video.remote_frames import read_remote_clips
 
             return read_remote_clips(
                 address,
-                clips,
+                numbers,
                 times=[table.times_of(clip) for clip in clips],
                 hashes=[table.hashes[clip] for clip in clips],
                 sha256=table.source.sha256,
@@ -55,7 +57,6 @@ def frame_set(index: VideoIndex) -> FrameSet:
             )
         from granalign_fast.video.frames import read_clips
 
-        numbers = [table.first + clip for clip in clips]
         return read_clips(
             path,
             numbers,
