@@ -115,7 +115,8 @@ def check_external_data(folder: Path, files: Collection[str], path: Path) -> Non
 
 
 def _check_layouts(layouts: Mapping[str, Any], path: Path) -> None:
-    """Check that every layout can be read, and that there is one of single frames."""
+    """Check that every layout can be read, with as many axes, and that one is of single frames."""
+    axes: set[int] = set()
     for frames, layout in layouts.items():
         try:
             read = ImageLayout.read(layout)
@@ -123,8 +124,11 @@ def _check_layouts(layouts: Mapping[str, Any], path: Path) -> None:
             raise _wrong(path, f"layouts of {short_repr(frames)}", layout, str(error)) from None
         if frames != str(read.frames):
             raise _wrong(path, "frames of a layout", read.frames, frames)
+        axes.add(read.axes)
     if "1" not in layouts:
         raise _wrong(path, "layouts", sorted(layouts), "one of single frames, '1', among them")
+    if len(axes) > 1:
+        raise _wrong(path, "axes of layouts", sorted(axes), "the same number in each")
 
 
 def _is_size(value: Any) -> bool:

@@ -38,8 +38,8 @@ from .manifest import LlmManifest, VlmManifest
 from .prefix import Prefix
 
 CPU_PIXELS = 1 << 18
-"""Pixels of images that a vision tower takes in one run on a CPU: 512 x 512. More make no product
-faster, and need more memory for what the layers compute."""
+"""Pixels of images that a vision tower takes in one run on a CPU: those of 512 x 512. A run of more
+is no faster, and needs more memory for the activations."""
 
 
 class VisionLanguageModel(CausalLM):
@@ -53,6 +53,12 @@ class VisionLanguageModel(CausalLM):
 
     def _open_input_graphs(self, open_graph: Callable[[str], Session]) -> None:
         self._vision = open_graph(VISION_GRAPH)
+        if (DEEPSTACK in self._vision.outputs) != bool(self.manifest.deepstack):
+            raise GranAlignError(
+                f"{self._folder / VISION_GRAPH}: got the outputs {list(self._vision.outputs)} with "
+                f"deepstack {self.manifest.deepstack} in manifest.json, expected both or neither; "
+                f"export the model again"
+            )
         self._open_graph = open_graph
         self._axes = self.manifest.position_axes
         self._no_images: dict[int, dict[str, Array]] = {}  # by number of rows
@@ -173,7 +179,22 @@ class VisionLanguageModel(CausalLM):
             frames = self._resized([f for clip in clips for f in [*clip, *[clip[-1]] * missing]])
             spans = frames.reshape(-1, layout.span, *frames.shape[1:])
             outputs = self._run_tower(self._clips, spans)
-        return {name: _by_clip(array, len(clips)) for name, array in outputs.items()}
+        images = {name: _by_clip(array, len(clips)) for name, array in outputs.items()}
+        self._check_images(images, layout.visual_tokens)
+        return images
+
+    def _check_images(self, images: dict[str, Array], tokens: int) -> None:
+        """Raise unless the tower gives as many visual tokens for a clip as its layout has."""
+        deepstack, hidden = self.manifest.deepstack, self.manifest.hidden
+        expected: dict[str, tuple[int, ...]] = {IMAGE_EMBEDS: (tokens, hidden)}
+        if deepstack:
+            expected[DEEPSTACK] = (deepstack, tokens, hidden)
+        got = {name: tuple(array.shape[1:]) for name, array in images.items()}
+        if got != expected:
+            raise GranAlignError(
+                f"{self._folder}: got the outputs {got} of the vision tower for a clip, expected "
+                f"{expected} as manifest.json says; export the model again"
+            )
 
     def _embed_frames(self, frames: Sequence[Image] | npt.NDArray[np.uint8]) -> dict[str, Array]:
         """Return the outputs of the vision tower for single frames; see `graph_contract`."""

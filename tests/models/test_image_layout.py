@@ -15,6 +15,7 @@ from helpers.tiny_vlm import IMAGE, write_unchecked_vlm
 from granalign_fast.errors import GranAlignError
 from granalign_fast.models.image_layout import ImageLayout, TimeStamp, VisualRun
 from granalign_fast.models.manifest import VlmManifest
+from granalign_fast.models.vision_language_model import VisionLanguageModel
 
 START, PAD, END, SEEN = 90, 91, 92, 93
 
@@ -162,6 +163,10 @@ def test_records_that_are_no_layout(record: dict[str, Any]) -> None:
         ({"1": FRAME.record() | {"axes": 5}}, "layouts of '1'"),
         ({"1": FRAME.record(), "2": FRAME.record()}, "got frames of a layout 1, expected 2"),
         ({"1": []}, "got layouts"),
+        (
+            {"1": FRAME.record(), "2": FRAME.record() | {"frames": 2, "span": 2, "axes": 1}},
+            "got axes of layouts",
+        ),
     ],
 )
 def test_layouts_of_a_manifest(tmp_path: Path, layouts: Any, message: str) -> None:
@@ -170,6 +175,25 @@ def test_layouts_of_a_manifest(tmp_path: Path, layouts: Any, message: str) -> No
     with pytest.raises(GranAlignError, match=message) as error:
         VlmManifest.read(out)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_a_layout_that_is_not_that_of_the_tower(tmp_path: Path, static: bool) -> None:
+    """Other numbers of visual tokens give no answer: the static graph would take them."""
+    out = write_unchecked_vlm(tmp_path)
+    manifest = VlmManifest.read(out)
+    frame = np.zeros((1, *manifest.image_size, 3), np.uint8)
+    for grid in ([1, 3, 4], [1, 3, 6]):
+        record = manifest.layouts["1"] | {"pieces": [{"token": IMAGE, "grid": grid}]}
+        edit_json(out / "manifest.json", layouts={"1": record})
+        model = VisionLanguageModel(out, static_cache=static)
+        with pytest.raises(
+            GranAlignError, match=r"got the outputs .* expected .* as manifest.json"
+        ):
+            model.prefill_frames(frame, [5, IMAGE])
+    edit_json(out / "manifest.json", deepstack=2)
+    with pytest.raises(GranAlignError, match="with deepstack 2 in manifest"):
+        VisionLanguageModel(out, static_cache=static)
 
 
 def test_folders_of_earlier_versions_are_read(tmp_path: Path) -> None:
