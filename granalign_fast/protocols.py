@@ -28,7 +28,7 @@ def query_encoder(encoder: TextEncoder) -> TextEncoder:
     """Return the encoder of queries: `for_queries` of one that has it, otherwise the same encoder.
 
     A model may put other words before a query than before a caption. Such an encoder has a property
-    `for_queries`, a `TextEncoder` in the same space.
+    `for_queries`, a `TextEncoder` in the same space. If that has a `for_queries`, it is itself.
     """
     asking: TextEncoder = getattr(encoder, "for_queries", encoder)
     return asking

@@ -15,11 +15,13 @@ class DeferredEncoder:
 
     Args:
         load: returns the encoder; called at most once, by the first `encode`.
+        asks: whether it is the encoder of queries already.
     """
 
-    def __init__(self, load: Callable[[], TextEncoder]) -> None:
+    def __init__(self, load: Callable[[], TextEncoder], *, asks: bool = False) -> None:
         self._load = load
         self._encoder: TextEncoder | None = None
+        self._asks = asks
 
     def encode(
         self, texts: Sequence[str], *, progress: Progress | None = None
@@ -34,7 +36,9 @@ class DeferredEncoder:
     @property
     def for_queries(self) -> DeferredEncoder:
         """The encoder of queries, which is loaded when it is first used."""
-        return DeferredEncoder(lambda: query_encoder(self._loaded()))
+        if self._asks:
+            return self
+        return DeferredEncoder(lambda: query_encoder(self._loaded()), asks=True)
 
     def _loaded(self) -> TextEncoder:
         if self._encoder is None:

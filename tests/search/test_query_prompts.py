@@ -120,7 +120,8 @@ def test_the_first_stage_of_a_library_asks() -> None:
 def test_wrappers_keep_roles_apart(tmp_path: Path) -> None:
     encoder = Prompted()
     recent = RecentTexts(encoder)
-    for wrapped in (recent, CachedEncoder(encoder, tmp_path), DeferredEncoder(lambda: encoder)):
+    deferred = DeferredEncoder(lambda: encoder)
+    for wrapped in (recent, CachedEncoder(encoder, tmp_path), deferred, RecentTexts(deferred)):
         for one, model in ((wrapped, encoder), (query_encoder(wrapped), encoder.for_queries)):
             for _ in range(2):
                 np.testing.assert_array_equal(one.encode(["a dog"]), model.encode(["a dog"]))
