@@ -30,7 +30,7 @@ from . import prompts
 _log = logging.getLogger(__name__)
 
 ROWS = 16
-"""Frames that are in memory as pictures at a time, or as many as there are requests at a time."""
+"""Frames that are decoded at a time, and whose requests are made together at least."""
 SIDE = 768
 """Pixels of the longer side of a frame that is sent. Larger frames are made smaller: a model of the
 Qwen2.5-VL family makes some 430 tokens of 768 x 432 pixels."""
@@ -128,17 +128,22 @@ class RemoteCaptioner:
         return captions
 
     def _pictures(self, frames: FrameSet) -> Iterator[tuple[range, list[list[str]]]]:
-        """Yield the numbers of some clips, and the pictures of each as data URLs."""
-        rows = max(1, max(ROWS, self.chat.server.requests) // frames.frames_per_clip)
+        """Yield the numbers of some clips, and the pictures of each as data URLs.
+
+        They are as many as there are requests at a time. Decoded frames are much larger than
+        pictures, so that fewer of them are in memory.
+        """
+        decoded = max(1, ROWS // frames.frames_per_clip)
+        rows = max(decoded, self.chat.server.requests)
         for start in range(0, len(frames), rows):
             numbers = range(start, min(start + rows, len(frames)))
-            clips = [
-                image if frames.frames_per_clip > 1 else [image] for image in frames.load(numbers)
-            ]
-            yield (
-                numbers,
-                [[data_url(image, lossless=self.lossless) for image in clip] for clip in clips],
-            )
+            parts = (numbers[first : first + decoded] for first in range(0, len(numbers), decoded))
+            yield numbers, [urls for part in parts for urls in self._urls(frames, part)]
+
+    def _urls(self, frames: FrameSet, numbers: range) -> list[list[str]]:
+        """Return the pictures of some clips as data URLs."""
+        clips = [image if image.ndim == 4 else image[None] for image in frames.load(numbers)]
+        return [[data_url(image, lossless=self.lossless) for image in clip] for clip in clips]
 
 
 class RemoteRecogniser(RemoteCaptioner):

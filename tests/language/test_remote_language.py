@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from helpers import served_miniatures
 from helpers.model_server import ModelServer, Reply, Request, chat_reply, in_turn
@@ -147,6 +150,21 @@ def test_more_requests_take_more_frames_together(model_server: ModelServer) -> N
     frames = [np.full((8, 8, 3), value, np.uint8) for value in range(40)]
     captioner_of(model_server, requests=40).agnostic(FrameSet.of(frames))
     assert model_server.most_at_once > remote_captioner.ROWS
+
+
+def test_clips_use_all_requests_and_few_are_decoded(model_server: ModelServer) -> None:
+    model_server.answer = lambda _: chat_reply("x", wait=0.3)
+    clips = [np.full((6, 8, 8, 3), value, np.uint8) for value in range(16)]
+    whole, loaded = FrameSet.of(clips), list[int]()
+
+    def load(numbers: Sequence[int]) -> list[npt.NDArray[np.uint8]]:
+        loaded.append(len(numbers))
+        return list(whole.load(numbers))
+
+    frames = replace(whole, load=load)
+    assert captioner_of(model_server, requests=8).agnostic(frames) == ["x"] * 16
+    assert model_server.most_at_once == 8
+    assert sum(loaded) == 16 and 6 * max(loaded) <= remote_captioner.ROWS
 
 
 @pytest.mark.parametrize("shape", [(60, 80, 3), (2160, 3840, 3), (3, 4000, 3)])
