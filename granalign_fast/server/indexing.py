@@ -128,6 +128,8 @@ class Indexer:
         path = job.path
         assert path is not None  # its upload is complete
         self._cancel.clear()
+        if self._ended.is_set():  # between the last look and the line before
+            self._cancel.set()
         self._current = job.id
         job = self._jobs.change(job, INDEXING, attempts=job.attempts + 1)
         progress = _Progress(self._jobs, job, self._cancel)

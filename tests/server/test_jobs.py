@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
@@ -16,6 +17,7 @@ from helpers.service import Service, events, running
 
 from granalign_fast.index import VideoIndex
 from granalign_fast.pipeline import open_models
+from granalign_fast.runtime.workers import WorkerError
 from granalign_fast.server.engine import Engine
 from granalign_fast.server.indexing import Indexer
 from granalign_fast.server.jobs import Job, Jobs, file_name
@@ -277,6 +279,27 @@ def test_a_job_that_was_complete_when_it_was_cancelled_is_done(
     assert (done.state, done.vid, done.done, done.total) == ("done", "late", 7, 7)
     assert cancelled.state == "cancelled"
     assert late.path.exists() and not early.path.exists()
+
+
+def test_a_job_that_begins_as_the_service_ends_waits_for_the_next_start(library: Path) -> None:
+    """Its video may take hours, and the service must end now."""
+    jobs = Jobs(library)
+    jobs.create_folders()
+    indexer = Indexer(Engine(Settings(library=library)), jobs)
+    job = jobs.change(
+        Job(name="new.mp4", upload=False), "queued", path=(library / "new.mp4").absolute()
+    )
+    indexer.stop()
+
+    class Worker:
+        def run(self, *arguments: object, cancel: threading.Event, **options: object) -> str:
+            assert cancel.is_set()
+            raise WorkerError("the call was cancelled", "cancelled")
+
+    worker: Any = Worker()
+    indexer._run_job(job, worker)
+    found = jobs.get(job.id)
+    assert found is not None and (found.state, found.attempts) == ("queued", 0)
 
 
 def test_a_client_that_goes_in_the_middle_leaves_nothing(shared: Shared, indexed: Path) -> None:
