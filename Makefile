@@ -264,6 +264,12 @@ test-servers: .venv-rewriting/.ready
 	@$(PIP) -e '.[cpu,plot,test,lint]'
 	@touch $@
 
+# What CI installs: one environment before all tests, the others one after the other.
+.PHONY: environment other-environments
+environment: .venv/.lint .venv/.page
+other-environments: .venv-newest/.ready .venv-optimum/.ready .venv-transformers/.ready \
+  .venv-ray/.ready .venv-triton/.ready .venv-docs/.ready
+
 .venv/.gpu: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "Installing granalign-fast for CUDA 13"
 	@$(PIP) -e '.[cuda,plot,test]'
