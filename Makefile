@@ -41,11 +41,12 @@ test: .venv/.test
 	$(BIN)/pytest -n auto
 
 # The demo and the tests in the environment of a new user's `pip install`: the newest installed
-# Python, and the newest version of every dependency. Left out are tests that use none but NumPy.
+# Python, and the newest version of every dependency. Left out are tests that use none but NumPy, and
+# those that take seconds and use dependencies as others do, such as one death at each change of a file.
 WITH_NUMPY_ALONE := tests/kernels tests/bench tests/miniatures
 test-newest: .venv-newest/.ready
 	.venv-newest/bin/granalign demo --out out/demo-newest
-	.venv-newest/bin/pytest -n auto $(addprefix --ignore=,$(WITH_NUMPY_ALONE))
+	.venv-newest/bin/pytest -n auto -m "not once" $(addprefix --ignore=,$(WITH_NUMPY_ALONE))
 
 lint: .venv/.lint
 	$(BIN)/ruff check .

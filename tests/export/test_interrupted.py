@@ -34,6 +34,7 @@ from granalign_fast.models.manifest import LlmManifest, exported_models, read_ma
 Usage = namedtuple("Usage", "total used free")
 
 
+@pytest.mark.once
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     left = kill_at_random(tmp_path, 4)
     assert left["nothing"] + left["draft"] == 4

@@ -245,6 +245,7 @@ def assert_readable(out: Path) -> None:
         VideoIndex.load(out / vid if here else out / ".indexing" / "old" / vid)
 
 
+@pytest.mark.once
 def test_dying_while_captions_are_added(
     folder: Path, bare: Path, tmp_path: Path, clean: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +269,7 @@ def test_dying_while_captions_are_added(
         shutil.rmtree(out)
 
 
+@pytest.mark.once
 def test_killed_while_captions_are_added(
     folder: Path, bare: Path, tmp_path: Path, clean: Tree
 ) -> None:

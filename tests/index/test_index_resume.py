@@ -143,6 +143,7 @@ def assert_readable(out: Path, *, replacing: bool) -> None:
             assert VideoIndex.load(out / ".indexing" / "draft" / name)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("replacing", [False, True])
 def test_dying_at_every_change_of_the_file_system(
     folder: Path, tmp_path: Path, clean: Tree, replacing: bool, monkeypatch: pytest.MonkeyPatch
@@ -179,6 +180,7 @@ def test_dying_at_every_change_of_the_file_system(
         shutil.rmtree(out)
 
 
+@pytest.mark.once
 def test_killed_at_random_moments(folder: Path, tmp_path: Path, clean: Tree) -> None:
     worker = start(folder, tmp_path / "whole")
     begin = time.perf_counter()

@@ -192,6 +192,7 @@ def test_a_known_file_is_probed_when_its_index_is_made_anew(
     assert {video.clip_seconds for video in loaded} == {1.0}
 
 
+@pytest.mark.once
 def test_a_resumed_run_does_not_read_its_files_again(
     paths: list[Path], tmp_path: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,6 @@ from helpers.index_worker import (
     stand_ins,
     tree,
     write_video,
-    write_videos,
 )
 
 from granalign_fast import cli
@@ -40,14 +39,6 @@ from granalign_fast.types import FrameSet
 from granalign_fast.video.frames import Frame, read_frames
 
 Failures = list[tuple[str, str]]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the worker's videos."""
-    folder = tmp_path_factory.mktemp("videos")
-    write_videos(folder)
-    return folder
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -205,6 +196,7 @@ def broken(name: str, clip: int) -> Callable[..., Iterator[Frame]]:
     return failing
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("name", "clip"),
     [("street", 0), ("street", 4), ("yard", 0), ("yard", 1), ("kitchen", 1), ("kitchen", 5)],

@@ -223,6 +223,7 @@ def test_copies_of_one_name_share_an_index_and_others_do_not(
     assert indexed(out)["a"] == str(paths[0])
 
 
+@pytest.mark.once
 def test_two_files_of_one_name_survive_a_death_at_any_moment(
     videos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

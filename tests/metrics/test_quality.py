@@ -40,6 +40,7 @@ class CachingEncoder:
         return self.embeddings[key]
 
 
+@pytest.mark.once
 def test_moments_of_real_videos(split, minilm, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     encoder = CachingEncoder()

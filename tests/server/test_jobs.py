@@ -322,6 +322,7 @@ def test_a_client_that_goes_in_the_middle_leaves_nothing(shared: Shared, indexed
     assert not [line for line in shared.service.lines if "Traceback" in line]
 
 
+@pytest.mark.once
 def test_a_kill_loses_no_job_and_leaves_no_file_half(library: Path, indexed: Path) -> None:
     """One video is being indexed, another one is half here."""
     content = (indexed / "long.mp4").read_bytes()
