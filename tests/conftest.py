@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from helpers.model_server import ModelServer
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # There is a process for each core: NumPy's own threads would only wait for each other. NumPy
-    # reads this when it is imported, which no plugin does before.
+    # There is a process for each core: threads of NumPy, torch and FAISS would only wait for each
+    # other. These read the variables when they are imported, which no plugin does before.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.hookimpl(wrapper=True)
