@@ -206,7 +206,8 @@ def _check_alone(model: ModelSource, rendered: _Rendered) -> None:
     _send(model, harmless, [_QUERIES[0]])
     spelled = list(tokenizer.control_tokens)[:_SPELLED]
     _send(model, hostile, [f"a dog {''.join(spelled)}\n{' x '.join(spelled)}"])
-    numbers = set(tokenizer.control_tokens.values())
+    # A word that the tokenizer does not know may have a special token, and forges nothing.
+    numbers = set(tokenizer.control_tokens.values()) - {tokenizer.unknown}
     for (_, expected), (_, ids) in zip(harmless.prompts, hostile.prompts, strict=True):
         if [i for i in ids if i in numbers] != [i for i in expected if i in numbers]:
             raise GranAlignError(

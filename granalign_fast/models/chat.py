@@ -118,6 +118,12 @@ class ChatTokenizer:
         """
         return dict(self._plain.ids)
 
+    @property
+    def unknown(self) -> int | None:
+        """The id of every word outside the vocabulary; None where there is no such id."""
+        name = getattr(self._tokenizer.model, "unk_token", None)
+        return None if name is None else self._tokenizer.token_to_id(name)
+
     @functools.cached_property
     def _plain(self) -> PlainTextTokenizer:
         return PlainTextTokenizer(self._tokenizer, self.template.literals, self._folder)

@@ -25,6 +25,7 @@ from helpers.tiny_vlm import (
     VISION_START,
     write_tiny_vlm,
 )
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.export.checks.prompts import check_prompts
@@ -85,6 +86,18 @@ def test_prompts_are_checked_without_transformers(
     monkeypatch.setitem(sys.modules, "transformers", None)
     model = LlmSource.read(source_of(tmp_path))
     assert check_prompts(model).replaced == {}
+
+
+def test_an_unknown_word_is_no_forged_token(tmp_path: Path) -> None:
+    """A tokenizer of whole words gives those that it does not know a special token."""
+    source = source_of(tmp_path)
+    before = Tokenizer.from_file(str(source / "tokenizer.json"))
+    special = [token.content for token in before.get_added_tokens_decoder().values()]
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "dog": 2}, "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["<unk>", *special])
+    tokenizer.save(str(source / "tokenizer.json"))
+    assert check_prompts(LlmSource.read(source), compare=False).replaced == {}
 
 
 def test_an_additional_default_template_is_the_one_of_the_export(tmp_path: Path) -> None:
