@@ -128,7 +128,8 @@ def _graphs(folder: Path, precision: str | None) -> dict[Path, GraphShapes]:
     graphs = {}
     for spec in ENGINE_GRAPHS[kind]:
         graph = folder / spec.file
-        shapes = graph_shapes(graph)
+        # Not every vision-language model has a graph of clips.
+        shapes = graph_shapes(graph) if spec.file in manifest.files else None
         if shapes is None:
             continue
         if precision not in (None, shapes.precision):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from granalign_fast.models.exported_graph import open_session
 from granalign_fast.models.graph_contract import (
     EMBEDDINGS,
     FRAMES,
-    IMAGE_EMBEDS,
     INPUT_IDS,
     PADDED_IDS,
 )
@@ -29,7 +29,7 @@ from .language_model import compare_values
 from .sentences import VALIDATION
 
 _FRAMES = 3
-"""Frames to compare. There are few, because large towers take seconds for each on a CPU."""
+"""Frames or clips to compare: few, because large towers take seconds for each on a CPU."""
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -91,7 +91,10 @@ def sample_inputs(graph: Path) -> list[Arrays]:
     for name, shape in inputs.items():
         sizes = [size for size in shape[1:] if isinstance(size, int)]
         if name == FRAMES:
-            return [{name: _sample_frames(sizes[0], sizes[1])}]
+            # (batch, height, width, 3), or clips: (batch, frames, height, width, 3).
+            clip, (height, width) = sizes[:-3], sizes[-3:-1]
+            frames = _sample_frames(_FRAMES * math.prod(clip), height, width)
+            return [{name: frames.reshape(_FRAMES, *clip, height, width, 3)}]
     raise GranAlignError(f"{graph}: got inputs {sorted(inputs)}, expected texts or frames")
 
 
@@ -119,10 +122,10 @@ def _sample_texts(graph: Path, names: set[str]) -> list[Arrays]:
     return cases
 
 
-def _sample_frames(height: int, width: int) -> npt.NDArray[np.uint8]:
-    """Return different frames of coloured blocks under noise, (frames, height, width, 3)."""
+def _sample_frames(count: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """Return different frames of coloured blocks under noise, (count, height, width, 3)."""
     random = np.random.default_rng(0)
-    blocks = random.integers(0, 192, (_FRAMES, 7, 7, 3))
+    blocks = random.integers(0, 192, (count, 7, 7, 3))
     frames = blocks[:, np.arange(height) * 7 // height][:, :, np.arange(width) * 7 // width]
     return (frames + random.integers(0, 64, frames.shape)).astype(np.uint8)
 
@@ -145,11 +148,17 @@ def _compare(
         )
         labels = [f"row {i}" for i in range(len(reference))]
         return compare_embeddings(labels, ours, reference, tolerance)
-    ours, reference = (
-        np.concatenate([arrays[IMAGE_EMBEDS] for arrays in side]).astype(np.float32)
-        for side in (got, expected)
-    )
-    return compare_values({"frames": ours}, reference, tolerance)
+    # A vision tower: its tokens, and the features that a decoder adds behind its first layers.
+    measured: dict[str, float] = {}
+    mismatches: list[str] = []
+    for name in expected[0]:
+        ours, reference = (
+            np.concatenate([arrays[name] for arrays in side]).astype(np.float32)
+            for side in (got, expected)
+        )
+        errors, lines = compare_values({name: ours}, reference, tolerance)
+        measured, mismatches = _worst(errors, measured), mismatches + lines
+    return measured, mismatches
 
 
 def _unit_rows(rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -159,10 +168,11 @@ def _unit_rows(rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 
 
 def _worst(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
-    """Merge two measurements: the lesser cosine and the greater error of each name."""
+    """Merge two measurements: the lesser cosine and the greater error of each name.
+
+    A name that only one of them has keeps its value.
+    """
     pick = {True: min, False: max}
     return other | {
-        name: pick["cosine" in name](value, other[name])
-        for name, value in one.items()
-        if name in other
+        name: pick["cosine" in name](value, other.get(name, value)) for name, value in one.items()
     }

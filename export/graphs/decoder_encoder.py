@@ -100,10 +100,10 @@ class DecoderEncoderGraph(EncoderGraph):
         """Return the position of each token in its text, int32 (batch, sequence)."""
         if self.packed:
             return POSITIONS
-        bounds = [self._constant("range.start", 0, np.int32), self._constant("step", 1, np.int32)]
-        length = self._op("Squeeze", self._cast(self._size(1), np.int32))
-        row = self._op("Range", bounds[0], length, bounds[1])
-        return self._op("Expand", row, self._op("Shape", self.ids))
+        # The row is cast, not its length: a GPU would leave the cast of a length to the host.
+        start, step = self._constant("range.start", 0), self._constant("range.step", 1)
+        row = self._op("Range", start, self._op("Squeeze", self._size(1)), step)
+        return self._op("Expand", self._cast(row, np.int32), self._op("Shape", self.ids))
 
     def _angles(self, positions: str, theta: float) -> tuple[str, str]:
         """Compute the cosines and sines of all tokens, (batch, sequence, head_dim / 2) each."""

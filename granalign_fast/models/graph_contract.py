@@ -231,7 +231,10 @@ ENGINE_GRAPHS = {
         EngineGraph(IMAGE_GRAPH, (1, 4, 16, 64), by_provider=False),
         EngineGraph(TEXT_GRAPH, (1, 4, 16, 64), tokens=16),
     ),
-    VLM: (EngineGraph(VISION_GRAPH, (1, 4, 16), by_provider=False),),
+    VLM: (
+        EngineGraph(VISION_GRAPH, (1, 4, 16), by_provider=False),
+        EngineGraph(CLIPS_GRAPH, (1, 4, 16), by_provider=False),
+    ),
 }
-"""The graphs that TensorRT runs, by the manifest's kind. It runs no decoders, as these have caches.
-"""
+"""The graphs that TensorRT runs, by the manifest's kind; not every folder has `CLIPS_GRAPH`.
+TensorRT runs no decoders, as these have caches."""

@@ -7,6 +7,7 @@ import itertools
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ import pytest
 from helpers import fake_cupy, fake_tensorrt
 from helpers.tiny_bert import flip_byte, write_tiny_bert
 from helpers.tiny_clip import write_random_clip, write_tiny_export
+from helpers.tiny_decoder import write_bare_decoder
 from helpers.tiny_llm import write_unchecked
+from helpers.tiny_qwen3_vl import write_unchecked_qwen3_vl
+from helpers.tiny_smolvlm import write_unchecked_smolvlm
 from helpers.tiny_vlm import write_unchecked_vlm
 from onnx import TensorProto, helper
 
@@ -297,9 +301,35 @@ def test_fused_operators_reach_the_provider_as_standard_ones(
     np.testing.assert_allclose(session(input_ids=ids)["embeddings"], expected, atol=1e-3)
 
 
-def test_what_is_not_tensorrts_runs_by_cuda(tmp_path: Path, providers: list[Any]) -> None:
-    vlm = write_unchecked_vlm(tmp_path / "vlm")
-    for name in ("vision.onnx", "embedding.onnx", "model.onnx"):
+@pytest.mark.parametrize("name", ["gemma3", "qwen3"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_provider_gets_decoders_of_sentences(
+    tmp_path: Path, providers: list[Any], name: str, precision: str
+) -> None:
+    """Sentence encoders of the decoder type have standard operators alone, in every precision."""
+    source = write_bare_decoder(tmp_path / "source", name)
+    out = export_sentence_encoder(source, tmp_path / "out", precision=precision, check=False)
+    session = open_session(out / "model.onnx", device="tensorrt")
+    assert session.backend == "TensorrtExecutionProvider"
+    (_, options), _ = providers[-1]
+    ids = session.inputs[0]
+    longest = json.loads((out / "manifest.json").read_text())["max_tokens"]
+    assert options["trt_profile_max_shapes"] == f"{ids}:256x{longest}"
+    assert options["trt_fp16_enable"] == str(precision == "fp16")
+    x = np.ones((3, 5), np.int32)
+    expected = open_session(out / "model.onnx")(**{ids: x})["embeddings"]
+    np.testing.assert_allclose(session(**{ids: x})["embeddings"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "write", [write_unchecked_vlm, write_unchecked_qwen3_vl, write_unchecked_smolvlm]
+)
+def test_what_is_not_tensorrts_runs_by_cuda(
+    tmp_path: Path, providers: list[Any], write: Callable[[Path], Path]
+) -> None:
+    vlm = write(tmp_path / "vlm")
+    clips = [path.name for path in vlm.glob("clips.onnx")]
+    for name in ("vision.onnx", *clips, "embedding.onnx", "model.onnx"):
         session = open_session(vlm / name, device="tensorrt")
         assert session.backend == "CUDAExecutionProvider"
         assert providers[-1] == [("CUDAExecutionProvider", CUDA_OPTIONS)]

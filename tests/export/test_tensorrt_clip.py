@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import fake_cupy, fake_tensorrt
-from helpers.tiny_clip import MAX_TOKENS, WORDS, random_frames, write_random_clip, write_tiny_export
+from helpers.tiny_clip import (
+    MAX_TOKENS,
+    SIGLIP2_WIDTHS,
+    WORDS,
+    random_frames,
+    write_random_clip,
+    write_tiny_export,
+)
 
 from granalign_fast.export.tensorrt import export_tensorrt
 from granalign_fast.files import sha256_of
@@ -58,11 +65,15 @@ def test_both_towers_of_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     np.testing.assert_allclose(ours.encode_texts(texts), expected.encode_texts(texts), atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip"])
-def test_fused_operators_reach_tensorrt_as_standard_ones(tmp_path: Path, family: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "size"), [("clip", "base"), *(("siglip", size) for size in SIGLIP2_WIDTHS)]
+)
+def test_fused_operators_reach_tensorrt_as_standard_ones(
+    tmp_path: Path, family: str, size: str
+) -> None:
     """Engines are built from an fp16 graph whose fused operators TensorRT cannot read."""
     folder = write_tiny_export(tmp_path / "fp16", precision="fp16", max_tokens=MAX_TOKENS)
-    write_random_clip(tmp_path / "towers", family, precision="fp16")
+    write_random_clip(tmp_path / "towers", family, precision="fp16", widths=SIGLIP2_WIDTHS[size])
     record = json.loads((folder / "manifest.json").read_text())
     for name in ("image.onnx", "text.onnx"):
         shutil.copy(tmp_path / "towers" / name, folder / name)

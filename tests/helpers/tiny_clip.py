@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -171,54 +171,73 @@ WORDS = 40
 """Vocabulary of `random_clip`; the last token id ends a text."""
 
 
-def random_clip(family: str, *, layers: int = 2, end: int = WORDS - 1) -> tuple[Any, Any, Any]:
+SIGLIP2_WIDTHS = {"base": (128, 192, 128), "so400m": (144, 538, 144), "giant": (128, 192, 64)}
+"""Width of the image tower, of the layers' perceptrons and of the text tower, each in a form that a
+published SigLIP 2 has: so400m has heads of 72 values and a perceptron that is no multiple of 8, and
+the giant's text tower is narrower than its image tower."""
+
+
+def random_clip(
+    family: str,
+    *,
+    layers: int = 2,
+    end: int = WORDS - 1,
+    widths: tuple[int, int, int] = SIGLIP2_WIDTHS["base"],
+) -> tuple[Any, Any, Any]:
     """Return the shapes of an image and a text tower, and random weights of both, without torch.
 
     An image has 5 x 5 patches of 7 pixels, and 2 further rows and columns in no patch.
+
+    Args:
+        family: ``"clip"`` or ``"siglip"``.
+        layers: of each tower.
+        end: id of the token that ends a text.
+        widths: as in `SIGLIP2_WIDTHS`; a CLIP's towers are equally wide here.
     """
     activation = {"clip": "quick_gelu", "siglip": "gelu_pytorch_tanh"}[family]
-    stack = Transformer(128, 192, layers, 2, activation, 1e-5)
-    out = 48 if family == "clip" else stack.hidden
+    hidden, wide, of_text = widths
+    stack = Transformer(hidden, wide, layers, 2, activation, 1e-5)
+    out = 48 if family == "clip" else hidden
     image = ImageShape(stack, 37, 7, out, LEVELS)
-    text = TextShape(stack, WORDS, MAX_TOKENS, out, end)
-    hidden, rng = stack.hidden, np.random.default_rng(0)
+    text = TextShape(replace(stack, hidden=of_text), WORDS, MAX_TOKENS, out, end)
+    rng = np.random.default_rng(0)
     patches = image.grid**2
     sizes: dict[str, tuple[int, ...]] = {
         "vision_model.embeddings.patch_embedding.weight": (hidden, 3, 7, 7),
         "vision_model.embeddings.position_embedding.weight": (patches + (family == "clip"), hidden),
-        "text_model.embeddings.token_embedding.weight": (WORDS, hidden),
-        "text_model.embeddings.position_embedding.weight": (MAX_TOKENS, hidden),
+        "text_model.embeddings.token_embedding.weight": (WORDS, of_text),
+        "text_model.embeddings.position_embedding.weight": (MAX_TOKENS, of_text),
     }
 
     def linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
         return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
 
-    def mlp(name: str) -> dict[str, tuple[int, ...]]:
-        up = linear(f"{name}.fc1", hidden, stack.wide)
-        return up | linear(f"{name}.fc2", stack.wide, hidden)
+    def mlp(name: str, width: int) -> dict[str, tuple[int, ...]]:
+        return linear(f"{name}.fc1", width, wide) | linear(f"{name}.fc2", wide, width)
 
-    norms = ["vision_model.post_layernorm", "text_model.final_layer_norm"]
-    for tower in ("vision_model", "text_model"):
+    norms = {"vision_model.post_layernorm": hidden, "text_model.final_layer_norm": of_text}
+    for tower, width in (("vision_model", hidden), ("text_model", of_text)):
         for layer in range(layers):
             prefix = f"{tower}.encoder.layers.{layer}"
             for part in ("q", "k", "v", "out"):
-                sizes |= linear(f"{prefix}.self_attn.{part}_proj", hidden, hidden)
-            sizes |= mlp(f"{prefix}.mlp")
-            norms += [f"{prefix}.layer_norm1", f"{prefix}.layer_norm2"]
+                sizes |= linear(f"{prefix}.self_attn.{part}_proj", width, width)
+            sizes |= mlp(f"{prefix}.mlp", width)
+            norms |= {f"{prefix}.layer_norm1": width, f"{prefix}.layer_norm2": width}
     if family == "clip":
-        norms.append("vision_model.pre_layrnorm")
+        norms["vision_model.pre_layrnorm"] = hidden
         sizes["vision_model.embeddings.class_embedding"] = (hidden,)
         sizes |= {f"{name}_projection.weight": (out, hidden) for name in ("visual", "text")}
     else:
         head = "vision_model.head"
-        norms.append(f"{head}.layernorm")
+        norms[f"{head}.layernorm"] = hidden
         sizes["vision_model.embeddings.patch_embedding.bias"] = (hidden,)
-        sizes |= linear("text_model.head", hidden, out) | mlp(f"{head}.mlp")
+        sizes |= linear("text_model.head", of_text, out) | mlp(f"{head}.mlp", hidden)
         sizes[f"{head}.probe"] = (1, 1, hidden)
         sizes |= linear(f"{head}.attention.out_proj", hidden, hidden)
         sizes[f"{head}.attention.in_proj_weight"] = (3 * hidden, hidden)
         sizes[f"{head}.attention.in_proj_bias"] = (3 * hidden,)
-    sizes |= {f"{norm}.{part}": (hidden,) for norm in norms for part in ("weight", "bias")}
+    for norm, width in norms.items():
+        sizes |= {f"{norm}.{part}": (width,) for part in ("weight", "bias")}
 
     def draw(name: str, size: tuple[int, ...]) -> Any:
         fan = int(np.prod(size[1:])) if len(size) > 1 else 4

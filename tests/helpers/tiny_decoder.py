@@ -242,14 +242,15 @@ WIDE = CONFIGURATIONS["qwen3"] | {"hidden_size": 256, "intermediate_size": 768, 
 """Large enough that the graphs themselves are a small part of an export."""
 
 
-def write_bare_decoder(folder: Path, name: str) -> Path:
+def write_bare_decoder(folder: Path, name: str, **changes: Any) -> Path:
     """Write a folder with random weights, without torch, and return it.
 
     Args:
         folder: must not exist. Its layout is that of transformers 4.57.
         name: one of `CONFIGURATIONS`, or ``"qwen3-wide"``.
+        changes: settings that replace those of the configuration.
     """
-    settings = dict(WIDE if name == "qwen3-wide" else CONFIGURATIONS[name])
+    settings = dict(WIDE if name == "qwen3-wide" else CONFIGURATIONS[name]) | changes
     dense, tanh = settings.pop("dense", []), settings.pop("tanh", False)
     gemma = name.startswith("gemma3")
     if gemma:

@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Tokenizer
 from helpers.tiny_bert import write_json
 from helpers.tiny_llm import _weights as decoder_weights
 from helpers.tiny_llm import write_tokenizer
+from helpers.tiny_vlm import write_unchecked_vlm
 
 SPECIAL = [
     "<|endoftext|>",
@@ -184,6 +185,15 @@ def write_tiny_smolvlm(
     tokenizer.add_tokens([AddedToken(word, single_word=True) for word in ("yes", "no")])
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
+
+
+def write_unchecked_smolvlm(
+    folder: Path, config: dict[str, Any] | None = None, *, precision: str = "fp32"
+) -> Path:
+    """Export a tiny model without the comparison with torch; see `write_unchecked_vlm`."""
+    if not (folder / "source").exists():
+        write_tiny_smolvlm(folder / "source", config)
+    return write_unchecked_vlm(folder, precision=precision, image_size=None)
 
 
 def _vision_weights(

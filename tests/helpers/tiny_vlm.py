@@ -201,7 +201,7 @@ def write_unchecked_vlm(
     config: dict[str, Any] | None = None,
     *,
     precision: str = "fp32",
-    image_size: tuple[int, int] = IMAGE_SIZE,
+    image_size: tuple[int, int] | None = IMAGE_SIZE,
 ) -> Path:
     """Export a tiny model as `export_vlm` does, without the comparison with torch.
 

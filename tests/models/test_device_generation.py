@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from helpers import fake_cupy
 from helpers.tiny_llm import CONFIGS, RAGGED, prompts_of, write_unchecked
-from helpers.tiny_vlm import IMAGE, frames_of, write_unchecked_vlm
+from helpers.tiny_qwen3_vl import write_unchecked_qwen3_vl
+from helpers.tiny_smolvlm import write_unchecked_smolvlm
+from helpers.tiny_vlm import frames_of, write_unchecked_vlm
 
 from granalign_fast.errors import MissingExtraError
 from granalign_fast.language.captioner import VlmCaptioner
@@ -262,33 +264,66 @@ def test_beginnings_of_different_lengths_stay_on_the_device(tmp_path: Path, stat
     assert answers == model.generate(whole, max_new_tokens=9)
 
 
-def test_a_captioner_and_its_tiers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_unchecked_vlm(tmp_path)
-    frames = FrameSet.of(frames_of(5))
+FAMILIES: dict[str, Any] = {
+    "qwen2_5_vl": write_unchecked_vlm,
+    "qwen3_vl": write_unchecked_qwen3_vl,
+    "smolvlm": write_unchecked_smolvlm,
+}
+"""What exports a tiny model of each family."""
+
+
+def seen(model: VisionLanguageModel, count: int, frames: int) -> FrameSet:
+    """Return clips of several frames, or single frames, in the model's size."""
+    height, width = model.manifest.image_size
+    images = frames_of(count * frames, (height, width))
+    if frames == 1:
+        return FrameSet.of(images)
+    return FrameSet.of(images.reshape(count, frames, height, width, 3), frame_seconds=0.5)
+
+
+@pytest.mark.parametrize("frames_per_clip", [1, 4])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_captioner_and_its_tiers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, frames_per_clip: int
+) -> None:
+    folder = FAMILIES[family](tmp_path)
     model = VisionLanguageModel(folder, device="cuda:1")
-    device = MemoryTier(1 << 17, name="device", move=model.device.put)  # two frames
-    cache = PrefixCache([device, MemoryTier(1 << 16), DiskTier(tmp_path / "kept", 1 << 20)])
-    gpu_captioner = VlmCaptioner(model, cache=cache, rows=2, max_new_tokens=8)
+    frames = seen(model, 5, frames_per_clip)
+    gpu_captioner = VlmCaptioner(model, rows=2 * frames_per_clip, max_new_tokens=8)
+    size = gpu_captioner.start_of(frames.form).tokens * model.manifest.token_bytes
+    device = MemoryTier(5 * size // 2, name="device", move=model.device.put)  # two clips
+    kept = DiskTier(tmp_path / "kept", 1 << 24)
+    gpu_captioner.cache = cache = PrefixCache([device, MemoryTier(5 * size // 4), kept])
     captions = [gpu_captioner.agnostic(frames), gpu_captioner.aware(frames, ["dog"])]
     assert sum(cache.counts.hits.values()) == 5 and cache.counts.evictions["device"]
     with monkeypatch.context() as patched:
         patched.setattr(generation, "open_session", open_session)
-        cpu_captioner = VlmCaptioner(VisionLanguageModel(folder), rows=2, max_new_tokens=8)
-    assert captions == [cpu_captioner.agnostic(frames), cpu_captioner.aware(frames, ["dog"])]
+        cpu_captioner = VlmCaptioner(VisionLanguageModel(folder), max_new_tokens=8)
+        expected = [cpu_captioner.agnostic(frames), cpu_captioner.aware(frames, ["dog"])]
+    assert captions == expected
     for captioner in (gpu_captioner, cpu_captioner):
         captioner.__dict__["_answer_tokens"] = ([7, 9], [11])
-    actual, expected = (c.recognise(frames, ["a dog"]) for c in (gpu_captioner, cpu_captioner))
-    np.testing.assert_allclose(actual, expected, atol=1e-6)
+    actual, shares = (c.recognise(frames, ["a dog"]) for c in (gpu_captioner, cpu_captioner))
+    np.testing.assert_allclose(actual, shares, atol=1e-6)
 
 
-def test_frames_are_copied_to_the_gpu_once(tmp_path: Path) -> None:
-    model = VisionLanguageModel(write_unchecked_vlm(tmp_path), device="cuda:1")
-    prefix = model.prefill_frames(frames_of(3), [1, 2, IMAGE, 3])
+@pytest.mark.parametrize("frames_per_clip", [1, 4])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_frames_are_copied_to_the_gpu_once(
+    tmp_path: Path, family: str, frames_per_clip: int
+) -> None:
+    model = VisionLanguageModel(FAMILIES[family](tmp_path), device="cuda:1")
+    frames = seen(model, 3, frames_per_clip)
+    start = VlmCaptioner(model).start_of(frames.form)
+    clips = [clip if frames_per_clip > 1 else clip[None] for clip in frames.load(range(3))]
+    prefix = model.prefill_clips(clips, start.ids, seconds=start.seconds)
     assert not DOWNLOADED and prefix.rows == 3
     assert len(model.generate([[4, 5]] * 3, prefix=prefix, max_new_tokens=3)) == 3
-    assert [shape for shape, dtype in UPLOADED if dtype == np.uint8] == [
-        (3, *model.manifest.image_size, 3)
-    ]
+    # One upload of all frames, as images of the tower.
+    (shape,) = [shape for shape, dtype in UPLOADED if dtype == np.uint8]
+    layout = model.layout(frames_per_clip)
+    span = (layout.span,) if layout.span > 1 else ()
+    assert shape == (3 * layout.images, *span, *model.manifest.image_size, 3)
     assert all(dtype == np.int64 and len(shape) < 3 for shape, dtype in DOWNLOADED)
 
 

@@ -8,11 +8,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from helpers.cuda_provider import NewCalls, captured, check_every_node_on_gpu, watched_calls
+from helpers.cuda_provider import (
+    NewCalls,
+    captured,
+    check_decoders_on_gpu,
+    check_every_node_on_gpu,
+    watched_calls,
+)
 from helpers.tiny_llm import prompts_of
 from helpers.tiny_qwen3_vl import CONFIGS, IMAGE_SIZE, write_unchecked_qwen3_vl
 from helpers.tiny_vlm import IMAGE, VIDEO, VISION_END, VISION_START, frames_of
@@ -21,7 +25,6 @@ from granalign_fast.export.specs import LLM_PRECISIONS
 from granalign_fast.models.exported_graph import open_session
 from granalign_fast.models.graph_contract import VISION_GRAPH
 from granalign_fast.models.vision_language_model import VisionLanguageModel
-from granalign_fast.runtime.session import Session
 
 pytestmark = pytest.mark.needs_cuda_provider
 
@@ -40,39 +43,7 @@ def test_qwen3_vl(tmp_path: Path, name: str, precision: str) -> None:
     clips = frames.reshape(2, 2, *frames.shape[1:])
     check_every_node_on_gpu(out / "vision.onnx", lambda session: {"frames": frames})
     check_every_node_on_gpu(out / "clips.onnx", lambda session: {"frames": clips})
-    manifest = VisionLanguageModel(out).manifest
-    count, hidden = manifest.image_tokens, manifest.hidden
-    dtype, width = manifest.cache_dtype, manifest.kv_heads * manifest.head_dim
-    common = {
-        "position_ids": np.tile(np.arange(count), (3, 2, 1)),
-        "deepstack": np.zeros((2, manifest.deepstack, count, hidden), dtype),
-    }
-
-    def growing(session: Session) -> dict[str, Any]:
-        past = np.zeros((2, manifest.kv_heads, 0, manifest.head_dim), dtype)
-        cache = {name: past for name in session.inputs if name.startswith("past")}
-        mask = np.ones((2, count), np.int64)
-        embeds = np.zeros((2, count, hidden), dtype)
-        return cache | common | {"inputs_embeds": embeds, "attention_mask": mask}
-
-    def static(session: Session) -> dict[str, Any]:
-        past = np.zeros((2, count + 4, width), dtype)
-        cache = {name: past for name in session.inputs if name.startswith("past")}
-        return (
-            cache
-            | common
-            | {
-                "input_ids": np.zeros((2, count), np.int64),
-                "image_embeds": np.zeros((2, count, hidden), dtype),
-                "image_at": np.zeros(2, np.int64),
-                "write_indices": np.zeros(2, np.int64),
-                "cached_tokens": np.full(2, count),
-                "last": np.zeros((2, 1, count), dtype),
-            }
-        )
-
-    check_every_node_on_gpu(out / "model.onnx", growing)
-    check_every_node_on_gpu(out / "static.onnx", static)
+    check_decoders_on_gpu(out)
 
 
 @pytest.mark.parametrize("frames", [1, 4])
