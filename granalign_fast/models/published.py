@@ -385,7 +385,8 @@ def model_set(name: str, instead: Sequence[str] = ()) -> ModelSet:
 def precision_of(kind: str, precision: str) -> str:
     """Return a model's precision in a set of this precision: encoders have no int4.
 
-    The sentence encoder is small, and its embeddings decide most, so it is not rounded.
+    The embeddings of sentences decide most, so their encoder is not rounded, whatever its size:
+    what int8 costs a large one has not been measured on published weights.
     """
     encoders = {SENTENCE_ENCODER: "fp32", CLIP: "int8"}
     return encoders.get(kind, precision) if precision == "int4" else precision
