@@ -91,7 +91,10 @@ def write_clips(
         ) from None
     failed, digits = 0, max(2, len(str(len(moments))))
     for rank, moment in enumerate(moments, 1):
-        path = folder / f"{rank:0{digits}}-{moment.start:.1f}-{moment.end:.1f}{suffix}"
+        # More decimals where a moment is so short that it would begin and end at the same time.
+        places = 1 if moment.end - moment.start >= 0.1 else 3
+        times = "-".join(f"{second:.{places}f}" for second in (moment.start, moment.end))
+        path = folder / f"{rank:0{digits}}-{times}{suffix}"
         try:
             check_is_no_input("--clips", path, (video,))
             written = cut(video, moment.start, moment.end, path, exact=exact)

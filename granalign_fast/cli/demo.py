@@ -71,10 +71,10 @@ def _choose(queries: Sequence[AnnotatedQuery]) -> list[AnnotatedQuery]:
 def _print(queries: Sequence[AnnotatedQuery], results: Sequence[SearchResult]) -> None:
     from rich.table import Table
 
-    from granalign_fast.output.tables import clock, show
+    from granalign_fast.output.tables import clocks, show
 
     def span(start: float, end: float) -> str:
-        return f"{clock(start)} - {clock(end)}"
+        return " - ".join(clocks(start, end))
 
     table = Table()
     table.add_column("asked for")

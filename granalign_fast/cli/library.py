@@ -264,7 +264,7 @@ def _date(video: CataloguedVideo) -> str | None:
 def _print_videos(videos: list[CataloguedVideo], tags: Tags) -> None:
     from rich.table import Table
 
-    from granalign_fast.output.tables import clock, show
+    from granalign_fast.output.tables import length, show
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("video", overflow="fold")
@@ -273,13 +273,13 @@ def _print_videos(videos: list[CataloguedVideo], tags: Tags) -> None:
     table.add_column("date", no_wrap=True)
     table.add_column("tags", overflow="fold")
     for video in videos:
-        length, date = clock(video.seconds, fine=False), (_date(video) or "-")[:10]
+        duration, date = length(video.seconds, digits=0), (_date(video) or "-")[:10]
         numbers = f"{video.clips}", f"{video.frames_per_clip}"
         words = ", ".join(tags.get(video.vid, ()))
-        table.add_row(video.vid, length, *numbers, date, words)
+        table.add_row(video.vid, duration, *numbers, date, words)
     show(table)
     seconds = sum(video.seconds for video in videos)
-    typer.echo(f"{counted(len(videos), 'video')}, {clock(seconds, fine=False)} in all")
+    typer.echo(f"{counted(len(videos), 'video')}, {length(seconds, digits=0)} in all")
 
 
 def _report_damaged(damaged: dict[str, str]) -> None:

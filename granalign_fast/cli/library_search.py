@@ -201,7 +201,7 @@ def _warnings(result: LibraryResult) -> Iterable[str]:
 def _print(library: Library, result: LibraryResult, *, chosen: bool) -> None:
     from rich.table import Table
 
-    from granalign_fast.output.tables import clock, show
+    from granalign_fast.output.tables import clocks, show
 
     of = f"{result.searched} videos" + (" that the filters choose" if chosen else "")
     table = Table(title=f"{result.query.query}  ({of})", title_justify="left")
@@ -211,7 +211,7 @@ def _print(library: Library, result: LibraryResult, *, chosen: bool) -> None:
     table.add_column("its best clip")
     for moment in result.moments:
         mark = "" if moment.refined else " *"
-        cells = clock(moment.start), clock(moment.end), f"{moment.score:.3f}{mark}"
+        cells = *clocks(moment.start, moment.end), f"{moment.score:.3f}{mark}"
         table.add_row(moment.vid, *cells, moment.caption or "")
     show(table)
     if not all(moment.refined for moment in result.moments):

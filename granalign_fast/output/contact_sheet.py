@@ -17,7 +17,7 @@ from granalign_fast.types import Image, SearchResult, check_frames
 
 from .frames import fitted
 from .plot import shorten
-from .tables import absence, clock, shown_at_all
+from .tables import absence, clocks, shown_at_all
 
 SUFFIXES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 """The suffixes of a contact sheet, and the names of their formats."""
@@ -88,7 +88,7 @@ def draw_contact_sheet(
         below = above + cell - _LABEL - _MARGIN
         draw.rectangle((left, above, left + _WIDTH - 1, below + _LABEL - 1), fill=_PANEL)
         sheet.paste(picture, (left + (_WIDTH - picture.width) // 2, below - picture.height))
-        label = f"#{number + 1}   {clock(moment.start)} - {clock(moment.end)}"
+        label = f"#{number + 1}   {' - '.join(clocks(moment.start, moment.end))}"
         draw.text((left + 6, below + 4), label, fill=_INK, font=text)
         score = f"{moment.score:.3f}"
         draw.text((left + _WIDTH - 6, below + 4), score, fill=_FAINT, font=text, anchor="ra")

@@ -16,7 +16,7 @@ from granalign_fast.types import Image, Moment, SearchResult, check_frames
 
 from .frames import fitted
 from .plot import CURVE, INK, MOMENT, new_figure, plain, save_figure, shorten
-from .tables import clock, time_ticks
+from .tables import clock, clocks, time_ticks
 
 FRAMES = 12
 """The largest number of frames in a strip."""
@@ -247,7 +247,7 @@ def _draw_moments(
     """Draw a frame of each moment from left to right, best first, with rank and times below."""
     for rank, (image, moment) in enumerate(zip(thumbnails, moments, strict=True)):
         middle = (rank + 0.5) * _INNER / 5
-        label = f"#{rank + 1}  {clock(moment.start)} - {clock(moment.end)}"
+        label = f"#{rank + 1}  {' - '.join(clocks(moment.start, moment.end))}"
         _draw_image(axes, image, middle, _SLOT, height, 1.0, label, bordered=rank == 0)
     axes.set(xlim=(0, _INNER), ylim=(-_UNDER_FRAMES, height))
     axes.axis("off")
@@ -258,12 +258,13 @@ def _draw_frames(
 ) -> None:
     """Draw a frame of each stretch of the video, with its time below."""
     per_inch = duration / _INNER
+    digits = 0 if duration >= 60 else 1 if duration >= 1 else 3
     for tile in tiles:
         middle = (tile.start + tile.end) / 2
         available = (tile.end - tile.start) / per_inch - 0.04
         # Frames of the best moment get a border.
         in_best = any(moment.start <= tile.time < moment.end for moment in best)
-        label = clock(tile.time, fine=duration < 60)
+        label = clock(tile.time, digits=digits)
         _draw_image(axes, tile.image, middle, available, height, per_inch, label, bordered=in_best)
     axes.set(xlim=(0, duration), ylim=(-_UNDER_FRAMES, height))
     axes.axis("off")

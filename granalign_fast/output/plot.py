@@ -13,7 +13,7 @@ from granalign_fast.files import replacing
 from granalign_fast.index import VideoIndex
 from granalign_fast.types import SearchResult
 
-from .tables import clock, peak_text
+from .tables import clocks, peak_text
 
 INK, CURVE, VARIANT, MOMENT = "#22303c", "#1f6f8b", "#9db4c0", "#f2a65a"
 """The colours of all pictures: text, saliency, the curve of one query variant, moments."""
@@ -120,7 +120,7 @@ def _draw_moments(axes: Any, index: VideoIndex, result: SearchResult) -> None:
             alpha=1 - 0.16 * rank,
         )
         text = (
-            f"{clock(moment.start)} to {clock(moment.end)}  {moment.score:.2f}  "
+            f"{' to '.join(clocks(moment.start, moment.end))}  {moment.score:.2f}  "
             f"{shorten(peak_text(index, result, moment), 60)}"
         )
         # The label goes to the side of the bar that has more space.

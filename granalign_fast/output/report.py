@@ -18,7 +18,7 @@ from granalign_fast.index import VideoIndex
 from granalign_fast.types import Image, Moment, SearchResult, check_frames
 
 from .frames import fitted
-from .tables import absence, clock, peak_text, shown_at_all, time_ticks
+from .tables import absence, clocks, length, peak_text, shown_at_all, time_ticks
 from .visible import visible
 
 _THUMBNAIL = (480, 360)
@@ -87,7 +87,7 @@ def _page(
         "Query": result.query,
         "Video": result.vid,
         "File": escape_undecodable(video),
-        "Duration": clock(index.seconds(index.video.clips)),
+        "Duration": length(index.seconds(index.video.clips)),
         "In this video": likely or "",
         **_rewrite_rows(result),
         **facts,
@@ -156,9 +156,10 @@ def _card(
             f'<img src="data:image/jpeg;base64,{data}" width="{small.width}" '
             f'height="{small.height}" alt="a frame of moment {number + 1}"/>'
         )
+    start, end = clocks(moment.start, moment.end)
     return (
-        f'<li>{picture}<p class="times"><b>#{number + 1}</b> <span>{clock(moment.start)} – '
-        f'{clock(moment.end)}</span> <span class="score">{moment.score:.3f}</span></p>'
+        f'<li>{picture}<p class="times"><b>#{number + 1}</b> <span>{start} – '
+        f'{end}</span> <span class="score">{moment.score:.3f}</span></p>'
         f"<p>{_text(peak_text(index, result, moment))}</p></li>"
     )
 

@@ -41,18 +41,42 @@ class _Harmless:
                 yield segment._replace(text="".join(kept))
 
 
-def clock(seconds: float, *, fine: bool = True) -> str:
-    """Format seconds: ``1:02.0`` for 62, ``1:00:02.0`` for 3602; without tenths unless `fine`."""
-    tenths = round(seconds * 10) if fine else int(seconds + 0.5) * 10
-    minutes, rest = divmod(tenths, 600)
-    last = f"{rest / 10:04.1f}" if fine else f"{rest // 10:02}"
+def clock(seconds: float, *, digits: int = 1) -> str:
+    """Format seconds, with so many decimals: ``1:02.0`` for 62, ``1:00:02.0`` for 3602."""
+    scale = 10**digits
+    minutes, rest = divmod(round(seconds * scale) if digits else int(seconds + 0.5), 60 * scale)
+    last = f"{rest / scale:0{3 + digits}.{digits}f}" if digits else f"{rest:02}"
     if minutes < 60:
         return f"{minutes}:{last}"
     return f"{minutes // 60}:{minutes % 60:02}:{last}"
 
 
+def clocks(start: float, end: float, *, digits: int = 1) -> tuple[str, str]:
+    """Format the start and the end of a stretch, in seconds.
+
+    A stretch that is shorter than the last decimal has more of them, up to three, so that its start
+    and its end differ.
+
+    >>> clocks(62, 64), clocks(0, 0.04)
+    (('1:02.0', '1:04.0'), ('0:00.00', '0:00.04'))
+    """
+    while digits < _MOST_DIGITS and (end - start) * 10**digits < 1 - 1e-6:
+        digits += 1
+    return clock(start, digits=digits), clock(end, digits=digits)
+
+
+_MOST_DIGITS = 3
+"""Decimals of a second that are shown at most."""
+
+
+def length(seconds: float, *, digits: int = 1) -> str:
+    """Format a length; with more decimals, up to three, where it would be shown as 0."""
+    return clocks(0, seconds, digits=digits)[1] if seconds > 0 else clock(0, digits=digits)
+
+
 _TICK_STEPS = (
-    *(0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1200, 1800),
+    *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
+    *(1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1200, 1800),
     *(3600 * hours for hours in (1, 2, 3, 6, 12, 24)),
 )
 """Seconds between two ticks of a time axis: the first step with few enough ticks is taken."""
@@ -64,10 +88,12 @@ def time_ticks(duration: float, most: int = 12) -> list[tuple[float, str]]:
     >>> time_ticks(130, 3)
     [(0, '0:00'), (60, '1:00'), (120, '2:00')]
     """
-    fitting = (step for step in _TICK_STEPS if duration / step <= most)
+    least = 0.1 if duration >= 0.1 else _TICK_STEPS[0]
+    fitting = (step for step in _TICK_STEPS if step >= least and duration / step <= most)
     step = next(fitting, math.ceil(duration / most))
+    digits = next(digits for digits in range(_MOST_DIGITS + 1) if step * 10**digits >= 1)
     ticks = [step * number for number in range(int(duration / step) + 1)]
-    return [(tick, clock(tick, fine=step < 1)) for tick in ticks]
+    return [(tick, clock(tick, digits=digits)) for tick in ticks]
 
 
 def peak_clip(index: VideoIndex, result: SearchResult, moment: Moment) -> int:
@@ -170,8 +196,7 @@ def print_moments(
     table.add_column("its best clip")
     for moment in result.moments:
         table.add_row(
-            clock(moment.start),
-            clock(moment.end),
+            *clocks(moment.start, moment.end),
             f"{moment.score:.3f}",
             peak_text(index, result, moment),
         )

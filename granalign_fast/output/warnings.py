@@ -13,7 +13,7 @@ from granalign_fast.miniatures.provenance import are_miniatures, is_rendered
 from granalign_fast.models.manifest import same_weights
 from granalign_fast.types import SearchResult
 
-from .tables import clock, missing_stretches
+from .tables import clocks, missing_stretches
 
 
 def search_warnings(
@@ -34,7 +34,7 @@ def search_warnings(
     models = models or {}
     warnings = []
     if stretches := missing_stretches(index):
-        text = listed([f"{clock(begin)} to {clock(end)}" for begin, end in stretches])
+        text = listed([" to ".join(clocks(*stretch)) for stretch in stretches])
         warnings.append(f"this index is partial: the file lacks the picture of {text}")
     video = None if index.frames is None else index.frames.path
     if are_miniatures((*index.models.values(), *models.values())) and not is_rendered(video):

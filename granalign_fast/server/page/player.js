@@ -2,7 +2,7 @@
 
 import { videoUrl } from "./api.js";
 import { find } from "./elements.js";
-import { clock } from "./text.js";
+import { clock, clocks } from "./text.js";
 import { Timeline } from "./timeline.js";
 
 export class Player {
@@ -66,7 +66,7 @@ export class Player {
     const video = this.videos.get(moment.vid);
     find("player-title").textContent = video?.file ?? moment.vid;
     find("player-note").textContent =
-      `${moment.rank ? `Moment ${moment.rank}: ` : ""}${clock(moment.start)} to ${clock(moment.end)}`;
+      `${moment.rank ? `Moment ${moment.rank}: ` : ""}${clocks(moment.start, moment.end).join(" to ")}`;
     const inside = this.moments.filter((one) => one.vid === moment.vid);
     this.timeline.show(video?.seconds ?? moment.end, inside, video?.saliency ?? null, video?.clip_seconds);
     this.timeline.moveTo(moment.start);

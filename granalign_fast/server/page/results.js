@@ -2,7 +2,7 @@
 
 import { videoUrl } from "./api.js";
 import { element, find } from "./elements.js";
-import { clock, counted, duration } from "./text.js";
+import { clocks, counted, duration } from "./text.js";
 
 export class Results {
   // `open` is called with a moment; `chosen` with all moments that are ticked.
@@ -53,7 +53,7 @@ export class Results {
       "span",
       { class: "words" },
       element("span", {}, `${moment.rank}.`),
-      element("span", { class: "times" }, `${clock(moment.start)} – ${clock(moment.end)}`),
+      element("span", { class: "times" }, clocks(moment.start, moment.end).join(" – ")),
       element("span", { class: "score", title: "Higher is better, also between videos" }, moment.score.toFixed(2)),
       element("span", { class: "name" }, name),
       moment.caption ? element("span", { class: "caption" }, moment.caption) : null,

@@ -12,6 +12,17 @@ export function clock(seconds, digits = 1) {
   return digits ? `${text}.${String(whole % scale).padStart(digits, "0")}` : text;
 }
 
+// The start and the end of a stretch. A short one has more decimals, so that the two differ.
+export function clocks(start, end, digits = 1) {
+  while (digits < 3 && (end - start) * 10 ** digits < 1 - 1e-6) digits += 1;
+  return [clock(start, digits), clock(end, digits)];
+}
+
+// A length is not shown as 0 unless it is.
+export function length(seconds, digits = 1) {
+  return seconds > 0 ? clocks(0, seconds, digits)[1] : clock(0, digits);
+}
+
 export function counted(count, noun) {
   return `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
 }

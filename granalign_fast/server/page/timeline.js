@@ -1,7 +1,7 @@
 // The timeline of a video: the score of its clips as a curve, and its moments as buttons.
 
 import { element, svgElement } from "./elements.js";
-import { clock } from "./text.js";
+import { clock, clocks } from "./text.js";
 
 const HEIGHT = 100;
 
@@ -27,12 +27,13 @@ export class Timeline {
       const box = bar.getBoundingClientRect();
       this.seek((seconds * (event.clientX - box.left)) / box.width);
     });
-    const marks = [0, 0.25, 0.5, 0.75, 1].map((part) => element("span", {}, clock(part * seconds, 0)));
+    const digits = seconds < 4 ? (seconds < 0.4 ? 3 : 1) : 0; // marks lie a quarter apart
+    const marks = [0, 0.25, 0.5, 0.75, 1].map((part) => element("span", {}, clock(part * seconds, digits)));
     this.parent.replaceChildren(bar, element("div", { class: "ticks", "aria-hidden": "true" }, ...marks));
   }
 
   button(moment, lane) {
-    const label = `Moment ${moment.rank}: ${clock(moment.start)} to ${clock(moment.end)}`;
+    const label = `Moment ${moment.rank}: ${clocks(moment.start, moment.end).join(" to ")}`;
     const button = element(
       "button",
       { type: "button", title: label, "aria-label": label, onclick: () => this.choose(moment) },

@@ -2,7 +2,7 @@
 
 import { getJson, send, videoUrl } from "./api.js";
 import { element, find } from "./elements.js";
-import { clock } from "./text.js";
+import { length } from "./text.js";
 
 const PAGE = 100;
 
@@ -54,7 +54,7 @@ export class Videos {
       "tr",
       {},
       element("td", {}, element("button", { type: "button", onclick: () => this.open(video) }, name)),
-      element("td", { class: "number" }, clock(video.seconds, 0)),
+      element("td", { class: "number" }, length(video.seconds, 0)),
       element("td", {}, video.date ? new Date(video.date).toLocaleDateString() : "–"),
       element("td", {}, video.tags.join(", ")),
       element(
