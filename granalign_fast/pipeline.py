@@ -321,9 +321,12 @@ MINIATURES = "miniatures"
 
 
 def models_folder(name: str | Path) -> Path:
-    """Return the folder of models that a name stands for: itself, or the package's miniatures."""
+    """Return the folder of models that a name stands for: itself, or the package's miniatures.
+
+    A folder that is called so is one of models only if it holds some.
+    """
     path = Path(name)
-    if str(name) == MINIATURES and not path.exists():
+    if str(name) == MINIATURES and not any(path.glob("*/manifest.json")):
         from .miniatures import MODELS
 
         return MODELS

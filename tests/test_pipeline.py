@@ -22,9 +22,10 @@ from granalign_fast.export.frame_encoder import export_clip
 from granalign_fast.files import sha256_of
 from granalign_fast.language.captioner import VlmCaptioner
 from granalign_fast.language.llm_rewriter import LlmRewriter
+from granalign_fast.miniatures import MODELS
 from granalign_fast.models.embedding_cache import CachedEncoder
 from granalign_fast.models.manifest import LlmManifest, exported_models, read_manifest
-from granalign_fast.pipeline import ModelFolder, open_retriever
+from granalign_fast.pipeline import ModelFolder, models_folder, open_retriever
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,22 @@ def test_models_are_found_by_what_they_are(folder: Path) -> None:
     assert isinstance(models.captioner, VlmCaptioner)
     assert models.frame_encoder is None
     assert models.captioner is models.captioner, "loaded once"
+
+
+def test_miniatures_are_those_of_the_package_unless_a_folder_of_models_has_their_name(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert models_folder("miniatures") == MODELS
+    # A folder without models, such as that of the tests, or a file.
+    own = tmp_path / "miniatures"
+    own.write_text("a note")
+    assert models_folder(Path("miniatures")) == MODELS
+    own.unlink()
+    (own / "drawings").mkdir(parents=True)
+    assert models_folder("miniatures") == MODELS
+    shutil.copytree(folder / "eyes", own / "eyes")
+    assert models_folder("miniatures") == Path("miniatures")
 
 
 def test_a_retriever_gets_what_its_configuration_uses(folder: Path, minilm: Path) -> None:

@@ -184,7 +184,7 @@ def export_triton(
     if library is not None:
         language = None
         if not captions_only and {LLM, VLM} & kinds.keys():
-            here = MINIATURES if str(models) == MINIATURES else str(folder.absolute())
+            here = str(folder.absolute()) if folder == models else MINIATURES
             language = models_at or here
         place = SearchPlace(str(Path(library).absolute()), language, preset, captions_only)
         kinds.setdefault(SENTENCE_ENCODER, exported_minilm())
