@@ -107,9 +107,10 @@ class _Connections:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        host = f"[{plan.host}]" if ":" in plan.host else plan.host
         token = "" if plan.token is None else f"Authorization: Bearer {plan.token}\r\n"
         self._head = (
-            f"POST {plan.path} HTTP/1.1\r\nHost: {plan.host}:{plan.port}\r\n{token}"
+            f"POST {plan.path} HTTP/1.1\r\nHost: {host}:{plan.port}\r\n{token}"
             "Content-Type: application/json\r\nContent-Length: "
         )
 
@@ -120,9 +121,11 @@ class _Connections:
             return await asyncio.wait_for(self._ask(body), self._plan.patience)
         except TimeoutError:
             return HUNG
-        except (OSError, asyncio.IncompleteReadError, ValueError):
-            # The service closes a connection that was idle for long: that is no failure.
-            return await self.ask(body) if kept else CUT
+        except (OSError, asyncio.IncompleteReadError, ValueError) as error:
+            # The service closes a connection that was idle for long: that is no failure. An answer
+            # that breaks off is one.
+            idle = isinstance(error, OSError) or getattr(error, "partial", None) == b""
+            return await self.ask(body) if kept and idle else CUT
 
     async def _ask(self, body: str) -> int:
         if self._idle:
@@ -134,7 +137,10 @@ class _Connections:
             writer.write(f"{self._head}{len(content)}\r\n\r\n".encode() + content)
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
             fields = dict(line.split(": ", 1) for line in head.split("\r\n")[1:] if ": " in line)
-            await reader.readexactly(int(fields["content-length"]))
+            try:
+                await reader.readexactly(int(fields["content-length"]))
+            except (OSError, asyncio.IncompleteReadError, KeyError):
+                raise ValueError("the answer breaks off") from None
         except BaseException:
             writer.close()
             raise

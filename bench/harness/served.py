@@ -44,7 +44,8 @@ class Served:
             port = parts.port
         except ValueError:
             port = -1
-        if parts.scheme != "http" or not parts.hostname or port == -1:
+        rest = parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc
+        if parts.scheme != "http" or not parts.hostname or port in (-1, 0) or rest:
             raise GranAlignError(
                 f"--url: got {url!r}, expected an address such as http://127.0.0.1:8000"
             )

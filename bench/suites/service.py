@@ -58,20 +58,21 @@ class _Measured:
 
     bench: Bench
     served: Served
-    queries: Sequence[str]
+    queries: Queries
     refine: int | None = None
     number: int = 0
 
     def closed(self, clients: int, seconds: float) -> LoadFigures:
         """Let clients search one query after another."""
-        plan = self._plan(int(seconds * _FASTEST), clients=clients, seconds=seconds)
+        queries = self.queries.take(self.number, int(seconds * _FASTEST))
+        plan = self._plan(queries, clients=clients, seconds=seconds)
         return self._put(plan, clients=clients)
 
     def open(self, share: float, capacity: float, seconds: float) -> LoadFigures:
         """Let queries come at random times, at a share of the capacity."""
         rate = share * capacity
         times = arrivals(rate, seconds, self.bench.settings.seed + round(100 * share))
-        plan = self._plan(len(times), times=times)
+        plan = self._plan(self.queries.exactly(self.number, len(times)), times=times)
         return self._put(plan, share=share, offered=rate, length=seconds)
 
     def send(self, plan: Plan) -> list[Sent]:
@@ -80,9 +81,9 @@ class _Measured:
         self.number += len(sent)
         return sent
 
-    def body(self, number: int, refine: int | None = None) -> str:
+    def body(self, query: str, refine: int | None = None) -> str:
         """Return the body of a request."""
-        record: dict[str, object] = {"query": query_of(self.queries, number)}
+        record: dict[str, object] = {"query": query}
         refine = self.refine if refine is None else refine
         return json.dumps(record if refine is None else record | {"refine": refine})
 
@@ -92,8 +93,8 @@ class _Measured:
         given = {"host": served.host, "port": served.port, "token": served.token} | fields
         return Plan(bodies=bodies, **given)  # type: ignore[arg-type]
 
-    def _plan(self, count: int, **fields: object) -> Plan:
-        return self.plan([self.body(self.number + i) for i in range(count)], **fields)
+    def _plan(self, queries: Sequence[str], **fields: object) -> Plan:
+        return self.plan([self.body(query) for query in queries], **fields)
 
     def _put(
         self,
@@ -124,9 +125,9 @@ def run(bench: Bench) -> None:
         GranAlignError: the library, the queries or the service cannot be used.
     """
     settings = bench.settings
-    queries = _read_queries(settings.queries) if settings.queries is not None else None
+    queries = Queries(_made(bench) if settings.queries is None else _read_queries(settings.queries))
     if settings.url is not None:
-        _measure(_Measured(bench, Served.at(settings.url), queries or _made(bench)), None)
+        _measure(_Measured(bench, Served.at(settings.url), queries), None)
         return
     try:
         import fastapi  # noqa: F401
@@ -137,7 +138,7 @@ def run(bench: Bench) -> None:
     options = [] if settings.models is None else ["--models", str(settings.models)]
     options += ["--device", settings.device, "--preset", settings.preset, "--read-only"]
     with serving(library, options, bench.folder / "service.log") as served:
-        _measure(_Measured(bench, served, queries or _made(bench)), library)
+        _measure(_Measured(bench, served, queries), library)
 
 
 def make_library(bench: Bench) -> Path:
@@ -166,20 +167,49 @@ def make_library(bench: Bench) -> Path:
     return folder
 
 
-def query_of(queries: Sequence[str], number: int) -> str:
-    """Return a query that no other number has, of words as people write them.
+class Queries:
+    """Queries of which no two are equal, of words as people write them.
 
-    After the last one come new ones, each the beginning of one query and the end of another.
+    After the given ones come new ones, each the beginning of one and the end of another.
 
     Args:
-        queries: different ones.
-        number: from 0, below the square of how many there are.
+        given: the first of them.
     """
-    turn, place = divmod(number, len(queries))
-    if not turn % len(queries):
-        return queries[place]
-    begin, end = queries[place].split(), queries[(place + turn) % len(queries)].split()
-    return " ".join(begin[: (len(begin) + 1) // 2] + end[len(end) // 2 :])
+
+    def __init__(self, given: Sequence[str]) -> None:
+        self._made = list(dict.fromkeys(given))
+        self._more = self._mixed(list(self._made))
+
+    def take(self, first: int, count: int) -> list[str]:
+        """Return so many queries from a number on, from 0; fewer if there are no more."""
+        known = set(self._made)
+        while len(self._made) < first + count and (query := next(self._more, None)) is not None:
+            if query not in known:
+                known.add(query)
+                self._made.append(query)
+        return self._made[first : first + count]
+
+    def exactly(self, first: int, count: int) -> list[str]:
+        """Return so many queries from a number on.
+
+        Raises:
+            GranAlignError: there are fewer.
+        """
+        taken = self.take(first, count)
+        if len(taken) < count:
+            raise GranAlignError(
+                f"queries: got ones for {len(self._made):,} requests, expected {first + count:,} "
+                f"of which no two are equal; give more --queries, or measure for less time"
+            )
+        return taken
+
+    @staticmethod
+    def _mixed(given: list[str]) -> Iterator[str]:
+        words = [query.split() for query in given]
+        for turn in range(1, len(words)):
+            for place, begin in enumerate(words):
+                end = words[(place + turn) % len(words)]
+                yield " ".join(begin[: (len(begin) + 1) // 2] + end[len(end) // 2 :])
 
 
 def _read_queries(path: Path) -> list[str]:
@@ -212,7 +242,7 @@ def _measure(measured: _Measured, library: Path | None) -> None:
     videos = measured.served.metrics().get("granalign_library_videos", 0)
     refine = _WARM_VIDEOS if settings.models is None else None  # captions alone take no time
     count = max(2 * CLIENTS[4], round(_WARM_READS * videos / _WARM_VIDEOS))
-    bodies = [measured.body(number, refine) for number in range(count)]
+    bodies = [measured.body(query, refine) for query in measured.queries.take(0, count)]
     measured.send(measured.plan(bodies, clients=CLIENTS[4], seconds=_WARM_SECONDS))
     # 2. Closed loops: the capacity is the best rate of any of them.
     closed = {
@@ -261,7 +291,7 @@ def _first_stage(measured: _Measured, library: Path) -> None:
         times: list[list[float]] = [[], []]
         for turn in range(_FIRST_STAGES):
             for way, found in zip((ask, call), times, strict=True):
-                query = query_of(measured.queries, measured.number)
+                (query,) = measured.queries.exactly(measured.number, 1)
                 measured.number += 1
                 begin = time.perf_counter()
                 way(query)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ from granalign_fast.bench.harness.records import Report
 from granalign_fast.bench.harness.report import markdown
 from granalign_fast.bench.harness.runner import Settings, run_suites
 from granalign_fast.bench.harness.served import Served
-from granalign_fast.bench.suites.service import _read_queries, query_of
+from granalign_fast.bench.harness.workloads import sentences
+from granalign_fast.bench.suites.service import Queries, _read_queries
 from granalign_fast.errors import GranAlignError
 
 LIMITS = Limits(2e10, {"fp32": 1e11, "int8": 4e11})
@@ -32,6 +34,7 @@ class Slow(socketserver.StreamRequestHandler):
     turn = threading.Lock()
     under_way = 0
     most = 0
+    bodies: ClassVar[list[bytes]] = []
 
     def handle(self) -> None:
         while head := self.rfile.readline():
@@ -40,6 +43,7 @@ class Slow(socketserver.StreamRequestHandler):
                 if line.lower().startswith(b"content-length:"):
                     length = int(line.split(b":")[1])
             body, kind = self.rfile.read(length), type(self)
+            kind.bodies.append(body)
             assert head.startswith(b"POST ")
             kind.under_way += 1
             kind.most = max(kind.most, kind.under_way)
@@ -47,6 +51,9 @@ class Slow(socketserver.StreamRequestHandler):
                 time.sleep(0.02)
             kind.under_way -= 1
             if body == b"cut":
+                return
+            if body == b"half":
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}")
                 return
             if body == b"hang":
                 time.sleep(1)
@@ -58,6 +65,7 @@ class Slow(socketserver.StreamRequestHandler):
 def slow() -> Iterator[Plan]:
     """A plan for a slow server."""
     Slow.under_way = Slow.most = 0
+    Slow.bodies.clear()
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Slow) as server:
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever)
@@ -101,6 +109,14 @@ def test_every_request_has_an_end(slow: Plan) -> None:
     assert [one.status for one in nobody] == [CUT]
 
 
+def test_an_answer_that_breaks_off_is_not_asked_for_again(slow: Plan) -> None:
+    """Only a connection that was closed while nobody used it is replaced in silence."""
+    bodies = ["{}", "half", "{}", "cut", "{}"]
+    sent = put_load(replace(slow, bodies=bodies, clients=1, seconds=60.0))
+    assert [one.status for one in sent] == [200, CUT, 200, CUT, 200]
+    assert Slow.bodies.count(b"half") == 1 and Slow.bodies.count(b"cut") == 2
+
+
 def test_figures_are_those_of_the_requests_and_of_the_metrics() -> None:
     sent = [Sent(0.1 * i, 0.1 * i + 0.01 * (i + 1), 200) for i in range(10)]
     sent += [Sent(0.5, 0.502, 429), Sent(0.6, 0.601, 429), Sent(0.7, 2.0, CUT)]
@@ -129,12 +145,27 @@ process_resident_memory_bytes 1.5e+09
 
 def test_no_two_requests_have_one_query() -> None:
     queries = [" ".join(f"{word}{number}" for word in "abcde") for number in range(12)]
-    made = [query_of(queries, number) for number in range(144)]
+    made = Queries(queries).exactly(0, 144)
     assert made[:12] == queries and len(set(made)) == 144
     assert made[12] == "a0 b0 c0 c1 d1 e1"
+    # Queries that begin alike: what would be equal is left out.
+    alike = [f"a man {does} in {place}" for does in ("runs", "sits") for place in ("rain", "snow")]
+    mixed = Queries(alike)
+    found = mixed.take(0, 100)
+    assert len(set(found)) == len(found) < 16 and mixed.take(2, 3) == found[2:5]
+    with pytest.raises(GranAlignError, match=f"got ones for {len(found)} requests, expected 101"):
+        mixed.exactly(1, 100)
+    of_words = Queries(sentences(np.random.default_rng(1), 512)).exactly(0, 60_000)
+    assert len(set(of_words)) == 60_000
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:80", "https://a", "http://a:b", "http://"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("127.0.0.1:80", "https://a", "http://a:b", "http://", "http://a:0"),
+        *("http://a:80/app", "http://a?b", "http://user:word@a"),
+    ],
+)
 def test_an_address_that_is_none(url: str) -> None:
     with pytest.raises(GranAlignError, match="expected an address such as"):
         Served.at(url)
