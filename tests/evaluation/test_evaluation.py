@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import pytest
 from helpers.fakes import BagOfWords
 
 from granalign_fast import CaptionedVideo, GranAlignError, MomentRetriever, Rewrites, VideoIndex
+from granalign_fast.config import PRESETS, RetrieverConfig
 from granalign_fast.evaluation import evaluate_qvhighlights
 from granalign_fast.index import FrameTable
 from granalign_fast.jsonl import Record, write_jsonl
 from granalign_fast.types import FrameSet
 
 CAPTIONS = ("a red car", "a red car", "a dog runs", "a dog runs", "a wet road")
+TWO_SECONDS = replace(PRESETS["tuned"], clip_seconds=2.0)
 SALIENCY: Record = {"relevant_clip_ids": [2], "saliency_scores": [[4, 4, 4]]}
 
 
@@ -76,6 +79,18 @@ def files(folder: Path, *, saliency: bool = True, **video: Any) -> dict[str, Pat
         ({"clip_seconds": 1.0}, "watched", None, "tuned", False, "'v' has clips of 1 s, expected"),
         ({"captions": CAPTIONS[:3]}, "captions", None, "tuned", False, "has 3 captions, expected"),
         ({"captions": CAPTIONS[:3]}, "watched", None, "tuned", False, "3 captions, expected 5, "),
+        (
+            {"captions": CAPTIONS[:3]},
+            "watched",
+            None,
+            TWO_SECONDS,
+            False,
+            "3 captions, expected 5, ",
+        ),
+        (
+            {"captions": CAPTIONS[:1], "clip_seconds": 3.0},
+            *("watched", Watcher(), "reze", False, "1 caption, expected 3, one for each 3 s clip"),
+        ),
     ],
 )
 def test_wrong_input_is_refused_before_any_work(
@@ -83,7 +98,7 @@ def test_wrong_input_is_refused_before_any_work(
     video: Any,
     source: str,
     captioner: Any,
-    config: str,
+    config: str | RetrieverConfig,
     asking: bool,
     message: str,
 ) -> None:
