@@ -201,14 +201,17 @@ test-ray: .venv-ray/.ready
 # version.
 # Some of its processors need torchvision, whose wheel wants CUDA's libraries: its Python lies in a folder
 # of its own, and the tests that import it run by themselves.
+# Of the files, only those that name a marker are collected: to import them all takes several seconds
+# in each process.
+torch-tests = $(sort $(shell grep -rlE 'needs_(torch|optimum)' tests --include='test_*.py'))
 test-optimum: .venv-optimum/.ready
 	GRANALIGN_FORBID_SKIPS=1 .venv-optimum/bin/pytest -n auto \
-	  -m "(needs_torch or needs_optimum) and not needs_torchvision"
+	  -m "(needs_torch or needs_optimum) and not needs_torchvision" $(torch-tests)
 	$(call with-torchvision,.venv-optimum)
 
 test-transformers: .venv-transformers/.ready
 	GRANALIGN_FORBID_SKIPS=1 .venv-transformers/bin/pytest -n auto \
-	  -m "needs_torch and not needs_optimum and not needs_torchvision"
+	  -m "needs_torch and not needs_optimum and not needs_torchvision" $(torch-tests)
 	$(call with-torchvision,.venv-transformers)
 
 with-torchvision = PYTHONPATH="$$PWD/$(1)/torchvision" GRANALIGN_FORBID_SKIPS=1 \
