@@ -268,9 +268,9 @@ test-servers: .venv-rewriting/.ready
 	@$(PIP) -e '.[cpu,plot,test,lint]'
 	@touch $@
 
-# What CI installs: one environment before all tests, the others one after the other.
-.PHONY: environment other-environments
-environment: .venv/.lint .venv/.page
+# What CI installs during the tests in .venv. Each installation writes the metadata of this checkout, so
+# they follow each other.
+.PHONY: other-environments
 other-environments: .venv-newest/.ready .venv-optimum/.ready .venv-transformers/.ready \
   .venv-ray/.ready .venv-triton/.ready .venv-docs/.ready
 
