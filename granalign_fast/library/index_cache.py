@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
+from granalign_fast.errors import GranAlignError
 from granalign_fast.index import VideoIndex
 
 from .records import CataloguedVideo
@@ -21,12 +22,18 @@ class IndexCache:
 
     Args:
         capacity: bytes of all indexes. One of a video of 150 seconds by MiniLM takes 130 KB.
+        failed: called with each video whose index cannot be read, and the reason.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        *,
+        failed: Callable[[CataloguedVideo, GranAlignError], None] | None = None,
+    ) -> None:
         self.nbytes = 0
         """Bytes of the indexes in the cache."""
-        self._capacity = capacity
+        self._capacity, self._failed = capacity, failed
         self._entries: OrderedDict[tuple[str, str], tuple[VideoIndex, int]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -39,13 +46,21 @@ class IndexCache:
         Args:
             video: is recognised by id and stamp, so a new index of it replaces an old one in time.
             load: reads the index, outside the lock.
+
+        Raises:
+            GranAlignError: as `load` does.
         """
         key = video.vid, video.stamp
         with self._lock:
             if key in self._entries:
                 self._entries.move_to_end(key)
                 return self._entries[key][0]
-        index = load()
+        try:
+            index = load()
+        except GranAlignError as error:
+            if self._failed is not None:
+                self._failed(video, error)
+            raise
         size = index_bytes(index)
         with self._lock:
             _, replaced = self._entries.pop(key, (None, 0))  # another thread may have read it too

@@ -28,6 +28,7 @@ from granalign_fast.pipeline import MomentRetriever, SentenceEncoder, open_model
 from granalign_fast.protocols import TextEncoder
 from granalign_fast.runtime.allocator import keep_for_ever
 
+from .damage import Damage
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Engine:
 
     def __init__(self, settings: Settings, models: ModelFolder | None = None) -> None:
         self.settings = settings
-        self.folder = settings.library
+        self.folder = settings.library.absolute()
         index_stamps(self.folder)  # raises unless it is a folder
         if (self.folder / MANIFEST).exists():
             raise GranAlignError(
@@ -86,6 +87,7 @@ class Engine:
         self._videos: Mapping[str, CataloguedVideo] = {}
         self._stamps: Mapping[str, str] = {}
         self._refreshing = threading.Lock()
+        self._damage = Damage(self.folder)
 
     def open(self, *, warm_up: bool = True) -> None:
         """Load all models, open the library, and search it once.
@@ -100,7 +102,9 @@ class Engine:
         catalogue = open_catalogue(self.folder)
         self._check(catalogue)
         encoder = self._open_encoder()
-        indexes = IndexCache(int(_INDEX_SHARE * self.settings.limits.cache_bytes))
+        indexes = IndexCache(
+            int(_INDEX_SHARE * self.settings.limits.cache_bytes), failed=self._damage.note
+        )
         for name in PRESETS:
             try:
                 retriever = self._open_retriever(name, encoder)
@@ -200,10 +204,12 @@ class Engine:
     @property
     def damaged(self) -> Mapping[str, str]:
         """Why an index cannot be searched, by the id of its video."""
-        catalogue = self.catalogue
-        if catalogue is None:
-            return {}
-        return {vid: reason for vid, (_, reason) in catalogue.damaged.items()}
+        reasons = self._damage.reasons(self.catalogue)
+        return {vid: self.shown(reason) for vid, reason in reasons.items()}
+
+    def shown(self, error: object) -> str:
+        """Return an error for clients, without the path of the library on this machine."""
+        return str(error).replace(f"{self.folder}/", "")
 
     def index(self, video: CataloguedVideo) -> VideoIndex:
         """Read the index of a video.
@@ -211,12 +217,17 @@ class Engine:
         Raises:
             GranAlignError: it was removed or damaged meanwhile.
         """
-        return VideoIndex.load(self.folder / video.vid)
+        try:
+            return VideoIndex.load(self.folder / video.vid)
+        except GranAlignError as error:
+            self._damage.note(video, error)
+            raise
 
     def is_stale(self) -> bool:
-        """Return whether indexes came, went or changed since the catalogue was opened."""
+        """Return whether indexes came, went, changed or were restored since it was opened."""
         try:
-            return index_stamps(self.folder) != self._stamps
+            stamps = index_stamps(self.folder)
+            return stamps != self._stamps or self._damage.has_changed(self.catalogue)
         except GranAlignError:
             return False  # the folder is not there for now, such as one on a network
 
@@ -225,6 +236,7 @@ class Engine:
         with self._refreshing:
             try:
                 self.tags = read_tags(self.folder)
+                self._damage.forget_restored()
                 if self.is_stale():
                     self._take(open_catalogue(self.folder))
                     gc.collect()  # earlier catalogues hold files open

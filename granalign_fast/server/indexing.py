@@ -197,8 +197,7 @@ class Indexer:
 
     def _shown(self, job: Job, error: GranAlignError) -> str:
         """Return an error without the paths of this machine."""
-        text = str(error).replace(str(job.path), job.name)
-        return text.replace(str(self._engine.folder.absolute()), "the library")
+        return self._engine.shown(str(error).replace(str(job.path), job.name))
 
     def _keep_one_file(self, job: Job, vid: str) -> None:
         """Delete an upload whose content the library had already under the same id."""

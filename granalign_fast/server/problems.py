@@ -105,7 +105,8 @@ async def handle_problem(request: Request, error: Exception) -> JSONResponse:
 
 async def handle_granalign_error(request: Request, error: Exception) -> JSONResponse:
     """Answer an error that the client caused by a value that was valid JSON."""
-    return problem_response(request, Problem("invalid", str(error)))
+    detail = request.app.state.service.engine.shown(error)
+    return problem_response(request, Problem("invalid", detail))
 
 
 async def handle_http_exception(request: Request, error: Exception) -> JSONResponse:

@@ -57,7 +57,7 @@ def result_record(engine: Engine, result: LibraryResult, *, saliency: bool) -> d
         "left_out": dict(result.left_out),
         "complete": result.complete,
         "probably_absent": bool(judged) and all(judged),
-        "warnings": list(_warnings(result)),
+        "warnings": [engine.shown(text) for text in _warnings(result)],
         "moments": [_moment_record(moment) for moment in result.moments],
         "videos": [_hit_record(engine, hit, saliency=saliency) for hit in result.videos],
         "seconds": {stage: round(value, 4) for stage, value in result.seconds.items()},
