@@ -16,6 +16,8 @@ from .pointer import FOLDER
 
 _PATIENCE = 5.0
 """Seconds that a writer waits for another process that brings the catalogue up to date."""
+_PUBLISHING = 600.0
+"""Seconds that it waits for one that publishes the catalogue in an object store."""
 
 
 @contextmanager
@@ -31,9 +33,30 @@ def locked_catalogue(library: Path) -> Iterator[None]:
     check_own_folder(root)
     with explaining(library):
         root.mkdir(exist_ok=True)
-        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    with _locked(root, library, _PATIENCE):
+        yield
+
+
+@contextmanager
+def locked_copy(folder: Path) -> Iterator[None]:
+    """Keep other publishers of this machine out for the block; wait for one that is at work.
+
+    Args:
+        folder: of this machine's copy of a library in an object store.
+
+    Raises:
+        GranAlignError: the folder cannot be written, or another process does not end.
+    """
+    with _locked(folder, folder, _PUBLISHING):
+        yield
+
+
+@contextmanager
+def _locked(folder: Path, library: Path, patience: float) -> Iterator[None]:
+    with explaining(library):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        until = time.monotonic() + _PATIENCE
+        until = time.monotonic() + patience
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -29,22 +29,26 @@ class Pointer:
         states: of the files of these indexes, see `Indexes.state`.
         dead: numbers of the videos in a segment that do not count, by its name. Only readers of an
             object store need them: others compare the stamps of the indexes.
+        edition: another text for each pointer that is published, so that no two are equal.
     """
 
     segments: tuple[SegmentRecord, ...] = ()
     damaged: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     states: Mapping[str, str] = field(default_factory=dict)
     dead: Mapping[str, list[int]] = field(default_factory=dict)
+    edition: str = ""
 
     def to_json(self) -> bytes:
         """Return the pointer as `parse_pointer` reads it."""
-        record = {
+        record: dict[str, object] = {
             "format": _FORMAT,
             "segments": [segment.to_record() for segment in self.segments],
             "damaged": dict(self.damaged),
             "states": dict(self.states),
             "dead": dict(self.dead),
         }
+        if self.edition:
+            record["edition"] = self.edition
         return (json.dumps(record, indent=1) + "\n").encode()
 
 

@@ -16,14 +16,20 @@ from pathlib import Path
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index.manifest import MANIFEST
 from granalign_fast.storage import Address, Store
+from granalign_fast.storage.claims import claimed
 
 from .catalogue import Catalogue, Progress, open_catalogue, update_catalogue
+from .jobs.output import index_name
+from .locks import locked_copy
 from .remote_library import RemoteLibrary
 from .tags import FILE as TAGS
 from .tags import read_tags, write_tags
 from .upkeep import find_video, tag_videos
 
 _log = logging.getLogger(__name__)
+
+_CATALOGUE, _TAGS = "the catalogue", "the tags"
+"""What a machine claims while it replaces the published file."""
 
 _ATTEMPTS = 5
 """How often a reader begins again where a job has replaced the catalogue in the meantime."""
@@ -60,22 +66,51 @@ def publish_catalogue(
 ) -> Catalogue:
     """Bring the catalogue in an object store up to date with its indexes, and open it.
 
+    Several machines may do so at once: the last one to publish has seen the indexes of all.
+
     Args:
         address: of the library.
         rebuild: forget what the catalogue holds, and read all indexes.
         progress: called while indexes are read.
 
     Raises:
-        GranAlignError: the store cannot be read or written, or another process of this machine is
-            at work on the same library.
+        GranAlignError: the store cannot be read or written, another process of this machine is at
+            work on the same library, or another machine publishes it for too long.
     """
     remote = RemoteLibrary(address)
-    content = None if rebuild else remote.pull()
-    if content is not None:
-        remote.install(content)
-    catalogue = update_catalogue(remote.folder, indexes=remote, rebuild=rebuild, progress=progress)
-    remote.push(catalogue)
+    with locked_copy(remote.folder):
+        content, catalogue = _update(remote, rebuild=rebuild, progress=progress)
+        with claimed(remote.store, [_CATALOGUE]) as claim:
+            if remote.read_pointer() != content:
+                # Another machine has published since, and may know indexes that came after the look
+                # at them here. Nobody does so from now on: what is still missing is little.
+                _log.info("%s: another machine has published its catalogue; once more", address)
+                _, catalogue = _update(remote, extend=not rebuild, progress=progress)
+            remote.push(catalogue, claim)
     return remote.named(catalogue)
+
+
+def _update(
+    remote: RemoteLibrary,
+    *,
+    rebuild: bool = False,
+    extend: bool = True,
+    progress: Progress | None = None,
+) -> tuple[bytes | None, Catalogue]:
+    """Bring the catalogue of this machine up to date; return it with the published pointer before.
+
+    Args:
+        remote: the library.
+        rebuild: forget what the catalogue holds, and read all indexes.
+        extend: begin with the published catalogue, and not with that of this machine.
+        progress: called while indexes are read.
+    """
+    if rebuild or not extend:
+        content = remote.read_pointer()
+    elif (content := remote.pull()) is not None:
+        remote.install(content)
+    folder = remote.folder
+    return content, update_catalogue(folder, indexes=remote, rebuild=rebuild, progress=progress)
 
 
 def fetch_index(address: Address, name: str | None) -> Path | None:
@@ -119,13 +154,17 @@ def remove_remote(address: Address, names: Sequence[str]) -> list[str]:
             name if name in damaged else find_video(catalogue, name).vid for name in names
         )
     )
-    remote.store.remove(f"{vid}/{MANIFEST}" for vid in vids)
-    for vid in vids:
-        remote.store.remove_folder(vid)
-    tags = read_tags(remote.folder)
-    if tags.keys() & set(vids):
-        write_tags(remote.folder, {vid: tags[vid] for vid in tags.keys() - set(vids)})
-        remote.store.put(TAGS, remote.folder / TAGS)
+    with claimed(remote.store, [index_name(vid) for vid in vids]):
+        remote.store.remove(f"{vid}/{MANIFEST}" for vid in vids)
+        for vid in vids:
+            remote.store.remove_folder(vid)
+    with claimed(remote.store, [_TAGS]) as claim:
+        remote.pull_tags()
+        tags = read_tags(remote.folder)
+        if tags.keys() & set(vids):
+            write_tags(remote.folder, {vid: tags[vid] for vid in tags.keys() - set(vids)})
+            claim.check()
+            remote.store.put(TAGS, remote.folder / TAGS)
     publish_catalogue(address)
     return vids
 
@@ -138,7 +177,9 @@ def tag_remote(
     Arguments, result and errors are those of `tag_videos`.
     """
     remote = RemoteLibrary(address)
-    remote.pull_tags()
-    tags = tag_videos(remote.folder, vids, add, remove)
-    remote.store.put(TAGS, remote.folder / TAGS)
+    with claimed(remote.store, [_TAGS]) as claim:
+        remote.pull_tags()
+        tags = tag_videos(remote.folder, vids, add, remove)
+        claim.check()
+        remote.store.put(TAGS, remote.folder / TAGS)
     return tags

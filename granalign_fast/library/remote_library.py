@@ -23,6 +23,7 @@ from granalign_fast.errors import GranAlignError, one_line, short_repr
 from granalign_fast.index.manifest import write_durably
 from granalign_fast.runtime.cache_folder import LIBRARIES, cache_limit, mark_used, usable_cache
 from granalign_fast.storage import Address, Store
+from granalign_fast.storage.claims import Claim
 
 from .catalogue import Catalogue
 from .indexes import INDEX_FILES
@@ -34,6 +35,7 @@ from .tags import FILE as TAGS
 
 _log = logging.getLogger(__name__)
 
+_POINTER = f"{FOLDER}/{POINTER}"
 _REQUESTS = 16
 """Indexes that are copied at a time."""
 _IN_USE = 3600
@@ -144,6 +146,16 @@ class RemoteLibrary:
         for file in INDEX_FILES:
             self.store.fetch(f"{vid}/{file}", folder / file, MOST_INDEX_BYTES)
 
+    def read_pointer(self) -> bytes | None:
+        """Return the content of the published pointer; None if no catalogue is published.
+
+        Raises:
+            GranAlignError: the store cannot be read.
+        """
+        if self.store.find(_POINTER) is None:
+            return None
+        return self.store.read(_POINTER, MOST_JSON_BYTES)
+
     def pull(self) -> bytes | None:
         """Copy the pointer of the published catalogue, its segments, and the tags.
 
@@ -153,14 +165,13 @@ class RemoteLibrary:
         Raises:
             GranAlignError: the store cannot be read.
         """
-        pointer = f"{FOLDER}/{POINTER}"
-        if self.store.find(pointer) is None:
+        self.pull_tags()
+        content = self.read_pointer()
+        if content is None:
             return None
-        content = self.store.read(pointer, MOST_JSON_BYTES)
-        if (parsed := parse_pointer(f"{self.address}/{pointer}", content)) is not None:
+        if (parsed := parse_pointer(f"{self.address}/{_POINTER}", content)) is not None:
             with ThreadPoolExecutor(_REQUESTS) as pool:
                 list(pool.map(self._pull_segment, parsed.segments))
-        self.pull_tags()
         return content
 
     def pull_tags(self) -> None:
@@ -249,32 +260,42 @@ class RemoteLibrary:
                     ) from None
         write_durably(root / POINTER, content)
 
-    def push(self, catalogue: Catalogue) -> None:
+    def push(self, catalogue: Catalogue, claim: Claim) -> None:
         """Publish a catalogue; what the one before names stays for readers that are under way.
 
+        Args:
+            catalogue: of this machine.
+            claim: on the catalogue of the store, so that no other machine publishes meanwhile.
+
         Raises:
-            GranAlignError: the store cannot be written.
+            GranAlignError: the store cannot be written, or a segment of this machine is damaged.
         """
-        pointer = f"{FOLDER}/{POINTER}"
         there = self.store.list(FOLDER)
-        before = None
-        if pointer in there:
-            before = parse_pointer(self.address, self.store.read(pointer, MOST_JSON_BYTES))
+        content = self.read_pointer()
+        before = None if content is None else parse_pointer(self.address, content)
         for segment in catalogue.segments:
-            for file, (size, _) in segment.record.files.items():
+            for file, (size, sha256) in segment.record.files.items():
                 name = f"{FOLDER}/{segment.record.name}/{file}"
-                if name not in there or there[name].bytes != size:
-                    self.store.put(name, segment.folder / file)
+                if name in there and there[name].bytes == size:
+                    continue
+                if (got := self.store.put(name, segment.folder / file)) != sha256:
+                    raise GranAlignError(
+                        f"{segment.folder / file}: got SHA-256 {got}, expected {sha256}; run "
+                        f"granalign library rebuild {self.address}"
+                    )
         records = tuple(segment.record for segment in catalogue.segments)
         dead = {
             segment.record.name: sorted(set(range(len(segment.videos))) - set(live))
             for segment, live in zip(catalogue.segments, catalogue.live, strict=True)
         }
-        published = Pointer(records, catalogue.damaged, catalogue.states, dead)
-        self.store.write(pointer, published.to_json())
+        published = Pointer(
+            records, catalogue.damaged, catalogue.states, dead, edition=os.urandom(8).hex()
+        )
+        claim.check()
+        self.store.write(_POINTER, published.to_json())
         kept = {one.name for one in (*(before or Pointer()).segments, *records)}
         self.store.remove(
-            name for name in there if name != pointer and name.split("/")[1] not in kept
+            name for name in there if name != _POINTER and name.split("/")[1] not in kept
         )
 
     def _prune(self) -> None:

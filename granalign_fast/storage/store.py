@@ -141,13 +141,17 @@ class Store:
         with self._explaining("written", name), system.open_output_stream(_join(root, name)) as out:
             out.write(content)
 
-    def put(self, name: str, source: Path) -> None:
+    def put(self, name: str, source: Path) -> str:
         """Copy a local file to an object store; a file of this name is replaced.
+
+        Returns:
+            The SHA-256 of what was copied, in hex.
 
         Raises:
             GranAlignError: the local file cannot be read, or the store cannot be written.
         """
         system, root = self._system()
+        digest = hashlib.sha256()
         with (
             open_file(source) as file,
             self._explaining("written", name),
@@ -155,6 +159,8 @@ class Store:
         ):
             while chunk := file.read(_CHUNK):
                 out.write(chunk)
+                digest.update(chunk)
+        return digest.hexdigest()
 
     def remove(self, names: Iterable[str]) -> None:
         """Delete files; one that is not there is no error.

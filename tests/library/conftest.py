@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
+from helpers.buckets import connect
 from helpers.job_models import write_job_videos
 
-from granalign_fast.storage import Address, store
+from granalign_fast.storage import store
 
 
 @pytest.fixture(scope="session")
@@ -25,27 +26,6 @@ def buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "buckets"
     folder.mkdir()
 
-    def connect(address: Address) -> Bucket:
-        (folder / address.bucket).mkdir(exist_ok=True)
-        return Bucket(folder)
-
-    monkeypatch.setattr(store, "_connect", connect)
+    monkeypatch.setattr(store, "_connect", partial(connect, folder))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return folder
-
-
-class Bucket:
-    """A file system of pyarrow that makes the folders of a file, as object stores seem to do."""
-
-    def __init__(self, folder: Path) -> None:
-        from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
-
-        self._folder = folder
-        self._system = SubTreeFileSystem(str(folder), LocalFileSystem())
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._system, name)
-
-    def open_output_stream(self, path: str) -> Any:
-        (self._folder / path).parent.mkdir(parents=True, exist_ok=True)
-        return self._system.open_output_stream(path)

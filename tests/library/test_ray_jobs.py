@@ -17,12 +17,18 @@ import numpy as np
 import pytest
 from helpers.command import runner
 from helpers.job_models import JobModels
+from helpers.libraries import contents, write_index
+from helpers.two_publishers import run_all
 
 from granalign_fast.index import VideoIndex
 from granalign_fast.index.builder import index_videos
 from granalign_fast.index.media import with_media
 from granalign_fast.library.jobs import Workers, index_sources
+from granalign_fast.library.jobs.output import put_index
+from granalign_fast.library.opening import open_library_catalogue
+from granalign_fast.library.tags import read_tags
 from granalign_fast.search.key_frames import frame_set
+from granalign_fast.storage import Address, Store
 from granalign_fast.video.frames import read_clips
 
 pytestmark = [
@@ -125,6 +131,8 @@ DRIVER = """
 import sys
 from pathlib import Path
 from helpers.job_models import JobModels
+from helpers.libraries import contents, write_index
+from helpers.two_publishers import run_all
 from granalign_fast.library.jobs import index_sources
 videos, out, log = map(Path, sys.argv[1:])
 index_sources(
@@ -211,6 +219,21 @@ def test_index_resume_and_search_in_an_object_store(
     assert json.loads(out)["videos"] == 1
     code, out, err = granalign("library", "verify", "s3://library/all")
     assert code == 2 and "copy it to this machine" in err
+
+
+def test_machines_that_publish_and_tag_at_once(s3: Any, tmp_path: Path) -> None:
+    s3.create_bucket(Bucket="shared")
+    place, found = "s3://shared/films", Address.find("s3://shared/films")
+    assert found is not None
+    put_index(Store(found), write_index(tmp_path / "shared", 5, seed=1))
+    run_all([("publish", 0), ("publish", 1), ("tag", 2), ("tag", 3)], place, 5, tmp_path / "caches")
+    catalogue = open_library_catalogue(place)
+    expected = {"shared", *(f"v-{number}-{turn}" for number in (0, 1) for turn in range(5))}
+    assert contents(catalogue).keys() == expected
+    tags = read_tags(catalogue.folder)["shared"]
+    assert set(tags) == {f"tag-{number}-{turn}" for number in (2, 3) for turn in range(5)}
+    keys = [one["Key"] for one in s3.list_objects_v2(Bucket="shared")["Contents"]]
+    assert not [key for key in keys if key.startswith("films/.claims/") and key[-1] != "/"]
 
 
 def test_frames_of_a_stored_video(s3: Any, job_videos: Path, tmp_path: Path) -> None:

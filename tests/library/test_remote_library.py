@@ -208,16 +208,16 @@ def test_a_publisher_that_is_killed_leaves_the_catalogue_of_before(
     before = contents(open_library_catalogue(PLACE))
     write_index(films / "day", 9, seed=7)
     put, write = Store.put, Store.write
-    for at in range(1, 10):
+    for at in range(1, 14):  # the claim, the files of a segment, the pointer
         done = 0
 
         def dying(real: object) -> object:
-            def change(*words: object) -> None:
+            def change(*words: object) -> object:
                 nonlocal done
                 done += 1
                 if done >= at:  # noqa: B023
                     raise Killed
-                real(*words)  # type: ignore[operator]
+                return real(*words)  # type: ignore[operator]
 
             return change
 
@@ -254,6 +254,13 @@ def test_tags_that_were_deleted_in_the_store_are_gone(films: Path):
     (films / ".tags.json").unlink()
     assert not read_tags(open_library_catalogue(PLACE).folder)
     assert tag_remote(address(), ["yard"], ["winter"]) == {"yard": ("winter",)}
+
+
+def test_tags_are_read_where_no_catalogue_is_published(films: Path, tmp_path: Path):
+    tag_remote(address(), ["yard"], ["summer"])
+    shutil.rmtree(tmp_path / "cache")
+    library = Library.open(PLACE, Retriever(BagOfWords()))
+    assert library.search("a car", filters=Filters(tags=("summer",))).searched == 1
 
 
 def test_one_index(films: Path):

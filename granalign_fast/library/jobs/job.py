@@ -21,6 +21,7 @@ from granalign_fast.video.frames import (
     check_frames_per_clip,
 )
 
+from .claims import claimed_videos
 from .local import LocalExecutor
 from .output import update_source
 from .records import PARTS, Job, Outcome, SourceVideo, StageModels, Workers
@@ -140,11 +141,12 @@ def index_sources(
             captions = "vlm" in fingerprints
             job = Job(store, open_models, fingerprints, clip_seconds, rows, frames_per_clip)
             planned = plan(job, files, executor.hasher, fail)
-            for vid, source in planned.moved:
-                update_source(store, vid, source)
-            run = _Run(job, executor, planned.pending, progress, fail)
-            run.execute()
-            there = {*planned.current, *run.done}
+            with claimed_videos(store, planned, fail) as own:
+                for vid, source in own.moved:
+                    update_source(store, vid, source)
+                run = _Run(job, executor, own.pending, progress, fail)
+                run.execute()
+            there = {*own.current, *run.done}
             vids = tuple(vid for vid in planned.order if vid in there)
             indexed, clips = len(run.done), run.clips
         if isinstance(store.place, Address):
@@ -157,7 +159,7 @@ def index_sources(
 
 
 def _locked(store: Store) -> AbstractContextManager[None]:
-    """Keep other jobs out of a folder; an object store knows no locks."""
+    """Keep other jobs out of a folder; in an object store they have other videos."""
     return lock_folder(store.place) if isinstance(store.place, Path) else nullcontext()
 
 
@@ -213,7 +215,7 @@ class _Run:
         if isinstance(out.place, Path):
             out.remove_folder(PARTS.partition("/")[0])
             return
-        # A store knows no locks: another job may have rows of other videos there.
+        # Another job may have rows of other videos there.
         own = {video.vid for video in self.videos}
         names = (name.removeprefix(f"{PARTS}/") for name in out.list(PARTS))
         out.remove(f"{PARTS}/{name}" for name in names if name.partition("/")[0] in own)

@@ -91,6 +91,24 @@ def list_manifests(out: Store) -> dict[str, StoredFile]:
     }
 
 
+def find_manifests(out: Store, vids: Iterable[str]) -> dict[str, StoredFile]:
+    """Return size and time of the manifests of some videos in an object store, of those there are.
+
+    Raises:
+        GranAlignError: the store cannot be read.
+    """
+    wanted = list(vids)
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        found = list(pool.map(lambda vid: out.find(f"{vid}/{MANIFEST}"), wanted))
+    pairs = zip(wanted, found, strict=True)
+    return {vid: file for vid, file in pairs if file is not None}
+
+
+def index_name(vid: str) -> str:
+    """Return the name by which the index of a video is claimed in an object store."""
+    return f"the index of {vid!r}"
+
+
 def check_replaceable(out: Store, vid: str, manifests: Container[str]) -> None:
     """Check that a folder of this name may be replaced: that it is an index, or not there.
 

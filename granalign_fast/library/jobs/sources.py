@@ -124,12 +124,14 @@ class Plan:
         current: ids of those whose index is up to date.
         moved: those whose index only has to learn their new place.
         order: ids of all videos, in the order of their files.
+        manifests: size and time of each manifest that was there.
     """
 
     pending: list[SourceVideo] = field(default_factory=list)
     current: list[str] = field(default_factory=list)
     moved: list[tuple[str, VideoSource]] = field(default_factory=list)
     order: list[str] = field(default_factory=list)
+    manifests: Mapping[str, StoredFile] = field(default_factory=dict)
 
 
 def plan(job: Job, files: Mapping[str, StoredFile], hasher: Hasher, on_error: OnFailure) -> Plan:
@@ -152,7 +154,7 @@ def plan(job: Job, files: Mapping[str, StoredFile], hasher: Hasher, on_error: On
     library = {vid: one.source for vid, one in manifests.items() if one is not None and one.source}
     sources, hashed = _sources(files, library, times, hasher, on_error)
     ids = assign_ids(list(sources.values()), library)
-    done = Plan()
+    done = Plan(manifests=times)
     seen: set[str] = set()
     for name, source in sources.items():
         vid = ids[source.path]
