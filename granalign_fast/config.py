@@ -124,9 +124,12 @@ class RetrieverConfig:
                 f"frames_per_clip: got {self.frames_per_clip}, expected one of "
                 f"{', '.join(map(str, FRAMES_PER_CLIP))}, or None"
             )
-        if self.top < 1:
-            raise GranAlignError(f"top: got {self.top}, expected at least 1")
+        if not 1 <= self.top <= _MOST_TOP:
+            raise GranAlignError(f"top: got {self.top}, expected from 1 to {_MOST_TOP:,}")
 
+
+_MOST_TOP = 1_000_000
+"""Most moments that may be asked for: a GPU reserves 16 bytes for each of every query."""
 
 _FIELD_TYPES: tuple[tuple[str, tuple[type, ...], str], ...] = (
     ("scorer", (str,), "'captions', 'frames' or 'recognition'"),
@@ -142,7 +145,7 @@ _FIELD_TYPES: tuple[tuple[str, tuple[type, ...], str], ...] = (
     ("approximate", (Real,), "a number from 0 to 1"),
     ("proposals", (ProposalRules,), "ProposalRules"),
     ("nms_threshold", (Real,), "a number above 0, at most 1"),
-    ("top", (Integral,), "an integer of at least 1"),
+    ("top", (Integral,), f"an integer from 1 to {_MOST_TOP:,}"),
     ("whole_seconds", (Real,), "seconds from 300"),
     ("best_stretches", (Integral,), "an integer of at least 1"),
     ("clip_seconds", (Real, type(None)), "seconds or None"),

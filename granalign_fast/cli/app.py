@@ -26,6 +26,7 @@ from .library import library_app
 from .models import models_app
 from .search import search
 from .serve import serve
+from .streams import prepare_streams
 from .verbosity import logging_to_stderr, with_verbosity, write_warning
 
 _log = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ def start(
 
 def main() -> None:
     """Run the command line; an error is one line, and the exit code 2."""
+    prepare_streams()
     try:
         with warnings.catch_warnings(), logging_to_stderr():
             warnings.showwarning = write_warning

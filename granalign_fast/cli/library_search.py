@@ -203,7 +203,7 @@ def _print(library: Library, result: LibraryResult, *, chosen: bool) -> None:
 
     from granalign_fast.output.tables import clocks, show
 
-    of = f"{result.searched} videos" + (" that the filters choose" if chosen else "")
+    of = counted(result.searched, "video") + (" that the filters choose" if chosen else "")
     table = Table(title=f"{result.query.query}  ({of})", title_justify="left")
     table.add_column("video", overflow="fold")
     for name in ("start", "end", "score"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -232,9 +231,9 @@ class Outputs:
             from granalign_fast.output.timeline import Timeline
 
             media = answer.video  # of a cut list, the file was compared with the index
-            sys.stdout.write(
-                render(self.form, Timeline.of_search(index, result, media=media, source=source))
-            )
+            text = render(self.form, Timeline.of_search(index, result, media=media, source=source))
+            # As bytes: a file for another program is UTF-8, whatever the terminal takes.
+            typer.echo(text.encode(), nl=False)
 
     def _cut(self, answer: Answer) -> None:
         """Cut the best moment, and all moments, out of the video."""

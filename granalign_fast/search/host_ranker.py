@@ -148,7 +148,7 @@ def cut_moments(
     candidates = proposals(curves.variants, curves.fused, curves.offsets, rules=config.proposals)
     clock.lap("proposals")
     most = (candidates.offsets[1:] - candidates.offsets[:-1]).max(initial=1)
-    top = int(most) if every else config.top
+    top = int(most) if every else min(config.top, int(most))
     ranked = nms(*candidates, threshold=config.nms_threshold, top=top)
     clock.lap("nms")
     return ranked

@@ -66,7 +66,7 @@ def test_all_videos_are_searched(
     assert "* by the first stage alone" in table
     assert "--vid street" in table
     table = run(capsys, minilm, library, "dogs", "--tag=trip")
-    assert "dogs  (1 videos that the filters choose)" in table
+    assert "dogs  (1 video that the filters choose)" in table
     assert "street" not in table
 
 

@@ -21,7 +21,7 @@ from granalign_fast.library import indexes, locks
 from granalign_fast.library.catalogue import open_catalogue, update_catalogue
 from granalign_fast.library.pointer import FOLDER, POINTER
 from granalign_fast.library.segment import Segment
-from granalign_fast.library.upkeep import remove_videos
+from granalign_fast.library.upkeep import Verification, remove_videos, verify_library
 
 
 @pytest.fixture
@@ -260,6 +260,11 @@ def test_what_cannot_be_written_is_kept_in_memory(
         assert contents(catalogue) == expected_contents(library)
         with pytest.raises(GranAlignError, match="another process is writing the catalogue"):
             update_catalogue(library)
+        # The files of what is in memory are gone; those on disk are read.
+        assert verify_library(library) == Verification(len(contents(catalogue)), {}, ())
+        codes = module._read(library).segments[0].folder / "captions.u8"
+        codes.write_bytes(bytes(codes.stat().st_size))
+        assert verify_library(library).catalogue
     assert "new" not in contents(module._read(library))
 
 

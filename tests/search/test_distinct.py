@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -191,3 +192,19 @@ def test_many_results_have_the_lists_of_each(monkeypatch: pytest.MonkeyPatch, ba
     assert lists == [result.distinct(5) for result in results]
     assert any(len(moments) > 2 for moments in lists)
     assert distinct_of_many([], 5) == []
+
+
+def test_more_moments_than_there_are_take_no_memory() -> None:
+    """A million asked for: as many as there are, in arrays of as many."""
+    retriever = MomentRetriever(BagOfWords(), config=replace(preset("tuned"), top=1_000_000))
+    tracemalloc.start()
+    result = retriever.search(walk(30, 1), QUERY)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 1 < len(result.moments) < 1000
+    assert most < 4_000_000
+
+
+def test_a_number_of_moments_that_no_memory_holds_is_refused() -> None:
+    with pytest.raises(GranAlignError, match=r"^top: got 1000001, expected from 1 to 1,000,000$"):
+        replace(preset("tuned"), top=1_000_001)
