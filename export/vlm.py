@@ -66,7 +66,8 @@ def export_vlm(
         precision: ``"fp32"``, ``"fp16"`` or ``"int4"``, as `VLM_PRECISIONS` says.
         image_size: height and width in pixels, positive multiples of a token's edge, which is 28 in
             Qwen2.5-VL and 32 in Qwen3-VL. The processor's bounds on the number of pixels do not
-            apply. None for 12 x 20 tokens. SmolVLM2 takes the size of its tower alone.
+            apply. None for 12 x 20 tokens. SmolVLM2 takes the size of its tower, which is its
+            default, or up to 4 times that in each direction, and cuts single frames into tiles.
         check: whether to compare with transformers; None to do so if it is installed.
         progress: called with the name of each step as it begins.
         written: called as weights are written.

@@ -314,7 +314,7 @@ class _Judge:
         source = cast(VlmSource, self.model)
         image = self.tokenizer.convert_ids_to_tokens(source.image_token)
         peer, rendered = family_of(source).peer, render(tokenize=False)
-        text = peer.expand(rendered, self.tokenizer, image, layout.visual_tokens // layout.places)
+        text = peer.expand(rendered, self.tokenizer, image, layout)
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _has_template(self) -> bool:

@@ -143,8 +143,10 @@ def check_vlm(
     words = np.random.default_rng(0).integers(source.shape.vocabulary, size=_TOKENS)
     words[words == source.image_token] = source.image_token - 1
     prompt = layout.expand([*words[:_AT].tolist(), *layout.placeholder, *words[_AT:].tolist()])
-    ids = prompt.ids[: source.shape.context - 1]
-    positions, at = prompt.positions[:, : len(ids)], int(prompt.visual[0])
+    # The first image, if the frame has tiles: the check of all would take a lot of memory.
+    at = int(prompt.visual[0])
+    ids = prompt.ids[: min(source.shape.context - 1, at + len(embeds) + _TOKENS - _AT)]
+    positions = prompt.positions[:, : len(ids)]
     runs = _Runs(few, positions, precision)
     with _session(
         EmbeddingGraph(few, decoder, precision=precision).model(), folder, precision

@@ -38,7 +38,7 @@ from granalign_fast.models.graph_contract import (
 from granalign_fast.models.image_layout import Expanded
 from granalign_fast.models.manifest import VlmManifest
 from granalign_fast.models.prefix import Prefix
-from granalign_fast.models.vision_language_model import VisionLanguageModel
+from granalign_fast.models.vision_language_model import VisionLanguageModel, by_clip
 
 from .encoder import raise_mismatches
 from .language_model import (
@@ -75,7 +75,7 @@ def validate_vlm(
     """
     # Frames to embeddings, by both vision graphs. One session at a time: each holds its weights.
     images = {
-        VISION_GRAPH: open_session(folder / VISION_GRAPH)(**{FRAMES: expected.frames}),
+        VISION_GRAPH: open_session(folder / VISION_GRAPH)(**{FRAMES: expected.images}),
         PATCHES_GRAPH: open_session(folder / PATCHES_GRAPH)(**{PIXEL_VALUES: expected.pixels}),
     }
     measured: dict[str, float] = {}
@@ -163,14 +163,15 @@ class _Rows:
         """Embed token ids, and put what the tower gave in the place of image tokens."""
         session, layout = open_session(folder / EMBEDDING_GRAPH), source.layouts[1]
         expanded = [layout.expand(ids) for ids in prompts]
+        seen = {name: by_clip(array, len(prompts)) for name, array in images.items()}
         rows, features = [], []
         for number, prompt in enumerate(expanded):
             row = session(**{INPUT_IDS: np.array([prompt.ids])})[INPUTS_EMBEDS][0]
-            row[prompt.visual] = images[IMAGE_EMBEDS][number]
+            row[prompt.visual] = seen[IMAGE_EMBEDS][number]
             rows.append(row)
             if DEEPSTACK in images:
                 layers = np.zeros((source.deepstack, *row.shape), row.dtype)
-                layers[:, prompt.visual] = images[DEEPSTACK][number]
+                layers[:, prompt.visual] = seen[DEEPSTACK][number]
                 features.append(layers)
         start = prompts[0][: BEFORE + len(layout.placeholder)]
         return cls(expanded, rows, features, len(layout.expand(start).ids))

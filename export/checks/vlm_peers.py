@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from granalign_fast.export.sources.checkpoint import Float32
+from granalign_fast.export.sources.families.smolvlm import image_text
 from granalign_fast.models.graph_contract import DEEPSTACK, IMAGE_EMBEDS
+from granalign_fast.models.image_layout import ImageLayout
 
 from .transformers_calls import image_tokens, pooled
 
@@ -22,8 +24,14 @@ class VlmPeer(Protocol):
     def prepare(self, model: Any) -> None:
         """Correct what transformers gets wrong."""
 
-    def process(self, processor: Any, frames: Frames) -> Mapping[str, Any]:
-        """Return what the image processor makes of frames of the export's size."""
+    def process(self, processor: Any, frames: Frames, *, tiles: bool) -> Mapping[str, Any]:
+        """Return what the image processor makes of frames of the export's size.
+
+        Args:
+            processor: the image processor.
+            frames: of the export's size.
+            tiles: whether it cuts them into tiles.
+        """
 
     def pixels(self, inputs: Mapping[str, Any]) -> Float32:
         """Return processed frames as `PATCHES_GRAPH` takes them, frames along the first axis."""
@@ -50,14 +58,14 @@ class VlmPeer(Protocol):
     def special(self, config: Any) -> tuple[list[int], list[int]]:
         """Return tokens that stand before and behind a frame, and those that no text may have."""
 
-    def expand(self, text: str, tokenizer: Any, image: str, tokens: int) -> str:
+    def expand(self, text: str, tokenizer: Any, image: str, layout: ImageLayout) -> str:
         """Return a rendered prompt as the processor expands it.
 
         Args:
-            text: the prompt with one frame.
+            text: the prompt.
             tokenizer: of the processor.
             image: the text of the image token.
-            tokens: visual tokens of a frame.
+            layout: how the prompt holds its frame, or its frames.
         """
 
 
@@ -67,8 +75,8 @@ class QwenPeer:
     def prepare(self, model: Any) -> None:
         """Change nothing."""
 
-    def process(self, processor: Any, frames: Frames) -> Mapping[str, Any]:
-        """Return ``pixel_values`` of all frames one after another, and their grids."""
+    def process(self, processor: Any, frames: Frames, *, tiles: bool) -> Mapping[str, Any]:
+        """Return ``pixel_values`` of all frames one after another, and their grids; no tiles."""
         inputs: Mapping[str, Any] = processor(
             images=list(frames), do_resize=False, return_tensors="pt"
         )
@@ -124,9 +132,9 @@ class QwenPeer:
         ends = [config.vision_start_token_id, config.vision_end_token_id]
         return ends, [*ends, config.image_token_id, config.video_token_id]
 
-    def expand(self, text: str, tokenizer: Any, image: str, tokens: int) -> str:
+    def expand(self, text: str, tokenizer: Any, image: str, layout: ImageLayout) -> str:
         """Repeat the image token."""
-        return text.replace(image, image * tokens)
+        return text.replace(image, image * layout.runs[0].tokens)
 
 
 class SmolVlmPeer:
@@ -139,12 +147,12 @@ class SmolVlmPeer:
         if int(transformers.__version__.split(".")[0]) < 5:
             correct_positions(model.model.vision_model)
 
-    def process(self, processor: Any, frames: Frames) -> Mapping[str, Any]:
-        """Return ``pixel_values`` (frames, 1, 3, side, side): a prompt for each frame, no tiles."""
+    def process(self, processor: Any, frames: Frames, *, tiles: bool) -> Mapping[str, Any]:
+        """Return ``pixel_values`` (frames, images, 3, side, side): a prompt for each frame."""
         inputs: Mapping[str, Any] = processor(
             [[frame] for frame in frames],
             do_resize=False,
-            do_image_splitting=False,
+            do_image_splitting=tiles,
             return_tensors="pt",
         )
         return inputs
@@ -177,11 +185,12 @@ class SmolVlmPeer:
         """Return nothing around a frame, whose layout has all, and the image token."""
         return [], [config.image_token_id]
 
-    def expand(self, text: str, tokenizer: Any, image: str, tokens: int) -> str:
-        """Put a whole image, without tiles, in the place of the image token."""
+    def expand(self, text: str, tokenizer: Any, image: str, layout: ImageLayout) -> str:
+        """Put an image, and its tiles if it has any, in the place of the image token."""
         fake = getattr(tokenizer, "fake_image_token", "<fake_token_around_image>")
         whole = getattr(tokenizer, "global_image_token", "<global-img>")
-        return text.replace(image, f"{fake}{whole}{image * tokens}{fake}")
+        word = image * layout.runs[0].tokens
+        return text.replace(image, image_text(fake, whole, word, layout.tiles))
 
 
 def correct_positions(tower: Any) -> None:

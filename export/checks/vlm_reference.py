@@ -19,6 +19,7 @@ from granalign_fast.export.specs import HEAD
 from granalign_fast.models.chat import ChatTokenizer
 from granalign_fast.models.image_layout import ImageLayout
 from granalign_fast.reading import checked_file
+from granalign_fast.video.images import cut_tiles
 
 from .language_model import (
     ReferenceLogits,
@@ -65,9 +66,11 @@ class VlmReference:
     """The source's inputs and its float32 outputs.
 
     Attributes:
-        frames: bytes of the image size, (frames, height, width, 3).
-        pixels: the same frames after the source's image processor, as `PATCHES_GRAPH` takes them.
-        outputs: what the source's vision tower gives for the frames, by the names of the vision
+        frames: bytes of the frames' size, (frames, height, width, 3).
+        images: the same frames as images of the vision tower: themselves, or their tiles and each
+            whole frame behind them.
+        pixels: the same images after the source's image processor, as `PATCHES_GRAPH` takes them.
+        outputs: what the source's vision tower gives for the images, by the names of the vision
             graph's outputs; its weights are rounded as in the export.
         original: the same of the source as it is.
         prompts: token ids, one prompt for each frame, in which a placeholder stands for it.
@@ -76,6 +79,7 @@ class VlmReference:
     """
 
     frames: npt.NDArray[np.uint8]
+    images: npt.NDArray[np.uint8]
     pixels: Float32
     outputs: dict[str, Float32]
     original: dict[str, Float32]
@@ -101,7 +105,8 @@ def run_vlm_source(source: VlmSource, precision: str) -> VlmReference:
             peer.prepare(model)
             # Frames to pixels to embeddings.
             processor = load_image_processor(folder, local_files_only=True)
-            images = peer.process(processor, list(frames))
+            tiles = source.layouts[1].tiles
+            images = peer.process(processor, list(frames), tiles=tiles is not None)
             decoder = peer.decoder(model)
             prompts = validation_prompts(source, model.config)
             tokens = [source.layouts[1].expand(ids).ids for ids in prompts]
@@ -139,6 +144,7 @@ def run_vlm_source(source: VlmSource, precision: str) -> VlmReference:
         )
     return VlmReference(
         frames=frames,
+        images=frames if tiles is None else _cut(frames, tiles, source),
         pixels=peer.pixels(images),
         outputs=rounded[0],
         original=original[0],
@@ -293,7 +299,7 @@ def validation_frames(source: VlmSource) -> npt.NDArray[np.uint8]:
     """Return frames of coloured blocks under noise, resized like a user's to the image size."""
     from PIL import Image
 
-    height, width = source.image_size
+    height, width = source.layouts[1].frame_size(source.image_size)
     frames = []
     for seed, (rows, columns) in enumerate(_SIZES):
         random = np.random.default_rng(seed)
@@ -303,6 +309,15 @@ def validation_frames(source: VlmSource) -> npt.NDArray[np.uint8]:
         image = Image.fromarray(frame)
         frames.append(np.asarray(image.resize((width, height), source.pixels.resample)))
     return np.stack(frames)
+
+
+def _cut(
+    frames: npt.NDArray[np.uint8], tiles: tuple[int, int], source: VlmSource
+) -> npt.NDArray[np.uint8]:
+    """Return the tiles of each frame, and the whole frame behind them."""
+    size, resample = source.image_size, source.pixels.resample
+    cut = (cut_tiles(frame, tiles, size, resample) for frame in frames)
+    return np.stack([image for images in cut for image in images])
 
 
 def validation_prompts(source: VlmSource, config: Any) -> list[list[int]]:

@@ -60,7 +60,8 @@ class VlmSource(LlmSource):
             left. Otherwise those of an axis stand together.
         vision: the numbers of the vision tower, of the family's own class.
         pixels: from bytes to what the tower takes.
-        image_size: height and width of the export's frames.
+        image_size: height and width of an image of the vision tower: of the export's frames, or
+            of their tiles.
         layouts: how a prompt holds a clip, by the number of its frames.
         deepstack: how many of the decoder's first layers are followed by a sum with features of the
             vision tower.
@@ -184,7 +185,7 @@ class VlmFolder:
         Args:
             shape: of the decoder.
             vision: of the vision tower.
-            image_size: height and width of frames.
+            image_size: height and width of an image of the vision tower.
             layouts: how a prompt holds a clip.
             fields: further fields of a `VlmSource`.
 
@@ -197,14 +198,15 @@ class VlmFolder:
                 f"{self.path}: got out_hidden_size {vision.out}, expected the decoder's "
                 f"hidden_size {shape.hidden}"
             )
-        _check_context(layouts[1].visual_tokens, image_size, shape.context)
+        frame_size = layouts[1].frame_size(image_size)
+        _check_context(layouts[1].visual_tokens, frame_size, shape.context)
         source = VlmSource.open(
             self.folder,
             self.config,
             shape,
             decoder=self.text,
             rename=canonical_name,
-            more_settings=[self.processor, list(image_size)],
+            more_settings=[self.processor, list(frame_size)],
             vision=vision,
             image_size=image_size,
             layouts=layouts,

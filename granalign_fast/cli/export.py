@@ -95,7 +95,8 @@ def export_vlm(
         typer.Option(
             metavar="HEIGHTxWIDTH",
             help="Size of resized frames, in multiples of 28 pixels (Qwen2.5-VL) or 32 (Qwen3-VL); "
-            "by default 12 x 20 of these. SmolVLM2 has one size.",
+            "by default 12 x 20 of these. SmolVLM2: the size of its tower, or tiles of that size, "
+            "such as 1024x1024 (500M).",
         ),
     ] = None,
     check: Check = None,

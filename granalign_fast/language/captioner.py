@@ -209,8 +209,8 @@ class VlmCaptioner:
         whole = start.tokens + _SUFFIX_TOKENS + self.max_new_tokens
         # The prefixes stay in memory beside the caches of two steps.
         most = self.model.rows_within(whole + start.tokens // 2)
-        # As many frames as in a batch of single ones: the vision tower takes them all at once.
-        rows = max(1, self.rows // start.frames)
+        # As many images as in a batch of single frames: the vision tower takes them all at once.
+        rows = max(1, self.rows // start.images)
         if most is None:
             return rows, self.batch
         return min(rows, max(1, CPU_TOKENS // start.tokens)), min(self.batch, most)

@@ -29,6 +29,8 @@ class PromptStart:
         self.frames, self.seconds = frames, seconds
         layout = model.layout(frames, seconds)
         self._content = layout.content
+        self.images = layout.images * layout.span
+        """Images of the vision tower's size that a clip needs."""
         self.ids = common_start(self.prompt("Describe it."), self.prompt("What is it?"))
         """The token ids that every prompt begins with, the placeholder of the frames among them."""
         try:

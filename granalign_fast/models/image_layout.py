@@ -24,6 +24,7 @@ CONTENTS = ("image", "images", "video")
 """What the chat template is given for a clip: one image, an image for each frame, or one video."""
 
 _MOST_FRAMES = 64
+_MOST_TILES = 16
 _MOST_TOKENS = 1 << 16
 _MOST_ID = 1 << 24
 
@@ -112,6 +113,8 @@ class ImageLayout:
         axes: 3 where a position is a time, a row and a column (M-RoPE: Qwen2-VL, arXiv 2409.12191,
             section 2.1), and 1 where it is one number.
         positions_per_second: by how much the time of a run's grids grows in a second.
+        tiles: rows and columns of tiles into which a single frame is cut. The vision graph gets the
+            tiles row by row, and then the whole frame. None where it gets the whole frame alone.
         seconds: from a frame of a clip to the next; not part of a record.
     """
 
@@ -122,6 +125,7 @@ class ImageLayout:
     span: int = 1
     axes: int = 3
     positions_per_second: float = 0.0
+    tiles: tuple[int, int] | None = None
     seconds: float = 0.0
 
     @property
@@ -142,7 +146,20 @@ class ImageLayout:
     @property
     def images(self) -> int:
         """How many images the vision graph gets for a clip."""
+        if self.tiles is not None:
+            rows, columns = self.tiles
+            return rows * columns + 1
         return -(-self.frames // self.span)
+
+    def frame_size(self, image_size: Sequence[int]) -> tuple[int, int]:
+        """Return the height and width to which a frame is resized before it is cut into tiles.
+
+        Args:
+            image_size: height and width of an image of the vision graph.
+        """
+        height, width = image_size
+        rows, columns = self.tiles or (1, 1)
+        return rows * height, columns * width
 
     def timed(self, seconds: float, encode: Callable[[str], Sequence[int]]) -> ImageLayout:
         """Return the layout for clips whose frames are so many seconds apart.
@@ -223,7 +240,7 @@ class ImageLayout:
             "span": self.span,
             "axes": self.axes,
             "positions_per_second": self.positions_per_second,
-        }
+        } | ({"tiles": list(self.tiles)} if self.tiles else {})
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> ImageLayout:
@@ -238,6 +255,7 @@ class ImageLayout:
         pace = fields.pop("positions_per_second", None)
         whole = {name: _number(fields.pop(name, None), 1, _MOST_FRAMES) for name in _WHOLE}
         content = fields.pop("content", None)
+        tiles = _tiles(fields.pop("tiles", None))
         if fields or content not in CONTENTS or not placeholder or whole["axes"] not in (1, 3):
             raise ValueError("unknown fields or contents")
         if type(pace) not in (int, float) or not 0 <= pace <= _MOST_TOKENS:
@@ -247,8 +265,11 @@ class ImageLayout:
             placeholder=placeholder,
             pieces=pieces,
             positions_per_second=float(pace),
+            tiles=tiles,
             **whole,
         )
+        if tiles and (content, layout.frames, layout.span) != ("image", 1, 1):
+            raise ValueError("tiles of a clip of several frames")
         text = sum(len(piece) for piece in pieces if isinstance(piece, tuple))
         if not layout.runs or layout.visual_tokens + text > _MOST_TOKENS:
             raise ValueError("no visual tokens, or too many")
@@ -329,6 +350,13 @@ def _piece(value: Any) -> Piece:
         times, rows, columns = _numbers(value["grid"], 1, _MOST_TOKENS)
         return VisualRun(_number(value["token"], 0, _MOST_ID), (times, rows, columns))
     raise ValueError("a piece of another kind")
+
+
+def _tiles(value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    rows, columns = _numbers(value, 1, _MOST_TILES)
+    return rows, columns
 
 
 def _list(value: Any) -> list[Any]:

@@ -17,7 +17,7 @@ from granalign_fast.errors import GranAlignError
 from granalign_fast.runtime.array_device import Array
 from granalign_fast.runtime.session import Session
 from granalign_fast.types import Image, check_frames
-from granalign_fast.video.images import resize
+from granalign_fast.video.images import cut_tiles, resize
 
 from .decoder import Cache
 from .graph_contract import (
@@ -172,14 +172,16 @@ class VisionLanguageModel(CausalLM):
         self, clips: Sequence[Sequence[Image]], layout: ImageLayout
     ) -> dict[str, Array]:
         """Return `IMAGE_EMBEDS` (clips, visual tokens, hidden), and `DEEPSTACK` if there is any."""
-        if layout.span == 1:
+        if layout.tiles is not None:
+            outputs = self._run_tower(self._vision, self._tiled(clips, layout.tiles))
+        elif layout.span == 1:
             outputs = self._embed_frames([frame for clip in clips for frame in clip])
         else:
             missing = layout.images * layout.span - layout.frames
             frames = self._resized([f for clip in clips for f in [*clip, *[clip[-1]] * missing]])
             spans = frames.reshape(-1, layout.span, *frames.shape[1:])
             outputs = self._run_tower(self._clips, spans)
-        images = {name: _by_clip(array, len(clips)) for name, array in outputs.items()}
+        images = {name: by_clip(array, len(clips)) for name, array in outputs.items()}
         self._check_images(images, layout.visual_tokens)
         return images
 
@@ -215,6 +217,16 @@ class VisionLanguageModel(CausalLM):
     def _resized(self, frames: Sequence[Image] | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         height, width = self.manifest.image_size
         return np.stack([resize(frame, height, width, self.manifest.resample) for frame in frames])
+
+    def _tiled(
+        self, clips: Sequence[Sequence[Image]], tiles: tuple[int, int]
+    ) -> npt.NDArray[np.uint8]:
+        """Return the tiles of the frame of each clip, and the whole frame behind them."""
+        height, width = self.manifest.image_size
+        cut = (
+            cut_tiles(frame, tiles, (height, width), self.manifest.resample) for (frame,) in clips
+        )
+        return np.stack([image for images in cut for image in images])
 
     def _clip_inputs(
         self, prompt: Expanded, images: dict[str, Array]
@@ -288,7 +300,7 @@ class VisionLanguageModel(CausalLM):
         return repeated if self._axes > 1 else repeated[0]
 
 
-def _by_clip(array: Array, clips: int) -> Array:
+def by_clip(array: Array, clips: int) -> Array:
     """Join the outputs of a clip's images, which stand next to each other: (clips, ..., hidden)."""
     images = len(array) // clips
     if images == 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 from helpers.layouts import save_as_version_5
 from helpers.python_torchvision import require_torchvision
+from helpers.smolvlm_peer import AFTER, STEPS, conversation, load, tasks
 from helpers.tiny_llm import PREFIX_ERROR, one_thread
 from helpers.tiny_smolvlm import CONFIGS, IMAGE, frames_of, side_of, write_tiny_smolvlm
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.export.checks import vision_language_model as checks
-from granalign_fast.export.checks.prompts import _QUERIES
 from granalign_fast.export.checks.transformers_calls import load_image_processor
-from granalign_fast.export.checks.vlm_peers import correct_positions
 from granalign_fast.export.graphs.smolvlm_tower import SmolVlmVisionGraph
 from granalign_fast.export.sources.families import smolvlm
 from granalign_fast.export.specs import VLM_PRECISIONS
@@ -32,10 +31,6 @@ from granalign_fast.types import FrameSet
 from granalign_fast.video.images import resize
 
 pytestmark = pytest.mark.needs_torch
-
-STEPS = 40
-AFTER = ((3, 9), (12,), (7, 7, 100, 5), (40, 41, 42), (11, 12), (70, 71, 72, 73, 74, 75, 76))
-"""Texts behind an image: ragged rows of a batch."""
 
 
 @pytest.fixture(scope="module")
@@ -54,17 +49,6 @@ def peer_of(torch: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
         return folder, load(folder)
 
     return get
-
-
-def load(folder: Path) -> Any:
-    import transformers
-
-    model = transformers.SmolVLMForConditionalGeneration.from_pretrained(folder).eval()
-    if transformers.__version__ < "5":
-        correct_positions(model.model.vision_model)
-    model.generation_config.eos_token_id = None  # every answer has all steps
-    model.generation_config.pad_token_id = 0
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +156,7 @@ def one_too_far(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_global(monkeypatch: pytest.MonkeyPatch) -> None:
     """The token that stands for a whole image is left out."""
     around = smolvlm._around
-    monkeypatch.setattr(smolvlm, "_around", lambda *args: (around(*args)[0][:1], around(*args)[1]))
+    monkeypatch.setattr(smolvlm, "_around", lambda *args: [around(*args)[0][:1], around(*args)[1]])
 
 
 @pytest.mark.parametrize(
@@ -196,22 +180,6 @@ def test_mistakes_are_found_and_leave_nothing(
         export_vlm(source, tmp_path / "out")
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
-
-
-def tasks() -> list[str]:
-    """Return the tasks that the product asks about a frame."""
-    asked = [prompts.AGNOSTIC_CAPTION]
-    for query in _QUERIES:
-        asked += [prompts.aware_caption([query, "a dog"]), prompts.recognition(query)]
-    return asked
-
-
-def conversation(ours: VisionLanguageModel, task: str, images: Sequence[Any]) -> list[Any]:
-    """Return the messages of a task, shaped for the template, with the frames themselves."""
-    system, user = prompts.about_frame(task)
-    parts = [{"type": "image", "image": image} for image in images]
-    shaped, _ = ours.tokenizer.template.arguments([system, user | {"content": [*user["content"]]}])
-    return [shaped[0], user | {"content": [*parts, user["content"][-1]]}]
 
 
 @pytest.mark.needs_torchvision

@@ -113,12 +113,35 @@ def test_bad_sources(tmp_path: Path, spoil: Callable[[Path], None], message: str
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-@pytest.mark.parametrize("size", [(32, 64), (64, 64), (16, 16), (32,)])
-def test_frames_have_the_size_of_the_tower(tmp_path: Path, size: Any) -> None:
+@pytest.mark.parametrize("size", [(32, 65), (160, 32), (32, 160), (16, 16), (0, 32), (32,)])
+def test_sizes_that_no_tiles_make(tmp_path: Path, size: Any) -> None:
     source = write_tiny_smolvlm(tmp_path / "source")
-    with pytest.raises(GranAlignError, match=r"expected 32x32, .*; leave the size out"):
+    with pytest.raises(GranAlignError, match=r"expected 32x32, .* up to 128x128.*; leave the size"):
         read_vlm(source, size)
-    assert read_vlm(source).image_size == read_vlm(source, (32, 32)).image_size == (32, 32)
+
+
+def test_frames_have_the_size_of_the_tower_or_of_tiles(tmp_path: Path) -> None:
+    """Another size of single frames is another model: its answers and prefixes have other names."""
+    source = write_tiny_smolvlm(tmp_path / "source")
+    plain, same, tiled = (read_vlm(source, size) for size in (None, (32, 32), (64, 96)))
+    assert plain.image_size == same.image_size == tiled.image_size == (32, 32)
+    assert plain.layouts == same.layouts and plain.sha256 == same.sha256 != tiled.sha256
+    assert tiled.layouts[1].tiles == (2, 3) and tiled.layouts[1].images == 7
+    assert {count: layout.tiles for count, layout in tiled.layouts.items()} == {
+        1: (2, 3),
+        2: None,
+        4: None,
+        6: None,
+    }
+    assert tiled.layouts[2] == plain.layouts[2]
+
+
+def test_the_self_check_of_tiles(tmp_path: Path) -> None:
+    source = write_tiny_smolvlm(tmp_path / "source")
+    out = export_vlm(source, tmp_path / "out", image_size=(64, 96), check=False)
+    manifest = VlmManifest.read(out)
+    assert 0 < manifest.self_check["max_abs_error"] <= VLM_PRECISIONS["fp32"].logits.max_error
+    assert manifest.image_size == [32, 32] and manifest.layout().tiles == (2, 3)
 
 
 @pytest.mark.parametrize("precision", sorted(VLM_PRECISIONS))

@@ -23,9 +23,11 @@ SPECIAL = [
     "<fake_token_around_image>",
     "<image>",
     "<end_of_utterance>",
+    *(f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2, 3) if row + column > 2),
 ]
+"""The published tokenizers have tokens for tiles up to row 6 and column 6, these up to 2 and 3."""
 VOCABULARY, CONTEXT = 320, 512
-PAD, START, EOS, GLOBAL, ROW, FAKE, IMAGE, END = range(256, 256 + len(SPECIAL))
+PAD, START, EOS, GLOBAL, ROW, FAKE, IMAGE, END = range(256, 256 + 8)
 
 # With the syntax of the family's own template: contents are lists of parts, of which the first
 # decides whether a space follows the name of the role.
@@ -188,12 +190,16 @@ def write_tiny_smolvlm(
 
 
 def write_unchecked_smolvlm(
-    folder: Path, config: dict[str, Any] | None = None, *, precision: str = "fp32"
+    folder: Path,
+    config: dict[str, Any] | None = None,
+    *,
+    precision: str = "fp32",
+    image_size: tuple[int, int] | None = None,
 ) -> Path:
     """Export a tiny model without the comparison with torch; see `write_unchecked_vlm`."""
     if not (folder / "source").exists():
         write_tiny_smolvlm(folder / "source", config)
-    return write_unchecked_vlm(folder, precision=precision, image_size=None)
+    return write_unchecked_vlm(folder, precision=precision, image_size=image_size)
 
 
 def _vision_weights(

@@ -44,6 +44,43 @@ IMAGES = ImageLayout(
     axes=1,
 )
 
+TILE = VisualRun(SEEN, (1, 1, 2))
+TILED = ImageLayout(
+    content="image",
+    placeholder=(SEEN,),
+    pieces=((7,), TILE, (8,), TILE, (9,), TILE, (10, 11)),
+    axes=1,
+    tiles=(1, 2),
+)
+
+
+def test_tiles_stand_in_one_place() -> None:
+    prompt = TILED.expand([1, SEEN, 2])
+    assert prompt.ids == [1, 7, SEEN, SEEN, 8, SEEN, SEEN, 9, SEEN, SEEN, 10, 11, 2]
+    assert prompt.visual.tolist() == [2, 3, 5, 6, 8, 9]
+    assert prompt.positions.tolist() == [list(range(13))]
+    assert TILED.images == 3 and TILED.places == 1 and TILED.visual_tokens == 6
+    assert TILED.frame_size((30, 40)) == (30, 80) and FRAME.frame_size([30, 40]) == (30, 40)
+    assert TILED.record()["tiles"] == [1, 2] and "tiles" not in FRAME.record()
+    assert ImageLayout.read(TILED.record()) == TILED
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tiles": [1]},
+        {"tiles": [0, 2]},
+        {"tiles": [1, 17]},
+        {"tiles": [1.0, 2]},
+        {"tiles": [2, 2]},  # 6 tokens of 5 images
+        {"frames": 2, "content": "images"},
+        {"content": "video"},
+    ],
+)
+def test_tiles_that_cannot_be(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        ImageLayout.read(TILED.record() | changes)
+
 
 def test_a_frame_counts_rows_and_columns() -> None:
     prompt = FRAME.expand([1, 2, SEEN, 3, 4])

@@ -1,11 +1,13 @@
 """Settings of a SmolVLM2, read and checked: its vision tower, its prompts, its tensors.
 
 A frame is one square image of the size that the tower has positions for. transformers' processor
-treats the frames of a video so. It cuts still images into tiles besides: an export has none.
+treats the frames of a video so. It cuts still images into tiles besides: an export does so with
+single frames if their size is several times the tower's.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,10 @@ PROJECTION = "visual.modality_projection"
 
 _TILE_EDGE = 364
 """The processor's ``max_image_size`` where its settings leave it out."""
+
+_MOST_TILES = 4
+"""Tiles in a row or a column at most, as in the published processors: ``size`` is 4 times
+``max_image_size``, and the models were trained with no more."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,12 @@ _NUMBERS = (
 
 
 def read(folder: VlmFolder, image_size: tuple[int, int] | None) -> VlmSource:
-    """Read a folder for an export of frames of one size, which must be the tower's; None for it.
+    """Read a folder for an export.
+
+    Args:
+        folder: the settings.
+        image_size: height and width of single frames, in multiples of the tower's size. None for
+            this size itself; larger frames are cut into tiles of it.
 
     Raises:
         GranAlignError: a setting that the graphs lack, or that does not fit the others.
@@ -133,23 +144,34 @@ def read(folder: VlmFolder, image_size: tuple[int, int] | None) -> VlmSource:
     pixels = Pixels.of(folder.processor, folder.processor_path, _PROCESSORS, _HALF, resample=1)
     vision = SmolVision.read(folder, shape.hidden, pixels)
     side = vision.image.side
-    if image_size not in (None, (side, side)):
-        shown = "x".join(map(str, image_size or ()))
-        raise GranAlignError(
-            f"image size: got {shown}, expected {side}x{side}, the one that this model's tower has "
-            f"positions for; leave the size out"
-        )
+    tiles = _tiles(side, image_size)
     _check_processor(folder, vision)
     source = folder.open(
         shape,
         vision=vision,
         image_size=(side, side),
-        layouts=_layouts(folder, shape, vision),
+        layouts=_layouts(folder, shape, vision, tiles),
         sections=(),
         pixels=pixels,
     )
     _check_tensors(source, vision, path)
     return source
+
+
+def _tiles(side: int, image_size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Return the rows and columns of the tiles of a frame; None if it is a single image."""
+    if image_size in (None, (side, side)):
+        return None
+    counts = [edge // side for edge in image_size or ()]
+    exact = [count * side for count in counts] == [*(image_size or ())]
+    if len(counts) != 2 or not exact or not all(0 < count <= _MOST_TILES for count in counts):
+        shown, most = "x".join(map(str, image_size or ())), _MOST_TILES * side
+        raise GranAlignError(
+            f"image size: got {shown}, expected {side}x{side}, which this model's tower has "
+            f"positions for, or multiples of it up to {most}x{most}, which are cut into tiles; "
+            f"leave the size out for one image"
+        )
+    return counts[0], counts[1]
 
 
 def _check_processor(folder: VlmFolder, vision: SmolVision) -> None:
@@ -172,26 +194,53 @@ def _check_processor(folder: VlmFolder, vision: SmolVision) -> None:
         )
 
 
-def _layouts(folder: VlmFolder, shape: DecoderShape, vision: SmolVision) -> dict[int, ImageLayout]:
-    """Return how a prompt holds a clip, by the number of its frames: an image for each."""
+def _layouts(
+    folder: VlmFolder, shape: DecoderShape, vision: SmolVision, tiles: tuple[int, int] | None
+) -> dict[int, ImageLayout]:
+    """Return how a prompt holds a clip, by the number of its frames: an image for each.
+
+    A single frame may have tiles besides.
+    """
     image = folder.token("image_token_id", shape, 128257)
     run = VisualRun(image, (1, vision.edge, vision.edge))
-    before, after = _around(folder, image)
-    pieces: tuple[Piece, ...] = (before, run, after)
-    return {
-        frames: ImageLayout(
+
+    def layout(frames: int, tiles: tuple[int, int] | None) -> ImageLayout:
+        first, *others = _around(folder, image, tiles)
+        pieces: list[Piece] = [first]
+        for text in others:
+            pieces += [run, text]
+        return ImageLayout(
             content="image" if frames == 1 else "images",
             placeholder=(image,),
-            pieces=pieces,
+            pieces=tuple(pieces),
             frames=frames,
             axes=1,
+            tiles=tiles,
         )
-        for frames in (1, *CLIP_FRAMES)
-    }
+
+    return {frames: layout(frames, tiles if frames == 1 else None) for frames in (1, *CLIP_FRAMES)}
 
 
-def _around(folder: VlmFolder, image: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the ids of the tokens before an image and of those after it.
+def image_text(fake: str, whole: str, word: str, tiles: tuple[int, int] | None) -> str:
+    """Return the text of an image in a prompt, as transformers' processor writes it.
+
+    Args:
+        fake: the token before each image and behind the last.
+        whole: the token that stands for a whole image.
+        word: what stands for the visual tokens of an image.
+        tiles: rows and columns of tiles before the whole image; None without tiles.
+    """
+    rows, columns = tiles or (0, 0)
+    lines = [
+        "".join(f"{fake}<row_{row + 1}_col_{column + 1}>{word}" for column in range(columns))
+        for row in range(rows)
+    ]
+    ends = [f"{line}\n" for line in lines] + ["\n"] * bool(lines)
+    return f"{''.join(ends)}{fake}{whole}{word}{fake}"
+
+
+def _around(folder: VlmFolder, image: int, tiles: tuple[int, int] | None) -> list[tuple[int, ...]]:
+    """Return the ids of the texts before, between and behind the images of a frame.
 
     Raises:
         GranAlignError: the tokenizer has other tokens than the settings say.
@@ -208,14 +257,16 @@ def _around(folder: VlmFolder, image: int) -> tuple[tuple[int, ...], tuple[int, 
     }
     fake, whole = words.values()
     word = tokenizer.id_to_token(image)
-    ids = tokenizer.encode(f"{fake}{whole}{word}{fake}", add_special_tokens=False).ids
-    if word is None or ids.count(image) != 1:
+    text = image_text(fake, whole, str(word), tiles)
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    images = 1 if tiles is None else tiles[0] * tiles[1] + 1
+    if word is None or ids.count(image) != images:
         raise GranAlignError(
             f"{folder.path}: got image_token_id {image}, which the tokenizer does not write as one "
             f"token; copy or download the model again"
         )
-    at = ids.index(image)
-    return tuple(ids[:at]), tuple(ids[at + 1 :])
+    at = [-1, *(i for i, token in enumerate(ids) if token == image), len(ids)]
+    return [tuple(ids[start + 1 : end]) for start, end in itertools.pairwise(at)]
 
 
 def _check_tensors(source: VlmSource, vision: SmolVision, path: Path) -> None:
