@@ -37,15 +37,40 @@ _STALL_SECONDS = 120.0
 
 
 class PatientProtocol(H11Protocol):
-    """HTTP/1.1 that does not wait for ever: for headers, or until an answer is read."""
+    """HTTP/1.1 that does not wait for ever: for headers, or until an answer is read.
+
+    A new connection beyond the limit takes the place of one that waits for a request. So clients
+    that open many connections and send nothing keep nobody out.
+    """
 
     _timer: asyncio.TimerHandle | None = None
     _stall: asyncio.TimerHandle | None = None
+    _since = 0.0
+    """When it was made, or its last answer was sent, on the clock of the event loop."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for headers."""
         super().connection_made(transport)
+        self._since = self.loop.time()
+        self._make_room()
         self._watch()
+
+    def on_response_complete(self) -> None:
+        """Begin to wait for another request."""
+        self._since = self.loop.time()
+        super().on_response_complete()
+
+    def _make_room(self) -> None:
+        """Close the other connection that waits longest for a request, if there are too many."""
+        limit = self.limit_concurrency
+        if limit is None or len(self.connections) < limit:
+            return
+        # Those that are being closed still count for uvicorn, but not for long.
+        others = [one for one in self.connections if isinstance(one, PatientProtocol)]
+        others = [one for one in others if one is not self and not one.transport.is_closing()]
+        waiting = [one for one in others if one.conn.their_state is h11.IDLE]
+        if waiting and len(others) + 1 >= limit:
+            min(waiting, key=lambda one: one._since).transport.close()
 
     def data_received(self, data: bytes) -> None:
         """Take a part of a request."""

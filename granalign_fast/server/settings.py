@@ -56,7 +56,8 @@ class Limits:
     job_seconds: float = 24 * 3600.0
     """Seconds that the indexing of a video may take."""
     connections: int = 512
-    """Open connections; past them a request gets 503."""
+    """Open connections; a further one takes the place of one that waits for a request, if there is
+    one, and otherwise gets 503."""
     body_seconds: float = 20.0
     """Seconds in which the next part of a body must arrive."""
     body_rate: float = 4096.0

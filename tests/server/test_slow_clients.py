@@ -7,8 +7,9 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
@@ -20,30 +21,90 @@ from granalign_fast.server.gate import Gate
 from granalign_fast.server.metrics import Metrics
 from granalign_fast.server.settings import Limits, Settings
 
+WHOLE = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
 
 def test_clients_that_say_nothing_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client has some seconds for its headers, also for those of its second request."""
     monkeypatch.setattr(serving, "_HEADER_SECONDS", 0.5)
-    whole = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
     clients = {}
     with _serving(_answer_alive) as address:
-        for opening in (b"", b"GET / HT", whole[:-2] + b"X-A: ", whole + b"GET /"):
+        for opening in (b"", b"GET / HT", WHOLE[:-2] + b"X-A: ", WHOLE + b"GET /"):
             clients[opening] = socket.create_connection(address, timeout=20)
             clients[opening].sendall(opening)
         for opening, client in clients.items():
             got = b""
             while part := client.recv(65536):
                 got += part
-            assert (b"alive" in got) == opening.startswith(whole)
+            assert (b"alive" in got) == opening.startswith(WHOLE)
             client.close()
 
 
+@pytest.mark.parametrize("opening", [b"", b"GET / HT", WHOLE, WHOLE + b"GET /"])
+def test_connections_that_wait_make_room(opening: bytes) -> None:
+    """Otherwise one client that opens many would keep everybody out until they are closed."""
+    with _serving(_answer_alive, limit_concurrency=8) as address, ExitStack() as stack:
+
+        def connect() -> socket.socket:
+            return stack.enter_context(socket.create_connection(address, timeout=20))
+
+        idle = []
+        for _ in range(12):
+            idle.append(connect())
+            idle[-1].sendall(opening)
+            if opening.startswith(WHOLE):
+                assert b"200 OK" in _answer(idle[-1])
+        client = connect()
+        client.sendall(WHOLE)
+        assert b"200 OK" in _answer(client)
+        # It is among the newest: further ones take the places of others.
+        idle += [connect() for _ in range(4)]
+        client.sendall(WHOLE)
+        assert b"200 OK" in _answer(client)
+        # The oldest was closed, the newest was not.
+        with suppress(ConnectionResetError):
+            assert idle[0].recv(65536) == b""
+        idle[-1].sendall(WHOLE)
+        assert b"200 OK" in _answer(idle[-1])
+
+
+def test_requests_at_work_make_no_room() -> None:
+    begun, release = threading.Barrier(4), threading.Event()
+
+    async def wait(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.to_thread(begun.wait, 20)
+        await asyncio.to_thread(release.wait, 20)
+        await _answer_alive(scope, receive, send)
+
+    with _serving(wait, limit_concurrency=5) as address, ExitStack() as stack:
+
+        def connect() -> socket.socket:
+            return stack.enter_context(socket.create_connection(address, timeout=20))
+
+        busy = [connect() for _ in range(3)]
+        for one in busy:
+            one.sendall(WHOLE)
+        begun.wait(20)
+        idle = [connect() for _ in range(6)]
+        assert idle[0].recv(65536) == b""  # only those that wait for a request are closed
+        release.set()
+        assert all(b"200 OK" in _answer(one) for one in busy)
+
+
+def _answer(client: socket.socket) -> bytes:
+    """Read an answer up to its last chunk, or to the end of the connection."""
+    got = b""
+    while not got.endswith(b"\r\n0\r\n\r\n") and (part := client.recv(65536)):
+        got += part
+    return got
+
+
 @contextmanager
-def _serving(app: ASGIApp) -> Iterator[tuple[str, int]]:
+def _serving(app: ASGIApp, **options: Any) -> Iterator[tuple[str, int]]:
     """Serve an application in this process; yields the address."""
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
-        app, http=serving.PatientProtocol, ws="none", lifespan="off", log_config=None
+        app, http=serving.PatientProtocol, ws="none", lifespan="off", log_config=None, **options
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
