@@ -45,6 +45,10 @@ class RuleRewriter:
     once. On QVHighlights val with the `tuned` preset these rewrites give 40.0 mAP, the query alone
     42.3, five rewrites by a language model 44.5. There are no detailed rewrites: rules do not know
     what a sentence leaves unsaid.
+
+    The clause of a query without circumstances is the query without its full stop. It is kept: an
+    encoder embeds both, and not alike. With all-MiniLM-L6-v2 such pairs of QVHighlights val have
+    cosines of 0.953 to 0.999, and are 241 of 6,782 texts.
     """
 
     def rewrite(self, queries: Sequence[str]) -> list[Rewrites]:
