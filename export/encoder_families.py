@@ -29,7 +29,7 @@ class EncoderFamily:
         fits: whether a model with this ``config.json`` is one that we compute; others of the same
             `model_type` go through optimum.
         load: reads the weights; arguments and errors as of `Bert.load`.
-        build: writes a graph; arguments as of `build_bert`.
+        build: writes a graph; arguments as of `build_encoder`, from `model` on.
         calibrated: whether its int8 graph needs the ranges of `measure_ranges`.
         shared: whether its graphs share one file of weights; otherwise each holds them all, which
             ONNX limits to 2 GB.

@@ -8,7 +8,7 @@ The fp16 graph takes nine launches a layer on a GPU, matrix products included.
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import numpy as np
 
@@ -17,42 +17,7 @@ from granalign_fast.export.sources.encoders.encoder import Array, Dense, Norm
 from granalign_fast.models.graph_contract import INPUT_IDS, MASK, POSITIONS
 from granalign_fast.runtime.standard_operators import MICROSOFT
 
-from .encoder import EncoderGraph, HalfGraph, Int8Graph, Normed
-from .int8 import Range
-from .tensor_file import GraphTensors
-
-
-def build_bert(
-    model: Bert,
-    *,
-    pooling: str,
-    normalise: bool,
-    precision: str,
-    packed: bool = False,
-    ranges: dict[str, Range] | None = None,
-    tensors: GraphTensors | None = None,
-) -> Any:
-    """Return the whole encoder as an `onnx.ModelProto`.
-
-    Args:
-        model: the weights.
-        pooling: ``"mean"`` or ``"cls"``.
-        normalise: whether embeddings get unit length.
-        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
-        packed: whether the graph takes packed texts, see `graph_contract.POOL`; their pooling is
-            an input. There is no packed fp16 graph: its texts are padded, see
-            `graph_contract.PADDED_IDS`.
-        ranges: for int8, the result of `measure_ranges`.
-        tensors: the store of weights; None for one in memory.
-    """
-    tensors = tensors or GraphTensors()
-    if precision == "int8":
-        graph: BertGraph = Int8BertGraph(model, tensors, ranges or {}, packed=packed)
-    elif precision == "fp16":
-        graph = HalfBertGraph(model, tensors)
-    else:
-        graph = BertGraph(model, tensors, packed=packed)
-    return graph.model(pooling, normalise)
+from .encoder import EncoderGraph, HalfGraph, Int8Graph, Normed, build_encoder
 
 
 class BertGraph(EncoderGraph):
@@ -113,13 +78,7 @@ class BertGraph(EncoderGraph):
 
     def _add_distances(self, distances: Array, mask: str) -> str:
         """Add the bias of distances to a mask; return (1, heads, sequence, sequence) or larger."""
-        if self.packed:
-            # All rows of a batch have the same layout.
-            first = self._op("Gather", POSITIONS, self._array(0, np.int64), axis=0)
-        else:
-            first = self._places(len(self.encoder.positions))
-        key = self._op("Unsqueeze", first, self._integers(0))
-        distance = self._op("Sub", key, self._op("Unsqueeze", first, self._integers(1)))
+        distance = self._distances(self._row_places(len(self.encoder.positions)))
         column = self._op("Add", distance, self._array(distances.shape[1] // 2, np.int32))
         bias = self._op("Gather", self._array(distances), column, axis=1)
         bias = self._op("Unsqueeze", bias, self._integers(0))
@@ -180,3 +139,7 @@ class HalfBertGraph(HalfGraph, BertGraph):
 
 class Int8BertGraph(Int8Graph, BertGraph):
     """The graph with 8-bit products; arguments as of `Int8Graph`."""
+
+
+build_bert = partial(build_encoder, BertGraph, HalfBertGraph, Int8BertGraph)
+"""Writes a `Bert` as a graph; arguments as of `build_encoder`, from `model` on."""

@@ -35,7 +35,7 @@ def build_decoder_encoder(
     ranges: dict[str, Range] | None = None,
     tensors: GraphTensors | None = None,
 ) -> Any:
-    """Return the whole encoder as an `onnx.ModelProto`; arguments as of `build_bert`.
+    """Return the whole encoder as an `onnx.ModelProto`; arguments as of `build_encoder`.
 
     `ranges` must be None: no precision needs them.
     """

@@ -126,6 +126,23 @@ class EncoderGraph(GraphBuilder, ABC):
         every = self._array(np.arange(longest), np.int32)
         return self._op("Slice", every, zero, self._size(1), zero)
 
+    def _row_places(self, longest: int) -> str:
+        """Return the name of int32 (sequence,): the position of each token in its text.
+
+        It is one for the whole batch, since all rows of packed texts have the same layout.
+
+        Args:
+            longest: the greatest length of a text.
+        """
+        if self.packed:
+            return self._op("Gather", POSITIONS, self._array(0, np.int64), axis=0)
+        return self._places(longest)
+
+    def _distances(self, places: str) -> str:
+        """Return the name of int32 (sequence, sequence): a key's position minus a query's."""
+        key = self._op("Unsqueeze", places, self._integers(0))
+        return self._op("Sub", key, self._op("Unsqueeze", places, self._integers(1)))
+
     def _inputs(self) -> list[Any]:
         inputs = [self._value(self.ids, np.int32, "batch", "sequence")]
         if self.packed:
@@ -331,6 +348,45 @@ class Int8Graph(EncoderGraph):
                 product = self._op("Add", product, rest)
             products.append(product)
         return products
+
+
+def build_encoder(
+    plain: type[EncoderGraph],
+    half: type[HalfGraph],
+    rounded: type[Int8Graph],
+    model: Any,
+    *,
+    pooling: str,
+    normalise: bool,
+    precision: str,
+    packed: bool = False,
+    ranges: dict[str, Range] | None = None,
+    tensors: GraphTensors | None = None,
+) -> Any:
+    """Return a whole encoder as an `onnx.ModelProto`.
+
+    Args:
+        plain: the family's class of float32 graphs.
+        half: its class of float16 graphs.
+        rounded: its class of int8 graphs.
+        model: the weights.
+        pooling: ``"mean"`` or ``"cls"``.
+        normalise: whether embeddings get unit length.
+        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
+        packed: whether the graph takes packed texts, see `graph_contract.POOL`; their pooling is
+            an input. There is no packed fp16 graph: its texts are padded, see
+            `graph_contract.PADDED_IDS`.
+        ranges: for int8, the result of `measure_ranges`.
+        tensors: the store of weights; None for one in memory.
+    """
+    tensors = tensors or GraphTensors()
+    if precision == "int8":
+        graph: EncoderGraph = rounded(model, tensors, ranges or {}, packed=packed)
+    elif precision == "fp16":
+        graph = half(model, tensors)
+    else:
+        graph = plain(model, tensors, packed=packed)
+    return graph.model(pooling, normalise)
 
 
 def _folded(norm: Norm, dense: Dense) -> Dense:

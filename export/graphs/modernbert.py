@@ -5,6 +5,7 @@ Layers of both kinds have their own cosines, sines and mask, which are made once
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,30 +16,7 @@ from granalign_fast.export.specs import MASKED
 from granalign_fast.models.graph_contract import INPUT_IDS, MASK, POSITIONS
 from granalign_fast.runtime.standard_operators import MICROSOFT
 
-from .encoder import EncoderGraph, HalfGraph, Int8Graph, Normed
-from .int8 import Range
-from .tensor_file import GraphTensors
-
-
-def build_modernbert(
-    model: ModernBert,
-    *,
-    pooling: str,
-    normalise: bool,
-    precision: str,
-    packed: bool = False,
-    ranges: dict[str, Range] | None = None,
-    tensors: GraphTensors | None = None,
-) -> Any:
-    """Return the whole encoder as an `onnx.ModelProto`; arguments as of `build_bert`."""
-    tensors = tensors or GraphTensors()
-    if precision == "int8":
-        graph: ModernBertGraph = Int8ModernBertGraph(model, tensors, ranges or {}, packed=packed)
-    elif precision == "fp16":
-        graph = HalfModernBertGraph(model, tensors)
-    else:
-        graph = ModernBertGraph(model, tensors, packed=packed)
-    return graph.model(pooling, normalise)
+from .encoder import EncoderGraph, HalfGraph, Int8Graph, Normed, build_encoder
 
 
 class _Attended(NamedTuple):
@@ -83,12 +61,11 @@ class ModernBertGraph(EncoderGraph):
 
     def _layer_kinds(self) -> dict[bool, _Attended]:
         """Add cosines, sines and masks of both kinds of layers."""
+        first = self._row_places(self.encoder.longest)
         if self.packed:
             places, mask = POSITIONS, MASK
-            # All rows of a batch have the same layout.
-            first = self._op("Gather", POSITIONS, self._array(0, np.int64), axis=0)
         else:
-            first, mask = self._places(self.encoder.longest), self._mask()
+            mask = self._mask()
             size = self._op("Concat", self._size(0), self._size(1), axis=0)
             places = self._op("Expand", first, size)
         local = self._local_mask(first, mask)
@@ -114,8 +91,7 @@ class ModernBertGraph(EncoderGraph):
             places: name of int32 (sequence,), the position of each token.
             mask: name of the mask for the whole text; empty for none.
         """
-        key = self._op("Unsqueeze", places, self._integers(0))
-        distance = self._op("Sub", key, self._op("Unsqueeze", places, self._integers(1)))
+        distance = self._distances(places)
         window = self._array(self.encoder.window, np.int32)
         outside = self._op("Greater", self._op("Abs", distance), window)
         return self._op("Where", outside, self._array(self._hidden_score()), mask or self._array(0))
@@ -202,3 +178,7 @@ class HalfModernBertGraph(HalfGraph, ModernBertGraph):
 
 class Int8ModernBertGraph(Int8Graph, ModernBertGraph):
     """The graph with 8-bit products; arguments as of `Int8Graph`."""
+
+
+build_modernbert = partial(build_encoder, ModernBertGraph, HalfModernBertGraph, Int8ModernBertGraph)
+"""Writes a `ModernBert` as a graph; arguments as of `build_encoder`, from `model` on."""
