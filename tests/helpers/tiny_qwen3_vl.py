@@ -27,16 +27,6 @@ from helpers.tiny_vlm import (
 IMAGE_SIZE = (96, 160)
 """Height and width of 3 x 5 tokens of 32 pixels."""
 
-# With images and videos in parts, as in the family's own template, which has no default system
-# message.
-TEMPLATE = CHAT_TEMPLATE.replace(
-    "{% elif 'text' in content %}",
-    "{% elif content['type'] == 'video' or 'video' in content %}"
-    "<|vision_start|><|video_pad|><|vision_end|>"
-    "{% elif 'text' in content %}",
-)
-assert TEMPLATE != CHAT_TEMPLATE
-
 _VISION: dict[str, Any] = {
     "model_type": "qwen3_vl",
     "depth": 4,
@@ -163,7 +153,7 @@ def write_tiny_qwen3_vl(
     settings = {
         "eos_token": SPECIAL[2],
         "pad_token": SPECIAL[0],
-        "chat_template": TEMPLATE,
+        "chat_template": CHAT_TEMPLATE,
         "processor_class": "Qwen3VLProcessor",
     }
     write_tokenizer(folder, SPECIAL, settings)

@@ -109,6 +109,23 @@ def ticket(
     return Ticket(query, options, answer, **more), future
 
 
+def held_up(
+    batcher: Batcher, engine: Engine, count: int
+) -> tuple[Future[Any], list[tuple[Ticket, Future[Any]]]]:
+    """Let a query be at work until the rewriter's gate opens, and others wait behind it.
+
+    Returns:
+        What becomes of the first, and the tickets of the others.
+    """
+    engine.rewriter.gate.clear()
+    held, first = ticket("a red car")
+    batcher.submit([held])
+    assert engine.rewriter.entered.wait(20)
+    waiting = [ticket("the dog runs") for _ in range(count)]
+    batcher.submit([one for one, _ in waiting])
+    return first, waiting
+
+
 def test_queries_that_come_together_share_their_batches(engine: Engine, batcher: Batcher) -> None:
     queries = ["a red car", "the dog runs", "a red car", "a man sits"]
     pairs = [ticket(query) for query in queries]
@@ -177,12 +194,7 @@ def test_answers_in_stages(batcher: Batcher, engine: Engine) -> None:
 def test_the_queue_is_bounded_and_what_nobody_wants_is_dropped(
     batcher: Batcher, engine: Engine
 ) -> None:
-    engine.rewriter.gate.clear()
-    held, first = ticket("a red car")
-    batcher.submit([held])
-    assert engine.rewriter.entered.wait(20)
-    waiting = [ticket("the dog runs") for _ in range(12)]
-    batcher.submit([one for one, _ in waiting])
+    first, waiting = held_up(batcher, engine, 12)
     with pytest.raises(QueueFull) as full:
         batcher.submit([ticket("one more")[0]])
     assert full.value.seconds >= 1 and full.value.reason.startswith("got 12 queries that wait")
@@ -224,12 +236,7 @@ def test_a_query_that_would_wait_longer_than_it_may_is_refused(
     batcher: Batcher, engine: Engine
 ) -> None:
     """The time of the queries before it is known from those that were answered."""
-    engine.rewriter.gate.clear()
-    held, first = ticket("a red car")
-    batcher.submit([held])
-    assert engine.rewriter.entered.wait(20)
-    before = [ticket("the dog runs") for _ in range(5)]
-    batcher.submit([one for one, _ in before])
+    first, before = held_up(batcher, engine, 5)
     batcher.check_room()
     batcher._pace.seconds = 2.0
     with pytest.raises(QueueFull) as full:
