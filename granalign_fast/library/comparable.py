@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from .first_stage import Part, Texts
 from .segment import Segment
 from .spaces import Spaces
 from .tags import Tags
+from .words import Collection, Postings
 
 
 class _Segment(NamedTuple):
@@ -50,6 +52,27 @@ class Comparable:
     def suits(self, catalogue: Catalogue, texts: Texts) -> bool:
         """Return whether this is about a catalogue, and queries with embeddings of such lengths."""
         return self.catalogue is catalogue and self._dims == _dims(texts)
+
+    @cached_property
+    def collection(self) -> Collection:
+        """All stretches of the videos that count and have captions.
+
+        Removed videos do not count, though their rows stay until segments are merged; those that
+        filters leave out do. So a score does not depend on how the videos lie in segments.
+
+        Raises:
+            GranAlignError: the words of a segment are damaged.
+        """
+        parts: list[tuple[Postings, npt.NDArray[np.bool_] | None]] = []
+        for one in self._segments:
+            if not len(one.live) or not one.segment.record.dim:  # without captions
+                continue
+            if len(one.live) == len(one.fits):
+                parts.append((one.segment.postings, None))
+            else:
+                counts = np.isin(one.segment.stretches.videos, one.live)
+                parts.append((one.segment.postings, counts))
+        return Collection(parts)
 
     def parts(self, filters: Filters, tags: Tags) -> tuple[list[Part], dict[str, int]]:
         """Return the segments and videos that are searched, and why how many others are not.

@@ -22,7 +22,7 @@ from .codes import CodedRows
 from .ordering import Probe
 from .segment import Segment
 from .similarities import Compared, Floats, Ints, rough_means, similarities
-from .words import Weights, query_words, word_scores
+from .words import Collection, Weights, query_words, word_scores
 
 WORD_WEIGHT = 0.65
 """How much the share of words counts beside the cosine. On QVHighlights val the first video is the
@@ -136,6 +136,7 @@ def first_stage(
     queries: Sequence[Texts],
     most: int,
     frames_weight: float,
+    collection: Collection,
     device: ArrayDevice,
     share: float = 0.0,
 ) -> list[Ranked]:
@@ -146,11 +147,12 @@ def first_stage(
         queries: in any number, compared in the same spaces; they share a pass over the clips.
         most: stretches of a query.
         frames_weight: how much frames count beside captions; 1 where frames alone are compared.
+        collection: all stretches of the library, by which words are rare or common.
         device: where the nearest clips are looked for.
         share: of an approximate index that is read where a segment has one; 0 for the exact result.
     """
     by_words = word_scores(
-        [part.segment.postings for part in parts], [query.words for query in queries]
+        [part.segment.postings for part in parts], [query.words for query in queries], collection
     )
     found: list[list[Hits]] = [[] for _ in queries]
     for number, (part, shares) in enumerate(zip(parts, by_words, strict=True)):

@@ -297,11 +297,15 @@ class Library:
         texts = spaces.embed(rewrites)
         clock.lap("embed")
         # 3. Choose the videos, and find the best stretches of each query.
-        parts, left_out = self._parts(spaces, texts[0], filters or Filters())
+        known = self._known(spaces, texts[0])
+        filters = filters or Filters()
+        tags = read_tags(self.folder) if filters.tags and self._given is None else {}
+        parts, left_out = known.parts(filters, tags)
         videos, device = max(_VIDEOS, refine), self.retriever.device
         most = max(_STRETCHES, refine) if any(part.is_long for part in parts) else videos
         share = self.retriever.config.approximate
-        ranked = first_stage(parts, texts, most, spaces.frames_weight, device, share)
+        weight = spaces.frames_weight
+        ranked = first_stage(parts, texts, most, weight, known.collection, device, share)
         clock.lap("first_stage")
         searched = sum(int(part.chosen.sum()) for part in parts)
         refinements = []
@@ -313,15 +317,12 @@ class Library:
             refinements.append(Refinement(result, one, top, refine, overlapping=overlapping))
         return refinements
 
-    def _parts(
-        self, spaces: Spaces, texts: Texts, filters: Filters
-    ) -> tuple[list[Part], dict[str, int]]:
-        """Return the segments and videos that are searched, and why others are not."""
+    def _known(self, spaces: Spaces, texts: Texts) -> Comparable:
+        """Return which videos of the catalogue can be compared with queries such as one."""
         known = self._comparable
         if known is None or not known.suits(self.catalogue, texts):
             known = self._comparable = Comparable(self.catalogue, spaces, texts)
-        tags = read_tags(self.folder) if filters.tags and self._given is None else {}
-        return known.parts(filters, tags)
+        return known
 
     def take_up(self, catalogue: Catalogue) -> None:
         """Search another catalogue of the same folder from now on; call it between two searches.

@@ -137,15 +137,53 @@ class PostingsBuilder:
         )
 
 
-def word_scores(parts: Sequence[Postings], queries: Sequence[Weights]) -> list[npt.NDArray[Any]]:
+class Collection:
+    """The documents by which a word is rare or common, and a document long or short.
+
+    Args:
+        parts: inverted indexes, each with which of its documents count, `(documents,)`; None if all
+            of them do.
+    """
+
+    def __init__(self, parts: Sequence[tuple[Postings, npt.NDArray[np.bool_] | None]]) -> None:
+        self._parts = parts
+        counting = [
+            part.lengths if counts is None else part.lengths[counts] for part, counts in parts
+        ]
+        self.documents = sum(map(len, counting))
+        """How many documents count."""
+        words = sum(int(lengths.sum()) for lengths in counting)
+        self.mean = words / max(self.documents, 1)
+        """The mean of their words."""
+
+    def holding(self, queries: Sequence[Weights]) -> Counter[str]:
+        """Return how many documents hold each word of some queries.
+
+        Raises:
+            GranAlignError: a part names documents that it does not have.
+        """
+        found: Counter[str] = Counter()
+        for part, counts in self._parts:
+            for word, (begin, end) in _lookup(part, queries).items():
+                if counts is None:
+                    found[word] += end - begin
+                else:
+                    found[word] += int(counts[part.of_word(begin, end)[0]].sum())
+        return found
+
+
+def word_scores(
+    parts: Sequence[Postings], queries: Sequence[Weights], collection: Collection
+) -> list[npt.NDArray[Any]]:
     """Return how well each document fits each query by its words, 0 to 1.
 
     The score is BM25 divided by what a document would get that has every word of the query without
     end. So it can be compared between queries, and is 0 for a query of unknown words.
 
     Args:
-        parts: inverted indexes, whose documents together are the collection.
+        parts: inverted indexes of the documents.
         queries: the words of each query.
+        collection: the documents by which words are rare or common; others may be in the parts too.
 
     Returns:
         For each part an array `(queries, documents)`, float32.
@@ -153,22 +191,17 @@ def word_scores(parts: Sequence[Postings], queries: Sequence[Weights]) -> list[n
     Raises:
         GranAlignError: a part names documents that it does not have.
     """
-    lookups = [_lookup(part, queries) for part in parts]
-    total = sum(len(part.lengths) for part in parts)
-    mean = sum(int(part.lengths.sum()) for part in parts) / max(total, 1)
-    holding: Counter[str] = Counter()
-    for lookup in lookups:
-        for word, (begin, end) in lookup.items():
-            holding[word] += end - begin
-    idf = {word: float(np.log1p((total - n + 0.5) / (n + 0.5))) for word, n in holding.items()}
+    total = collection.documents
+    idf = {word: _idf(total, count) for word, count in collection.holding(queries).items()}
+    # A word that no document holds would be a rare one, which counts in full.
+    unknown = _idf(total, 0)
     scores = []
-    for part, lookup in zip(parts, lookups, strict=True):
+    for part in parts:
+        lookup = _lookup(part, queries)
         rows = np.zeros((len(queries), len(part.lengths)), np.float32)
-        share = part.lengths.astype(np.float32) / max(mean, 1)
+        share = part.lengths.astype(np.float32) / max(collection.mean, 1)
         norms = SATURATION * (1 - LENGTH_SHARE + LENGTH_SHARE * share)
         for row, query in zip(rows, queries, strict=True):
-            # A word that no document holds would be a rare one, which counts in full.
-            unknown = float(np.log1p((total + 0.5) / 0.5))
             most = sum(count * idf.get(word, unknown) for word, count in query.items())
             for word, count in query.items():
                 if word in lookup:
@@ -177,6 +210,11 @@ def word_scores(parts: Sequence[Postings], queries: Sequence[Weights]) -> list[n
                     row[documents] += np.float32(count * idf[word] / most) * gain
         scores.append(rows)
     return scores
+
+
+def _idf(total: int, holding: int) -> float:
+    """Return the IDF of a word that some of all documents hold."""
+    return float(np.log1p((total - holding + 0.5) / (holding + 0.5)))
 
 
 def _lookup(part: Postings, queries: Sequence[Weights]) -> dict[str, tuple[int, int]]:

@@ -9,6 +9,7 @@ from granalign_fast.library.stretches import stretch_edges, stretches_of
 from granalign_fast.library.words import (
     LENGTH_SHARE,
     SATURATION,
+    Collection,
     PostingsBuilder,
     query_words,
     split_words,
@@ -51,12 +52,26 @@ def test_scores_are_those_of_the_formula_however_the_documents_are_split(cut: li
             builder.add(document)
         begin += size
         parts.append(builder.build())
-    scores = word_scores(parts, [query_words(texts) for texts in QUERIES])
+    collection = Collection([(part, None) for part in parts])
+    scores = word_scores(parts, [query_words(texts) for texts in QUERIES], collection)
     assert [part.shape for part in scores] == [(4, size) for size in cut]
     got = np.concatenate(scores, axis=1)
     wanted = [expected(DOCUMENTS, texts) for texts in QUERIES]
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-7)
     assert (got[2] == 0).all()
+
+
+def test_documents_that_do_not_count_change_no_score() -> None:
+    builder = PostingsBuilder()
+    for document in [["a red red dog"], *DOCUMENTS, ["a vehicle"], ["dog"] * 9]:
+        builder.add(document)
+    part = builder.build()
+    counts = np.array([False, True, True, True, True, False, False])
+    (got,) = word_scores(
+        [part], [query_words(texts) for texts in QUERIES], Collection([(part, counts)])
+    )
+    wanted = [expected(DOCUMENTS, texts) for texts in QUERIES]
+    np.testing.assert_allclose(got[:, counts], wanted, rtol=1e-5, atol=1e-7)
 
 
 def test_stretches_cover_a_video_in_equal_parts() -> None:
