@@ -21,6 +21,7 @@ from granalign_fast.library import Library, LibraryResult
 from granalign_fast.library.first_stage import WORD_WEIGHT, Part, first_stage
 from granalign_fast.library.ordering import RANK_COST
 from granalign_fast.library.spaces import Spaces
+from granalign_fast.library.words import Collection
 from granalign_fast.models.embedding_cache import CachedEncoder
 from granalign_fast.pipeline import SentenceEncoder
 from granalign_fast.search.retriever import Retriever
@@ -77,12 +78,14 @@ def collect(library: Library, queries: Sequence[AnnotatedQuery]) -> list[Evidenc
         for segment in library.catalogue.segments
     ]
     names = [np.array([number[video.vid] for video in part.segment.videos]) for part in parts]
+    collection = Collection([(part.segment.postings, None) for part in parts])
     spaces, found = Spaces(library.retriever), []
     for first in range(0, len(queries), _CHUNK):
         some = queries[first : first + _CHUNK]
         rewrites = [query.rewrites for query in some]
         device = library.retriever.device
-        ranked = first_stage(parts, spaces.embed(rewrites), sys.maxsize, 0.0, device)
+        texts = spaces.embed(rewrites)
+        ranked = first_stage(parts, texts, sys.maxsize, 0.0, collection, device)
         results = library.search_many(rewrites, top=_TOP, refine=_TOP, overlapping=True)
         for query, result, one in zip(some, results, ranked, strict=True):
             hits = one.hits

@@ -212,6 +212,12 @@ class WorkFolder:
                 return parts
             parts.append(rows)
 
+    def forget_rows(self, vid: str) -> None:
+        """Delete the rows of a video."""
+        if self._check():
+            with self._explain_os_errors():
+                _remove_tree(self._parts_folder(vid))
+
     def publish(self, index: VideoIndex) -> None:
         """Write a finished index, move it to its final folder, and remove the video's rows.
 

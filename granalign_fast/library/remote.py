@@ -20,6 +20,7 @@ from granalign_fast.storage.claims import claimed
 
 from .catalogue import Catalogue, Progress, open_catalogue, update_catalogue
 from .jobs.output import index_name
+from .jobs.records import PARTS
 from .locks import locked_copy
 from .remote_library import RemoteLibrary
 from .tags import FILE as TAGS
@@ -158,6 +159,7 @@ def remove_remote(address: Address, names: Sequence[str]) -> list[str]:
         remote.store.remove(f"{vid}/{MANIFEST}" for vid in vids)
         for vid in vids:
             remote.store.remove_folder(vid)
+            remote.store.remove_folder(f"{PARTS}/{vid}")  # of a job that was killed
     with claimed(remote.store, [_TAGS]) as claim:
         remote.pull_tags()
         tags = read_tags(remote.folder)

@@ -294,9 +294,8 @@ class RemoteLibrary:
         claim.check()
         self.store.write(_POINTER, published.to_json())
         kept = {one.name for one in (*(before or Pointer()).segments, *records)}
-        self.store.remove(
-            name for name in there if name != _POINTER and name.split("/")[1] not in kept
-        )
+        for name in {name.split("/")[1] for name in there if name != _POINTER} - kept:
+            self.store.remove_folder(f"{FOLDER}/{name}")
 
     def _prune(self) -> None:
         """Delete the copies of indexes that were used least lately, above the cache's bound."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +93,7 @@ def remove_videos(library: Path, names: Sequence[str]) -> list[str]:
         if (tags := read_tags(library)).keys() - (left := index_stamps(library)).keys():
             write_tags(library, {vid: words for vid, words in tags.items() if vid in left})
         shutil.rmtree(removed, ignore_errors=True)
+    _forget_rows(library, vids)
     update_catalogue(library)
     return vids
 
@@ -104,11 +106,19 @@ def _undo_interruption(library: Path) -> None:
     Raises:
         GranAlignError: a folder cannot be changed.
     """
-    try:
-        with lock_folder(library):
-            WorkFolder(library).recover()
-    except FolderBusyError:
-        pass
+    with suppress(FolderBusyError), lock_folder(library):
+        WorkFolder(library).recover()
+
+
+def _forget_rows(library: Path, vids: Sequence[str]) -> None:
+    """Delete the rows of videos that a killed run was indexing anew; one at work needs its rows.
+
+    Raises:
+        GranAlignError: a folder cannot be changed.
+    """
+    with suppress(FolderBusyError), lock_folder(library):
+        for vid in vids:
+            WorkFolder(library).forget_rows(vid)
 
 
 def _removable(catalogue: Catalogue, name: str) -> str:

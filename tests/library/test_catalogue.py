@@ -16,6 +16,7 @@ from helpers.fakes import BagOfWords
 from helpers.libraries import contents, expected_contents, write_index
 
 from granalign_fast.errors import GranAlignError
+from granalign_fast.index.work_folder import lock_folder
 from granalign_fast.library import catalogue as module
 from granalign_fast.library import indexes, locks
 from granalign_fast.library.catalogue import open_catalogue, update_catalogue
@@ -173,6 +174,17 @@ def test_a_segment_of_removed_videos_is_written_again(library: Path) -> None:
     catalogue = open_catalogue(library)
     assert sum(segment.record.clips for segment in catalogue.segments) == before - 200
     assert contents(catalogue) == expected_contents(library)
+
+
+def test_unfinished_rows_of_a_removed_video_go_with_it(library: Path) -> None:
+    parts = library / ".indexing" / "parts"
+    for vid in ("video 2", "video 3"):
+        (parts / vid).mkdir(parents=True)
+        (parts / vid / "part-00000000.safetensors").write_bytes(b"rows")
+    with lock_folder(library):  # of a run that is at work: it needs its rows
+        remove_videos(library, ["video 4"])
+    remove_videos(library, ["video 2"])
+    assert [path.name for path in parts.iterdir()] == ["video 3"]
 
 
 def test_names_lead_nowhere_else(library: Path) -> None:

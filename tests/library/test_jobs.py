@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 import warnings
@@ -338,10 +339,12 @@ def test_from_store_to_store(stored: Path, clean: Path, tmp_path: Path):
 
 
 def test_a_job_leaves_the_rows_of_another_one_alone(stored: Path):
-    """Two jobs index different videos into one store, which knows no locks."""
+    """Two jobs index different videos into one store; the rows of "gone" are older than a month."""
     other = Store.at("s3://lib/all")
-    for vid in ("yard", "street"):
+    for vid in ("yard", "street", "gone"):
         other.write(f".indexing/parts/{vid}/0123/00000000-00000012", b"rows")
+    (old,) = (stored / "lib" / "all" / ".indexing" / "parts" / "gone").glob("*/*")
+    os.utime(old, (time.time() - 31 * 86400,) * 2)
     run(["s3://media/videos/yard.mp4"], "s3://lib/all")
     names = [name for name in other.list() if name.startswith(".indexing")]
     assert names == [".indexing/parts/street/0123/00000000-00000012"]

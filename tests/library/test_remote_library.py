@@ -245,6 +245,16 @@ def test_tags_and_removal(films: Path, tmp_path: Path):
     assert "yard" not in json.loads((films / ".tags.json").read_text())["tags"]
 
 
+def test_unfinished_rows_of_a_removed_video_go_with_it(films: Path):
+    """It was being indexed anew when the job was killed."""
+    store = Store(address())
+    for vid in ("yard", "street"):
+        store.write(f".indexing/parts/{vid}/0123/00000000-00000012", b"rows")
+    remove_remote(address(), ["yard"])
+    names = [name for name in store.list() if name.startswith(".indexing")]
+    assert names == [".indexing/parts/street/0123/00000000-00000012"]
+
+
 def test_tags_that_were_deleted_in_the_store_are_gone(films: Path):
     publish_catalogue(address())
     tag_remote(address(), ["yard"], ["summer"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -28,6 +29,9 @@ from .records import PARTS, Job, Outcome, SourceVideo, StageModels, Workers
 from .sources import OnFailure, find_sources, plan, shown
 
 _log = logging.getLogger(__name__)
+
+_ABANDONED = 30 * 24 * 3600 * 1_000_000_000
+"""Nanoseconds after which the rows of a video that is in no job are deleted: 30 days."""
 
 Progress = Callable[[int, int, str], None]
 """Called with the number of videos that are done, the number of all, and the last one's id."""
@@ -215,10 +219,16 @@ class _Run:
         if isinstance(out.place, Path):
             out.remove_folder(PARTS.partition("/")[0])
             return
-        # Another job may have rows of other videos there.
-        own = {video.vid for video in self.videos}
-        names = (name.removeprefix(f"{PARTS}/") for name in out.list(PARTS))
-        out.remove(f"{PARTS}/{name}" for name in names if name.partition("/")[0] in own)
+        # Another job may have rows of other videos there. If nobody has touched them for long,
+        # their videos were taken away before they were complete.
+        newest: dict[str, int] = {}
+        for name, file in out.list(PARTS).items():
+            vid = name.removeprefix(f"{PARTS}/").partition("/")[0]
+            newest[vid] = max(newest.get(vid, 0), file.modified_ns)
+        own, limit = {video.vid for video in self.videos}, time.time_ns() - _ABANDONED
+        for vid, modified in newest.items():
+            if vid in own or modified < limit:
+                out.remove_folder(f"{PARTS}/{vid}")
 
     def _take(self, outcome: Outcome) -> None:
         """Note what has become of a chunk; a video whose chunks are all stored is joined."""
