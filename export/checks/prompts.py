@@ -27,7 +27,6 @@ from granalign_fast.export.sources.language_model import ModelSource
 from granalign_fast.export.sources.layouts import uniform_folder
 from granalign_fast.export.sources.vision_language_model import VlmSource
 from granalign_fast.language import prompts
-from granalign_fast.language.captioner import VlmCaptioner
 from granalign_fast.language.llm_rewriter import LlmRewriter
 from granalign_fast.language.prompt_start import PromptStart
 from granalign_fast.models.chat import ChatTokenizer
@@ -112,24 +111,26 @@ def _render(model: ModelSource, tokenizer: ChatTokenizer) -> _Rendered:
 
 def _send(model: ModelSource, rendered: _Rendered, queries: Sequence[str]) -> None:
     """Let the product make the prompts of queries for a model that only records them."""
-    stand_in: Any = SimpleNamespace(chat=rendered.chat)
     if not isinstance(model, VlmSource):
-        LlmRewriter(stand_in).prompt_ids(queries)
+        recorder: Any = SimpleNamespace(chat=rendered.chat)
+        LlmRewriter(recorder).prompt_ids(queries)
         return
-    layouts, encode = model.layouts, rendered.tokenizer.encode
-    stand_in.layout = lambda frames=1, seconds=0.0: layouts[frames].timed(seconds, encode)
-    captioner = VlmCaptioner(stand_in)
-    captioner._suffix(prompts.AGNOSTIC_CAPTION)
-    for query in queries:
-        captioner._suffix(prompts.aware_caption([query, "a dog"]))
-        captioner._suffix(prompts.recognition(query))
-    # The same about clips of several frames.
-    for frames in sorted(set(layouts) - {1}):
-        start = PromptStart(stand_in, frames, _FRAME_SECONDS)
+    stand_in = _stand_in(model, rendered.chat, rendered.tokenizer)
+    for frames in sorted(model.layouts):
+        start = PromptStart(stand_in, frames, _FRAME_SECONDS if frames > 1 else 0.0)
         start.suffix(prompts.agnostic_caption(frames))
         for query in queries:
             start.suffix(prompts.aware_caption([query, "a dog"], frames))
             start.suffix(prompts.recognition(query, frames))
+
+
+def _stand_in(model: VlmSource, chat: Callable[..., list[int]], tokenizer: ChatTokenizer) -> Any:
+    """Return what takes the place of an exported model where prompts are made."""
+
+    def layout(frames: int, seconds: float) -> ImageLayout:
+        return model.layouts[frames].timed(seconds, tokenizer.encode)
+
+    return SimpleNamespace(chat=chat, layout=layout)
 
 
 def _with_clips(model: VlmSource, tokenizer: ChatTokenizer) -> VlmSource:
@@ -141,8 +142,7 @@ def _with_clips(model: VlmSource, tokenizer: ChatTokenizer) -> VlmSource:
         GranAlignError: the template has a place, and writes other tokens there than the settings
             say, or it has no place for a single image.
     """
-    stand_in: Any = SimpleNamespace(chat=tokenizer.chat)
-    stand_in.layout = lambda frames, seconds: model.layouts[frames].timed(seconds, tokenizer.encode)
+    stand_in = _stand_in(model, tokenizer.chat, tokenizer)
     kept = {}
     for frames, layout in sorted(model.layouts.items()):
         try:

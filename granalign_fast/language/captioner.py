@@ -69,12 +69,15 @@ class VlmCaptioner:
         self.max_new_tokens = max_new_tokens
         self._starts: dict[tuple[int, float], PromptStart] = {}
         self._keys: dict[tuple[int, float], str] = {}
-        self.start = self.start_of((1, 0.0)).ids
+        self.start = self.start_of().ids
         """The token ids that every prompt about a single frame begins with, the image's among
         them."""
 
-    def start_of(self, form: tuple[int, float]) -> PromptStart:
-        """Return the beginning of prompts about clips of a form, as `FrameSet.form` names it.
+    def start_of(self, form: tuple[int, float] = (1, 0.0)) -> PromptStart:
+        """Return the beginning of prompts about clips of a form, by default about single frames.
+
+        Args:
+            form: of the clips, as `FrameSet.form` names it.
 
         Raises:
             GranAlignError: the model takes no clips of that many frames.
@@ -94,7 +97,7 @@ class VlmCaptioner:
     @property
     def fingerprint(self) -> str:
         """The name of the agnostic captions: equal for equal model, prompt and length."""
-        prompt = self.start_of((1, 0.0)).prompt(prompts.AGNOSTIC_CAPTION)
+        prompt = self.start_of().prompt(prompts.AGNOSTIC_CAPTION)
         key = json.dumps([prompt, self.max_new_tokens])
         return f"{self.model.fingerprint}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
@@ -198,7 +201,7 @@ class VlmCaptioner:
     @property
     def frame_capacity(self) -> int:
         """How many frames' prompt prefixes fit in the cache."""
-        size = self.start_of((1, 0.0)).tokens * self.model.manifest.token_bytes
+        size = self.start_of().tokens * self.model.manifest.token_bytes
         frames = [(tier.persistent, tier.limit // size) for tier in self.cache.tiers]
         # A persistent tier holds copies of what the other tiers hold, so the two do not add up.
         persistent = max((count for is_persistent, count in frames if is_persistent), default=0)
@@ -278,7 +281,7 @@ class VlmCaptioner:
     @functools.cached_property
     def _opened(self) -> bool:
         """Whether the template opens a thought, so that an answer begins in the midst of it."""
-        prompt = self.start_of((1, 0.0)).prompt(prompts.AGNOSTIC_CAPTION)
+        prompt = self.start_of().prompt(prompts.AGNOSTIC_CAPTION)
         return opens_thought(self.model.decode(prompt))
 
     def _prefix_batches(self, frames: FrameSet) -> Iterator[tuple[list[int], Prefix]]:
@@ -354,14 +357,6 @@ class VlmCaptioner:
                 "reads; choose another model"
             )
         return yes, no
-
-    def _suffix(self, text: str) -> list[int]:
-        """Return the token ids of a prompt about a single frame after its prefix.
-
-        Raises:
-            GranAlignError: the chat template lets the text change what stands before it.
-        """
-        return self.start_of((1, 0.0)).suffix(text)
 
 
 def _single_tokens(encoded: Iterable[list[int]]) -> Iterator[int]:

@@ -308,7 +308,7 @@ def test_recognition_is_the_probability_of_yes(model: VisionLanguageModel) -> No
     captioner, frames = captioner_of(model), frames_of(3)
     scores = captioner.recognise(FrameSet.of(frames), ["a dog", "a cat"])
     assert scores.shape == (2, 3) and scores.dtype == np.float32
-    suffix = captioner._suffix(prompts.recognition("a cat"))
+    suffix = captioner.start_of().suffix(prompts.recognition("a cat"))
     logits = model.logits([suffix] * 3, prefix=model.prefill_frames(frames, captioner.start))
     odds = np.exp(logits.astype(np.float64))
     expected = odds[:, [7, 9]].sum(axis=1) / odds[:, [7, 9, 11]].sum(axis=1)
