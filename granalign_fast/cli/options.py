@@ -18,7 +18,7 @@ from granalign_fast.output.visible import visible
 _PRESETS = (
     "tuned (the default); single, for one wanted moment of usually 20 s or more; paper, which "
     "follows the paper; visual, by frames alone; recognition, where a model answers yes or no for "
-    "every clip; or reze, which is that of clips of 3 s with 6 frames."
+    "every clip; or reze, the same for clips of 3 s with 6 frames."
 )
 Preset = Annotated[str, typer.Option(help=_PRESETS)]
 SearchPreset = Annotated[

@@ -327,7 +327,7 @@ class Library:
     def take_up(self, catalogue: Catalogue) -> None:
         """Search another catalogue of the same folder from now on; call it between two searches.
 
-        Indexes of videos that it has not, or of earlier indexings, are no longer kept in memory.
+        Indexes of videos that it does not have, and those of earlier indexings, leave the cache.
         """
         self.catalogue = catalogue
         self.cache.keep(catalogue.videos())

@@ -297,8 +297,8 @@ class VlmManifest(LlmManifest):
         if str(frames) not in self.layouts:
             raise GranAlignError(
                 f"frames: got clips of {frames}, expected one of: {', '.join(self.layouts)}, as "
-                f"this export takes; take clips of so many (--frames-per-clip, or another preset), "
-                f"or a model whose export takes more"
+                "this export takes; choose one of these (--frames-per-clip, or another preset), or "
+                f"a model whose export takes clips of {frames} frames"
             )
         return ImageLayout.read(self.layouts[str(frames)])
 

@@ -37,7 +37,8 @@ class TowerNumbers:
     merge: int = 2
     temporal: int = 2
     gated: bool = True
-    """Whether perceptrons are gated, and norms without biases. Otherwise neither is so."""
+    """Whether perceptrons are gated and norms have no biases; otherwise perceptrons are plain and
+    norms have biases."""
     positions: int = 0
     """Rows of the table of learned positions; 0 without one."""
     mergers: int = 0

@@ -13,9 +13,10 @@ _M_ARENA_MAX = -8
 def use_one_arena() -> bool:
     """Let all threads take memory from one arena of glibc; call it before threads begin.
 
-    Each arena keeps what its threads freed for their own next requests. A service decodes videos,
-    searches and answers on threads of their own, so that eight arenas per core grow with the
-    largest request that each has ever seen. ``MALLOC_ARENA_MAX`` in the environment goes before.
+    glibc gives threads up to eight arenas for each core, and an arena keeps the memory that its
+    threads have freed. A service decodes videos, searches and answers on threads of their own, so
+    in time every arena holds as much as its largest request took. ``MALLOC_ARENA_MAX`` in the
+    environment takes precedence.
 
     Returns:
         Whether it was set: another C library has no arenas, or none that can be set.
@@ -40,9 +41,9 @@ def return_freed() -> None:
 
 
 def keep_for_ever() -> None:
-    """Let the garbage collector pass over everything that there is: models, modules, tables.
+    """Exclude all objects that exist now from garbage collection: models, modules, tables.
 
-    What comes later is then collected in milliseconds.
+    A collection then looks at later objects alone, and takes milliseconds.
     """
     gc.collect()
     gc.freeze()

@@ -33,8 +33,8 @@ class Limits:
     batch_delay: float = 0.005
     """Seconds that the first query of a batch waits for others."""
     queue: int = 16
-    """Queries that wait for a batch; past them a request gets 429. As many as a batch has: under
-    any load the wait is that of the batch in work and the own one."""
+    """Queries that wait for a batch; past them a request gets 429. They fit into one batch: under
+    any load a query waits for the batch in work and for its own."""
     cache_bytes: int = 1 << 30
     """Indexes of the videos last searched, and what a preset derives from them, in memory."""
     timeout: float = 60.0

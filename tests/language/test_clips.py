@@ -137,7 +137,7 @@ def test_an_export_without_clips_is_refused_before_any_work(folder: Path, tmp_pa
     edit_json(tmp_path / "vlm" / "manifest.json", layouts={"1": older})
     captioner = VlmCaptioner(VisionLanguageModel(tmp_path / "vlm"))
     with pytest.raises(
-        GranAlignError, match=r"of 6, expected one of: 1, .*whose export takes more"
+        GranAlignError, match=r"of 6, expected one of: 1, .*whose export takes clips of 6"
     ):
         captioner.agnostic(clips(1, 6))
     video = render(tmp_path / "a.mp4", constant(25, 5))

@@ -50,8 +50,8 @@ class Workers:
     Attributes:
         least: how many there are from the start.
         most: how many Ray may start while others wait for this stage.
-        gpus: that each of them takes, such as 0.25, 1 or 2, above 1 a whole number as Ray wants it;
-            0 runs it on the CPU.
+        gpus: of each of them, such as 0.25, 1 or 2. Above 1, Ray takes whole numbers alone. 0 runs
+            it on the CPU.
 
     Raises:
         GranAlignError: a number is out of range.

@@ -348,7 +348,7 @@ def _place(location: str) -> str:
     try:
         target = urlsplit(location)
     except ValueError:
-        return "what is no URL"
+        return "an address that is no URL"
     return f"{target.scheme}://{target.hostname}{target.path}"
 
 
