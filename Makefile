@@ -36,9 +36,10 @@ serve: .venv/.demo
 demo-llm: .venv/.demo-llm
 	$(BIN)/python -m granalign_fast.bench.commands.rewrites
 
-# One process for each core.
+# One process for each core. With worksteal each runs tests that follow each other: they share fixtures.
+PARALLEL := -n auto --dist worksteal
 test: .venv/.test
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest $(PARALLEL)
 
 # The demo and the tests in the environment of a new user's `pip install`: the newest installed
 # Python, and the newest version of every dependency. Left out are tests that use none but NumPy, and
@@ -46,7 +47,7 @@ test: .venv/.test
 WITH_NUMPY_ALONE := tests/kernels tests/bench tests/miniatures
 test-newest: .venv-newest/.ready
 	.venv-newest/bin/granalign demo --out out/demo-newest
-	.venv-newest/bin/pytest -n auto -m "not once" $(addprefix --ignore=,$(WITH_NUMPY_ALONE))
+	.venv-newest/bin/pytest $(PARALLEL) -m "not once" $(addprefix --ignore=,$(WITH_NUMPY_ALONE))
 
 lint: .venv/.lint
 	$(BIN)/ruff check .
@@ -205,17 +206,17 @@ test-ray: .venv-ray/.ready
 # in each process.
 torch-tests = $(sort $(shell grep -rlE 'needs_(torch|optimum)' tests --include='test_*.py'))
 test-optimum: .venv-optimum/.ready
-	GRANALIGN_FORBID_SKIPS=1 .venv-optimum/bin/pytest -n auto \
+	GRANALIGN_FORBID_SKIPS=1 .venv-optimum/bin/pytest $(PARALLEL) \
 	  -m "(needs_torch or needs_optimum) and not needs_torchvision" $(torch-tests)
 	$(call with-torchvision,.venv-optimum)
 
 test-transformers: .venv-transformers/.ready
-	GRANALIGN_FORBID_SKIPS=1 .venv-transformers/bin/pytest -n auto \
+	GRANALIGN_FORBID_SKIPS=1 .venv-transformers/bin/pytest $(PARALLEL) \
 	  -m "needs_torch and not needs_optimum and not needs_torchvision" $(torch-tests)
 	$(call with-torchvision,.venv-transformers)
 
 with-torchvision = PYTHONPATH="$$PWD/$(1)/torchvision" GRANALIGN_FORBID_SKIPS=1 \
-  $(1)/bin/pytest -q -n auto -m needs_torchvision tests/export
+  $(1)/bin/pytest -q $(PARALLEL) -m needs_torchvision tests/export
 
 # Installs torchvision's Python, and num2words for SmolVLM2's processor, beside an environment.
 TORCHVISION := torchvision==0.28.0
@@ -226,7 +227,7 @@ install-torchvision = $(1)/bin/python -m pip install --quiet --disable-pip-versi
 # whose wheel wants CUDA's libraries: it lies in a folder of its own, where nothing else imports it.
 # The page of the service in Debian's Chromium: apt-get install chromium.
 test-page: .venv/.page
-	GRANALIGN_FORBID_SKIPS=1 $(BIN)/pytest -q -n auto -m needs_browser tests/server/page
+	GRANALIGN_FORBID_SKIPS=1 $(BIN)/pytest -q $(PARALLEL) -m needs_browser tests/server/page
 
 # Triton's own server, from PyPI, over HTTP and gRPC.
 test-triton: .venv-triton/.ready
