@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Generator, Iterator
+import shutil
+from collections.abc import Callable, Generator, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +68,31 @@ def minilm() -> Path:
     from granalign_fast.models.sources import resolve_model
 
     return resolve_model()
+
+
+@pytest.fixture(scope="session")
+def warm_cache(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """A function that makes a cache folder which holds MiniLM as its first use exports it.
+
+    It takes and returns a value for ``XDG_CACHE_HOME``. All processes of a test run export MiniLM
+    once, and each cache folder gets links to these files.
+    """
+    from granalign_fast.export.cached import cached_export
+
+    run = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        run = run.parent
+    exports = run / "minilm"
+    with (run / "minilm.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        exports.mkdir(mode=0o700, exist_ok=True)
+        cached_export(minilm, None, "fp32", exports)
+
+    def warm(home: Path) -> Path:
+        shutil.copytree(exports, home / "granalign-fast", copy_function=os.link)
+        return home
+
+    return warm
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +91,11 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_commands_keep_to_their_schemas(
     scenes: Path,
     capsys: pytest.CaptureFixture[str],
-    minilm: Path,
+    warm_cache: Callable[[Path], Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(warm_cache(tmp_path)))
     given = ["--models", "miniatures", "--json"]
     video = scenes / "videos" / "scenes-40000.mp4"
     indexed = run(capsys, "index", video, "--out", scenes / "index", *given)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -199,10 +200,13 @@ def test_logging_is_as_it_was_after_the_command(
 
 
 def test_verbose_says_what_was_loaded_and_cached(
-    granalign: Granalign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    granalign: Granalign,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    warm_cache: Callable[[Path], Path],
 ) -> None:
     """With the miniatures: models by name and time, and each batch and video of an index."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(warm_cache(tmp_path / "cache")))
     monkeypatch.chdir(tmp_path)
     render(Path("a.mp4"), constant(5, 8))
     arguments = ("index", "a.mp4", "--out=o", "--models=miniatures", "--rows=2")
@@ -262,10 +266,13 @@ def test_no_progress_when_quiet_or_hidden(
 
 
 def test_indexing_writes_progress_but_not_beside_json(
-    granalign: Granalign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    granalign: Granalign,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    warm_cache: Callable[[Path], Path],
 ) -> None:
     monkeypatch.setattr(progress, "INTERVAL", 0.0)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(warm_cache(tmp_path / "cache")))
     monkeypatch.chdir(tmp_path)
     render(Path("a.mp4"), constant(5, 8))
     arguments = ("index", "a.mp4", "--models=miniatures", "--rows=2")

@@ -306,9 +306,12 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def granalign(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    warm_cache: Callable[[Path], Path],
 ) -> Run:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(warm_cache(tmp_path / "cache")))
 
     def run(*arguments: str | Path) -> tuple[int, str, str]:
         models = ["--models", MINIATURES] if arguments[0] == "index" else []

@@ -10,6 +10,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -55,16 +56,14 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shared, so that the sentence encoder is exported once."""
-    return tmp_path_factory.mktemp("cache")
+def cache(tmp_path_factory: pytest.TempPathFactory, warm_cache: Callable[[Path], Path]) -> Path:
+    return warm_cache(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture
 def granalign(
     tmp_path: Path,
     cache: Path,
-    minilm: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Any:
@@ -316,9 +315,7 @@ def test_clips_that_the_command_takes_are_those_that_can_be_cut() -> None:
     assert set(cli_clips.SUFFIXES) == set(FORMATS)
 
 
-def test_the_whole_search_needs_no_torch(
-    models: Path, video: Path, cache: Path, minilm: Path
-) -> None:
+def test_the_whole_search_needs_no_torch(models: Path, video: Path, cache: Path) -> None:
     program = (
         "import sys\n"
         "for name in ('torch', 'transformers', 'optimum'): sys.modules[name] = None\n"
