@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from granalign_fast.bench.harness.random_models import shape_of, write_source
-from granalign_fast.bench.peers.generators import transformers_captions
+from granalign_fast.bench.peers.clip_answers import TransformersClips
 from granalign_fast.errors import MissingExtraError
 from granalign_fast.export.sources.folder import quiet
 from granalign_fast.export.vlm import export_vlm
@@ -72,14 +72,10 @@ def compare(model: VisionLanguageModel, source: Path, options: argparse.Namespac
         rows=options.frames,
         max_new_tokens=options.steps,
     )
-    content = [{"type": "image"}, {"type": "text", "text": prompts.aware_caption(_FOCUS)}]
-    ids = model.chat(
-        [
-            {"role": "system", "content": prompts.VISION_SYSTEM},
-            {"role": "user", "content": content},
-        ]
-    )
+    ids = model.chat(prompts.about_frame(prompts.aware_caption(_FOCUS)))
     frame_set = FrameSet.of(frames)
+    peer = TransformersClips(source, _SIZE)
+    prepared = peer.prepare(frames[:, None], model.layout().expand(ids).ids)
 
     def with_prefixes() -> list[list[int]]:
         return captioner.answers(frame_set, prompts.aware_caption(_FOCUS), stop_ids=())
@@ -92,9 +88,7 @@ def compare(model: VisionLanguageModel, source: Path, options: argparse.Namespac
     variants: dict[str, Callable[[], list[list[int]]]] = {
         "ours, behind kept prefixes": with_prefixes,
         "ours, the whole prompt": whole,
-        "transformers generate": transformers_captions(
-            source, frames, ids, model.manifest.image_token, options.steps
-        ),
+        "transformers generate": lambda: peer.captions(prepared, options.steps),
     }
     start = time.perf_counter()
     captioner.prefill(frame_set)

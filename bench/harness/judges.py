@@ -26,7 +26,7 @@ from granalign_fast.models.language_model import CausalLM
 from granalign_fast.models.prefix import Prefix
 from granalign_fast.protocols import ImageTextEncoder, TextEncoder
 from granalign_fast.search.batches import query_variants
-from granalign_fast.types import Image, Rewrites, SearchResult
+from granalign_fast.types import FrameSet, Image, Rewrites, SearchResult
 
 from .timing import require
 
@@ -160,6 +160,28 @@ def judge_answers(
     ids = _prompt_ids(captioner, task)
     prefix = captioner.model.prefill_frames(images, ids[:-1])
     judge_tokens(who, captioner.model, [ids[-1:]] * len(images), answers, prefix=prefix)
+
+
+def judge_clip_answers(
+    who: str,
+    captioner: VlmCaptioner,
+    clips: FrameSet,
+    task: str,
+    answers: Sequence[Sequence[int]],
+) -> None:
+    """Check answers about clips as `judge_answers` does those about frames.
+
+    Raises:
+        WrongAnswerError: as `judge_tokens`.
+    """
+    ids, model = captioner.start_of(clips.form).prompt(task), captioner.model
+    images = clips.load(range(len(clips)))
+    if clips.frames_per_clip == 1:
+        prefix = model.prefill_frames(images, ids[:-1])
+    else:
+        seconds = clips.frame_seconds
+        prefix = model.prefill_clips([list(c) for c in images], ids[:-1], seconds=seconds)
+    judge_tokens(who, model, [ids[-1:]] * len(clips), answers, prefix=prefix)
 
 
 def judge_recognition(

@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError
 
-from . import random_smolvlm
+from . import random_qwen_vl, random_smolvlm
+from .random_qwen_vl import interleaved, sections, vision, vision3
 from .random_tokenizer import IDS, write_tokenizer
 
 _SPREAD = 1.4
@@ -75,32 +76,10 @@ def _text(
     }
 
 
-def _vision(hidden: int, wide: int, depth: int, heads: int, out: int, full: list[int]) -> Any:
-    return {
-        "depth": depth,
-        "hidden_act": "silu",
-        "hidden_size": hidden,
-        "intermediate_size": wide,
-        "num_heads": heads,
-        "in_chans": 3,
-        "out_hidden_size": out,
-        "patch_size": 14,
-        "spatial_merge_size": 2,
-        "spatial_patch_size": 14,
-        "temporal_patch_size": 2,
-        "tokens_per_second": 2,
-        "window_size": 112,
-        "fullatt_block_indexes": full,
-    }
-
-
-def _sections(*sections: int) -> dict[str, Any]:
-    return {"rope_scaling": {"type": "mrope", "mrope_section": list(sections)}}
-
-
 _LLAMA, _QWEN, _QWEN3 = "LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"
 _MODEL_TYPES = {_LLAMA: "llama", _QWEN: "qwen2", _QWEN3: "qwen3"}
-_QWEN_VL = "Qwen2_5_VLForConditionalGeneration"
+QWEN_VL, QWEN3_VL = random_qwen_vl.QWEN2_5, random_qwen_vl.QWEN3
+SMOL = random_smolvlm.ARCHITECTURE
 SHAPES: Mapping[str, ModelShape] = {
     "llama-mini": ModelShape("llm", _LLAMA, _text(128, 384, 4, 4, 2, 2048)),
     "llama-108m": ModelShape("llm", _LLAMA, _text(768, 2304, 12, 12, 4, 16384)),
@@ -124,33 +103,59 @@ SHAPES: Mapping[str, ModelShape] = {
         *("llm", _QWEN, _text(3584, 18944, 28, 28, 4, 152064, rope_theta=1e6)), precision="int4"
     ),
     "qwen2.5-vl-mini": ModelShape(
-        *("vlm", _QWEN_VL, _text(128, 384, 4, 4, 2, 2048, **_sections(4, 6, 6))),
-        _vision(64, 192, 4, 4, 128, [1, 3]),
+        *("vlm", QWEN_VL, _text(128, 384, 4, 4, 2, 2048, **sections(4, 6, 6))),
+        vision(64, 192, 4, 4, 128, [1, 3]),
     ),
     "qwen2.5-vl-112m": ModelShape(
         "vlm",
-        _QWEN_VL,
-        _text(768, 2304, 12, 12, 2, 16384, tie_word_embeddings=True, **_sections(8, 12, 12)),
-        _vision(384, 1152, 8, 6, 768, [3, 7]),
+        QWEN_VL,
+        _text(768, 2304, 12, 12, 2, 16384, tie_word_embeddings=True, **sections(8, 12, 12)),
+        vision(384, 1152, 8, 6, 768, [3, 7]),
         (336, 560),
     ),
     "qwen2.5-vl-3b": ModelShape(
         "vlm",
-        _QWEN_VL,
+        QWEN_VL,
         _text(
             *(2048, 11008, 36, 16, 2, 151936),
             tie_word_embeddings=True,
             rope_theta=1e6,
             max_position_embeddings=128000,
-            **_sections(16, 24, 24),
+            **sections(16, 24, 24),
         ),
-        _vision(1280, 3420, 32, 16, 2048, [7, 15, 23, 31]),
+        vision(1280, 3420, 32, 16, 2048, [7, 15, 23, 31]),
         (336, 560),
         "int4",
     ),
+    "qwen3-vl-mini": ModelShape(
+        *("vlm", QWEN3_VL, _text(128, 384, 4, 4, 2, 2048, head_dim=32, **interleaved(6, 5, 5))),
+        vision3(64, 192, 4, 4, 128, [0, 2]),
+        (128, 96),
+    ),
+    "qwen3-vl-109m": ModelShape(
+        *("vlm", QWEN3_VL),
+        _text(
+            *(768, 2304, 10, 12, 4, 16384),
+            head_dim=64,
+            tie_word_embeddings=True,
+            **interleaved(12, 10, 10),
+        ),
+        vision3(384, 1152, 8, 6, 768, [1, 3, 5]),
+        (384, 640),
+    ),
+    "smolvlm2-mini": ModelShape(
+        *("vlm", SMOL, _text(96, 256, 4, 6, 2, 2048)),
+        random_smolvlm.vision(64, 192, 2, 4, side=64, patch=8, merge=2),
+        (64, 64),
+    ),
+    "smolvlm2-108m": ModelShape(
+        *("vlm", SMOL, _text(576, 1536, 20, 9, 3, 16384)),
+        random_smolvlm.vision(384, 1536, 8, 6, side=512, patch=16, merge=4),
+        (512, 512),
+    ),
     "smolvlm2-500m": ModelShape(
         "vlm",
-        random_smolvlm.ARCHITECTURE,
+        SMOL,
         _text(*(960, 2560, 32, 15, 5, 49280), rope_theta=1e5, max_position_embeddings=8192),
         random_smolvlm.vision(768, 3072, 12, 12, side=512, patch=16, merge=4),
         (512, 512),
@@ -158,9 +163,9 @@ SHAPES: Mapping[str, ModelShape] = {
     ),
     "qwen2.5-vl-7b": ModelShape(
         "vlm",
-        _QWEN_VL,
-        _text(3584, 18944, 28, 28, 4, 152064, rope_theta=1e6, **_sections(16, 24, 24)),
-        _vision(1280, 3420, 32, 16, 3584, [7, 15, 23, 31]),
+        QWEN_VL,
+        _text(3584, 18944, 28, 28, 4, 152064, rope_theta=1e6, **sections(16, 24, 24)),
+        vision(1280, 3420, 32, 16, 3584, [7, 15, 23, 31]),
         (336, 560),
         "int4",
     ),
@@ -185,14 +190,12 @@ def shape_of(name: str) -> ModelShape:
             f"random model: got {name!r}, expected 1 to {largest} layers behind '@'"
         )
     depth = int(layers)
-    vision = dict(shape.vision)
-    if shape.architecture == random_smolvlm.ARCHITECTURE:
-        vision["num_hidden_layers"] = min(vision["num_hidden_layers"], depth)
-    elif vision:
-        vision["depth"] = min(vision["depth"], depth)
-        full = [block for block in vision["fullatt_block_indexes"] if block < depth]
-        vision["fullatt_block_indexes"] = full or [vision["depth"] - 1]
-    return replace(shape, text={**shape.text, "num_hidden_layers": depth}, vision=vision)
+    tower = dict(shape.vision)
+    if shape.architecture == SMOL:
+        tower["num_hidden_layers"] = min(tower["num_hidden_layers"], depth)
+    elif tower:
+        tower = random_qwen_vl.cut(tower, depth)
+    return replace(shape, text={**shape.text, "num_hidden_layers": depth}, vision=tower)
 
 
 def write_source(name: str, folder: Path) -> Path:
@@ -215,9 +218,10 @@ def write_source(name: str, folder: Path) -> Path:
     block = block.astype(np.float32 if width == 4 else np.float16)
     _write_weights(_shapes(shape), block, folder / "model.safetensors")
     _write_settings(shape, folder)
-    smol = shape.architecture == random_smolvlm.ARCHITECTURE
-    image = {"image": random_smolvlm.IMAGE} if smol else {}
-    write_tokenizer(folder, shape.text["vocab_size"], **image)
+    image, video = random_qwen_vl.IMAGE, random_qwen_vl.VIDEO
+    if shape.architecture == SMOL:  # a clip is several images
+        image = video = random_smolvlm.IMAGE
+    write_tokenizer(folder, shape.text["vocab_size"], image, video)
     return folder
 
 
@@ -280,7 +284,7 @@ def _write_weights(
 
 def _shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor, by its published name."""
-    text, smol = shape.text, shape.architecture == random_smolvlm.ARCHITECTURE
+    text = shape.text
     hidden, wide = text["hidden_size"], text["intermediate_size"]
     head = text.get("head_dim", hidden // text["num_attention_heads"])
     queries, keys = head * text["num_attention_heads"], head * text["num_key_value_heads"]
@@ -303,40 +307,15 @@ def _shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
             f"{prefix}.mlp.up_proj.weight": (wide, hidden),
             f"{prefix}.mlp.down_proj.weight": (hidden, wide),
         }
-        if shape.architecture == _QWEN3:
+        if shape.architecture in (_QWEN3, QWEN3_VL):
             shapes |= {f"{prefix}.self_attn.{part}_norm.weight": (head,) for part in "qk"}
-        elif shape.architecture != _LLAMA and not smol:
+        elif shape.architecture in (_QWEN, QWEN_VL):
             for part, size in (("q", queries), ("k", keys), ("v", keys)):
                 shapes[f"{prefix}.self_attn.{part}_proj.bias"] = (size,)
-    if smol:
+    if shape.architecture == SMOL:
         return random_smolvlm.shapes(shapes, text, shape.vision)
-    return shapes | (_vision_shapes(shape.vision) if shape.vision else {})
-
-
-def _vision_shapes(vision: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    hidden, wide, out = (
-        vision["hidden_size"],
-        vision["intermediate_size"],
-        vision["out_hidden_size"],
-    )
-    joined, edge = hidden * vision["spatial_merge_size"] ** 2, vision["patch_size"]
-    shapes: dict[str, tuple[int, ...]] = {
-        "visual.patch_embed.proj.weight": (hidden, 3, vision["temporal_patch_size"], edge, edge),
-        "visual.merger.ln_q.weight": (hidden,),
-    }
-    linear = {"merger.mlp.0": (joined, joined), "merger.mlp.2": (out, joined)}
-    for layer in range(vision["depth"]):
-        prefix = f"blocks.{layer}"
-        shapes |= {f"visual.{prefix}.norm{i}.weight": (hidden,) for i in (1, 2)}
-        linear |= {
-            f"{prefix}.attn.qkv": (3 * hidden, hidden),
-            f"{prefix}.attn.proj": (hidden, hidden),
-            f"{prefix}.mlp.gate_proj": (wide, hidden),
-            f"{prefix}.mlp.up_proj": (wide, hidden),
-            f"{prefix}.mlp.down_proj": (hidden, wide),
-        }
-    for name, (rows, columns) in linear.items():
-        shapes |= {f"visual.{name}.weight": (rows, columns), f"visual.{name}.bias": (rows,)}
+    if shape.vision:
+        return random_qwen_vl.shapes(shape.architecture, shapes, shape.vision)
     return shapes
 
 
@@ -355,38 +334,17 @@ def rotated(block: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
 
 
 def _write_settings(shape: ModelShape, folder: Path) -> None:
-    config: dict[str, Any] = {"architectures": [shape.architecture], **shape.text}
-    if shape.architecture == random_smolvlm.ARCHITECTURE:
+    name = shape.architecture
+    if name == SMOL:
         files = random_smolvlm.settings(shape.text, shape.vision)
-        config = files.pop("config.json")
-        for name, values in files.items():
-            _write(folder / name, values)
-    elif shape.kind == "llm":
-        config["model_type"] = _MODEL_TYPES[shape.architecture]
+    elif shape.vision:
+        files = random_qwen_vl.settings(name, shape.text, shape.vision)
     else:
-        config |= {
-            "model_type": "qwen2_5_vl",
-            "image_token_id": IDS["<|image_pad|>"],
-            "video_token_id": IDS["<|video_pad|>"],
-            "vision_start_token_id": IDS["<|vision_start|>"],
-            "vision_end_token_id": IDS["<|vision_end|>"],
-            "vision_config": dict(shape.vision),
-        }
-        _write(folder / "preprocessor_config.json", _PREPROCESSOR)
-    _write(folder / "config.json", config)
+        kind = {"architectures": [name], "model_type": _MODEL_TYPES[name]}
+        files = {"config.json": {**kind, **shape.text}}
+    for file, values in files.items():
+        _write(folder / file, values)
     _write(folder / "generation_config.json", {"eos_token_id": IDS["<|im_end|>"]})
-
-
-_PREPROCESSOR = {
-    "image_processor_type": "Qwen2VLImageProcessor",
-    "min_pixels": 3136,
-    "max_pixels": 12845056,
-    "patch_size": 14,
-    "temporal_patch_size": 2,
-    "merge_size": 2,
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-}
 
 
 def _write(path: Path, value: Any) -> None:

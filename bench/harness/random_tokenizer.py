@@ -16,17 +16,16 @@ _ANSWERS = ("yes", "no")
 IDS = {name: 256 + i for i, name in enumerate(_SPECIAL)}
 _TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}"
-    "{% else %}{% for c in m.content %}{% if c.type == 'image' %}IMAGE{% else %}{{ c.text }}"
-    "{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% else %}{% for c in m.content %}{% if c.type == 'image' %}IMAGE"
+    "{% elif c.type == 'video' %}VIDEO{% else %}{{ c.text }}{% endif %}{% endfor %}"
+    "{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 _NAMED_TOKENS = 16384
 """Largest vocabulary whose words no text encodes to."""
 
 
-def write_tokenizer(
-    folder: Path, vocabulary: int, image: str = "<|vision_start|><|image_pad|><|vision_end|>"
-) -> None:
+def write_tokenizer(folder: Path, vocabulary: int, image: str, video: str) -> None:
     """Write a tokenizer: a token for each byte, special ones, and words.
 
     In a small vocabulary no text encodes to the words. In a large one they are parts of texts, so
@@ -36,6 +35,7 @@ def write_tokenizer(
         folder: where to write it.
         vocabulary: number of tokens.
         image: what the chat template writes in the place of an image.
+        video: what it writes in the place of a video.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -56,7 +56,7 @@ def write_tokenizer(
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": "<|im_end|>",
         "pad_token": "<|endoftext|>",
-        "chat_template": _TEMPLATE.replace("IMAGE", image),
+        "chat_template": _TEMPLATE.replace("IMAGE", image).replace("VIDEO", video),
     }
     text = json.dumps(settings, indent=2) + "\n"
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")

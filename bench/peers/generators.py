@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.export.specs import INT8_PRODUCTS, LINEAR
@@ -69,7 +68,7 @@ def generators(
             peers[STOCK.name] = greedy(stock_export(source, scratch / "stock"))
     if GENAI.installed:
         with dropping_out(GENAI, note), quiet():
-            peers[GENAI.name] = _genai(source, scratch / "genai")
+            peers[GENAI.name] = genai(source, scratch / "genai")
     return peers
 
 
@@ -112,64 +111,6 @@ def greedy(model: Any) -> Generate:
     return run
 
 
-def transformers_captions(
-    folder: Path,
-    frames: npt.NDArray[np.uint8],
-    ids: list[int],
-    image: int,
-    steps: int,
-    device: str = "cpu",
-    dtype: str = "float32",
-) -> Callable[[], list[list[int]]]:
-    """Return a function that captions all frames in one batch with transformers.
-
-    Its inputs are prepared beforehand.
-
-    Args:
-        folder: folder of the model, as transformers saves it.
-        frames: `(frames, height, width, 3)` uint8.
-        ids: token ids of the prompt, in which `image` stands for the frame.
-        image: id of the image token.
-        steps: new tokens of each caption; none ends early.
-        device: device, in torch's notation.
-        dtype: precision, in torch's notation.
-    """
-    import torch
-    from transformers import Qwen2_5_VLForConditionalGeneration
-
-    from granalign_fast.export.checks.transformers_calls import (
-        image_tokens,
-        load_image_processor,
-    )
-
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=dtype)
-    model = model.eval().to(device)
-    processor = load_image_processor(folder)
-    pixels = processor(images=list(frames), return_tensors="pt")
-    tokens = int(pixels["image_grid_thw"][0].prod()) // 4
-    position = ids.index(image)
-    row = ids[:position] + [image] * tokens + ids[position + 1 :]
-    rows = torch.tensor([row] * len(frames), device=device)
-    inputs = dict(pixels.to(device)) | image_tokens(model, rows)
-
-    def run() -> list[list[int]]:
-        model.model.rope_deltas = None
-        with torch.inference_mode():
-            generated = model.generate(
-                input_ids=rows,
-                attention_mask=torch.ones_like(rows),
-                **inputs,
-                max_new_tokens=steps,
-                do_sample=False,
-                pad_token_id=0,
-                eos_token_id=None,
-            )
-        answers: list[list[int]] = generated[:, rows.shape[1] :].tolist()
-        return answers
-
-    return run
-
-
 def build_genai(source: Path, out: Path, precision: str, **more: Any) -> None:
     """Export a folder's language model to `out` with onnxruntime-genai's model builder.
 
@@ -207,17 +148,17 @@ def build_genai(source: Path, out: Path, precision: str, **more: Any) -> None:
     path.write_text(json.dumps(config), encoding="utf-8")
 
 
-def _genai(source: Path, out: Path) -> Generate:
+def genai(source: Path, out: Path) -> Generate:
     """Return greedy generation by onnxruntime-genai, on the fp32 export of its model builder."""
-    genai: Any = import_module("onnxruntime_genai")
+    runtime: Any = import_module("onnxruntime_genai")
     build_genai(source, out, "fp32")
-    model = genai.Model(str(out))
+    model = runtime.Model(str(out))
 
     def run(prompts: list[list[int]], count: int) -> list[list[int]]:
-        options = genai.GeneratorParams(model)
+        options = runtime.GeneratorParams(model)
         length = len(prompts[0]) + count
         options.set_search_options(max_length=length, do_sample=False, batch_size=len(prompts))
-        generator = genai.Generator(model, options)
+        generator = runtime.Generator(model, options)
         generator.append_tokens(np.array(prompts, np.int32))
         for _ in range(count):
             generator.generate_next_token()

@@ -2,7 +2,16 @@
 
 SUITES = (
     *("kernels", "encoders", "decode", "index"),
-    *("search", "throughput", "scaling", "library", "generation", "rewriting", "shapes"),
+    *(
+        "search",
+        "throughput",
+        "scaling",
+        "library",
+        "generation",
+        "captions",
+        "rewriting",
+        "shapes",
+    ),
     "service",
 )
 """Names of the suites, in the order in which they run."""

@@ -30,7 +30,7 @@ from granalign_fast.bench.harness.records import OURS
 from granalign_fast.bench.harness.runner import Bench, Runner
 from granalign_fast.bench.harness.timing import HostClock, difference, require
 from granalign_fast.bench.peers import runtimes as peers
-from granalign_fast.bench.peers.generators import transformers_captions
+from granalign_fast.bench.peers.clip_answers import TransformersClips
 from granalign_fast.errors import one_line
 from granalign_fast.language import prompts
 from granalign_fast.language.captioner import VlmCaptioner
@@ -359,21 +359,16 @@ def _by_transformers(
 
     A failure to load then drops the peer instead of ending the suite.
     """
-    content = [{"type": "image"}, {"type": "text", "text": prompts.AGNOSTIC_CAPTION}]
-    system = {"role": "system", "content": prompts.VISION_SYSTEM}
-    ids = model.chat([system, {"role": "user", "content": content}])
-    loaded: list[Any] = []
+    ids = model.layout().expand(model.chat(prompts.about_frame(prompts.AGNOSTIC_CAPTION))).ids
+    loaded: list[tuple[TransformersClips, Any]] = []
 
     def run(_: Any) -> list[list[int]]:
         if not loaded:
             dtype = "float16" if bench.on_gpu else "float32"
-            image = model.manifest.image_token
-            loaded.append(
-                transformers_captions(
-                    source, frames, ids, image, _STEPS, _torch_device(bench), dtype
-                )
-            )
-        answers: list[list[int]] = loaded[0]()
-        return answers
+            height, width = model.manifest.image_size
+            peer = TransformersClips(source, (height, width), _torch_device(bench), dtype)
+            loaded.append((peer, peer.prepare(frames[:, None], ids)))
+        peer, arguments = loaded[0]
+        return peer.captions(arguments, _STEPS)
 
     return run

@@ -55,6 +55,15 @@ class VlmPeer(Protocol):
             number: of the frame in these.
         """
 
+    def clips(self, inputs: Mapping[str, Any], clips: int, span: int) -> dict[str, Any]:
+        """Return the pixels of equally long clips as arguments of the model, a row a clip.
+
+        Args:
+            inputs: from `process`, the frames of all clips one after another.
+            clips: number of clips.
+            span: frames that an image of the tower spans.
+        """
+
     def special(self, config: Any) -> tuple[list[int], list[int]]:
         """Return tokens that stand before and behind a frame, and those that no text may have."""
 
@@ -127,6 +136,19 @@ class QwenPeer:
             **image_tokens(model, ids),
         }
 
+    def clips(self, inputs: Mapping[str, Any], clips: int, span: int) -> dict[str, Any]:
+        """Return single frames as images, and several as videos whose last frame is repeated."""
+        grids = inputs["image_grid_thw"]
+        frames = len(grids) // clips
+        if frames == 1:
+            return {"pixel_values": inputs["pixel_values"], "image_grid_thw": grids}
+        times = -(-frames // span)
+        shown = np.minimum(np.arange(times * span), frames - 1)
+        numbers = (np.arange(clips)[:, None] * frames + shown).reshape(-1, span)
+        videos = grids[:clips].clone()
+        videos[:, 0] = times
+        return {"pixel_values_videos": video_patches(inputs, numbers), "video_grid_thw": videos}
+
     def special(self, config: Any) -> tuple[list[int], list[int]]:
         """Return the tokens around a frame, and those of an image or a video."""
         ends = [config.vision_start_token_id, config.vision_end_token_id]
@@ -181,6 +203,11 @@ class SmolVlmPeer:
         names = ("pixel_values", "pixel_attention_mask")
         return {"input_ids": ids} | {name: inputs[name][number : number + 1] for name in names}
 
+    def clips(self, inputs: Mapping[str, Any], clips: int, span: int) -> dict[str, Any]:
+        """Return the frames of each clip as its images."""
+        names = ("pixel_values", "pixel_attention_mask")
+        return {name: inputs[name].flatten(0, 1).unflatten(0, (clips, -1)) for name in names}
+
     def special(self, config: Any) -> tuple[list[int], list[int]]:
         """Return nothing around a frame, whose layout has all, and the image token."""
         return [], [config.image_token_id]
@@ -191,6 +218,25 @@ class SmolVlmPeer:
         whole = getattr(tokenizer, "global_image_token", "<global-img>")
         word = image * layout.runs[0].tokens
         return text.replace(image, image_text(fake, whole, word, layout.tiles))
+
+
+def video_patches(inputs: Mapping[str, Any], numbers: npt.NDArray[np.int64]) -> Any:
+    """Return the patches of videos, a torch tensor (patches, values).
+
+    The image processor has cut each frame into patches that repeat it in time. The patches of a
+    video take each of their times from the frame that stands there.
+
+    Args:
+        inputs: what the image processor of a Qwen-VL makes of frames of one size.
+        numbers: of the frames that each patch in time spans, (patches in time, span).
+    """
+    import torch
+
+    pixels, span = inputs["pixel_values"], numbers.shape[1]
+    frames, values = len(inputs["image_grid_thw"]), pixels.shape[-1]
+    patches = pixels.reshape(frames, -1, 3, span, values // (3 * span))
+    times = [patches[numbers[:, time], :, :, time] for time in range(span)]
+    return torch.stack(times, dim=3).reshape(-1, values)
 
 
 def correct_positions(tower: Any) -> None:

@@ -29,7 +29,7 @@ from .language_model import (
     round_weights,
 )
 from .transformers_calls import grid_times, image_tokens, load_image_processor
-from .vlm_peers import VlmPeer
+from .vlm_peers import VlmPeer, video_patches
 
 _SIZES = ((97, 161), (180, 320), (320, 180))
 """Heights and widths of the validation frames before they are resized."""
@@ -186,11 +186,7 @@ class _Clip:
         prompts: list[list[int]],
         images: Any,
     ) -> _Clip | None:
-        """Make a clip of the validation frames, as long as the export takes.
-
-        The image processor has cut each frame into patches that repeat it in time. The patches of a
-        clip take each of their times from the frame that stands there.
-        """
+        """Make a clip of the validation frames, as long as the export takes."""
         span = source.vision.temporal
         longer = [layout for layout in source.layouts.values() if layout.span > 1]
         # transformers 4.57 lets text follow the greatest position of a clip, and version 5 that of
@@ -200,12 +196,6 @@ class _Clip:
             return None
         layout = max(longer, key=lambda one: one.frames)
         chosen = np.arange(layout.images * span) % len(frames)
-        pixels = images["pixel_values"].numpy()
-        patches = pixels.reshape(len(frames), -1, 3, span, source.vision.patch**2)
-        joined = [
-            np.stack([patches[frame, :, :, at] for at, frame in enumerate(some)], axis=2)
-            for some in chosen.reshape(-1, span)
-        ]
         # Some placeholders begin with the token that stands before a frame, the last of `BEFORE`.
         first = prompts[0][BEFORE - 1]
         opened = [] if layout.placeholder[0] == first else [first]
@@ -218,7 +208,7 @@ class _Clip:
             before,
             after,
             timed.expand([*before, *after]).ids,
-            np.concatenate(joined).reshape(-1, pixels.shape[-1]),
+            video_patches(images, chosen.reshape(-1, span)).numpy(),
             (layout.images, rows, columns),
             layout.runs[0].token,
             span * CLIP_SECONDS,

@@ -180,7 +180,7 @@ class VlmCaptioner:
         check_queries(queries)
         start, count = self.start_of(frames.form), frames.frames_per_clip
         suffixes = [start.suffix(prompts.recognition(query, count)) for query in queries]
-        yes, no = self._answer_tokens
+        yes, no = self.answer_tokens
         probabilities = np.empty((len(queries), len(frames)), np.float32)
         for numbers, prefix in self._prefix_batches(frames):
             for query, row, suffix in zip(queries, probabilities, suffixes, strict=True):
@@ -341,8 +341,8 @@ class VlmCaptioner:
         return self._keys[form]
 
     @functools.cached_property
-    def _answer_tokens(self) -> tuple[list[int], list[int]]:
-        """The token ids for yes, and those for no.
+    def answer_tokens(self) -> tuple[list[int], list[int]]:
+        """The token ids for yes, and those for no, which recognition reads.
 
         Raises:
             GranAlignError: the tokenizer has no single tokens for them.

@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 
 from granalign_fast.bench.commands import gpu
-from granalign_fast.bench.harness import random_models, random_tower
+from granalign_fast.bench.harness import random_models, random_qwen_vl, random_tower
 from granalign_fast.bench.harness.limits import Limits
 from granalign_fast.bench.harness.query_parts import CAPTIONS, RECOGNITION, REWRITES
 from granalign_fast.bench.harness.records import Report
@@ -140,7 +140,7 @@ def test_shapes_with_fewer_layers(tmp_path: Path) -> None:
 
 
 def _of_vision(shape: Any) -> int:
-    vision = random_models._vision_shapes(shape.vision)
+    vision = random_qwen_vl.vision_shapes(shape.vision)
     return sum(int(np.prod(size)) for size in vision.values())
 
 

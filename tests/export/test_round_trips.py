@@ -29,7 +29,7 @@ from helpers.tiny_llm import (
 from helpers.tiny_vlm import IMAGE_SIZE, frames_of, write_tiny_vlm
 from helpers.tiny_vlm import SAVED as UNTIED
 
-from granalign_fast.bench.peers.generators import transformers_captions
+from granalign_fast.bench.peers.clip_answers import TransformersClips
 from granalign_fast.export.checks.transformers_calls import load_image_processor
 from granalign_fast.export.frame_encoder import export_clip
 from granalign_fast.export.llm import export_llm
@@ -183,10 +183,10 @@ def test_vision_language_models(torch: Any, tmp_path: Path, tied: bool, layout: 
     np.testing.assert_allclose(got, np.stack(expected), atol=1e-4, rtol=0)
     # The peer of the benchmark gives the same tokens: it places images as images.
     steps = 12
-    theirs = transformers_captions(source, frames, ids, ours.manifest.image_token, steps)
-    assert (
-        ours.generate([ids[-1:]] * 2, prefix=prefix, max_new_tokens=steps, stop_ids=()) == theirs()
-    )
+    theirs = TransformersClips(source, IMAGE_SIZE)
+    arguments = theirs.prepare(frames[:, None], ours.layout().expand(ids).ids)
+    answers = ours.generate([ids[-1:]] * 2, prefix=prefix, max_new_tokens=steps, stop_ids=())
+    assert answers == theirs.captions(arguments, steps)
 
 
 @pytest.mark.parametrize("version_5", [False, True])

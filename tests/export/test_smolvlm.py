@@ -219,7 +219,7 @@ def test_captions_and_recognition_are_those_of_transformers(
     query = "a man opens a door"
     captions = captioner.agnostic(FrameSet.of(frames))
     probabilities = captioner.recognise(FrameSet.of(frames), [query])[0]
-    yes, no = captioner._answer_tokens
+    yes, no = captioner.answer_tokens
     for frame, caption, probability in zip(frames, captions, probabilities, strict=True):
         inputs = pixels_of(source, [resize(frame, 32, 32, 1)])
         for task in (prompts.AGNOSTIC_CAPTION, prompts.recognition(query)):

@@ -299,7 +299,7 @@ def test_an_unknown_scorer() -> None:
 
 def test_a_query_that_a_vision_language_model_cannot_read_is_named(tmp_path: Path) -> None:
     captioner = VlmCaptioner(VisionLanguageModel(write_unchecked_vlm(tmp_path)))
-    captioner.__dict__["_answer_tokens"] = ([7], [11])
+    captioner.__dict__["answer_tokens"] = ([7], [11])
     frames, long = FrameSet.of(frames_of(2)), "the sea and " * 330
     too_long = r"'the sea .*and '\]?: got \d+ \+ \d+ tokens and \d+ new ones, .*; shorten the query"
     with pytest.raises(GranAlignError, match=f"^query {too_long}"):

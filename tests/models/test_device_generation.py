@@ -302,7 +302,7 @@ def test_a_captioner_and_its_tiers(
         expected = [cpu_captioner.agnostic(frames), cpu_captioner.aware(frames, ["dog"])]
     assert captions == expected
     for captioner in (gpu_captioner, cpu_captioner):
-        captioner.__dict__["_answer_tokens"] = ([7, 9], [11])
+        captioner.__dict__["answer_tokens"] = ([7, 9], [11])
     actual, shares = (c.recognise(frames, ["a dog"]) for c in (gpu_captioner, cpu_captioner))
     np.testing.assert_allclose(actual, shares, atol=1e-6)
 

@@ -163,7 +163,7 @@ def captioner_of(
     """
     cache = PrefixCache(tiers) if tiers else None
     captioner = VlmCaptioner(model, cache=cache, rows=rows, batch=batch, max_new_tokens=12)
-    captioner.__dict__["_answer_tokens"] = ([7, 9], [11])
+    captioner.__dict__["answer_tokens"] = ([7, 9], [11])
     return captioner
 
 
