@@ -57,7 +57,7 @@ class TransformersClips:
         import torch
 
         frames = clips.reshape(-1, *clips.shape[2:])
-        images = self._peer.process(self._processor, list(frames))
+        images = self._peer.process(self._processor, list(frames), tiles=False)
         span = self._source.vision.temporal
         pixels = self._peer.clips(images, len(clips), span)
         rows = torch.tensor([list(ids)] * len(clips))
