@@ -329,7 +329,7 @@ class Library:
 
         Indexes of videos that it does not have, and those of earlier indexings, leave the cache.
         """
-        self.catalogue = catalogue
+        self.catalogue, self._comparable = catalogue, None
         self.cache.keep(catalogue.videos())
 
     def _load(self, video: CataloguedVideo) -> VideoIndex:

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -75,8 +75,13 @@ def create_service(settings: Settings) -> Service:
         metrics.cache.labels("texts", "hit").inc(kept)
         metrics.cache.labels("texts", "miss").inc(others)
 
-    pictures = Pictures()
-    engine.seen, engine.changed = count_texts, pictures.keep
+    pictures, batcher = Pictures(), Batcher(engine, metrics)
+
+    def take_up(videos: Set[tuple[str, str]]) -> None:
+        pictures.keep(videos)
+        batcher.wake()
+
+    engine.seen, engine.changed = count_texts, take_up
     if not settings.read_only:
         jobs.create_folders()
     return Service(
@@ -84,7 +89,7 @@ def create_service(settings: Settings) -> Service:
         engine=engine,
         metrics=metrics,
         tokens=None if settings.tokens is None else Tokens.read(settings.tokens),
-        batcher=Batcher(engine, metrics),
+        batcher=batcher,
         files=CheckedFiles(engine),
         pictures=pictures,
         jobs=jobs,

@@ -136,10 +136,14 @@ class Batcher:
         """Start the thread."""
         self._thread.start()
 
+    def wake(self) -> None:
+        """Take up the newest catalogue, also if no query comes: the earlier one has files open."""
+        self._waiting.put(None)
+
     def stop(self) -> None:
         """End the thread after the batch in work."""
         self._ended = True
-        self._waiting.put(None)
+        self.wake()
         if self._thread.is_alive():
             self._thread.join()
 
