@@ -14,12 +14,18 @@ from helpers.layouts import save_as_version_5
 from helpers.python_torchvision import require_torchvision
 from helpers.smolvlm_peer import AFTER, STEPS, conversation, load, tasks
 from helpers.tiny_llm import PREFIX_ERROR, one_thread
-from helpers.tiny_smolvlm import CONFIGS, IMAGE, frames_of, side_of, write_tiny_smolvlm
+from helpers.tiny_smolvlm import (
+    CONFIGS,
+    IMAGE,
+    frames_of,
+    side_of,
+    transpose_tokens,
+    write_tiny_smolvlm,
+)
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.export.checks import vision_language_model as checks
 from granalign_fast.export.checks.transformers_calls import load_image_processor
-from granalign_fast.export.graphs.smolvlm_tower import SmolVlmVisionGraph
 from granalign_fast.export.sources.families import smolvlm
 from granalign_fast.export.specs import VLM_PRECISIONS
 from granalign_fast.export.vlm import export_vlm
@@ -135,15 +141,8 @@ def test_the_export_says_how_exact_it_is(
 
 
 def transposed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pixel shuffle joins the patches of a token column by column."""
-    op = SmolVlmVisionGraph._op
-
-    def other(self: Any, kind: str, *inputs: str, **attributes: Any) -> str:
-        if attributes.get("perm") == [0, 1, 3, 2, 4]:
-            attributes["perm"] = [0, 3, 1, 2, 4]
-        return op(self, kind, *inputs, **attributes)
-
-    monkeypatch.setattr(SmolVlmVisionGraph, "_op", other)
+    """The tower is wrong, and the self-check does not look."""
+    transpose_tokens(monkeypatch)
     monkeypatch.setattr("granalign_fast.export.vlm.check_vlm", lambda *args, **more: {})
 
 

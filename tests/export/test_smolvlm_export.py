@@ -18,15 +18,16 @@ from helpers.tiny_smolvlm import (
     IMAGE,
     TEXT,
     VISION,
+    shift_positions,
     side_of,
     tokens_of,
+    transpose_tokens,
     write_tiny_smolvlm,
 )
 from safetensors.numpy import load_file, save_file
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.export.families import read_vlm
-from granalign_fast.export.graphs.smolvlm_tower import SmolVlmVisionGraph
 from granalign_fast.export.sources.families import smolvlm
 from granalign_fast.export.specs import VLM_PRECISIONS
 from granalign_fast.export.vlm import export_vlm
@@ -164,31 +165,8 @@ def test_the_self_check_passes(tmp_path: Path, name: str, precision: str) -> Non
         assert layout.visual_tokens == frames * edge**2
 
 
-def shuffled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pixel shuffle takes the columns of a token's patches for rows."""
-    op = SmolVlmVisionGraph._op
-
-    def other(self: Any, kind: str, *inputs: str, **attributes: Any) -> str:
-        if attributes.get("perm") == [0, 1, 3, 2, 4]:
-            attributes["perm"] = [0, 3, 1, 2, 4]
-        return op(self, kind, *inputs, **attributes)
-
-    monkeypatch.setattr(SmolVlmVisionGraph, "_op", other)
-
-
-def moved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each patch gets the position of its neighbour."""
-    read = SmolVlmVisionGraph._read_float64
-
-    def other(self: Any, name: str, *size: int) -> Any:
-        array = read(self, name, *size)
-        return array[::-1].copy() if "position_embedding" in name else array
-
-    monkeypatch.setattr(SmolVlmVisionGraph, "_read_float64", other)
-
-
 @pytest.mark.parametrize("precision", sorted(VLM_PRECISIONS))
-@pytest.mark.parametrize("spoil", [shuffled, moved])
+@pytest.mark.parametrize("spoil", [transpose_tokens, shift_positions])
 def test_the_self_check_finds_a_wrong_tower(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -1,4 +1,4 @@
-"""Write folders of tiny SmolVLM2s with random weights, as the hub has them."""
+"""Write folders of tiny SmolVLM2s with random weights, as the hub has them; spoil their graphs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer
 
+from granalign_fast.export.graphs.smolvlm_tower import SmolVlmVisionGraph
 from helpers.tiny_bert import write_json
 from helpers.tiny_llm import _weights as decoder_weights
 from helpers.tiny_llm import write_tokenizer
@@ -246,3 +248,26 @@ def frames_of(count: int, side: int, *, seed: int = 2) -> np.ndarray[Any, Any]:
     blocks = random.integers(0, 192, (count, cells, cells, 3))
     coarse = blocks.repeat(8, axis=1).repeat(8, axis=2)[:, :side, :side]
     return (coarse + random.integers(0, 64, coarse.shape)).astype(np.uint8)
+
+
+def transpose_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let graphs join the patches of a token column by column, where they go row by row."""
+    op = SmolVlmVisionGraph._op
+
+    def other(self: Any, kind: str, *inputs: str, **attributes: Any) -> str:
+        if attributes.get("perm") == [0, 1, 3, 2, 4]:
+            attributes["perm"] = [0, 3, 1, 2, 4]
+        return op(self, kind, *inputs, **attributes)
+
+    monkeypatch.setattr(SmolVlmVisionGraph, "_op", other)
+
+
+def shift_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let graphs give every patch the position of its neighbour."""
+    read = SmolVlmVisionGraph._read_float64
+
+    def other(self: Any, name: str, *size: int) -> Any:
+        array = read(self, name, *size)
+        return np.roll(array, 1, axis=0) if "position_embedding" in name else array
+
+    monkeypatch.setattr(SmolVlmVisionGraph, "_read_float64", other)
