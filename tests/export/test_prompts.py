@@ -80,6 +80,14 @@ def test_a_base_model_is_refused_before_anything_is_written(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    """Its ids have embeddings: those of other words."""
+    large = write_tiny_llm(tmp_path / "source", LONG | {"vocab_size": 2000})
+    with pytest.raises(GranAlignError, match=r"vocabulary of 258 tokens, expected about 2000, .*"):
+        export_llm(large, tmp_path / "out", check=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
 def test_prompts_are_checked_without_transformers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
