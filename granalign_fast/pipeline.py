@@ -321,16 +321,15 @@ MINIATURES = "miniatures"
 
 
 def models_folder(name: str | Path) -> Path:
-    """Return the folder of models that a name stands for: itself, or the package's miniatures.
+    """Return the folder of models that a name stands for: itself, or one of the package's.
 
-    A folder that is called so is one of models only if it holds some.
+    A folder that has one of these names is one of models only if it holds some.
     """
-    path = Path(name)
-    if str(name) == MINIATURES and not any(path.glob("*/manifest.json")):
-        from .miniatures import MODELS
+    from .miniatures import NAMES
 
-        return MODELS
-    return path
+    path = Path(name)
+    own = NAMES.get(str(name))
+    return path if own is None or any(path.glob("*/manifest.json")) else own
 
 
 def open_models(
@@ -343,7 +342,8 @@ def open_models(
     """Return the models of a folder, with a cache for prefixes of frames in memory and on disk.
 
     Args:
-        folder: a folder of exported models, or ``"miniatures"``; None where all are on servers.
+        folder: a folder of exported models, ``"miniatures"`` or ``"motion-miniature"``; None where
+            all are on servers.
         device: as for `ModelFolder`.
         prefix_gib: the bound of the prefixes on disk, in GiB. They lie in the user's cache folder,
             so that a search finds what an earlier process computed.

@@ -174,8 +174,9 @@ def export_triton(
     from granalign_fast.export.cached import exported_minilm
     from granalign_fast.export.triton import SearchPlace
     from granalign_fast.export.triton import export_triton as run
+    from granalign_fast.miniatures import NAMES
     from granalign_fast.models.manifest import LLM, SENTENCE_ENCODER, VLM, exported_models
-    from granalign_fast.pipeline import MINIATURES, models_folder
+    from granalign_fast.pipeline import models_folder
 
     if preset is not None:
         resolve_config(preset)  # an unknown name is refused
@@ -185,7 +186,8 @@ def export_triton(
     if library is not None:
         language = None
         if not captions_only and {LLM, VLM} & kinds.keys():
-            here = str(folder.absolute()) if folder == models else MINIATURES
+            names = {path: name for name, path in NAMES.items()}
+            here = names.get(folder, str(folder.absolute()))
             language = models_at or here
         place = SearchPlace(str(Path(library).absolute()), language, preset, captions_only)
         kinds.setdefault(SENTENCE_ENCODER, exported_minilm())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from granalign_fast.config import RetrieverConfig
 from granalign_fast.errors import GranAlignError, counted
-from granalign_fast.miniatures.provenance import are_miniatures
+from granalign_fast.miniatures.provenance import miniatures_named
 from granalign_fast.models.manifest import same_weights
 from granalign_fast.protocols import TextEncoder
 
@@ -33,8 +33,8 @@ def check_models(
     if not missing:
         return
     named = ", ".join(f"{kind} {models[kind]}" for kind in missing)
-    miniature = are_miniatures(models[kind] for kind in missing)
-    remedy = "--models miniatures" if miniature else "--models DIR with them"
+    miniatures = miniatures_named(models[kind] for kind in missing)
+    remedy = f"--models {miniatures}" if miniatures else "--models DIR with them"
     if "-remote" in models.get("vlm", ""):
         remedy = "--vlm-url with the server that is named"
     raise GranAlignError(
@@ -88,7 +88,8 @@ def check_frame_encoder(source: str | Path, made: str, given: Iterable[str]) -> 
         GranAlignError: it is missing.
     """
     if "clip" not in given:
-        models = "--models miniatures" if are_miniatures([made]) else "--models DIR with it"
+        miniatures = miniatures_named([made])
+        models = f"--models {miniatures}" if miniatures else "--models DIR with it"
         raise GranAlignError(
             f"{source}: its frames were embedded by a model that is not given (clip {made}), "
             f"expected {models}"

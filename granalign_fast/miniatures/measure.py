@@ -103,7 +103,7 @@ def _prompts(tokenizer: Any, prompt_texts: Sequence[str]) -> list[list[int]]:
     token_ids = []
     for prompt in prompt_texts:
         ids = tokenizer.apply_chat_template(
-            vlm.messages(prompt), add_generation_prompt=True, return_dict=False
+            prompts.about_frame(prompt), add_generation_prompt=True, return_dict=False
         )
         position = ids.index(image)
         token_ids.append([*ids[:position], *[image] * vlm.TOKENS, *ids[position + 1 :]])

@@ -10,7 +10,7 @@ from granalign_fast.errors import GranAlignError
 from granalign_fast.models.manifest import exported_models, model_sources, same_weights
 from granalign_fast.video.container import open_video
 
-from . import MODELS
+from . import NAMES
 
 TAG, MARK = "comment", "scenes of granalign-fast, rendered"
 """A tag in the metadata of every video that `videos.render_video` writes. MP4 keeps comments, and
@@ -23,7 +23,20 @@ def are_miniatures(fingerprints: Iterable[str]) -> bool:
     Args:
         fingerprints: of the models, or the SHA-256 of their sources.
     """
-    return any(same_weights(name, source) for name in fingerprints for source in _sources())
+    return miniatures_named(fingerprints) is not None
+
+
+def miniatures_named(fingerprints: Iterable[str]) -> str | None:
+    """Return the name of the package's folder that has one of some models; None if none has.
+
+    Args:
+        fingerprints: as for `are_miniatures`.
+    """
+    given = list(fingerprints)
+    for name, sources in _sources().items():
+        if any(same_weights(model, source) for model in given for source in sources):
+            return name
+    return None
 
 
 def is_rendered(video: Path | None) -> bool:
@@ -43,6 +56,9 @@ def is_rendered(video: Path | None) -> bool:
 
 
 @functools.cache
-def _sources() -> tuple[str, ...]:
-    """Return the SHA-256 of each miniature's source."""
-    return tuple(sha256 for _, sha256 in model_sources(exported_models(MODELS)).values())
+def _sources() -> dict[str, tuple[str, ...]]:
+    """Return the SHA-256 of each miniature's source, by the name of its folder."""
+    return {
+        name: tuple(sha256 for _, sha256 in model_sources(exported_models(folder)).values())
+        for name, folder in NAMES.items()
+    }

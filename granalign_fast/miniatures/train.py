@@ -1,8 +1,9 @@
 """Train the miniatures: ``python -m granalign_fast.miniatures.train all --out DIR --seed 0``.
 
 Training lasts a number of steps, not minutes, and a step's data depend only on the seed and the
-step's number. So two runs with the same torch, seed and threads (`training.THREADS`) are equal. Run
-the same command again to resume from the last checkpoint.
+step's number. So two runs with the same torch, seed and threads are equal; the threads are
+`training.THREADS`, and one for the model of motion. Run the same command again to resume from the
+last checkpoint.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from pathlib import Path
 
 from granalign_fast.errors import GranAlignError, MissingExtraError
 
-MODELS = ("vlm", "llm", "clip")
+MODELS = ("vlm", "llm", "clip", "motion")
 
 
 def train(name: str, out: Path, seed: int = 0, scale: float = 1.0) -> Path:
     """Train one model; return its folder ``out / name``, which appears when training is complete.
 
     Args:
-        name: ``"vlm"``, ``"llm"`` or ``"clip"``.
+        name: one of `MODELS`.
         out: folder for the models' folders and checkpoints.
         seed: seed of everything random.
         scale: factor of the numbers of steps; 0.01 for a trial run.

@@ -47,7 +47,7 @@ class Spoken(NamedTuple):
     Attributes:
         last: (rows, length, width), of the tokens after the root, after the last layer.
         before_last: (rows, length, width), of the same tokens, after the last layer but one.
-        image: (rows, 16, width), of the image tokens, after the first layer.
+        image: (rows, image tokens, width), of the image tokens, after an early layer.
     """
 
     last: Any
@@ -56,27 +56,31 @@ class Spoken(NamedTuple):
 
 
 class Speaker:
-    """Runs transformers' language model on packed rows after image features."""
+    """Runs transformers' language model on packed rows after image features.
 
-    def __init__(self, model: Any, texts: vlm.Prompts) -> None:
+    Args:
+        model: transformers' model.
+        texts: the prompts, which begin alike.
+        layer: the layer after which the image tokens are returned.
+    """
+
+    def __init__(self, model: Any, texts: vlm.Prompts, layer: int = 1) -> None:
         import torch
 
-        self.model, self.texts = model, texts
+        self.model, self.texts, self.layer = model, texts, layer
         packing.TreeAttention.install(model.model.language_model.config)
-        self.before = torch.tensor(texts.before)
-        n = len(texts.before)
-        positions = [(i, i, i) for i in range(n)]
-        positions += [(n, n + i // vlm.GRID, n + i % vlm.GRID) for i in range(vlm.TOKENS)]
-        positions += [(n + vlm.GRID,) * 3]
-        self.root_positions = torch.tensor(positions).T[:, None]  # (3, 1, root)
-        self.end = model.config.vision_end_token_id
+        start = texts.start
+        self.image = slice(int(start.visual[0]), int(start.visual[-1]) + 1)
+        self.before = torch.tensor(start.ids[: self.image.start])
+        self.behind = torch.tensor(start.ids[self.image.stop :])
+        self.root_positions = torch.from_numpy(start.positions)[:, None]  # (3, 1, root)
 
     def __call__(self, features: Any, packed: packing.Packed) -> Spoken:
         """Run a batch.
 
         Args:
-            features: (rows, 16, width), image embeddings.
-            packed: rows; each belongs to the frame of the same number.
+            features: (rows, image tokens, width), image embeddings.
+            packed: rows; each belongs to the frame or clip of the same number.
         """
         import torch
 
@@ -86,7 +90,7 @@ class Speaker:
             [
                 words(self.before).expand(rows, -1, -1),
                 features,
-                words.weight[self.end].expand(rows, 1, -1),
+                words(self.behind).expand(rows, -1, -1),
                 words(torch.from_numpy(packed.ids)),
             ],
             1,
@@ -103,12 +107,11 @@ class Speaker:
             use_cache=False,
             output_hidden_states=True,
         )
-        image = slice(len(self.before), len(self.before) + vlm.TOKENS)
         after_root = slice(self.texts.root, None)
         return Spoken(
             out.last_hidden_state[:, after_root],
             out.hidden_states[-2][:, after_root],
-            out.hidden_states[1][:, image],
+            out.hidden_states[self.layer][:, self.image],
         )
 
 
@@ -163,9 +166,9 @@ def run(out: Path, seed: int, scale: float = 1.0) -> None:
         rows = [packing.Row(texts.heads, row) for row in segments]
         packed = packing.pack(rows, root=texts.root, first=texts.first)
         spoken = speaker(features[:LANGUAGE_BATCH], packed)
-        answer_loss, where, numbers_of_speech = speech_loss(
-            model.lm_head, (alone, so_far), cell_head, spoken, packed
-        )
+        answer_loss, numbers_of_speech = speech_loss(model.lm_head, (alone, so_far), spoken, packed)
+        where = place_loss(cell_head, spoken.image)
+        numbers_of_speech["place"] = where.item()
         loss = answer_loss + LOOK_WEIGHT * seen + PLACE_WEIGHTS[step >= PLACE_STEP] * where
         return loss, numbers_of_speech | {"shape": numbers["shape"]}
 
@@ -197,19 +200,18 @@ def run(out: Path, seed: int, scale: float = 1.0) -> None:
 
 
 def speech_loss(
-    lm_head: Any, truths: tuple[Any, Any], cell_head: Any, spoken: Spoken, packed: packing.Packed
-) -> tuple[Any, Any, dict[str, float]]:
-    """Return the loss of answers and words, the loss of image tokens' cells, and single losses.
+    lm_head: Any, truths: tuple[Any, Any], spoken: Spoken, packed: packing.Packed
+) -> tuple[Any, dict[str, float]]:
+    """Return the loss of answers and words, and single losses.
 
     One bit an answer is little to learn from. So the model also predicts two truth values at every
     word of a question: whether the mention that the word belongs to is true by itself, and whether
     everything up to the word is true. The first is predicted before the last layer, so that the
-    answer can attend to it. A separate loss predicts the row and column of every image token.
+    answer can attend to it.
 
     Args:
         lm_head: linear map from hidden states to tokens.
         truths: two linear maps to one logit, for the truth by itself and up to the word.
-        place: a linear map to the logits of rows and of columns.
         spoken: hidden states.
         packed: the questions.
     """
@@ -236,18 +238,29 @@ def speech_loss(
             strict=True,
         )
     )
-    cells = torch.arange(vlm.TOKENS).repeat(len(spoken.image))
-    row, column = cell_head(spoken.image).flatten(0, 1).split(vlm.GRID, -1)
-    where = functional.cross_entropy(row, cells // vlm.GRID)
-    where = where + functional.cross_entropy(column, cells % vlm.GRID)
     numbers = {
         "answer": each[weights[on] == questions.ANSWER].mean().item(),
         "words": each[weights[on] == 1].mean().item(),
         "alone": alone.item(),
         "so far": so_far.item(),
-        "place": where.item(),
     }
-    return answer_loss + alone + so_far, where, numbers
+    return answer_loss + alone + so_far, numbers
+
+
+def place_loss(cell_head: Any, image: Any) -> Any:
+    """Return the loss of predicting the row and column of every image token.
+
+    Args:
+        cell_head: a linear map to the logits of rows and of columns.
+        image: (rows, 16, width), hidden states of the image tokens.
+    """
+    import torch
+    from torch.nn import functional
+
+    cells = torch.arange(vlm.TOKENS).repeat(len(image))
+    row, column = cell_head(image).flatten(0, 1).split(vlm.GRID, -1)
+    where = functional.cross_entropy(row, cells // vlm.GRID)
+    return where + functional.cross_entropy(column, cells % vlm.GRID)
 
 
 def _truth_loss(head: Any, hidden: Any, targets: Any) -> Any:

@@ -15,11 +15,11 @@ THREADS = 2
 """Threads of torch: the last digits of results depend on their number."""
 
 
-def seed_torch(seed: int) -> None:
-    """Make torch deterministic, with `THREADS` threads."""
+def seed_torch(seed: int, threads: int = THREADS) -> None:
+    """Make torch deterministic, with so many threads."""
     import torch
 
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(threads)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -276,6 +276,30 @@ def render_video(
         GranAlignError: the file cannot be written, or as `write_script`.
         MissingExtraError: PyAV is not installed.
     """
+    script = write_script(seed, split=split, seconds=seconds)
+    times = np.arange(round(script.duration * frame_rate)) / frame_rate
+    encode(path, frames_of(script, seed, times.tolist()), frame_rate, side)
+    return script
+
+
+def encode(
+    path: str | os.PathLike[str],
+    frames: Iterable[npt.NDArray[np.uint8]],
+    frame_rate: int,
+    side: int,
+) -> None:
+    """Write frames as H.264 in mp4, with a tag that says that they are rendered.
+
+    Args:
+        path: the file; it appears when it is complete.
+        frames: uint8 RGB (height, width, 3), of a square each.
+        frame_rate: frames a second.
+        side: height and width in pixels, even; frames are scaled to it.
+
+    Raises:
+        GranAlignError: the file cannot be written, or the side or rate is none.
+        MissingExtraError: PyAV is not installed.
+    """
     try:
         import av
         from av.error import FFmpegError
@@ -290,8 +314,6 @@ def render_video(
             f"side, frame_rate: got {side}, {frame_rate}; expected an even number of pixels and at "
             f"least one frame a second"
         )
-    script = write_script(seed, split=split, seconds=seconds)
-    times = np.arange(round(script.duration * frame_rate)) / frame_rate
     try:
         with replacing(path) as sink, av.open(sink, "w", format="mp4") as container:
             container.metadata[provenance.TAG] = provenance.MARK
@@ -299,14 +321,13 @@ def render_video(
             stream.width = stream.height = side
             stream.pix_fmt = "yuv420p"
             stream.options = {"crf": "20", "preset": "veryfast", "threads": "1"}
-            for frame in frames_of(script, seed, times.tolist()):
+            for frame in frames:
                 image = Image.fromarray(frame).resize((side, side), Image.Resampling.BICUBIC)
                 picture = av.VideoFrame.from_ndarray(np.asarray(image), format="rgb24")
                 container.mux(stream.encode(picture))
             container.mux(stream.encode(None))
     except (OSError, FFmpegError) as error:
         raise GranAlignError(f"{Path(path)}: cannot be written ({error.strerror})") from None
-    return script
 
 
 def ground_truth(script: Script, vid: str, first_qid: int = 0) -> list[dict[str, Any]]:
@@ -315,24 +336,34 @@ def ground_truth(script: Script, vid: str, first_qid: int = 0) -> list[dict[str,
     `relevant_clip_ids` are the clips of two seconds of which at least half lies in a window. Each
     has three equal `saliency_scores`: the number of whole quarters of it that do.
     """
-    records = []
-    for number, annotated in enumerate(a for a in script.queries if a.windows):
-        clips = np.arange(int(np.ceil(script.duration / CLIP_SECONDS)))
-        inside = np.zeros(len(clips))
-        for start, end in annotated.windows:
-            begins, ends = clips * CLIP_SECONDS, (clips + 1) * CLIP_SECONDS
-            inside += np.clip(np.minimum(ends, end) - np.maximum(begins, start), 0, None)
-        relevant = np.flatnonzero(inside >= CLIP_SECONDS / 2)
-        ratings = np.floor(inside[relevant] / CLIP_SECONDS * 4 + 1e-9).astype(int)
-        records.append(
-            {
-                "qid": first_qid + number,
-                "query": annotated.query.text,
-                "vid": vid,
-                "duration": script.duration,
-                "relevant_windows": [list(window) for window in annotated.windows],
-                "relevant_clip_ids": relevant.tolist(),
-                "saliency_scores": [[rating] * 3 for rating in ratings.tolist()],
-            }
-        )
-    return records
+    shown = (annotated for annotated in script.queries if annotated.windows)
+    return [
+        annotation(first_qid + number, vid, a.query.text, a.windows, script.duration)
+        for number, a in enumerate(shown)
+    ]
+
+
+def annotation(
+    qid: int,
+    vid: str,
+    query: str,
+    windows: Sequence[tuple[float, float]],
+    duration: float,
+) -> dict[str, Any]:
+    """Return the record of one query, as `ground_truth` says."""
+    clips = np.arange(int(np.ceil(duration / CLIP_SECONDS)))
+    inside = np.zeros(len(clips))
+    for start, end in windows:
+        begins, ends = clips * CLIP_SECONDS, (clips + 1) * CLIP_SECONDS
+        inside += np.clip(np.minimum(ends, end) - np.maximum(begins, start), 0, None)
+    relevant = np.flatnonzero(inside >= CLIP_SECONDS / 2)
+    ratings = np.floor(inside[relevant] / CLIP_SECONDS * 4 + 1e-9).astype(int)
+    return {
+        "qid": qid,
+        "query": query,
+        "vid": vid,
+        "duration": duration,
+        "relevant_windows": [list(window) for window in windows],
+        "relevant_clip_ids": relevant.tolist(),
+        "saliency_scores": [[rating] * 3 for rating in ratings.tolist()],
+    }

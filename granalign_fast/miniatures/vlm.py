@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from granalign_fast.language import prompts
+from granalign_fast.models.image_layout import ImageLayout, still_image
 
 from . import pool, scenes, training, wordlevel
 from .drawing import SIDE
@@ -26,13 +27,29 @@ MEAN = np.array((0.48145466, 0.4578275, 0.40821073), np.float32)
 STD = np.array((0.26862954, 0.26130258, 0.27577711), np.float32)
 
 
-def build(seed: int) -> Any:
-    """Build an untrained ``Qwen2_5_VLForConditionalGeneration`` of two million parameters."""
+def build(
+    seed: int,
+    tokenizer: Any = None,
+    *,
+    width: int = 128,
+    sections: tuple[int, int, int] = (4, 6, 6),
+    threads: int = training.THREADS,
+) -> Any:
+    """Build an untrained ``Qwen2_5_VLForConditionalGeneration`` with four layers in both parts.
+
+    Args:
+        seed: seed of the weights.
+        tokenizer: its tokenizer; None for `wordlevel.vlm_tokenizer`.
+        width: values of a token, in the image tower and in the language model. With 128 the model
+            has two million parameters.
+        sections: pairs of a head's values that turn by time, by row and by column.
+        threads: threads of torch.
+    """
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    training.seed_torch(seed)
-    ids = wordlevel.vlm_tokenizer().get_vocab()
-    depth, width = 4, 128
+    training.seed_torch(seed, threads)
+    ids = (tokenizer or wordlevel.vlm_tokenizer()).get_vocab()
+    depth = 4
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": len(ids),
@@ -44,7 +61,7 @@ def build(seed: int) -> Any:
             "max_position_embeddings": 512,
             # Rows and columns run to 3, not to 100: only fast rotations distinguish them.
             "rope_theta": 10.0,
-            "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
+            "rope_scaling": {"type": "mrope", "mrope_section": [*sections]},
             "use_sliding_window": False,
             "tie_word_embeddings": True,
             "bos_token_id": ids["<|endoftext|>"],
@@ -100,11 +117,19 @@ def patches(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     Returns:
         (n, 64, 3 x 2 x 14 x 14); the two temporal slices are equal for a still image.
     """
-    pixels = (frames / np.float32(255) - MEAN) / STD
-    shape = (len(frames), GRID, MERGE, PATCH, GRID, MERGE, PATCH, 3)
-    ordered = pixels.reshape(shape).transpose(0, 1, 4, 2, 5, 7, 3, 6)
-    doubled = np.repeat(ordered[..., None, :, :], 2, axis=-3)
-    return np.ascontiguousarray(doubled.reshape(len(frames), TOKENS * MERGE**2, -1), np.float32)
+    return pair_patches(np.repeat(frames[:, None], 2, axis=1))
+
+
+def pair_patches(pairs: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Normalise pairs of frames, (n, 2, 112, 112, 3), and cut patches of both frames of a pair.
+
+    Returns:
+        (n, 64, 3 x 2 x 14 x 14).
+    """
+    pixels = (pairs / np.float32(255) - MEAN) / STD
+    shape = (len(pairs), 2, GRID, MERGE, PATCH, GRID, MERGE, PATCH, 3)
+    ordered = pixels.reshape(shape).transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
+    return np.ascontiguousarray(ordered.reshape(len(pairs), TOKENS * MERGE**2, -1), np.float32)
 
 
 def label_ids() -> list[int | None]:
@@ -173,20 +198,30 @@ class ImageTower:
 
 
 class Prompts:
-    """Token ids of the product's prompts, split into common and particular parts."""
+    """Token ids of the product's prompts, split into common and particular parts.
 
-    def __init__(self) -> None:
-        self.tokenizer = wordlevel.vlm_tokenizer()
-        self.image_id = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
-        caption = self._whole(prompts.AGNOSTIC_CAPTION)
+    Args:
+        tokenizer: None for `wordlevel.vlm_tokenizer`.
+        layout: how a prompt holds what it is about; None for a frame.
+    """
+
+    def __init__(self, tokenizer: Any = None, layout: ImageLayout | None = None) -> None:
+        self.tokenizer = tokenizer or wordlevel.vlm_tokenizer()
+        image = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        self.layout = layout or still_image(image, (GRID, GRID))
+        (self.image_id,) = self.layout.placeholder
+        frames = self.layout.frames
+        caption = self._whole(prompts.agnostic_caption(frames))
         self.before = caption[: caption.index(self.image_id)]
-        self.root = len(self.before) + TOKENS + 1  # 1 for the end of the image
-        self.first = len(self.before) + GRID + 1
+        # The beginning of every prompt, up to the placeholder and the end of the image.
+        self.start = self.layout.expand(caption[: len(self.before) + 2])
+        self.root = len(self.start.ids)
+        self.first = self.start.next_position
         """Position of the first token after the image: a frame takes as many positions as rows."""
         self.heads = [
-            self.suffix(prompts.AGNOSTIC_CAPTION),
-            self._common(prompts.aware_caption(["red"]), prompts.aware_caption(["blue"])),
-            self._common(prompts.recognition("red"), prompts.recognition("blue")),
+            self.suffix(prompts.agnostic_caption(frames)),
+            self._common(*(prompts.aware_caption([x], frames) for x in ("red", "blue"))),
+            self._common(*(prompts.recognition(x, frames) for x in ("red", "blue"))),
         ]
 
     @cached_property
@@ -211,8 +246,9 @@ class Prompts:
         return ids
 
     def _whole(self, prompt: str) -> list[int]:
+        messages = prompts.about_clip(prompt, self.layout.frames, self.layout.content)
         ids: list[int] = self.tokenizer.apply_chat_template(
-            messages(prompt), add_generation_prompt=True, return_dict=False
+            messages, add_generation_prompt=True, return_dict=False
         )
         return ids
 
@@ -223,12 +259,3 @@ class Prompts:
                 break
             same.append(a)
         return same
-
-
-def messages(prompt: str) -> list[dict[str, Any]]:
-    """Return the conversation of a request to the model."""
-    content = [{"type": "image"}, {"type": "text", "text": prompt}]
-    return [
-        {"role": "system", "content": prompts.VISION_SYSTEM},
-        {"role": "user", "content": content},
-    ]

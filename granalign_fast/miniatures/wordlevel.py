@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -38,6 +39,12 @@ VLM_TEMPLATE = (
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+VIDEO_TEMPLATE = VLM_TEMPLATE.replace(
+    "{% else %}{{ part['text'] }}",
+    "{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}",
+)
+"""`VLM_TEMPLATE` with a place for a video."""
 LLM_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}"
     "<|end_header_id|>\n\n{{ message['content'] }}<|eot_id|>{% endfor %}"
@@ -90,14 +97,19 @@ def words() -> tuple[str, ...]:
         prompts.user_message(prompts.ENTITIES, "red"),
         *vocabulary(),
     ]
+    return words_of(texts)
+
+
+def words_of(texts: Iterable[str]) -> tuple[str, ...]:
+    """Return all words of some texts, sorted."""
     return tuple(sorted({word for text in texts for word in split(text)}))
 
 
-def _fast(special: tuple[str, ...], **settings: Any) -> Any:
+def _fast(special: tuple[str, ...], known: tuple[str, ...] | None = None, **settings: Any) -> Any:
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    table = {word: i for i, word in enumerate((*special, UNKNOWN, *words()))}
+    table = {word: i for i, word in enumerate((*special, UNKNOWN, *(known or words())))}
     tokenizer = Tokenizer(models.WordLevel(table, UNKNOWN))
     split_words(tokenizer)
     return PreTrainedTokenizerFast(
@@ -108,15 +120,21 @@ def _fast(special: tuple[str, ...], **settings: Any) -> Any:
     )
 
 
-def vlm_tokenizer() -> Any:
-    """Return a ``PreTrainedTokenizerFast`` with Qwen's special tokens and chat template."""
+def vlm_tokenizer(known: tuple[str, ...] | None = None, template: str = VLM_TEMPLATE) -> Any:
+    """Return a ``PreTrainedTokenizerFast`` with Qwen's special tokens and chat template.
+
+    Args:
+        known: the words that it knows; None for `words`.
+        template: the chat template.
+    """
     tokenizer = _fast(
         VLM_SPECIAL,
+        known,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         additional_special_tokens=[*VLM_SPECIAL[1:2], *VLM_SPECIAL[3:]],
     )
-    tokenizer.chat_template = VLM_TEMPLATE
+    tokenizer.chat_template = template
     return tokenizer
 
 
