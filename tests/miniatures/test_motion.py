@@ -21,7 +21,12 @@ from granalign_fast.miniatures import (
 from granalign_fast.miniatures.benchmark import FIRST_SEED
 from granalign_fast.miniatures.motion_clips import Form
 from granalign_fast.miniatures.provenance import miniatures_named
-from granalign_fast.models.manifest import exported_models, model_sources
+from granalign_fast.models.manifest import (
+    VlmManifest,
+    exported_models,
+    model_sources,
+    read_manifest,
+)
 from granalign_fast.pipeline import ModelFolder, open_models
 from granalign_fast.types import FrameSet
 
@@ -231,3 +236,23 @@ def test_training_sees_a_clip_as_transformers_does(number: int) -> None:
                 offset += size
                 expected = lone[0, -size - 1 : -1].log_softmax(-1)
                 torch.testing.assert_close(ours[clip, columns], expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.needs_torch
+def test_a_trained_model_can_be_exported(tmp_path: Path) -> None:
+    """A few steps of training give a folder whose prompts and clips the exporter takes."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from granalign_fast.export.checks.prompts import check_prompts
+    from granalign_fast.export.families import read_vlm
+    from granalign_fast.miniatures import train, train_motion
+
+    source = check_prompts(read_vlm(train.train("motion", tmp_path, scale=0.001), (112, 112)))
+    assert set(source.layouts) == {1, 2, 4, 6}
+    words = train_motion.tokenizer()
+    for form in motion_clips.FORMS:
+        if form.frames > 1:
+            timed = source.layouts[form.frames].timed(form.gap, words.encode)
+            assert timed == train_motion.layout(form, words)
+    manifest = read_manifest(MOTION_MODELS / "vlm")
+    assert isinstance(manifest, VlmManifest) and set(manifest.layouts) == {"1", "2", "4", "6"}
