@@ -1,8 +1,9 @@
 """Measure the memory of the set ``laptop``: ``python -m granalign_fast.bench.commands.memory``.
 
 The models have the sizes of the published ones and random weights; the sentence encoder is the
-published one. A new process loads them all, indexes a minute of video and searches it once. The
-table has the seconds of each stage and the memory of the process at its end and at most so far.
+published one. Each language model is exported by a new process, without the comparison with torch.
+Another process loads all models, indexes a minute of video and searches it once. A line for each
+stage has its seconds, those of the processor, and the memory of the process at its end and at most.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from granalign_fast.bench.harness.machine import facts
-from granalign_fast.bench.harness.random_models import write_export
+from granalign_fast.bench.harness.random_models import shape_of, write_source
 from granalign_fast.bench.harness.random_siglip import write_siglip2_base
 from granalign_fast.errors import GranAlignError
 from granalign_fast.export.sizes import set_memory_bytes
 from granalign_fast.models.published import model_set
 
 _SHAPES = {"llm": "qwen3-0.6b", "vlm": "smolvlm2-500m"}
+_FLOAT16 = 2
+"""Bytes of a weight of these sources."""
 _QUERY = "a man in a blue shirt is driving a car along the coast"
 
 
@@ -41,8 +44,9 @@ def write_models(folder: Path, suffix: str = "") -> None:
 
     for kind, shape in _SHAPES.items():
         if not (folder / kind).is_dir():
-            write_export(shape + suffix, folder)
-            (folder / "sources" / (shape + suffix) / "model.safetensors").unlink()
+            source = write_source(shape + suffix, folder / "sources" / (shape + suffix))
+            _in_process("--export", source, folder / kind)
+            (source / "model.safetensors").unlink()
     if not (folder / "clip").is_dir():
         write_siglip2_base(folder / "clip")
     if not (folder / "sentence-encoder").is_dir():
@@ -72,12 +76,38 @@ def memory() -> dict[str, int]:
 
 
 @contextmanager
-def _stage(name: str) -> Iterator[None]:
-    """Print a line of JSON at the end of a stage: its seconds, and the memory."""
-    begin = time.perf_counter()
+def _stage(name: str, **more: int) -> Iterator[None]:
+    """Print a line of JSON at the end of a stage: its seconds, those of the processor, memory."""
+    begin, used = time.perf_counter(), time.process_time()
     yield
-    record = {"stage": name, "seconds": time.perf_counter() - begin, **memory()}
-    print(json.dumps(record), flush=True)
+    seconds = {"seconds": time.perf_counter() - begin, "processor": time.process_time() - used}
+    print(json.dumps({"stage": name, **seconds, **memory(), **more}), flush=True)
+
+
+def export(source: Path, out: Path) -> None:
+    """Export a language model in int4 as `granalign models get` does, and print its line.
+
+    ``bound`` is what an export may take: 1.5 GB and three times the largest tensor of the source.
+    """
+    from granalign_fast.export.llm import export_llm
+    from granalign_fast.export.vlm import export_vlm
+
+    bound = int(1.5e9) + 3 * _FLOAT16 * shape_of(source.name).largest
+    kinds: dict[str, Callable[..., Path]] = {"llm": export_llm, "vlm": export_vlm}
+    with _stage(f"export {source.name}", bound=bound):
+        kinds[out.name](source, out, precision="int4", check=False)
+
+
+def _in_process(*arguments: str | Path, **environment: str) -> None:
+    """Run this command in a process of its own.
+
+    Raises:
+        GranAlignError: it failed.
+    """
+    line = (sys.executable, "-P", "-m", "granalign_fast.bench.commands.memory")
+    done = subprocess.run((*line, *map(str, arguments)), env=os.environ | environment)
+    if done.returncode:
+        raise GranAlignError(f"memory: the process ended with {done.returncode}; see above")
 
 
 def work(models: Path, video: Path, out: Path, clip_seconds: float) -> None:
@@ -112,8 +142,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=int, default=60, help="of the video (60)")
     parser.add_argument("--clip-seconds", type=float, default=2.0, help="of a clip (2)")
     parser.add_argument("--layers", type=int, help="cut language models to so many layers")
+    parser.add_argument("--export", nargs=2, type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--work", nargs=3, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if options.export:
+        export(*options.export)
+        return 0
     if options.work:
         models, video, out = options.work
         work(models, video, out, options.clip_seconds)
@@ -125,13 +159,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_models(models, f"@{options.layers}" if options.layers else "")
         write_video(scratch / "video.mp4", options.seconds)
         # A cache of its own, so that no earlier run has computed anything.
-        paths = map(str, (models, scratch / "video.mp4", scratch / "index"))
+        paths = (models, scratch / "video.mp4", scratch / "index")
         more = ("--clip-seconds", str(options.clip_seconds))
-        subprocess.run(
-            (sys.executable, "-m", __spec__.name, "--work", *paths, *more),
-            env=os.environ | {"XDG_CACHE_HOME": str(scratch / "cache")},
-            check=True,
-        )
+        _in_process("--work", *paths, *more, XDG_CACHE_HOME=str(scratch / "cache"))
     print(f"computed for laptop: {set_memory_bytes(model_set('laptop')) / 1e9:.2f} GB")
     return 0
 

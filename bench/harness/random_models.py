@@ -55,6 +55,11 @@ class ModelShape:
         """Number of weights."""
         return sum(int(np.prod(shape)) for shape in _shapes(self).values())
 
+    @property
+    def largest(self) -> int:
+        """Number of weights of the largest tensor."""
+        return max(int(np.prod(shape)) for shape in _shapes(self).values())
+
 
 def _text(
     hidden: int, wide: int, layers: int, heads: int, kv_heads: int, vocabulary: int, **more: Any
