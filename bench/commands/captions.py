@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -108,18 +107,11 @@ def compare(model: VisionLanguageModel, source: Path, options: argparse.Namespac
     for name, values in seconds.items():
         took = statistics.median(values)
         print(f"{name:<30}{took:>8.2f} s{took / best:>8.1f}x")
+    computed = captioner.start_of().tokens * model.manifest.token_bytes
     each = captioner.cache.nbytes["host"] / len(frames)
     print(
         f"filling the prefixes, once a video: {filling:.2f} s; {each / 2**20:.2f} MiB a frame, "
-        f"computed: {_bytes_a_frame(model, captioner) / 2**20:.2f} MiB"
-    )
-
-
-def _bytes_a_frame(model: VisionLanguageModel, captioner: VlmCaptioner) -> float:
-    shape: Any = model.manifest
-    tokens = len(captioner.start) - 1 + shape.image_tokens
-    return float(
-        2 * shape.layers * shape.kv_heads * shape.head_dim * tokens * shape.cache_dtype.itemsize
+        f"computed: {computed / 2**20:.2f} MiB"
     )
 
 
