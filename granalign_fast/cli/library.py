@@ -214,6 +214,7 @@ def library_move(
     """Write new paths: the video files were moved from OLD to NEW. Each is read and compared."""
     from granalign_fast.index.relocation import relocate_videos
     from granalign_fast.library.catalogue import open_catalogue
+    from granalign_fast.library.records import index_stamp
 
     from .index import index_progress, report_indexes
 
@@ -227,7 +228,8 @@ def library_move(
             on_error=lambda path, error: failed.update({str(path): str(error)}),
             reading=reading,
         )
-    open_catalogue(library)  # writes the new paths into it
+    if index_stamp(library) is None:  # a library, whose catalogue gets the new paths
+        open_catalogue(library)
     report_indexes(moved, failed, "relocated", as_json=as_json)
 
 

@@ -20,6 +20,7 @@ from granalign_fast.types import FrameSet
 from granalign_fast.video.frames import Frame, check_frames_per_clip, read_frames
 
 from .known_files import KnownFiles
+from .manifest import check_holds_indexes
 from .models import Descriptions, IndexModels
 from .naming import read_library
 from .prefetch import prefetch
@@ -97,15 +98,17 @@ def index_videos(
 
     Raises:
         GranAlignError: before any work, if a file is not a video, a folder exists that is not the
-            index of a video, or another process is indexing into `out`; later, if a model refuses
-            a frame, the disk is full, or a file changes. With `on_error`, only for what concerns
-            more than one file: a wrong argument, a model, the disk, another process.
+            index of a video, `out` is the index of one, or another process is indexing into it;
+            later, if a model refuses a frame, the disk is full, or a file changes. With `on_error`,
+            only for what concerns more than one file: a wrong argument, a model, the disk, another
+            process.
     """
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise GranAlignError(f"rows: got {rows!r}, expected an integer from 1")
     check_frames_per_clip(frames_per_clip)
     models.check_clips(frames_per_clip)
     out = Path(out)
+    check_holds_indexes(out)
     known = KnownFiles(out, trusted=not verify)
     files = inspect_videos(videos, clip_seconds, known, on_error, reading)
     if not files:

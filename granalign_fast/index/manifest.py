@@ -150,6 +150,19 @@ def _is_stretch(value: object) -> bool:
     )
 
 
+def check_holds_indexes(folder: Path) -> None:
+    """Raise if a folder of indexes is itself the index of one video.
+
+    Raises:
+        GranAlignError: it is one.
+    """
+    if all((folder / name).is_file() for name in (MANIFEST, CLIPS)):
+        raise GranAlignError(
+            f"{folder}: got the index of one video, expected a folder of indexes; name the folder "
+            f"that this index lies in"
+        )
+
+
 def read_manifest_record(folder: Path) -> dict[str, Any]:
     """Read the manifest of an index as JSON, in any format version; only its kind is checked.
 

@@ -17,7 +17,7 @@ from granalign_fast.errors import GranAlignError, short_repr
 from granalign_fast.files import escape_undecodable, is_sha256_cheap
 from granalign_fast.index import VideoIndex, VideoSource
 from granalign_fast.index.columns import is_text
-from granalign_fast.index.manifest import MANIFEST, path_record, read_path
+from granalign_fast.index.manifest import MANIFEST, check_holds_indexes, path_record, read_path
 from granalign_fast.models.manifest import CLIP, SENTENCE_ENCODER
 from granalign_fast.parsing.json_types import matches, wrong_field
 from granalign_fast.parsing.limits import (
@@ -151,8 +151,9 @@ def index_stamps(library: Path) -> dict[str, str]:
     """Return the stamp of each index in a library, by video id.
 
     Raises:
-        GranAlignError: the folder cannot be read.
+        GranAlignError: the folder cannot be read, or is itself the index of one video.
     """
+    check_holds_indexes(library)
     try:
         names = sorted(entry.name for entry in os.scandir(library) if entry.name[0] != ".")
     except OSError as error:

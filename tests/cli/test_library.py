@@ -143,3 +143,15 @@ def test_damage_is_named(library: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert run(capsys, "verify", library, "--json")[0] == 1
     run(capsys, "remove", library, "yard")
     assert run(capsys, "verify", library)[:2] == (0, "2 of 2 videos are whole\n")
+
+
+@pytest.mark.parametrize("command", ["list", "verify", "rebuild", "approximate"])
+def test_the_index_of_one_video_is_no_library(
+    command: str, library: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`verify` would find all of its 0 videos whole."""
+    index = library / "yard"
+    before = sorted(index.iterdir())
+    with pytest.raises(GranAlignError, match=r"yard: got the index of one video, expected a fold"):
+        run(capsys, command, index)
+    assert sorted(index.iterdir()) == before

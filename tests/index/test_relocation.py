@@ -10,9 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 from helpers.index_worker import UNUSED, Killed, dying, stand_ins, tree, write_video
 
 from granalign_fast import cli
+from granalign_fast.cli.app import app
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index import VideoIndex, known_files, relocation
 from granalign_fast.index.builder import index_videos
@@ -99,6 +101,20 @@ def test_one_index(moved: Path) -> None:
         "c": "out/deep/er/c.mp4",
         "d": "inside/d.mp4",
     }
+
+
+def test_the_command_takes_one_index_too(moved: Path) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        typer.main.get_command(app)(["library", "move", "lib/c", "in", "out"])
+    assert sources(moved)["c"] == "out/deep/er/c.mp4"
+    assert not (moved / "lib/c/.catalogue").exists()
+
+
+def test_nothing_is_indexed_into_an_index(moved: Path) -> None:
+    before = tree(moved / "lib")
+    with pytest.raises(GranAlignError, match=r"lib/c: got the index of one video, expected a fol"):
+        index_videos([moved / "inside/d.mp4"], moved / "lib/c", UNUSED)
+    assert tree(moved / "lib") == before
 
 
 def test_an_index_on_its_own_gets_no_list_beside_it(moved: Path) -> None:
