@@ -137,6 +137,8 @@ def plan_model_set(
     precision = models.precision if precision is None else precision
     if precision not in PRECISIONS:
         raise GranAlignError(f"precision {precision!r}: expected one of {sorted(PRECISIONS)}")
+    if out.exists() and not out.is_dir():
+        raise GranAlignError(f"{out}: got a file, expected a folder for the exports; name another")
     if sources is not None and not Path(sources).is_dir():
         raise GranAlignError(f"{sources}: no such folder; expected one with ORG/NAME below it")
     # Look at all folders first: a wrong one ends the call before any request.

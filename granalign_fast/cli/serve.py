@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,9 @@ from granalign_fast.parsing.limits import MOST_GIB
 
 from .options import Approximate, CaptionsOnly, Device, Models, PrefixGib, SearchPreset, check_extra
 from .remote import RemoteOptions, served_options, with_remote_models
+
+_ORIGIN = re.compile(r"https?://[^/?#@\s,*]+")
+"""A site as browsers name it in the header `Origin`."""
 
 
 @with_remote_models
@@ -138,6 +142,12 @@ def serve(
     for path in root or ():
         if not path.is_dir():
             raise GranAlignError(f"--root {path}: got no folder, expected one of videos")
+    for site in cors or ():
+        if not _ORIGIN.fullmatch(site):
+            raise GranAlignError(
+                f"--cors {site}: expected the scheme and the name of a site, and no path, such as "
+                f"https://example.org or http://localhost:3000"
+            )
     config = resolve_config("tuned" if preset is None else preset)  # an unknown name is refused
     if clip_seconds is None:
         clip_seconds = config.clip_seconds or CLIP_SECONDS

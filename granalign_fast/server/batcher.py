@@ -179,7 +179,8 @@ class Batcher:
             raise self._full()
         ahead, now = self._seconds_ahead(), time.monotonic()
         left = min(ticket.deadline for ticket in tickets) - now
-        if left < ahead:
+        # With nothing before it, a query whose time is up gets the answer that it is.
+        if ahead > 0 and left < ahead:
             reason = (
                 f"got earlier queries that take {ahead:.1f} s, expected less than the {left:.1f} s "
                 f"that this one has time"

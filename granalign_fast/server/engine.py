@@ -14,7 +14,6 @@ from granalign_fast.config import PRESETS
 from granalign_fast.errors import GranAlignError
 from granalign_fast.files import escape_undecodable
 from granalign_fast.index import VideoIndex
-from granalign_fast.index.manifest import MANIFEST
 from granalign_fast.index.model_checks import check_models
 from granalign_fast.index.models import check_captioner
 from granalign_fast.library import Library
@@ -60,12 +59,7 @@ class Engine:
     def __init__(self, settings: Settings, models: ModelFolder | None = None) -> None:
         self.settings = settings
         self.folder = settings.library.absolute()
-        index_stamps(self.folder)  # raises unless it is a folder
-        if (self.folder / MANIFEST).exists():
-            raise GranAlignError(
-                f"{self.folder}: got the index of one video, expected the folder of it; name "
-                f"{self.folder.parent}"
-            )
+        index_stamps(self.folder)  # raises unless it is a folder of indexes
         self.models = models
         wanted = settings.models is not None or settings.remote is not None
         if models is None and wanted:

@@ -23,6 +23,7 @@ from granalign_fast.library.records import CataloguedVideo
 from granalign_fast.types import Moment
 
 from .problems import Problem
+from .ranges import check_range
 from .schemas import PROBLEM
 from .service import Current
 
@@ -73,7 +74,9 @@ Width = Annotated[int, Query(ge=16, le=3840, description="Of the picture, in pix
     response_class=FileResponse,
     responses={206: {"description": "A range."}, 404: PROBLEM, 410: PROBLEM, 416: PROBLEM},
 )
-async def media(vid: str, service: Current, name: str | None = None) -> FileResponse:
+async def media(
+    vid: str, service: Current, request: Request, name: str | None = None
+) -> FileResponse:
     """Send the video file, or the ranges of it that are asked for.
 
     The name of the file may follow in the path, as cut lists have it.
@@ -82,13 +85,14 @@ async def media(vid: str, service: Current, name: str | None = None) -> FileResp
     path = await service.run(lambda: service.files.path(vid, video.stamp))
     if name not in (None, path.name):
         raise Problem("not-found", f"media: got {name!r}, expected the name of the file, or none")
-    kind = _TYPES.get(path.suffix.lower(), "application/octet-stream")
+    kind, status = _TYPES.get(path.suffix.lower(), "application/octet-stream"), path.stat()
+    check_range(request, status.st_size)
     return FileResponse(
         path,
         media_type=kind,
         filename=path.name.encode(errors="replace").decode(),
         content_disposition_type="inline",
-        stat_result=path.stat(),
+        stat_result=status,
         headers={"cache-control": "private, no-cache"},
     )
 
@@ -182,14 +186,20 @@ async def clip(
     Without `exact` the packets are copied, and it begins at the key frame before `start`. The
     headers `x-clip-start` and `x-clip-end` have the seconds of the video that it holds.
     """
-    from granalign_fast.video.cut_containers import own_suffix
+    from granalign_fast.video.cut_containers import CannotCopyError, own_suffix
     from granalign_fast.video.cutting import Cut, cut
 
     video, most = service.video(vid), service.settings.limits.clip_seconds
     if not 0 < end - start <= most:
         raise Problem(
             "invalid",
-            f"start, end: got {start:g} to {end:g}, expected a moment of at most {most:g} s",
+            f"start, end: got {start:g} to {end:g}, expected an end after the start, and at most "
+            f"{most:g} s between them",
+        )
+    if start >= video.seconds:
+        raise Problem(
+            "invalid",
+            f"start: got {start:g}, expected a second before the end at {video.seconds:g}",
         )
 
     folder = Path(tempfile.mkdtemp(prefix="granalign-clip-"))
@@ -197,7 +207,15 @@ async def clip(
     def make() -> tuple[Path, Cut]:
         path = service.files.path(vid, video.stamp)
         suffix = own_suffix(path) if container is None else f".{container}"
-        written = cut(path, start, end, folder / f"clip{suffix}", exact=exact)
+        try:
+            written = cut(path, start, end, folder / f"clip{suffix}", exact=exact)
+        except CannotCopyError as error:
+            others = "".join(f"{name.removeprefix('.')} or " for name in error.containers)
+            raise Problem(
+                "invalid",
+                f"container: got {suffix.removeprefix('.')}, which does not take this video as it "
+                f"is, expected {others}exact=true, which encodes it",
+            ) from None
         return path, written
 
     try:

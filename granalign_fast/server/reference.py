@@ -108,7 +108,7 @@ def _table(
 def _kind(schema: Mapping[str, Any], openapi: Mapping[str, Any], depth: int = 0) -> str:
     """Return the type of a value in words, with the keys of objects inside it."""
     schema = _resolved(schema, openapi)
-    if options := schema.get("anyOf"):
+    if options := schema.get("anyOf", schema.get("oneOf")):
         return " or ".join(dict.fromkeys(_kind(one, openapi, depth) for one in options))
     if "const" in schema or "enum" in schema:
         return " or ".join(json.dumps(one) for one in schema.get("enum", [schema.get("const")]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 VERSION = "1"
 """The version of the JSON. It changes when a key goes or changes its meaning."""
@@ -29,6 +29,19 @@ class GivenRewrites(Strict):
     detailed: Texts = []
     entities: Texts = []
     actions: Texts = []
+
+
+def _query_kind(value: Any) -> str:
+    """Return which of the two kinds of query a value is meant to be."""
+    return "object" if isinstance(value, dict | GivenRewrites) else "text"
+
+
+# With a discriminator an error names what is wrong with the kind that was sent, and not why the
+# value is not of the other kind.
+Query = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[GivenRewrites, Tag("object")],
+    Discriminator(_query_kind),
+]
 
 
 class GivenFilters(Strict):
@@ -58,8 +71,8 @@ class SearchRequest(Strict):
         },
     )
 
-    query: Text | GivenRewrites | None = Field(None, description="One query.")
-    queries: list[Text | GivenRewrites] | None = Field(
+    query: Query | None = Field(None, description="One query.")
+    queries: list[Query] | None = Field(
         None, description="Several queries, in the place of `query`."
     )
     top: int = Field(10, ge=1, description="Most moments of each answer.")

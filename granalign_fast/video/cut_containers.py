@@ -41,6 +41,18 @@ def own_suffix(path: Path) -> str:
         return suffix if refusal(video.stream, suffix) is None else ".mkv"
 
 
+class CannotCopyError(GranAlignError):
+    """A container does not take the packets of a video as they are.
+
+    Attributes:
+        containers: the suffixes of those that do.
+    """
+
+    def __init__(self, message: str, containers: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.containers = tuple(containers)
+
+
 def check_copy(video: Video, out: Path) -> None:
     """Raise if the container of `out` cannot hold a copy of the picture and of any sound.
 
@@ -48,12 +60,12 @@ def check_copy(video: Video, out: Path) -> None:
     copied. Without this check a cut would lose its picture, or all of its sound.
 
     Raises:
-        GranAlignError: the error names the codec and the containers that take it.
+        CannotCopyError: the error names the codec and the containers that take it.
     """
     suffix = out.suffix.lower()
     sounds = readable_sound(video)
     if video.is_reordered:
-        raise GranAlignError(
+        raise CannotCopyError(
             f"{video.path}: {REORDERED_AVI}; cut it with --exact (exact=True), which encodes it"
         )
     fits = [name for name in FORMATS if takes_picture_and_sound(video, sounds, name)]
@@ -63,9 +75,10 @@ def check_copy(video: Video, out: Path) -> None:
     codecs = {codec_name(one) for one in ([video.stream] if picture else sounds)}
     what = f"{' and '.join(sorted(codecs))} {'video' if picture else 'audio'}"
     remedy = f"name a file that ends in {' or '.join(fits)}, or use" if fits else "use"
-    raise GranAlignError(
+    raise CannotCopyError(
         f"{out}: {suffix} does not take the {what} of {video.path} as it is; "
-        f"{remedy} --exact (exact=True), which encodes it"
+        f"{remedy} --exact (exact=True), which encodes it",
+        fits,
     )
 
 

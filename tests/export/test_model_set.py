@@ -119,6 +119,8 @@ class TestExportingASet:
         assert [kind for kind, _ in calls] == ["sentence-encoder", "clip", "vlm"]
 
     def test_unknown_names(self, tmp_path: Path) -> None:
+        with pytest.raises(GranAlignError, match=r"\.py: got a file, expected a folder for the"):
+            model_set.export_model_set("laptop", __file__)
         with pytest.raises(GranAlignError, match="precision 'int8'"):
             model_set.export_model_set("laptop", tmp_path, precision="int8")
         with pytest.raises(GranAlignError, match="expected one of: laptop, workstation, server"):

@@ -207,8 +207,11 @@ def test_names_of_hosts() -> None:
         (["--host", "203.0.113.1", "--no-auth"], "--port 8000: cannot listen there"),
         (["--preset", "none"], "got 'none', expected one of"),
         (["--root", "none"], "--root none: got no folder"),
-        (["--clip-seconds", "0"], "clip_seconds: got 0.0, expected seconds from"),
-        (["--frames-per-clip", "0"], "frames_per_clip: got 0, expected one of: 1, 2, 4, 6"),
+        (["--cors", "example.org"], "--cors example.org: expected the scheme and the name of a"),
+        (["--cors", "https://example.org/"], "--cors https://example.org/: expected the scheme"),
+        (["--cors", "*"], "--cors *: expected the scheme and the name of a site, and no path"),
+        (["--clip-seconds", "0"], "clip_seconds: got 0.0, expected seconds from 0.01"),
+        (["--frames-per-clip", "0"], "frames_per_clip: got 0, expected one of"),
     ],
 )
 def test_what_is_not_served(
@@ -224,17 +227,19 @@ def test_what_is_not_served(
 
 
 @pytest.mark.parametrize(
-    "option", ["--cache-gib", "--max-upload-gib", "--max-delay", "--max-seconds"]
+    "option", ["--max-delay", "--max-seconds", "--cache-gib", "--max-upload-gib"]
 )
-def test_numbers_without_bounds(
+@pytest.mark.parametrize("value", ["inf", "1e300", "nan"])
+def test_numbers_without_bounds_are_refused(
     indexed: Path,
     option: str,
+    value: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     granalign = runner(capsys, monkeypatch)
-    code, _, err = granalign("serve", indexed / "library", option, "inf")
-    assert code == 2 and f"Invalid value for '{option}'" in err
+    code, out, err = granalign("serve", indexed / "library", "--read-only", option, value)
+    assert (code, out) == (2, "") and f"'{option}': Input should be" in err
 
 
 def test_libraries_that_are_not_served(
@@ -247,7 +252,7 @@ def test_libraries_that_are_not_served(
     code, _, err = granalign("serve", tmp_path / "none")
     assert code == 2 and "none: cannot be read" in err
     code, _, err = granalign("serve", indexed / "library" / "first")
-    assert code == 2 and "got the index of one video, expected the folder of it" in err
+    assert code == 2 and "got the index of one video, expected a folder of indexes" in err
     code, _, err = granalign("serve", indexed / "library", "--models", tmp_path)
     assert code == 2 and err.count("\n") == 1
 

@@ -164,10 +164,10 @@ def test_json_that_is_odd(service: Service, body: bytes, statuses: set[int]) -> 
         ("bytes=0-9,5-14", {206}),
         ("bytes=0-" + "9" * 30, {206}),
         ("bytes=-" + "9" * 30, {206}),
-        ("bytes=5-2", {400, 416}),
-        ("bytes=a-b", {400, 416}),
+        ("bytes=5-2", {200}),
+        ("bytes=a-b", {200}),
         ("bytes=-0", {416}),
-        ("lines=1-2", {200, 400}),
+        ("lines=1-2", {200}),
     ],
 )
 def test_ranges_that_are_odd(service: Service, ranges: str, statuses: set[int]) -> None:

@@ -112,6 +112,18 @@ def test_time_that_is_up(service: Service) -> None:
         ({"query": "a", "wrong": 1}, 422, "Extra inputs are not permitted"),
         ({"query": {"query": "a", "simplified": [""]}}, 422, "at least 1 character"),
         ([], 422, "valid dictionary"),
+        ({"query": 3}, 422, '"detail": "body.query.text: Input should be a valid string; got 3"'),
+        (
+            {"query": {"query": "a", "simplified": "b"}},
+            422,
+            '"detail": "body.query.object.simplified: Input should be a valid list; got \'b\'"',
+        ),
+        (
+            {"queries": ["a", {"query": "a", "wrong": 1}]},
+            422,
+            '"detail": "body.queries.1.object.wrong: Extra inputs are not permitted; got 1"',
+        ),
+        ({"query": "a", "timeout": 1e-9}, 504, "got no answer in 1e-09 s; ask for less"),
     ],
 )
 def test_what_cannot_be_searched(service: Service, body: object, status: int, detail: str) -> None:

@@ -48,7 +48,14 @@ def test_the_file_is_sent_whole_and_in_ranges(service: Service, indexed: Path) -
         got = service.client.get(url, headers={"range": f"bytes={asked}"})
         assert (got.status_code, got.content) == (206, part)
     beyond = service.client.get(url, headers={"range": f"bytes={len(content)}-"})
-    assert beyond.status_code == 416
+    assert (beyond.status_code, beyond.json()["type"]) == (416, "urn:granalign:problem:bad-range")
+    assert beyond.headers["content-range"] == f"bytes */{len(content)}"
+    # One of two is there; and a range that is not valid counts as none (RFC 9110, 14.2).
+    got = service.client.get(url, headers={"range": f"bytes={len(content)}-,3-5"})
+    assert (got.status_code, got.content) == (206, content[3:6])
+    for asked in ("bytes=5-2", "bytes=a-b", "lines=1-2", "bytes", "bytes=1-2,x"):
+        got = service.client.get(url, headers={"range": asked})
+        assert (got.status_code, got.content) == (200, content)
     assert service.client.head(url).headers["content-length"] == str(len(content))
 
 
@@ -84,6 +91,26 @@ def test_a_moment_is_cut_out(service: Service, tmp_path: Path) -> None:
     assert len(list(read_frames(path, clip_seconds=1.0))) == 3
     copied = service.client.get("/v1/videos/first/clip", params={"start": 4, "end": 7})
     assert copied.status_code == 200 and copied.headers["content-type"] == "video/mp4"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "detail"),
+    [
+        (
+            {"start": 4, "end": 7, "container": "webm"},
+            "container: got webm, which does not take this video as it is, expected mp4 or mov or "
+            "mkv or exact=true, which encodes it",
+        ),
+        ({"start": 7, "end": 4}, "start, end: got 7 to 4, expected an end after the start, and at"),
+        ({"start": 500, "end": 510}, "start: got 500, expected a second before the end at "),
+    ],
+)
+def test_a_clip_that_cannot_be_cut(
+    service: Service, parameters: dict[str, str | int], detail: str
+) -> None:
+    """The error speaks of parameters of the request, and names no path of the server."""
+    problem = service.client.get("/v1/videos/first/clip", params=parameters).json()
+    assert problem["status"] == 422 and problem["detail"].startswith(detail)
 
 
 def test_moments_are_exported(service: Service, indexed: Path) -> None:
