@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,6 +145,8 @@ def _check_models(settings: SearchSettings, catalogue: Catalogue, preset: str) -
 
 def library_record(library: Library, result: LibraryResult) -> dict[str, Any]:
     """Return the answer of a library as JSON."""
+    from granalign_fast.library.warnings import library_warnings
+
     files = {hit.video.vid: hit.video.path for hit in result.videos}
     return {
         "query": result.query.query,
@@ -154,7 +155,8 @@ def library_record(library: Library, result: LibraryResult) -> dict[str, Any]:
         "searched": result.searched,
         "left_out": dict(result.left_out),
         "complete": result.complete,
-        "warnings": list(_warnings(result)),
+        "probably_absent": result.probably_absent,
+        "warnings": library_warnings(result),
         "moments": [_moment_record(moment, files[moment.vid]) for moment in result.moments],
         "videos": [_video_record(hit) for hit in result.videos],
         "seconds": {stage: round(value, 4) for stage, value in result.seconds.items()},
@@ -188,21 +190,15 @@ def _video_record(hit: VideoHit) -> dict[str, Any]:
     }
 
 
-def _warnings(result: LibraryResult) -> Iterable[str]:
-    """Yield what else there is to say about an answer."""
-    yield from result.warnings
-    for vid, reason in result.errors.items():
-        yield f"{vid}: {reason}"
-    for reason, count in result.left_out.items():
-        if reason != "not chosen by the filters":
-            yield f"not searched: {counted(count, 'video')}, {reason}"
-
-
 def _print(library: Library, result: LibraryResult, *, chosen: bool) -> None:
     from rich.table import Table
 
+    from granalign_fast.library.warnings import library_warnings
     from granalign_fast.output.tables import clocks, show
 
+    if result.probably_absent:
+        judged = sum(hit.result is not None for hit in result.videos)
+        show(f"probably in none of the videos ({counted(judged, 'video')} judged by a model)")
     of = counted(result.searched, "video") + (" that the filters choose" if chosen else "")
     table = Table(title=f"{result.query.query}  ({of})", title_justify="left")
     table.add_column("video", overflow="fold")
@@ -216,7 +212,7 @@ def _print(library: Library, result: LibraryResult, *, chosen: bool) -> None:
     show(table)
     if not all(moment.refined for moment in result.moments):
         show("* by the first stage alone: --refine or --budget did not reach the video")
-    for warning in _warnings(result):
+    for warning in library_warnings(result):
         show(f"warning: {warning}")
     if result.moments:
         name, vid = map(shlex.quote, (library.catalogue.name, result.moments[0].vid))

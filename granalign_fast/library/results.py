@@ -114,6 +114,17 @@ class LibraryResult:
                 said.setdefault(hit.warning, []).append(hit.video.vid)
         return tuple(f"{listed(vids)}: {text}" for text, vids in said.items())
 
+    @property
+    def probably_absent(self) -> bool | None:
+        """Whether a model judged all videos that were refined, and none shows the query.
+
+        None: no video was judged.
+        """
+        judged = [hit.result.probably_absent for hit in self.videos if hit.result is not None]
+        if all(one is None for one in judged):
+            return None
+        return all(judged)
+
     def __repr__(self) -> str:
         best = "None"
         if self.moments:

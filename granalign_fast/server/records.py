@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any
 
 from granalign_fast.config import PRESETS
-from granalign_fast.errors import counted
 from granalign_fast.files import escape_undecodable
-from granalign_fast.language.rewriters import fallback_warning
 from granalign_fast.library.records import CataloguedVideo
 from granalign_fast.library.results import LibraryMoment, LibraryResult, VideoHit
+from granalign_fast.library.warnings import library_warnings
 
 from .engine import Engine
 from .schemas import VERSION, Units
@@ -49,15 +48,14 @@ def software() -> str:
 
 def result_record(engine: Engine, result: LibraryResult, *, saliency: bool) -> dict[str, Any]:
     """Return the answer to one query."""
-    judged = [hit.result.probably_absent for hit in result.videos if hit.result is not None]
     return {
         "query": result.query.query,
         "rewrites": result.query.to_record(),
         "searched": result.searched,
         "left_out": dict(result.left_out),
         "complete": result.complete,
-        "probably_absent": bool(judged) and all(judged),
-        "warnings": [engine.shown(text) for text in _warnings(result)],
+        "probably_absent": bool(result.probably_absent),
+        "warnings": [engine.shown(text) for text in library_warnings(result)],
         "moments": [_moment_record(moment) for moment in result.moments],
         "videos": [_hit_record(engine, hit, saliency=saliency) for hit in result.videos],
         "seconds": {stage: round(value, 4) for stage, value in result.seconds.items()},
@@ -95,17 +93,6 @@ def _hit_record(engine: Engine, hit: VideoHit, *, saliency: bool) -> dict[str, A
             else None
         ),
     }
-
-
-def _warnings(result: LibraryResult) -> Iterator[str]:
-    yield from result.warnings
-    for vid, reason in result.errors.items():
-        yield f"{vid}: {reason}"
-    for reason, count in result.left_out.items():
-        if reason != "not chosen by the filters":
-            yield f"{counted(count, 'video')} not searched: {reason}"
-    if fallback := fallback_warning(result.query):
-        yield fallback
 
 
 def video_record(engine: Engine, video: CataloguedVideo) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import typer
+from helpers.videos import constant, render
 from test_schemas import check
 
 from granalign_fast import CaptionedVideo, MomentRetriever, SentenceEncoder
@@ -18,6 +19,8 @@ from granalign_fast.library import approximation, first_stage
 from granalign_fast.library.approximate import ApproximateIndex
 from granalign_fast.library.approximation import approximate_library
 from granalign_fast.library.upkeep import tag_videos
+from granalign_fast.miniatures.videos import render_video
+from granalign_fast.pipeline import open_models
 
 SCENES = {
     "street": ["a man sits on a bench"] * 8 + ["a red car on the road"] * 4 + ["an empty road"] * 8,
@@ -52,6 +55,7 @@ def test_all_videos_are_searched(
     answer = json.loads(run(capsys, minilm, library, "a vehicle drives by", "--json", "--refine=2"))
     check(answer, "search-library")
     assert (answer["searched"], answer["complete"], answer["warnings"]) == (3, True, [])
+    assert answer["probably_absent"] is None
     best = answer["moments"][0]
     assert (best["vid"], best["refined"], best["caption"]) == (
         "street",
@@ -80,6 +84,28 @@ def test_a_bucket_can_be_named_as_the_media(
     with pytest.raises(GranAlignError, match=r"expected a folder for a library, or s3://\.\.\."):
         arguments = ["search", *map(str, words), "--encoder", str(minilm), "--media=/nowhere"]
         typer.main.get_command(app)(arguments)
+
+
+def test_the_miniatures_know_rendered_scenes_alone(
+    minilm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a search of one video: what means nothing, and what is probably not there, is said."""
+    render_video(tmp_path / "scenes.mp4", 40_007, seconds=(54.0, 60.0), frame_rate=5)
+    render(tmp_path / "white.mp4", constant(5, 40))
+    models = open_models("miniatures", prefix_gib=0.0)
+    models.index([tmp_path / "scenes.mp4", tmp_path / "white.mp4"], tmp_path / "library")
+    words = (tmp_path / "library", "a brown dog runs after a ball", "--models=miniatures")
+    answer = json.loads(run(capsys, minilm, *words, "--json"))
+    check(answer, "search-library")
+    (warning,) = answer["warnings"]
+    assert warning.startswith("'white': the miniatures know rendered scenes of coloured shapes")
+    table = " ".join(run(capsys, minilm, *words).split())
+    absent = "probably in none of the videos (2 videos judged by a model)"
+    assert answer["probably_absent"] == (absent in table)
+    assert "warning: 'white': the miniatures know" in table
+    words = (*words, "--video=white", "--json")
+    answer = json.loads(run(capsys, minilm, *words))
+    assert answer["probably_absent"] and len(answer["warnings"]) == 1
 
 
 def test_a_share_of_an_approximate_index_is_read(
