@@ -232,3 +232,14 @@ def _is_installed(name: str) -> bool:
     except PackageNotFoundError:
         return False
     return True
+
+
+def check_unicode(name: str, text: str) -> None:
+    """Raise if a text holds half of a surrogate pair; the message begins with `name`."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise GranAlignError(
+            f"{name}: got {short_repr(text)}, expected valid Unicode; character {error.start + 1} "
+            f"is half of a surrogate pair: decode the text as UTF-8"
+        ) from None

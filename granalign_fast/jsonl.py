@@ -136,7 +136,7 @@ def _lines(file: IO[bytes], path: Path, memory: int) -> Iterator[bytes]:
 
 def _too_much(path: Path, location: str) -> GranAlignError:
     """Return the error of a file whose content is out of proportion to its size."""
-    remedy = "decompress it first" if path.suffix == ".gz" else "split it"
+    remedy = "decompress it first" if path.suffix.lower() == ".gz" else "split it"
     return GranAlignError(
         f"{location}: got more content than {_memory(path) // 1_000_000:,} MB of memory hold, "
         f"expected less in a file of {path.stat().st_size:,} bytes; {remedy}"
@@ -167,7 +167,7 @@ def _as_path(path: str | os.PathLike[str]) -> Path:
 def _open(path: Path) -> IO[bytes]:
     """Open a file for reading, and decompress it if its name ends in ``.gz``."""
     file = open_file(path, buffering=_BUFFER)
-    if path.suffix != ".gz":
+    if path.suffix.lower() != ".gz":
         return file
     zipped = gzip.GzipFile(fileobj=file)
     zipped.myfileobj = file  # type: ignore[assignment]  # closed together
@@ -186,7 +186,8 @@ def _parse(line: bytes, location: str, required: tuple[str, ...]) -> Record:
             f"{location}: not JSON ({error}); expected one object a line"
         ) from None
     if not isinstance(record, dict):
-        raise GranAlignError(f"{location}: got a {type(record).__name__}, expected a JSON object")
+        kind = "a list" if isinstance(record, list) else short_repr(record)
+        raise GranAlignError(f"{location}: got {kind}, expected a JSON object")
     for key in required:
         if key not in record:
             raise missing_key(location, key, record)
@@ -206,7 +207,7 @@ def write_jsonl(path: str | os.PathLike[str], records: Iterable[Record]) -> None
         # No name and no time in the gzip header, so that equal records make equal files.
         stream = (
             gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0)
-            if path.suffix == ".gz"
+            if path.suffix.lower() == ".gz"
             else contextlib.nullcontext(raw)
         )
         with stream as sink:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import GranAlignError, missing_key, short_repr
+from .errors import GranAlignError, check_unicode, missing_key, short_repr
 from .parsing.limits import MOST_CHARACTERS, MOST_TEXTS
 
 MOST_OVERLAP = 0.3
@@ -172,13 +172,7 @@ def check_text(name: str, text: object) -> None:
             f"{name}: got {len(text):,} characters, expected at most {MOST_CHARACTERS:,}; say it "
             f"in a sentence"
         )
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise GranAlignError(
-            f"{name}: got {short_repr(text)}, expected valid Unicode; character {error.start + 1} "
-            f"is half of a surrogate pair: decode the text as UTF-8"
-        ) from None
+    check_unicode(name, text)
 
 
 def check_queries(queries: Sequence[str]) -> None:

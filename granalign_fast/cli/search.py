@@ -179,6 +179,8 @@ def search(
     from granalign_fast.types import Rewrites
 
     # 1. Refuse what cannot be done, before any work.
+    if as_json and output not in ("table", "json"):
+        raise GranAlignError(f"--json and --format {output}: got both, expected one of them")
     outputs = Outputs(
         form="json" if as_json else output,
         plot=plot,

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from granalign_fast.pipeline import ModelFolder
 
 
+_CAPTIONS = (".jsonl", ".ndjson", ".json")
+
+
 def holds_captions(source: Path) -> bool:
-    """Return whether a file is one of captions, by its name."""
-    return source.name.endswith((".jsonl", ".jsonl.gz"))
+    """Return whether a file is one of captions, by its name in upper or lower case."""
+    return source.name.lower().removesuffix(".gz").endswith(_CAPTIONS)
 
 
 def check_source(source: Path) -> None:

@@ -26,10 +26,14 @@ def check_predictions_file(path: Path, dataset: str) -> None:
     """Raise before any work if a file of this name cannot hold the predictions.
 
     Raises:
-        GranAlignError: it is a zip for another dataset than QVHighlights, or a zip that is there
-            is no submission.
+        GranAlignError: its suffix is of no such file, it is a zip for another dataset than
+            QVHighlights, or a zip that is there is no submission.
     """
     if path.suffix != ".zip":
+        if not path.name.endswith((".jsonl", ".jsonl.gz")):
+            raise GranAlignError(
+                f"--predictions {path}: expected a name that ends in .jsonl, .jsonl.gz or .zip"
+            )
         return
     if dataset != "qvhighlights":
         raise GranAlignError(

@@ -26,10 +26,10 @@ def library_warnings(result: LibraryResult) -> list[str]:
     shown = {moment.vid for moment in result.moments}
     videos = [hit.video for hit in result.videos if hit.video.vid in shown]
     if strange := [video.vid for video in videos if _is_strange(video)]:
+        names = listed([repr(vid) for vid in strange])
         warnings.append(
-            f"{listed([repr(vid) for vid in strange])}: the miniatures know rendered scenes of "
-            f"coloured shapes alone, and this is not known to be one: the answer means nothing; "
-            f"take real models"
+            f"{names}: the miniatures know rendered scenes of coloured shapes alone, and this is "
+            f"not known to be one: the answer means nothing; take real models"
         )
     if fallback := fallback_warning(result.query):
         warnings.append(fallback)

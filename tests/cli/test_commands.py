@@ -296,6 +296,7 @@ def test_score_refuses(files, granalign, case):
         ((*SEARCH, "--clip=no/a.mp4"), "--clip no/a.mp4: its folder is not there"),
         ((*SEARCH, "--clip=a.avi"), "--clip a.avi: expected a name that ends in .mp4, .mov, "),
         ((*SEARCH, "--clip=a.mp4"), "--clip: got captions alone, expected an index of a video"),
+        ((*SEARCH, "--json", "--format=srt"), "--json and --format srt: got both, expected one"),
         ((*SEARCH, "--format=edl"), "--format edl: got captions alone, expected an index of a"),
         ((*SEARCH, "--format=otio"), "--format otio: got captions alone"),
         ((*SEARCH, "--format=fcpxml"), "--format fcpxml: got captions alone"),

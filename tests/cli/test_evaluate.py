@@ -208,6 +208,14 @@ def test_wrong_use_is_one_line(granalign: Granalign, monkeypatch: pytest.MonkeyP
         (("charades", *files, *captions, "--compare", "torn.json"), "torn.json: not JSON"),
         (("charades", *files, *captions, "--compare", "other.txt"), "other.txt: not JSON"),
         (("charades", *files, *captions, "--predictions", "a.zip"), "a.zip: got a zip for char"),
+        (
+            ("charades", *files, *captions, "--predictions", "a.csv"),
+            "a.csv: expected a name that",
+        ),
+        (
+            ("charades", *files, *captions, "--predictions", "A.ZIP"),
+            "A.ZIP: expected a name that",
+        ),
         (("charades", *files, *captions, "--results", "no/a.json"), "its folder is not there"),
     ]
     for arguments, message in cases:

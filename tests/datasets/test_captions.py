@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from helpers.annotations import write
 
+from granalign_fast.cli.search_sources import holds_captions
 from granalign_fast.datasets import fit_captions, read_captions, too_many
 from granalign_fast.datasets.captions import caption_record
 from granalign_fast.errors import GranAlignError
@@ -94,3 +95,28 @@ def test_vids_do_not_repeat(tmp_path: Path) -> None:
     lines = [{"vid": "a", "captions": ["x"]}] * 2
     with pytest.raises(GranAlignError, match=r"a:2: vid 'a' repeats"):
         read_captions(write(tmp_path / "a", lines))
+
+
+def test_half_a_character_is_named_with_its_line(tmp_path: Path) -> None:
+    """JSON can write half of a surrogate pair, which no model can read."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"vid": "a", "captions": ["x"]}\n{"vid": "b", "captions": ["x", "\\ud800"]}\n')
+    with pytest.raises(GranAlignError, match=r"a\.jsonl:2: caption 1 of 'b': .* half of a surr"):
+        read_captions(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "got"), [("[1]", "a list"), ("3", "3"), ("null", "None"), ('"x"', "'x'")]
+)
+def test_a_line_that_is_no_object(tmp_path: Path, line: str, got: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(line)
+    with pytest.raises(GranAlignError, match=rf"a\.jsonl:1: got {got}, expected a JSON object"):
+        read_captions(path)
+
+
+@pytest.mark.parametrize("name", ["a.JSONL", "a.ndjson", "a.json", "a.Jsonl.GZ"])
+def test_names_of_caption_files(tmp_path: Path, name: str) -> None:
+    write_jsonl(tmp_path / name, [{"vid": "a", "captions": TEXTS}])
+    assert holds_captions(tmp_path / name)
+    assert read_captions(tmp_path / name)["a"].captions == tuple(TEXTS)
