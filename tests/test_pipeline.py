@@ -140,6 +140,25 @@ def test_bad_folders(tmp_path: Path, folder: Path, names: list[str] | None, mess
         ModelFolder(root)
 
 
+@pytest.mark.parametrize("record", [[], {}, {"kind": "banana"}, {"kind": ["llm"]}])
+def test_a_manifest_of_no_kind_is_not_left_out(
+    tmp_path: Path, folder: Path, record: object
+) -> None:
+    """Without its language model, a folder would rewrite queries by rules, and not say so."""
+    (tmp_path / "vlm").symlink_to(folder / "eyes")
+    (tmp_path / "llm").mkdir()
+    write_json(tmp_path / "llm" / "manifest.json", record)
+    with pytest.raises(GranAlignError, match=r"llm/manifest\.json: got kind .*, expected one of: "):
+        exported_models(tmp_path)
+
+
+def test_the_folder_of_one_model_and_a_file(folder: Path) -> None:
+    with pytest.raises(GranAlignError, match=rf"the folder that holds the models; name {folder}$"):
+        exported_models(folder / "eyes")
+    with pytest.raises(GranAlignError, match=r"manifest\.json: got a file; expected a folder of"):
+        exported_models(folder / "eyes" / "manifest.json")
+
+
 def test_manifests_of_every_kind(folder: Path, tmp_path: Path) -> None:
     assert read_manifest(folder / "rewriter").kind == "llm"
     assert read_manifest(folder / "eyes").kind == "vlm"

@@ -13,6 +13,7 @@ from urllib.parse import unquote_to_bytes
 
 from granalign_fast.errors import GranAlignError, one_line, short_repr
 from granalign_fast.files import escape_undecodable, replacing
+from granalign_fast.models.manifest import VIDEO_INDEX
 from granalign_fast.parsing.json_values import parse_json
 from granalign_fast.parsing.limits import FRAMES_PER_CLIP, MOST_JSON_BYTES, MOST_NAME
 from granalign_fast.reading import read_file
@@ -26,9 +27,6 @@ Since version 2, times count from the container's start; before, from the first 
 
 CLOCK = "container start"
 """The meaning of second 0 in an index."""
-
-KIND = "video-index"
-"""The kind in the manifest, by which an index folder is told from a folder of a model."""
 
 MANIFEST, CLIPS, EMBEDDINGS = "manifest.json", "clips.parquet", "embeddings.safetensors"
 """The names of the three files of an index folder."""
@@ -58,7 +56,7 @@ class IndexManifest:
     """
 
     format_version: int = FORMAT_VERSION
-    kind: str = KIND
+    kind: str = VIDEO_INDEX
     vid: str
     source: VideoSource | None
     clip_seconds: float
@@ -180,8 +178,10 @@ def read_manifest_record(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise GranAlignError(f"{path}: not JSON ({one_line(error)}); {REINDEX}") from None
     kind = record.get("kind") if isinstance(record, dict) else None
-    if kind != KIND:
-        raise GranAlignError(f"{path}: got kind {short_repr(kind)}, expected {KIND!r}; {_REMEDY}")
+    if kind != VIDEO_INDEX:
+        raise GranAlignError(
+            f"{path}: got kind {short_repr(kind)}, expected {VIDEO_INDEX!r}; {_REMEDY}"
+        )
     return dict(record)
 
 

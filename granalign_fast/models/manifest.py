@@ -11,7 +11,7 @@ from typing import Any, Self, get_type_hints
 
 import numpy as np
 
-from granalign_fast.errors import GranAlignError
+from granalign_fast.errors import GranAlignError, short_repr
 from granalign_fast.files import known_sha256, read_json, replacing
 from granalign_fast.parsing.json_types import matches
 from granalign_fast.reading import checked_file
@@ -30,6 +30,8 @@ SENTENCE_ENCODER, CLIP, LLM, VLM = "sentence-encoder", "clip", "llm", "vlm"
 KINDS = (SENTENCE_ENCODER, CLIP, LLM, VLM)
 """Every value of a manifest's `kind`, in the order in which a query runs the models."""
 
+VIDEO_INDEX = "video-index"
+"""The kind in the manifest of an index, which may lie beside models."""
 
 _HASH_DIGITS = 16
 """Hex digits of the source's SHA-256 at the start of a fingerprint."""
@@ -324,19 +326,27 @@ def exported_models(folder: str | Path) -> dict[str, Path]:
     Each model has a folder of its own, whatever its name; hidden folders are drafts.
 
     Raises:
-        GranAlignError: there is no such folder, no model in it, or two of one kind.
+        GranAlignError: there is no such folder, no model in it, two of one kind, or a manifest
+            that is of no model and of no index.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise GranAlignError(f"{folder}: no such folder; expected a folder of exported models")
+        what = "got a file" if folder.exists() else "no such folder"
+        raise GranAlignError(f"{folder}: {what}; expected a folder of exported models")
     folders: dict[str, Path] = {}
     for path in sorted(folder.glob("*/manifest.json")):
         if path.parent.name.startswith("."):
             continue
         record = read_json(path)
         kind = record.get("kind") if isinstance(record, dict) else None
-        if kind not in KINDS:
+        if kind == VIDEO_INDEX:
             continue
+        if kind not in KINDS:
+            # To go on without it would search otherwise than was asked.
+            raise GranAlignError(
+                f"{path}: got kind {short_repr(kind)}, expected one of: {', '.join(KINDS)}; export "
+                f"the model again, or move its folder away"
+            )
         if kind in folders:
             raise GranAlignError(
                 f"{folder}: got two models of kind {kind!r}, {folders[kind].name} and "
@@ -344,6 +354,11 @@ def exported_models(folder: str | Path) -> dict[str, Path]:
             )
         folders[kind] = path.parent
     if not folders:
+        if (folder / "manifest.json").is_file():
+            raise GranAlignError(
+                f"{folder}: got no exported model in it but a manifest, expected the folder that "
+                f"holds the models; name {folder.absolute().parent}"
+            )
         raise GranAlignError(
             f"{folder}: got no exported model, expected folders that `granalign export` wrote"
         )
