@@ -63,6 +63,9 @@ def cached_export(
         except GranAlignError:
             if not (out / "manifest.json").is_file():  # otherwise another process was quicker
                 raise
+        finally:  # also after Ctrl-C
+            if temporary is not None and not (out / "manifest.json").is_file():
+                shutil.rmtree(temporary, ignore_errors=True)
     return out, temporary
 
 
