@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from granalign_fast.errors import GranAlignError, counted, listed, missing_key, short_repr
+from granalign_fast.errors import (
+    GranAlignError,
+    check_unicode,
+    counted,
+    listed,
+    missing_key,
+    short_repr,
+)
 from granalign_fast.index import CaptionedVideo
 from granalign_fast.index.records import CLIP_SECONDS
 from granalign_fast.jsonl import Record, iter_jsonl
@@ -43,6 +50,8 @@ def read_captions(path: PathLike) -> dict[str, CaptionedVideo]:
             record["captions"].pop()
             shortened.append(str(record["vid"]))
         video = CaptionedVideo.from_record(record, location)
+        for clip, caption in enumerate(video.captions):
+            check_unicode(f"{location}: caption {clip} of {video.vid!r}", caption)
         if video.vid in videos:
             raise GranAlignError(
                 f"{location}: vid {video.vid!r} repeats; expected one line a video"
@@ -137,5 +146,6 @@ def _read_video(file: Path) -> CaptionedVideo:
             raise GranAlignError(
                 f"{location}: description: got {short_repr(record['description'])}, expected a text"
             )
+        check_unicode(f"{location}: description", record["description"])
         captions.append(record["description"])
     return CaptionedVideo(file.name.removesuffix(".gz").removesuffix(".jsonl"), tuple(captions))

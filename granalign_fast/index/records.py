@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from granalign_fast.errors import GranAlignError, check_unicode, short_repr
+from granalign_fast.errors import GranAlignError, short_repr
 from granalign_fast.files import known_sha256
 from granalign_fast.parsing.limits import (
     LEAST_CLIP_SECONDS,
@@ -79,7 +79,6 @@ class CaptionedVideo:
                     f"caption {clip} of {self.vid!r}: got {len(caption):,} characters, expected at "
                     f"most {MOST_CAPTION:,}; shorten it"
                 )
-            check_unicode(f"caption {clip} of {self.vid!r}", caption)
         _check_length(self, "captions", "drop the later captions")
 
     @property
