@@ -7,12 +7,13 @@ import itertools
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers.command import Granalign, runner
+from helpers.command import Granalign, SharedModels, runner
 from helpers.ffmpeg import ffmpeg
 from helpers.videos import constant, read, render
 from PIL import Image
@@ -34,12 +35,12 @@ WORDS = "the miniatures know rendered scenes"
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+def cache(tmp_path_factory: pytest.TempPathFactory, warm_cache: Callable[[Path], Path]) -> Path:
+    return warm_cache(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory, cache: Path, minilm: Path) -> Path:
+def library(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     """Indexes by the miniatures, of a video that they rendered and of one of the world."""
     folder = tmp_path_factory.mktemp("library")
     render_video(folder / "scenes.mp4", 7, seconds=(60.0, 66.0), frame_rate=5)
@@ -50,13 +51,23 @@ def library(tmp_path_factory: pytest.TempPathFactory, cache: Path, minilm: Path)
     return folder
 
 
+@pytest.fixture(scope="module")
+def shared() -> SharedModels:
+    return SharedModels()
+
+
 @pytest.fixture
 def granalign(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    cache: Path,
+    shared: SharedModels,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> Granalign:
     """Runs the command in an empty folder, and returns exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    shared.use(monkeypatch)
     return runner(capsys, monkeypatch)
 
 

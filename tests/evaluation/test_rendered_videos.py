@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.benchmarks import DATASETS, write_annotations
-from helpers.command import Granalign, runner
+from helpers.command import Granalign, SharedModels, runner
 
 from granalign_fast import metrics
 from granalign_fast.datasets import read_annotations
@@ -25,9 +26,10 @@ MAIN = {
 
 
 @pytest.fixture(scope="module")
-def rendered(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Path:
+def rendered(tmp_path_factory: pytest.TempPathFactory, warm_cache: Callable[[Path], Path]) -> Path:
     """Rendered videos with the suffixes of other containers, and their queries of one window."""
     folder = tmp_path_factory.mktemp("rendered")
+    warm_cache(folder / "cache")
     write_benchmark(folder, VIDEOS)
     (folder / "videos" / "below").mkdir()
     for video, suffix in zip(
@@ -40,11 +42,20 @@ def rendered(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def shared() -> SharedModels:
+    return SharedModels()
+
+
 @pytest.fixture
 def granalign(
-    rendered: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    rendered: Path,
+    shared: SharedModels,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> Granalign:
     monkeypatch.setenv("XDG_CACHE_HOME", str(rendered / "cache"))
+    shared.use(monkeypatch)
     return runner(capsys, monkeypatch)
 
 

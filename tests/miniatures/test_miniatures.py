@@ -95,6 +95,7 @@ def test_moments_are_found_by_frames_alone(folder: Path, tmp_path: Path) -> None
 def test_the_printed_commands_give_the_same_figures(
     folder: Path,
     figures: Callable[[str], Figures],
+    warm_cache: Callable[[Path], Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -104,7 +105,7 @@ def test_the_printed_commands_give_the_same_figures(
     monkeypatch.setattr(sys, "argv", ["benchmark", str(folder)])
     benchmark.main()
     lines = capsys.readouterr().out.splitlines()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(warm_cache(tmp_path)))
     index, *evaluate = ([*shlex.split(line)] for line in lines)
     assert index[1:3] == ["index", f"{folder}/videos/*.mp4"]
     assert index[-2:] == ["--out", f"{folder}/index"]
