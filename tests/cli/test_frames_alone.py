@@ -13,6 +13,7 @@ import pytest
 from test_schemas import check
 
 from granalign_fast import cli
+from granalign_fast.cli import progress
 from granalign_fast.miniatures import MODELS
 from granalign_fast.miniatures.videos import ground_truth, render_video
 from granalign_fast.models import sources
@@ -46,6 +47,7 @@ def granalign(
     """Runs the command, and returns exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(progress, "INTERVAL", 3600.0)  # a slow machine writes progress
 
     def run(*arguments: Any) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["granalign", *map(str, arguments)])
@@ -68,10 +70,11 @@ def test_from_frames_alone_to_captions(
     granalign: Run,
     clip: Path,
     scenes: tuple[Path, str, tuple[float, float]],
-    minilm: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    warm_cache: Callable[[Path], Path],
+    tmp_path: Path,
 ) -> None:
     video, query, window = scenes
+    warm_cache(tmp_path / "cache")
     # 1. Without a vision-language model and without a sentence encoder.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "resolve_model", missing_model)
@@ -173,7 +176,10 @@ def test_a_library_without_captions_is_searched_by_frames(
     assert (code, json.loads(out)["moment-R@1,IoU=0.7"]) == (0, 100.0), err
 
 
-def test_indexes_and_models_that_lack_frames(granalign: Run, tmp_path: Path, minilm: Path) -> None:
+def test_indexes_and_models_that_lack_frames(
+    granalign: Run, tmp_path: Path, warm_cache: Callable[[Path], Path]
+) -> None:
+    warm_cache(tmp_path / "cache")
     captions = tmp_path / "captions.jsonl"
     captions.write_text('{"vid": "v", "captions": ["a dog", "a car"]}\n')
     code, _, err = granalign("search", captions, "a dog", "--preset", "visual")
