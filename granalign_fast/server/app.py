@@ -20,6 +20,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
+from granalign_fast.errors import counted
 from granalign_fast.runtime.allocator import return_freed, use_one_arena
 
 from . import (
@@ -211,7 +212,7 @@ def _load(service: Service, failed: Callable[[str], None] | None) -> None:
     service.batcher.start()
     if not service.settings.read_only and can_index(service.engine):
         service.indexer.start()
-    _log.info("ready: %d videos", len(service.engine.videos()))
+    _log.info("ready: %s", counted(len(service.engine.videos()), "video"))
 
 
 async def _keep_fresh(service: Service) -> None:
