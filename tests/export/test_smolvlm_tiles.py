@@ -18,8 +18,10 @@ from granalign_fast.errors import GranAlignError
 from granalign_fast.export.checks import vlm_reference
 from granalign_fast.export.checks.transformers_calls import load_image_processor
 from granalign_fast.export.sources.families import smolvlm
+from granalign_fast.export.specs import VLM_PRECISIONS
 from granalign_fast.export.vlm import export_vlm
 from granalign_fast.models import vision_language_model
+from granalign_fast.models.manifest import VlmManifest
 from granalign_fast.models.vision_language_model import VisionLanguageModel
 from granalign_fast.video.images import cut_tiles
 
@@ -118,6 +120,16 @@ def test_forty_greedy_tokens_and_logits_are_those_of_transformers(
     assert ours.generate([AFTER[0]], prefix=alone, max_new_tokens=STEPS, stop_ids=()) == got[:1]
     np.testing.assert_allclose(ours.logits([AFTER[0]], prefix=alone)[0], logits[0], 0, 1e-5)
     assert len({tuple(row) for row in got}) > 3, "answers must differ to mean anything"
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int4"])
+def test_other_precisions(torch: Any, tmp_path: Path, precision: str) -> None:
+    """They are as close to transformers as those of frames without tiles have to be."""
+    source = write_tiny_smolvlm(tmp_path / "source", CONFIGS["untied-gqa-4"])
+    out = export_vlm(source, tmp_path / "out", precision=precision, image_size=(64, 96), check=True)
+    measured, tolerance = VlmManifest.read(out).validation, VLM_PRECISIONS[precision]
+    assert 0 < measured["image_max_abs_error"] <= tolerance.image.max_error
+    assert 0 < measured["relative_error"] <= tolerance.logits.relative
 
 
 @pytest.mark.needs_torchvision

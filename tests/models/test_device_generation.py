@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -268,8 +269,9 @@ FAMILIES: dict[str, Any] = {
     "qwen2_5_vl": write_unchecked_vlm,
     "qwen3_vl": write_unchecked_qwen3_vl,
     "smolvlm": write_unchecked_smolvlm,
+    "smolvlm-tiles": functools.partial(write_unchecked_smolvlm, image_size=(64, 96)),
 }
-"""What exports a tiny model of each family."""
+"""What exports a tiny model of each family; one has tiles."""
 
 
 def seen(model: VisionLanguageModel, count: int, frames: int) -> FrameSet:

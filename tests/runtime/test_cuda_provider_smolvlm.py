@@ -46,10 +46,14 @@ def test_smolvlm(tmp_path: Path, name: str, precision: str) -> None:
     check_decoders_on_gpu(out)
 
 
-@pytest.mark.parametrize("frames", [1, 4])
-def test_smolvlm_steps_are_one_launch(tmp_path: Path, new_calls: NewCalls, frames: int) -> None:
-    """Captions of frames, and of clips, which are several images with text between them."""
-    folder = write_unchecked_smolvlm(tmp_path, CONFIGS["untied-gqa-4"], precision="fp16")
+@pytest.mark.parametrize(("frames", "size"), [(1, None), (4, None), (1, (64, 96))])
+def test_smolvlm_steps_are_one_launch(
+    tmp_path: Path, new_calls: NewCalls, frames: int, size: tuple[int, int] | None
+) -> None:
+    """Captions of frames, of clips and of frames in tiles: images with text between them."""
+    folder = write_unchecked_smolvlm(
+        tmp_path, CONFIGS["untied-gqa-4"], precision="fp16", image_size=size
+    )
     model = VisionLanguageModel(folder, device="cuda")
     side = side_of(CONFIGS["untied-gqa-4"])
     clips = frames_of(3 * frames, side).reshape(3, frames, side, side, 3)
