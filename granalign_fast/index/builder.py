@@ -100,8 +100,7 @@ def index_videos(
         GranAlignError: before any work, if a file is not a video, a folder exists that is not the
             index of a video, `out` is the index of one, or another process is indexing into it;
             later, if a model refuses a frame, the disk is full, or a file changes. With `on_error`,
-            only for what concerns more than one file: a wrong argument, a model, the disk, another
-            process.
+            only for what concerns more than one file: an argument, a model, the disk, a process.
     """
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise GranAlignError(f"rows: got {rows!r}, expected an integer from 1")

@@ -263,8 +263,7 @@ class VlmManifest(LlmManifest):
     """The manifest of an exported vision-language model.
 
     Attributes:
-        image_size: height and width in pixels, to which every frame is resized. Where a layout has
-            tiles, it is the size of a tile.
+        image_size: height and width in pixels of what the tower sees: a frame, or one of its tiles.
         layouts: how a prompt holds a clip, by the number of the clip's frames: what
             `ImageLayout.record` returned. Every model takes single frames, ``"1"``.
         resample: Pillow's number of the filter that resizes frames.
