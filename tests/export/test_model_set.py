@@ -369,7 +369,10 @@ def test_list(granalign: Granalign) -> None:
         assert tuple(kinds) == KINDS
         for name in ("download_bytes", "disk_bytes"):
             assert record[name] == sum(model[name] for model in record["models"])
-        assert record["memory_bytes"] >= sum(model["memory_bytes"] for model in record["models"])
+        # Rewriting and captioning follow one another in a set of int4: the larger counts.
+        each = [model["memory_bytes"] for model in record["models"]]
+        assert max(each) < record["memory_bytes"]
+        assert record["precision"] == "int4" or record["memory_bytes"] == sum(each)
 
 
 @pytest.mark.needs_torch
