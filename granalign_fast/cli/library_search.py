@@ -215,5 +215,5 @@ def _print(library: Library, result: LibraryResult, *, chosen: bool) -> None:
     for warning in library_warnings(result):
         show(f"warning: {warning}")
     if result.moments:
-        name, vid = map(shlex.quote, (library.catalogue.name, result.moments[0].vid))
-        show(f"more about a video: granalign search {name} QUERY --vid {vid}")
+        vid = shlex.quote(result.moments[0].vid)
+        show(f"more about one video: the same command with --vid {vid}")
