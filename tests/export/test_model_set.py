@@ -365,14 +365,11 @@ def test_list(granalign: Granalign) -> None:
     assert all(f"  {name} " in out for name in published.ALTERNATIVES)
     assert [record["name"] for record in sets] == list(published.MODEL_SETS)
     for record in sets:
-        kinds = [model["kind"] for model in record["models"]]
-        assert tuple(kinds) == KINDS
-        for name in ("download_bytes", "disk_bytes"):
+        assert tuple(model["kind"] for model in record["models"]) == KINDS
+        # A set of int4 rewrites, and then captions: its memory is no sum.
+        sums = ["download_bytes", "disk_bytes", "memory_bytes"]
+        for name in sums[:2] if record["precision"] == "int4" else sums:
             assert record[name] == sum(model[name] for model in record["models"])
-        # Rewriting and captioning follow one another in a set of int4: the larger counts.
-        each = [model["memory_bytes"] for model in record["models"]]
-        assert max(each) < record["memory_bytes"]
-        assert record["precision"] == "int4" or record["memory_bytes"] == sum(each)
 
 
 @pytest.mark.needs_torch
