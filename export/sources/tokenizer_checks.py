@@ -14,9 +14,9 @@ from granalign_fast.errors import GranAlignError, short_repr
 from granalign_fast.parsing.limits import MOST_JSON_BYTES
 from granalign_fast.reading import read_text
 
-_SPARE = 1024
-"""Rows of a table of embeddings that may have no token. Tables are padded: multilingual-e5 has 35
-such rows, Qwen3 has 267, and Qwen2.5 has 399."""
+_SPARE, _SPARE_SHARE = 1024, 0.05
+"""Rows of a table of embeddings that may have no token: so many, or this share of them if that is
+more. Tables are padded: multilingual-e5 has 35 such rows, Qwen3 has 267, and Qwen2.5 has 399."""
 
 _REMEDY = "it is of another model: copy or download the model again"
 
@@ -33,7 +33,7 @@ def check_vocabulary(tokenizer: Any, folder: Path, words: Any) -> None:
         GranAlignError: so it is.
     """
     tokens = 1 + max(tokenizer.get_vocab().values(), default=-1)
-    if isinstance(words, int) and words - tokens > _SPARE:
+    if isinstance(words, int) and words - tokens > max(_SPARE, _SPARE_SHARE * words):
         raise GranAlignError(
             f"{folder / 'tokenizer.json'}: got a vocabulary of {tokens} tokens, expected about "
             f"{words}, as vocab_size in config.json says; {_REMEDY}"
