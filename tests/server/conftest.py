@@ -24,8 +24,9 @@ def indexed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def library(indexed: Path, tmp_path: Path) -> Path:
-    """A copy of the library."""
-    return Path(shutil.copytree(indexed / "library", tmp_path / "library"))
+    """A copy of the library, without the catalogue that a command of another test may have left."""
+    ignore = shutil.ignore_patterns(".catalogue")
+    return Path(shutil.copytree(indexed / "library", tmp_path / "library", ignore=ignore))
 
 
 @pytest.fixture(scope="session")
