@@ -7,7 +7,8 @@ moderate rate. What the process holds is written down every ten seconds.
 Memory is that of the service's process without the worker that indexes, which has a column of its
 own. Its growth is the median of the last quarter of the time after warm-up over that of the first
 quarter. Descriptors, threads and child processes are compared where no request is in work: before
-the traffic, once each step was taken, and after it.
+the traffic, once each step was taken, and after it. The files of the catalogue are counted alone:
+there are more of them where it has more segments, but none may be of a segment that was deleted.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from granalign_fast.bench.harness.machine import facts
-from granalign_fast.bench.harness.process_usage import Usage, usage
+from granalign_fast.bench.harness.process_usage import Usage, open_files, usage
 from granalign_fast.bench.harness.service_traffic import Traffic
+from granalign_fast.library.pointer import FOLDER
 from granalign_fast.miniatures.videos import render_video
 from granalign_fast.pipeline import open_models
 from granalign_fast.video.cutting import cut
@@ -170,6 +172,17 @@ def _let_end(traffic: Traffic) -> None:
     time.sleep(_QUIET_SECONDS)
 
 
+def _at_rest(pid: int) -> dict[str, int]:
+    """Return what the service holds where no request is in work."""
+    held, files = usage(pid), open_files(pid)
+    catalogue = sum(f"/{FOLDER}/" in path for path in files)
+    return held._asdict() | {
+        "catalogue_files": catalogue,
+        "other_descriptors": held.descriptors - catalogue,
+        "deleted_files": sum(path.endswith(" (deleted)") for path in files),
+    }
+
+
 def growth(samples: Sequence[Sample], warm_up: float) -> tuple[float, float]:
     """Return the median memory of the first and the last quarter after warm-up, in bytes."""
     begin, end = warm_up, samples[-1].seconds
@@ -191,7 +204,7 @@ def soak(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         traffic.each()
         traffic.settle()
         _let_end(traffic)
-        before, begin = usage(pid), time.monotonic()
+        before, begin = _at_rest(pid), time.monotonic()
         ended = put_traffic(traffic, options.seconds, options.rate)
         while not ended.wait(options.every):
             samples.append(Sample(time.monotonic() - begin, usage(pid)))
@@ -199,7 +212,7 @@ def soak(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             sink.flush()
         traffic.settle()
         _let_end(traffic)
-        after = usage(pid)
+        after = _at_rest(pid)
         code = service.end()
         warm_up = options.warm_up * options.seconds
         first, last = growth(samples, warm_up)
@@ -212,11 +225,11 @@ def soak(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             "resident_first": first,
             "resident_last": last,
             "growth": last / first - 1,
-            "warm_up_threads": max([before.threads, *threads]),
+            "warm_up_threads": max([before["threads"], *threads]),
             "most_descriptors": max(one.held.descriptors for one in samples),
             "most_threads": max(one.held.threads for one in samples),
-            "before": before._asdict(),
-            "after": after._asdict(),
+            "before": before,
+            "after": after,
             "answers": statuses,
             "wrong": traffic.wrong,
             "log": service.errors(),
@@ -232,10 +245,11 @@ def failures(found: dict[str, Any]) -> list[str]:
         missed.append(f"memory grew by {found['growth']:.2%}, at most {MOST_GROWTH:.0%} is allowed")
     # Pools of threads fill while requests come together.
     allowed = found["before"] | {"threads": found["warm_up_threads"]}
-    for name in ("descriptors", "threads", "children"):
+    for name in ("other_descriptors", "deleted_files", "threads", "children"):
         before, after = allowed[name], found["after"][name]
         if after > before:
-            missed.append(f"{after} {name} after the traffic, {before} before it")
+            shown = name.replace("_", " ")
+            missed.append(f"{after} {shown} after the traffic, {before} before it")
     missed += [f"an answer that nobody asked for: {one}" for one in found["wrong"]]
     missed += [f"the log: {line}" for line in found["log"]]
     if found["exit_code"]:
@@ -253,9 +267,10 @@ def report(found: dict[str, Any]) -> str:
         "| | before the traffic | at most | after it |",
         "|---|---|---|---|",
     ]
-    for name in ("descriptors", "threads", "children"):
+    for name in ("descriptors", "catalogue_files", "deleted_files", "threads", "children"):
         most = found.get(f"most_{name}", "")
-        lines.append(f"| {name} | {found['before'][name]} | {most} | {found['after'][name]} |")
+        shown = name.replace("_", " ")
+        lines.append(f"| {shown} | {found['before'][name]} | {most} | {found['after'][name]} |")
     lines += ["", "| step | answers |", "|---|---|"]
     for step, outcomes in found["answers"].items():
         listed = ", ".join(f"{count} x {outcome}" for outcome, count in outcomes.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +40,19 @@ def usage(pid: int) -> Usage:
         children=len(below),
         child_resident=sum(_resident(child) for child in below),
     )
+
+
+def open_files(pid: int) -> list[str]:
+    """Return the path of each open file of a process; `` (deleted)`` ends those of deleted files.
+
+    Raises:
+        OSError: it has ended, or is another user's.
+    """
+    paths = []
+    for entry in (_PROC / str(pid) / "fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            paths.append(str(entry.readlink()))
+    return paths
 
 
 def _status(pid: int) -> dict[str, int]:

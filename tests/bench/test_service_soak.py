@@ -14,7 +14,7 @@ import pytest
 
 from granalign_fast.bench.commands import service_soak
 from granalign_fast.bench.commands.service_soak import Sample, failures, growth, report
-from granalign_fast.bench.harness.process_usage import Usage, usage
+from granalign_fast.bench.harness.process_usage import Usage, open_files, usage
 
 
 def test_what_a_process_holds_is_seen() -> None:
@@ -45,6 +45,15 @@ def test_what_a_process_holds_is_seen() -> None:
         usage(child.pid)
 
 
+def test_open_files_are_named_also_if_they_are_deleted(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with path.open("w"):
+        assert str(path) in open_files(os.getpid())
+        path.unlink()
+        assert f"{path} (deleted)" in open_files(os.getpid())
+    assert not any(str(path) in one for one in open_files(os.getpid()))
+
+
 def test_growth_compares_quarters_after_warm_up() -> None:
     def sample(second: int, resident: int) -> Sample:
         return Sample(second, Usage(resident, 0, 0, 0, 0, 0))
@@ -55,6 +64,14 @@ def test_growth_compares_quarters_after_warm_up() -> None:
     assert growth([*warm, *flat, *last], 20.0) == (500, 550)
 
 
+AFTER = {
+    "descriptors": 52,
+    "catalogue_files": 22,  # one segment more
+    "other_descriptors": 30,
+    "deleted_files": 0,
+    "threads": 19,
+    "children": 1,
+}
 FOUND: dict[str, Any] = {
     "seconds": 100.0,
     "resident_first": 100e6,
@@ -63,8 +80,8 @@ FOUND: dict[str, Any] = {
     "warm_up_threads": 20,
     "most_descriptors": 90,
     "most_threads": 21,
-    "before": {"descriptors": 30, "threads": 14, "children": 1},
-    "after": {"descriptors": 30, "threads": 19, "children": 1},
+    "before": AFTER | {"descriptors": 41, "catalogue_files": 11, "threads": 14},
+    "after": AFTER,
     "answers": {"search": {"200": 7}, "leave_search": {"gone": 2}},
     "wrong": [],
     "log": [],
@@ -76,9 +93,10 @@ FOUND: dict[str, Any] = {
     ("change", "message"),
     [
         ({"growth": 0.011}, "memory grew by 1.10%"),
-        ({"after": {"descriptors": 31, "threads": 14, "children": 1}}, "31 descriptors after"),
-        ({"after": {"descriptors": 30, "threads": 21, "children": 1}}, "21 threads after"),
-        ({"after": {"descriptors": 30, "threads": 14, "children": 2}}, "2 children after"),
+        ({"after": AFTER | {"other_descriptors": 31}}, "31 other descriptors after"),
+        ({"after": AFTER | {"deleted_files": 1}}, "1 deleted files after"),
+        ({"after": AFTER | {"threads": 21}}, "21 threads after"),
+        ({"after": AFTER | {"children": 2}}, "2 children after"),
         ({"wrong": ["search: 500"]}, "nobody asked for: search: 500"),
         ({"log": ["Traceback"]}, "the log: Traceback"),
         ({"exit_code": -9}, "the exit code is -9"),
