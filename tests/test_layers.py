@@ -71,7 +71,7 @@ def imports(module: str, path: Path) -> Iterator[str]:
 
 @functools.cache
 def all_imports() -> dict[str, set[str]]:
-    """What each module imports. Parsing them all takes a second: no process does it to collect."""
+    """The imports of each module. Parsing all takes a second: no process does it to collect."""
     return {module: set(imports(module, path)) - {module} for module, path in SOURCES.items()}
 
 

@@ -30,7 +30,7 @@ from .upkeep import find_video, tag_videos
 _log = logging.getLogger(__name__)
 
 _CATALOGUE, _TAGS = "the catalogue", "the tags"
-"""What a machine claims while it replaces the published file."""
+"""The name that a machine claims while it replaces the published file."""
 
 _ATTEMPTS = 5
 """How often a reader begins again where a job has replaced the catalogue in the meantime."""

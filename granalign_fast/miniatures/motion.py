@@ -36,7 +36,7 @@ PHRASES = {
     "turns": "turns",
     "still": "stands still",
 }
-"""What a thing may do, and how sentences say it. The name is the word that tells it apart."""
+"""The motions of a thing by name, each with the words that sentences have for it."""
 MOTIONS = tuple(PHRASES)
 OPPOSITES = (("left", "right"), ("up", "down"), ("appears", "disappears"), ("grows", "shrinks"))
 """Motions of which a single frame shows the same."""
@@ -49,7 +49,7 @@ _COUNT = 3  # how many equal shapes appear or disappear in a shot, one after ano
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What is seen of an object in a frame.
+    """The place, size and angle of an object in a frame.
 
     Attributes:
         centre: across and down, in pixels.

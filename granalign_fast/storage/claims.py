@@ -61,7 +61,7 @@ class Claim:
         self._renewing: threading.Thread | None = None
         self._renewed = 0.0
         self._seen: dict[str, tuple[str, float]] = {}
-        """What was seen of each other claim last, and since when it is so."""
+        """The last state of each other claim, and when this process saw it first."""
 
     def check(self) -> None:
         """Check that the claim still counts; call this before a step that cannot be undone.

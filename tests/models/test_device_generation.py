@@ -271,7 +271,7 @@ FAMILIES: dict[str, Any] = {
     "smolvlm": write_unchecked_smolvlm,
     "smolvlm-tiles": functools.partial(write_unchecked_smolvlm, image_size=(64, 96)),
 }
-"""What exports a tiny model of each family; one has tiles."""
+"""The function that exports a tiny model of each family; one has tiles."""
 
 
 def seen(model: VisionLanguageModel, count: int, frames: int) -> FrameSet:

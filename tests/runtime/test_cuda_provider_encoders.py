@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -156,21 +156,28 @@ def test_launches_of_an_encoder(tmp_path: Path, new_calls: NewCalls) -> None:
     assert len(efficient) == 2 and "Softmax" not in "".join(two)
 
 
+def launches_of(
+    write: Callable[..., Path], name: str, folder: Path, new_calls: NewCalls
+) -> list[list[str]]:
+    """The launches of a captured run of an encoder of two layers, and of one of three."""
+    launches = []
+    for layers in (2, 3):
+        source = write(folder / str(layers), name, num_hidden_layers=layers)
+        encoder = SentenceEncoder(
+            source, precision="fp16", device="cuda", cache_dir=folder / "cache"
+        )
+        for _ in range(2):
+            encoder.encode_on(["a b c", "d"], ArrayDevice.of("cuda"))
+        launches.append(captured(new_calls()))
+    return launches
+
+
 @pytest.mark.parametrize(("family", "most"), [("mpnet", 5), ("modernbert", 9), ("xlm-roberta", 5)])
 def test_launches_of_other_families(
     tmp_path: Path, new_calls: NewCalls, family: str, most: int
 ) -> None:
     """The mask of each kind of layer is made once, and attention keeps its fused kernel."""
-    launches = []
-    for layers in (2, 3):
-        source = write_tiny_encoder(tmp_path / str(layers), family, num_hidden_layers=layers)
-        encoder = SentenceEncoder(
-            source, precision="fp16", device="cuda", cache_dir=tmp_path / "cache"
-        )
-        for _ in range(2):
-            encoder.encode_on(["a b c", "d"], ArrayDevice.of("cuda"))
-        launches.append(captured(new_calls()))
-    less, more = launches
+    less, more = launches_of(write_tiny_encoder, family, tmp_path, new_calls)
     assert 0 < len(more) - len(less) <= most
     efficient = [line for line in more if "attention_kernel" in line]
     assert len(efficient) == 3 and "Softmax" not in "".join(more)
@@ -190,16 +197,7 @@ def test_launches_of_decoders(
     tmp_path: Path, new_calls: NewCalls, name: str, most: int, flash: int
 ) -> None:
     """Attention is one fused kernel: flash where there is no mask."""
-    launches = []
-    for layers in (2, 3):
-        source = write_bare_decoder(tmp_path / str(layers), name, num_hidden_layers=layers)
-        encoder = SentenceEncoder(
-            source, precision="fp16", device="cuda", cache_dir=tmp_path / "cache"
-        )
-        for _ in range(2):
-            encoder.encode_on(["a b c", "d"], ArrayDevice.of("cuda"))
-        launches.append(captured(new_calls()))
-    less, more = launches
+    less, more = launches_of(write_bare_decoder, name, tmp_path, new_calls)
     assert 0 < len(more) - len(less) <= most
     assert len([line for line in more if "flash_fwd" in line]) == flash
     assert len([line for line in more if "attention_kernel" in line]) == 3 - flash

@@ -30,7 +30,7 @@ TOWERS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "qwen3_vl": (write_unchecked_qwen3_vl, ("vision", "clips")),
     "smolvlm": (write_unchecked_smolvlm, ("vision",)),
 }
-"""What exports a tiny model of each family, and the graphs of its tower that take frames."""
+"""The function that exports a tiny model of each family, and its tower's graphs for frames."""
 
 TEXTS = ["a dog", "The dog runs in the the park", "", "x y " * 9, "the the the", "a b", "c"]
 
