@@ -77,6 +77,17 @@ class Recogniser(Protocol):
 
 
 @runtime_checkable
+class BatchRecogniser(Recogniser, Protocol):
+    """A recogniser that takes the frames of several queries in one call."""
+
+    def recognise_many(
+        self, targets: Sequence[tuple[FrameSet, Sequence[str]]]
+    ) -> list[npt.NDArray[np.float32]]:
+        """Return for each target, frames and queries, what `recognise` returns."""
+        ...
+
+
+@runtime_checkable
 class Prefiller(Protocol):
     """A captioner that can compute and cache the prefixes of frames before it knows the query."""
 

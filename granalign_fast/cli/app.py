@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -88,6 +90,7 @@ def main() -> None:
             # matplotlib warns of every character that its font lacks, and draws a box instead.
             warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")
             try:
+                _check_arguments(sys.argv[1:])
                 app()
             except BaseException as error:
                 _log_frames(error)
@@ -109,6 +112,19 @@ def main() -> None:
             f"got {type(error).__name__} ({one_line(error)}), which is a mistake of granalign or "
             f"of a library; run it again with -vv to see where, and report it"
         )
+
+
+def _check_arguments(arguments: Sequence[str]) -> None:
+    """Refuse empty arguments: as a path, an empty text is the current folder.
+
+    Raises:
+        GranAlignError: an argument is empty, such as a variable of the shell that is not set.
+    """
+    for before, argument in zip(("", *arguments), arguments, strict=False):
+        option = argument[:-1] if re.fullmatch("--[^=]+=", argument) else before
+        if not argument or option != before:
+            name = f"{option}: " if option.startswith("-") else ""
+            raise GranAlignError(f"{name}got an empty argument, expected a value")
 
 
 def _log_frames(error: BaseException) -> None:

@@ -25,6 +25,7 @@ from granalign_fast.runtime.array_device import Array
 from granalign_fast.types import FrameSet, check_queries, frame_hash
 
 from . import prompts
+from .batching import CPU_PADDED_TOKENS, Form, Place, batches, by_form, questions
 from .prompt_start import PromptStart
 
 CPU_TOKENS = 512
@@ -67,13 +68,13 @@ class VlmCaptioner:
         self.cache = PrefixCache() if cache is None else cache
         self.rows, self.batch = rows, batch
         self.max_new_tokens = max_new_tokens
-        self._starts: dict[tuple[int, float], PromptStart] = {}
-        self._keys: dict[tuple[int, float], str] = {}
+        self._starts: dict[Form, PromptStart] = {}
+        self._keys: dict[Form, str] = {}
         self.start = self.start_of().ids
         """The token ids that every prompt about a single frame begins with, the image's among
         them."""
 
-    def start_of(self, form: tuple[int, float] = (1, 0.0)) -> PromptStart:
+    def start_of(self, form: Form = (1, 0.0)) -> PromptStart:
         """Return the beginning of prompts about clips of a form, by default about single frames.
 
         Args:
@@ -133,19 +134,15 @@ class VlmCaptioner:
         Raises:
             GranAlignError: as in `aware`.
         """
-        # Prefixes of clips of different forms differ in length, and make batches of their own.
-        numbers: dict[tuple[int, float], list[int]] = {}
-        for number, (frames, _) in enumerate(targets):
-            numbers.setdefault(frames.form, []).append(number)
         captions: list[list[str]] = [[] for _ in targets]
-        for form, some in numbers.items():
+        for form, some in by_form([frames for frames, _ in targets]).items():
             found = self._aware_of(form, [targets[number] for number in some])
             for number, texts in zip(some, found, strict=True):
                 captions[number] = texts
         return captions
 
     def _aware_of(
-        self, form: tuple[int, float], targets: Sequence[tuple[FrameSet, Sequence[str]]]
+        self, form: Form, targets: Sequence[tuple[FrameSet, Sequence[str]]]
     ) -> list[list[str]]:
         """Caption several sets of clips of one form."""
         # One suffix a frame, those of all targets in one list.
@@ -177,26 +174,62 @@ class VlmCaptioner:
             GranAlignError: a frame is not one, a query is empty, not valid text or too long for the
                 model's context, or the model has no token for yes or no.
         """
-        check_queries(queries)
-        start, count = self.start_of(frames.form), frames.frames_per_clip
-        suffixes = [start.suffix(prompts.recognition(query, count)) for query in queries]
+        return self.recognise_many([(frames, queries)])[0]
+
+    def recognise_many(
+        self, targets: Sequence[tuple[FrameSet, Sequence[str]]]
+    ) -> list[npt.NDArray[np.float32]]:
+        """Recognise queries in several sets of frames, in batches over all of them.
+
+        Returns:
+            For each target what `recognise` returns.
+
+        Raises:
+            GranAlignError: as in `recognise`.
+        """
+        for _, queries in targets:
+            check_queries(queries)
+        found = [np.empty((len(queries), len(frames)), np.float32) for frames, queries in targets]
+        for form, some in by_form([frames for frames, _ in targets]).items():
+            shares = self._recognise_of(form, [targets[number] for number in some])
+            for (target, query, clip), share in shares:
+                found[some[target]][query, clip] = share
+        return found
+
+    def _recognise_of(
+        self, form: Form, targets: Sequence[tuple[FrameSet, Sequence[str]]]
+    ) -> Iterator[tuple[Place, float]]:
+        """Yield the place of each answer about clips of one form, and the probability of a yes."""
+        start, (clips, asked) = self.start_of(form), questions(targets)
+        suffixes = {
+            query: start.suffix(prompts.recognition(query, start.frames))
+            for query in dict.fromkeys(query for _, queries in targets for query in queries)
+        }
+        lengths = {query: len(suffix) for query, suffix in suffixes.items()}
         yes, no = self.answer_tokens
-        probabilities = np.empty((len(queries), len(frames)), np.float32)
-        for numbers, prefix in self._prefix_batches(frames):
-            for query, row, suffix in zip(queries, probabilities, suffixes, strict=True):
+        _, rows = self._limits(start)
+        tokens = CPU_PADDED_TOKENS if self.model.device.index is None else None
+        for numbers, prefixes in self._prefix_batches(clips):
+            prefix_of = dict(zip(numbers, prefixes, strict=True))
+            some = [question for number in numbers for question in asked[number]]
+            for batch in batches(some, lengths, rows, tokens):
+                prefix = self._stacked([prefix_of[question.clip] for question in batch], start)
                 try:
                     logits = self.model.logits(
-                        [suffix] * len(numbers), prefix=prefix, tokens=[*yes, *no]
+                        [suffixes[question.query] for question in batch],
+                        prefix=prefix,
+                        tokens=[*yes, *no],
                     )
                 except PromptTooLongError as error:
+                    query = batch[error.prompt].query
                     raise GranAlignError(
                         f"query {short_repr(query)}: {error.size}; shorten the query"
                     ) from None
                 # A softmax over the tokens for yes and no; the share of yes.
                 answers = logits.astype(np.float64)
                 shares = np.exp(answers - answers.max(axis=1, keepdims=True))
-                row[numbers] = shares[:, : len(yes)].sum(axis=1) / shares.sum(axis=1)
-        return probabilities
+                shares = shares[:, : len(yes)].sum(axis=1) / shares.sum(axis=1)
+                yield from zip([question.place for question in batch], shares, strict=True)
 
     @property
     def frame_capacity(self) -> int:
@@ -257,11 +290,12 @@ class VlmCaptioner:
             PromptTooLongError: a prompt does not fit the context; its number is the frame's.
         """
         answers: list[list[int]] = [[]] * len(frames)
-        for numbers, prefix in self._prefix_batches(frames):
+        start = self.start_of(frames.form)
+        for numbers, prefixes in self._prefix_batches(frames):
             try:
                 batch = self.model.generate(
                     [suffixes[number] for number in numbers],
-                    prefix=prefix,
+                    prefix=self._stacked(prefixes, start),
                     max_new_tokens=self.max_new_tokens,
                     stop_ids=stop_ids,
                 )
@@ -284,17 +318,17 @@ class VlmCaptioner:
         prompt = self.start_of().prompt(prompts.AGNOSTIC_CAPTION)
         return opens_thought(self.model.decode(prompt))
 
-    def _prefix_batches(self, frames: FrameSet) -> Iterator[tuple[list[int], Prefix]]:
+    def _prefix_batches(self, frames: FrameSet) -> Iterator[tuple[list[int], list[Array]]]:
         """Yield the numbers of the frames of each batch, and their prefixes."""
-        start, model = self.start_of(frames.form), self.model
-        _, size = self._limits(start)
+        _, size = self._limits(self.start_of(frames.form))
         for first in range(0, len(frames), size):
             numbers = list(range(first, min(first + size, len(frames))))
-            arrays = self._prefixes(frames, numbers)
-            yield (
-                numbers,
-                Prefix.stack(arrays, model.fingerprint, start.next_position, model.device),
-            )
+            yield numbers, self._prefixes(frames, numbers)
+
+    def _stacked(self, prefixes: Sequence[Array], start: PromptStart) -> Prefix:
+        """Return prefixes as the rows of one."""
+        model = self.model
+        return Prefix.stack(prefixes, model.fingerprint, start.next_position, model.device)
 
     def _prefixes(self, frames: FrameSet, numbers: Sequence[int]) -> list[Array]:
         """Return the prefixes of some frames, from the cache or computed and then cached."""

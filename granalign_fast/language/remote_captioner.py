@@ -26,6 +26,7 @@ from granalign_fast.models.thoughts import visible_text
 from granalign_fast.types import FrameSet, Image, check_queries
 
 from . import prompts
+from .batching import Place, Question, by_form, questions
 
 _log = logging.getLogger(__name__)
 
@@ -102,8 +103,7 @@ class RemoteCaptioner:
         """
         # Targets of one form share their requests; clips of other forms are other prompts.
         captions: list[list[str]] = [[] for _ in targets]
-        for form in dict.fromkeys(frames.form for frames, _ in targets):
-            some = [n for n, (frames, _) in enumerate(targets) if frames.form == form]
+        for form, some in by_form([frames for frames, _ in targets]).items():
             tasks = [
                 task
                 for frames, focus in (targets[n] for n in some)
@@ -160,34 +160,56 @@ class RemoteRecogniser(RemoteCaptioner):
             GranAlignError: a frame cannot be read, a query is empty or not valid text, the server
                 fails, or it gives no log probabilities.
         """
-        check_queries(queries)
-        probabilities = np.empty((len(queries), len(frames)), np.float32)
+        return self.recognise_many([(frames, queries)])[0]
+
+    def recognise_many(
+        self, targets: Sequence[tuple[FrameSet, Sequence[str]]]
+    ) -> list[npt.NDArray[np.float32]]:
+        """Recognise queries in several sets of frames, with requests for all of them together.
+
+        Returns:
+            For each target what `recognise` returns.
+
+        Raises:
+            GranAlignError: as in `recognise`.
+        """
+        for _, queries in targets:
+            check_queries(queries)
+        found = [np.empty((len(queries), len(frames)), np.float32) for frames, queries in targets]
         unknown = 0
-        for numbers, pictures in self._pictures(frames):
-            # All questions about a frame in a row, so that the server still has its prefix.
-            pairs = [(number, row) for number in numbers for row in range(len(queries))]
-            chats = [
-                about_pictures(
-                    pictures[number - numbers.start],
-                    prompts.recognition(queries[row], frames.frames_per_clip),
-                )
-                for number, row in pairs
-            ]
-            for (number, row), odds in zip(pairs, self.chat.first_tokens(chats), strict=True):
-                if not odds:
-                    raise GranAlignError(no_odds(self.chat))
-                share = share_of_yes(odds)
+        for some in by_form([frames for frames, _ in targets]).values():
+            clips, asked = questions([targets[number] for number in some])
+            for (target, query, clip), share in self._answered(clips, asked):
                 unknown += share is None
-                probabilities[row, number] = 0.5 if share is None else share
+                found[some[target]][query, clip] = 0.5 if share is None else share
         if unknown:
             _log.warning(
                 "%s: %s of %d have neither yes nor no among the likeliest first tokens and count "
                 "as 0.5; choose an instruction-tuned model without thinking",
                 self.chat.name,
                 counted(unknown, "answer"),
-                probabilities.size,
+                sum(shares.size for shares in found),
             )
-        return probabilities
+        return found
+
+    def _answered(
+        self, clips: FrameSet, asked: Sequence[Sequence[Question]]
+    ) -> Iterator[tuple[Place, float | None]]:
+        """Yield the place of each answer about clips of one form, and the probability of a yes."""
+        for numbers, pictures in self._pictures(clips):
+            # All questions about a frame in a row, so that the server still has its prefix.
+            some = [question for number in numbers for question in asked[number]]
+            chats = [
+                about_pictures(
+                    pictures[question.clip - numbers.start],
+                    prompts.recognition(question.query, clips.frames_per_clip),
+                )
+                for question in some
+            ]
+            for question, odds in zip(some, self.chat.first_tokens(chats), strict=True):
+                if not odds:
+                    raise GranAlignError(no_odds(self.chat))
+                yield question.place, share_of_yes(odds)
 
 
 def open_captioner(chat: ChatServer) -> RemoteCaptioner:

@@ -6,7 +6,7 @@ including it are a `Prefix`, behind which any number of prompts cost only their 
 
 from __future__ import annotations
 
-import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
@@ -60,15 +60,19 @@ class VisionLanguageModel(CausalLM):
                 f"export the model again"
             )
         self._open_graph = open_graph
+        self._clips: Session | None = None
+        self._opening = threading.Lock()
         self._axes = self.manifest.position_axes
         self._no_images: dict[int, dict[str, Array]] = {}  # by number of rows
         if not self._static:  # the static graph contains the embedding table
             self._embedding = open_graph(EMBEDDING_GRAPH)
 
-    @functools.cached_property
-    def _clips(self) -> Session:
-        """The vision tower of clips, opened when the first is seen."""
-        return self._open_graph(CLIPS_GRAPH)
+    def _clip_tower(self) -> Session:
+        """Return the vision tower of clips, which is opened when the first is seen."""
+        with self._opening:  # threads that come together would load the weights several times
+            if self._clips is None:
+                self._clips = self._open_graph(CLIPS_GRAPH)
+            return self._clips
 
     def layout(self, frames: int = 1, seconds: float = 0.0) -> ImageLayout:
         """Return how a prompt holds a clip.
@@ -180,7 +184,7 @@ class VisionLanguageModel(CausalLM):
             missing = layout.images * layout.span - layout.frames
             frames = self._resized([f for clip in clips for f in [*clip, *[clip[-1]] * missing]])
             spans = frames.reshape(-1, layout.span, *frames.shape[1:])
-            outputs = self._run_tower(self._clips, spans)
+            outputs = self._run_tower(self._clip_tower(), spans)
         images = {name: by_clip(array, len(clips)) for name, array in outputs.items()}
         self._check_images(images, layout.visual_tokens)
         return images

@@ -219,9 +219,10 @@ class CaptionScorer:
         """Return how likely each video shows its query; None if no model has judged it."""
         exists: list[float | None] = [None] * len(requests)
         if isinstance(self.captioner, Recogniser) and any(clips):
-            count = self.config.exists_frames
-            for i, (request, keys) in enumerate(zip(requests, clips, strict=True)):
-                if keys:
-                    exists[i] = existence(self.captioner, request.index, keys, queries[i], count)
+            judged = [i for i, keys in enumerate(clips) if keys]
+            targets = [(requests[i].index, clips[i], queries[i]) for i in judged]
+            found = existence(self.captioner, targets, self.config.exists_frames)
+            for i, likely in zip(judged, found, strict=True):
+                exists[i] = likely
             clock.lap("exists")
         return exists

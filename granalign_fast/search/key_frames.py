@@ -11,7 +11,13 @@ import numpy.typing as npt
 
 from granalign_fast.errors import GranAlignError
 from granalign_fast.index import VideoIndex
-from granalign_fast.protocols import BatchCaptioner, Captioner, ImageTextEncoder, Recogniser
+from granalign_fast.protocols import (
+    BatchCaptioner,
+    BatchRecogniser,
+    Captioner,
+    ImageTextEncoder,
+    Recogniser,
+)
 from granalign_fast.types import FrameSet, Image, Rewrites
 
 
@@ -151,20 +157,44 @@ def equivalent_phrasings(query: Rewrites) -> tuple[str, ...]:
     return tuple(dict.fromkeys((query.query, *query.detailed)))
 
 
+def probabilities(
+    recogniser: Recogniser, targets: Sequence[tuple[FrameSet, Sequence[str]]]
+) -> list[npt.NDArray[np.float32]]:
+    """Return how likely each clip of each target shows each of its queries.
+
+    Args:
+        recogniser: a `BatchRecogniser` is called once for all targets.
+        targets: clips, and queries about each of them.
+
+    Returns:
+        For each target `(queries, clips)`, 0 to 1.
+    """
+    if isinstance(recogniser, BatchRecogniser):
+        return recogniser.recognise_many(targets)
+    return [recogniser.recognise(frames, queries) for frames, queries in targets]
+
+
 def existence(
-    recogniser: Recogniser, index: VideoIndex, clips: Sequence[int], query: Rewrites, frames: int
-) -> float:
-    """Return how likely the video shows the query at all, 0 to 1, judged by its key frames.
+    recogniser: Recogniser,
+    targets: Sequence[tuple[VideoIndex, Sequence[int], Rewrites]],
+    frames: int,
+) -> list[float]:
+    """Return how likely each video shows its query at all, 0 to 1, judged by its key frames.
 
     Args:
         recogniser: judges the frames.
-        index: of the video.
-        clips: the key frames.
-        query: the recogniser judges all its equivalent phrasings.
-        frames: the result is the mean of so many frames, those with the greatest probability.
+        targets: each a video, its key frames, and the query, of which all equivalent phrasings are
+            judged.
+        frames: a result is the mean of so many frames, those with the greatest probability.
     """
-    probabilities = recogniser.recognise(frame_set(index).take(clips), equivalent_phrasings(query))
-    return mean_of_greatest(probabilities.mean(axis=0), frames)
+    found = probabilities(
+        recogniser,
+        [
+            (frame_set(index).take(clips), equivalent_phrasings(query))
+            for index, clips, query in targets
+        ],
+    )
+    return [mean_of_greatest(some.mean(axis=0), frames) for some in found]
 
 
 def mean_of_greatest(values: npt.NDArray[np.float32], count: int) -> float:

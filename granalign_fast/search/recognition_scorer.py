@@ -20,7 +20,7 @@ from .all_candidates import rescaled
 from .batches import PreparedQuery
 from .clock import Clock
 from .host_ranker import cut_moments
-from .key_frames import equivalent_phrasings, frame_set, mean_of_greatest
+from .key_frames import equivalent_phrasings, frame_set, mean_of_greatest, probabilities
 from .known_texts import Known
 from .request import Request, bare_rewrites
 from .results import search_results
@@ -75,18 +75,21 @@ class RecognitionScorer:
 
     def _probabilities(self, requests: Sequence[Request]) -> list[npt.NDArray[np.float32]]:
         """Return for each request the probability of a yes, `(clips,)`."""
-        # Requests about one video share a call: its frames are read and prefilled once.
+        # Requests about one video are one target: its frames are read and prefilled once.
         by_video: dict[int, tuple[VideoIndex, list[int]]] = {}
         for i, request in enumerate(requests):
             by_video.setdefault(id(request.index), (request.index, []))[1].append(i)
+        phrasings = [equivalent_phrasings(bare_rewrites(request)) for request in requests]
+        targets = [
+            (frame_set(index), [text for i in members for text in phrasings[i]])
+            for index, members in by_video.values()
+        ]
+        found = probabilities(self.recogniser, targets)
 
         curves: list[npt.NDArray[np.float32]] = [np.empty(0, np.float32)] * len(requests)
-        for index, members in by_video.values():
-            phrasings = [equivalent_phrasings(bare_rewrites(requests[i])) for i in members]
-            texts = [text for group in phrasings for text in group]
-            answers = self.recogniser.recognise(frame_set(index), texts)
+        for (_, members), answers in zip(by_video.values(), found, strict=True):
             # Average over the phrasings of each request.
-            ends = np.cumsum([len(group) for group in phrasings]).tolist()
-            for i, group, end in zip(members, phrasings, ends, strict=True):
-                curves[i] = answers[end - len(group) : end].mean(axis=0)
+            ends = np.cumsum([len(phrasings[i]) for i in members]).tolist()
+            for i, end in zip(members, ends, strict=True):
+                curves[i] = answers[end - len(phrasings[i]) : end].mean(axis=0)
         return curves

@@ -116,6 +116,31 @@ def test_recognition_is_a_softmax_of_yes_and_no(
     assert np.ptp(found, axis=1).min() > 1e-4, "clips make no difference"
 
 
+def test_sets_of_several_forms_are_recognised_in_few_batches(
+    captioner: VlmCaptioner, model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames, long = frames_of(5), "a man in a red coat runs with a dog over the road"
+    targets = [
+        (FrameSet.of(frames[:3]), ["a dog", long]),
+        (clips(2, 4), ["a dog", "a cat", long]),
+        (FrameSet.of(frames[2:]), ["a cat", "a dog"]),
+    ]
+    alone = [captioner.recognise(frames, queries) for frames, queries in targets]
+    rows: list[int] = []
+    logits = model.logits
+
+    def counted(prompts: Any, **options: Any) -> Any:
+        rows.append(len(prompts))
+        return logits(prompts, **options)
+
+    monkeypatch.setattr(model, "logits", counted)
+    together = captioner.recognise_many(targets)
+    assert sum(rows) == 3 * 2 + 2 * 3 + 3 * 2 and len(rows) <= 4, "not in common batches"
+    for found, expected in zip(together, alone, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert captioner.recognise_many([]) == []
+
+
 def test_prompts_speak_of_clips() -> None:
     system, user = prompts.about_clip("What?", 4, "video")
     assert system["content"] == prompts.CLIP_SYSTEM

@@ -238,3 +238,25 @@ def _admit(method: str, path: str) -> None:
 async def _answer_alive(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"alive"})
+
+
+def test_answers_are_sent_without_delay() -> None:
+    """With Nagle's algorithm a body would wait for the client to acknowledge the headers."""
+    delays: list[int] = []
+
+    class Watched(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            accepted = transport.get_extra_info("socket")
+            delays.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    async def connect() -> None:
+        listener = serving._listen("127.0.0.1", 0)
+        server = await asyncio.get_running_loop().create_server(Watched, sock=listener)
+        _, writer = await asyncio.open_connection(*listener.getsockname())
+        while not delays:
+            await asyncio.sleep(0.001)
+        writer.close()
+        server.close()
+
+    asyncio.run(connect())
+    assert delays == [1]

@@ -1,0 +1,100 @@
+"""The clips of many searches in common batches: which of them, and what is asked about each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from granalign_fast.types import FrameSet
+
+CPU_PADDED_TOKENS = 128
+"""Tokens of a batch on a CPU from which on only questions of equal lengths join it."""
+
+Form = tuple[int, float]
+"""Of a set of clips, as `FrameSet.form` names it."""
+
+Place = tuple[int, int, int]
+"""Of an answer: the number of the target, and of the query and the clip within it."""
+
+
+class Question(NamedTuple):
+    """Whether a clip shows a query.
+
+    Attributes:
+        clip: its number among the different clips.
+        query: in words.
+        place: of the answer.
+    """
+
+    clip: int
+    query: str
+    place: Place
+
+
+def by_form(sets: Sequence[FrameSet]) -> dict[Form, list[int]]:
+    """Return the numbers of the sets whose clips have a form, for each form.
+
+    Prefixes of clips of different forms differ in length, and make batches of their own.
+    """
+    numbers: dict[Form, list[int]] = {}
+    for number, some in enumerate(sets):
+        numbers.setdefault(some.form, []).append(number)
+    return numbers
+
+
+def questions(
+    targets: Sequence[tuple[FrameSet, Sequence[str]]],
+) -> tuple[FrameSet, list[list[Question]]]:
+    """Return the different clips of all targets, and what is asked about each of them.
+
+    Args:
+        targets: clips, all of one form, and queries about each of them.
+    """
+    asked: dict[str, list[Question]] = {}  # by the hash of the clip
+    numbers: dict[str, int] = {}
+    taken: list[int] = []
+    first = 0
+    for target, (frames, queries) in enumerate(targets):
+        for column, key in enumerate(frames.hashes):
+            if key not in numbers:
+                numbers[key] = len(taken)
+                taken.append(first + column)
+            asked.setdefault(key, []).extend(
+                Question(numbers[key], query, (target, row, column))
+                for row, query in enumerate(queries)
+            )
+        first += len(frames)
+    clips = FrameSet.joined([frames for frames, _ in targets]).take(taken)
+    return clips, list(asked.values())
+
+
+def batches(
+    asked: Sequence[Question], lengths: Mapping[str, int], rows: int, tokens: int | None
+) -> Iterator[list[Question]]:
+    """Yield the questions of each batch, those of about equal lengths together.
+
+    The rows of a batch are padded to the longest. On a CPU a token of padding takes as long as any
+    other; but a batch of few tokens takes as long as it takes to read the weights.
+
+    Args:
+        asked: the questions.
+        lengths: tokens of the prompt about each query, without the clip.
+        rows: of a batch, at most.
+        tokens: of a batch, from which on only questions of equal lengths join it; None for none.
+
+    >>> asked = [Question(0, query, (0, row, 0)) for row, query in enumerate(("a", "b", "c"))]
+    >>> [len(batch) for batch in batches(asked, {"a": 9, "b": 12, "c": 12}, 64, 20)]
+    [2, 1]
+    """
+    batch: list[Question] = []
+    longest = 0
+    for question in sorted(asked, key=lambda question: -lengths[question.query]):
+        length = lengths[question.query]
+        apart = length != longest and tokens is not None and len(batch) * longest >= tokens
+        if batch and (len(batch) == rows or apart):
+            yield batch
+            batch = []
+        longest = longest if batch else length
+        batch.append(question)
+    if batch:
+        yield batch
