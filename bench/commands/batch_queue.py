@@ -14,7 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from granalign_fast.server.settings import Limits
+
 QUERIES = 40_000
+USUAL = Limits()
+"""The size of batches and the queue that a service has by default."""
 
 
 class Outcome(NamedTuple):
@@ -41,7 +45,7 @@ def fixed_share(gain: float, batch: int) -> float:
 
 
 def simulate(
-    fixed: float, load: float, *, batch: int = 16, queue: int = 16, seed: int = 0
+    fixed: float, load: float, *, batch: int = USUAL.batch, queue: int = USUAL.queue, seed: int = 0
 ) -> Outcome:
     """Let queries come at random times to a service whose lone query takes 1.
 
@@ -80,8 +84,8 @@ def simulate(
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description="Simulate a batching service.")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--queue", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=USUAL.batch)
+    parser.add_argument("--queue", type=int, default=USUAL.queue)
     arguments = parser.parse_args()
     sizes = {"batch": arguments.batch, "queue": arguments.queue}
     print("| gain of batches | p99 at 80%, of a lone query | refused | p99 at 10 times, of that |")

@@ -100,8 +100,8 @@ def serve(
     ] = False,
     max_queue: Annotated[
         int, typer.Option(min=1, help="Queries that wait; past them a client gets 429.")
-    ] = 16,
-    max_batch: Annotated[int, typer.Option(min=1, help="Queries that are searched together.")] = 16,
+    ] = 8,
+    max_batch: Annotated[int, typer.Option(min=1, help="Queries that are searched together.")] = 8,
     max_delay: Annotated[
         float,
         typer.Option(min=0, max=60, metavar="SECONDS", help="How long a query waits for others."),

@@ -170,13 +170,15 @@ class Batcher:
         return (self.waiting + len(self._works)) * self._pace.seconds
 
     def submit(self, tickets: Sequence[Ticket]) -> None:
-        """Let queries wait for a batch: all of them or none.
+        """Let the queries of a request wait for a batch: all of them or none.
+
+        They come in while there is room for one: a request of more queries than can wait would be
+        refused for ever.
 
         Raises:
             QueueFull: too many wait already, or those that do take longer than one has time.
         """
-        if self.waiting + len(tickets) > self._room:
-            raise self._full()
+        self.check_room()
         ahead, now = self._seconds_ahead(), time.monotonic()
         left = min(ticket.deadline for ticket in tickets) - now
         # With nothing before it, a query whose time is up gets the answer that it is.

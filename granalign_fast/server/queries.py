@@ -19,8 +19,7 @@ def queries_of(body: SearchRequest, engine: Engine) -> list[str | Rewrites]:
     if (body.query is None) == (body.queries is None):
         raise GranAlignError("query, queries: expected one of the two")
     given = [body.query] if body.query is not None else list(body.queries or ())
-    # All queries of a request wait together: more than can wait would be refused for ever.
-    most = min(engine.settings.limits.queries, engine.settings.limits.queue)
+    most = engine.settings.limits.queries
     if not 1 <= len(given) <= most:
         raise GranAlignError(f"queries: got {len(given)}, expected 1 to {most}")
     if body.stream and len(given) > 1:

@@ -23,18 +23,19 @@ class Limits:
     query_characters: int = MOST_CHARACTERS
     """A query or a rewrite."""
     queries: int = 16
-    """Queries of one search request, and no more than `queue`."""
+    """Queries of one search request."""
     top: int = 100
     """Moments of an answer."""
     refine: int = 100
     """Videos that the method searches for one query."""
-    batch: int = 16
+    batch: int = 8
     """Queries that share a batch."""
     batch_delay: float = 0.005
     """Seconds that the first query of a batch waits for others."""
-    queue: int = 16
-    """Queries that wait for a batch; past them a request gets 429. They fit into one batch: under
-    any load a query waits for the batch in work and for its own."""
+    queue: int = 8
+    """Queries that wait for a batch; past them a request gets 429. One of several queries comes in
+    whole while there is room for one. They fit into one batch: under any load a query waits for the
+    batch in work and for its own."""
     cache_bytes: int = 1 << 30
     """Indexes of the videos last searched, and what a preset derives from them, in memory."""
     timeout: float = 60.0

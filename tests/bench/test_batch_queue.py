@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from granalign_fast.bench.commands.batch_queue import fixed_share, simulate
+from granalign_fast.bench.commands.batch_queue import USUAL, fixed_share, simulate
 
 
 @pytest.mark.parametrize("load", [0.3, 0.6, 0.8])
@@ -17,9 +17,9 @@ def test_without_batches_the_mean_wait_is_that_of_pollaczek_and_khinchine(load: 
 
 
 def test_a_query_waits_for_the_batch_in_work_and_for_its_own() -> None:
-    fixed = fixed_share(3.0, 16)
-    full = fixed + 16 * (1 - fixed)
-    assert 16 / full == pytest.approx(3)
+    fixed = fixed_share(3.0, USUAL.batch)
+    full = fixed + USUAL.batch * (1 - fixed)
+    assert USUAL.batch / full == pytest.approx(3)
     over = simulate(fixed, 10.0)
     assert full < over.quantile(0.5) and max(over.waits) <= 2 * full
     assert over.refused == pytest.approx(0.9, abs=0.01)
@@ -37,6 +37,6 @@ def test_the_guide_has_the_simulated_figures() -> None:
     p99 = {load: one.quantile(0.99) for load, one in one_by_one.items()}
     assert f"it is {p99[0.8]:.0f} times ({p99[0.5]:.1f} at 50%)" in text
     for gain in (1.0, 3.0):
-        fixed = fixed_share(gain, 16)
+        fixed = fixed_share(gain, USUAL.batch)
         usual, over = (simulate(fixed, load).quantile(0.99) for load in (0.8, 10.0))
         assert f"| {gain:g} | {usual:.1f} | {over / usual:.2f} |" in text

@@ -78,6 +78,29 @@ def test_help_has_two_names_and_shows_verbosity(granalign: Granalign, command: s
         assert "-v, --verbose" in out and "-q, --quiet" in out
 
 
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (("index", "film.mp4", "--out", ""), "--out: "),
+        (("index", "film.mp4", "--out="), "--out: "),
+        (("index", "", "--out", "library"), ""),
+        (("search", "library", ""), ""),
+    ],
+)
+def test_empty_arguments_are_refused(
+    granalign: Granalign,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    name: str,
+) -> None:
+    """As a path, an empty text is the current folder."""
+    monkeypatch.chdir(tmp_path)
+    code, out, err = granalign(*arguments)
+    assert (code, out) == (2, "") and not list(tmp_path.iterdir())
+    assert err == f"granalign: {name}got an empty argument, expected a value\n"
+
+
 def test_completion_is_offered() -> None:
     test = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     script = "from granalign_fast.cli import main; import sys; sys.argv[0] = 'granalign'; main()"
