@@ -23,12 +23,12 @@ class Question(NamedTuple):
     Attributes:
         clip: its number among the different clips.
         query: in words.
-        place: of the answer.
+        places: of the answer: equal clips and queries have one.
     """
 
     clip: int
     query: str
-    place: Place
+    places: list[Place]
 
 
 def by_form(sets: Sequence[FrameSet]) -> dict[Form, list[int]]:
@@ -50,22 +50,22 @@ def questions(
     Args:
         targets: clips, all of one form, and queries about each of them.
     """
-    asked: dict[str, list[Question]] = {}  # by the hash of the clip
-    numbers: dict[str, int] = {}
+    numbers: dict[str, int] = {}  # of each clip, by its hash
+    asked: list[dict[str, Question]] = []  # about each clip, by query
     taken: list[int] = []
     first = 0
     for target, (frames, queries) in enumerate(targets):
         for column, key in enumerate(frames.hashes):
-            if key not in numbers:
-                numbers[key] = len(taken)
+            clip = numbers.setdefault(key, len(asked))
+            if clip == len(asked):
+                asked.append({})
                 taken.append(first + column)
-            asked.setdefault(key, []).extend(
-                Question(numbers[key], query, (target, row, column))
-                for row, query in enumerate(queries)
-            )
+            for row, query in enumerate(queries):
+                question = asked[clip].setdefault(query, Question(clip, query, []))
+                question.places.append((target, row, column))
         first += len(frames)
     clips = FrameSet.joined([frames for frames, _ in targets]).take(taken)
-    return clips, list(asked.values())
+    return clips, [list(about.values()) for about in asked]
 
 
 def batches(
@@ -82,7 +82,7 @@ def batches(
         rows: of a batch, at most.
         tokens: of a batch, from which on only questions of equal lengths join it; None for none.
 
-    >>> asked = [Question(0, query, (0, row, 0)) for row, query in enumerate(("a", "b", "c"))]
+    >>> asked = [Question(0, query, [(0, row, 0)]) for row, query in enumerate("abc")]
     >>> [len(batch) for batch in batches(asked, {"a": 9, "b": 12, "c": 12}, 64, 20)]
     [2, 1]
     """

@@ -229,7 +229,8 @@ class VlmCaptioner:
                 answers = logits.astype(np.float64)
                 shares = np.exp(answers - answers.max(axis=1, keepdims=True))
                 shares = shares[:, : len(yes)].sum(axis=1) / shares.sum(axis=1)
-                yield from zip([question.place for question in batch], shares, strict=True)
+                for question, share in zip(batch, shares, strict=True):
+                    yield from ((place, share) for place in question.places)
 
     @property
     def frame_capacity(self) -> int:

@@ -209,7 +209,8 @@ class RemoteRecogniser(RemoteCaptioner):
             for question, odds in zip(some, self.chat.first_tokens(chats), strict=True):
                 if not odds:
                     raise GranAlignError(no_odds(self.chat))
-                yield question.place, share_of_yes(odds)
+                share = share_of_yes(odds)
+                yield from ((place, share) for place in question.places)
 
 
 def open_captioner(chat: ChatServer) -> RemoteCaptioner:

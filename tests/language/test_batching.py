@@ -17,13 +17,13 @@ def frames(*values: int, frames_per_clip: int = 1) -> FrameSet:
 
 
 def test_equal_clips_of_several_targets_are_one() -> None:
-    targets = [(frames(1, 2), ["a", "b"]), (frames(2, 3, 1), ["c"]), (frames(4), [])]
+    targets = [(frames(1, 2), ["a", "b"]), (frames(2, 3, 1), ["c", "a"]), (frames(4), [])]
     clips, asked = questions(targets)
     assert [image[0, 0, 0] for image in clips.load(range(len(clips)))] == [1, 2, 3, 4]
-    assert [[(q.query, q.place) for q in some] for some in asked] == [
-        [("a", (0, 0, 0)), ("b", (0, 1, 0)), ("c", (1, 0, 2))],
-        [("a", (0, 0, 1)), ("b", (0, 1, 1)), ("c", (1, 0, 0))],
-        [("c", (1, 0, 1))],
+    assert [[(q.query, q.places) for q in some] for some in asked] == [
+        [("a", [(0, 0, 0), (1, 1, 2)]), ("b", [(0, 1, 0)]), ("c", [(1, 0, 2)])],
+        [("a", [(0, 0, 1), (1, 1, 0)]), ("b", [(0, 1, 1)]), ("c", [(1, 0, 0)])],
+        [("c", [(1, 0, 1)]), ("a", [(1, 1, 1)])],
         [],
     ]
     assert all(question.clip == clip for clip, some in enumerate(asked) for question in some)
@@ -34,7 +34,7 @@ def test_every_question_is_asked_once_in_batches_within_bounds(seed: int) -> Non
     draw = np.random.default_rng(seed)
     lengths = {str(query): int(draw.integers(1, 40)) for query in range(draw.integers(1, 9))}
     asked = [
-        Question(clip, query, (0, row, clip))
+        Question(clip, query, [(0, row, clip)])
         for clip in range(draw.integers(1, 9))
         for row, query in enumerate(lengths)
     ]

@@ -135,7 +135,8 @@ def test_sets_of_several_forms_are_recognised_in_few_batches(
 
     monkeypatch.setattr(model, "logits", counted)
     together = captioner.recognise_many(targets)
-    assert sum(rows) == 3 * 2 + 2 * 3 + 3 * 2 and len(rows) <= 4, "not in common batches"
+    # The third frame is in two sets, and asked about "a dog" in both.
+    assert sum(rows) == 3 * 2 + 2 * 3 + 3 * 2 - 1 and len(rows) <= 4, "not in common batches"
     for found, expected in zip(together, alone, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
     assert captioner.recognise_many([]) == []
