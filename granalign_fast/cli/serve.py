@@ -99,7 +99,10 @@ def serve(
         ),
     ] = False,
     max_queue: Annotated[
-        int, typer.Option(min=1, help="Queries that wait; past them a client gets 429.")
+        int,
+        typer.Option(
+            min=1, help="Queries that wait beside a full batch; past them a client gets 429."
+        ),
     ] = 8,
     max_batch: Annotated[int, typer.Option(min=1, help="Queries that are searched together.")] = 8,
     max_delay: Annotated[

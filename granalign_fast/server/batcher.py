@@ -128,6 +128,7 @@ class Batcher:
         self._most, self._delay, self._room = limits.batch, limits.batch_delay, limits.queue
         self._waiting: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
         self._works: list[_Work] = []
+        self._unanswered, self._lock = 0, threading.Lock()
         self._pace = _Pace()
         self._thread = threading.Thread(target=self._run, name="search", daemon=True)
         self._ended = False
@@ -158,12 +159,20 @@ class Batcher:
         Raises:
             QueueFull: not one more query can wait.
         """
-        if self.waiting >= self._room:
-            raise self._full()
+        # A client whose query was answered may ask again at once: its place is free from then on.
+        if self._unanswered >= self._most + self._room:
+            reason = f"got {self._unanswered} queries in work or waiting, expected fewer"
+            raise QueueFull(reason, max(1.0, self._seconds_ahead()))
 
-    def _full(self) -> QueueFull:
-        reason = f"got {self.waiting} queries that wait, expected fewer"
-        return QueueFull(reason, max(1.0, self._seconds_ahead()))
+    def _count(self, change: int) -> None:
+        """Note that queries came, or were answered or dropped."""
+        with self._lock:
+            self._unanswered += change
+
+    def _drop(self, count: int) -> None:
+        """Note that nobody waits any more for the answers to some queries."""
+        self._metrics.dropped.inc(count)
+        self._count(-count)
 
     def _seconds_ahead(self) -> float:
         """Return how long the queries that wait or are in work will take, by the pace so far."""
@@ -188,6 +197,7 @@ class Batcher:
                 f"that this one has time"
             )
             raise QueueFull(reason, max(1.0, ahead))
+        self._count(len(tickets))
         for ticket in tickets:
             self._waiting.put(ticket)
 
@@ -222,7 +232,7 @@ class Batcher:
             if ticket.is_wanted:
                 tickets.append(ticket)
             else:
-                self._metrics.dropped.inc()
+                self._drop(1)
         return tickets
 
     def _begin(self, tickets: Sequence[Ticket]) -> None:
@@ -295,7 +305,7 @@ class Batcher:
     def _drop_unwanted(self) -> None:
         wanted = [work for work in self._works if work.ticket.is_wanted]
         if dropped := len(self._works) - len(wanted):
-            self._metrics.dropped.inc(dropped)
+            self._drop(dropped)
         self._works = wanted
 
     def _advance(self) -> None:
@@ -342,11 +352,14 @@ class Batcher:
                 return
             self._fail(work.ticket, error)
             return
+        if last:
+            self._count(-1)
         work.ticket.answer(result, last)
 
     def _fail(self, ticket: Ticket, error: Exception) -> None:
         if not isinstance(error, GranAlignError):
             _log.error("a search failed: %s: %s", type(error).__name__, error, exc_info=error)
+        self._count(-1)
         ticket.answer(error, True)
 
 

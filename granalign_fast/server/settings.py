@@ -33,9 +33,9 @@ class Limits:
     batch_delay: float = 0.005
     """Seconds that the first query of a batch waits for others."""
     queue: int = 8
-    """Queries that wait for a batch; past them a request gets 429. One of several queries comes in
-    whole while there is room for one. They fit into one batch: under any load a query waits for the
-    batch in work and for its own."""
+    """Queries that wait while a full batch is in work; past them a request gets 429. One of several
+    queries comes in whole while there is room for one. They fit into one batch: under any load a
+    query waits for the batch in work and for its own."""
     cache_bytes: int = 1 << 30
     """Indexes of the videos last searched, and what a preset derives from them, in memory."""
     timeout: float = 60.0

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -194,13 +195,15 @@ def test_answers_in_stages(batcher: Batcher, engine: Engine) -> None:
 def test_the_queue_is_bounded_and_what_nobody_wants_is_dropped(
     batcher: Batcher, engine: Engine
 ) -> None:
-    first, waiting = held_up(batcher, engine, 12)
+    first, waiting = held_up(batcher, engine, 19)  # beside it, as many as a batch and the queue
     with pytest.raises(QueueFull) as full:
         batcher.submit([ticket("one more")[0]])
-    assert full.value.seconds >= 1 and full.value.reason.startswith("got 12 queries that wait")
+    assert full.value.seconds >= 1 and full.value.reason.startswith(
+        "got 20 queries in work or waiting"
+    )
     with pytest.raises(QueueFull):
         batcher.check_room()
-    assert batcher.waiting == 12
+    assert batcher.waiting == 19
     for one, _ in waiting[:5]:
         one.cancelled = True
     waiting[5][0].deadline = time.monotonic()
@@ -209,7 +212,30 @@ def test_the_queue_is_bounded_and_what_nobody_wants_is_dropped(
     for _, future in waiting[6:]:
         future.result(20)
     assert not any(future.done() for _, future in waiting[:6])
-    assert batcher.waiting == 0
+    assert batcher.waiting == 0 == batcher._unanswered
+
+
+def test_a_client_that_has_its_answer_can_ask_again(batcher: Batcher, engine: Engine) -> None:
+    """As many clients as a batch and the queue, each with one query after another."""
+    again: SimpleQueue[Future[Any] | QueueFull] = SimpleQueue()
+
+    def ask(_: Future[Any]) -> None:
+        made, answered = ticket("a dog")
+        try:
+            batcher.submit([made])
+        except QueueFull as full:
+            again.put(full)
+        else:
+            again.put(answered)
+
+    first, waiting = held_up(batcher, engine, 19)
+    for future in (first, *(future for _, future in waiting)):
+        future.add_done_callback(ask)
+    engine.rewriter.gate.set()
+    for _ in range(20):
+        asked = again.get(timeout=20)
+        assert isinstance(asked, Future), "a client was refused"
+        asked.result(20)
 
 
 def test_a_query_that_is_cancelled_in_work_is_dropped(batcher: Batcher, engine: Engine) -> None:

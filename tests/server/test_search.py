@@ -6,19 +6,13 @@ import json
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import httpx
 import pytest
 from helpers.service import Service, events
 
-from granalign_fast.errors import GranAlignError
 from granalign_fast.library import Library
 from granalign_fast.pipeline import open_models
-from granalign_fast.server.queries import queries_of
-from granalign_fast.server.schemas import SearchRequest
-from granalign_fast.server.settings import Limits, Settings
 
 QUERY = "a large white ring"
 
@@ -166,16 +160,6 @@ def test_the_openapi_describes_the_answers(service: Service) -> None:
     assert "POST /v1/search" in page.text
     assert "http://" not in page.text and "https://" not in page.text
     assert "script" not in page.headers["content-security-policy"]
-
-
-def test_more_queries_than_can_wait() -> None:
-    """They would be refused whenever they are sent, so the answer names the bound."""
-    engine: Any = SimpleNamespace(
-        settings=Settings(library=Path("library"), limits=Limits(queries=16, queue=4))
-    )
-    with pytest.raises(GranAlignError, match="queries: got 5, expected 1 to 4"):
-        queries_of(SearchRequest.model_validate({"queries": ["a"] * 5}), engine)
-    assert len(queries_of(SearchRequest.model_validate({"queries": ["a"] * 4}), engine)) == 4
 
 
 def test_a_client_that_goes_is_not_searched_for(service: Service) -> None:
