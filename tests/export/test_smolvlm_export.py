@@ -208,6 +208,12 @@ def test_named_tokens_around_an_image(tmp_path: Path) -> None:
     assert read_vlm(source).layouts[1].pieces[0] == (FAKE, GLOBAL + 1)
 
 
+def test_clips_that_leave_no_room_for_text_are_left_out(tmp_path: Path) -> None:
+    source = write_tiny_smolvlm(tmp_path / "source")
+    config(text_config=TEXT | {"max_position_embeddings": 64})(source)
+    assert list(read_vlm(source).layouts) == [1, 2, 4]  # 6 frames take 42 tokens of 64
+
+
 def test_the_defaults_are_those_of_transformers() -> None:
     transformers = pytest.importorskip("transformers")
     from granalign_fast.export.sources.layouts import DEFAULTS

@@ -19,7 +19,12 @@ from granalign_fast.export.sources.language_model import DecoderShape, number, p
 from granalign_fast.export.sources.layouts import DEFAULTS
 from granalign_fast.export.sources.pixels import Pixels
 from granalign_fast.export.sources.tensors import check_shapes
-from granalign_fast.export.sources.vision_language_model import VlmFolder, VlmSource, json_object
+from granalign_fast.export.sources.vision_language_model import (
+    TEXT_TOKENS,
+    VlmFolder,
+    VlmSource,
+    json_object,
+)
 from granalign_fast.export.specs import CLIP_FRAMES
 from granalign_fast.models.image_layout import ImageLayout, Piece, VisualRun
 
@@ -197,9 +202,9 @@ def _check_processor(folder: VlmFolder, vision: SmolVision) -> None:
 def _layouts(
     folder: VlmFolder, shape: DecoderShape, vision: SmolVision, tiles: tuple[int, int] | None
 ) -> dict[int, ImageLayout]:
-    """Return how a prompt holds a clip, by the number of its frames: an image for each.
+    """Return how a prompt holds a frame, and the clips that leave room for text in the context.
 
-    A single frame may have tiles besides.
+    A clip has an image for each frame; a single frame may have tiles besides.
     """
     image = folder.token("image_token_id", shape, 128257)
     run = VisualRun(image, (1, vision.edge, vision.edge))
@@ -218,7 +223,10 @@ def _layouts(
             tiles=tiles,
         )
 
-    return {frames: layout(frames, tiles if frames == 1 else None) for frames in (1, *CLIP_FRAMES)}
+    clips = {frames: layout(frames, None) for frames in CLIP_FRAMES}
+    most = shape.context - TEXT_TOKENS
+    tokens = {n: len(clip.expand((image,) * clip.places).ids) for n, clip in clips.items()}
+    return {1: layout(1, tiles)} | {n: clip for n, clip in clips.items() if tokens[n] <= most}
 
 
 def image_text(fake: str, whole: str, word: str, tiles: tuple[int, int] | None) -> str:
