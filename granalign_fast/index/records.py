@@ -159,10 +159,8 @@ IndexedVideo = CaptionedVideo | UncaptionedVideo
 
 
 def _check_vid(vid: object) -> None:
-    if not isinstance(vid, str):
-        raise GranAlignError(f"vid: got {short_repr(vid)}, expected a string")
-    if not vid.strip():
-        raise GranAlignError(f"vid: got {vid!r}, expected a name of the video")
+    if not isinstance(vid, str) or not vid.strip():
+        raise GranAlignError(f"vid: got {short_repr(vid)}, expected a string that is not empty")
     if len(vid) > MOST_NAME:
         raise GranAlignError(
             f"vid: got {len(vid):,} characters, expected at most {MOST_NAME:,}; shorten it"

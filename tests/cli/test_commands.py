@@ -280,7 +280,7 @@ def test_score_refuses(files, granalign, case):
             "captions.jsonl: holds 2 videos; name one with --vid",
         ),
         (("search", "captions.jsonl", "dog", "--vid=sea"), "has no video 'sea'"),
-        (("search", "captions.jsonl", "", "--vid=park"), "query: got ''"),
+        (("search", "captions.jsonl", " ", "--vid=park"), "query: got ' '"),
         (("search", "captions.jsonl", "dog", "--vid=park", "--plot=a.gif"), "--plot a.gif"),
         (
             ("search", "captions.jsonl", "dog", "--vid=park", "--rewrites=queries.jsonl"),

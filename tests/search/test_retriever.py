@@ -164,6 +164,7 @@ def test_unknown_preset():
     ("change", "message"),
     [
         ({"vid": 3}, "vid: got 3"),
+        ({"vid": " "}, "vid: got ' '"),
         ({"captions": ()}, "got none, expected a text for each clip"),
         ({"captions": ("a", 7)}, "caption 1 of 'v': got 7"),
         ({"captions": "abc"}, "captions of 'v': got 'abc', expected a list of texts"),
