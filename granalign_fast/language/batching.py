@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from granalign_fast.types import FrameSet
+import numpy as np
+import numpy.typing as npt
+
+from granalign_fast.types import FrameSet, check_queries
 
 CPU_PADDED_TOKENS = 128
 """Tokens of a batch on a CPU from which on only questions of equal lengths join it."""
 
 Form = tuple[int, float]
-"""Of a set of clips, as `FrameSet.form` names it."""
+"""The frames of a clip and the seconds between two of them, as `FrameSet.form` has them."""
 
 Place = tuple[int, int, int]
-"""Of an answer: the number of the target, and of the query and the clip within it."""
+"""The place of an answer: the number of the target, and of the query and the clip within it."""
 
 
 class Question(NamedTuple):
@@ -66,6 +69,30 @@ def questions(
         first += len(frames)
     clips = FrameSet.joined([frames for frames, _ in targets]).take(taken)
     return clips, [list(about.values()) for about in asked]
+
+
+def recognised(
+    targets: Sequence[tuple[FrameSet, Sequence[str]]],
+    ask: Callable[[FrameSet, Sequence[Sequence[Question]]], Iterable[tuple[Place, float]]],
+) -> list[npt.NDArray[np.float32]]:
+    """Return how likely each clip of each target shows each of its queries, `(queries, clips)`.
+
+    Args:
+        targets: clips, and queries about each of them.
+        ask: gets different clips of one form, and the questions about each; it yields the place of
+            each answer, and the probability of a yes.
+
+    Raises:
+        GranAlignError: a query is empty or not valid text.
+    """
+    for _, queries in targets:
+        check_queries(queries)
+    found = [np.empty((len(queries), len(frames)), np.float32) for frames, queries in targets]
+    for some in by_form([frames for frames, _ in targets]).values():
+        clips, asked = questions([targets[number] for number in some])
+        for (target, query, clip), share in ask(clips, asked):
+            found[some[target]][query, clip] = share
+    return found
 
 
 def batches(

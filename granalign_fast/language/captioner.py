@@ -22,10 +22,10 @@ from granalign_fast.models.prefix_cache import PrefixCache
 from granalign_fast.models.thoughts import opens_thought, visible_text
 from granalign_fast.models.vision_language_model import VisionLanguageModel
 from granalign_fast.runtime.array_device import Array
-from granalign_fast.types import FrameSet, check_queries, frame_hash
+from granalign_fast.types import FrameSet, frame_hash
 
 from . import prompts
-from .batching import CPU_PADDED_TOKENS, Form, Place, batches, by_form, questions
+from .batching import CPU_PADDED_TOKENS, Form, Place, Question, batches, by_form, recognised
 from .prompt_start import PromptStart
 
 CPU_TOKENS = 512
@@ -187,23 +187,16 @@ class VlmCaptioner:
         Raises:
             GranAlignError: as in `recognise`.
         """
-        for _, queries in targets:
-            check_queries(queries)
-        found = [np.empty((len(queries), len(frames)), np.float32) for frames, queries in targets]
-        for form, some in by_form([frames for frames, _ in targets]).items():
-            shares = self._recognise_of(form, [targets[number] for number in some])
-            for (target, query, clip), share in shares:
-                found[some[target]][query, clip] = share
-        return found
+        return recognised(targets, self._ask)
 
-    def _recognise_of(
-        self, form: Form, targets: Sequence[tuple[FrameSet, Sequence[str]]]
+    def _ask(
+        self, clips: FrameSet, asked: Sequence[Sequence[Question]]
     ) -> Iterator[tuple[Place, float]]:
         """Yield the place of each answer about clips of one form, and the probability of a yes."""
-        start, (clips, asked) = self.start_of(form), questions(targets)
+        start = self.start_of(clips.form)
         suffixes = {
             query: start.suffix(prompts.recognition(query, start.frames))
-            for query in dict.fromkeys(query for _, queries in targets for query in queries)
+            for query in dict.fromkeys(question.query for some in asked for question in some)
         }
         lengths = {query: len(suffix) for query, suffix in suffixes.items()}
         yes, no = self.answer_tokens

@@ -13,6 +13,7 @@ import io
 import itertools
 import json
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,10 +24,10 @@ from granalign_fast.errors import GranAlignError, counted
 from granalign_fast.models.remote.chat import ChatServer, TokenOdds
 from granalign_fast.models.remote.server import REFUSALS, RemoteError
 from granalign_fast.models.thoughts import visible_text
-from granalign_fast.types import FrameSet, Image, check_queries
+from granalign_fast.types import FrameSet, Image
 
 from . import prompts
-from .batching import Place, Question, by_form, questions
+from .batching import Place, Question, by_form, recognised
 
 _log = logging.getLogger(__name__)
 
@@ -173,16 +174,8 @@ class RemoteRecogniser(RemoteCaptioner):
         Raises:
             GranAlignError: as in `recognise`.
         """
-        for _, queries in targets:
-            check_queries(queries)
-        found = [np.empty((len(queries), len(frames)), np.float32) for frames, queries in targets]
-        unknown = 0
-        for some in by_form([frames for frames, _ in targets]).values():
-            clips, asked = questions([targets[number] for number in some])
-            for (target, query, clip), share in self._answered(clips, asked):
-                unknown += share is None
-                found[some[target]][query, clip] = 0.5 if share is None else share
-        if unknown:
+        found = recognised(targets, self._ask)
+        if unknown := sum(int(np.isnan(shares).sum()) for shares in found):
             _log.warning(
                 "%s: %s of %d have neither yes nor no among the likeliest first tokens and count "
                 "as 0.5; choose an instruction-tuned model without thinking",
@@ -190,12 +183,12 @@ class RemoteRecogniser(RemoteCaptioner):
                 counted(unknown, "answer"),
                 sum(shares.size for shares in found),
             )
-        return found
+        return [np.nan_to_num(shares, nan=0.5) for shares in found]
 
-    def _answered(
+    def _ask(
         self, clips: FrameSet, asked: Sequence[Sequence[Question]]
-    ) -> Iterator[tuple[Place, float | None]]:
-        """Yield the place of each answer about clips of one form, and the probability of a yes."""
+    ) -> Iterator[tuple[Place, float]]:
+        """Yield the place of each answer, and the probability of a yes; NaN if it is unknown."""
         for numbers, pictures in self._pictures(clips):
             # All questions about a frame in a row, so that the server still has its prefix.
             some = [question for number in numbers for question in asked[number]]
@@ -210,6 +203,7 @@ class RemoteRecogniser(RemoteCaptioner):
                 if not odds:
                     raise GranAlignError(no_odds(self.chat))
                 share = share_of_yes(odds)
+                share = math.nan if share is None else share
                 yield from ((place, share) for place in question.places)
 
 
